@@ -1,0 +1,35 @@
+"""Channel attention: the channels of a head attend to each other, over all tokens of the map."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_maps
+from ..dispatch import choose
+from . import reference
+from .torch_path import attend as torch_attend
+
+HAS = ("torch", "reference")
+
+
+def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
+    """Attention between channels: k and v make a D x D map of attention, which mixes the channels of q.
+
+        A[i, j] = softmax_j(scale * sum_t k[t, i] v[t, j]),   out[t, i] = sum_j A[i, j] q[t, j]
+
+    The sum over the tokens t is not divided by their number: the softmax sharpens as the map grows.
+
+    q, k, v    (B, H, W, heads, D), any strides
+    scale      of the logits; None: D ** -0.5
+    returns    (B, H, W, heads, D)
+
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: DaViT, https://arxiv.org/abs/2204.03645, section 3.2.
+    """
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    check_maps(q, k, v)
+    if torch.jit.is_scripting():
+        return torch_attend(q, k, v, scale_)
+    else:
+        name = choose(impl, q, op="channel_attention", has=HAS)
+        attend = reference.attend if name == "reference" else torch_attend
+        return attend(q, k, v, scale_)

@@ -1,0 +1,26 @@
+"""Checks of arguments that several ops share."""
+
+from torch import Tensor
+
+
+def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises ValueError unless all three are (B, H, W, heads, D) of one shape."""
+    if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected one shape (B, H, W, heads, D)")
+
+
+def check_bias(bias: Tensor | None, heads: int, wh: int, ww: int) -> None:
+    """Raises ValueError unless `bias` is None or a table (heads, 2*wh - 1, 2*ww - 1)."""
+    if bias is not None and list(bias.shape) != [heads, 2 * wh - 1, 2 * ww - 1]:
+        raise ValueError(
+            f"bias is {bias.shape}: expected (heads, 2*wh-1, 2*ww-1), "
+            f"({heads}, {2 * wh - 1}, {2 * ww - 1}) for window {wh} x {ww}"
+        )
+
+
+def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> None:
+    """Raises ValueError unless `outside` is None or a key and a value (heads, D)."""
+    if outside is not None:
+        k0, v0 = outside
+        if list(k0.shape) != [heads, D] or list(v0.shape) != [heads, D]:
+            raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), ({heads}, {D})")

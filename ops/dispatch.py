@@ -1,0 +1,79 @@
+"""Which implementation of an op runs.
+
+Four names: `triton` (a fused kernel), `torch` (the fast path in ordinary PyTorch), `reference` (the readable
+specification) and `auto` (the kernel where it runs, else `torch`, else `reference`). The first of these that is
+not `auto` decides: the `impl` argument of the call, the innermost `ops.implementation(...)`, the environment variable
+ZOO_ATTENTION. What is named is what runs: where it cannot, an error says why.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+NAMES = ("auto", "triton", "torch", "reference")
+VARIABLE = "ZOO_ATTENTION"
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
+_settings: list[str] = []
+
+
+@contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Within this context every op called with `impl="auto"` runs the implementation `name`.
+
+    `name` is "auto", "triton", "torch" or "reference"; contexts nest, the innermost counts, and "auto" gives the
+    choice back to ZOO_ATTENTION or, where that is not set, to the op. It holds for the whole process, all threads.
+    Raises ValueError for another name. Models scripted by TorchScript always run `torch`.
+    """
+    _settings.append(_known(name, "ops.implementation"))
+    try:
+        yield
+    finally:
+        _settings.pop()
+
+
+def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...]) -> str:
+    """The implementation that runs: one of `has`, the implementations of `op` that exist; `x` is one of its inputs.
+
+    Raises ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
+    """
+    name = _known(impl, f"{op}'s impl")
+    if name == "auto" and _settings:
+        name = _settings[-1]
+    if name == "auto":
+        name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    if name == "auto":
+        if "triton" in has and _why_no_kernel(x) is None:
+            return "triton"
+        return "torch" if "torch" in has else "reference"
+    if name not in has:
+        raise RuntimeError(
+            f"{op} has no {name!r} implementation in this version, only {', '.join(map(repr, has))}: "
+            f"ask for one of them or for 'auto' (impl=, ops.implementation or {VARIABLE})"
+        )
+    reason = _why_no_kernel(x) if name == "triton" else None
+    if reason is not None:
+        raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
+    return name
+
+
+def _known(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{where} is {name!r}: expected one of {', '.join(map(repr, NAMES))}")
+    return name
+
+
+def _why_no_kernel(x: Tensor) -> str | None:
+    """Why a Triton kernel cannot run on `x`; None where it can."""
+    if not x.is_cuda:
+        return f"the tensors are on {x.device.type!r}, not on a GPU that Triton drives"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None

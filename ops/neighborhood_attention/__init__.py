@@ -1,0 +1,76 @@
+"""Neighborhood attention: every query attends to the keys nearest to it."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_bias, check_maps, check_outside
+from ..dispatch import choose
+from . import reference
+from .torch_path import attend as torch_attend
+
+HAS = ("torch", "reference")
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: int | tuple[int, int],
+    dilation: int | tuple[int, int] = 1,
+    scale: float | None = None,
+    outside: tuple[Tensor, Tensor] | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Each query attends to the `window` keys nearest to it on each axis, `dilation` apart.
+
+        out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[:, (j - i) / dilation + window - 1]) v[j],   j near i
+
+    On an axis, positions that are equal modulo the dilation form a line of their own; the window is centred on the
+    query in its line and shifts inward at both ends, so every query has exactly window[0] * window[1] keys.
+
+    q, k, v    (B, H, W, heads, D), any strides
+    bias       (heads, 2*wh - 1, 2*ww - 1) or None: entry key - query + window - 1 on each axis, in dilated steps
+    window     odd number of keys, for both axes or (rows, columns)
+    dilation   at least 1, for both axes or (rows, columns)
+    scale      of the logits; None: D ** -0.5
+    outside    what happens where the map is smaller than window * dilation on an axis. None: an error. (k0, v0), each
+               (heads, D): the map is extended to that size at the bottom or right by positions with this key and
+               value, which are attended as all others (NATTEN up to 0.15 padded the input of the projection with
+               zeros, which makes these the projection's bias)
+    returns    (B, H, W, heads, D)
+
+    Raises ValueError for shapes and sizes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: NAT, https://arxiv.org/abs/2204.07143; DiNAT, https://arxiv.org/abs/2209.15001, section 3.
+    """
+    window_, dilation_ = pair(window), pair(dilation)
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    check_maps(q, k, v)
+    check_bias(bias, q.shape[3], window_[0], window_[1])
+    _check_axis("rows", q.shape[1], window_[0], dilation_[0], outside is not None)
+    _check_axis("columns", q.shape[2], window_[1], dilation_[1], outside is not None)
+    check_outside(outside, q.shape[3], q.shape[4])
+    if torch.jit.is_scripting():
+        return torch_attend(q, k, v, bias, window_, dilation_, scale_, outside)
+    else:
+        name = choose(impl, q, op="neighborhood_attention", has=HAS)
+        attend = reference.attend if name == "reference" else torch_attend
+        return attend(q, k, v, bias, window_, dilation_, scale_, outside)
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) from one number for both or from two."""
+    if isinstance(value, int):
+        return (value, value)
+    else:
+        return value
+
+
+def _check_axis(axis: str, size: int, window: int, dilation: int, extended: bool) -> None:
+    if window < 1 or window % 2 == 0 or dilation < 1:
+        raise ValueError(f"window {window} and dilation {dilation} on {axis}: expected an odd window and dilation >= 1")
+    if size < window * dilation and not extended:
+        raise ValueError(
+            f"the map has {size} {axis}, but window {window} with dilation {dilation} needs "
+            f"{window * dilation}: lower the dilation, or say by `outside` what lies beyond the map"
+        )

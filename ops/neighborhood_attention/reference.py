@@ -1,0 +1,51 @@
+"""The specification of neighborhood attention: every query gathers its keys by pixel number."""
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    dilation: tuple[int, int],
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(B, H, W, heads, D); the arguments are those of `ops.neighborhood_attention`, pairs for both axes."""
+    height, width = q.shape[1], q.shape[2]
+    H, W = max(height, window[0] * dilation[0]), max(width, window[1] * dilation[1])
+    if outside is not None:
+        k0, v0 = outside
+        q, k, v = extend(q, H, W, torch.zeros_like(k0)), extend(k, H, W, k0), extend(v, H, W, v0)
+    rows, row_steps = neighbors(H, window[0], dilation[0], q.device)  # (H, wh)
+    cols, col_steps = neighbors(W, window[1], dilation[1], q.device)  # (W, ww)
+    pixel = rows[:, None, :, None] * W + cols[None, :, None, :]  # (H, W, wh, ww)
+    pixel = pixel.flatten(2).flatten(0, 1)  # (queries, keys)
+
+    q, k, v = q.flatten(1, 2), k.flatten(1, 2)[:, pixel], v.flatten(1, 2)[:, pixel]
+    logits = scale * torch.einsum("bihd, bijhd -> bhij", q, k)
+    if bias is not None:
+        near = bias[:, row_steps[:, None, :, None], col_steps[None, :, None, :]]  # (heads, H, W, wh, ww)
+        logits = logits + near.flatten(3).flatten(1, 2)
+    out = torch.einsum("bhij, bijhd -> bihd", logits.softmax(-1), v)
+    return out.unflatten(1, [H, W])[:, :height, :width]
+
+
+def extend(x: Tensor, H: int, W: int, token: Tensor) -> Tensor:
+    """The map (B, h, w, heads, D) as (B, H, W, heads, D): `token` (heads, D) fills what is new."""
+    out = token.to(x.dtype).expand(x.shape[0], H, W, -1, -1).clone()
+    out[:, : x.shape[1], : x.shape[2]] = x
+    return out
+
+
+def neighbors(size: int, window: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On one axis, for each position: its neighbors, and where these are in a bias table; both (size, window)."""
+    position = torch.arange(size, device=device)
+    line, place = position % dilation, position // dilation
+    length = (size - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
+    start = torch.minimum((place - window // 2).clamp(min=0), length - window)
+    places = start[:, None] + torch.arange(window, device=device)
+    return places * dilation + line[:, None], places - place[:, None] + window - 1

@@ -1,0 +1,46 @@
+"""Pooled-key attention: every query of the map attends to all of a smaller set of keys."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dispatch import choose
+from . import reference
+
+HAS = ("torch", "reference")
+
+
+def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
+    """Plain softmax attention of a map of queries to a shared set of keys.
+
+        out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],   all j
+
+    q          (B, H, W, heads, D), any strides
+    k, v       (B, h, w, heads, D) or (B, N, heads, D), any strides
+    scale      of the logits; None: D ** -0.5
+    returns    (B, H, W, heads, D)
+
+    `torch` is scaled_dot_product_attention, which is the fused kernel wherever there is one.
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
+    """
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    fits = k.shape[0] == q.shape[0] and k.shape[-2:] == q.shape[-2:]
+    if q.dim() != 5 or (k.dim() != 4 and k.dim() != 5) or k.shape != v.shape or not fits:
+        raise ValueError(
+            f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected (B, H, W, heads, D) and twice "
+            "(B, h, w, heads, D) or (B, N, heads, D)"
+        )
+    if k.dim() == 5:
+        k, v = k.flatten(1, 2), v.flatten(1, 2)
+    if torch.jit.is_scripting():
+        return _torch(q, k, v, scale_)
+    else:
+        name = choose(impl, q, op="pooled_attention", has=HAS)
+        return reference.attend(q, k, v, scale_) if name == "reference" else _torch(q, k, v, scale_)
+
+
+def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    H, W = q.shape[1], q.shape[2]
+    q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])

@@ -1,0 +1,66 @@
+"""Bi-level routing attention: every region of the map attends to the few regions most related to it."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_maps
+from ..dispatch import choose
+from .reference import attend, rank
+
+HAS = ("reference",)
+
+
+def routed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    regions: tuple[int, int],
+    topk: int,
+    route: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Each query attends to all keys of the `topk` regions that its own region is routed to, heads apart.
+
+        out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],   j in the regions route[region of i]
+
+    q, k, v    (B, H, W, heads, D), any strides
+    regions    how many regions the map is cut into, down and across; H and W must be multiples
+    topk       regions that each region attends to, 1 ... regions[0] * regions[1]
+    route      (B, R, topk) int64, numbers of regions in row-major order; None: `route_regions`, without gradient
+    scale      of the logits; None: D ** -0.5 (BiFormer's is (heads * D) ** -0.5)
+    returns    (B, H, W, heads, D)
+
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
+    """
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    check_maps(q, k, v)
+    _check(q, regions, topk)
+    if route is None:
+        route = rank(q, k, regions, topk)
+    elif list(route.shape) != [q.shape[0], regions[0] * regions[1], topk]:
+        raise ValueError(
+            f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {regions[0] * regions[1]}, {topk})"
+        )
+    if not torch.jit.is_scripting():
+        choose(impl, q, op="routed_attention", has=HAS)
+    return attend(q, k, v, regions, route, scale_)
+
+
+def route_regions(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:
+    """(B, R, topk) int64: for each region the `topk` regions whose mean key is most like its mean query.
+
+    Means are over a region's pixels, the product is over all heads together; no gradient. Arguments and errors as in
+    `routed_attention`. (A positive scale changes no ranking, so there is none.)
+    """
+    _check(q, regions, topk)
+    return rank(q, k, regions, topk)
+
+
+def _check(q: Tensor, regions: tuple[int, int], topk: int) -> None:
+    rows, cols = regions
+    if rows < 1 or cols < 1 or q.shape[1] % rows != 0 or q.shape[2] % cols != 0:
+        raise ValueError(f"a map of {q.shape[1]} x {q.shape[2]} does not cut into {rows} x {cols} regions: pad the map")
+    if topk < 1 or topk > rows * cols:
+        raise ValueError(f"topk is {topk}: expected 1 to {rows * cols}, the number of regions")

@@ -1,0 +1,88 @@
+"""Super tokens: pixels are gathered into a coarse grid of tokens, and what those learn is spread back to the pixels.
+
+Two ops, because a projected attention among the super tokens stands between them.
+"""
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose
+from . import reference
+from .torch_path import associate as torch_associate
+from .torch_path import scatter as torch_scatter
+
+HAS = ("torch", "reference")
+
+
+def super_tokens(
+    x: Tensor,
+    cell: tuple[int, int],
+    iterations: int = 1,
+    differentiable: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Averages the map into one super token a cell, each pixel shared among the 3 x 3 cells around its own.
+
+    Super tokens start as the means of their cells. Then, `iterations` times,
+
+        affinity[i, m] = softmax_m(C ** -0.5 * x[i] . token[m]),   m the 3 x 3 cells around the pixel i
+        token[m] = sum_i affinity[i, m] x[i] / (sum_i affinity[i, m] + 1e-12)
+
+    A cell beyond the grid has logit 0 and takes its share, which is lost. Where the cell does not divide the map, the
+    map is extended with zeros at the bottom and right, and these pixels count in the means and in the denominator.
+
+    x               (B, H, W, C), any strides
+    cell            pixels of a super token, down and across
+    iterations      at least 1
+    differentiable  False, as published: affinity and denominator are constants to the gradient, which reaches x only
+                    as the pixels averaged by the last step
+    returns         tokens (B, ceil(H / cell[0]), ceil(W / cell[1]), C), and affinity (B, H, W, 9), the last one; entry
+                    3 * (dy + 1) + (dx + 1) belongs to the cell dy below and dx right of the pixel's own
+
+    Raises ValueError for a shape, cell or iterations that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: STViT, https://arxiv.org/abs/2211.11167, section 3.2.
+    """
+    _check_cell(cell)
+    if x.dim() != 4:
+        raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}: expected at least 1")
+    if torch.jit.is_scripting():
+        return torch_associate(x, cell, iterations, differentiable)
+    else:
+        name = choose(impl, x, op="super_tokens", has=HAS)
+        associate = reference.associate if name == "reference" else torch_associate
+        return associate(x, cell, iterations, differentiable)
+
+
+def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], impl: str = "auto") -> Tensor:
+    """Spreads super tokens back: each pixel is the sum of the 3 x 3 tokens around it, weighed by its affinity.
+
+        out[i] = sum_m affinity[i, m] tokens[m],   tokens beyond the grid are zero
+
+    tokens     (B, h, w, C)
+    affinity   (B, H, W, 9), as `super_tokens` returns it; H and W say how large the map is
+    cell       pixels of a super token, down and across
+    returns    (B, H, W, C)
+
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: STViT, https://arxiv.org/abs/2211.11167, equation 8.
+    """
+    _check_cell(cell)
+    h, w = -(-affinity.shape[1] // cell[0]), -(-affinity.shape[2] // cell[1])
+    if tokens.dim() != 4 or affinity.dim() != 4 or affinity.shape[3] != 9 or list(tokens.shape[1:3]) != [h, w]:
+        raise ValueError(
+            f"tokens are {tokens.shape} and affinity {affinity.shape}: expected (B, ceil(H/{cell[0]}), "
+            f"ceil(W/{cell[1]}), C) and (B, H, W, 9)"
+        )
+    if torch.jit.is_scripting():
+        return torch_scatter(tokens, affinity, cell)
+    else:
+        name = choose(impl, tokens, op="scatter_super_tokens", has=HAS)
+        scatter = reference.scatter if name == "reference" else torch_scatter
+        return scatter(tokens, affinity, cell)
+
+
+def _check_cell(cell: tuple[int, int]) -> None:
+    if cell[0] < 1 or cell[1] < 1:
+        raise ValueError(f"cell is {cell[0]} x {cell[1]}: expected at least 1 x 1")

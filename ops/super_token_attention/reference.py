@@ -1,0 +1,62 @@
+"""The specification of super tokens: the sparse association in both directions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
+    """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
+    H, W = x.shape[1], x.shape[2]
+    pixels = cut(x, cell)  # (B, h, w, P, C)
+    fixed = pixels if differentiable else pixels.detach()
+    affinity, total = compare(fixed, fixed.mean(3))
+    for _ in range(iterations - 1):
+        affinity, total = compare(fixed, average(fixed, affinity, total))
+    return average(pixels, affinity, total), join(affinity, cell)[:, :H, :W]
+
+
+def compare(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Affinity (B, h, w, P, 9) of pixels to the tokens around them, and its sum for each token (B, h, w, 1)."""
+    logits = torch.einsum("byxpc, byxmc -> byxpm", pixels, around(tokens)) * pixels.shape[-1] ** -0.5
+    affinity = logits.softmax(-1)
+    return affinity, collect(affinity.sum(3).unsqueeze(-1))
+
+
+def average(pixels: Tensor, affinity: Tensor, total: Tensor) -> Tensor:
+    """(B, h, w, C): the mean of the pixels around each token, weighed by their affinity to it."""
+    return collect(torch.einsum("byxpm, byxpc -> byxmc", affinity, pixels)) / (total + 1e-12)
+
+
+def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
+    """(B, H, W, C); the arguments are those of `ops.scatter_super_tokens`."""
+    out = torch.einsum("byxpm, byxmc -> byxpc", cut(affinity, cell), around(tokens))
+    return join(out, cell)[:, : affinity.shape[1], : affinity.shape[2]]
+
+
+def around(tokens: Tensor) -> Tensor:
+    """(B, h, w, C) -> (B, h, w, 9, C): the 3 x 3 tokens around each, zeros beyond the grid."""
+    h, w = tokens.shape[1], tokens.shape[2]
+    padded = F.pad(tokens, [0, 0, 1, 1, 1, 1])
+    return torch.stack([padded[:, m // 3 : m // 3 + h, m % 3 : m % 3 + w] for m in range(9)], 3)
+
+
+def collect(parts: Tensor) -> Tensor:
+    """(B, h, w, 9, C) -> (B, h, w, C): each token's sum of what the 3 x 3 cells around it hold for it."""
+    h, w = parts.shape[1], parts.shape[2]
+    # part m of a cell is meant for its neighbor m, so a token finds its own at the mirrored place
+    padded = F.pad(parts, [0, 0, 0, 0, 1, 1, 1, 1])
+    mirrored = [padded[:, 2 - m // 3 : 2 - m // 3 + h, 2 - m % 3 : 2 - m % 3 + w, m] for m in range(9)]
+    return torch.stack(mirrored).sum(0)
+
+
+def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (B, h, w, pixels of a cell, C), extended with zeros to whole cells."""
+    x = F.pad(x, [0, 0, 0, -x.shape[2] % cell[1], 0, -x.shape[1] % cell[0]])
+    x = x.unflatten(2, [-1, cell[1]]).unflatten(1, [-1, cell[0]])  # (B, h, cell, w, cell, C)
+    return x.transpose(2, 3).flatten(3, 4)
+
+
+def join(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """The way back from `cut`, without cropping."""
+    return x.unflatten(3, [cell[0], cell[1]]).transpose(2, 3).flatten(3, 4).flatten(1, 2)

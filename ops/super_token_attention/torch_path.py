@@ -1,0 +1,79 @@
+"""Super tokens in ordinary PyTorch operators, arranged for speed.
+
+The map is copied once into cells; each cell is then one matrix of pixels, which meets the nine tokens around it in a
+matrix product. What is copied nine times has one entry a cell, not one a pixel.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
+    """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
+    B, H, W, C = x.shape
+    h, w = -(-H // cell[0]), -(-W // cell[1])
+    pixels = cut(x, cell)  # (cells, P, C)
+    fixed = pixels if differentiable else pixels.detach()
+    affinity = share(fixed, fixed.mean(1).view(B, h, w, C))  # (cells, 9, P)
+    for _ in range(iterations - 1):
+        affinity = share(fixed, average(fixed, affinity, B, h, w))
+    return average(pixels, affinity, B, h, w), join(affinity.transpose(1, 2), H, W, cell)
+
+
+def share(pixels: Tensor, tokens: Tensor) -> Tensor:
+    """How each pixel (cells, P, C) is shared among the tokens (B, h, w, C) around it: (cells, 9, P)."""
+    # tokens first: matrix products with nine columns are slow
+    logits = torch.bmm(around(tokens * pixels.shape[2] ** -0.5), pixels.transpose(1, 2))
+    return logits.softmax(1).to(pixels.dtype)
+
+
+def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
+    """(B, h, w, C): the mean of the pixels around each token, weighed by their affinity to it."""
+    parts = torch.bmm(affinity, pixels).view(B, h, w, 9, -1)
+    return collect(parts) / (collect(affinity.sum(2).view(B, h, w, 9, 1)) + 1e-12)
+
+
+def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
+    """(B, H, W, C); the arguments are those of `ops.scatter_super_tokens`."""
+    out = torch.bmm(cut(affinity, cell).to(tokens.dtype), around(tokens))  # (cells, P, C)
+    return join(out, affinity.shape[1], affinity.shape[2], cell)
+
+
+def around(tokens: Tensor) -> Tensor:
+    """(B, h, w, C) -> (cells, 9, C): the 3 x 3 tokens around each cell, zeros beyond the grid."""
+    return torch.stack([shift(tokens, m // 3 - 1, m % 3 - 1) for m in range(9)], 3).flatten(0, 2)
+
+
+def collect(parts: Tensor) -> Tensor:
+    """(B, h, w, 9, C) -> (B, h, w, C): each token's sum of what the 3 x 3 cells around it hold for it."""
+    # unbound first: the gradient of nine slices would be nine tensors of the whole size
+    each = parts.unbind(3)
+    out = each[4]
+    for m in range(9):
+        if m != 4:
+            # part m of a cell is meant for its neighbor m, so a token finds its own at the mirrored place
+            out = out + shift(each[m], 1 - m // 3, 1 - m % 3)
+    return out
+
+
+def shift(x: Tensor, down: int, right: int) -> Tensor:
+    """(B, h, w, C): at each place what lies `down` and `right` of it, zeros beyond the grid."""
+    return F.pad(x, [0, 0, -right, right, -down, down])
+
+
+def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (cells, pixels of a cell, C), extended with zeros to whole cells."""
+    down, right = -x.shape[1] % cell[0], -x.shape[2] % cell[1]
+    if down > 0 or right > 0:
+        x = F.pad(x, [0, 0, 0, right, 0, down])
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // cell[0], cell[0], W // cell[1], cell[1], C).transpose(2, 3)
+    return x.reshape(-1, cell[0] * cell[1], C)
+
+
+def join(x: Tensor, H: int, W: int, cell: tuple[int, int]) -> Tensor:
+    """The way back from `cut`, cropped: (cells, P, C) -> (B, H, W, C)."""
+    h, w = -(-H // cell[0]), -(-W // cell[1])
+    x = x.unflatten(1, [cell[0], cell[1]]).unflatten(0, [-1, h, w]).transpose(2, 3)  # (B, h, cell, w, cell, C)
+    return x.flatten(3, 4).flatten(1, 2)[:, :H, :W]

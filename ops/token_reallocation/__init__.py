@@ -1,0 +1,98 @@
+"""Token reallocation: significant tokens are kept fine, the others are merged (SG-Former)."""
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose
+from . import reference
+
+HAS = ("reference",)
+
+
+def significance(
+    q: Tensor,
+    k: Tensor,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """How much attention each key receives: its column of the softmax, averaged over queries and heads; no gradient.
+
+        out[j] = mean over heads and i of softmax_j(scale * q[i] . k[j])
+
+    q          (B, H, W, heads, D), any strides
+    k          (B, h, w, heads, D); with `window` of the same shape as q
+    window     None: every query attends to every key. (wh, ww): attention is inside contiguous tiles of the map; where
+               these do not divide it, tokens outside neither attend nor are attended
+    scale      of the logits; None: D ** -0.5
+    returns    (B, h, w)
+
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.2.
+    """
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.dim() != 5 or k.dim() != 5 or q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
+        raise ValueError(f"q and k are {q.shape}, {k.shape}: expected (B, H, W, heads, D) and (B, h, w, heads, D)")
+    if window is not None and (q.shape != k.shape or window[0] < 1 or window[1] < 1):
+        raise ValueError(f"q and k are {q.shape}, {k.shape} for window {window}: expected one shape and at least 1 x 1")
+    if not torch.jit.is_scripting():
+        choose(impl, q, op="significance", has=HAS)
+    return reference.received(q.detach(), k.detach(), window, scale_)
+
+
+def rank_tokens(significance: Tensor) -> Tensor:
+    """(B, H, W) -> (B, 2, H * W) int64: pixel numbers (row-major) in ascending order of significance.
+
+    Both rows are stable sorts; they differ in ties alone: row 0 keeps equal tokens in row-major, row 1 in column-major
+    order.
+    """
+    return reference.rank(significance)
+
+
+def reallocate_tokens(
+    x: Tensor,
+    significance: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shares: list[int],
+    order: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Sorts tokens by significance, cuts them into groups by rank, and merges runs of each group by a learned sum.
+
+    The sorted tokens are cut at the cumulative `shares` (rounded down). Group g is cut into runs of weights[g].numel()
+    tokens, and a run becomes the one token  weights[g] @ run + biases[g],  for all channels alike. Where the runs do
+    not divide the group, its last run is filled up with zeros.
+
+    x             (B, H, W, C), any strides
+    significance  (B, H, W): gives the order by `rank_tokens`; may be None where `order` is given
+    weights       for each group (1, run), as of a Linear(run, 1)
+    biases        for each group (1,)
+    shares        relative sizes of the groups, least significant first: [1, 2, 1] is a quarter, a half, a quarter
+    order         (B, 2, H * W) int64 in place of ranking, as `rank_tokens` returns it
+    returns       two sequences (B, M, C), from the row-major and the column-major order; M is the number of runs
+
+    Gradients reach x, weights and biases, never the order. Raises ValueError for shapes that do not fit, and what
+    `ops.dispatch.choose` raises for `impl`. Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.3.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
+    if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
+            "for every group, shares at least 1"
+        )
+    if order is None:
+        if significance is None or significance.shape != x.shape[:3]:
+            raise ValueError(f"expected the significance {x.shape[:3]} or an order")
+        order = reference.rank(significance)
+    elif list(order.shape) != [x.shape[0], 2, x.shape[1] * x.shape[2]]:
+        raise ValueError(
+            f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
+        )
+    if not torch.jit.is_scripting():
+        choose(impl, x, op="reallocate_tokens", has=HAS)
+    return (
+        reference.merge(x, order[:, 0], weights, biases, shares),
+        reference.merge(x, order[:, 1], weights, biases, shares),
+    )

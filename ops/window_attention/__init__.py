@@ -1,0 +1,81 @@
+"""Window attention: attention inside tiles of the map, or inside strided grids of it."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_bias
+from ..dispatch import choose
+from . import reference
+from .torch_path import attend as torch_attend
+
+HAS = ("torch", "reference")
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    partition: str = "block",
+    scale: float | None = None,
+    outside: tuple[Tensor, Tensor] | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Softmax attention inside every group of `window[0] x window[1]` tokens of a map of any size.
+
+        out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[:, j - i + window - 1]) v[j],   j in the group of i
+
+    k, v       (B, H, W, heads, D), any strides: views of one packed (B, H, W, 3, heads, D) are read as they lie
+    q          the same shape, or (B, wh, ww, heads, D): one window of queries that all windows of its image share
+               (GC ViT's global query). It is told by its shape; where the map is one window the two are the same.
+               Cast to the dtype of k: under autocast a query that was not projected may come in float32.
+    bias       (heads, 2*wh - 1, 2*ww - 1): a table of relative positions, entry key - query + window - 1 on each axis
+               (the direction of TensorFlow's MaxViT and of NATTEN; Swin's tables are the reverse: flip both axes)
+    window     (wh, ww) tokens
+    partition  "block": contiguous wh x ww tiles. "grid": token (a, b) of group (r, s) is pixel
+               (a*ceil(H/wh) + r, b*ceil(W/ww) + s); `bias` then counts steps of the grid, not pixels
+    scale      of the logits; None: D ** -0.5
+    outside    where the window does not divide the map, the map is extended at the bottom and right. None: keys out
+               there are masked, no query sees them. (k0, v0), each (heads, D): they are attended, with this key and
+               value (DaViT's and LITv2's zero padding before the projection makes these the projection's bias)
+    returns    (B, H, W, heads, D)
+
+    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Source: MaxViT, https://arxiv.org/abs/2204.01697, section 3.2; GC ViT, https://arxiv.org/abs/2206.09959, section 3.
+    """
+    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    _check(q, k, v, bias, window, partition, outside)
+    q = q.to(k.dtype)
+    if torch.jit.is_scripting():
+        return torch_attend(q, k, v, bias, window, partition == "grid", scale_, outside)
+    else:
+        name = choose(impl, q, op="window_attention", has=HAS)
+        attend = reference.attend if name == "reference" else torch_attend
+        return attend(q, k, v, bias, window, partition == "grid", scale_, outside)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    partition: str,
+    outside: tuple[Tensor, Tensor] | None,
+) -> None:
+    wh, ww = window
+    if partition != "block" and partition != "grid":
+        raise ValueError(f"partition is '{partition}': expected 'block' or 'grid'")
+    if wh < 1 or ww < 1:
+        raise ValueError(f"window is {wh} x {ww}: expected at least 1 x 1")
+    if k.dim() != 5 or k.shape != v.shape:
+        raise ValueError(f"k is {k.shape} and v {v.shape}: expected both (B, H, W, heads, D)")
+    one_window = [k.shape[0], wh, ww, k.shape[3], k.shape[4]]
+    if q.shape != k.shape and list(q.shape) != one_window:
+        raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
+    check_bias(bias, k.shape[3], wh, ww)
+    if outside is not None:
+        k0, v0 = outside
+        if k0.shape != k.shape[3:] or v0.shape != k.shape[3:]:
+            raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), {k.shape[3:]}")

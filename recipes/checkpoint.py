@@ -1,0 +1,204 @@
+"""Run checkpoints: a folder of safetensors and one JSON file that appears whole or not at all.
+
+    checkpoints/step-00000120/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+    checkpoints/best-00000080/   model.safetensors  ema.safetensors  state.json
+
+A folder is written under a temporary name beside its place, flushed to the disk, and renamed once. The best one is
+replaced by a newer name before the older is removed, so that there is one at any moment. No pickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+TEMPORARY = ".writing-"
+CORRUPT = "corrupt-"
+
+
+class CheckpointError(RuntimeError):
+    """A run checkpoint could not be written or read; the message says which, why and what is left."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk whose files have been checked against `state.json`."""
+
+    path: Path
+    state: dict[str, Any]
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """Tensors of `model`, `ema` or `optimizer` on the CPU."""
+        with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def tree(self, part: str) -> Any:
+        """A nested state dict saved as `part`, as `pack` took it apart."""
+        with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
+            return unpack(json.loads(file.metadata()["tree"]), self.tensors(part))
+
+    def has(self, part: str) -> bool:
+        return f"{part}.safetensors" in self.state["files"]
+
+
+def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """Move the tensors of nested dicts and lists into `tensors`; what is returned is plain JSON that says where."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        items = [[key, pack(value, tensors, f"{name}.{key}".lstrip("."))] for key, value in tree.items()]
+        return {"dict": items}  # as pairs, because JSON would turn the integer keys of optimisers into strings
+    if isinstance(tree, (list, tuple)):
+        return {"list": [pack(value, tensors, f"{name}.{i}".lstrip(".")) for i, value in enumerate(tree)]}
+    return {"value": tree}
+
+
+def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `pack`; tuples come back as lists."""
+    kind, value = next(iter(tree.items()))
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: unpack(item, tensors) for key, item in value}
+    if kind == "list":
+        return [unpack(item, tensors) for item in value]
+    return value
+
+
+def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write the checkpoint `path` from named state dicts and a JSON-able state.
+
+    Raises CheckpointError where the disk does not take it; nothing of it is left then.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, tree in parts.items():
+            _write_part(temporary / f"{name}.safetensors", tree)
+        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        with open(temporary / "state.json", "w") as file:
+            json.dump({**state, "files": files}, file, indent=1)
+            flush(file)
+        flush_folder(temporary)
+        os.rename(temporary, path)
+        flush_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"could not write the checkpoint {path}: {error}") from error
+
+
+def read(path: Path) -> Checkpoint:
+    """Open a checkpoint and check every file against the length and checksum noted when it was written.
+
+    Raises CheckpointError that names the file and what is wrong with it.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        for name, expected in state["files"].items():
+            found = _fingerprint(path / name)
+            if found != expected:
+                raise CheckpointError(f"{path / name} is damaged: it has {found}, but {expected} was written")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: {type(error).__name__}: {error}") from error
+    return Checkpoint(path, state)
+
+
+class Store:
+    """The checkpoints of one run: the newest `keep` steps, and the best."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, max(keep, 1)
+
+    def clean(self) -> None:
+        """Remove what a killed run left half written."""
+        for path in self.folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(path)
+
+    def save(self, step: int, parts: dict[str, Any], state: dict[str, Any], *, best: bool = False) -> Path:
+        """Write `step-<step>` (or `best-<step>`) unless it is there, then remove the ones that it supersedes."""
+        kind = "best" if best else "step"
+        path = self.folder / f"{kind}-{step:08d}"
+        if not path.exists():
+            write(path, parts, {"step": step, **state})
+        for old in self._paths(kind)[1 if best else self.keep :]:
+            doomed = old.with_name(TEMPORARY + old.name)  # killed while removing, it must not look like a checkpoint
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+        return path
+
+    def newest(self, kind: str = "step") -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint of a kind, and for each newer one that is not whole, what is wrong with it."""
+        problems = []
+        for path in self._paths(kind):
+            try:
+                return read(path), problems
+            except CheckpointError as error:
+                problems.append(str(error))
+        return None, problems
+
+    def set_aside(self, newer_than: int) -> None:
+        """Rename damaged step checkpoints newer than the one resumed, whose names will be written again."""
+        for path in self._paths("step"):
+            if int(path.name.split("-")[1]) > newer_than:
+                aside = path.with_name(CORRUPT + path.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+
+    def _paths(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*"), reverse=True)
+
+
+def flush(file: Any) -> None:
+    """Push a file's contents to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Push a folder's entries to the disk, so that a rename in it survives a power cut."""
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_part(path: Path, tree: Any) -> None:
+    tensors: dict[str, Tensor] = {}
+    plan = json.dumps(pack(tree, tensors))
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        # tied weights are one storage; safetensors wants one each
+        tensors[name] = flat.clone() if flat.data_ptr() in seen else flat
+        seen.add(flat.data_ptr())
+    save_file(tensors, path, metadata={"tree": plan})
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    checksum, size = 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            checksum, size = zlib.crc32(block, checksum), size + len(block)
+    return {"bytes": size, "crc32": checksum}

@@ -1,0 +1,147 @@
+"""What a configuration may hold: types and choices that Hydra does not check."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import timm
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from recipes import papers
+from recipes.config.errors import ConfigError, near
+from recipes.config.quoting import quote
+
+CHOICES = {
+    "model.weights": ("auto", "raw", "ema"),
+    "weights": ("auto", "raw", "ema"),
+    "data.crop_mode": (None, "center", "squash", "border"),
+    "augment.re_mode": ("const", "rand", "pixel"),
+    "sched.sched": ("cosine", "linear", "constant"),
+    "sched.unit": ("epochs", "steps"),
+    "hardware.amp": (None, "bfloat16", "float16"),
+}
+# the kinds of keys whose default (often null) does not tell
+TEXT = {
+    "name", "out", "resume", "run", "checkpoint", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
+    "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
+}  # fmt: skip
+INTEGERS = {"train.steps", "model.num_classes", "data.num_classes", "data.workers", "hardware.threads"}
+NUMBERS = {
+    "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
+    "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
+    "sched.warmup", "sched.cooldown",
+}  # fmt: skip
+SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
+LISTS = {"data.mean", "data.std", "augment.scale", "augment.ratio", "optim.betas"}
+SIZES = {"data.img_size", "model.img_size"}
+REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
+SAID = {
+    "text": "a text, with quotes where it looks like something else: {quoted}",
+    "integer": "a whole number",
+    "number": "a number",
+    "switch": "true or false",
+    "list": "a list, {key}=[a,b]",
+    "size": "a whole number or [height,width]",
+}
+
+
+def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
+    """Resolve `cfg` in place; `overrides` are the texts it was made from, for messages.
+
+    Raises ConfigError for a value of the wrong kind, an unknown choice or model, and a recipe that is not published.
+    """
+    if OmegaConf.is_missing(cfg.model, "name"):
+        raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
+    if "paper" in cfg:
+        papers.values(cfg.model.name, cfg.paper.phase)
+    OmegaConf.resolve(cfg)
+    defaults = base(name)
+    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    for key, value in flat(cfg).items():
+        _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
+    model = cfg.model.name
+    if not model.startswith(REMOTE) and not timm.is_model(model):
+        raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
+
+
+def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
+    if value is not None and kind is not None and not _fits(value, kind):
+        said = SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
+        raise ConfigError(f"{key}={typed} was read as {type(value).__name__}: expected {said}")
+    if key in CHOICES and value not in CHOICES[key]:
+        said = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
+        raise ConfigError(f"{key}={value} is unknown{near(value, filter(None, CHOICES[key]))}: expected {said}")
+
+
+def _kind(key: str, default: object) -> str | None:
+    """What a key holds: by the tables above, else by its default."""
+    tables = {"text": TEXT, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS, "size": SIZES}
+    kinds = {bool: "switch", int: "integer", float: "number", list: "list"}
+    return next((kind for kind, table in tables.items() if key in table), kinds.get(type(default)))
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == "size":
+        return _fits(value, "integer") or (isinstance(value, list) and len(value) == 2)
+    if kind in ("integer", "number"):
+        return isinstance(value, int if kind == "integer" else int | float) and not isinstance(value, bool)
+    return isinstance(value, {"text": str, "switch": bool, "list": list}[kind])
+
+
+@cache
+def base(name: str) -> dict[str, Any]:
+    """Every key of common.yaml and `name`.yaml with its default, flat."""
+    conf = files("recipes.conf")
+    tree = OmegaConf.merge(*(OmegaConf.create((conf / f"{file}.yaml").read_text()) for file in ("common", name)))
+    for key in ("defaults", "hydra"):
+        tree.pop(key, None)
+    return flat(tree)
+
+
+def keys(name: str) -> list[str]:
+    """Every key that can be given on the command line of `name`.py."""
+    found = [*base(name), *groups()]
+    for group in groups():
+        if group != "recipe":  # a recipe sets keys of the other groups
+            found += [f"{group}.{key}" for option in options(group) for key in flat(_option(group, option))]
+    return list(dict.fromkeys(found))
+
+
+def groups() -> list[str]:
+    """The configuration groups."""
+    folders = [entry.name for entry in files("recipes.conf").iterdir() if entry.is_dir() and entry.name[0].isalpha()]
+    return ["model", *sorted(folders)]
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, sorted."""
+    names = ConfigStore.instance().list("model") if group == "model" else _files(group)
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _files(group: str) -> list[str]:
+    return [entry.name for entry in (files("recipes.conf") / group).iterdir()]
+
+
+def _option(group: str, option: str) -> DictConfig:
+    if group == "model":
+        return ConfigStore.instance().load(f"model/{option}.yaml").node
+    return OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text())
+
+
+def flat(cfg: DictConfig) -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}, nothing resolved."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                walk(f"{prefix}.{key}".lstrip("."), item)
+        else:
+            found[prefix] = value
+
+    walk("", OmegaConf.to_container(cfg, resolve=False))
+    return found

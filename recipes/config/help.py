@@ -1,0 +1,44 @@
+"""What --help prints: models by family, then the options of every other group with the first line of their file."""
+
+from importlib.resources import files
+from itertools import groupby
+
+from recipes.config import checks
+from recipes.config.groups import register
+
+USAGE = {
+    "train": "Train an image model.",
+    "eval": "Measure a model on a data set, or classify one image.",
+}
+CLOSING = """
+Any key can be given as key=value (optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says.
+A further constructor argument of a model: +model.global_pool=max. Several runs: -m seed=0,1,2.
+A file name with blanks, commas or brackets is quoted twice: 'model.checkpoint="my file (1).pth"'.
+
+    python {name}.py --cfg job [--resolve]   prints every key with its value
+    python {name}.py --hydra-help            Hydra's own options"""
+
+
+def text(name: str) -> str:
+    """The help of `name`.py."""
+    register()
+    lines = [USAGE[name], "", f"    python {name}.py [group=option ...] [key=value ...]", "", "model="]
+    models = [option for option in checks.options("model") if option != "timm"]
+    for family, names in groupby(models, key=lambda model: model.split("_")[0]):
+        lines.append(f"  {family:14} {' '.join(names)}")
+    lines.append(f"  {'timm':14} any model of timm: model=timm model.name=resnet50")
+    for group in _used(name):
+        lines += ["", f"{group}="]
+        lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]
+    return "\n".join(lines) + "\n" + CLOSING.format(name=name)
+
+
+def _used(name: str) -> list[str]:
+    written = (files("recipes.conf") / f"{name}.yaml").read_text()
+    order = ("data", "recipe", "task", "optim", "hardware", "logger")
+    return [group for group in order if f"- {group}: " in written]
+
+
+def _first_comment(group: str, option: str) -> str:
+    lines = (files("recipes.conf") / group / f"{option}.yaml").read_text().splitlines()
+    return next(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))

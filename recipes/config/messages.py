@@ -1,0 +1,65 @@
+"""Hydra's errors in words that say what to type."""
+
+import re
+import shlex
+from collections.abc import Sequence
+
+import timm
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+from recipes.config import checks
+from recipes.config.errors import near
+from recipes.config.quoting import quote
+
+
+def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
+    """What was wrong with the command line, what was expected, and the corrected form where there is one."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        return _unknown_option(error.missing_cfg_file, error.options, name)
+    refused = re.match(r"Could not (?:override|find a match in the config for) '([^']+)'", str(error))
+    if refused:
+        return _unknown_key(refused[1], name)
+    several = next((text for text in overrides if _is_sweep(text)), None)
+    if "Ambiguous value" in str(error) and several:
+        key, value = several.split("=", 1)
+        return (
+            f"{several}: several values, but this is one run. As one text: {shlex.quote(quote(key, value))}; "
+            f"as a list: {shlex.quote(f'{key}=[{value}]')}; as a run each: add -m"
+        )
+    cause = error.__cause__
+    return f"{error}" + (f"\n{cause}" if cause is not None else "")
+
+
+def _is_sweep(override: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if equals:
+        return f"Hydra cannot read {override}. With quotes it can: {shlex.quote(quote(key, value))}"
+    models = checks.options("model")
+    return f"{override} is no key=value: type for example model={key if key in models else models[0]} optim.lr=0.001"
+
+
+def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
+    group, _, given = missing.rpartition("/")
+    if group == "model" and timm.is_model(given):
+        return f"{given} is a model of timm: type model=timm model.name={given}"
+    many = f"one of the {len(options)} that `python {name}.py --help` lists"
+    there = many if len(options) > 12 else ", ".join(options)
+    return f"unknown {group} {given!r}{near(given, options)}: expected {there}"
+
+
+def _unknown_key(key: str, name: str) -> str:
+    keys = [known for known in checks.keys(name) if ("." in known) == ("." in key)]
+    same = [known for known in checks.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = near(key, keys) if not same else f" (did you mean {' or '.join(same)}?)"
+    advice = f"; a further constructor argument of the model is given as +{key}=" if key.startswith("model.") else ""
+    return f"unknown key {key!r}{hint}{advice}; `python {name}.py --cfg job` prints every key"

@@ -1,0 +1,29 @@
+"""Values that Hydra's grammar would misread, and how to write them."""
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+
+def quote(key: str, value: str) -> str:
+    """The override `key=value` that Hydra reads as exactly that text: with quotes only where they are needed.
+
+    For a shell, wrap it in shlex.quote.
+    """
+    forms = [value, f'"{_escape(value, chr(34))}"', f"'{_escape(value, chr(39))}'"]
+    for form in forms:
+        if reads_as(f"{key}={form}") == value:
+            return f"{key}={form}"
+    raise ValueError(f"no way to write {value!r} on Hydra's command line")
+
+
+def reads_as(override: str) -> object:
+    """The value that Hydra reads; None for what it refuses or takes for several values."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+    return None if parsed.is_sweep_override() else parsed.value()
+
+
+def _escape(text: str, quote: str) -> str:
+    return text.replace(quote, "\\" + quote)

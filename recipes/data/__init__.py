@@ -1,0 +1,16 @@
+"""Images and labels: what a model learns from and is measured on.
+
+    data = build(cfg)                            # cfg: the whole configuration, see recipes/conf
+    for images, labels in batches(data.train, batch_size=64, seed=0, epoch=0, train=True): ...
+
+Sample `index` of epoch `epoch` is a function of (seed, epoch, index): the number of workers, a restart, what was read
+before change nothing. Nothing here touches the network unless a data set of the hub is asked for by name.
+"""
+
+from recipes.data.build import Data, build
+from recipes.data.errors import DataError
+from recipes.data.loader import batches, batches_per_epoch, worker_count
+from recipes.data.mix import Mix
+from recipes.data.source import Source
+
+__all__ = ["Data", "DataError", "Mix", "Source", "batches", "batches_per_epoch", "build", "worker_count"]

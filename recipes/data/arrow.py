@@ -1,0 +1,105 @@
+"""Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from recipes.data.errors import DataError
+from recipes.data.images import open_rgb
+
+
+class Arrow:
+    """Rows of a memory-mapped Arrow table."""
+
+    def __init__(self, table, image_key: str, labels: np.ndarray, name: str):
+        self.table, self.image_key, self.labels, self.name = table, image_key, labels, name
+
+    def image(self, index: int) -> Image.Image:
+        cell = self.table[index][self.image_key]
+        if not cell or not (cell["bytes"] or cell["path"]):
+            raise DataError(f"{self.where(index)} holds no image")
+        return open_rgb(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"], self.where(index))
+
+    def where(self, index: int) -> str:
+        return f"{self.name}, row {index}"
+
+
+def load(cfg) -> tuple[Arrow, Arrow, list[str]]:
+    """Training rows, validation rows and class names of what the `data` group describes.
+
+    cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, no network.
+    Raises DataError if there is neither network nor copy, and for a split or column that is not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
+    splits = {}
+    for split in (cfg.train_split, cfg.val_split):
+        table = _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
+        splits[split] = _rows(datasets, table, cfg, split)
+    (train, names), (val, _) = splits[cfg.train_split], splits[cfg.val_split]
+    return train, val, names
+
+
+def _from_hub(datasets, cfg, split: str):
+    try:
+        return datasets.load_dataset(cfg.hub, split=split)
+    except ValueError as error:
+        if "split" not in str(error).lower():
+            raise
+        raise DataError(f"{cfg.hub} has no split {split!r}: {error}") from error
+    # no network, no such name, no permission: as many types as libraries under it
+    except Exception as error:
+        raise DataError(
+            f"cannot get {cfg.hub} from the Hugging Face hub: {type(error).__name__}: {_first_line(error)}. "
+            f"Without network give data.root= a folder that holds its parquet files (columns {cfg.image_key}, "
+            f"{cfg.label_key}; files named after the splits {cfg.train_split}, {cfg.val_split}), "
+            "or use data=digits, which needs no download"
+        ) from error
+
+
+def _local(datasets, cfg, split: str):
+    root = Path(cfg.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root={cfg.root} is no folder: expected one with the parquet files of {cfg.name}")
+    files = sorted(root.rglob("*.parquet"))
+    chosen = [str(file) for file in files if _belongs(file.relative_to(root), split)]
+    if not chosen:
+        found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
+        raise DataError(
+            f"data.root={cfg.root} has no parquet files of the split {split!r}: expected names such as "
+            f"{split}-00000-of-00001.parquet or a folder {split}/; parquet files found: {found}"
+        )
+    try:
+        return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
+    # Arrow and datasets raise types of their own for a broken file
+    except Exception as error:
+        raise DataError(f"cannot read the parquet files of {split!r} under {root}: {_first_line(error)}") from error
+
+
+def _belongs(file: Path, split: str) -> bool:
+    """Whether a folder's or the file's name is the split's, alone or followed by a shard number."""
+    return any(re.fullmatch(rf"{re.escape(split)}([-_.].*)?", part) for part in (*file.parts[:-1], file.stem))
+
+
+def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
+    for option in ("image_key", "label_key"):
+        if cfg[option] not in table.column_names:
+            raise DataError(
+                f"{cfg.name}, split {split!r}, has no column {cfg[option]!r} but {', '.join(table.column_names)}: "
+                f"give data.{option}="
+            )
+    labels = np.asarray(table.select_columns(cfg.label_key).with_format("numpy")[:][cfg.label_key], dtype=np.int64)
+    feature = table.features[cfg.label_key]
+    count = cfg.num_classes or int(labels.max(initial=-1)) + 1
+    names = getattr(feature, "names", None) or [str(label) for label in range(count)]
+    images = table.select_columns(cfg.image_key).cast_column(cfg.image_key, datasets.Image(decode=False))
+    return Arrow(images, cfg.image_key, labels, f"{cfg.name}, split {split!r}"), list(names)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")

@@ -1,0 +1,98 @@
+"""From the `data` and `augment` groups of a configuration to training and validation sources."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from omegaconf import DictConfig
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from recipes.data import arrow, digits, folder
+from recipes.data.errors import DataError
+from recipes.data.source import Records, Source, check_labels
+from recipes.data.transforms import eval_transform, train_transform
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what the transforms produce."""
+
+    train: Source
+    val: Source
+    num_classes: int
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: int | Size
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images reach the model."""
+
+    size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+def build(cfg: DictConfig) -> Data:
+    """The data of a composed configuration: reads cfg.data, cfg.augment (where there is one), cfg.model, cfg.seed.
+
+    Raises DataError if the data cannot be used as asked.
+    """
+    prep = preprocessing(cfg)
+    train, val, names = _records(cfg.data, prep.size)
+    for records, split in ((train, "training"), (val, "validation")):
+        check_labels(records.labels, len(names), f"the {split} set of {cfg.data.name}")
+    evaluate = eval_transform(**vars(prep))
+    learn = evaluate
+    if "augment" in cfg:
+        learn = train_transform(
+            cfg.augment, size=prep.size, mean=prep.mean, std=prep.std, interpolation=prep.interpolation
+        )
+    return Data(
+        train=Source(train, learn, name=f"the training set of {cfg.data.name}", seed=cfg.seed),
+        val=Source(val, evaluate, name=f"the validation set of {cfg.data.name}", seed=cfg.seed),
+        num_classes=len(names),
+        class_names=names,
+        mean=prep.mean,
+        std=prep.std,
+        img_size=prep.size[0] if prep.size[0] == prep.size[1] else prep.size,
+    )
+
+
+def preprocessing(cfg: DictConfig) -> Preprocessing:
+    """cfg.data's values; what is null there is the model's released preprocessing, else ImageNet's."""
+    known: Mapping[str, Any] = _released(cfg.model.name)
+    default = {
+        "mean": known.get("mean") or IMAGENET_DEFAULT_MEAN,
+        "std": known.get("std") or IMAGENET_DEFAULT_STD,
+        "interpolation": known.get("interpolation") or "bicubic",
+        "crop_pct": known.get("crop_pct") or DEFAULT_CROP_PCT,
+        "crop_mode": known.get("crop_mode") or "center",
+    }
+    values = {key: value if cfg.data[key] is None else cfg.data[key] for key, value in default.items()}
+    values |= {key: tuple(values[key]) for key in ("mean", "std")}
+    size = cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
+    return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
+
+
+def _released(name: str) -> dict[str, Any]:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return cfg.to_dict() if cfg is not None else {}
+
+
+def _records(data: DictConfig, size: Size) -> tuple[Records, Records, list[str]]:
+    if data.source == "digits":
+        return *digits.load(size, data.val_fraction, data.split_seed), digits.CLASSES
+    if data.source == "arrow":
+        return arrow.load(data)
+    if data.source == "folder":
+        return folder.load(data.root)
+    raise DataError(f"data.source={data.source} is unknown: expected digits, arrow or folder")

@@ -1,0 +1,160 @@
+"""Images in folders named after their classes, ImageNet's layout: train/<class>/*.jpg and val/<class>/*.jpg."""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from recipes.data.errors import DataError
+from recipes.data.images import open_rgb
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+RACY = 2_000_000_000  # ns; a folder touched so shortly before it was read may change again within one clock tick
+
+
+class Folder:
+    """The images of one split. Paths lie in one string: a million small objects would be copied into every worker."""
+
+    def __init__(self, root: Path, listing: "Listing"):
+        self.root = root
+        encoded = [os.fsencode(f"{cls}{os.sep}{file}") for cls, files in listing.classes.items() for file in files]
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.names = b"".join(encoded)
+        counts = [len(files) for files in listing.classes.values()]
+        self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+
+    def where(self, index: int) -> str:
+        first = self.ends[index - 1] if index else 0
+        return os.path.join(self.root, os.fsdecode(self.names[first : self.ends[index]]))
+
+    def image(self, index: int) -> Image.Image:
+        return open_rgb(self.where(index), self.where(index))
+
+
+@dataclass
+class Listing:
+    """What a scan found.
+
+    classes  class folder -> image files below it, both sorted, hidden ones left out
+    folders  every folder that was read, relative -> its modification time in ns
+    scanned  when, in ns since the epoch
+    """
+
+    classes: dict[str, list[str]]
+    folders: dict[str, int]
+    scanned: int
+
+
+def load(root: str | None) -> tuple[Folder, Folder, list[str]]:
+    """Training images, validation images and the sorted class names of the folder `root`.
+
+    Raises DataError for a missing folder, an empty class, or classes that differ between train/ and val/.
+    """
+    if root is None:
+        raise DataError("data=imagefolder needs data.root=<folder with train/ and val/>")
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise DataError(f"data.root={root} is no folder: expected one with train/ and val/")
+    train, val = (_listing(base, split) for split in ("train", "val"))
+    _same_classes(base, train, val)
+    return Folder(base / "train", train), Folder(base / "val", val), list(train.classes)
+
+
+def _listing(base: Path, split: str) -> Listing:
+    folder = base / split
+    if not folder.is_dir():
+        found = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
+        raise DataError(
+            f"{base} has no folder {split}/: expected train/ and val/, each with a folder a class; "
+            f"found {found or 'nothing'}"
+        )
+    try:
+        listing = _cached(folder) or _scan(folder)
+    except OSError as error:  # no permission, a folder that vanished, a network drive that went away
+        raise DataError(f"cannot list {folder}: {error}") from error
+    if not listing.classes:
+        raise DataError(f"{folder} has no class folders: expected {folder}/<class>/<image>")
+    for name, files in listing.classes.items():
+        if not files:
+            raise DataError(
+                f"the class folder {folder / name} has no image ({', '.join(SUFFIXES)}): add some or remove the folder"
+            )
+    return listing
+
+
+def _same_classes(base: Path, train: Listing, val: Listing) -> None:
+    only = {"train": train.classes.keys() - val.classes.keys(), "val": val.classes.keys() - train.classes.keys()}
+    if any(only.values()):
+        said = "; ".join(f"only in {split}/: {', '.join(sorted(names)[:8])}" for split, names in only.items() if names)
+        raise DataError(f"the class folders of {base}/train and {base}/val differ: {said}. Give both the same folders")
+
+
+def _scan(folder: Path) -> Listing:
+    """List the class folders and keep the listing for the next run."""
+    listing = Listing({}, {}, time.time_ns())
+    listing.folders[""] = os.stat(folder).st_mtime_ns
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.name.startswith(".") and entry.is_dir():
+            listing.classes[entry.name] = sorted(_images(folder, entry.name, "", listing.folders, set()))
+    if max(listing.folders.values()) < listing.scanned - RACY:
+        _keep(folder, listing)
+    return listing
+
+
+def _images(folder: Path, cls: str, below: str, folders: dict[str, int], parents: set[tuple[int, int]]) -> list[str]:
+    """The images under folder/cls/below, relative to the class; a link back to a parent folder is not followed."""
+    relative = os.path.join(cls, below)
+    status = os.stat(folder / relative)
+    if (status.st_dev, status.st_ino) in parents:
+        return []
+    parents = parents | {(status.st_dev, status.st_ino)}
+    folders[relative] = status.st_mtime_ns
+    found = []
+    with os.scandir(folder / relative) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _images(folder, cls, os.path.join(below, entry.name), folders, parents)
+            elif entry.name.lower().endswith(SUFFIXES):
+                found.append(os.path.join(below, entry.name) if below else entry.name)
+    return found
+
+
+def _sidecar(folder: Path) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
+    return Path(cache, "attention-backbones", "folders", f"{name}.json")
+
+
+def _cached(folder: Path) -> Listing | None:
+    """The kept listing if no folder in it was touched since; None if there is none or it is out of date."""
+    path = _sidecar(folder)
+    try:
+        listing = Listing(**json.loads(path.read_text()))
+        fresh = all(os.stat(folder / name).st_mtime_ns == time for name, time in listing.folders.items())
+    except FileNotFoundError:  # never listed, or a folder is gone
+        return None
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        print(f"the kept listing {path} cannot be read ({error}): scanning {folder} again", file=sys.stderr)
+        return None
+    return listing if fresh else None
+
+
+def _keep(folder: Path, listing: Listing) -> None:
+    """Write the listing beside its place and rename it; a cache that cannot be written only costs the next scan."""
+    path = _sidecar(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(json.dumps(vars(listing)))
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"the listing of {folder} is not kept for the next run: {error}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""Random streams that are a function of integers alone."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """The first integer of a key: streams of different purposes never meet."""
+
+    SAMPLE = 0
+    ORDER = 1
+    MIX = 2
+    WORKERS = 3
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed that depends on every integer of `key` (each at least 0) and on nothing else."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def reseed(*key: int) -> None:
+    """Let python, numpy and torch (CPU) draw from the stream named by `key` from here on."""
+    words = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int.from_bytes(words.tobytes(), "little"))
+    np.random.seed(words)
+    torch.default_generator.manual_seed(int(words[:2].view(np.uint64)[0] >> np.uint64(1)))
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Afterwards python, numpy and torch (CPU) draw as if nothing had been drawn inside."""
+    python, numeric, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numeric)
+        torch.set_rng_state(torch_state)

@@ -1,0 +1,55 @@
+"""From the `model` group of a configuration to a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import zoo
+from recipes.config import ConfigError
+from recipes.data import Data
+from recipes.log import say
+
+OURS = {"name", "pretrained", "checkpoint", "weights", "num_classes", "img_size", "drop_path_rate"}
+
+
+def create(cfg: DictConfig, data: Data, *, pretrained: bool = True) -> nn.Module:
+    """Build `model.name` for this data and load `model.pretrained` or `model.checkpoint` unless `pretrained=False`.
+
+    `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
+    take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take.
+    """
+    given = OmegaConf.to_container(cfg.model, resolve=True)
+    options = {key: value for key, value in given.items() if key not in OURS and value is not None}
+    options["num_classes"] = data.num_classes if cfg.model.num_classes is None else cfg.model.num_classes
+    options["pretrained"] = bool(cfg.model.pretrained and pretrained)
+    wishes = {"img_size": data.img_size, "drop_path_rate": OmegaConf.select(cfg, "train.drop_path_rate")}
+    for key in wishes:
+        if given.get(key) is not None:
+            options[key] = given[key]
+    model = _build(cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
+    if cfg.model.checkpoint is not None and pretrained:
+        report = zoo.load_checkpoint(model, cfg.model.checkpoint, weights=cfg.model.weights)
+        if report.head_remade and "train" not in cfg:
+            raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
+        say(report.message)
+    return model
+
+
+def _build(name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
+    """Build with as many of the wishes as the model's constructor takes, and say which it does not."""
+    wishes = {key: value for key, value in wishes.items() if value is not None}
+    while True:
+        try:
+            return timm.create_model(name, **options, **wishes)
+        except TypeError as error:
+            refused = next((key for key in wishes if f"argument '{key}'" in str(error)), None)
+            if refused is None:
+                raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
+            say(f"{name} takes no {refused}; it is built without it")
+            del wishes[refused]
+        except ValueError as error:
+            raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error

@@ -1,0 +1,93 @@
+"""Pictures of a run: its curves, and what was taken for what. Drawn without a display."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+WRITTEN_OUT = 20  # up to so many classes names and counts are legible
+SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG that is whole or not there."""
+    temporary = path.with_name(f".{path.name}")
+    FigureCanvasAgg(figure).print_png(temporary)
+    os.replace(temporary, path)
+
+
+def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
+    """Training and validation loss, the score, and the learning rate over the steps."""
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for axes, keys in ((left, ("loss", "val_loss")), (middle, (f"val_{score}",)), (right, ("lr",))):
+        for key in keys:
+            points = [(line["step"], line[key]) for line in history if line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key, marker="." if key.startswith("val") else None)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    save_figure(figure, path)
+
+
+def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
+    """Rows are true classes, columns predicted ones; shades are shares of the true class.
+
+    counts  (classes, classes) integers. With many classes the names are left out and the diagonal goes white, so that
+    what stands out is what is mistaken for what.
+    """
+    classes = len(counts)
+    shares = counts.cpu().double() / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(max(4.5, 0.45 * classes + 2), 11)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    if classes > WRITTEN_OUT:
+        _draw_many(figure, axes, shares)
+    else:
+        _draw_few(axes, counts, shares, names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
+    axes.set_title(f"{counts.sum().item()} images, {100 * accuracy:.2f} % right\n{_worst(shares, names)}")
+    save_figure(figure, path)
+
+
+def _worst(shares: Tensor, names: list[str]) -> str:
+    mistakes = shares.clone().fill_diagonal_(0).flatten()
+    top = mistakes.topk(min(3, len(mistakes)))
+    pairs = [(share, *divmod(index, len(names))) for share, index in zip(*(t.tolist() for t in top), strict=True)]
+    said = [f"{names[true]} as {names[taken]} ({100 * share:.0f} %)" for share, true, taken in pairs if share > 0]
+    return "most mistaken: " + ", ".join(said) if said else "no mistakes"
+
+
+def _draw_few(axes: Any, counts: Tensor, shares: Tensor, names: list[str]) -> None:
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, **({} if max(map(len, names)) < 3 else SLANTED))
+    axes.set_yticks(range(len(names)), names)
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column].item()), ha="center", va="center", color=colour, fontsize=8)
+
+
+def _draw_many(figure: Figure, axes: Any, shares: Tensor) -> None:
+    mistakes = shares.clone().fill_diagonal_(0)
+    blocks = -(-len(shares) // 250)  # a cell must be at least about two pixels wide to be seen
+    if blocks > 1:
+        mistakes = _block_maximum(mistakes, blocks)
+    extent = (0, len(shares), len(shares), 0)
+    image = axes.imshow(mistakes.numpy(), cmap="magma_r", vmin=0, interpolation="nearest", extent=extent)
+    figure.colorbar(image, ax=axes, label="share of the true class that is mistaken", shrink=0.8)
+
+
+def _block_maximum(shares: Tensor, size: int) -> Tensor:
+    classes = -(-len(shares) // size) * size
+    padded = shares.new_zeros(classes, classes)
+    padded[: len(shares), : len(shares)] = shares
+    return padded.unflatten(1, (-1, size)).unflatten(0, (-1, size)).amax((1, 3))

@@ -1,0 +1,72 @@
+"""Where a run came from: sessions.jsonl has a line for every start, with command, versions and git state."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.checkpoint import flush
+from recipes.log import say
+
+PACKAGES = ("torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core", "numpy", "safetensors")
+SESSIONS = "sessions.jsonl"
+
+
+def first_session(folder: Path) -> dict[str, Any]:
+    """How the run was begun."""
+    return json.loads((folder / SESSIONS).read_text().splitlines()[0])
+
+
+def first_overrides(folder: Path) -> list[str]:
+    """What was typed to begin the run."""
+    return first_session(folder)["overrides"]
+
+
+def note_session(folder: Path, overrides: list[str], step: int) -> None:
+    """Append this start of the run, which goes on from `step`."""
+    line = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "from_step": step,
+        "command": shlex.join(sys.argv),
+        "overrides": overrides,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+        "git": _git(),
+    }
+    if step and (before := first_session(folder).get("threads")) != line["threads"]:
+        say(f"begun with {before} CPU threads, going on with {line['threads']}: last digits may differ", "yellow")
+    with open(folder / SESSIONS, "a") as file:
+        file.write(json.dumps(line) + "\n")
+        flush(file)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return {**found, "torch": torch.__version__}  # with its build: CUDA, ROCm or CPU
+
+
+def _git() -> dict[str, Any] | None:
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed without git, or not from a checkout

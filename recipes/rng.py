@@ -1,0 +1,22 @@
+"""Randomness without state: every draw is seeded from what it is for, so that nothing has to be saved.
+
+Drop path and dropout of a micro-batch are functions of (seed, step, micro, rank); data order and augmentation are
+functions of (seed, epoch, index), see recipes.data. A resumed run needs to know its step alone.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+INIT, MODEL = 0, 1  # what a draw is for: streams of different purpose never meet
+
+
+def seed_all(*key: int) -> None:
+    """Seed python's, numpy's and torch's global generators (all devices) from a tuple of non-negative integers."""
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(4)]
+    torch.manual_seed(words[0] << 32 | words[1])
+    random.seed(words[2])
+    np.random.seed(words[3])

@@ -1,0 +1,206 @@
+"""The run folder: made once, locked while in use, and found again to go on or to evaluate.
+
+    runs/<name>/  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/
+
+config.yaml is the resolved configuration; data.json names the classes; sessions.jsonl has a line for every start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipes import config
+from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
+from recipes.data import Data
+from recipes.log import Jsonl, Sink, history, say, trackers
+from recipes.plots import draw_curves
+from recipes.provenance import SESSIONS, note_session
+from recipes.settings import RunError, config_to_resume, load_config
+from recipes.state import State
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, its configuration, its checkpoints, and the one to go on from (None at step 0)."""
+
+    folder: Path
+    cfg: DictConfig
+    store: Store
+    resumed: Checkpoint | None = None
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return self.resumed.state["step"] if self.resumed else 0
+
+    def begin(self, overrides: list[str], data: Data) -> None:
+        """Make the folder of a new run, or cut the records of a resumed one back to the step that it goes on from."""
+        try:
+            self._begin(overrides, data)
+        except OSError as error:
+            raise RunError(f"the run folder {self.folder} cannot be written: {error}; pass another out=") from error
+
+    def _begin(self, overrides: list[str], data: Data) -> None:
+        if (self.folder / "config.yaml").exists():
+            self.store.set_aside(newer_than=self.step if self.resumed else -1)
+            _drop_lines(self.metrics, self.step)
+            note_session(self.folder, overrides, self.step)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _lock(self.folder)
+        (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
+        note_session(self.folder, overrides, 0)
+        kept = ("num_classes", "class_names", "img_size")
+        _replace(self.folder / "data.json", json.dumps({key: getattr(data, key) for key in kept}))
+        _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
+
+    def save(self, now: State, best: dict[str, float] | None = None) -> None:
+        """Write a checkpoint of the step; with `best`, the metrics of its evaluated weights, it becomes the best one.
+
+        Raises CheckpointError that says what is left and how to go on.
+        """
+        state = {**now.extras(), "metrics": best}
+        try:
+            self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
+        except CheckpointError as error:
+            found, _ = self.store.newest()
+            left = f"the checkpoint before it, {found.path}, is whole" if found else "there is no earlier checkpoint"
+            raise CheckpointError(f"{error}\n{left}; when it can be written again: {self.resume_command}") from error
+
+    def best(self, score: str) -> float | None:
+        """The score of the best checkpoint."""
+        found, _ = self.store.newest("best")
+        return found.state["metrics"][score] if found else None
+
+    def sinks(self) -> list[Sink]:
+        """Where the lines of the log go."""
+        return [Jsonl(self.metrics), *trackers(self.cfg, self.folder)]
+
+    def draw(self, score: str, *, every: float = 0.0) -> None:
+        """Draw the curves, unless the picture is younger than `every` seconds."""
+        path = self.folder / "curves.png"
+        if not path.exists() or time.time() - path.stat().st_mtime >= every:
+            try:
+                draw_curves(path, history(self.metrics), score)
+            except OSError as error:
+                raise RunError(f"could not write {path}: {error}; then go on with: {self.resume_command}") from error
+
+    @property
+    def resume_command(self) -> str:
+        return f"python train.py {shlex.quote(config.quote('resume', str(self.folder)))}"
+
+    def report(self, score: str, *, finished: bool) -> None:
+        """Draw the curves, say where everything is and what to type next."""
+        self.draw(score)
+        found, _ = self.store.newest("best")
+        if found:
+            value, step = found.state["metrics"][score], found.state["step"]
+            say(f"best {score} {value:.2f} after step {step} ({found.state['weights']} weights)", "bold")
+        say(f"run folder: {self.folder}")
+        if not finished:
+            say(f"go on with: {self.resume_command}")
+        if found:
+            say(f"evaluate with: python eval.py {shlex.quote(config.quote('run', str(self.folder)))}")
+
+
+def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
+    """The new run that the configuration asks for, or the one that `resume` names; writes nothing for a new one.
+
+    Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
+    """
+    folder = _find(cfg)
+    if folder is None:
+        return _new(cfg)
+    _lock(folder)
+    cfg = config_to_resume(folder, overrides)
+    store = Store(folder / "checkpoints", cfg.train.keep)
+    store.clean()
+    resumed, problems = store.newest()
+    for problem in problems:
+        say(f"damaged checkpoint passed over: {problem}", "yellow")
+    run = Run(folder, cfg, store, resumed)
+    say(f"resuming {folder} from step {run.step}" + ("" if resumed else " (it has no whole checkpoint)"))
+    return run
+
+
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The best checkpoint of a run, or its newest where none has been evaluated. Raises RunError without any."""
+    store = Store(folder / "checkpoints")
+    for kind in ("best", "step"):
+        found, problems = store.newest(kind)
+        for problem in problems:
+            say(f"damaged checkpoint passed over: {problem}", "yellow")
+        if found:
+            return found
+    raise RunError(f"{folder} has no whole checkpoint yet; train it further: python train.py resume={folder}")
+
+
+def _find(cfg: DictConfig) -> Path | None:
+    out = Path(cfg.out)
+    if cfg.resume is None:
+        return None
+    if cfg.resume != "auto":
+        load_config(Path(cfg.resume))
+        return Path(cfg.resume)
+    if cfg.name is not None:
+        candidates = [out / cfg.name]
+    else:
+        candidates = [path.parent for path in out.glob("*/config.yaml") if _same_kind(load_config(path.parent), cfg)]
+    candidates = [path for path in candidates if (path / "config.yaml").is_file()]
+    if not candidates:
+        say("resume=auto: there is no such run yet, so a new one begins")
+        return None
+    return max(candidates, key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
+
+
+def _same_kind(one: DictConfig, other: DictConfig) -> bool:
+    return (one.model.name, one.data.name) == (other.model.name, other.data.name)
+
+
+def _new(cfg: DictConfig) -> Run:
+    made = f"{cfg.model.name}-{cfg.data.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = Path(cfg.out) / (cfg.name or made)
+    if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+        raise RunError(
+            f"{folder} already holds a run: pass resume=auto to go on with it, or another name= for a new one"
+        )
+    return Run(folder, cfg, Store(folder / "checkpoints", cfg.train.keep))
+
+
+def _lock(folder: Path) -> None:
+    # a POSIX lock: it ends with this process however it ends, and forked data workers do not hold it
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (held open as long as the process lives)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunError(f"{folder} is in use by another process; wait for it, or pass another name=") from error
+    _LOCKS.append(file)
+
+
+_LOCKS: list[Any] = []
+
+
+def _drop_lines(path: Path, step: int) -> None:
+    _replace(path, "".join(json.dumps(line) + "\n" for line in history(path) if line["step"] <= step))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        flush(file)
+    os.replace(temporary, path)

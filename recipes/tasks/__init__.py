@@ -1,0 +1,1 @@
+"""One module a task; recipes.task says what a task is."""

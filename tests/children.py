@@ -1,0 +1,91 @@
+"""train.py and eval.py as their users meet them, in processes watched from outside; or in this one."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import train
+from recipes import config
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
+
+
+def start(script: str, *overrides: str, cwd: Path) -> subprocess.Popen:
+    """`python <script>` with these overrides, one thread, its output in one pipe."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    command = [sys.executable, str(ROOT / script), *overrides]
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(child: subprocess.Popen) -> str:
+    """Wait for the end and give back what it said; `child.returncode` is set."""
+    output, _ = child.communicate(timeout=300)
+    return output
+
+
+def succeed(script: str, *overrides: str, cwd: Path) -> str:
+    """Run to the end, which must be a good one."""
+    child = start(script, *overrides, cwd=cwd)
+    output = finish(child)
+    assert child.returncode == 0, output
+    return output
+
+
+def fail(script: str, *overrides: str, cwd: Path) -> str:
+    """Run to the end, which must be an error said in words."""
+    child = start(script, *overrides, cwd=cwd)
+    output = finish(child)
+    assert child.returncode not in (0, None), output
+    assert "Traceback" not in output, output
+    return output
+
+
+def wait_for(child: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    """Look, often, until something has happened; the child must still be running then."""
+    limit = time.monotonic() + 300
+    while not happened():
+        assert child.poll() is None, f"ended too early:\n{finish(child)}"
+        assert time.monotonic() < limit, "waited for five minutes"
+        time.sleep(0.001)
+
+
+def lines(run: Path) -> list[dict]:
+    """The whole lines of a run's metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def trained(run: Path, step: int) -> bool:
+    """Whether the log has the training line of a step."""
+    return any(line["step"] == step and "loss" in line for line in lines(run))
+
+
+def evaluated(run: Path, step: int) -> bool:
+    """Whether the log has the validation line of a step."""
+    return any(line["step"] == step and "val_loss" in line for line in lines(run))
+
+
+@contextlib.contextmanager
+def flags_restored() -> Iterator[None]:
+    """What a run sets for its process, deterministic algorithms, must not reach other tests."""
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
+def train_here(folder: Path, *overrides: str) -> None:
+    """What train.py does, in this process."""
+    with flags_restored():
+        train.main.__wrapped__(config.compose([*overrides, f"out={folder}"]))

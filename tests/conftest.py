@@ -1,0 +1,10 @@
+"""Shared by all tests."""
+
+import os
+
+# two test processes on two cores, each with its own threads, would wait for each other most of the time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,28 @@
+"""For all tests of ops: uninitialised memory is full of NaN, so that nothing unwritten goes unnoticed."""
+
+import pytest
+import torch
+
+# torch remembers which functions `with torch.device(...)` acts on when it first asks: before they are patched, then
+with torch.device("meta"):
+    torch.empty(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    def poisoned(make):
+        def wrapper(*args, **kwargs):
+            out = make(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch, "empty_strided", poisoned(torch.empty_strided))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def no_setting(monkeypatch):
+    monkeypatch.delenv("ZOO_ATTENTION", raising=False)

@@ -1,0 +1,73 @@
+"""One body for all ops, dtypes and shapes: an implementation may be twice as wrong as the reference in its dtype."""
+
+import pytest
+import torch
+from op_cases import CASES, HAS, gradients
+from torch.autograd import gradcheck
+
+PAIRS = [pytest.param(case, impl, id=f"{case}-{impl}") for case in CASES for impl in HAS.get(case.op, ())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("case", "impl"), PAIRS)
+def test_error_is_at_most_twice_the_references(case, impl, dtype):
+    rounded = {name: t.to(dtype) for name, t in case.make().items()}
+    truth = gradients(case, {name: t.double() for name, t in rounded.items()}, "reference")
+    eager = gradients(case, rounded, "reference")
+    got = gradients(case, rounded, impl)
+    eps = torch.finfo(dtype).eps
+    for name, t, e, g in zip(("output", *rounded), truth, eager, got, strict=True):
+        assert g.dtype == dtype and g.shape == t.shape
+        error, allowed = (g.double() - t).abs().max(), 2 * (e.double() - t).abs().max() + 4 * eps * t.abs().max()
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.mark.parametrize(("case", "impl"), PAIRS)
+def test_float64_is_the_references(case, impl):
+    inputs = case.make()
+    for want, got in zip(gradients(case, inputs, "reference"), gradients(case, inputs, impl), strict=True):
+        assert (got - want).abs().max() <= 1e-13 * max(want.abs().max(), 1)
+
+
+@pytest.mark.parametrize(("case", "impl"), PAIRS)
+def test_without_gradients(case, impl):
+    inputs = {name: t.float() for name, t in case.make().items()}
+    with torch.no_grad():
+        got, want = case.call(impl=impl, **inputs), case.call(impl="reference", **inputs)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+SMALL = {
+    "window_attention-outside_grid",
+    "window_attention-small_map",
+    "neighborhood_attention-mixed",
+    "neighborhood_attention-outside",
+    "routed_attention-top1",
+    "channel_attention-small",
+    "pooled_attention-sequence",
+    "super_tokens-differentiable",
+    "reallocate_tokens-halves_odd",
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in SMALL], ids=str)
+def test_gradcheck(case, impl):
+    inputs = {name: t.requires_grad_() for name, t in case.make().items()}
+    assert gradcheck(
+        lambda *t: case.call(impl=impl, **dict(zip(inputs, t, strict=True))), tuple(inputs.values()), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in ("window_attention", "neighborhood_attention")], ids=str)
+def test_autocast(case, impl):
+    """Under autocast the projection gives bfloat16 and the bias table stays float32."""
+    inputs = {name: t.bfloat16() if name == "qkv" else t.float() for name, t in case.make().items()}
+    inputs = {name: t.requires_grad_() for name, t in inputs.items()}
+    truth = case.call(impl="reference", **{name: t.detach().double() for name, t in inputs.items()})
+    with torch.autocast("cpu", torch.bfloat16):
+        out = case.call(impl=impl, **inputs)
+    out.sum().backward()
+    assert all(t.grad.isfinite().all() and t.grad.dtype == t.dtype for t in inputs.values())
+    assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * truth.abs().max()

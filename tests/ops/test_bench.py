@@ -1,0 +1,60 @@
+"""The benchmark runs, checks agreement, and writes what it says it writes."""
+
+import json
+
+import pytest
+import torch
+
+from ops import bench
+
+
+def test_writes_its_table(tmp_path, capsys):
+    bench.main(
+        [
+            "window_attention",
+            "--cases",
+            "block 7x7",
+            "--peers",
+            "timm",
+            "sdpa",
+            "--batch",
+            "2",
+            "--repeats",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--json",
+            str(tmp_path / "numbers.json"),
+        ]
+    )
+    text = (tmp_path / "window_attention_cpu.md").read_text()
+    assert text in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers == json.loads((tmp_path / "window_attention_cpu.json").read_text())
+    assert [row["mode"] for row in numbers["rows"]] == ["forward", "forward+backward"]
+    for row in numbers["rows"]:
+        assert set(row["ms"]) == {"ours", "timm", "sdpa"} and min(row["ms"].values()) > 0 and not row["missing"]
+        assert f"{row['ms']['ours'] / row['ms']['timm']:.2f}" in text
+    for fact in ("date", "device", "versions", "command"):
+        assert numbers[fact] and f"- {fact}: {numbers[fact]}" in text
+
+
+def test_a_peer_that_disagrees_is_not_timed(monkeypatch):
+    make = bench.OPS["window_attention"].peers
+
+    def wrong(**settings):
+        x, module, peers = make(**settings)
+        return x, module, {"ours": peers["ours"], "wrong": lambda x: 1.01 * peers["ours"](x)}
+
+    op = bench.Op(cases=bench.OPS["window_attention"].cases, peers=wrong, about="")
+    row = bench.measure(
+        op, "block 7x7x512 window 7", "forward", batch=1, repeats=1, device="cpu", dtype=torch.float32, only=None
+    )
+    assert set(row.ms) == {"ours"} and "disagrees: relative error 1.0e-02" in row.missing["wrong"]
+    assert "wrong, forward: not timed, disagrees" in bench.table([row])
+
+
+def test_unknown_op_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["windw_attention"])
+    assert "window_attention" in capsys.readouterr().err

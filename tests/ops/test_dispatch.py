@@ -1,0 +1,122 @@
+"""Which implementation runs, and what is said when one cannot."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from op_cases import packed, random
+
+import ops
+from ops.dispatch import choose
+
+BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")
+CPU = torch.zeros(1)
+GPU = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device("cuda"))
+
+
+def test_auto_takes_the_best_that_runs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose("auto", GPU, op="op", has=ALL) == "triton"
+    assert choose("auto", CPU, op="op", has=ALL) == "torch"
+    assert choose("auto", SimpleNamespace(is_cuda=True, dtype=torch.float64), op="op", has=ALL) == "torch"
+    assert choose("auto", GPU, op="op", has=BOTH) == "torch"
+    assert choose("auto", GPU, op="op", has=("reference",)) == "reference"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose("auto", GPU, op="op", has=ALL) == "torch"
+
+
+def test_argument_then_context_then_variable(monkeypatch):
+    monkeypatch.setenv("ZOO_ATTENTION", "reference")
+    assert choose("auto", CPU, op="op", has=BOTH) == "reference"
+    assert choose("torch", CPU, op="op", has=BOTH) == "torch"
+    with ops.implementation("torch"):
+        assert choose("auto", CPU, op="op", has=BOTH) == "torch"
+        assert choose("reference", CPU, op="op", has=BOTH) == "reference"
+        with ops.implementation("auto"):
+            assert choose("auto", CPU, op="op", has=BOTH) == "reference"
+    assert choose("auto", CPU, op="op", has=BOTH) == "reference"
+
+
+def test_context_ends_with_an_error_inside():
+    with pytest.raises(KeyError), ops.implementation("reference"):
+        raise KeyError
+    assert choose("auto", CPU, op="op", has=BOTH) == "torch"
+
+
+def test_settings_reach_the_ops(monkeypatch):
+    q, k, v = packed(1, 9, 9, 2, 8).float().unbind(3)
+    bias = random(2, 7, 7).float()
+    run = {impl: ops.window_attention(q, k, v, bias, window=(4, 4), impl=impl) for impl in BOTH}
+    assert not torch.equal(run["torch"], run["reference"])  # they round differently, which tells them apart
+    assert torch.equal(ops.window_attention(q, k, v, bias, window=(4, 4)), run["torch"])
+    with ops.implementation("reference"):
+        assert torch.equal(ops.window_attention(q, k, v, bias, window=(4, 4)), run["reference"])
+    monkeypatch.setenv("ZOO_ATTENTION", "reference")
+    assert torch.equal(ops.window_attention(q, k, v, bias, window=(4, 4)), run["reference"])
+
+
+def test_unknown_names_are_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"op's impl is 'cuda': expected one of 'auto', 'triton', 'torch', 'ref"):
+        choose("cuda", CPU, op="op", has=BOTH)
+    with pytest.raises(ValueError, match=r"ops.implementation is 'fast'"), ops.implementation("fast"):
+        pass
+    monkeypatch.setenv("ZOO_ATTENTION", "tritn")
+    with pytest.raises(ValueError, match="ZOO_ATTENTION is 'tritn'"):
+        choose("auto", CPU, op="op", has=BOTH)
+
+
+def test_what_is_named_never_falls_back(monkeypatch):
+    with pytest.raises(RuntimeError, match="op has no 'triton' implementation in this version, only 'torch'"):
+        choose("triton", GPU, op="op", has=BOTH)
+    with pytest.raises(RuntimeError, match="the tensors are on 'cpu'"):
+        choose("triton", CPU, op="op", has=ALL)
+    with pytest.raises(RuntimeError, match=r"the tensors are torch.float64"):
+        choose("triton", SimpleNamespace(is_cuda=True, dtype=torch.float64), op="op", has=ALL)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="the package triton is not installed"):
+        choose("triton", GPU, op="op", has=ALL)
+    with ops.implementation("triton"), pytest.raises(RuntimeError, match="window_attention has no 'triton'"):
+        ops.window_attention(*packed(1, 4, 4, 1, 4).unbind(3), None, window=(2, 2))
+
+
+Q = packed(2, 6, 8, 2, 4).select(3, 0)
+X = random(2, 6, 8, 4)
+ONE = [random(1, 2)], [random(1)], [1]
+BAD = {
+    "partition": (lambda: ops.window_attention(Q, Q, Q, None, (2, 2), "tile"), "partition is 'tile'"),
+    "window": (lambda: ops.window_attention(Q, Q, Q, None, (0, 2)), "window is 0 x 2"),
+    "window bias": (lambda: ops.window_attention(Q, Q, Q, random(2, 3, 5), (2, 2)), r"expected .* \(2, 3, 3\)"),
+    "window k": (lambda: ops.window_attention(Q, Q[:, 1:], Q, None, (2, 2)), "expected both"),
+    "window q": (lambda: ops.window_attention(Q[:, :3], Q, Q, None, (2, 2)), r"or one window, \[2, 2, 2, 2, 4\]"),
+    "window outside": (lambda: ops.window_attention(Q, Q, Q, None, (4, 4), outside=(X, X)), r"both \(heads, D\)"),
+    "even": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 4), "expected an odd window"),
+    "dilation": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, 0), "dilation >= 1"),
+    "small": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, (3, 1)), "6 rows, .* needs 9"),
+    "neighborhood outside": (
+        lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, outside=(X, X)),
+        r"both \(heads, D\), \(2, 4\)",
+    ),
+    "shapes": (lambda: ops.neighborhood_attention(Q, Q, Q[1:], None, 3), r"expected one shape \(B, H, W, heads, D\)"),
+    "regions": (lambda: ops.routed_attention(Q, Q, Q, (4, 2), 1), "6 x 8 does not cut into 4 x 2"),
+    "topk": (lambda: ops.route_regions(Q, Q, (3, 2), 7), "topk is 7: expected 1 to 6"),
+    "route": (lambda: ops.routed_attention(Q, Q, Q, (3, 2), 2, Q), r"expected \(B, R, topk\), \(2, 6, 2\)"),
+    "channel": (lambda: ops.channel_attention(X, X, X), r"expected one shape"),
+    "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* twice"),
+    "cell": (lambda: ops.super_tokens(X, (0, 1)), "cell is 0 x 1"),
+    "iterations": (lambda: ops.super_tokens(X, (2, 2), 0), "iterations is 0"),
+    "super map": (lambda: ops.super_tokens(Q, (2, 2)), r"expected \(B, H, W, C\)"),
+    "scatter": (lambda: ops.scatter_super_tokens(X, random(2, 6, 8, 9), (2, 2)), "tokens are .* affinity"),
+    "significance": (lambda: ops.significance(Q, Q[..., 1:]), "q and k are"),
+    "significance window": (lambda: ops.significance(Q, Q[:, 1:], (2, 2)), "for window"),
+    "groups": (lambda: ops.reallocate_tokens(X, X[..., 0], ONE[0], ONE[1], [1, 1]), "1 weights, 1 biases"),
+    "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "expected the significance .* or an order"),
+    "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()

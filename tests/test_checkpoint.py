@@ -1,0 +1,355 @@
+"""Files of weights: what is recognised, what is refused, and that a refusal runs nothing and changes nothing."""
+
+import argparse
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import zoo
+from families import SMALL
+from test_models import small, trained
+from zoo.checkpoint import load_checkpoint
+from zoo.reader import read
+
+NAME = "maxvit_t"
+
+
+def state_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(model, state):
+    now = model.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[k], state[k]) for k in now)
+
+
+@pytest.fixture
+def source():
+    return trained(small(NAME))
+
+
+def timm_state(model):
+    (layout,) = zoo.checkpoint.LAYOUTS[type(model).__name__]
+    return layout.to_theirs(model.state_dict())
+
+
+WRAPPED = {
+    "bare": lambda s: s,
+    "model": lambda s: {"model": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "state_dict": lambda s: {
+        "state_dict": s,
+        "metric": np.float64(81.5),
+        "history": np.arange(3.0),
+        "best": np.int64(2),
+    },
+    "prefixes": lambda s: {"model": {f"module.backbone.{k}": v for k, v in s.items()}},
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "nested": lambda s: {"model_ema": {"module": s}},
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("layout", ["zoo", "timm"])
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_wrapped(tmp_path, source, wrap, layout, legacy):
+    path = tmp_path / "weights.pth.tar"
+    state = timm_state(source) if layout == "timm" else state_of(source)
+    torch.save(WRAPPED[wrap](state), path, _use_new_zipfile_serialization=not legacy)
+    model = small(NAME)
+    report = load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    assert (report.layout, report.head_remade, report.resized) == (layout, False, [])
+
+
+def test_safetensors(tmp_path, source):
+    path = tmp_path / "wrongly_named.pth"
+    save_file(timm_state(source), path)
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+
+
+def test_raw_and_averaged(tmp_path, source):
+    path = tmp_path / "both.pth"
+    other = trained(small(NAME, drop_rate=0.5))
+    other.head.fc.bias.data += 1
+    torch.save({"state_dict": state_of(source), "state_dict_ema": state_of(other)}, path)
+    for weights, wanted in (("auto", source), ("raw", source), ("ema", other)):
+        model = small(NAME)
+        assert load_checkpoint(model, path, weights=weights).entry == ("ema" if weights == "ema" else "raw")
+        assert same(model, state_of(wanted))
+    torch.save({"state_dict": state_of(source)}, path)
+    with pytest.raises(zoo.CheckpointError, match="no ema weights, only raw"):
+        load_checkpoint(small(NAME), path, weights="ema")
+    with pytest.raises(ValueError, match="'auto', 'raw' or 'ema'"):
+        load_checkpoint(small(NAME), path, weights="best")
+
+
+def test_harmless_foreign_classes(tmp_path, source):
+    """A configuration of a package that is not installed comes back as a plain mapping; nothing is imported."""
+    path = tmp_path / "config.pth"
+    module = type(sys)("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    sys.modules |= {"yacs": type(sys)("yacs"), "yacs.config": module}
+    try:
+        node = module.CfgNode(MODEL=module.CfgNode(DEPTH=2))
+        node.__dict__["frozen"] = True
+        torch.save({"model": state_of(source), "config": node}, path)
+    finally:
+        del sys.modules["yacs"], sys.modules["yacs.config"]
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    assert "yacs" not in sys.modules
+
+
+def test_another_number_of_classes(tmp_path, source, caplog):
+    path = tmp_path / "seven.pth"
+    torch.save(timm_state(source), path)
+    model = small(NAME, num_classes=3)
+    fresh = model.head.fc.weight.clone()
+    report = load_checkpoint(model, path)
+    assert report.head_remade and "no classifier for 3 classes" in report.message
+    assert torch.equal(model.head.fc.weight, fresh)
+    assert torch.equal(model.stem.conv1.weight, source.stem.conv1.weight)
+    overlay = {"file": str(path)}
+    again = small(NAME, num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert "no classifier for 3 classes" in caplog.text
+    assert torch.equal(again.stem.conv1.weight, source.stem.conv1.weight)
+    # without a number of its own, a model takes the checkpoint's
+    kept = timm.create_model(NAME, **SMALL[NAME], pretrained=True, pretrained_cfg_overlay=overlay)
+    assert kept.num_classes == 7 and torch.equal(kept.head.fc.weight, source.head.fc.weight)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_other_channels(tmp_path, source, channels):
+    path = tmp_path / "rgb.pth"
+    torch.save(timm_state(source), path)
+    model = small(NAME, in_chans=channels)
+    load_checkpoint(model, path)
+    overlay = {"file": str(path)}
+    by_timm = small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert same(model, state_of(by_timm))
+    summed = source.stem.conv1.weight.sum(1)
+    if channels == 1:
+        torch.testing.assert_close(model.stem.conv1.weight[:, 0], summed)
+
+
+def test_other_windows(tmp_path, source):
+    path = tmp_path / "windows.pth"
+    torch.save(timm_state(source), path)
+    model = small(NAME, img_size=(96, 160))
+    report = load_checkpoint(model, path)
+    assert len(report.resized) == 10
+    source.set_input_size((96, 160))
+    assert same(model, state_of(source))
+
+
+def test_features_from_a_classifier(tmp_path, source, caplog):
+    path = tmp_path / "features.pth"
+    torch.save(timm_state(source), path)
+    net = small(
+        NAME, features_only=True, feature_norms=True, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+    )
+    assert "classifier" not in caplog.text
+    x = torch.randn(1, 3, 64, 64)
+    expected = source.forward_intermediates(x, intermediates_only=True)
+    got = [nn.functional.layer_norm(m.permute(0, 2, 3, 1), m.shape[1:2]) for m in expected]
+    for feature, want in zip(net.eval()(x), got, strict=True):
+        torch.testing.assert_close(feature.permute(0, 2, 3, 1), want)
+
+
+def test_a_model_of_timm(tmp_path):
+    path = tmp_path / "resnet.safetensors"
+    source = trained(timm.create_model("test_resnet", num_classes=4))
+    save_file(state_of(source), path)
+    model = timm.create_model("test_resnet", num_classes=4)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    assert load_checkpoint(timm.create_model("test_resnet", num_classes=5), path).head_remade
+    with pytest.raises(zoo.CheckpointError, match="in none of the layouts of this model"):
+        load_checkpoint(small(NAME), path)
+
+
+def refused(path, match, model=None):
+    model = small(NAME) if model is None else model
+    before = state_of(model)
+    with pytest.raises(zoo.CheckpointError, match=match) as error:
+        load_checkpoint(model, path)
+    assert same(model, before)
+    return str(error.value)
+
+
+def test_another_model(tmp_path):
+    path = tmp_path / "mixed_up.pth"
+    torch.save(timm.create_model("maxvit_t_tv").state_dict(), path)
+    message = refused(path, "not of this MaxViT")
+    assert "It holds maxvit_t_tv in layout 'zoo'" in message
+    torch.save(timm.create_model("test_vit").state_dict(), path)
+    refused(path, r"in none of the layouts of this model \(timm, zoo\).*no name for cls_token")
+    torch.save(small(NAME, depths=(1, 1, 1, 1)).state_dict(), path)
+    refused(path, r"missing: stages\.2\.blocks\.1")
+    torch.save(small(NAME, depths=(1, 1, 2, 2)).state_dict(), path)
+    refused(path, r"left over: stages\.3\.blocks\.1")
+    torch.save(small(NAME, stem_dim=8).state_dict(), path)
+    refused(path, r"of another shape: stem\.conv1\.weight \(8, 3, 3, 3\) instead of \(16, 3, 3, 3\)")
+
+
+def test_unreadable(tmp_path, source):
+    path = tmp_path / "broken.pth"
+    refused(path, "is not there")
+    refused(tmp_path, "is a folder")
+    path.write_bytes(b"")
+    refused(path, "is empty")
+    path.write_bytes(b"\x80\x02")
+    refused(path, "too short")
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    refused(path, "broken.pth")
+    path.write_bytes(os.urandom(5000))
+    refused(path, "broken.pth")
+    torch.save([1, 2], path)
+    refused(path, "holds no state dict.*found list")
+    torch.save({"epoch": 3, "lr": 0.1}, path)
+    refused(path, "expected tensors by name, found epoch, lr")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated(tmp_path, source, kind):
+    path = tmp_path / "whole"
+    if kind == "safetensors":
+        save_file(state_of(source), path)
+    else:
+        torch.save(state_of(source), path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for part in (0.01, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(part * len(whole))])
+        refused(path, "whole")
+
+
+class Runs:
+    """Unpickles by calling `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        lambda target: Runs(os.system, f"touch {target}"),
+        lambda target: Runs(eval, f"open({str(target)!r}, 'w')"),
+        lambda target: Runs(exec, f"open({str(target)!r}, 'w')"),
+        lambda target: Runs(subprocess.Popen, ["touch", str(target)]),
+        lambda target: Runs(open, str(target), "w"),
+        lambda target: Runs(getattr, Runs(__import__, "os"), "system"),
+        lambda target: {"model": {"a": torch.zeros(1), "b": Runs(os.mkdir, str(target))}},
+        lambda target: Runs(pickle.loads, pickle.dumps(Runs(os.mkdir, str(target)))),
+        lambda target: nn.Linear(1, 1),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_hostile(tmp_path, payload, legacy):
+    target, path = tmp_path / "ran", tmp_path / "hostile.pth"
+    content = {"model": state_of(small(NAME)), "extra": payload(target)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    refused(path, "hostile.pth asks for .*, which is not data: refused, and nothing of it was run")
+    assert not target.exists()
+
+
+def test_plain_pickle(tmp_path):
+    target, path = tmp_path / "ran", tmp_path / "plain.pth"
+    path.write_bytes(pickle.dumps(Runs(os.mkdir, str(target))))
+    refused(path, "plain.pth")
+    assert not target.exists()
+
+
+def test_bombs(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(200_000_000))
+    refused(path, "would unfold from")
+    # a tensor that says it is far larger than its storage
+    buffer = io.BytesIO()
+    torch.save({"stem.conv1.weight": torch.zeros(4)}, buffer)
+    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as archive:
+        for entry in whole.infolist():
+            data = whole.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                data = data.replace(
+                    b"K\x04\x85", b"\x8a\x05\x00\x00\x00\x00\x40\x85"
+                )  # the shape (4,) becomes (2**38,)
+            archive.writestr(entry.filename, data)
+    refused(path, "bomb.pth")
+
+
+def test_names_in_an_archive_stay_inside(tmp_path):
+    path = tmp_path / "traversal.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../escaped.txt", b"x")
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    refused(path, "traversal.pth")
+    assert not (tmp_path.parent / "escaped.txt").exists()
+
+
+def test_reading_restores_torch_settings(tmp_path, source):
+    path = tmp_path / "settings.pth"
+    torch.save(state_of(source), path)
+    before = set(torch.serialization.get_safe_globals())  # torch keeps a set: its order is no promise
+    read(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_nothing_to_download():
+    with pytest.raises(zoo.CheckpointError, match="maxvit_t has no released weights"):
+        small(NAME, pretrained=True, pretrained_cfg_overlay={"hf_hub_id": None, "url": None})
+
+
+def test_offline_says_where_to_put_the_file(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("zoo.fetch.download_cached_file", refuse)
+    with pytest.raises(zoo.CheckpointError, match=r"could not download https://download\.pytorch\.org.*dict\(file="):
+        timm.create_model("maxvit_t_tv", pretrained=True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(
+        zoo.CheckpointError, match=r"could not download https://huggingface\.co/timm/maxvit_tiny_tf_224"
+    ):
+        timm.create_model("maxvit_t.timm_tf_in1k", pretrained=True)
+
+
+def test_downloaded_weights_are_converted(monkeypatch, tmp_path, source):
+    asked = []
+
+    def download(repository, name, **kwargs):
+        asked.append((repository, name))
+        path = tmp_path / name
+        save_file(timm_state(source), path)
+        return path
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = timm.create_model("maxvit_t.timm_tf_in1k", pretrained=True, **SMALL[NAME])
+    assert asked == [("timm/maxvit_tiny_tf_224.in1k", "model.safetensors")]
+    assert model.num_classes == 7 and same(model, state_of(source))
+
+
+def test_a_folder(tmp_path, source):
+    save_file(timm_state(source), tmp_path / "model.safetensors")
+    overlay = {"file": str(tmp_path)}
+    model = small(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert same(model, state_of(source))
+    with pytest.raises(zoo.CheckpointError, match="has none of the files"):
+        small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path.parent)})

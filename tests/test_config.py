@@ -1,0 +1,253 @@
+"""The configuration: everything composes, the command line goes first, errors say what to type."""
+
+import multiprocessing
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import zoo
+from recipes import papers
+from recipes.config import ConfigError, checks, compose, help_text, main, quote
+from recipes.config import overrides as given
+from recipes.config.groups import register
+from recipes.config.quoting import reads_as
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "recipes" / "conf"
+register()
+GROUPS = [group for group in checks.groups() if group != "model"]
+
+
+@pytest.mark.parametrize("model", sorted(zoo.variants()))
+def test_every_model_composes(model):
+    cfg = compose([f"model={model}"])
+    expected = OmegaConf.to_container(OmegaConf.create(zoo.variants()[model]))
+    assert "img_size" in expected
+    expected |= {"name": model, "img_size": None}  # the data says the size
+    composed = OmegaConf.to_container(cfg.model)
+    assert {key: composed[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("group, option", [(group, option) for group in GROUPS for option in checks.options(group)])
+def test_every_option_composes(group, option):
+    cfg = compose([f"{group}={option}"])
+    own = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    if group != "recipe":
+        assert {key: cfg[group][key] for key in own} == own
+    if f"- {group}: " in (CONF / "eval.yaml").read_text():
+        assert compose([f"{group}={option}"], name="eval")[group] == cfg[group] or group == "data"
+
+
+@pytest.mark.parametrize("model", sorted({model for table in papers.tables().values() for model in table["models"]}))
+def test_every_published_recipe_composes(model):
+    cfg = checks.flat(compose(["recipe=paper", f"model={model}", "data=imagenet"]))
+    for key, value in papers.values(model).items():
+        assert cfg[key] == value, key
+
+
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_recipes_invent_no_keys(name):
+    """The struct flag guards the command line only: a mistyped key in a file would be a new key."""
+    keys = {
+        key for key in checks.flat(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")) if not key.startswith("paper.")
+    }
+    assert keys <= set(checks.base("train"))
+
+
+def test_paper_tables_are_complete():
+    """Every key that recipe=paper asks for is in every table, either published or chosen, and no other."""
+    text = yaml.safe_load((CONF / "recipe" / "paper.yaml").read_text())
+    asked = {key for key, value in checks.flat(OmegaConf.create(text)).items() if str(value).startswith("${paper:")}
+    for phase, table in papers.tables().items():
+        assert not table["published"].keys() & table["chosen"].keys() - {"train.ema", "sched.warmup_lr"} or phase, phase
+        for model, own in table["models"].items():
+            assert table["published"].keys() | table["chosen"].keys() | own.keys() == asked, (phase, model)
+
+
+def test_paper_phases():
+    assert compose(["recipe=paper"]).train.epochs == 300
+    cfg = compose(["recipe=paper", "model=maxvit_l_384"])
+    assert (cfg.train.drop_path_rate, cfg.data.crop_mode, cfg.train.epochs) == (0.6, "squash", 30)
+    cfg = compose(["recipe=paper", "model=maxvit_l_384", "paper.phase=imagenet21k_to_1k_384"])
+    assert (cfg.train.drop_path_rate, cfg.augment.mixup) == (0.5, 0.0)
+    assert compose(["recipe=paper", "model=maxvit_t_tv"]).augment.auto_augment == "ta_wide"
+
+
+def test_command_line_beats_recipe():
+    for recipe in ("quick", "paper"):
+        given = ["optim.lr=0.123", "train.epochs=7", "augment.mixup=0.3", "data.img_size=96", "optim.betas=[0.8,0.9]"]
+        cfg = compose([*given, f"recipe={recipe}"])
+        assert (cfg.optim.lr, cfg.train.epochs, cfg.augment.mixup, cfg.data.img_size) == (0.123, 7, 0.3, 96)
+        assert cfg.optim.betas == [0.8, 0.9]
+
+
+def test_another_optimiser_brings_its_rate():
+    assert compose(["optim=sgd", "recipe=paper"]).optim.lr == 0.1
+    assert compose(["optim=sgd", "optim.lr=0.2"]).optim.lr == 0.2
+
+
+def test_model_arguments():
+    assert compose(["model=maxvit_t", "model.depths=[2,2,5,3]"]).model.depths == [2, 2, 5, 3]
+    assert compose(["model=timm", "model.name=resnet50", "+model.act_layer=silu"]).model.act_layer == "silu"
+    assert compose(["model=timm", "model.name=resnet50.a1_in1k"]).model.name == "resnet50.a1_in1k"
+
+
+ERRORS = [
+    (["model=maxvit_tt"], "did you mean maxvit_t"),
+    (["model=resnet50"], "type model=timm model.name=resnet50"),
+    (["model=timm"], "model=timm needs the model's name"),
+    (["model=timm", "model.name=resnet5"], "did you mean resnet50"),
+    (["data=digit"], "did you mean digits"),
+    (["recipe=papr"], "did you mean paper"),
+    (["optim=sdg"], "did you mean sgd"),
+    (["optim.lrr=1"], "did you mean optim.lr"),
+    (["lr=1"], "did you mean optim.lr"),
+    (["modle=maxvit_t"], "did you mean model"),
+    (["model.depth=[1,1,1,1]"], "did you mean model.depths"),
+    (["model.global_pool=max"], "+model.global_pool="),
+    (["maxvit_t"], "is no key=value: type for example model=maxvit_t"),
+    (["train.epochs=many"], "train.epochs=many was read as str: expected a number"),
+    (["train.steps=1.5"], "expected a whole number"),
+    (["optim.lr=true"], "expected a number"),
+    (["hardware.compile=3"], "expected true or false"),
+    (["data.img_size=big"], "expected a whole number or [height,width]"),
+    (["augment.scale=0.5"], "expected a list, augment.scale=[a,b]"),
+    (["hardware.amp=bf16"], "did you mean bfloat16"),
+    (["sched.sched=cosin"], "did you mean cosine"),
+    (["model.weights=emma"], "did you mean ema"),
+    (["recipe=paper", "model=maxvit_xl"], "no published recipe for maxvit_xl"),
+    (["recipe=paper", "model=timm", "model.name=resnet50"], "no published recipe for resnet50"),
+    (["recipe=paper", "paper.phase=imagenet22k"], "paper.phase=imagenet22k is not published for maxvit_t"),
+    (["+optim.lr=3"], "optim.lr=3"),
+    (["~nothing"], "'nothing' does not exist"),
+    (["name=1e3"], "'name=\"1e3\"'"),
+    (["resume=true"], "'resume=\"true\"'"),
+    (["seed=0,1"], "as a run each: add -m"),
+]
+
+
+@pytest.mark.parametrize("overrides, said", ERRORS, ids=[" ".join(overrides) for overrides, _ in ERRORS])
+def test_errors_say_what_to_type(overrides, said):
+    with pytest.raises(ConfigError) as error:
+        compose(overrides)
+    assert said in str(error.value)
+
+
+NAMES = [
+    "a.pth", "my file (1).pth", "a,b.pth", "[best].pth", "{a}.pth", "epoch=3.pth", "it's.pth", 'say "hi".pth', "1e3",
+    "007", "~/x.pth", "a#b", "C:\\models\\x.pth", "ends\\", "größe.pth", "a & b; c | d", "-3", "true",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_quoted_where_they_must_be(name):
+    typed = quote("model.checkpoint", name)
+    assert reads_as(typed) == name
+    if typed != f"model.checkpoint={name}":
+        assert reads_as(f"model.checkpoint={name}") != name
+
+
+@pytest.mark.parametrize("name", ["my file (1).pth", "a,b.pth", "epoch=3.pth", "[best].pth", "1e3"])
+def test_refused_names_are_shown_quoted(name):
+    with pytest.raises(ConfigError) as error:
+        compose([f"model.checkpoint={name}"])
+    # the message holds the very words to type: a shell would hand them over as below
+    typed = shlex.quote(quote("model.checkpoint", name))
+    assert typed in str(error.value)
+    assert compose(shlex.split(typed)).model.checkpoint == name
+
+
+def test_names_that_no_message_can_guess():
+    """Hydra reads these without complaint as something else; quoted they arrive."""
+    for name in ("null", " leading", "trailing "):
+        assert compose([quote("model.checkpoint", name)]).model.checkpoint == name
+
+
+def test_help_lists_everything():
+    text = help_text("train")
+    for group in ("model", *GROUPS):
+        for option in checks.options(group):
+            assert option in text, f"{group}={option}"
+    assert len(next(line for line in text.splitlines() if line.startswith("  maxvit ")).split()) == 1 + sum(
+        name.startswith("maxvit") for name in zoo.variants()
+    )
+    assert "recipe=" not in help_text("eval")
+
+
+def test_every_key_is_documented():
+    """Each key of the base files has its meaning in a trailing comment."""
+    for name in ("common.yaml", "train.yaml", "eval.yaml"):
+        lines = (CONF / name).read_text().split("\nhydra:")[0].splitlines()
+        keys = [line for line in lines if ": " in line and not line.lstrip().startswith(("#", "-"))]
+        assert len(keys) > 5
+        assert [line for line in keys if "  # " not in line] == []
+
+
+def test_every_option_file_says_what_it_is():
+    for file in CONF.glob("*/*.yaml"):
+        first = next(line for line in file.read_text().splitlines() if not line.startswith("# @"))
+        assert first.startswith("# "), file
+
+
+@main("train")
+def script(cfg):
+    """What train.py is here: it only says what it was given."""
+    print("run", cfg.seed, cfg.optim.lr, given())
+    if cfg.seed == 5:
+        raise ConfigError("seed 5 is wrong")
+
+
+def command(folder, *arguments):
+    """Run the script in a process of its own, in an empty folder: exit status, output, errors, files left there."""
+    work = folder / "work"
+    work.mkdir()
+
+    def child():
+        os.chdir(work)
+        sys.argv[:] = ["train.py", *arguments]
+        with open(folder / "out", "w") as sys.stdout, open(folder / "err", "w") as sys.stderr:
+            script()
+
+    process = multiprocessing.get_context("fork").Process(target=child)  # without importing everything once more
+    process.start()
+    process.join(60)
+    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text(), list(work.iterdir())
+
+
+def test_command_writes_nothing(tmp_path):
+    said = command(tmp_path, "optim.lr=0.5")
+    assert said == (0, "run 0 0.5 ['optim.lr=0.5']\n", "", [])
+
+
+def test_sweep(tmp_path):
+    code, out, err, files = command(tmp_path, "-m", "seed=0,1", "optim.lr=0.5,0.6")
+    assert (code, err, files) == (0, "", [])
+    assert out.splitlines() == [
+        f"run {seed} {lr} ['seed={seed}', 'optim.lr={lr}']" for seed in (0, 1) for lr in (0.5, 0.6)
+    ]
+
+
+def test_help_is_printed(tmp_path):
+    code, out, err, files = command(tmp_path, "--help")
+    assert (code, err, files) == (0, "", []) and out == help_text("train") + "\n"
+
+
+WRONG = [
+    (["optim.lrr=1"], "did you mean optim.lr"),
+    (["seed=5"], "seed 5 is wrong"),
+    (["recipe=paper", "model=maxvit_xl"], "no published recipe"),
+    (["name=my run (1)"], "'name=\"my run (1)\"'"),
+    (["-m", "seed=0,1", "model=maxvit_tt"], "did you mean maxvit_t"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_command_errors(tmp_path, arguments, said):
+    code, _, err, files = command(tmp_path, *arguments)
+    assert code == 2 and files == []
+    assert said in err and len(err.splitlines()) == 1

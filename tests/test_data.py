@@ -1,0 +1,242 @@
+"""Samples are functions of (seed, epoch, index): order, workers, restarts and ranks change nothing."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import recipes.data.__main__ as speed
+from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, worker_count
+from recipes.data.digits import Digits
+from recipes.data.seeding import preserved, reseed, seed_of
+from source_cases import all_of, make, same
+
+ROOT = Path(__file__).parents[1]
+MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """300 training digits with the same transform: an epoch of 4 batches of 64 and a rest."""
+    records = digits.train.records
+    part = Digits(records.scans[:300], records.labels[:300], records.rows[:300], records.size)
+    return Source(part, digits.train.transform, name="300 digits", seed=0)
+
+
+def test_digits_split(digits):
+    rows = [set(source.records.rows.tolist()) for source in (digits.train, digits.val)]
+    assert not rows[0] & rows[1] and rows[0] | rows[1] == set(range(1797))
+    scans = [{scan.tobytes() for scan in source.records.scans} for source in (digits.train, digits.val)]
+    assert not scans[0] & scans[1]
+    shares = [np.bincount(source.records.labels) / len(source) for source in (digits.train, digits.val)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.005
+    assert (digits.num_classes, digits.class_names, digits.img_size) == (10, list("0123456789"), 32)
+
+
+def test_digits_split_is_its_own_seed(digits):
+    assert (make().train.records.rows == digits.train.records.rows).all()
+    assert (make(split_seed=1).train.records.rows[:100] != digits.train.records.rows[:100]).any()
+
+
+def test_digits_are_real_scans(digits):
+    image, label = digits.val.sample(0, 0)
+    assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and label == digits.val.label(0)
+    assert torch.equal(image[0], image[1]) and image.min() >= -1 and image.max() <= 1 and image.std() > 0.3
+    assert digits.val.image(0).mode == "RGB" and digits.val.image(0).size == (32, 32)
+
+
+def test_sample_is_a_function_of_seed_epoch_index(digits):
+    one = digits.train.sample(5, 2)[0]
+    digits.train.sample(6, 2), digits.train.sample(5, 3)
+    assert torch.equal(one, digits.train.sample(5, 2)[0])
+    assert torch.equal(one, make().train.sample(5, 2)[0])
+    others = [digits.train.sample(5, 3), digits.train.sample(5, 2, copy=1)]
+    reseeded = Source(digits.train.records, digits.train.transform, name="", seed=1)
+    assert not any(torch.equal(one, other[0]) for other in [*others, reseeded.sample(5, 2)])
+
+
+def test_validation_is_the_same_in_every_epoch(digits):
+    assert torch.equal(digits.val.sample(3, 0)[0], digits.val.sample(3, 7)[0])
+
+
+def test_workers_change_nothing(small):
+    expected = all_of(small, epoch=1)
+    for workers in (1, 2):
+        assert same(expected, all_of(small, epoch=1, workers=workers))
+        assert not same(expected, all_of(small, epoch=2, workers=workers))  # the same workers, another epoch
+        assert same(expected, all_of(small, epoch=1, workers=workers))
+
+
+def test_another_process_draws_the_same(digits):
+    code = (
+        "from recipes.config import compose; from recipes.data import *; "
+        "d = build(compose(['augment.auto_augment=rand-m9-mstd0.5-inc1', 'augment.re_prob=0.5', 'data.img_size=32'])); "
+        "print([x.double().sum().item() for x, y in "
+        "batches(d.train, batch_size=7, seed=3, epoch=4, train=True, start=200, workers=1)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    here = [x.double().sum().item() for x, _ in all_of(digits.train, batch_size=7, seed=3, epoch=4)][200:]
+    assert done.stdout.strip() == str(here) and len(here) == 1437 // 7 - 200, done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 9])
+def test_start_continues(small, start, workers):
+    whole = all_of(small, epoch=3)
+    assert len(whole) == batches_per_epoch(small, 64) == 4
+    assert same(whole[start:], all_of(small, epoch=3, start=start, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_off_iterations_leave_no_trace(small, workers):
+    expected = all_of(small)
+    stream = batches(small, batch_size=64, seed=0, epoch=5, train=True, workers=workers)
+    next(stream)
+    del stream
+    assert same(expected, all_of(small, workers=workers))
+    pair = [batches(small, batch_size=64, seed=0, epoch=0, train=True, workers=workers) for _ in range(2)]
+    for expected_batch, one, other in zip(expected[:3], *pair, strict=False):  # two at the same time
+        assert same([expected_batch], [one]) and same([expected_batch], [other])
+
+
+def test_order_changes_with_epoch_and_seed(small):
+    labels = [torch.cat([y for _, y in all_of(small, **case)]) for case in ({}, {"epoch": 1}, {"seed": 1})]
+    assert not torch.equal(labels[0], labels[1]) and not torch.equal(labels[0], labels[2])
+    assert (labels[0].bincount(minlength=10) - torch.tensor(np.bincount(small.records.labels))).abs().sum() == 300 - 256
+
+
+def test_evaluation_sees_every_sample_once(digits):
+    expected = torch.tensor(digits.val.records.labels)
+    for world in (1, 2, 7):
+        parts = [all_of(digits.val, train=False, batch_size=50, rank=rank, world=world) for rank in range(world)]
+        labels = torch.cat([y for part in parts for _, y in part])
+        assert len(labels) == 360 and torch.equal(labels.sort()[0], expected.sort()[0])
+    assert torch.equal(torch.cat([y for _, y in all_of(digits.val, train=False)]), expected)
+
+
+def test_ranks_share_one_order(small):
+    """Two ranks with batches of 16 see in step k what one rank sees in its micro-batches 2k and 2k + 1."""
+    alone = all_of(small, batch_size=16)
+    ranks = [all_of(small, batch_size=16, rank=rank, world=2) for rank in range(2)]
+    together = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    assert same(alone[: len(together)], together) and len(together) == 300 // 32 * 2
+
+
+def test_repeats(small):
+    images, labels = all_of(small, batch_size=6, repeats=3)[0]
+    assert labels.unique_consecutive().numel() <= 2
+    assert not torch.equal(images[0], images[1]) and labels[0] == labels[1] == labels[2]
+    assert len(all_of(small, repeats=3)) == batches_per_epoch(small, 64, repeats=3) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_state_is_untouched(digits, workers):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    expected = [draw() for _ in range(4)]
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    stream = batches(digits.train, batch_size=8, seed=0, epoch=0, train=True, workers=workers)
+    seen = [draw()]
+    batch = next(stream)
+    seen.append(draw())
+    next(stream)
+    seen.append(draw())
+    digits.train.sample(0, 0)
+    Mix(OmegaConf.create(MIX), 10)(*batch, seed=0, step=0)
+    seen.append(draw())
+    assert seen == expected
+
+
+def test_streams():
+    assert seed_of(0, 1) == seed_of(0, 1) != seed_of(1, 0) and seed_of(0) != seed_of(0, 0, 1)
+    with preserved():
+        reseed(1, 2)
+        one = random.random(), np.random.rand(), torch.rand(()).item()
+        reseed(1, 3)
+        two = random.random(), np.random.rand(), torch.rand(()).item()
+    assert all(a != b for a, b in zip(one, two, strict=True))
+
+
+def test_batch_larger_than_the_data(digits):
+    with pytest.raises(DataError, match=r"1437 images, fewer than one batch of 4096: give data.batch_size="):
+        batches(digits.train, batch_size=2048, world=2, seed=0, epoch=0, train=True)
+
+
+def test_worker_count(digits, monkeypatch):
+    assert worker_count(digits.train) == 0 and worker_count(digits.train, 3) == 3
+    monkeypatch.setattr("recipes.data.loader.TINY", 10)
+    for cores, expected in ((1, 0), (2, 1), (5, 4), (64, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert worker_count(digits.train) == expected
+
+
+def test_workers_end_with_a_killed_parent(digits):
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+
+    # forked children must not meet the idle workers of other tests
+    source = Source(digits.train.records, digits.train.transform, name="", seed=0)
+
+    def parent():
+        stream = batches(source, batch_size=8, seed=0, epoch=0, train=True, workers=2)
+        next(stream)
+        theirs.send([process.pid for process in multiprocessing.active_children()])
+        time.sleep(600)
+
+    child = multiprocessing.get_context("fork").Process(target=parent)
+    child.start()
+    workers = ours.recv()
+    assert len(workers) == 2 and all(alive(pid) for pid in workers)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    limit = time.monotonic() + 30
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < limit, "workers outlive their parent"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(digits):
+    source = Source(digits.val.records, lambda image: 1 / 0, name="the broken set", seed=0)
+    with pytest.raises(DataError, match=r"(?s)sample 0 of the broken set .*row .*ZeroDivisionError"):
+        all_of(source, train=False, workers=1)
+
+
+def test_a_worker_that_is_killed(digits):
+    def deadly(image):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    source = Source(digits.val.records, deadly, name="the deadly set", seed=0)
+    with pytest.raises(DataError, match=r"a process reading the deadly set died: .*data\.workers"):
+        all_of(source, train=False, workers=1)
+    assert not source.idle
+
+
+def test_speed_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "SECONDS", 0.1)
+    monkeypatch.setattr(sys, "argv", ["recipes.data", "data.workers=0", "data.img_size=32"])
+    speed.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("digits: 1437 training and 360 validation images, 10 classes, 32 px")
+    assert all("images/s" in line and "0 workers" in line for line in lines[1:]) and len(lines) == 3

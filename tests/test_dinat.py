@@ -1,0 +1,118 @@
+"""What is NAT's and its relatives' alone: dilations, small maps, tables of another window."""
+
+import pytest
+import torch
+from timm.models import create_model
+
+import ops
+import zoo
+from test_models import small, trained
+from zoo.blocks import WindowAttention
+from zoo.dinat import NeighborhoodAttention
+from zoo.dinats import PatchMerging
+
+
+def dilations(model):
+    return [[block.attn.fn.dilation for block in stage.blocks] for stage in model.stages]
+
+
+# as their authors' configurations print them
+PRINTED = {
+    ("nat_m", None): [[1] * 3, [1] * 4, [1] * 6, [1] * 5],
+    ("dinat_m", None): [[1, 8, 1], [1, 4, 1, 4], [1, 2] * 3, [1] * 5],
+    ("dinat_l", None): [[1, 8, 1], [1, 4, 1, 4], [1, 2] * 9, [1] * 5],
+    ("dinat_l_384", None): [[1, 13, 1], [1, 6, 1, 6], [1, 3] * 9, [1] * 5],
+    ("dinat_l_384_k11", None): [[1, 8, 1], [1, 4, 1, 4], [1, 2] * 9, [1] * 5],
+    ("dinat_m", "detection"): [[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7], [1, 3, 1, 3, 1]],
+    ("dinat_t", "detection"): [[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3, 1, 3, 1]],
+    ("dinat_m", "segmentation"): [[1, 16, 1], [1, 4, 1, 8], [1, 2, 1, 3, 1, 4], [1, 2, 1, 2, 1]],
+    ("dinat_l", "segmentation"): [
+        [1, 20, 1],
+        [1, 5, 1, 10],
+        [1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5],
+        [1, 2, 1, 2, 1],
+    ],
+    ("dinats_t", None): [[1, 8], [1, 4], [1, 2] * 3, [1, 1]],
+    ("dinats_l_384", None): [[1, 13], [1, 6], [1, 3] * 9, [1, 1]],
+    ("dinats_s", "detection"): [[1, 28], [1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3]],
+    ("dinats_b", "segmentation"): [[1, 16], [1, 8], [1, 2, 1, 3, 1, 4] * 3, [1, 2]],
+    ("dinats_l", "segmentation"): [
+        [1, 20],
+        [1, 10],
+        [1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5],
+        [1, 2],
+    ],
+    ("nat_iso_s", None): [[1, 1, 1]] * 4,
+    ("dinat_iso_s", None): [[1, 2, 1], [2, 1, 2]] * 2,
+}
+
+
+@pytest.mark.parametrize(("name", "preset"), PRINTED)
+def test_presets(name, preset):
+    model = create_model(name, device="meta", **({"dilations": preset} if preset else {}))
+    assert dilations(model) == PRINTED[name, preset]
+
+
+def test_dilations_by_hand():
+    lists = [[1, 2, 3], [4], [1, 5], [7]]
+    model = create_model("dinat_m", device="meta", dilations=lists)
+    assert dilations(model) == [[1, 2, 3], [4] * 4, [1, 5] * 3, [7] * 5]
+    assert dilations(create_model("dinats_t", device="meta", dilations=3)) == [[3] * n for n in (2, 2, 6, 2)]
+    for wrong in ([[1]] * 3, [[1] * 4, [1], [1], [1]], [[], [1], [1], [1]]):
+        with pytest.raises(ValueError, match=r"a list a stage, of at most \(3, 4, 6, 5\) numbers"):
+            create_model("dinat_m", dilations=wrong)
+    with pytest.raises(ValueError, match=r"dilations is 'clasification': expected .*'classification', "):
+        create_model("dinat_m", dilations="clasification")
+
+
+@pytest.mark.parametrize("size", [(10, 30), (5, 6), (1, 33)])
+def test_small_maps_are_filled_before_the_projection(size):
+    torch.manual_seed(0)
+    attention = trained(NeighborhoodAttention(64, 2, 5, 3)).double()
+    x = torch.randn(2, *size, 64, dtype=torch.float64)
+    height, width = (max(15, side) for side in size)
+    filled = torch.nn.functional.pad(x, [0, 0, 0, width - size[1], 0, height - size[0]])
+    want = attention(filled)[:, : size[0], : size[1]]
+    torch.testing.assert_close(attention(x), want, rtol=0, atol=1e-12)
+    with ops.implementation("reference"):
+        torch.testing.assert_close(attention(x), want, rtol=0, atol=1e-12)
+
+
+def test_tables_decay_and_scales():
+    assert small("dinat_b").no_weight_decay() == set()
+    scales = [key for key, _ in small("dinat_b").named_parameters() if key.endswith("scale.gamma")]
+    assert len(scales) == 2 * 6
+    with_scale = {name for name in zoo.variants() if zoo.variants()[name].get("layer_scale") and "nat" in name}
+    assert with_scale == {"nat_s", "nat_b", "dinat_b"}
+
+
+def test_weights_for_another_window(tmp_path):
+    """As the authors made their 11 x 11 model of a 7 x 7 one."""
+    model = trained(small("dinat_b"))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    wider = small("dinat_b", window=11, dilations=1)
+    report = zoo.load_checkpoint(wider, tmp_path / "weights.pth")
+    assert len(report.resized) == 6 and not report.head_remade
+    assert wider.stages[0].blocks[0].attn.fn.rpb.shape == (1, 21, 21)
+
+
+def test_merging_goes_column_by_column():
+    merge = PatchMerging(2, 8).double()
+    torch.nn.init.eye_(merge.reduction.weight)
+    merge.norm = torch.nn.Identity()
+    x = torch.randn(1, 3, 4, 2, dtype=torch.float64)
+    out = merge(x)
+    assert out.shape == (1, 2, 2, 8)
+    torch.testing.assert_close(out[0, 0, 1], torch.cat([x[0, 0, 2], x[0, 1, 2], x[0, 0, 3], x[0, 1, 3]]))
+    assert (out[0, 1, 0, 2:4] == 0).all() and (out[0, 1, 0, 6:] == 0).all()  # the row that was filled in
+
+
+def test_vitrpb_attends_to_a_whole_map():
+    """A map smaller than the window is one window; the table's middle is used."""
+    model = trained(small("vitrpb_s")).double()
+    x = torch.randn(1, 3, 96, 80, dtype=torch.float64)
+    cut = trained(small("vitrpb_s", img_size=(96, 80))).double()
+    assert {m.window for m in cut.modules() if isinstance(m, WindowAttention)} == {(6, 5)}
+    state = {key: value[:, 1:-1, 2:-2] if key.endswith("rpb") else value for key, value in model.state_dict().items()}
+    cut.load_state_dict(state)
+    torch.testing.assert_close(model(x), cut(x), rtol=0, atol=1e-10)

@@ -1,0 +1,95 @@
+"""The documents say what is true: tables are rendered from their data, examples run, commands compose."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import zoo
+from recipes import config
+from zoo import table
+from zoo.published import GFLOPS
+from zoo.releases import RELEASES, render
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands():
+    return [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def test_checkpoints_are_rendered_from_the_table():
+    assert (ROOT / "checkpoints.md").read_text() == render(RELEASES), "run `make docs`"
+
+
+def rows():
+    lines = README.partition(table.BEGIN)[2].partition(table.END)[0].splitlines()[2:]
+    return {line.split("`")[1]: line for line in lines}
+
+
+def test_table_has_every_model():
+    assert list(rows()) == list(zoo.variants()), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.variants() if n.endswith("_t") or n.endswith("_tv")])
+def test_table_rows(name):
+    errors = json.loads(table.GOLDEN.read_text())["errors"]
+    assert rows()[name] + "\n" == table.row(name, errors), "run `make docs`"
+
+
+@pytest.mark.slow
+def test_whole_table():
+    assert table.insert(README, table.render()) == README, "run `make docs`"
+
+
+def test_cost_is_as_printed():
+    """Within 2 % of what the authors print, or named here with the reason."""
+    for name in [n for n in zoo.variants() if n.endswith("_t") or n.endswith("_tv")]:
+        assert abs(table.gflops(name) / GFLOPS[name] - 1) < 0.02, name
+
+
+def test_releases_name_our_models():
+    for release in RELEASES:
+        assert release.model in zoo.variants()
+        assert release.loadable == bool(release.tag)
+        if release.loadable:
+            assert timm.models.get_pretrained_cfg(f"{release.model}.{release.tag}").license == release.licence
+    tags = [(r.model, r.tag) for r in RELEASES if r.loadable]
+    assert len(tags) == len(set(tags))
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_python_examples(index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {"maxvit_t-bc5ab103.pth": "maxvit_t_tv"}
+    for name, model in files.items():
+        layout = zoo.checkpoint.layouts_of(zoo.registry.class_of(model))[0]
+        torch.save(layout.to_theirs(timm.create_model(model).state_dict()), name)
+
+    def from_hub(repository, name, **kwargs):
+        torch.save(timm.create_model("maxvit_t").state_dict(), "hub.pth")
+        return "hub.pth"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
+    exec(compile(blocks("python")[index], "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python"], ids=" ".join)
+def test_commands_compose(command):
+    _, program, *overrides = command
+    cfg = config.compose(overrides, name=program.removesuffix(".py"))
+    assert cfg.model.name
+
+
+def test_no_command_is_left_out():
+    assert {c[0] for c in commands()} == {"pip", "python"}
+    assert len(commands()) >= 9

@@ -1,0 +1,145 @@
+"""An evaluation finds the number that training printed; a model says what it sees in an image."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import eval as evaluation
+from children import SMALL, flags_restored, lines, succeed, train_here
+from recipes import config
+from recipes.plots import draw_confusion
+from recipes.run import find_checkpoint
+from recipes.settings import RunError
+from recipes.tasks.classify import Metrics, Task
+
+
+def evaluate_here(*overrides: str) -> None:
+    """What eval.py does, in this process."""
+    with flags_restored():
+        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    train_here(folder, *SMALL, "train.steps=8", "train.eval_every=0.1", "train.save_every=100", "name=first")
+    return folder / "first"
+
+
+def test_finds_the_number_of_the_training(run):
+    evaluate_here(f"run={run}")
+    found = json.loads((run / "eval.json").read_text())
+    best = max((line for line in lines(run) if "val_top1" in line), key=lambda line: line["val_top1"])
+    assert {key: found[key] for key in ("top1", "top5", "loss")} == {
+        key: best[f"val_{key}"] for key in ("top1", "top5", "loss")
+    }
+    assert found["images"] == 180 and found["images_per_s"] > 0
+    with Image.open(run / "eval.png") as picture:
+        assert picture.width > 400
+
+
+def test_a_file_of_the_run_gives_the_same(run, tmp_path):
+    evaluate_here(f"run={run}")
+    file = find_checkpoint(run).path / "ema.safetensors"
+    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]
+    evaluate_here(*small, f"checkpoint={file}", f"out={tmp_path / 'there'}")
+    there, here = (json.loads((path / "eval.json").read_text()) for path in (tmp_path / "there", run))
+    assert (there["top1"], there["loss"]) == (here["top1"], pytest.approx(here["loss"]))
+
+
+def test_predict_names_the_classes(run, tmp_path, capsys):
+    digit = Image.fromarray((load_digits().images[3] * 15).astype("uint8"))
+    digit.resize((120, 90)).save(tmp_path / "cat 1.png")
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    noted = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**noted, "class_names": names}))
+    evaluate_here(f"run={run}", config.quote("predict", str(tmp_path / "cat 1.png")))
+    (run / "data.json").write_text(json.dumps(noted))
+    said = capsys.readouterr().out
+    assert sum(f"│ {name} " in said for name in names) == 5 and said.count("%") == 5
+    shares = [float(word) for word in said.replace("│", " ").split() if word.replace(".", "").isdigit() and "." in word]
+    assert shares == sorted(shares, reverse=True) and sum(shares) < 101
+
+
+def test_predict_refuses_what_is_no_image(run, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(RuntimeError, match=r"cannot read the image .*text\.jpg"):
+        evaluate_here(f"run={run}", f"predict={tmp_path / 'text.jpg'}")
+
+
+def test_run_without_a_checkpoint(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(RunError, match="has no whole checkpoint yet"):
+        evaluate_here(f"run={tmp_path}")
+
+
+def test_metrics_count_every_image_once():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(37, 8, generator=generator), torch.randint(8, (37,), generator=generator)
+    metrics = Metrics(8)
+    for part, truth in zip(logits.split(10), labels.split(10), strict=True):
+        metrics.update(part, truth)
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    values = metrics.compute()
+    assert values["top1"] == pytest.approx(100 * (ranks < 1).double().mean().item(), abs=1e-3)
+    assert values["top5"] == pytest.approx(100 * (ranks < 5).double().mean().item(), abs=1e-3)
+    losses = -logits.double().log_softmax(1).gather(1, labels[:, None])
+    assert values["loss"] == pytest.approx(losses.mean().item())
+
+
+def test_few_classes_have_no_top5():
+    metrics = Metrics(3)
+    metrics.update(torch.eye(3), torch.tensor([0, 1, 1]))
+    assert metrics.compute().keys() == {"top1", "loss"}
+    assert metrics.compute()["top1"] == pytest.approx(66.6667)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_confusion_picture(tmp_path, classes):
+    counts = torch.eye(classes, dtype=torch.long) * 20
+    counts[1, 0] = 30  # one pair is mistaken often: it must be seen
+    draw_confusion(tmp_path / "c.png", counts, [f"class {i}" for i in range(classes)])
+    before = (tmp_path / "c.png").read_bytes()
+    counts[1, 0] = 0
+    draw_confusion(tmp_path / "c.png", counts, [f"class {i}" for i in range(classes)])
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 400 < picture.width < 1500
+    assert before != (tmp_path / "c.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_to_read_with_its_attention(tmp_path):
+    began = time.monotonic()
+    output = succeed("train.py", "model=maxvit_t", cwd=tmp_path)
+    (run,) = (tmp_path / "runs").iterdir()
+    best = max((line for line in lines(run) if "val_top1" in line), key=lambda line: line["val_top1"])
+    print(f"{time.monotonic() - began:.0f} s, {max(line['step'] for line in lines(run))} steps, {best}")
+    assert best["val_top1"] > 90 and max(line["step"] for line in lines(run)) <= 250
+    command = output.split("evaluate with: python ")[1].splitlines()[0]
+    assert f"{best['val_top1']:.2f} %" in succeed(*shlex.split(command), cwd=tmp_path)
+    assert change_without_attention(run) > 0.01
+
+
+def change_without_attention(run: Path) -> float:
+    """How far the logits move, relative to their norm, when all attention branches of the trained model give zero."""
+    task = Task(OmegaConf.load(run / "config.yaml"))
+    data = task.build_data()
+    model = task.build_model(data, pretrained=False)
+    model.load_state_dict(find_checkpoint(run).tensors("ema"))
+    model.eval()
+    images = torch.stack([data.val.sample(index, 0)[0] for index in range(64)])
+    attentions = [module for module in model.modules() if hasattr(module, "qkv")]
+    assert len(attentions) == 22  # a window and a grid attention in each of 2 + 2 + 5 + 2 blocks
+    with torch.no_grad():
+        whole = model(images)
+        for module in attentions:
+            module.proj.weight.zero_()
+            module.proj.bias.zero_()
+        return ((model(images) - whole).norm() / whole.norm()).item()

@@ -1,0 +1,110 @@
+"""What is LITv2's alone: offsets, the split of its heads, maps that round down."""
+
+import pytest
+import torch
+from timm.models import create_model
+from torchvision.ops import deform_conv2d
+
+import zoo
+from test_models import small, trained
+from zoo import table
+from zoo.litv2 import VARIANTS, HighFrequencies, LowFrequencies, resample, sample_2x2
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (2, 3)])
+def test_resampled_map_is_a_deformable_convolution(size):
+    """What ONNX gets: also where offsets lead over the border."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size, dtype=torch.float64)
+    offset = 3 * torch.randn(2, 8, size[0] // 2, size[1] // 2, dtype=torch.float64)
+    weight, bias = torch.randn(6, 5, 2, 2, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    expected = deform_conv2d(x, offset, weight, bias, stride=2)
+    got = torch.nn.functional.conv2d(resample(x, offset), weight, bias, 2)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sample_2x2(x, offset, weight, bias), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_offsets_keep_their_precision(dtype):
+    """In reduced precision, and under autocast, taps are sampled as in float32."""
+    torch.manual_seed(0)
+    inputs = (torch.randn(1, 4, 16, 16), torch.randn(1, 8, 8, 8), torch.randn(3, 4, 2, 2), torch.randn(3))
+    rounded = [t.to(dtype) for t in inputs]
+    expected = deform_conv2d(*[t.float() for t in rounded], stride=2)
+    assert torch.equal(sample_2x2(*rounded), expected.to(dtype))
+    with torch.autocast("cpu", dtype):
+        mixed = sample_2x2(*rounded[:2], *[t.float() for t in rounded[2:]])
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, expected)
+
+
+def test_trains_under_autocast():
+    model = small("litv2_s").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(2, 3, 70, 90))
+    logits.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+# heads for low frequencies in the third stage
+LOW = {"litv2_s": 10, "litv2_m": 10, "litv2_b": 14, "litv2_s_a00": 0, "litv2_s_a02": 2, "litv2_s_a04": 4}
+LOW |= {"litv2_s_a05": 6, "litv2_s_a07": 8, "litv2_s_a09": 10, "litv2_s_a10": 12}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_heads(name):
+    heads = LOW[name]
+    model = create_model(name, device="meta")
+    total = zoo.variants()[name]["heads"]
+    for block in model.stages[2].blocks:
+        low = [m.heads for m in block.modules() if isinstance(m, LowFrequencies)]
+        high = [m.heads for m in block.modules() if isinstance(m, HighFrequencies)]
+        assert (low, high) == ([heads] * (heads > 0), [total[2] - heads] * (heads < total[2]))
+    # windows of one pixel have no high frequencies
+    assert [m.heads for m in model.stages[3].modules() if isinstance(m, LowFrequencies)] == [total[3]] * 2
+    assert not any(isinstance(m, HighFrequencies) for m in model.stages[3].modules())
+    assert not any(hasattr(block, "attn") for i in (0, 1) for block in model.stages[i].blocks)
+
+
+@pytest.mark.parametrize(("name", "cost"), [("litv2_s", 3.724), ("litv2_m", 7.463), ("litv2_b", 13.172)])
+def test_cost_counts_the_deformable_convolutions(name, cost):
+    assert table.gflops(name) == pytest.approx(cost, rel=1e-3)
+
+
+def test_offset_weights_learn_slower():
+    model = small("litv2_s")
+    assert model.lr_scales() == {f"stages.{i}.downsample.offset.weight": 0.01 for i in (1, 2, 3)}
+    # at first every tap is where an ordinary convolution has it
+    merge = model.stages[1].downsample
+    x = torch.randn(1, 8, 8, 32)
+    with torch.no_grad():
+        plain = merge.act(merge.norm(merge.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+    torch.testing.assert_close(merge(x), plain)
+
+
+def test_zeros_fill_the_map():
+    """As published for dense prediction: both branches work on the normed map, filled with zeros to whole windows."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 7, 32, dtype=torch.float64)
+    filled = torch.zeros(1, 6, 8, 32, dtype=torch.float64)
+    filled[:, :5, :7] = x
+    for kind in (HighFrequencies, LowFrequencies):
+        branch = kind(32, 2, 16, 2).double()
+        torch.testing.assert_close(branch(x), branch(filled)[:, :5, :7], rtol=0, atol=1e-14)
+
+
+def test_odd_rows_are_dropped():
+    model = trained(small("litv2_s", features_only=True))
+    assert [tuple(f.shape[2:]) for f in model(torch.randn(1, 3, 250, 318))] == [(63, 80), (31, 40), (15, 20), (7, 10)]
+
+
+def test_windows_of_four():
+    """Those of the published detectors; the parameters are the same."""
+    wide, usual = small("litv2_s", windows=(0, 0, 4, 1)), small("litv2_s")
+    wide.load_state_dict(usual.state_dict())
+    x = torch.randn(1, 3, 128, 128)
+    assert not torch.allclose(wide.eval()(x), usual.eval()(x))
+
+
+def test_heads_that_do_not_divide():
+    with pytest.raises(ValueError, match="dim 32 does not divide into 3 heads"):
+        small("litv2_s", heads=(1, 2, 3, 4), dims=(32, 64, 32, 128))

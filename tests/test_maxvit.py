@@ -1,0 +1,64 @@
+"""What is MaxViT's alone: its tables, its windows, its batch norms."""
+
+import pytest
+import torch
+from timm.models import create_model
+from torch import nn
+
+import zoo
+from test_models import small, trained
+from zoo.blocks import WindowAttention
+
+every_small = pytest.mark.parametrize("name", ["maxvit_t", "maxvit_t_tv"])
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.variants() if name.startswith("maxvit_")])
+def test_windows(name):
+    model = create_model(name, device="meta")
+    windows = {m.window for m in model.modules() if isinstance(m, WindowAttention)}
+    assert windows == {(zoo.variants()[name]["img_size"] // 32,) * 2}
+
+
+@every_small
+def test_tables_do_not_decay(name):
+    model = small(name)
+    tables = {key for key, _ in model.named_parameters() if key.endswith(".rpb")}
+    assert model.no_weight_decay() == tables and len(tables) == 10
+
+
+@every_small
+def test_windows_for_another_size(name):
+    model = trained(small(name, img_size=64))
+    x = torch.randn(1, 3, 96, 128)
+    before = model(x)
+    model.set_input_size(img_size=(96, 128))
+    assert {m.window for m in model.modules() if isinstance(m, WindowAttention)} == {(3, 4)}
+    assert not torch.allclose(before, model(x), rtol=1e-3)
+    built = trained(small(name, img_size=(96, 128)))
+    assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    model.set_input_size(window_size=2, grid_size=(1, 2))
+    windows = {(m.partition, m.window) for m in model.modules() if isinstance(m, WindowAttention)}
+    assert windows == {("block", (2, 2)), ("grid", (1, 2))}
+
+
+def test_drop_path_ramps():
+    rates = [m.drop_prob for m in create_model("maxvit_t", drop_path_rate=0.2).modules() if hasattr(m, "drop_prob")]
+    assert rates == [0.2 * b / 11 for b in range(11) for _ in range(5)]
+    rates = [m.drop_prob for m in create_model("maxvit_t_tv", drop_path_rate=0.2).modules() if hasattr(m, "drop_prob")]
+    assert rates == [0.2 * b / 10 for b in range(11) for _ in range(5)]
+
+
+@every_small
+def test_sync_batch_norm(name):
+    """torch's conversion finds the batch norms and, outside a process group's training, changes nothing."""
+    model = trained(small(name))
+    x = torch.randn(1, 3, 64, 64)
+    before = model(x)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == 1 + 3 * 5
+    torch.testing.assert_close(model.eval()(x), before)
+
+
+def test_lengths_that_differ():
+    with pytest.raises(ValueError, match=r"depths \(2, 2\): expected a number a stage in both"):
+        create_model("maxvit_t", depths=(2, 2))

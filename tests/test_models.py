@@ -1,0 +1,220 @@
+"""What a user of timm expects of every model, and what this zoo adds: any image size."""
+
+import pytest
+import timm
+import torch
+from timm.models import create_model
+
+import ops
+import zoo
+from families import ISOTROPIC, PARAMETERS, ROUNDED_DOWN, SMALL
+from zoo.blocks import WindowAttention, resize_table
+
+
+def small(name, **kwargs):
+    torch.manual_seed(0)
+    return create_model(name, **{"num_classes": 7, **SMALL[name], **kwargs})
+
+
+def trained(model):
+    """Weights and statistics away from their first values, so that nothing is hidden by a zero or a one."""
+    torch.manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    return model.eval()
+
+
+every_small = pytest.mark.parametrize("name", SMALL)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name):
+    model = create_model(name, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", zoo.variants())
+def test_every_variant_builds(name):
+    args = zoo.variants()[name]
+    model = create_model(name, device="meta")
+    assert next(model.parameters()).device.type == "meta"
+    cfg = model.pretrained_cfg
+    assert cfg["architecture"] == name
+    assert cfg["input_size"] == (3, args["img_size"], args["img_size"])
+    assert cfg["classifier"] + ".weight" in model.state_dict()
+    assert cfg["first_conv"] + ".weight" in model.state_dict()
+
+
+def test_variants_are_plain_data():
+    for args in zoo.variants().values():
+        for value in args.values():
+            assert isinstance(value, (int, float, str, tuple))
+    zoo.variants()["maxvit_t"]["depths"] = None
+    assert zoo.variants()["maxvit_t"]["depths"] == (2, 2, 5, 2)
+
+
+@every_small
+@pytest.mark.parametrize("size", [(230, 250), (256, 320), (97, 33), (32, 32), (64, 224)])
+def test_any_size(name, size):
+    model = small(name).train()
+    logits = model(torch.randn(3, 3, *size))
+    assert logits.shape == (3, 7)
+    logits.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    one = model.eval()(torch.randn(1, 3, *size))
+    assert one.isfinite().all()
+
+
+@pytest.mark.slow
+@every_small
+def test_large_image(name):
+    model = small(name)
+    model(torch.randn(1, 3, 800, 1333)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@every_small
+def test_reference(name):
+    """The whole model on the specifications of its ops."""
+    model = trained(small(name, dtype=torch.float64))
+    x = torch.randn(2, 3, 70, 90, dtype=torch.float64)
+    with ops.implementation("reference"):
+        expected = model(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def map_side(name, side, halvings):
+    """Pixels along a side of the map after a stem of stride 4 and so many halvings."""
+    if name in ISOTROPIC:
+        return -(-side // 16)
+    side = -(-side // 4)
+    return side >> halvings if name in ROUNDED_DOWN else -(-side >> halvings)
+
+
+@every_small
+@pytest.mark.parametrize("size", [(230, 250), (97, 33)])
+def test_features(name, size):
+    net = small(name, features_only=True, feature_norms=True, out_indices=(1, 3))
+    maps = net(torch.randn(2, 3, *size))
+    dims = [info["num_chs"] for info in small(name).feature_info]
+    assert net.feature_info.channels() == [dims[1], dims[3]]
+    assert net.feature_info.reduction() == ([16, 16] if name in ISOTROPIC else [8, 32])
+    for feature, halvings in zip(maps, (1, 3), strict=True):
+        assert feature.shape[2:] == tuple(map_side(name, side, halvings) for side in size)
+        # a LayerNorm with fresh weights leaves mean 0 and variance 1 over the channels
+        assert feature.mean(1).abs().max() < 1e-5
+    sum(feature.square().sum() for feature in maps).backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None] == []
+
+
+@every_small
+def test_intermediates(name):
+    model = trained(small(name))
+    x = torch.randn(2, 3, 96, 96)
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(final, maps[-1])
+    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
+    last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
+    torch.testing.assert_close(last_two, maps[2:])
+    first = model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True, output_fmt="NHWC")
+    torch.testing.assert_close(first[0], maps[0].permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="NCHW"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+@every_small
+def test_head(name):
+    model = trained(small(name))
+    x = torch.randn(2, 3, 64, 64)
+    features = model.forward_features(x)
+    torch.testing.assert_close(model(x), model.forward_head(features))
+    hidden = model.forward_head(features, pre_logits=True)
+    assert hidden.shape == (2, model.head_hidden_size)
+    torch.testing.assert_close(model.get_classifier()(hidden), model(x))
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3) and model.num_classes == 3
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, model.head_hidden_size, *[64 // model.reduction] * 2)
+    model.reset_classifier(3, "max")
+    assert model(x).shape == (2, 3)
+    with pytest.raises(ValueError, match="global_pool is 'attention'"):
+        model.reset_classifier(3, "attention")
+
+
+@every_small
+def test_reset_keeps_device_and_precision(name):
+    model = small(name, dtype=torch.float64).eval()
+    model.reset_classifier(5)
+    assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+@every_small
+def test_checkpointing_gives_the_same_gradients(name):
+    x = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for enable in (False, True):
+        # evaluation mode: the batch norms' running statistics are left alone when the forward runs again
+        model = trained(small(name))
+        model.set_grad_checkpointing(enable)
+        model(x).square().sum().backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][key]), key
+
+
+@every_small
+@pytest.mark.parametrize("channels", [1, 4])
+def test_in_chans(name, channels):
+    assert small(name, in_chans=channels)(torch.randn(2, channels, 64, 64)).shape == (2, 7)
+
+
+@every_small
+def test_layer_groups(name):
+    model = small(name)
+    groups = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+    assert groups.keys() == {key for key, _ in model.named_parameters()}
+    assert groups["stem.conv1.weight"] == 0
+    assert groups["head.fc.weight"] == max(groups.values())
+    keys = [next(key for key in groups if key.startswith(f"stages.2.blocks.{i}.")) for i in (0, 1)]
+    assert groups[keys[1]] == groups[keys[0]] + 1
+    coarse = timm.models.group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert coarse[keys[1]] == coarse[keys[0]]
+
+
+@every_small
+def test_no_decay(name):
+    model = small(name)
+    kept = {key for key, _ in model.named_parameters() if key.rsplit(".", 1)[-1] in model.no_decay}
+    assert model.no_weight_decay() == kept and bool(kept) == bool(model.no_decay)
+
+
+def test_resized_table():
+    table = torch.arange(9.0).view(1, 3, 3)
+    assert resize_table(table, (3, 3)) is table
+    big = resize_table(table, (6, 6), "bilinear")
+    assert big.shape == (1, 6, 6)
+    # half-pixel centres: the mean and the corner values stay
+    torch.testing.assert_close(big.mean(), table.mean())
+    assert big[0, 0, 0] == 0 and big[0, -1, -1] == 8
+    assert resize_table(table.bfloat16(), (5, 5)).dtype == torch.bfloat16
+
+
+def test_inner_windows_do_not_see_the_padding():
+    torch.manual_seed(0)
+    attention = WindowAttention(32, 2, 7).double()
+    x = torch.randn(2, 30, 31, 32, dtype=torch.float64)
+    torch.testing.assert_close(attention(x)[:, :28, :28], attention(x[:, :28, :28]), rtol=0, atol=1e-14)
+    # nor do windows at the border see anything but the map: they attend as if cut off, wherever the map ends
+    corner = x[:, 28:, 28:]
+    torch.testing.assert_close(attention(x)[:, 28:, 28:], attention(corner), rtol=0, atol=1e-14)
+
+
+@every_small
+def test_wrong_channels_name_themselves(name):
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        small(name)(torch.randn(1, 4, 64, 64))

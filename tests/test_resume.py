@@ -1,0 +1,187 @@
+"""A run that is killed and resumed ends with the weights, bit for bit, of one that was left alone."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from children import evaluated, finish, lines, start, succeed, train_here, trained, wait_for
+from recipes import checkpoint, optim, rng
+
+# the default recipe (augmentation, Mixup, drop path, EMA) on the default model, made small
+DEFAULT = [
+    "model=maxvit_t", "model.stem_dim=16", "model.dims=[32,32,32,64]", "model.depths=[1,1,1,1]", "data.batch_size=32",
+    "data.val_fraction=0.1", "data.workers=2", "train.accumulate=2", "train.steps=14", "train.eval_every=0.15",
+    "train.save_every=4", "train.log_every=1",
+]  # fmt: skip
+STEP = 6  # of the first evaluation: 0.15 of 40 steps
+TIMES = ("images_per_s", "val_images_per_s")
+
+
+def killed(run: Path, when: str) -> None:
+    """Start or resume the run and kill it at a chosen moment, with no chance to tidy up."""
+    child = start("train.py", *DEFAULT, f"name={run.name}", "resume=auto", cwd=run.parents[1])
+    checkpoints = run / "checkpoints"
+    moments = {
+        "mid-epoch": lambda: trained(run, STEP - 1),
+        "evaluation": lambda: trained(run, STEP),
+        "save": lambda: any(checkpoints.glob(".writing-step-*")),
+    }
+    wait_for(child, moments[when])
+    os.kill(child.pid, signal.SIGKILL)
+    finish(child)
+    assert child.returncode == -signal.SIGKILL
+    if when == "save":
+        assert any(checkpoints.glob(".writing-step-*")), "the save had ended before the kill"
+    if when == "evaluation":
+        assert not evaluated(run, STEP), "the evaluation had ended before the kill"
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Newest and best checkpoints of two finished runs hold the same bytes, and their logs the same numbers."""
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == sorted(path.name for path in (other / "checkpoints").iterdir())
+    assert "step-00000014" in names
+    compared = 0
+    for file in (other / "checkpoints").rglob("*.safetensors"):
+        assert file.read_bytes() == (run / file.relative_to(other)).read_bytes(), file
+        compared += 1
+    assert compared >= 5  # model, ema, optimizer of the last step, model and ema of the best
+    logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines(path)] for path in (run, other)]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_here(folder, *DEFAULT, "name=whole")
+    return folder / "whole"
+
+
+def test_killed_in_every_way_one_after_the_other(tmp_path, undisturbed):
+    run = tmp_path / "runs" / "again"
+    for when in ("mid-epoch", "evaluation", "save"):
+        killed(run, when)
+    output = succeed("train.py", *DEFAULT, "name=again", "resume=auto", cwd=tmp_path)
+    assert "resuming runs/again from step 4" in output
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["mid-epoch", "evaluation", "save"])
+def test_killed_once(tmp_path, undisturbed, when):
+    run = tmp_path / "runs" / "again"
+    killed(run, when)
+    # resume=<folder> alone takes the run's own configuration; another number of workers changes nothing
+    succeed("train.py", f"resume={run}", "data.workers=0", cwd=tmp_path)
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
+    run = tmp_path / "runs" / "hurt"
+    shutil.copytree(undisturbed, run)
+    note = json.dumps({"overrides": DEFAULT, "threads": 1})
+    (run / "sessions.jsonl").write_text(f"{note}\n")  # it was begun without a command line
+    newest, before = (run / "checkpoints" / name for name in ("step-00000014", "step-00000012"))
+    with open(newest / "optimizer.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x00\xff" * 20)
+    output = succeed("train.py", f"resume={run}", cwd=tmp_path)
+    assert "damaged" in output and newest.name in output and "from step 12" in output
+    assert before.exists() and (run / "checkpoints" / f"corrupt-{newest.name}").exists()
+    shutil.rmtree(run / "checkpoints" / f"corrupt-{newest.name}")
+    assert_same(run, undisturbed)
+
+
+def test_a_store_passes_over_all_that_is_not_whole(tmp_path):
+    store = checkpoint.Store(tmp_path, keep=9)
+    for step in (1, 2, 3, 4, 5):
+        store.save(step, {"model": {"w": torch.full((4,), float(step))}}, {})
+    (tmp_path / "step-00000005" / "model.safetensors").unlink()
+    (tmp_path / "step-00000004" / "state.json").write_text('{"step": 4')
+    with open(tmp_path / "step-00000003" / "model.safetensors", "r+b") as file:
+        file.truncate(90)
+    newest, problems = store.newest()
+    assert newest.state["step"] == 2 and len(problems) == 3
+    assert [name in problem for name, problem in zip("543", problems, strict=True)] == [True] * 3
+    assert newest.tensors("model")["w"].tolist() == [2.0] * 4
+
+
+def test_a_store_keeps_the_newest_and_one_best(tmp_path):
+    store = checkpoint.Store(tmp_path, keep=2)
+    for step in range(1, 6):
+        store.save(step, {"model": {"w": torch.zeros(1)}}, {})
+        if step in (1, 4):
+            store.save(step, {"model": {"w": torch.zeros(1)}}, {}, best=True)
+            assert len(list(tmp_path.glob("best-*"))) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best-00000004", "step-00000004", "step-00000005"]
+
+
+def test_the_new_best_is_there_before_the_old_one_goes(tmp_path, monkeypatch):
+    store = checkpoint.Store(tmp_path)
+    store.save(1, {"model": {"w": torch.zeros(1)}}, {}, best=True)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+    rename = checkpoint.Path.rename
+
+    def watched(path, target):
+        assert len(list(tmp_path.glob("best-*"))) == 2
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint.Path, "rename", watched)
+    store.save(2, {"model": {"w": torch.ones(1)}}, {}, best=True)
+    found, _ = store.newest("best")
+    assert found.state["step"] == 2
+
+
+def test_a_state_dict_survives_the_file(tmp_path):
+    tree = {"state": {0: {"step": torch.tensor(3.0), "momenta": [torch.eye(2), None]}}, "param_groups": [{"lr": 0.1}]}
+    checkpoint.write(tmp_path / "step-1", {"optimizer": tree}, {"step": 1})
+    again = checkpoint.read(tmp_path / "step-1").tree("optimizer")
+    assert again["state"][0]["step"] == 3 and torch.equal(again["state"][0]["momenta"][0], torch.eye(2))
+    assert again["state"][0]["momenta"][1] is None and again["param_groups"] == [{"lr": 0.1}]
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    store = checkpoint.Store(tmp_path)
+    store.save(1, {"model": {"w": torch.zeros(1)}}, {})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.json, "dump", full)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
+        store.save(2, {"model": {"w": torch.zeros(1)}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_moments_of_a_channels_last_model_keep_their_strides(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.AdamW(model.parameters())
+
+    (model, optimizer), (other, resumed) = make(), make()
+    model(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    checkpoint.write(tmp_path / "step-1", {"optimizer": optimizer.state_dict()}, {"step": 1})
+    optim.load_state(resumed, checkpoint.read(tmp_path / "step-1").tree("optimizer"))
+    for key in ("exp_avg", "exp_avg_sq"):
+        moment, loaded = optimizer.state[model.weight][key], resumed.state[other.weight][key]
+        assert torch.equal(moment, loaded) and moment.stride() == loaded.stride() != moment.contiguous().stride()
+
+
+def test_model_randomness_is_a_function_of_the_step():
+    def draw(*key):
+        rng.seed_all(*key)
+        return torch.rand(3).tolist()
+
+    assert draw(0, 1, 5, 0, 0) == draw(0, 1, 5, 0, 0)
+    keys = [(0, 1, 5, 0, 0), (0, 1, 6, 0, 0), (0, 1, 5, 1, 0), (0, 1, 5, 0, 1), (1, 1, 5, 0, 0), (0, 0)]
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)

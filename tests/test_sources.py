@@ -1,0 +1,248 @@
+"""Image folders and tables: what is read, and what is said of what is wrong."""
+
+import io
+import os
+import shutil
+import time
+
+import datasets
+import huggingface_hub
+import pytest
+from PIL import Image
+
+from recipes.data import DataError, folder
+from source_cases import all_of, make, photos, same
+
+
+@pytest.fixture(autouse=True)
+def own_caches(monkeypatch, tmp_path):
+    """Listings and converted tables go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+
+
+def aged(root):
+    """Let every folder look untouched for an hour, so that listings are kept."""
+    hour_ago = time.time() - 3600
+    for path in (root, *root.rglob("*")):
+        if path.is_dir():
+            os.utime(path, (hour_ago, hour_ago))
+
+
+def test_imagefolder(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "ant" / ".hidden.jpg").write_bytes(b"")
+    (root / "train" / "ant" / "notes.txt").write_text("not an image")
+    (root / "train" / "bee" / "more").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "train" / "bee" / "more" / "UPPER.PNG")
+    data = make("imagefolder", root=str(root))
+    assert data.class_names == ["ant", "bee", "cat"] and data.num_classes == 3
+    assert (len(data.train), len(data.val)) == (10, 9)
+    found = [os.path.relpath(data.train.where(index), root / "train") for index in range(10)]
+    assert found == sorted(found) and "bee/more/UPPER.PNG" in found
+    assert [data.train.label(index) for index in range(10)] == [0] * 3 + [1] * 4 + [2] * 3
+    images, labels = all_of(data.train, batch_size=4, workers=1)[0]
+    assert images.shape == (4, 3, 32, 32) and labels.max() < 3
+
+
+def test_listing_is_kept_and_follows_changes(tmp_path, monkeypatch):
+    root = photos(tmp_path / "photos")
+    aged(root)
+    make("imagefolder", root=str(root))
+    monkeypatch.setattr(folder, "_images", lambda *_: pytest.fail("scanned again though nothing changed"))
+    assert len(make("imagefolder", root=str(root)).train) == 9
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copy(root / "train" / "ant" / "0.jpg", root / "train" / "ant" / "new.jpg")
+    assert len(make("imagefolder", root=str(root)).train) == 10
+    (root / "train" / "ant" / "new.jpg").unlink()
+    assert len(make("imagefolder", root=str(root)).train) == 9
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "ant", root / split / "dog")
+    assert make("imagefolder", root=str(root)).class_names == ["ant", "bee", "cat", "dog"]
+    aged(root)
+    make("imagefolder", root=str(root))
+    for split in ("train", "val"):
+        shutil.rmtree(root / split / "dog")
+    assert make("imagefolder", root=str(root)).num_classes == 3
+
+
+def test_fresh_folders_are_not_trusted(tmp_path):
+    """A file that comes within one tick of the clock leaves the folder's time as it was."""
+    root = photos(tmp_path / "photos")
+    make("imagefolder", root=str(root))
+    ant = root / "train" / "ant"
+    before = ant.stat()
+    shutil.copy(ant / "0.jpg", ant / "new.jpg")
+    os.utime(ant, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(make("imagefolder", root=str(root)).train) == 10
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"classes": 3}', '{"classes": {}, "folders": [], "scanned": 0}'])
+def test_damaged_listing_is_made_again(tmp_path, capsys, text):
+    root = photos(tmp_path / "photos")
+    aged(root)
+    make("imagefolder", root=str(root))
+    kept = list((tmp_path / "cache").rglob("*.json"))
+    assert len(kept) == 2
+    for path in kept:
+        path.write_text(text)
+    assert len(make("imagefolder", root=str(root)).train) == 9
+    assert "scanning" in capsys.readouterr().err
+
+
+def test_links(tmp_path):
+    root = photos(tmp_path / "photos")
+    shutil.move(root / "train" / "cat", tmp_path / "elsewhere")
+    (root / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "ant" / "loop").symlink_to(root / "train" / "ant")
+    assert len(make("imagefolder", root=str(root)).train) == 9
+
+
+def test_many_files_are_listed_quickly(tmp_path):
+    for number in range(20):
+        (tmp_path / f"class{number:02}").mkdir()
+        for file in range(1000):
+            os.close(os.open(tmp_path / f"class{number:02}" / f"{file}.jpg", os.O_CREAT | os.O_WRONLY))
+    began = time.process_time()
+    listing = folder._scan(tmp_path)
+    assert sum(map(len, listing.classes.values())) == 20_000
+    assert time.process_time() - began < 0.4  # of this process: other work on the machine does not count
+
+
+def missing(root):
+    shutil.rmtree(root)
+
+
+def no_val(root):
+    shutil.rmtree(root / "val")
+
+
+def no_classes(root):
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
+
+
+def empty_class(root):
+    (root / "train" / "dog").mkdir()
+    (root / "train" / "dog" / "readme.txt").write_text("")
+
+
+def other_classes(root):
+    (root / "val" / "cat").rename(root / "val" / "dog")
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (missing, "photos is no folder: expected one with train/ and val/"),
+        (no_val, r"has no folder val/: .* found train"),
+        (no_classes, "train has no class folders"),
+        (empty_class, r"the class folder .*train/dog has no image"),
+        (other_classes, r"differ: only in train/: cat; only in val/: dog"),
+    ],
+)
+def test_folders_that_are_wrong(tmp_path, spoil, said):
+    spoil(photos(tmp_path / "photos"))
+    with pytest.raises(DataError, match=said):
+        make("imagefolder", root=str(tmp_path / "photos"))
+
+
+def test_folder_must_be_named():
+    with pytest.raises(DataError, match=r"needs data.root="):
+        make("imagefolder")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"no image at all", None])
+def test_unreadable_image_is_named(tmp_path, workers, content):
+    root = photos(tmp_path / "photos")
+    path = root / "val" / "bee" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    source = make("imagefolder", root=str(root)).val
+    with pytest.raises(DataError) as error:
+        all_of(source, train=False, batch_size=4, workers=workers)
+    assert str(path) in str(error.value) and "sample 4 of the validation set" in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert source.idle  # the workers are whole and wait
+    source.idle.clear()
+
+
+SCHEMAS = {  # data set -> (columns of image and label, classes, name of the validation split)
+    "imagenet": ("image", "label", 1000, "validation"),
+    "cifar10": ("img", "label", 10, "test"),
+    "cifar100": ("img", "fine_label", 100, "test"),
+    "fashion_mnist": ("image", "label", 10, "test"),
+}
+
+
+def png(colour, mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (28, 28), colour).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def parquet(root, name, labels=(0, 1, 2, 3, 4, 5), named=True, splits=None):
+    """Files with the columns and the names that the hub's have, split over two shards."""
+    image, label, classes, val = SCHEMAS[name]
+    names = [f"class {number}" for number in range(classes)]
+    kind = datasets.ClassLabel(names=names) if named else datasets.Value("int64")
+    features = datasets.Features({image: datasets.Image(), label: kind})
+    for split in splits or ("train", val):
+        for shard in range(2):
+            part = labels[shard::2]
+            grey = name == "fashion_mnist"
+            images = [png(40 * row, "L") if grey else png((40 * row, 0, 0), "RGB") for row in range(len(part))]
+            rows = {image: images, label: list(part)}
+            file = root / "data" / f"{split}-0000{shard}-of-00002.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    return str(root)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_parquet(tmp_path, name):
+    data = make(name, root=parquet(tmp_path / "files", name))
+    assert data.num_classes == SCHEMAS[name][2] and data.class_names[1] == "class 1"
+    assert len(data.train) == len(data.val) == 6
+    assert [data.train.label(index) for index in range(6)] == [0, 2, 4, 1, 3, 5]
+    assert data.train.image(1).getpixel((0, 0))[0] == 40 and data.train.image(1).mode == "RGB"
+    workers = [all_of(data.train, batch_size=2, workers=workers) for workers in (0, 1)]
+    assert same(*workers)
+
+
+def test_parquet_without_names(tmp_path):
+    data = make("cifar10", root=parquet(tmp_path / "files", "cifar10", named=False))
+    assert data.class_names == list("0123456789")
+
+
+def test_parquet_errors(tmp_path):
+    root = parquet(tmp_path / "files", "cifar10", named=False, labels=(0, 3, 12, 4))
+    with pytest.raises(DataError, match=r"training set of cifar10 has label 12 at row 1, expected 0 ... 9"):
+        make("cifar10", root=root)
+    root = parquet(tmp_path / "unlabelled", "imagenet", named=False, labels=(-1, -1))
+    with pytest.raises(DataError, match=r"label -1 at row 0.*a split without labels"):
+        make("imagenet", root=root)
+    root = parquet(tmp_path / "good", "cifar10")
+    with pytest.raises(DataError, match=r"no parquet files of the split 'validation'.*found: data/test-00000-of-00002"):
+        make("cifar10", root=root, val_split="validation")
+    with pytest.raises(DataError, match=r"no column 'picture' but img, label: give data.image_key="):
+        make("cifar10", root=root, image_key="picture")
+    with pytest.raises(DataError, match=r"data.root=/nowhere is no folder"):
+        make("cifar10", root="/nowhere")
+    (tmp_path / "broken" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "broken" / "data" / f"{split}-0.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(DataError, match="cannot read the parquet files of 'train'"):
+        make("cifar10", root=str(tmp_path / "broken"))
+
+
+def test_no_network_and_no_copy(monkeypatch):
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError) as error:
+        make("cifar10")
+    said = str(error.value)
+    assert "cannot get uoft-cs/cifar10" in said and "data.root=" in said
+    assert "columns img, label" in said and "splits train, test" in said and "data=digits" in said

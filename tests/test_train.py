@@ -1,0 +1,243 @@
+"""The loop and what it leaves in the run folder; what it says when something is wrong."""
+
+import json
+import math
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import train
+from children import SMALL, fail, finish, lines, start, succeed, train_here, trained, wait_for
+from recipes import checkpoint, config, log, optim
+from recipes.settings import RunError, config_to_resume
+from recipes.state import make_ema
+from recipes.tasks import classify
+
+QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    train_here(folder, *QUICK, "name=first")
+    return folder / "first"
+
+
+def test_run_folder(run):
+    cfg = OmegaConf.load(run / "config.yaml")
+    assert cfg.train.steps == 6 and cfg.augment.mixup == 0.2 and cfg.optim.opt == "adamw"
+    session = json.loads((run / "sessions.jsonl").read_text())
+    assert session["versions"]["torch"] == torch.__version__ and session["from_step"] == 0
+    assert json.loads((run / "data.json").read_text())["class_names"] == list("0123456789")
+    with Image.open(run / "curves.png") as picture:
+        assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 20
+    assert sorted(path.name.rpartition("-")[0] for path in (run / "checkpoints").iterdir()) == ["best", "step", "step"]
+    assert not list(run.rglob(".writing-*")) and not list(run.rglob("*.pkl"))
+
+
+def test_log_has_every_step_and_evaluation(run):
+    steps = [line for line in lines(run) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line["images_per_s"] > 0 and line["grad_norm"] > 0 for line in steps)
+    rates = [line["lr"] for line in steps]
+    assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True)
+    validation = [line for line in lines(run) if "val_top1" in line]
+    assert [line["step"] for line in validation] == [5, 6]
+    assert validation[-1]["val_top5"] >= validation[-1]["val_top1"]
+
+
+def test_checkpoint_is_the_model_of_the_run(run):
+    newest, problems = checkpoint.Store(run / "checkpoints").newest()
+    assert newest.state["step"] == 6 and problems == []
+    cfg = OmegaConf.load(run / "config.yaml")
+    task = classify.Task(cfg)
+    model = task.build_model(task.build_data())
+    model.load_state_dict(newest.tensors("model"))  # strict
+    adam = newest.tree("optimizer")["state"]
+    assert len(adam) == len(list(model.parameters())) and adam[0]["step"] == 6
+    ema, raw = newest.tensors("ema"), newest.tensors("model")
+    assert ema.keys() == raw.keys() and any(not torch.equal(ema[k], raw[k]) for k in raw)
+
+
+def test_a_folder_is_used_once(run):
+    with pytest.raises(RunError, match="already holds a run: pass resume=auto"):
+        train_here(run.parent, *QUICK, "name=first")
+
+
+def test_a_folder_in_use_is_refused(tmp_path, run):
+    shutil.copytree(run, tmp_path / "copy")
+    holder = subprocess.Popen(
+        ["python3", "-c", "import fcntl,sys,time; f=open(sys.argv[1],'w'); fcntl.lockf(f,fcntl.LOCK_EX); "
+         "print('held',flush=True); time.sleep(60)", str(tmp_path / "copy" / ".lock")], stdout=subprocess.PIPE
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match="in use by another process"):
+            train_here(tmp_path, f"resume={tmp_path / 'copy'}")
+    finally:
+        holder.kill()
+
+
+def test_resume_takes_the_run_s_configuration_and_refuses_another(run):
+    note = json.dumps({"overrides": QUICK, "threads": 1})
+    (run / "sessions.jsonl").write_text(f"{note}\n")  # in this process there is no command line to note
+    cfg = config_to_resume(run, ["train.keep=7", "data.workers=1", "hardware.threads=1"])
+    assert (cfg.train.keep, cfg.train.steps, cfg.model.name) == (7, 6, "test_resnet")
+    with pytest.raises(RunError, match=r"optim\.lr: the run has 0\.001, now 0\.5") as error:
+        config_to_resume(run, ["optim.lr=0.5", "train.keep=7"])
+    assert "train.keep" not in str(error.value)
+
+
+def test_resume_of_nothing(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        train_here(tmp_path, f"resume={tmp_path}")
+
+
+def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=4))
+    with pytest.raises(train.NotFinite, match=r"at step 4 .* the loss is nan") as error:
+        train_here(tmp_path, *QUICK, "name=poisoned")
+    saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
+    assert saved.state["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
+    indices = json.loads(str(error.value).split("training images were ")[1].splitlines()[0])
+    assert len(set(indices)) == 32 and max(indices) < 1617
+
+
+def poisoned(loss, at):
+    """The same loss, of images that are no numbers once: running statistics of the norms are hit as well."""
+
+    def function(self, model, images, targets, *, draw):
+        return loss(self, model, images * math.nan if draw == at else images, targets, draw=draw)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=33", "do not divide over train.accumulate=2"),
+        ("data.batch_size=4000", "fewer than one batch"),
+        ("sched.cooldown=1", "cooldown of 50 steps does not fit into 6"),
+        ("hardware.device=cuda:9", "hardware.device=cuda:9"),
+        ("train.save_every=0", "train.save_every: 0 is too few"),
+        ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
+        ("+model.kwargs={no_such: 1}", "could not be built"),
+    ],
+)
+def test_bad_options(tmp_path, override, message):
+    with pytest.raises(Exception, match=message) as error:
+        train_here(tmp_path, *QUICK, "train.accumulate=2", override)
+    assert isinstance(error.value, (config.ConfigError, RuntimeError))
+    assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot be written"):
+        train_here(tmp_path / "file", *QUICK)
+
+
+def test_a_log_that_cannot_be_written():
+    sink = log.Jsonl(Path("/dev/full"))
+    with pytest.raises(log.LogError, match="No space left on device"):
+        sink.write({"step": 1})
+
+
+def test_a_log_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [line["step"] for line in log.history(tmp_path / "m.jsonl")] == [1, 2]
+
+
+def limited(child: subprocess.Popen) -> None:
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_disk_that_takes_no_more(tmp_path):
+    child = start("train.py", *QUICK, "train.steps=60", "name=full", cwd=tmp_path)
+    checkpoints = tmp_path / "runs" / "full" / "checkpoints"
+    wait_for(child, lambda: any(checkpoints.glob("step-*")))
+    limited(child)  # from here on no file may grow beyond 100 kB: the system's own error, as from a full disk
+    output = finish(child)
+    assert child.returncode == 2 and "Traceback" not in output
+    assert "could not write the checkpoint" in output and "is whole" in output and "resume=" in output
+    assert not list(checkpoints.glob(".writing-*"))
+    saved, problems = checkpoint.Store(checkpoints).newest()
+    assert saved is not None and problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_disk(tmp_path):
+    out = tmp_path / "small"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", out], capture_output=True).returncode:
+        pytest.skip("no permission to mount")
+    try:
+        output = fail("train.py", *QUICK, "train.steps=60", "name=full", "train.keep=9", f"out={out}", cwd=tmp_path)
+        assert "No space left on device" in output and "is whole" in output
+        saved, problems = checkpoint.Store(out / "full" / "checkpoints").newest()
+        assert saved is not None and problems == [] and not list(out.rglob(".writing-*"))
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    child = start("train.py", *QUICK, "train.steps=40", "train.save_every=1000", "data.workers=1", 'name="my run=1"',
+                  cwd=tmp_path)  # fmt: skip
+    run = tmp_path / "runs" / "my run=1"
+    wait_for(child, lambda: trained(run, 3))
+    os.kill(child.pid, signal.SIGINT)
+    output = finish(child)
+    assert child.returncode == 130 and "Traceback" not in output, output
+    command = output.split("go on with: ")[1].splitlines()[0]
+    done = max(line["step"] for line in lines(run))
+    assert done < 40
+    assert config.compose(shlex.split(command)[2:]).resume == "runs/my run=1"
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert saved.state["step"] == done
+
+
+@pytest.mark.slow
+def test_wandb_offline(tmp_path):
+    pytest.importorskip("wandb")
+    succeed("train.py", *QUICK, "train.steps=2", "logger=wandb", "logger.mode=offline", "name=w", cwd=tmp_path)
+    assert list((tmp_path / "runs" / "w" / "wandb").glob("offline-run-*/run-w.wandb"))
+
+
+def test_schedule_is_a_function_of_the_step():
+    rate = optim.Schedule(100, 1.0, "cosine", warmup=10, warmup_lr=0.1, min_lr=0.2, cooldown=10)
+    assert rate(0) == 0.1 and rate(5) == pytest.approx(0.55) and rate(10) == 1.0
+    assert rate(50) == pytest.approx(0.6) and rate(90) == rate(99) == 0.2
+    linear = optim.Schedule(100, 1.0, "linear", min_lr=0.0)
+    assert [linear(step) for step in (0, 25, 75)] == [1.0, 0.75, 0.25]
+    assert {optim.Schedule(100, 1.0, "constant")(step) for step in range(100)} == {1.0}
+
+
+def test_optimizer_groups():
+    cfg = config.compose(["optim.layer_decay=0.5", "optim.lr_base_batch=16", "data.batch_size=32"])
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model.group_matcher = lambda coarse=False: {"stem": r"^0", "blocks": r"^(\d+)"}
+    optimizer = optim.create(cfg, model)
+    optim.set_lr(optimizer, optim.base_lr(cfg))
+    by_shape = {(tuple(g["params"][0].shape), g["lr_scale"]): g for g in optimizer.param_groups}
+    scales = sorted({scale for _, scale in by_shape})
+    assert len(by_shape) == 4 and scales[0] == 0.5 * scales[1]
+    for (shape, scale), group in by_shape.items():
+        assert group["lr"] == pytest.approx(2e-3 * scale)
+        assert group["weight_decay"] == (0 if len(shape) == 1 else cfg.optim.weight_decay)
+
+
+def test_ema_warms_up_as_tensorflow_s():
+    ema = make_ema(config.compose(["train.ema=0.9"]), torch.nn.Linear(1, 1))
+    expected = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
+    assert [ema.get_decay(n + 2) for n in range(200)] == pytest.approx(expected)

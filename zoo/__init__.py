@@ -1,0 +1,29 @@
+"""Vision backbones whose attention is the interesting part. Importing this registers every model with timm."""
+
+from . import davit, dinat, dinats, gcvit, litv2, maxvit, stvit
+from .backbone import Backbone
+from .checkpoint import LoadReport, identify, load_checkpoint
+from .errors import CheckpointError
+from .reader import Checkpoint, read
+from .registry import variants
+from .releases import RELEASES, Release
+
+__all__ = [
+    "RELEASES",
+    "Backbone",
+    "Checkpoint",
+    "CheckpointError",
+    "LoadReport",
+    "Release",
+    "davit",
+    "dinat",
+    "dinats",
+    "gcvit",
+    "identify",
+    "litv2",
+    "load_checkpoint",
+    "maxvit",
+    "read",
+    "stvit",
+    "variants",
+]

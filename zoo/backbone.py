@@ -1,0 +1,230 @@
+"""What all families share: a stem, stages, a head, and the whole contract that timm's users expect, in one place.
+
+Maps are (B, H, W, C) between modules; only `Backbone` itself takes and gives NCHW.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from .blocks.init import init_linear
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, (B, H, W, C) -> (B, H', W', C'); it opens with its downsampler, `norm` closes it."""
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], *, downsample: nn.Module | None = None, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if norm is None else norm
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+
+class Head(nn.Module):
+    """fc(drop(after(pool(before(x))))): a norm or a convolution before the pooling, a norm or a layer after it.
+
+    dim          channels that `fc` sees, after `before` and `after`
+    num_classes  0 leaves `fc` out
+    pool         "avg", "max", "avgmax", or "" for none: then the map stays one, (B, H, W, ...)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        before: nn.Module | None = None,
+        after: nn.Module | None = None,
+        pool: str = "avg",
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.bias = bias
+        self.before = nn.Identity() if before is None else before
+        self.pool = _pool(pool)
+        self.after = nn.Identity() if after is None else after
+        self.drop = nn.Dropout(drop_rate)
+        self.fc: nn.Module = self._classifier(num_classes)
+
+    def _classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.dim, num_classes, self.bias) if num_classes > 0 else nn.Identity()
+
+    @torch.jit.ignore
+    def reset(self, num_classes: int, pool: str | None = None) -> None:
+        """A new, freshly initialised classifier; another pooling if `pool` is given."""
+        like = next(self.parameters(), None)
+        self.fc = self._classifier(num_classes)
+        init_linear(self.fc)
+        if like is not None:
+            self.fc.to(device=like.device, dtype=like.dtype)
+        if pool is not None:
+            self.pool = _pool(pool)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # (B, H, W, C)
+        x = self.drop(self.after(self.pool(self.before(x))))
+        return x if pre_logits else self.fc(x)
+
+
+def _pool(kind: str) -> SelectAdaptivePool2d:
+    if kind not in ("", "avg", "max", "avgmax"):
+        raise ValueError(f"global_pool is {kind!r}; it must be 'avg', 'max', 'avgmax' or '' (no pooling)")
+    return SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind), input_fmt="NHWC")
+
+
+class Backbone(nn.Module):
+    """stem -> stages -> head, for any image of at least 32 x 32 pixels.
+
+    stem           (B, C, H, W) -> (B, h, w, c)
+    stages         each (B, h, w, c) -> (B, h', w', c'); a feature is what leaves a stage
+    dims           channels of each feature
+    reductions     pixels of the image per pixel of each feature, along a side
+    feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` give, as the
+                   published dense-prediction versions have
+    """
+
+    no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
+    reduction: int = 32  # pixels of the image per pixel of the last map, along a side
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        head: Head,
+        *,
+        dims: Sequence[int],
+        reductions: Sequence[int] = (4, 8, 16, 32),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        feature_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = dims[-1]
+        self.head_hidden_size = head.dim
+        self.feature_info = [
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
+        ]
+        norms = [nn.LayerNorm(dim) if feature_norms else nn.Identity() for dim in dims]
+        self.feature_norms = nn.ModuleList(norms)
+
+    def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for stage in self.stages:
+            x = stage(x)
+        return x.permute(0, 3, 1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # (B, C, h, w) -> (B, num_classes)
+        x = self.head(x.permute(0, 2, 3, 1), pre_logits)
+        if self.head.pool.pool_type == "":
+            x = x.permute(0, 3, 1, 2)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, num_classes)
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the stages, shallowest first, and (unless `intermediates_only`) what `forward_features` gives.
+
+        indices     which stages: None all, an int the last n, a list those (negative from the end)
+        norm        put the model's norm before the head, where it has one, on the last stage's feature (a layer that
+                    changes the width, as STViT has there, is none)
+        stop_early  do not run the stages behind the last one asked for
+        output_fmt  "NCHW" or "NHWC", of the features
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NHWC'")
+        take, last = feature_take_indices(len(self.stages), indices)
+        stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
+        features = []
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                normed = norm and self.head.dim == self.num_features and i == len(self.stages) - 1
+                feature = self.head.before(x) if normed else x
+                feature = self.feature_norms[i](feature)
+                features.append(feature.permute(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
+        return features if intermediates_only else (x.permute(0, 3, 1, 2), features)
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the features `indices` do not need, so that every parameter left gets a gradient."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        self.feature_norms = nn.ModuleList(
+            norm if i in take else nn.Identity() for i, norm in enumerate(self.feature_norms[: last + 1])
+        )
+        if prune_norm or (prune_head and self.head.dim != self.num_features):
+            self.head.before = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+            self.head.after = nn.Identity()
+        return take
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier with `num_classes` outputs (0: none); another pooling if `global_pool` is given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer-wise learning-rate decay: a group a stage if `coarse`, else a block."""
+        blocks = [
+            (r"^stages\.(\d+)\.(?:downsample|query)", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^feature_norms|^head\.before", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in self.no_decay}
+
+    @torch.jit.ignore
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate, by name, of the parameters that the published recipe trains at another one."""
+        return {}

@@ -1,0 +1,95 @@
+"""Attention modules that more than one family is built from; the arithmetic itself is in `ops`."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from ops import window_attention
+
+from .init import init_normal
+
+# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs
+register_notrace_function(window_attention)
+
+
+def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """A table of relative positions (heads, 2h-1, 2w-1) for another window: (heads, *size), by half-pixel centres."""
+    if tuple(table.shape[1:]) == tuple(size):
+        return table
+    dtype = table.dtype if table.dtype in (torch.float32, torch.float64) else torch.float32
+    resized = F.interpolate(table[None].to(dtype), size=size, mode=mode, align_corners=False)
+    return resized[0].to(table.dtype)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias per head and relative position.
+
+    dim        width; a head has dim / heads channels
+    window     tokens per side, or (vertical, horizontal)
+    partition  "block": neighbours share a window; "grid": tokens spaced evenly over the whole map do
+    scale      factor on the logits, default (dim / heads) ** -0.5
+    resize     how `set_window` interpolates the table: a mode of torch.nn.functional.interpolate
+    table      False: no bias
+    filled     where a window reaches over the border of the map. False: nothing attends to what lies outside. True: it
+               is attended as if the input were zero there, so that keys and values are the projection's bias
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int | tuple[int, int],
+        *,
+        partition: str = "block",
+        scale: float | None = None,
+        resize: str = "bicubic",
+        table: bool = True,
+        filled: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.window = to_2tuple(window)
+        self.partition = partition
+        self.scale = (dim // heads) ** -0.5 if scale is None else scale
+        self.resize = resize
+        self.filled = filled
+        self.qkv = nn.Linear(dim, 3 * dim)
+        rpb = nn.Parameter(torch.empty(heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1)) if table else None
+        self.register_parameter("rpb", rpb)
+        self.proj = nn.Linear(dim, dim)
+        if rpb is not None:
+            init_normal(rpb)
+
+    @torch.jit.ignore
+    def set_window(self, window: tuple[int, int]) -> None:
+        """Attend in windows of another size from now on; the table is interpolated."""
+        self.window = to_2tuple(window)
+        size = (2 * self.window[0] - 1, 2 * self.window[1] - 1)
+        if self.rpb is not None:
+            self.rpb = nn.Parameter(resize_table(self.rpb.detach(), size, self.resize), self.rpb.requires_grad)
+
+    def outside(self) -> tuple[Tensor, Tensor] | None:
+        """Key and value, each (heads, D), of a position outside the map: what the projection makes of zeros."""
+        if not self.filled:
+            return None
+        bias = self.qkv.bias.view(-1, self.heads, self.proj.in_features // self.heads)
+        return bias[-2], bias[-1]
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        b, h, w, c = x.shape
+        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        x = window_attention(
+            q,
+            k,
+            v,
+            self.rpb,
+            window=self.window,
+            partition=self.partition,
+            scale=self.scale,
+            outside=self.outside(),
+        )
+        return self.proj(x.reshape(b, h, w, c))

@@ -1,0 +1,132 @@
+"""Convolutional blocks.
+
+The modules inside are torch's own, so that `SyncBatchNorm` conversion, quantisation and counters of operations know
+them. They see NCHW *views* of (B, H, W, C) maps, which are channels-last tensors: the permutation on the way in and out
+copies nothing.
+"""
+
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+
+@register_notrace_function
+def pad_to_multiple(x: Tensor, side: int) -> Tensor:
+    """Zeros at the bottom and right of an NCHW map, up to multiples of `side`; one call to torch.fx."""
+    down, right = -x.shape[2] % side, -x.shape[3] % side
+    return F.pad(x, [0, right, 0, down]) if down > 0 or right > 0 else x
+
+
+class Nhwc(nn.Sequential):
+    """A chain of NCHW modules on a (B, H, W, C) map."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H', W', C')
+        x = x.permute(0, 3, 1, 2)
+        for module in self:
+            x = module(x)
+        return x.permute(0, 2, 3, 1)
+
+
+class Conv2dSame(nn.Conv2d):
+    """TensorFlow's padding "same" on an NCHW map: ceil(size / stride) outputs, what is odd at bottom and right."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        # plain arithmetic on sizes, no branch on them: torch.fx traces this
+        (kh, kw), (sh, sw) = self.kernel_size, self.stride
+        pad_h = ((x.shape[2] + sh - 1) // sh - 1) * sh + kh - x.shape[2]
+        pad_w = ((x.shape[3] + sw - 1) // sw - 1) * sw + kw - x.shape[3]
+        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ConvPosition(nn.Module):
+    """x + depthwise(x): a 3 x 3 convolution whose zero padding tells a token where it is."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class AvgPool2dSame(nn.AvgPool2d):
+    """TensorFlow's 2 x 2 average pooling: ceil(size / 2) outputs, positions outside the map left out of the mean."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, ceil_mode=True, count_include_pad=False)
+
+
+class SqueezeExcite(nn.Module):
+    """x * sigmoid(fc2(act(fc1(mean(x))))), https://arxiv.org/abs/1709.01507, on an NCHW map."""
+
+    def __init__(self, dim: int, hidden: int, act: type[nn.Module] = nn.SiLU, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1, bias=bias)
+        self.act = act()
+        self.fc2 = nn.Conv2d(hidden, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        gate = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class MBConv(nn.Module):
+    """MaxViT's inverted bottleneck: norm, expand, depthwise, squeeze-and-excite, project; residual to the raw input.
+
+    conv      the class of the depthwise convolution, `Conv2dSame` or `nn.Conv2d` (then padded by 1 on each side)
+    act       the class of the activation, built without arguments
+    shortcut  what the raw input goes through: pooling and a change of width where the block has them, or None
+
+    The squeeze is a quarter of the output width. Figure 2 and Appendix A of https://arxiv.org/abs/2204.01697.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        stride: int = 1,
+        expand: int = 4,
+        conv: type[nn.Conv2d] = Conv2dSame,
+        act: type[nn.Module] = nn.GELU,
+        shortcut: nn.Module | None = None,
+        drop_path: float = 0.0,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        hidden = expand * dim_out
+        padding = 0 if conv is Conv2dSame else 1
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.norm = nn.BatchNorm2d(dim, eps)
+        self.expand = nn.Conv2d(dim, hidden, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden, eps)
+        self.depthwise = conv(hidden, hidden, 3, stride, padding, groups=hidden, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden, eps)
+        self.act = act()
+        self.se = SqueezeExcite(hidden, dim_out // 4)
+        self.project = nn.Conv2d(hidden, dim_out, 1)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C')
+        x = x.permute(0, 3, 1, 2)
+        shortcut = self.shortcut(x)
+        x = self.act(self.norm1(self.expand(self.norm(x))))
+        x = self.act(self.norm2(self.depthwise(x)))
+        x = shortcut + self.drop_path(self.project(self.se(x)))
+        return x.permute(0, 2, 3, 1)
+
+
+class FusedMBConv(nn.Module):
+    """GC ViT's x + project(gate(act(depthwise(x)))), without norms, on an NCHW map."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim, bias=False)
+        self.act = nn.GELU()
+        self.se = SqueezeExcite(dim, dim // 4, nn.GELU, bias=False)
+        self.project = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return x + self.project(self.se(self.act(self.depthwise(x))))

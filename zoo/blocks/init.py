@@ -1,0 +1,18 @@
+"""First values of parameters."""
+
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+
+def init_normal(tensor: Tensor, std: float = 0.02) -> None:
+    """A normal distribution cut at 2, in place; nothing on the meta device, where it would be slow and for nothing."""
+    if not tensor.is_meta:
+        trunc_normal_(tensor, std=std)
+
+
+def init_linear(module: nn.Module) -> None:
+    """For `Module.apply`: linear layers start from a cut normal of 0.02 and zero biases, all others as torch has it."""
+    if isinstance(module, nn.Linear):
+        init_normal(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,270 @@
+"""Every file of weights is opened here: read safely, its layout recognised, its tensors fitted to a model, strictly."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import resolve_pretrained_cfg
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .blocks import resize_table
+from .convert import Layout, listed
+from .errors import CheckpointError
+from .fetch import locate
+from .layouts import LAYOUTS
+from .reader import Checkpoint, read
+from .registry import class_of, variants
+from .releases import RELEASES
+
+_logger = logging.getLogger(__name__)
+
+OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
+
+
+@dataclass
+class LoadReport:
+    """What `load_checkpoint` did.
+
+    layout       the layout that the file was in
+    entry        which weights of the file were taken, "raw" or "ema"
+    head_remade  the classifier is new: the file has none, or one for another number of classes
+    resized      tables of relative positions that were interpolated to other windows
+    message      all this in one line
+    """
+
+    layout: str = ""
+    entry: str = ""
+    head_remade: bool = False
+    resized: list[str] = field(default_factory=list)
+    message: str = ""
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, weights: str = "auto") -> LoadReport:
+    """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
+
+    weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
+             belong to, else the raw ones
+    Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
+    """
+    layout, entry, state = _select(read(path), type(model), weights)
+    conv = "stem.conv1.weight"
+    if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
+        state[conv] = adapt_input_conv(model.in_chans, state[conv])
+    report = _fit(state, model)
+    model.load_state_dict(state, strict=False)  # all names and shapes have been compared
+    report.layout, report.entry = layout, entry
+    report.message = _message(report, path, model)
+    return report
+
+
+def overlay_with_weights(cls: type[Backbone], name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names."""
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
+    if cfg.state_dict is None:
+        checkpoint = read(locate(cfg.to_dict(), name, kwargs.get("cache_dir")))
+    else:
+        checkpoint = Checkpoint("the given state dict", {"raw": cfg.state_dict})
+    layout, entry, state = _select(checkpoint, cls, "auto")
+    _logger.info("%s: layout %r, %s weights", checkpoint.path, layout, entry)
+    overlay |= {"state_dict": state, "file": None, "source": None}
+    if "head.fc.weight" in state:
+        # timm leaves out a classifier that this number says is for other classes
+        overlay["num_classes"] = state["head.fc.weight"].shape[0]
+    return overlay
+
+
+def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = True) -> dict[str, Tensor]:
+    """timm's `pretrained_filter_fn`: what `overlay_with_weights` gave, with the shapes of `model`.
+
+    timm itself adapts the first convolution to another number of channels afterwards. `classifies=False`: the model
+    will lose its classifier anyhow, so it is not worth a warning that the file has none.
+    """
+    state = dict(state)
+    if _fit(state, model, ignore=("stem.conv1.weight",)).head_remade and classifies:
+        _logger.warning(
+            "the checkpoint has no classifier for %d classes: a new one starts from scratch", model.num_classes
+        )
+    return state
+
+
+def identify(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """(model, layout) of every variant that a bare state dict fits, but for the classifier.
+
+    Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
+    """
+    shapes = {
+        (name, layout.name): _shapes(layout.to_ours(state))
+        for name in variants()
+        for layout in layouts_of(class_of(name))
+        if not layout.unknown(state)
+    }
+    # building a variant takes a moment, counting blocks does not
+    shapes = {case: found for case, found in shapes.items() if _depths(found) == _depths_of(case[0])}
+    exact = [case for case, found in shapes.items() if found == _shapes_of(case[0])]
+    return exact or [case for case, found in shapes.items() if _trunk(found) == _trunk(_shapes_of(case[0]))]
+
+
+def _depths(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Blocks of each stage, by our names of the tensors."""
+    blocks = {match[0] for key in shapes if (match := re.match(r"stages\.\d+\.blocks\.\d+", key))}
+    return dict(Counter(block.split(".")[1] for block in blocks))
+
+
+def _depths_of(name: str) -> dict[str, int]:
+    depths = variants()[name].get("depths")
+    return _depths(_shapes_of(name)) if depths is None else {str(i): depth for i, depth in enumerate(depths)}
+
+
+def _trunk(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    return {
+        key: shape[:1] if key.endswith(".rpb") else shape
+        for key, shape in shapes.items()
+        if not key.startswith(("head.", "feature_norms."))
+    }
+
+
+@cache
+def _shapes_of(name: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return _shapes(class_of(name)(**variants()[name]).state_dict())
+
+
+def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
+    """The layouts that weights of `cls` come in, ours last: it has words for other families' names too."""
+    return (*LAYOUTS.get(cls.__name__, ()), OURS)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {
+        k: v.shape for k, v in state.items() if not k.startswith("head.fc.") and not k.endswith("num_batches_tracked")
+    }
+
+
+def _select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple[str, str, dict[str, Tensor]]:
+    """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for."""
+    if weights not in ("auto", "raw", "ema"):
+        raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
+    states = {kind: _without_prefix(state) for kind, state in checkpoint.entries.items()}
+    first = next(iter(states))
+    if not issubclass(cls, Backbone):
+        entry = first if weights == "auto" else weights
+        return "as is", entry, _entry(states, entry, checkpoint.path)
+    layout = _recognise(states[first], layouts_of(cls), checkpoint.path)
+    entry = weights
+    if weights == "auto":
+        entry = _published(cls, layout)
+        entry = entry if entry in states else first
+    return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
+
+
+def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:
+    if kind not in states:
+        raise CheckpointError(f"{path} has no {kind} weights, only {', '.join(states)}: choose with weights=")
+    return states[kind]
+
+
+def _published(cls: type[Backbone], layout: Layout) -> str:
+    """Which entry of a file the figures published for `layout` belong to."""
+    kinds = {r.weights for r in RELEASES if r.layout == layout.name and class_of(r.model) is cls}
+    return "ema" if kinds == {"ema"} else "raw"
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = dict(state)
+    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: str) -> Layout:
+    """The first layout that has a word for every key."""
+    unknown = {layout.name: layout.unknown(state) for layout in layouts}
+    for layout in layouts:
+        if not unknown[layout.name]:
+            return layout
+    closest = min(unknown, key=lambda name: len(unknown[name]))
+    raise CheckpointError(
+        f"{path} is in none of the layouts of this model ({', '.join(unknown)}). {_what_it_is(state)}"
+        f"Closest is {closest!r}, which has no name for {listed(unknown[closest])}."
+    )
+
+
+def _what_it_is(state: Mapping[str, Tensor]) -> str:
+    found = identify(state)
+    # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
+    return f"It holds {' or '.join(name for name, _ in found)} in layout {found[0][1]!r}. " if found else ""
+
+
+def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
+    """Bring `state` to the shapes of `model` in place: resize tables, drop a classifier for other classes.
+
+    Raises CheckpointError where names or shapes differ in any other way; `ignore` names tensors of any shape.
+    """
+    want = model.state_dict()
+    report = LoadReport()
+    classifier = _classifier(model)
+    for name in [k for k in state if k.startswith(classifier)]:
+        if name not in want or state[name].shape != want[name].shape:
+            del state[name]
+    for name, module in model.named_modules():
+        key = f"{name}.rpb"
+        both = hasattr(module, "resize") and key in state and key in want
+        if both and state[key].shape[0] == module.heads and state[key].shape != want[key].shape:
+            if state[key].numel() == want[key].numel():
+                # a flat table of windows that are not square
+                state[key] = state[key].reshape(want[key].shape)
+            elif state[key].dim() == 3:
+                state[key] = resize_table(state[key], tuple(want[key].shape[1:]), module.resize)
+                report.resized.append(key)
+    _compare(state, want, classifier, ignore, type(model).__name__)
+    report.head_remade = any(k.startswith(classifier) and k not in state for k in want)
+    return report
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of the classifier's parameters."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier", "head.fc" if isinstance(model, Backbone) else ())
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names or ()))
+
+
+def _compare(
+    state: Mapping[str, Tensor],
+    want: Mapping[str, Tensor],
+    classifier: tuple[str, ...],
+    ignore: tuple[str, ...],
+    what: str,
+) -> None:
+    missing = {
+        k for k in want if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(classifier)
+    }
+    # weights for dense prediction have no head at all, weights for classification no norms on features
+    for group in ("head.", "feature_norms."):
+        whole = {k for k in want if k.startswith(group) and not k.startswith(classifier)}
+        missing -= whole if whole <= missing else set()
+    left = [k for k in state if k not in want]
+    other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
+    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
+    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"))
+    if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
+        raise CheckpointError(f"the checkpoint is not of this {what}. {_what_it_is(state)}{said}.")
+
+
+def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
+    notes = [f"{path}: layout {report.layout!r}, {report.entry} weights"]
+    if report.head_remade:
+        notes.append(
+            f"it has no classifier for {getattr(model, 'num_classes', '?')} classes, so a new one starts from scratch"
+        )
+    if report.resized:
+        notes.append(f"{len(report.resized)} tables of relative positions interpolated to other windows")
+    return "; ".join(notes)

@@ -1,0 +1,115 @@
+"""From a published layout of names to ours and back: a strict engine, and tables as its data (`layouts/`).
+
+A rule is a pair of templates, theirs -> ours. `{i}`, `{j}` stand for a number, `{i+1}` for a number that is one more
+than `{i}` of the other side. A rule speaks of a whole key or of a module: `stem.0.1` covers `stem.0.1.weight`, and what
+follows it is kept.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tensor that is written differently in the two layouts: `to_ours(theirs)` and its inverse."""
+
+    to_ours: Callable[[Tensor], Tensor]
+    to_theirs: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one source names and writes the tensors of one class of model.
+
+    name       short name of the source: "timm", "torchvision", "official", ...
+    rules      their template -> our template
+    drop       their templates of entries that hold no knowledge (index tables) and are recomputed here
+    changes    our template -> how the tensor differs
+    """
+
+    name: str
+    rules: Mapping[str, str]
+    drop: tuple[str, ...] = ()
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    @cached_property
+    def _forward(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(theirs), ours) for theirs, ours in self.rules.items()]
+
+    @cached_property
+    def _backward(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(ours), theirs) for theirs, ours in self.rules.items()]
+
+    def ours(self, key: str) -> str | None:
+        """Our name of their `key`; None where no rule speaks of it. Raises ValueError where two do."""
+        return _rename(key, self._forward)
+
+    def theirs(self, key: str) -> str | None:
+        """Their name of our `key`; None where no rule speaks of it."""
+        return _rename(key, self._backward)
+
+    def drops(self, key: str) -> bool:
+        return any(_pattern(template).fullmatch(key) for template in self.drop)
+
+    def unknown(self, keys: Iterable[str]) -> list[str]:
+        """The keys that this layout has no word for."""
+        return [key for key in keys if not self.drops(key) and self.ours(key) is None]
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their state dict with our names and our way of writing; ValueError for an unknown key, or two that meet."""
+        if unknown := self.unknown(state):
+            raise ValueError(f"layout {self.name!r} has no rule for {listed(unknown)}")
+        out: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            if self.drops(key):
+                continue
+            name = self.ours(key)
+            if name in out:
+                raise ValueError(f"layout {self.name!r} gives two entries the name {name}")
+            change = self._change(name)
+            out[name] = change.to_ours(tensor) if change else tensor
+        return out
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `to_ours`, without the entries that it dropped."""
+        out = {}
+        for key, tensor in state.items():
+            name = self.theirs(key)
+            if name is None:
+                raise ValueError(f"layout {self.name!r} has no name for our {key}")
+            change = self._change(key)
+            out[name] = change.to_theirs(tensor) if change else tensor
+        return out
+
+    def _change(self, name: str) -> Change | None:
+        return next((change for template, change in self.changes.items() if _pattern(template).fullmatch(name)), None)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """Anchored; `{i+n}` becomes a group `i_n`, whose number is n more than i."""
+    out = re.escape(template)
+    out = re.sub(r"\\{(\w)(?:\\\+(\d))?\\}", lambda m: rf"(?P<{m[1]}_{m[2] or 0}>\d+)", out)
+    return re.compile(out + r"(?P<rest>(?:\..+)?)")
+
+
+def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    hits = [(match, target) for pattern, target in rules if (match := pattern.fullmatch(key))]
+    if len(hits) > 1:
+        raise ValueError(f"{len(hits)} rules speak of {key}: their targets are {[target for _, target in hits]}")
+    if not hits:
+        return None
+    match, target = hits[0]
+    numbers = {name[0]: int(value) - int(name[2:]) for name, value in match.groupdict().items() if name != "rest"}
+    return re.sub(r"\{(\w)(?:\+(\d))?\}", lambda m: str(numbers[m[1]] + int(m[2] or 0)), target) + match["rest"]
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """The first few of `names` for a message, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,152 @@
+"""DaViT: Dual Attention Vision Transformers, https://arxiv.org/abs/2204.03645
+
+A layer attends twice, each time with an MLP behind it: between the tokens of 7 x 7 windows, then between the channels
+over the whole map, which costs no more and sees everything. Depthwise convolutions tell a token where it is.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from ops import channel_attention
+
+from .backbone import Backbone, Head, Stage
+from .blocks import (
+    ConvPosition,
+    Mlp,
+    Residual,
+    WindowAttention,
+    drop_path_rates,
+    init_linear,
+    pad_to_multiple,
+)
+from .registry import register
+
+register_notrace_function(channel_attention)
+
+# Table 1 and Appendix A; a head has 32 channels in all of them
+VARIANTS = {
+    #           channels of each stage               layers of each stage      tokens a side
+    "davit_t": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 3, 1),   "window": 7,  "img_size": 224},
+    "davit_s": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
+    "davit_b": {"dims": (128, 256, 512, 1024),       "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
+    "davit_l": {"dims": (192, 384, 768, 1536),       "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
+    "davit_h": {"dims": (256, 512, 1024, 2048),      "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
+    "davit_g": {"dims": (384, 768, 1536, 3072),      "depths": (1, 1, 12, 3),  "window": 7,  "img_size": 224},
+    "davit_l_384": {"dims": (192, 384, 768, 1536),   "depths": (1, 1, 9, 1),   "window": 12, "img_size": 384},
+}  # fmt: skip
+
+
+class Stem(nn.Module):
+    """A 7 x 7 convolution of stride 4, then a norm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim, 7, 4, 3)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        return self.norm(self.conv1(pad_to_multiple(x, 4)).permute(0, 2, 3, 1))
+
+
+class Merge(nn.Module):
+    """A norm, then a convolution over 2 x 2 patches."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv2d(dim, dim_out, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        x = self.norm(x).permute(0, 3, 1, 2)
+        return self.conv(pad_to_multiple(x, 2)).permute(0, 2, 3, 1)
+
+
+class ChannelAttention(nn.Module):
+    """Section 3.2: the channels of a head attend to each other, over all tokens; q is what they mix."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        b, h, w, c = x.shape
+        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        return self.proj(channel_attention(q, k, v).reshape(b, h, w, c))
+
+
+class Half(nn.Sequential):
+    """Figure 3: position, attention, position, MLP; either attention goes in."""
+
+    def __init__(self, dim: int, attention: nn.Module, drop_path: float) -> None:
+        super().__init__(
+            OrderedDict(
+                pos1=ConvPosition(dim),
+                attn=Residual(nn.LayerNorm(dim), attention, drop_path=drop_path),
+                pos2=ConvPosition(dim),
+                mlp=Residual(nn.LayerNorm(dim), Mlp(dim, 4 * dim), drop_path=drop_path),
+            )
+        )
+
+
+class DualBlock(nn.Sequential):
+    """A layer: windows of tokens, then channels."""
+
+    def __init__(self, dim: int, window: tuple[int, int], drop_path: Sequence[float]) -> None:
+        heads = dim // 32
+        tokens = WindowAttention(dim, heads, window, table=False, filled=True)
+        channels = ChannelAttention(dim, heads)
+        super().__init__(OrderedDict(window=Half(dim, tokens, drop_path[0]), channel=Half(dim, channels, drop_path[1])))
+
+
+class DaViT(Backbone):
+    """Input (B, in_chans, H, W), output (B, num_classes).
+
+    dims, depths    channels and layers of each stage; a layer is two blocks
+    window          tokens a side of a window, or (vertical, horizontal)
+    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
+                    it runs at any size as its authors' code does. Zeros fill the image to a multiple of 4, normed maps
+                    to a multiple of 2 before they are merged, and to whole windows before the projection of q, k, v:
+                    tokens attend to these zeros. The channels' attention and the convolutions see the map alone
+    drop_path_rate  a linear ramp from 0 over all blocks, two a layer
+    feature_norms   see `Backbone`
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (1, 1, 3, 1),
+        window: int | tuple[int, int] = 7,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, [2 * depth for depth in depths])
+        stages = []
+        for i, (dim, ramp) in enumerate(zip(dims, rates, strict=True)):
+            blocks = [DualBlock(dim, to_2tuple(window), ramp[j : j + 2]) for j in range(0, len(ramp), 2)]
+            stages.append(Stage(blocks, downsample=Merge(dims[i - 1], dim) if i else None))
+        super().__init__(
+            Stem(in_chans, dims[0]),
+            stages,
+            Head(dims[-1], num_classes, after=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_linear)
+
+
+register(DaViT, VARIANTS)

@@ -1,0 +1,200 @@
+"""NAT and DiNAT: Neighborhood Attention, https://arxiv.org/abs/2204.07143, dilated, https://arxiv.org/abs/2209.15001
+
+Every token attends to its own nearest neighbors, so that the window slides with it and there is no partition to cross.
+DiNAT spreads the window of every second block over the whole map, NAT never does.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from ops import neighborhood_attention
+
+from .backbone import Backbone, Head, Stage
+from .blocks import Mlp, Residual, drop_path_rates, init_linear, init_normal
+from .registry import register
+
+register_notrace_function(neighborhood_attention)
+
+Dilations = int | str | Sequence[Sequence[int]]
+
+# Table 1 of both papers, and their code; a head has 32 channels in all of them
+SIZES = {
+    "m": {"dims": (64, 128, 256, 512),   "depths": (3, 4, 6, 5),  "mlp_ratio": 3},
+    "t": {"dims": (64, 128, 256, 512),   "depths": (3, 4, 18, 5), "mlp_ratio": 3},
+    "s": {"dims": (96, 192, 384, 768),   "depths": (3, 4, 18, 5), "mlp_ratio": 2},
+    "b": {"dims": (128, 256, 512, 1024), "depths": (3, 4, 18, 5), "mlp_ratio": 2},
+    "l": {"dims": (192, 384, 768, 1536), "depths": (3, 4, 18, 5), "mlp_ratio": 2},
+}  # fmt: skip
+VARIANTS = {
+    "nat_m":   {**SIZES["m"], "dilations": 1, "img_size": 224},
+    "nat_t":   {**SIZES["t"], "dilations": 1, "img_size": 224},
+    "nat_s":   {**SIZES["s"], "dilations": 1, "img_size": 224, "layer_scale": 1e-5},
+    "nat_b":   {**SIZES["b"], "dilations": 1, "img_size": 224, "layer_scale": 1e-5},
+    "dinat_m": {**SIZES["m"], "dilations": "classification", "img_size": 224},
+    "dinat_t": {**SIZES["t"], "dilations": "classification", "img_size": 224},
+    "dinat_s": {**SIZES["s"], "dilations": "classification", "img_size": 224},
+    "dinat_b": {**SIZES["b"], "dilations": "classification", "img_size": 224, "layer_scale": 1e-5},
+    "dinat_l": {**SIZES["l"], "dilations": "classification", "img_size": 224},
+    "dinat_l_384":     {**SIZES["l"], "dilations": "classification_384", "img_size": 384},
+    "dinat_l_384_k11": {**SIZES["l"], "dilations": "classification", "img_size": 384, "window": 11},
+}  # fmt: skip
+
+# a pattern a stage, repeated over its blocks
+PRESETS = {
+    "classification":     ((1, 8),  (1, 4),        (1, 2),             (1,)),
+    "classification_384": ((1, 13), (1, 6),        (1, 3),             (1,)),
+    "detection":          ((1, 28), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3)),
+    "segmentation":       ((1, 16), (1, 4, 1, 8),  (1, 2, 1, 3, 1, 4), (1, 2)),
+    "segmentation_640":   ((1, 20), (1, 5, 1, 10), (1, 2, 1, 3, 1, 4, 1, 5) * 2 + (1, 5), (1, 2)),
+}  # fmt: skip
+
+
+class Stem(nn.Module):
+    """Two 3 x 3 convolutions of stride 2 with nothing between them, then a norm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, 2, 1)
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, 2, 1)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        return self.norm(self.conv2(self.conv1(x)).permute(0, 2, 3, 1))
+
+
+class Downsample(nn.Module):
+    """A 3 x 3 convolution of stride 2, then a norm."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(dim, dim_out, 3, 2, 1, bias=False)
+        self.norm = nn.LayerNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class NeighborhoodAttention(nn.Module):
+    """Self-attention of every token to its `window` x `window` nearest, `dilation` apart, with a learned bias.
+
+    A map smaller than window * dilation is filled up at the bottom and right as if the input were zero there: what
+    fills it is attended, with keys and values that are the projection's bias.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, dilation: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.resize = "bicubic"  # how a table for another window is interpolated
+        self.dilation = dilation
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.rpb = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
+        self.proj = nn.Linear(dim, dim)
+        init_normal(self.rpb)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        b, h, w, c = x.shape
+        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        zero = self.qkv.bias.view(3, self.heads, c // self.heads)
+        x = neighborhood_attention(
+            q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=(zero[1], zero[2])
+        )
+        return self.proj(x.reshape(b, h, w, c))
+
+
+class Block(nn.Sequential):
+    """An attention, then an MLP `mlp_ratio` times as wide; gamma where `layer_scale` gives its first value."""
+
+    def __init__(
+        self, dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, layer_scale: float | None = None
+    ) -> None:
+        options = {"dim": dim, "drop_path": drop_path, "scale": layer_scale}
+        attn = Residual(nn.LayerNorm(dim), attention, **options)
+        mlp = Residual(nn.LayerNorm(dim), Mlp(dim, int(dim * mlp_ratio)), **options)
+        super().__init__(OrderedDict(attn=attn, mlp=mlp))
+
+
+class DiNAT(Backbone):
+    """NAT is DiNAT with dilations of 1. Input (B, in_chans, H, W), output (B, num_classes).
+
+    dims, depths    channels and blocks of each stage
+    mlp_ratio       width of an MLP by that of its block
+    layer_scale     first value of the factor on every branch, None for no factor
+    window          neighbors a side, odd
+    dilations       one number for all blocks; a list a stage, repeated over its blocks; or the authors' for a task:
+                    "classification", "detection" or "segmentation" (which at 192 channels is "segmentation_640"), and
+                    "classification_384", "segmentation_640" for images of these sizes
+    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
+                    it runs at any size. Convolutions round up; maps smaller than window * dilation are filled up as
+                    the authors' code did, see `NeighborhoodAttention`
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`
+
+    The authors meant their tables of relative positions not to decay but trained classifiers that did: they decay here.
+    """
+
+    presets: Mapping[str, Sequence[Sequence[int]]] = PRESETS
+    stem_type: type[nn.Module] = Stem
+    merge_type: type[nn.Module] = Downsample
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (3, 4, 6, 5),
+        mlp_ratio: float = 3,
+        layer_scale: float | None = None,
+        *,
+        window: int = 7,
+        dilations: Dilations = "classification",
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        if dilations == "segmentation" and dims[0] == 192:
+            dilations = "segmentation_640"
+        spread = expand(dilations, depths, self.presets)
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = []
+        for i, dim in enumerate(dims):
+            attentions = [NeighborhoodAttention(dim, dim // 32, window, dilation) for dilation in spread[i]]
+            blocks = [Block(dim, a, mlp_ratio, r, layer_scale) for a, r in zip(attentions, rates[i], strict=True)]
+            stages.append(Stage(blocks, downsample=self.merge_type(dims[i - 1], dim) if i else None))
+        super().__init__(
+            self.stem_type(in_chans, dims[0]),
+            stages,
+            Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_linear)
+
+
+def expand(
+    dilations: Dilations, depths: Sequence[int], presets: Mapping[str, Sequence[Sequence[int]]]
+) -> list[list[int]]:
+    """A dilation a block, a list a stage."""
+    if isinstance(dilations, int):
+        dilations = [[dilations]] * len(depths)
+    elif isinstance(dilations, str):
+        if dilations not in presets:
+            raise ValueError(f"dilations is {dilations!r}: expected a number, a list a stage or one of {list(presets)}")
+        dilations = presets[dilations]
+    elif len(dilations) != len(depths) or not all(0 < len(d) <= n for d, n in zip(dilations, depths, strict=True)):
+        raise ValueError(f"dilations is {dilations}: expected a list a stage, of at most {tuple(depths)} numbers")
+    return [list(islice(cycle(pattern), depth)) for pattern, depth in zip(dilations, depths, strict=True)]
+
+
+register(DiNAT, VARIANTS)

@@ -1,0 +1,154 @@
+"""The controls of DiNAT's paper, https://arxiv.org/abs/2209.15001: its attention in others' architectures.
+
+DiNAT-s is Swin with neighborhoods for windows. The isotropic models have ViT's shape, one map of 16 x 16 patches from
+end to end, with neighborhoods, dilated ones, or full attention and the same table of relative positions (vitrpb).
+"""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from .backbone import Backbone, Head, Stage
+from .blocks import WindowAttention, drop_path_rates, init_linear, pad_to_multiple
+from .dinat import PRESETS, Block, DiNAT, NeighborhoodAttention
+from .registry import register
+
+# Table VI of the paper, and its code; a head has 32 channels in all of them
+SIZES = {
+    "t": {"dims": (96, 192, 384, 768),   "depths": (2, 2, 6, 2)},
+    "s": {"dims": (96, 192, 384, 768),   "depths": (2, 2, 18, 2)},
+    "b": {"dims": (128, 256, 512, 1024), "depths": (2, 2, 18, 2)},
+    "l": {"dims": (192, 384, 768, 1536), "depths": (2, 2, 18, 2)},
+}  # fmt: skip
+VARIANTS = {
+    f"dinats_{size}": {**args, "mlp_ratio": 4, "dilations": "classification", "img_size": 224}
+    for size, args in SIZES.items()
+}
+VARIANTS["dinats_l_384"] = {**VARIANTS["dinats_l"], "dilations": "classification_384", "img_size": 384}
+ISOTROPIC_VARIANTS = {
+    "nat_iso_s":   {"dim": 384, "dilations": 1,      "img_size": 224},
+    "nat_iso_b":   {"dim": 768, "dilations": 1,      "img_size": 224},
+    "dinat_iso_s": {"dim": 384, "dilations": (1, 2), "img_size": 224},
+    "dinat_iso_b": {"dim": 768, "dilations": (1, 2), "img_size": 224},
+}  # fmt: skip
+FULL_VARIANTS = {"vitrpb_s": {"dim": 384, "img_size": 224}, "vitrpb_b": {"dim": 768, "img_size": 224}}
+
+
+class PatchStem(nn.Module):
+    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
+
+    def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
+        super().__init__()
+        self.patch = patch
+        self.conv1 = nn.Conv2d(in_chans, dim, patch, patch)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)
+        return self.norm(self.conv1(pad_to_multiple(x, self.patch)).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Swin's: the 2 x 2 tokens of a patch side by side, column by column, a norm, a projection."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, dim_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        x = pad_to_multiple(x.permute(0, 3, 1, 2), 2)
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 5, 3, 1)
+        return self.reduction(self.norm(x.reshape(b, h // 2, w // 2, 4 * c)))
+
+
+class DiNATs(DiNAT):
+    """DiNAT in Swin's frame; arguments and sizes as there. Zeros fill the image to a multiple of 4, maps to even."""
+
+    presets = PRESETS | {
+        "detection":        ((1, 28), (1, 14), PRESETS["detection"][2],        (1, 3)),
+        "segmentation":     ((1, 16), (1, 8),  PRESETS["segmentation"][2],     (1, 2)),
+        "segmentation_640": ((1, 20), (1, 10), PRESETS["segmentation_640"][2], (1, 2)),
+    }  # fmt: skip
+    stem_type = PatchStem
+    merge_type = PatchMerging
+
+
+class Isotropic(Backbone):
+    """One map of 16 x 16 patches from end to end. Input (B, in_chans, H, W), output (B, num_classes).
+
+    dim             channels
+    depths          blocks of each stage; all stages have the same map: they only say where features are taken
+    mlp_ratio       width of an MLP by that of its block
+    window          neighbors a side, odd
+    dilations       one number for all blocks, or a list that is repeated over them
+    img_size        image that the model is meant for, pixels a side or (height, width). The authors' code takes 224
+                    only. Here zeros fill an image of any size to whole patches, and a map smaller than window *
+                    dilation is filled up as DiNAT's is
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`
+    """
+
+    reduction = 16
+
+    def __init__(
+        self,
+        dim: int = 384,
+        depths: Sequence[int] = (3, 3, 3, 3),
+        mlp_ratio: float = 4,
+        *,
+        window: int | tuple[int, int] = 7,
+        dilations: int | Sequence[int] = 1,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        spread = cycle([dilations] if isinstance(dilations, int) else dilations)
+        stages = []
+        for rates in drop_path_rates(drop_path_rate, depths):
+            attentions = [self.attention(dim, window, dilation) for dilation in islice(spread, len(rates))]
+            stages.append(Stage([Block(dim, a, mlp_ratio, r) for a, r in zip(attentions, rates, strict=True)]))
+        super().__init__(
+            PatchStem(in_chans, dim, self.reduction),
+            stages,
+            Head(dim, num_classes, before=nn.LayerNorm(dim), pool=global_pool, drop_rate=drop_rate),
+            dims=(dim,) * len(depths),
+            reductions=(self.reduction,) * len(depths),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_linear)
+
+    def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
+        return NeighborhoodAttention(dim, dim // 32, window, dilation)
+
+
+class VitRPB(Isotropic):
+    """The isotropic model with full attention: one window, as large as the map of `img_size`, and its table.
+
+    Other arguments are those of `Isotropic`. A built model runs at any size with the window that it has: a smaller map
+    is attended to whole, a larger one in windows; what they hold beyond the border is never attended.
+    """
+
+    def __init__(
+        self, dim: int = 384, depths: Sequence[int] = (3, 3, 3, 3), *, img_size: int | tuple[int, int] = 224, **kwargs
+    ) -> None:
+        height, width = to_2tuple(img_size)
+        window = -(-height // self.reduction), -(-width // self.reduction)
+        super().__init__(dim, depths, window=window, img_size=img_size, **kwargs)
+
+    def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
+        return WindowAttention(dim, dim // 32, window)
+
+
+register(DiNATs, VARIANTS)
+register(Isotropic, ISOTROPIC_VARIANTS)
+register(VitRPB, FULL_VARIANTS)

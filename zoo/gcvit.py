@@ -1,0 +1,250 @@
+"""GC ViT: Global Context Vision Transformers, https://arxiv.org/abs/2206.09959
+
+Blocks attend inside windows, in turn with queries of their own and with the image's: a generator shrinks the map of
+the whole stage to a single window of queries, and every window asks its keys the same questions about the whole image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import checkpoint, register_notrace_function
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from ops import window_attention
+
+from .backbone import Backbone, Head, Stage
+from .blocks import FusedMBConv, Mlp, Residual, WindowAttention, drop_path_rates, init_linear
+from .registry import register
+
+Size = int | tuple[int, int]
+Windows = Size | Sequence[Size]
+
+# Appendix; a head has 32 channels in all of them
+SIZES = {
+    #            channels of the first stage, blocks of each, width of the MLPs
+    "gcvit_xxt": {"dim": 64,  "depths": (2, 2, 6, 2),  "mlp_ratio": 3},
+    "gcvit_xt":  {"dim": 64,  "depths": (3, 4, 6, 5),  "mlp_ratio": 3},
+    "gcvit_t":   {"dim": 64,  "depths": (3, 4, 19, 5), "mlp_ratio": 3},
+    "gcvit_t2":  {"dim": 64,  "depths": (3, 4, 29, 5), "mlp_ratio": 3},
+    "gcvit_s":   {"dim": 96,  "depths": (3, 4, 19, 5), "mlp_ratio": 2, "layer_scale": 1e-5},
+    "gcvit_s2":  {"dim": 96,  "depths": (3, 4, 23, 5), "mlp_ratio": 3, "layer_scale": 1e-5},
+    "gcvit_b":   {"dim": 128, "depths": (3, 4, 19, 5), "mlp_ratio": 2, "layer_scale": 1e-5},
+    "gcvit_l":   {"dim": 192, "depths": (3, 4, 19, 5), "mlp_ratio": 2, "layer_scale": 1e-5},
+}  # fmt: skip
+VARIANTS = {name: {**size, "img_size": 224} for name, size in SIZES.items()}
+VARIANTS |= {f"gcvit_l_{pixels}": {**SIZES["gcvit_l"], "img_size": pixels} for pixels in (384, 512)}
+
+# a row a stage: pixels of the image per token of a window, along a side; convolutions of the query generator; whether
+# each of them halves the map, which brings it to one window
+STAGES = ((32, 3, True), (32, 2, True), (16, 1, False), (32, 1, False))
+
+
+class Reduce(nn.Module):
+    """Norm, convolutions, norm; half the size."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.conv = FusedMBConv(dim)
+        self.reduction = nn.Conv2d(dim, dim_out, 3, 2, 1, bias=False)
+        self.norm2 = nn.LayerNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        x = self.conv(self.norm1(x).permute(0, 3, 1, 2))
+        return self.norm2(self.reduction(x).permute(0, 2, 3, 1))
+
+
+class Stem(nn.Module):
+    """A strided convolution and a reduction."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim, 3, 2, 1)
+        self.down = Reduce(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        return self.down(self.conv1(x).permute(0, 2, 3, 1))
+
+
+@register_notrace_function
+def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
+    is_one = x.shape[2] == window[0] and x.shape[3] == window[1]
+    return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
+
+
+class QueryGenerator(nn.Module):
+    """Figure 3: from the map of a stage, one window of queries for all its global blocks; `steps` convolutions."""
+
+    def __init__(self, dim: int, window: tuple[int, int], steps: int) -> None:
+        super().__init__()
+        self.heads = dim // 32
+        self.convs = nn.ModuleList(FusedMBConv(dim) for _ in range(steps))
+        self.set_window(window, False)
+
+    @torch.jit.ignore
+    def set_window(self, window: tuple[int, int], pool: bool) -> None:
+        """The size of a window from now on, and whether every step halves the map."""
+        self.window = window
+        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, wh, ww, heads, D)
+        x = x.permute(0, 3, 1, 2)
+        for conv in self.convs:
+            x = self.pool(conv(x))
+        return fit(x, self.window).permute(0, 2, 3, 1).unflatten(-1, [self.heads, -1])
+
+
+class GlobalAttention(WindowAttention):
+    """Window attention whose queries, one window of them, are given; it projects keys and values alone."""
+
+    def __init__(self, dim: int, window: tuple[int, int]) -> None:
+        super().__init__(dim, dim // 32, window, filled=True)
+        self.qkv = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
+        b, h, w, c = x.shape
+        k, v = self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=self.outside())
+        return self.proj(x.reshape(b, h, w, c))
+
+
+class QueriedResidual(Residual):
+    """A residual branch whose function also takes the stage's queries."""
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        return x + self.drop_path(self.scale(self.fn(self.norm(x), query)))
+
+
+class LocalBlock(nn.Module):
+    """Figure 4: attention inside windows, then an MLP; the stage's queries are not used."""
+
+    def __init__(self, attn: Residual, mlp: Residual) -> None:
+        super().__init__()
+        self.attn = attn
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
+        return self.mlp(self.attn(x))
+
+
+class GlobalBlock(LocalBlock):
+    """The same with the stage's queries instead of the windows' own."""
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        return self.mlp(self.attn(x, query))
+
+
+class GlobalStage(Stage):
+    """A stage whose queries are made once, from the map that its first block sees."""
+
+    def __init__(self, blocks: Sequence[nn.Module], query: QueryGenerator, downsample: nn.Module | None) -> None:
+        super().__init__((), downsample=downsample)
+        self.blocks = nn.ModuleList(blocks)
+        self.query = query
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        x = self.downsample(x)
+        query = self.query(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, query)
+            else:
+                x = block(x, query)
+        return x
+
+
+class GCViT(Backbone):
+    """Input (B, in_chans, H, W), output (B, num_classes).
+
+    dim, depths     channels of the first stage, doubled in each of the next; blocks of each
+    mlp_ratio       units of an MLP per channel
+    layer_scale     first value of the factors on the branches; None: no such factors
+    img_size        image that the windows are made for, pixels a side or (height, width): a window has
+                    ceil(img_size / 32) tokens a side, in the third stage ceil(img_size / 16)
+    window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`
+
+    A built model runs at any size with the windows it has, by the rules of the published detection code (the published
+    classification code takes one size alone). Normed maps are filled with zeros to whole windows before the projection
+    of k and v, and tokens attend to these zeros. Queries that do not come out as one window are interpolated to one.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        mlp_ratio: float = 3,
+        layer_scale: float | None = None,
+        *,
+        img_size: Size = 224,
+        window_size: Windows | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        windows = windows_for(to_2tuple(img_size), window_size)
+        dims = [dim * 2**i for i in range(len(STAGES))]
+        stages = []
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
+            blocks = [block(dims[i], windows[i], j, mlp_ratio, layer_scale, rate) for j, rate in enumerate(rates)]
+            query = QueryGenerator(dims[i], windows[i], STAGES[i][1])
+            stages.append(GlobalStage(blocks, query, Reduce(dims[i - 1], dims[i]) if i else None))
+        super().__init__(
+            Stem(in_chans, dim),
+            stages,
+            Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.set_input_size(img_size, window_size)
+        self.apply(init_linear)
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: Size | None = None, window_size: Windows | None = None) -> None:
+        """Make the windows for another image size, or as given (see the class); the tables are interpolated."""
+        self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
+        windows, whole = windows_for(self.img_size, window_size), windows_for(self.img_size)
+        for i, stage in enumerate(self.stages):
+            for module in stage.modules():
+                if isinstance(module, WindowAttention):
+                    module.set_window(windows[i])
+            # the detection code halves the third stage's map too, once its window is not the whole map
+            stage.query.set_window(windows[i], STAGES[i][2] or (i == 2 and windows[i] != whole[i]))
+        update_model_input_size(self, self.img_size)
+
+
+def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -> list[tuple[int, int]]:
+    """The window of each stage."""
+    if window_size is None:
+        return [(-(-img_size[0] // ratio), -(-img_size[1] // ratio)) for ratio, _, _ in STAGES]
+    if isinstance(window_size, int) or len(window_size) == 2:
+        window_size = [window_size] * len(STAGES)
+    if len(window_size) != len(STAGES):
+        raise ValueError(f"window_size is {window_size}: expected one number, (vertical, horizontal), or one a stage")
+    return [to_2tuple(window) for window in window_size]
+
+
+def block(
+    dim: int, window: tuple[int, int], index: int, mlp_ratio: float, layer_scale: float | None, drop_path: float
+) -> LocalBlock:
+    """Blocks with even numbers are local, those with odd numbers global."""
+    branch = {"dim": dim, "drop_path": drop_path, "scale": layer_scale}
+    mlp = Residual(nn.LayerNorm(dim), Mlp(dim, int(mlp_ratio * dim)), **branch)
+    if index % 2:
+        attn = QueriedResidual(nn.LayerNorm(dim), GlobalAttention(dim, window), **branch)
+        return GlobalBlock(attn, mlp)
+    attn = Residual(nn.LayerNorm(dim), WindowAttention(dim, dim // 32, window, filled=True), **branch)
+    return LocalBlock(attn, mlp)
+
+
+register(GCViT, VARIANTS)

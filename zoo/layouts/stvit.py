@@ -1,0 +1,40 @@
+"""STViT: its authors' code, in which all layers are convolutions."""
+
+from ..convert import Change, Layout
+
+THEIRS, OURS = "layers.{i}.blocks.{j}", "stages.{i}.blocks.{j}"
+
+# convolutions with a 1 x 1 kernel there, linear layers here
+KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, None, None])
+FACTORS = Change(lambda gamma: gamma.flatten(), lambda gamma: gamma.view(1, -1, 1, 1))
+
+OFFICIAL = Layout(
+    "official",
+    rules={
+        **{f"patch_embed.proj.{3 * i}": f"stem.conv{i + 1}" for i in range(4)},
+        **{f"patch_embed.proj.{3 * i + 2}": f"stem.norm{i + 1}" for i in range(4)},
+        "layers.{i}.downsample.proj.0": "stages.{i+1}.downsample.conv",
+        "layers.{i}.downsample.proj.1": "stages.{i+1}.downsample.norm",
+        f"{THEIRS}.pos_embed.conv": f"{OURS}.pos.conv",
+        f"{THEIRS}.norm1.norm": f"{OURS}.attn.norm",
+        f"{THEIRS}.attn.stoken_refine": f"{OURS}.attn.fn.refine",
+        f"{THEIRS}.gamma_1": f"{OURS}.attn.scale.gamma",
+        f"{THEIRS}.norm2": f"{OURS}.mlp.norm.0",
+        f"{THEIRS}.mlp2.fc1": f"{OURS}.mlp.fn.fc1",
+        f"{THEIRS}.mlp2.conv.conv": f"{OURS}.mlp.fn.pos.conv",
+        f"{THEIRS}.mlp2.fc2": f"{OURS}.mlp.fn.fc2",
+        f"{THEIRS}.gamma_2": f"{OURS}.mlp.scale.gamma",
+        "proj": "head.before.proj",
+        "norm": "head.before.norm",
+        "head": "head.fc",
+    },
+    # one-hot kernels that gather and spread neighbours
+    drop=(f"{THEIRS}.attn.unfold.weights", f"{THEIRS}.attn.fold.weights"),
+    changes={
+        **{f"{OURS}.attn.fn.refine.{layer}.weight": KERNEL for layer in ("qkv", "proj")},
+        **{f"{OURS}.mlp.fn.{layer}.weight": KERNEL for layer in ("fc1", "fc2")},
+        **{f"{OURS}.{branch}.scale.gamma": FACTORS for branch in ("attn", "mlp")},
+    },
+)
+
+LAYOUTS = {"STViT": (OFFICIAL,)}

@@ -1,0 +1,235 @@
+"""LITv2: Fast Vision Transformers with HiLo Attention, https://arxiv.org/abs/2205.13213
+
+Early stages do without attention. In the third, some heads attend inside small windows, for the high frequencies, and
+the others to a pooled map, for the low ones. Maps are halved by convolutions that learn where to look.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from ops import pooled_attention, window_attention
+
+from .backbone import Backbone, Head, Stage
+from .blocks import Mlp, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .registry import register
+
+register_notrace_function(pooled_attention)
+register_notrace_function(window_attention)
+
+SMALL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
+# Appendix A; a head has 32 channels in all of them
+VARIANTS = {
+    "litv2_s": {**SMALL, "alpha": 0.9, "img_size": 224},
+    "litv2_m": {**SMALL, "depths": (2, 2, 18, 2), "alpha": 0.9, "img_size": 224},
+    "litv2_b": {
+        "dims": (128, 256, 512, 1024),
+        "depths": (2, 2, 18, 2),
+        "heads": (4, 8, 16, 32),
+        "alpha": 0.9,
+        "img_size": 224,
+    },
+}
+# Figure 4: the share of heads for low frequencies, in tenths
+ALPHAS = (0, 2, 4, 5, 7, 9, 10)
+VARIANTS |= {f"litv2_s_a{tenths:02}": {**SMALL, "alpha": tenths / 10, "img_size": 224} for tenths in ALPHAS}
+
+
+class Stem(nn.Module):
+    """A convolution over 4 x 4 patches, then a norm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim, 4, 4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        return self.norm(self.conv1(pad_to_multiple(x, 4)).permute(0, 2, 3, 1))
+
+
+@register_notrace_function
+def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Deformable convolution of 2 x 2 taps and stride 2 on an NCHW map, https://arxiv.org/abs/1703.06211.
+
+    offset   (B, 8, H // 2, W // 2): down and right, in pixels, of the taps (0, 0), (0, 1), (1, 0), (1, 1)
+    Computed in float32 at least, also under autocast: offsets are fractions of a pixel.
+    """
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    x, offset, kernel = x.to(wide), offset.to(wide), weight.to(wide)
+    bias = None if bias is None else bias.to(wide)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if torch.onnx.is_in_onnx_export():
+            # onnxruntime may have no deformable convolution
+            return F.conv2d(resample(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
+    return deform_conv2d(x, offset, kernel, bias, (2, 2)).to(weight.dtype)
+
+
+def resample(x: Tensor, offset: Tensor) -> Tensor:
+    """The same taps as a map, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)), for an ordinary convolution."""
+    H, W = x.shape[2], x.shape[3]
+    moves = offset.unflatten(1, [2, 2, 2]).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)  # (B, 2h, 2w, 2)
+    rows = torch.arange(H - H % 2, dtype=x.dtype, device=x.device)[:, None]
+    columns = torch.arange(W - W % 2, dtype=x.dtype, device=x.device)
+    # pixel p of n is (2 * p + 1) / n - 1 to grid_sample, which wants columns first
+    places = [(2 * (columns + moves[..., 1]) + 1) / W - 1, (2 * (rows + moves[..., 0]) + 1) / H - 1]
+    return F.grid_sample(x, torch.stack(places, -1), padding_mode="zeros", align_corners=False)
+
+
+class DeformableMerge(nn.Module):
+    """Section 3.3: a deformable convolution that halves the map, less an odd last row or column; norm, activation."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.offset = nn.Conv2d(dim, 8, 2, 2)
+        # its parameters alone are used
+        self.conv = nn.Conv2d(dim, dim_out, 2, 2)
+        self.norm = nn.BatchNorm2d(dim_out)
+        self.act = nn.GELU()
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H // 2, W // 2, C')
+        x = x.permute(0, 3, 1, 2)
+        x = sample_2x2(x, self.offset(x), self.conv.weight, self.conv.bias)
+        return self.act(self.norm(x)).permute(0, 2, 3, 1)
+
+
+class HighFrequencies(nn.Module):
+    """Attention inside windows; tokens attend to the zeros that fill the map to whole windows."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = to_2tuple(window)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, heads * head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
+        q, k, v = self.qkv(x).unflatten(-1, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        bias = self.qkv.bias.view(3, self.heads, -1)
+        return self.proj(window_attention(q, k, v, None, self.window, outside=(bias[1], bias[2])).flatten(3))
+
+
+class LowFrequencies(nn.Module):
+    """Attention to a map that is average-pooled, `window` to 1 along a side, filled with zeros to whole windows."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.q = nn.Linear(dim, heads * head_dim)
+        self.kv = nn.Linear(dim, 2 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, heads * head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
+        q = self.q(x).unflatten(-1, [self.heads, -1])  # (B, H, W, heads, D)
+        if self.window > 1:
+            x = pad_to_multiple(x.permute(0, 3, 1, 2), self.window)
+            x = F.avg_pool2d(x, self.window).permute(0, 2, 3, 1)
+        k, v = self.kv(x).unflatten(-1, [2, self.heads, -1]).unbind(3)  # (B, h, w, heads, D)
+        return self.proj(pooled_attention(q, k, v).flatten(3))
+
+
+class HiLo(nn.ModuleDict):
+    """Figure 2: heads for high frequencies beside heads for low ones, each with a projection of their own.
+
+    alpha   the share of heads for low frequencies, rounded down to whole heads; windows of 1 have no high frequencies
+            and leave all heads to the low ones
+    """
+
+    def __init__(self, dim: int, heads: int, alpha: float, window: int) -> None:
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        low = heads if window == 1 else int(heads * alpha)
+        counts = {"hi": (HighFrequencies, heads - low), "lo": (LowFrequencies, low)}
+        super().__init__({k: kind(dim, count, dim // heads, window) for k, (kind, count) in counts.items() if count})
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        parts = []
+        for branch in self.values():
+            parts.append(branch(x))
+        return torch.cat(parts, -1)
+
+
+class ConvMlp(Mlp):
+    """An MLP with a depthwise convolution before the activation."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden)
+        self.conv = nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        x = self.conv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(self.act(x))
+
+
+def block(dim: int, heads: int, alpha: float, window: int, drop_path: float) -> nn.Sequential:
+    """Attention, where there is a window, then an MLP."""
+    branches = OrderedDict()
+    if window:
+        attention = HiLo(dim, heads, alpha, window)
+        branches["attn"] = Residual(nn.LayerNorm(dim), attention, drop_path=drop_path)
+    branches["mlp"] = Residual(nn.LayerNorm(dim), ConvMlp(dim, 4 * dim), drop_path=drop_path)
+    return nn.Sequential(branches)
+
+
+class LITv2(Backbone):
+    """Input (B, in_chans, H, W), output (B, num_classes).
+
+    dims, depths, heads  channels, blocks and attention heads of each stage
+    alpha           share of the heads that attend to low frequencies
+    windows         pixels a side of HiLo's windows in each stage; 0: no attention, 1: all heads attend to all pixels
+    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
+                    it runs at any size as its authors' dense-prediction code does. Zeros fill the image to a multiple
+                    of 4, and normed maps to whole windows: tokens attend to these zeros. Where a map is halved, an odd
+                    last row or column is dropped
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        alpha: float = 0.9,
+        windows: Sequence[int] = (0, 0, 2, 1),
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = []
+        for i, (dim, count, window, ramp) in enumerate(zip(dims, heads, windows, rates, strict=True)):
+            blocks = [block(dim, count, alpha, window, rate) for rate in ramp]
+            stages.append(Stage(blocks, downsample=DeformableMerge(dims[i - 1], dim) if i else None))
+        super().__init__(
+            Stem(in_chans, dims[0]),
+            stages,
+            Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_linear)
+
+    @torch.jit.ignore
+    def lr_scales(self) -> dict[str, float]:
+        """Offsets move the sampling points of a whole map: their weights learn a hundred times slower."""
+        return {name: 0.01 for name, _ in self.named_parameters() if name.endswith(".offset.weight")}
+
+
+register(LITv2, VARIANTS)

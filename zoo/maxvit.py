@@ -1,0 +1,226 @@
+"""MaxViT: Multi-Axis Vision Transformer, https://arxiv.org/abs/2204.01697
+
+A block sees near and far at linear cost: an inverted bottleneck, then attention inside P x P tiles (block), then
+attention between P x P tokens spaced evenly over the whole map (grid), each followed by an MLP.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from timm.layers import GELUTanh, to_2tuple
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from .backbone import Backbone, Head, Stage
+from .blocks import (
+    AvgPool2dSame,
+    Conv2dSame,
+    ConvStem,
+    MBConv,
+    Mlp,
+    Residual,
+    WindowAttention,
+    drop_path_rates,
+    init_normal,
+)
+from .registry import register
+
+# Table 1 and Appendix A.1; a head has 32 channels in all of them
+SIZES = {
+    #            channels of the stem, of each stage             blocks of each stage
+    "maxvit_t":  {"stem_dim": 64,  "dims": (64, 128, 256, 512),   "depths": (2, 2, 5, 2)},
+    "maxvit_s":  {"stem_dim": 64,  "dims": (96, 192, 384, 768),   "depths": (2, 2, 5, 2)},
+    "maxvit_b":  {"stem_dim": 64,  "dims": (96, 192, 384, 768),   "depths": (2, 6, 14, 2)},
+    "maxvit_l":  {"stem_dim": 128, "dims": (128, 256, 512, 1024), "depths": (2, 6, 14, 2)},
+    "maxvit_xl": {"stem_dim": 192, "dims": (192, 384, 768, 1536), "depths": (2, 6, 14, 2)},
+}  # fmt: skip
+VARIANTS = {
+    name if pixels == 224 else f"{name}_{pixels}": {**size, "img_size": pixels}
+    for name, size in SIZES.items()
+    for pixels in (224, 384, 512)
+}
+TORCHVISION_VARIANTS = {"maxvit_t_tv": VARIANTS["maxvit_t"]}
+
+
+class MaxViTBlock(nn.Module):
+    """Figure 2: MBConv, block attention, MLP, grid attention, MLP."""
+
+    def __init__(
+        self,
+        conv: MBConv,
+        block: WindowAttention,
+        grid: WindowAttention,
+        dim: int,
+        act: type[nn.Module],
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.block_attn = Residual(nn.LayerNorm(dim), block, drop_path=drop_path)
+        self.block_mlp = Residual(nn.LayerNorm(dim), Mlp(dim, 4 * dim, act), drop_path=drop_path)
+        self.grid_attn = Residual(nn.LayerNorm(dim), grid, drop_path=drop_path)
+        self.grid_mlp = Residual(nn.LayerNorm(dim), Mlp(dim, 4 * dim, act), drop_path=drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C')
+        x = self.block_mlp(self.block_attn(self.conv(x)))
+        return self.grid_mlp(self.grid_attn(x))
+
+
+class MaxViT(Backbone):
+    """MaxViT in its authors' arithmetic: TensorFlow's padding, tanh GELU.
+
+    Input (B, in_chans, H, W), output (B, num_classes).
+
+    stem_dim, dims, depths  channels of the stem; channels and blocks of each stage
+    img_size        image that the windows are made for, pixels a side or (height, width): a window has
+                    ceil(img_size / 32) tokens a side, so that the last stage is one window. A built model runs at any
+                    size of at least 32 pixels with the windows it has: those that reach over the border are filled up
+                    with positions that nothing attends to
+    window          tokens a side of both kinds of window, or (vertical, horizontal), if not from `img_size`
+    drop_path_rate  the authors' ramp: block b of N drops its branches with probability drop_path_rate * b / N
+    feature_norms   see `Backbone`
+    """
+
+    no_decay = ("rpb",)
+    conv: type[nn.Conv2d] = Conv2dSame
+    act: type[nn.Module] = GELUTanh
+    norm_eps = 1e-3  # of the batch norms
+    stem_bias = head_bias = True
+    ramp_reaches_rate = False
+
+    def __init__(
+        self,
+        stem_dim: int = 64,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 5, 2),
+        *,
+        img_size: int | tuple[int, int] = 224,
+        window: int | tuple[int, int] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        if len(dims) != len(depths):
+            raise ValueError(f"dims is {tuple(dims)} and depths {tuple(depths)}: expected a number a stage in both")
+        window = window_for(to_2tuple(img_size)) if window is None else to_2tuple(window)
+        rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
+        stages = []
+        for before, dim, stage_rates in zip((stem_dim, *dims[:-1]), dims, rates, strict=True):
+            opens = [self.block(before, dim, 2, window, stage_rates[0])]
+            stages.append(Stage(opens + [self.block(dim, dim, 1, window, rate) for rate in stage_rates[1:]]))
+        super().__init__(
+            ConvStem(in_chans, stem_dim, conv=self.conv, act=self.act, bias=self.stem_bias, eps=self.norm_eps),
+            stages,
+            Head(
+                dims[-1],
+                num_classes,
+                after=norm_tanh(dims[-1]),
+                pool=global_pool,
+                drop_rate=drop_rate,
+                bias=self.head_bias,
+            ),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_weights)
+
+    def block(self, dim: int, dim_out: int, stride: int, window: tuple[int, int], drop_path: float) -> MaxViTBlock:
+        shortcut = self.shortcut(dim, dim_out) if stride == 2 else None
+        conv = MBConv(
+            dim,
+            dim_out,
+            stride=stride,
+            conv=self.conv,
+            act=self.act,
+            shortcut=shortcut,
+            drop_path=drop_path,
+            eps=self.norm_eps,
+        )
+        block, grid = (
+            # the authors resize tables bilinearly
+            WindowAttention(
+                dim_out, dim_out // 32, window, partition=kind, scale=self.scale(dim_out), resize="bilinear"
+            )
+            for kind in ("block", "grid")
+        )
+        return MaxViTBlock(conv, block, grid, dim_out, self.act, drop_path)
+
+    def shortcut(self, dim: int, dim_out: int) -> nn.Module:
+        """What the input of a strided block goes through beside the block: it widens only where the width changes."""
+        pool = AvgPool2dSame()
+        if dim == dim_out:
+            return pool
+        return nn.Sequential(OrderedDict(pool=pool, expand=nn.Conv2d(dim, dim_out, 1)))
+
+    def scale(self, dim: int) -> float:
+        return 32**-0.5
+
+    @torch.jit.ignore
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+        grid_size: int | tuple[int, int] | None = None,
+        partition_ratio: int = 32,
+    ) -> None:
+        """Make the windows for another image size, of ceil(img_size / partition_ratio) tokens a side, or as given.
+
+        The tables of relative positions are interpolated.
+        """
+        self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
+        sizes = {"block": window_size, "grid": grid_size}
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                given = sizes[module.partition]
+                module.set_window(window_for(self.img_size, partition_ratio) if given is None else to_2tuple(given))
+        update_model_input_size(self, self.img_size)
+
+
+class TorchvisionMaxViT(MaxViT):
+    """MaxViT as torchvision computes it, for the weights that it trained.
+
+    It differs in: symmetric padding, exact GELU, a 3 x 3 shortcut pooling that counts the padding, a shortcut
+    convolution in every strided block, logits scaled by the full width, no bias in the first convolution and the
+    classifier, a ramp of drop-path rates that ends at the rate.
+    """
+
+    conv = nn.Conv2d
+    act = nn.GELU
+    stem_bias = head_bias = False
+    ramp_reaches_rate = True
+
+    def shortcut(self, dim: int, dim_out: int) -> nn.Module:
+        return nn.Sequential(OrderedDict(pool=nn.AvgPool2d(3, 2, 1), expand=nn.Conv2d(dim, dim_out, 1)))
+
+    def scale(self, dim: int) -> float:
+        return dim**-0.5
+
+
+def window_for(img_size: tuple[int, int], ratio: int = 32) -> tuple[int, int]:
+    return -(-img_size[0] // ratio), -(-img_size[1] // ratio)
+
+
+def norm_tanh(dim: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), fc=nn.Linear(dim, dim), act=nn.Tanh()))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of 0.02 for linear layers, fan-out normal for convolutions."""
+    if isinstance(module, nn.Linear):
+        init_normal(module.weight)
+    elif isinstance(module, nn.Conv2d):
+        kh, kw = module.kernel_size
+        nn.init.normal_(module.weight, std=(2 * module.groups / (kh * kw * module.out_channels)) ** 0.5)
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+register(MaxViT, VARIANTS)
+register(TorchvisionMaxViT, TORCHVISION_VARIANTS)

@@ -1,0 +1,106 @@
+"""From tables to timm: every variant becomes a timm model, its releases become pretrained tags."""
+
+import math
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from .backbone import Backbone
+from .releases import RELEASES, Release
+
+_CLASSES: dict[str, type[Backbone]] = {}
+_VARIANTS: dict[str, dict[str, Any]] = {}
+
+
+def register(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make timm models of a family's table: name -> keyword arguments of `cls`, plain data, `img_size` among them."""
+    module = sys.modules[cls.__module__]
+    # timm reads the configurations of a model from its module, under this name, when the model is registered
+    cfgs = module.__dict__.setdefault("default_cfgs", {})
+    cfgs.update(generate_default_cfgs(_cfgs(cls, variants)))
+    for name, args in variants.items():
+        _CLASSES[name], _VARIANTS[name] = cls, dict(args)
+        register_model(_entrypoint(cls, name))
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """All models of the zoo: name -> keyword arguments of its constructor, as plain data."""
+    return {name: dict(args) for name, args in _VARIANTS.items()}
+
+
+def class_of(name: str) -> type[Backbone]:
+    """The class that builds the variant `name`."""
+    return _CLASSES[name]
+
+
+def _cfgs(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """timm's pretrained configurations: one a release, or one without weights: timm needs one all the same."""
+    cfgs = {}
+    for name, args in variants.items():
+        releases = [r for r in RELEASES if r.model == name and r.loadable and r.task == "classification"]
+        cfgs |= {f"{name}.{r.tag}": _cfg(cls, args, r) for r in releases} or {name: _cfg(cls, args, None)}
+    return cfgs
+
+
+def _cfg(cls: type[Backbone], args: Mapping[str, Any], release: Release | None) -> dict[str, Any]:
+    size = args["img_size"]
+    cfg = {
+        "input_size": (3, size, size),
+        "pool_size": (math.ceil(size / cls.reduction),) * 2,
+        "num_classes": 1000,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head.fc",
+        "license": None,
+    }
+    return cfg if release is None else cfg | release.cfg()
+
+
+def _entrypoint(cls: type[Backbone], name: str):
+    def create(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+        return build(cls, name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = cls.__module__
+    create.__doc__ = f"{cls.__name__} {_VARIANTS[name]}"
+    return create
+
+
+def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> torch.nn.Module:
+    """What `timm.create_model(name, ...)` calls: the variant with `kwargs` over its own arguments.
+
+    pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
+                url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
+    device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
+    Raises CheckpointError if the weights cannot be read, or are not those of this model.
+    """
+    from .checkpoint import adapt, overlay_with_weights
+
+    if pretrained:
+        overlay = overlay_with_weights(cls, name, kwargs)
+        kwargs["pretrained_cfg_overlay"] = overlay
+    return build_model_with_cfg(
+        _constructor(cls),
+        name,
+        pretrained,
+        pretrained_filter_fn=partial(adapt, classifies=not kwargs.get("features_only")),
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**_VARIANTS[name], **kwargs},
+    )
+
+
+def _constructor(cls: type[Backbone]):
+    def construct(*, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> Backbone:
+        with torch.device(device or torch.get_default_device()):
+            model = cls(**kwargs)
+        return model if dtype is None else model.to(dtype)
+
+    return construct

@@ -1,0 +1,3 @@
+from . import RELEASES, render
+
+print(render(RELEASES), end="")

@@ -1,0 +1,194 @@
+"""STViT: Vision Transformer with Super Token Sampling, https://arxiv.org/abs/2211.11167
+
+Early stages have too many pixels to attend to one another, and much the same to say: each pixel is shared among the
+3 x 3 cells of a coarse grid around it, the averages of the cells (super tokens) attend to each other over the whole
+image, and each pixel gets back what its cells learned, in the same shares.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from ops import pooled_attention, scatter_super_tokens, super_tokens
+
+from .backbone import Backbone, Head, Stage
+from .blocks import ConvPosition, Mlp, Nhwc, Residual, drop_path_rates, init_linear
+from .registry import register
+
+for op in (pooled_attention, scatter_super_tokens, super_tokens):
+    register_notrace_function(op)
+
+# Table 1 and the authors' code; all cells (8, 4, 1, 1), also for 384 pixels
+VARIANTS = {
+    "stvit_s": {
+        "dims": (64, 128, 320, 512),
+        "depths": (3, 5, 9, 3),
+        "heads": (1, 2, 5, 8),
+        "img_size": 224,
+    },
+    "stvit_b": {
+        "dims": (96, 192, 384, 512),
+        "depths": (4, 6, 14, 6),
+        "heads": (2, 3, 6, 8),
+        "scaled_stages": (2, 3),
+        "img_size": 224,
+    },
+    "stvit_l": {
+        "dims": (96, 192, 448, 640),
+        "depths": (4, 7, 19, 8),
+        "heads": (2, 3, 7, 10),
+        "scaled_stages": (2, 3),
+        "img_size": 224,
+    },
+}
+
+HEAD_WIDTH = 1024
+LAYER_SCALE = 1e-6
+
+
+class Stem(nn.Sequential):
+    """Four 3 x 3 convolutions, the first and third of stride 2; the activation stands before the norm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        widths = (in_chans, dim // 2, dim // 2, dim, dim)
+        for i, stride in enumerate((2, 1, 2, 1)):
+            self.add_module(f"conv{i + 1}", nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1))
+            self.add_module(f"act{i + 1}", nn.GELU())
+            self.add_module(f"norm{i + 1}", nn.BatchNorm2d(widths[i + 1]))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        for module in self:
+            x = module(x)
+        return x.permute(0, 2, 3, 1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the whole map; q, k and v of a head lie together in the projection."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        b, h, w, c = x.shape
+        q, k, v = self.qkv(x).view(b, h, w, self.heads, 3, c // self.heads).unbind(4)  # (B, H, W, heads, D)
+        return self.proj(pooled_attention(q, k, v).reshape(b, h, w, c))
+
+
+class SuperTokenAttention(nn.Module):
+    """Figure 2: pixels to super tokens, attention among these, and back. Cells of one pixel leave the attention."""
+
+    def __init__(self, dim: int, heads: int, cell: tuple[int, int], iterations: int, differentiable: bool) -> None:
+        super().__init__()
+        self.cell = cell
+        self.iterations = iterations
+        self.differentiable = differentiable
+        self.refine = SelfAttention(dim, heads)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        if self.cell == (1, 1):
+            return self.refine(x)
+        tokens, affinity = super_tokens(x, self.cell, self.iterations, self.differentiable)
+        return scatter_super_tokens(self.refine(tokens), affinity, self.cell)
+
+
+class ConvFfn(Mlp):
+    """An MLP whose hidden units, once activated, are told their positions."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden)
+        self.pos = ConvPosition(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        return self.fc2(self.pos(self.act(self.fc1(x))))
+
+
+class Block(nn.Sequential):
+    """Figure 2: position, attention, MLP; the norm of the MLP is a batch norm."""
+
+    def __init__(self, dim: int, attention: nn.Module, drop_path: float, scale: float | None) -> None:
+        branch = {"dim": dim, "drop_path": drop_path, "scale": scale}
+        super().__init__(
+            OrderedDict(
+                pos=ConvPosition(dim),
+                attn=Residual(nn.LayerNorm(dim, 1e-6), attention, **branch),
+                mlp=Residual(Nhwc(nn.BatchNorm2d(dim)), ConvFfn(dim, 4 * dim), **branch),
+            )
+        )
+
+
+class STViT(Backbone):
+    """Input (B, in_chans, H, W), output (B, num_classes).
+
+    dims, depths, heads  channels, blocks and attention heads of each stage
+    cells           pixels a side of a super token's cell in each stage; 1: all pixels attend to each other
+    iterations      rounds of association and averaging
+    differentiable  False, as published: no gradient flows through the association; True: all of it is learned through
+    scaled_stages   numbers of the stages, from 0, whose branches have learned factors, which start at 1e-6
+    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
+                    it runs at any size as its authors' code does. Normed maps are filled with zeros to whole cells,
+                    and these zeros count in the averages
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`; the authors published no version for dense prediction
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 5, 9, 3),
+        heads: Sequence[int] = (1, 2, 5, 8),
+        cells: Sequence[int | tuple[int, int]] = (8, 4, 1, 1),
+        *,
+        iterations: int = 1,
+        differentiable: bool = False,
+        scaled_stages: Sequence[int] = (),
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = []
+        for i, (dim, count, cell, ramp) in enumerate(zip(dims, heads, cells, rates, strict=True)):
+            scale = LAYER_SCALE if i in scaled_stages else None
+            blocks = [
+                Block(dim, SuperTokenAttention(dim, count, to_2tuple(cell), iterations, differentiable), rate, scale)
+                for rate in ramp
+            ]
+            stages.append(Stage(blocks, downsample=merge(dims[i - 1], dim) if i else None))
+        super().__init__(
+            Stem(in_chans, dims[0]),
+            stages,
+            Head(HEAD_WIDTH, num_classes, before=widen(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        init_linear(self.head.fc)
+
+
+def merge(dim: int, dim_out: int) -> Nhwc:
+    """A convolution that halves the map, then a norm."""
+    return Nhwc(OrderedDict(conv=nn.Conv2d(dim, dim_out, 3, 2, 1), norm=nn.BatchNorm2d(dim_out)))
+
+
+def widen(dim: int) -> Nhwc:
+    """What stands before the pooling: a layer on each pixel, norm, activation."""
+    layers = OrderedDict(proj=nn.Conv2d(dim, HEAD_WIDTH, 1), norm=nn.BatchNorm2d(HEAD_WIDTH), act=nn.SiLU())
+    return Nhwc(layers)
+
+
+register(STViT, VARIANTS)

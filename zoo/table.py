@@ -1,0 +1,91 @@
+"""The README's table of models: parameters and cost as measured here beside what their authors print.
+
+python -m zoo.table            # prints the table
+python -m zoo.table README.md  # puts it between the marks in that file
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ops import implementation
+
+from .published import GFLOPS
+from .registry import class_of, variants
+from .releases import RELEASES
+
+BEGIN, END = "<!-- models -->\n", "<!-- /models -->\n"
+GOLDEN = Path(__file__).parents[1] / "benchmarks" / "golden.json"
+HEADER = """\
+| model | image | parameters | GFLOPs | printed | best published top-1 | error, float64 | float32 |
+|---|---:|---:|---:|---:|---|---:|---:|
+"""
+
+
+def parameters(name: str) -> int:
+    """Parameters of a variant with 1,000 classes."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in class_of(name)(**variants()[name]).parameters())
+
+
+def gflops(name: str) -> float:
+    """Multiply-adds in 10^9 of matrix products and convolutions for one image of the variant's size.
+
+    Papers call this FLOPs. Nothing is computed: the shapes alone run through the model.
+    """
+    args = variants()[name]
+    with torch.device("meta"):
+        model = class_of(name)(**args).eval()
+        image = torch.empty(1, 3, args["img_size"], args["img_size"])
+    formulas = {torch.ops.torchvision.deform_conv2d: _deformable}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    # the references do what the equations say; a fast path may compute more than it needs
+    with implementation("reference"), counter, torch.no_grad():
+        model(image)
+    return counter.get_total_flops() / 2e9
+
+
+def _deformable(x, weight, offset, *args, out_shape=None, **kwargs) -> int:
+    """Operations of a deformable convolution, those of an ordinary one, by the shapes of its arguments."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def row(name: str, errors: Mapping[str, tuple[float, float]]) -> str:
+    """One line of the table; `errors`: model -> error against the published code in float64 and float32."""
+    printed = GFLOPS.get(name)
+    size = variants()[name]["img_size"]
+    measured = (r for r in RELEASES if r.model == name and r.img_size == size and r.top1)
+    best = max(measured, key=lambda r: (r.loadable, r.top1), default=None)
+    top1 = f"{best.top1:.1f} ({best.tag or best.source})" if best else ""
+    error = [f"{e:.0e}" for e in errors[name]] if name in errors else ["", ""]
+    cells = [f"`{name}`", size, f"{parameters(name) / 1e6:.1f} M", f"{gflops(name):.2f}"]
+    cells += ["" if printed is None else f"{printed:g}", top1, *error]
+    return "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def render() -> str:
+    """The whole table as Markdown."""
+    errors = json.loads(GOLDEN.read_text())["errors"]
+    return HEADER + "".join(row(name, errors) for name in variants())
+
+
+def insert(text: str, table: str) -> str:
+    """`text` with `table` between its marks. Raises ValueError where there are none."""
+    before, mark, rest = text.partition(BEGIN)
+    _, closing, after = rest.partition(END)
+    if not mark or not closing:
+        raise ValueError(f"expected the lines {BEGIN.strip()} and {END.strip()} around the table")
+    return before + BEGIN + table + END + after
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        path = Path(sys.argv[1])
+        path.write_text(insert(path.read_text(), render()))
+    else:
+        print(render(), end="")
