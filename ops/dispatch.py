@@ -17,6 +17,7 @@ from torch import Tensor
 NAMES = ("auto", "triton", "torch", "reference")
 VARIABLE = "ZOO_ATTENTION"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_CHANNELS = 128  # of a head, at most
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
 _settings: list[str] = []
@@ -37,10 +38,11 @@ def implementation(name: str) -> Iterator[None]:
         _settings.pop()
 
 
-def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...]) -> str:
-    """The implementation that runs: one of `has`, the implementations of `op` that exist; `x` is one of its inputs.
+def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int | None = KERNEL_CHANNELS) -> str:
+    """The implementation that runs: one of `has`, the implementations of `op` that exist.
 
-    Raises ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
+    `x` is one of its inputs; its kernel takes up to so many `channels` on the last axis (None: any number). Raises
+    ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
     """
     name = _known(impl, f"{op}'s impl")
     if name == "auto" and _settings:
@@ -48,7 +50,8 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...]) -> str:
     if name == "auto":
         name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
     if name == "auto":
-        if "triton" in has and _why_no_kernel(x) is None:
+        # interpreted kernels run on CPU tensors, but so slowly that only who names them can want them
+        if "triton" in has and x.is_cuda and _why_no_kernel(x, channels) is None:
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -56,7 +59,7 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...]) -> str:
             f"{op} has no {name!r} implementation in this version, only {', '.join(map(repr, has))}: "
             f"ask for one of them or for 'auto' (impl=, ops.implementation or {VARIABLE})"
         )
-    reason = _why_no_kernel(x) if name == "triton" else None
+    reason = _why_no_kernel(x, channels) if name == "triton" else None
     if reason is not None:
         raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
     return name
@@ -68,12 +71,14 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-def _why_no_kernel(x: Tensor) -> str | None:
+def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     """Why a Triton kernel cannot run on `x`; None where it can."""
-    if not x.is_cuda:
+    if not x.is_cuda and not (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"the tensors are on {x.device.type!r}, not on a GPU that Triton drives"
     if x.dtype not in KERNEL_DTYPES:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
+    if channels is not None and x.shape[-1] > channels:
+        return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None

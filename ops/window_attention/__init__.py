@@ -8,7 +8,7 @@ from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("torch", "reference")
+HAS = ("triton", "torch", "reference")
 
 
 def window_attention(
@@ -50,9 +50,24 @@ def window_attention(
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, bias, window, partition == "grid", scale_, outside)
     else:
+        attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
         name = choose(impl, q, op="window_attention", has=HAS)
-        attend = reference.attend if name == "reference" else torch_attend
-        return attend(q, k, v, bias, window, partition == "grid", scale_, outside)
+        return attend[name](q, k, v, bias, window, partition == "grid", scale_, outside)
+
+
+def _triton_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    grid: bool,
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    from .triton_path import attend  # triton is imported where it runs, and only there
+
+    return attend(q, k, v, bias, window, grid, scale, outside)
 
 
 def _check(

@@ -12,14 +12,14 @@ from ops.dispatch import choose
 
 BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")
 CPU = torch.zeros(1)
-GPU = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device("cuda"))
+GPU = SimpleNamespace(is_cuda=True, is_cpu=False, dtype=torch.bfloat16, device=torch.device("cuda"), shape=(1, 32))
 
 
 def test_auto_takes_the_best_that_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert choose("auto", GPU, op="op", has=ALL) == "triton"
     assert choose("auto", CPU, op="op", has=ALL) == "torch"
-    assert choose("auto", SimpleNamespace(is_cuda=True, dtype=torch.float64), op="op", has=ALL) == "torch"
+    assert choose("auto", SimpleNamespace(**vars(GPU) | {"dtype": torch.float64}), op="op", has=ALL) == "torch"
     assert choose("auto", GPU, op="op", has=BOTH) == "torch"
     assert choose("auto", GPU, op="op", has=("reference",)) == "reference"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -72,12 +72,15 @@ def test_what_is_named_never_falls_back(monkeypatch):
     with pytest.raises(RuntimeError, match="the tensors are on 'cpu'"):
         choose("triton", CPU, op="op", has=ALL)
     with pytest.raises(RuntimeError, match=r"the tensors are torch.float64"):
-        choose("triton", SimpleNamespace(is_cuda=True, dtype=torch.float64), op="op", has=ALL)
+        choose("triton", SimpleNamespace(**vars(GPU) | {"dtype": torch.float64}), op="op", has=ALL)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="the package triton is not installed"):
         choose("triton", GPU, op="op", has=ALL)
-    with ops.implementation("triton"), pytest.raises(RuntimeError, match="window_attention has no 'triton'"):
-        ops.window_attention(*packed(1, 4, 4, 1, 4).unbind(3), None, window=(2, 2))
+    q, k, v = packed(1, 4, 4, 1, 4).unbind(3)
+    with ops.implementation("triton"), pytest.raises(RuntimeError, match="window_attention was asked for its 'triton'"):
+        ops.window_attention(q, k, v, None, window=(2, 2))
+    with ops.implementation("triton"), pytest.raises(RuntimeError, match="pooled_attention has no 'triton'"):
+        ops.pooled_attention(q, k, v)
 
 
 Q = packed(2, 6, 8, 2, 4).select(3, 0)

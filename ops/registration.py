@@ -1,0 +1,103 @@
+"""A kernel as an operator of torch: traced without running, differentiated, and on CPUs its reference."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .launching import interpreted
+
+NAMESPACE = "attention_backbones"
+
+
+def register(
+    name: str,
+    arguments: str,
+    *,
+    outputs: Callable[..., tuple[Tensor, ...]],
+    forward: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., Sequence[Tensor | None]],
+    specification: Callable[..., Tensor],
+    results: int = 2,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator `attention_backbones::<name>`, and beside it `<name>_backward`, which has no derivative.
+
+    arguments      as in an operator's schema, tensors first: "Tensor q, Tensor? bias, int[] window, float scale"
+    outputs        (*arguments) -> the tensors that forward returns, not filled; the first is the result, the others are
+                   what its backward needs
+    forward        (*arguments) -> the same, filled
+    backward       (gradient of the result, *arguments, *outputs) -> a gradient, or None, for each tensor argument
+    specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
+                   be traced and checked there
+    results        how many tensors forward returns
+    """
+    count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
+
+    def on_cpu(*args: Any) -> tuple[Tensor, ...]:
+        if interpreted():
+            return forward(*args)
+        # what else forward returns is of no use here: by_specification starts from the arguments
+        return (specification(*args).contiguous(), *(other.zero_() for other in outputs(*args)[1:]))
+
+    def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        return filled(grad, backward(grad, *args))
+
+    def by_specification(grad: Tensor, *args: Any) -> list[Tensor | None]:
+        leaves = [None if t is None else t.detach().requires_grad_() for t in args[:count]]
+        with torch.enable_grad():
+            out = specification(*leaves, *args[count:])
+        found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad))
+        return [None if leaf is None else next(found) for leaf in leaves]
+
+    def filled(grad: Tensor, found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        # an operator has to return tensors: an empty one stands where there is no gradient
+        return tuple(grad.new_empty(0) if t is None else t.contiguous() for t in found)
+
+    def like_arguments(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:count])
+
+    def define(name: str, schema: str, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
+        op = torch.library.custom_op(
+            f"{NAMESPACE}::{name}", on_gpu, mutates_args=(), device_types="cuda", schema=schema
+        )
+        op.register_kernel("cpu")(on_cpu)
+        op.register_fake(fake)
+        return op
+
+    op = define(name, f"({arguments}) -> ({tensors(results)})", outputs, forward, on_cpu)
+    saved = "".join(f", Tensor out{i}" for i in range(results))
+    schema = f"(Tensor grad, {arguments}{saved}) -> ({tensors(count)})"
+    backward_op = define(f"{name}_backward", schema, like_arguments, gradients, gradients)
+
+    def keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:count], *output)
+        ctx.others = inputs[count:]
+
+    def differentiate(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple:
+        given, made = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if grad.device.type == "cpu" and not interpreted():
+            # not by an operator: autograd is off inside one
+            return (*by_specification(grad, *given, *ctx.others), *(None for _ in ctx.others))
+        found = backward_op(grad, *given, *ctx.others, *made)
+        found = [None if t is None else gradient for t, gradient in zip(given, found, strict=True)]
+        return (*found, *(None for _ in ctx.others))
+
+    def refuse(ctx: Any, *grads: Tensor) -> tuple:
+        raise RuntimeError(f"the 'triton' kernel of {name} has no second derivative: use impl='torch' for it")
+
+    op.register_autograd(differentiate, setup_context=keep)
+    backward_op.register_autograd(refuse)
+    return op
+
+
+def tensors(count: int) -> str:
+    return ", ".join(["Tensor"] * count)
+
+
+def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype that autocast, where it is on, has for matrix products; else as they are."""
+    device = given[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return given
+    return tuple(t.to(torch.get_autocast_dtype(device)) for t in given)

@@ -1,0 +1,253 @@
+"""Window attention as Triton kernels: a program reads its window through strides, nothing is partitioned.
+
+The tokens of a window are PADDED lanes. Small windows are packed, PACK of them into one tile of BLOCK lanes; large ones
+are cut into several tiles. No two programs write to one place, so results do not depend on the order they run in.
+"""
+
+import triton
+from triton import language as tl
+
+from ..launching import tuned
+from ..tiles import LOG2E, load_channels, load_tokens, offset, store_tokens
+
+
+@triton.jit
+def locate(
+    lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr
+):
+    """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map."""
+    _, H, W, GH, GW = sizes
+    window, token = pack * PACK + lane // PADDED, lane % PADDED
+    a, c = token // WW, token % WW
+    if GRID:
+        y, x = a * GH + window // GW, c * GW + window % GW
+    else:
+        y, x = window // GW * WH + a, window % GW * WW + c
+    real = (token < WH * WW) & (window < GH * GW)
+    return window, a, c, y, x, real, real & (y < H) & (x < W)
+
+
+@triton.jit
+def relate(
+    q, k, Bias, head, scale, queries, keys, attended, WH: tl.constexpr, WW: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Logits in base 2, (queries, keys); `queries` and `keys` begin as `locate` returns them."""
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+    together = (queries[0][:, None] == keys[0][None, :]) & attended[None, :]
+    if Bias is not None:
+        row, column = keys[1][None, :] - queries[1][:, None] + WH - 1, keys[2][None, :] - queries[2][:, None] + WW - 1
+        entry = (head * (2 * WH - 1) + row) * (2 * WW - 1) + column
+        inside = together & queries[5][:, None]
+        logits += LOG2E * tl.load(Bias + entry, mask=inside, other=0.0).to(tl.float32)
+    return tl.where(together, logits, float("-inf"))
+
+
+@triton.jit
+def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The keys and values of a tile, and which of its lanes are attended; K0 and V0 stand where the map ends."""
+    y, x, real, inside = keys[3], keys[4], keys[5], keys[6]
+    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
+    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
+    if K0 is None:
+        attended = inside
+    else:
+        attended = real
+        k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
+        v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
+    return k, v, attended
+
+
+@triton.jit
+def load_queries(Q, strides, image, head, queries, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The queries of a tile: a window of their own for each image where it is shared."""
+    if SHARED:
+        start = offset(strides, image, head, queries[1], queries[2])
+    else:
+        start = offset(strides, image, head, queries[3], queries[4])
+    return load_tokens(Q, start, strides, queries[6], D, BLOCK_D)
+
+
+@triton.jit
+def number(image, queries, sizes):
+    """Each lane's pixel, numbered over all images."""
+    return (image.to(tl.int64) * sizes[1] + queries[3]) * sizes[2] + queries[4]
+
+
+@tuned
+@triton.jit
+def forward_kernel(
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, sizes, packs, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one head; softmax is taken online over the tiles of keys."""
+    heads = sizes[0]
+    parts: tl.constexpr = PADDED * PACK // BLOCK
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    pack, image = rest % packs, rest // packs
+    lanes = tl.arange(0, BLOCK)
+    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+    q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for other in range(parts):
+        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        new = tl.maximum(best, tl.max(logits, 1))
+        # lanes without any key stay finite: they are never stored
+        base = tl.where(new == float("-inf"), 0.0, new)
+        p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
+        total = total * shrink + tl.sum(p, 1)
+        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        best = new
+    total = tl.where(total == 0.0, 1.0, total)
+    token = number(image, queries, sizes)
+    store_tokens(Out, token, head, heads, queries[6], out / total[:, None], D, BLOCK_D)
+    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=queries[6])
+
+
+@tuned
+@triton.jit
+def backward_queries_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g, sizes, packs, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Where a window is several tiles: gradients of a tile of queries, and what the softmax subtracts from theirs."""
+    heads = sizes[0]
+    parts: tl.constexpr = PADDED * PACK // BLOCK
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    pack, image = rest % packs, rest // packs
+    lanes = tl.arange(0, BLOCK)
+    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+    token, inside = number(image, queries, sizes), queries[6]
+    q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
+    grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
+    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+    d = tl.arange(0, BLOCK_D)
+    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(Delta + token * heads + head, delta, mask=inside)
+    dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for other in range(parts):
+        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        p = tl.exp2(logits - lse[:, None])
+        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+    place = query_place(image, queries, sizes, SHARED, WH, WW)
+    store_tokens(DQ, place, head, heads, inside, dq * scale, D, BLOCK_D)
+
+
+@triton.jit
+def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr):
+    """Where the gradient of a query goes: to its pixel, or (shared) to its token in the buffer that has all windows."""
+    if SHARED:
+        _, _, _, GH, GW = sizes
+        return ((image.to(tl.int64) * GH * GW + queries[0]) * WH + queries[1]) * WW + queries[2]
+    else:
+        return number(image, queries, sizes)
+
+
+@tuned
+@triton.jit
+def backward_keys_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
+    sizes, packs, total, share, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of keys in each of `share` packs, and what is summed over these: of bias, of K0 and V0.
+
+    Where a window is one tile, the gradients of the queries too: nothing is computed twice then.
+    """
+    heads = sizes[0]
+    parts: tl.constexpr = PADDED * PACK // BLOCK
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, group = rest % parts, rest // parts
+    lanes = tl.arange(0, BLOCK)
+    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
+    dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    for flat in range(group * share, tl.minimum(group * share + share, total)):
+        pack, image = flat % packs, flat // packs
+        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
+        for other in range(parts):
+            queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+            token, inside = number(image, queries, sizes), queries[6]
+            q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
+            start = offset(strides_g, image, head, queries[3], queries[4])
+            grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
+            lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+            logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+            p = tl.exp2(logits - lse[:, None])
+            dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            if parts == 1:
+                delta = tl.sum(p * dp, 1)
+            else:
+                delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+            ds = p * (dp - delta[:, None])
+            dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+            dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+            if parts == 1:
+                dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION) * scale
+                place = query_place(image, queries, sizes, SHARED, WH, WW)
+                store_tokens(DQ, place, head, heads, inside, dq, D, BLOCK_D)
+                if DPairs is not None:
+                    pairs += ds
+        dk *= scale
+        token = number(image, keys, sizes)
+        store_tokens(DK, token, head, heads, keys[6], dk, D, BLOCK_D)
+        store_tokens(DV, token, head, heads, keys[6], dv, D, BLOCK_D)
+        if K0 is not None:
+            beyond = (keys[5] & (keys[6] == 0))[:, None]
+            dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
+            dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
+    if K0 is not None:
+        d = tl.arange(0, BLOCK_D)
+        place = ((group * parts + part) * heads + head).to(tl.int64) * (2 * D) + d
+        tl.store(DOutside + place, dk0, mask=d < D)
+        tl.store(DOutside + place + D, dv0, mask=d < D)
+    if parts == 1 and DPairs is not None:
+        place = (group * heads + head).to(tl.int64) * (BLOCK * BLOCK) + lanes[:, None] * BLOCK + lanes[None, :]
+        tl.store(DPairs + place, pairs)
+
+
+@tuned
+@triton.jit
+def backward_bias_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
+    sizes, packs, total, share, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Where a window is several tiles: the gradients of the logits of two tiles, summed over `share` windows."""
+    heads = sizes[0]
+    parts: tl.constexpr = PADDED * PACK // BLOCK
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    other, group = rest % parts, rest // parts
+    lanes = tl.arange(0, BLOCK)
+    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for flat in range(group * share, tl.minimum(group * share + share, total)):
+        pack, image = flat % packs, flat // packs
+        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        token, inside = number(image, queries, sizes), queries[6]
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
+        grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
+        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+        pairs += tl.exp2(logits - lse[:, None]) * (dp - delta[:, None])
+    N: tl.constexpr = PADDED * PACK
+    place = (group * heads + head).to(tl.int64) * (N * N)
+    tl.store(DPairs + place + (other * BLOCK + lanes)[:, None] * N + (part * BLOCK + lanes)[None, :], pairs)

@@ -1,0 +1,155 @@
+"""Window attention by the kernels beside it: what is launched, and the operator that torch sees."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launching import launch, precision
+from ..registration import register, under_autocast
+from ..tiles import collect_table
+from . import reference
+from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
+
+TILE = 64  # lanes of queries, and of keys, that meet in one product
+PROGRAMS = 1024  # about as many share a sum over all windows: a few for each multiprocessor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    grid: bool,
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(B, H, W, heads, D); the arguments are those of `ops.window_attention`, `grid` for its partition."""
+    q, k, v = under_autocast(q, k, v)
+    k0, v0 = (None, None) if outside is None else outside
+    return operator(q, k, v, bias, k0, v0, list(window), grid, scale)[0]
+
+
+class Plan:
+    """How a call is cut into programs, and the arguments that all its kernels share."""
+
+    def __init__(self, q: Tensor, k: Tensor, bias, k0, v0, window: list[int], grid: bool) -> None:
+        B, H, W, heads, D = k.shape
+        wh, ww = window
+        tokens, GH, GW = wh * ww, -(-H // wh), -(-W // ww)
+        padded = triton.next_power_of_2(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
+        self.pack = max(TILE // padded, 1)
+        self.lanes = padded * self.pack
+        self.parts = self.lanes // TILE  # tiles of a window; more than one only where it is not packed
+        self.packs = -(-GH * GW // self.pack)
+        self.total = B * self.packs
+        self.heads, self.windows = heads, GH * GW
+        self.shared = q.shape[1:3] != k.shape[1:3]
+        # where windows divide the map nothing lies outside
+        k0, v0 = (k0, v0) if H % wh or W % ww else (None, None)
+        self.outside = k0 is not None
+        self.tables = [None if t is None else t.contiguous() for t in (bias, k0, v0)]
+        self.sizes = ((heads, H, W, GH, GW), self.packs)
+        self.constants = dict(
+            D=D,
+            WH=wh,
+            WW=ww,
+            GRID=grid,
+            SHARED=self.shared,
+            PADDED=padded,
+            PACK=self.pack,
+            BLOCK=TILE,
+            BLOCK_D=max(triton.next_power_of_2(D), 16),
+            PRECISION=precision(),
+        )
+
+    def groups(self, programs: int) -> tuple[int, int]:
+        """Into how many groups all packs are divided where each has `programs` programs, and the packs of a group."""
+        share = -(-self.total // max(PROGRAMS // programs, 1))
+        return -(-self.total // share), share
+
+
+def outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    k0: Tensor | None,
+    v0: Tensor | None,
+    window: list[int],
+    grid: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
+
+
+def forward(q, k, v, bias, k0, v0, window, grid, scale):
+    out, lse = outputs(q, k, v, bias, k0, v0, window, grid, scale)
+    plan = Plan(q, k, bias, k0, v0, window, grid)
+    strides = (q.stride(), k.stride(), v.stride())
+    programs = plan.total * plan.parts * plan.heads
+    launch(forward_kernel, programs, q, k, v, *plan.tables, out, lse, *strides, *plan.sizes, scale, **plan.constants)
+    return out, lse
+
+
+def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
+    plan = Plan(q, k, bias, k0, v0, window, grid)
+    given = (q, k, v, *plan.tables, grad)
+    strides = (q.stride(), k.stride(), v.stride(), grad.stride())
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    dq = q.new_empty(q.shape)
+    if plan.shared:
+        # one query serves all windows: what each of them gives it is kept apart, then summed
+        dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
+    delta = pairs = None
+    if plan.parts > 1:
+        delta = lse.new_empty(lse.shape)
+        programs = plan.total * plan.parts * plan.heads
+        last = (out, lse, dq, delta, *strides, *plan.sizes, scale)
+        launch(backward_queries_kernel, programs, *given, *last, **plan.constants)
+    summed = (bias is not None and plan.parts == 1) or plan.outside
+    groups, share = plan.groups(plan.heads * plan.parts) if summed else (plan.total, 1)
+    if bias is not None and plan.parts == 1:
+        pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
+    outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
+    last = (lse, delta, dq, dk, dv, pairs, outside, *strides, *plan.sizes, plan.total, share, scale)
+    launch(backward_keys_kernel, groups * plan.parts * plan.heads, *given, *last, **plan.constants)
+    if bias is not None and plan.parts > 1:
+        groups, share = plan.groups(plan.heads * plan.parts**2)
+        pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
+        last = (lse, delta, pairs, *strides, *plan.sizes, plan.total, share, scale)
+        launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
+    dbias = None if pairs is None else table_gradient(pairs, plan.pack, *window).to(bias.dtype)
+    dq = dq.sum(1).to(q.dtype) if plan.shared else dq
+    return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
+
+
+def table_gradient(pairs: Tensor, pack: int, wh: int, ww: int) -> Tensor:
+    """(groups, heads, lanes, lanes), gradients of logits between lanes -> (heads, 2*wh - 1, 2*ww - 1)."""
+    pairs = pairs.sum(0).unflatten(2, (pack, -1)).unflatten(1, (pack, -1))  # (heads, pack, padded, pack, padded)
+    pairs = pairs.diagonal(dim1=1, dim2=3).sum(-1)[:, : wh * ww, : wh * ww]  # no window has pairs with another
+    return collect_table(pairs.unflatten(2, (wh, ww)).unflatten(1, (wh, ww)), 2 * wh - 1, 2 * ww - 1)
+
+
+def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:
+    """(programs, heads, 2, D), or None where nothing lies outside -> the gradients of k0 and v0 (heads, D)."""
+    given = (k0, v0)
+    if parts is None:
+        return [None if t is None else torch.zeros_like(t) for t in given]
+    return [found.to(t.dtype, copy=True) for found, t in zip(parts.sum(0).unbind(1), given, strict=True)]
+
+
+def specification(q, k, v, bias, k0, v0, window, grid, scale):
+    outside = None if k0 is None else (k0, v0)
+    return reference.attend(q, k, v, bias, tuple(window), grid, scale, outside)
+
+
+operator = register(
+    "window_attention",
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? k0, Tensor? v0, int[] window, bool grid, float scale",
+    outputs=outputs,
+    forward=forward,
+    backward=backward,
+    specification=specification,
+)

@@ -1,0 +1,26 @@
+"""The kernels under Triton's interpreter: the variable is read when a kernel is defined, hence a child process."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = Path(__file__).with_name("test_kernels.py")
+OPS = ["window_attention", "not window_attention"]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_kernels(op):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", op, str(SUITE)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-2000:]
+    assert re.search(r"\b[1-9]\d* passed", child.stdout), child.stdout[-400:]

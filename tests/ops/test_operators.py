@@ -1,0 +1,50 @@
+"""The kernels' operators as torch sees them, on any machine: on CPU tensors they compute their references."""
+
+import os
+
+import pytest
+import torch
+from op_cases import packed, random
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
+
+from ops.window_attention.triton_path import attend as window_attend
+from ops.window_attention.triton_path import operator as window_operator
+
+
+def leaves(*tensors):
+    return [t.float().requires_grad_() for t in tensors]
+
+
+def window_arguments(bias, outside):
+    q, k, v = leaves(*packed(1, 5, 6, 2, 8).unbind(3))
+    (bias,) = leaves(random(2, 7, 7)) if bias else [None]
+    k0, v0 = leaves(random(2, 8, seed=1), random(2, 8, seed=2)) if outside else (None, None)
+    return q, k, v, bias, k0, v0, [4, 4], False, 0.3
+
+
+CALLS = {
+    "window_attention": (window_operator, lambda: window_arguments(True, True)),
+    "window_attention-plain": (window_operator, lambda: window_arguments(False, False)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    """Schema, registration of autograd, fake tensors, and tracing with dynamic sizes."""
+    operator, arguments = CALLS[name]
+    torch.library.opcheck(operator, arguments())
+
+
+def test_export_sees_one_operator():
+    class Attention(torch.nn.Module):
+        def forward(self, q):
+            return window_attend(q, q, q, None, (4, 4), False, 0.3, None)
+
+    q = packed(1, 5, 6, 2, 8).select(3, 0).float()
+    program = torch.export.export(Attention(), (q,))
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names[0] == "attention_backbones.window_attention.default"
+    torch.testing.assert_close(program.module()(q), Attention()(q))
