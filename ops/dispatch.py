@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .recording import is_recording
+
 NAMES = ("auto", "triton", "torch", "reference")
 VARIABLE = "ZOO_ATTENTION"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,7 +53,7 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
         name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
     if name == "auto":
         # interpreted kernels run on CPU tensors, but so slowly that only who names them can want them
-        if "triton" in has and x.is_cuda and _why_no_kernel(x, channels) is None:
+        if "triton" in has and (x.is_cuda or is_recording()) and _why_no_kernel(x, channels) is None:
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -73,7 +75,8 @@ def _known(name: str, where: str) -> str:
 
 def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     """Why a Triton kernel cannot run on `x`; None where it can."""
-    if not x.is_cuda and not (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"):
+    interpreted = x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"
+    if not (x.is_cuda or x.is_meta or interpreted):
         return f"the tensors are on {x.device.type!r}, not on a GPU that Triton drives"
     if x.dtype not in KERNEL_DTYPES:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"

@@ -1,29 +1,15 @@
-"""How kernels are launched: on the right device, under Triton's interpreter, or only written down.
+"""How kernels are launched: on the right device, or under Triton's interpreter."""
 
-A launch that is written down (`recording`) needs no GPU: it holds all that the compiler has to know.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from .recording import is_recording, write_down
+
 WARPS = (4, 8)  # with two, tiles of 64 by 64 do not fit into registers
-
-_records: list[list["Launch"]] = []
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch without its data: `values` are the arguments in order, a dtype in the place of each tensor."""
-
-    kernel: Any
-    values: tuple
-    constants: tuple[tuple[str, Any], ...]
 
 
 def tuned(kernel: Any) -> Any:
@@ -45,27 +31,12 @@ def interpreted() -> bool:
 
 def launch(kernel: Any, programs: int, *values: Any, **constants: Any) -> None:
     """Runs `programs` programs of a kernel; strides pass as tuples."""
-    if _records:
-        _records[-1].append(Launch(kernel, tuple(map(described, values)), tuple(constants.items())))
-        return
+    if is_recording():
+        return write_down(kernel, values, constants)
     device = next(value.device for value in values if isinstance(value, Tensor))
     # Triton launches on the current device, whatever device the tensors are on
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(programs,)](*values, **constants)
-
-
-def described(value: Any) -> Any:
-    return value.dtype if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Launches inside are written down, in order, and not run; tensors may be on the meta device."""
-    _records.append([])
-    try:
-        yield _records[-1]
-    finally:
-        _records.pop()
 
 
 def precision() -> str:

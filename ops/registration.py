@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .launching import interpreted
+from .recording import is_recording
 
 NAMESPACE = "attention_backbones"
 
@@ -54,7 +55,12 @@ def register(
         # an operator has to return tensors: an empty one stands where there is no gradient
         return tuple(grad.new_empty(0) if t is None else t.contiguous() for t in found)
 
+    def like_outputs(*args: Any) -> tuple[Tensor, ...]:
+        return forward(*args) if is_recording() else outputs(*args)
+
     def like_arguments(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        if is_recording():
+            return gradients(grad, *args)
         return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:count])
 
     def define(name: str, schema: str, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
@@ -65,7 +71,7 @@ def register(
         op.register_fake(fake)
         return op
 
-    op = define(name, f"({arguments}) -> ({tensors(results)})", outputs, forward, on_cpu)
+    op = define(name, f"({arguments}) -> ({tensors(results)})", like_outputs, forward, on_cpu)
     saved = "".join(f", Tensor out{i}" for i in range(results))
     schema = f"(Tensor grad, {arguments}{saved}) -> ({tensors(count)})"
     backward_op = define(f"{name}_backward", schema, like_arguments, gradients, gradients)
@@ -98,6 +104,6 @@ def tensors(count: int) -> str:
 def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype that autocast, where it is on, has for matrix products; else as they are."""
     device = given[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return given
     return tuple(t.to(torch.get_autocast_dtype(device)) for t in given)

@@ -8,7 +8,7 @@ from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("torch", "reference")
+HAS = ("triton", "torch", "reference")
 
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
@@ -30,6 +30,11 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, scale_)
     else:
-        name = choose(impl, q, op="channel_attention", has=HAS)
-        attend = reference.attend if name == "reference" else torch_attend
-        return attend(q, k, v, scale_)
+        attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
+        return attend[choose(impl, q, op="channel_attention", has=HAS)](q, k, v, scale_)
+
+
+def _triton_attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    from .triton_path import attend  # triton is imported where it runs, and only there
+
+    return attend(q, k, v, scale)

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
+from ops.channel_attention.triton_path import operator as channel_operator
 from ops.window_attention.triton_path import attend as window_attend
 from ops.window_attention.triton_path import operator as window_operator
 
@@ -26,6 +27,7 @@ def window_arguments(bias, outside):
 
 
 CALLS = {
+    "channel_attention": (channel_operator, lambda: (*leaves(*packed(2, 5, 6, 2, 8).unbind(3)), 0.1)),
     "window_attention": (window_operator, lambda: window_arguments(True, True)),
     "window_attention-plain": (window_operator, lambda: window_arguments(False, False)),
 }

@@ -1,0 +1,71 @@
+"""Channel attention by the kernels beside it: what is launched, and the operator that torch sees."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launching import launch, precision
+from ..registration import register, under_autocast
+from . import reference
+from .kernels import gram_kernel, mix_kernel
+
+TILE = 128  # tokens
+PROGRAMS = 1024  # about as many share the sums over all tokens: a few for each multiprocessor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """(B, H, W, heads, D); the arguments are those of `ops.channel_attention`."""
+    return operator(*under_autocast(q, k, v), scale)[0]
+
+
+def outputs(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The result (B, H, W, heads, D), and the attention (B, heads, D, D) in float32."""
+    B, _, _, heads, D = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, heads, D, D), dtype=torch.float32)
+
+
+def forward(q, k, v, scale):
+    attention = (gram(k, v) * scale).softmax(-1)
+    return mix(q, attention.transpose(2, 3)), attention
+
+
+def backward(grad, q, k, v, scale, out, attention):
+    change = gram(grad, q)
+    logits = attention * (change - (change * attention).sum(-1, keepdim=True)) * scale  # (B, heads, D, D)
+    return mix(grad, attention), mix(v, logits.transpose(2, 3)), mix(k, logits)
+
+
+def gram(x: Tensor, y: Tensor) -> Tensor:
+    """(B, heads, D, D) in float32: the sums over all tokens of x[t, i] * y[t, j]."""
+    B, H, W, heads, D = x.shape
+    tiles = -(-H * W // TILE)
+    groups = min(tiles, max(PROGRAMS // (B * heads), 1))
+    share = -(-tiles // groups)
+    groups = -(-tiles // share)
+    sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)
+    given = (x, y, sums, x.stride(), y.stride(), (heads, H, W), B, share)
+    launch(gram_kernel, groups * B * heads, *given, **constants(D))
+    return sums.sum(0)
+
+
+def mix(x: Tensor, matrix: Tensor) -> Tensor:
+    """(B, H, W, heads, D): every token of x times its head's matrix (B, heads, D, D)."""
+    B, H, W, heads, D = x.shape
+    out, tiles = x.new_empty(x.shape), -(-H * W // TILE)
+    given = (x, matrix, out, x.stride(), matrix.stride(), (heads, H, W), tiles)
+    launch(mix_kernel, B * tiles * heads, *given, **constants(D))
+    return out
+
+
+def constants(D: int) -> dict[str, int | str]:
+    return dict(D=D, BLOCK=TILE, BLOCK_D=max(triton.next_power_of_2(D), 16), PRECISION=precision())
+
+
+operator = register(
+    "channel_attention",
+    "Tensor q, Tensor k, Tensor v, float scale",
+    outputs=outputs,
+    forward=forward,
+    backward=backward,
+    specification=reference.attend,
+)

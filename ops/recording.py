@@ -1,0 +1,42 @@
+"""Launches of kernels written down in place of being run; needs neither a GPU nor triton."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+_records: list[list["Launch"]] = []
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch without its data: `values` are the arguments in order, a dtype in the place of each tensor."""
+
+    kernel: Any
+    values: tuple
+    constants: tuple[tuple[str, Any], ...]
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, ops called with tensors on the meta device take their kernels, whose launches are written down in order.
+
+    with recording() as launches:
+        model(torch.empty(2, 3, 224, 224, device="meta")).sum().backward()
+    """
+    _records.append([])
+    try:
+        yield _records[-1]
+    finally:
+        _records.pop()
+
+
+def is_recording() -> bool:
+    return len(_records) > 0
+
+
+def write_down(kernel: Any, values: tuple, constants: dict[str, Any]) -> None:
+    described = tuple(value.dtype if isinstance(value, Tensor) else value for value in values)
+    _records[-1].append(Launch(kernel, described, tuple(constants.items())))
