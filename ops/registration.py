@@ -31,7 +31,7 @@ def register(
     backward       (gradient of the result, *arguments, *outputs) -> a gradient, or None, for each tensor argument
     specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
                    be traced and checked there
-    results        how many tensors forward returns
+    results        how many tensors forward returns; where it is one, the operator returns that, not a tuple
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
 
@@ -63,7 +63,9 @@ def register(
             return gradients(grad, *args)
         return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:count])
 
-    def define(name: str, schema: str, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
+    def define(name: str, given: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
+        schema = f"({given}) -> ({tensors(made)})"
+        fake, on_gpu, on_cpu = (alone(function) if made == 1 else function for function in (fake, on_gpu, on_cpu))
         op = torch.library.custom_op(
             f"{NAMESPACE}::{name}", on_gpu, mutates_args=(), device_types="cuda", schema=schema
         )
@@ -71,13 +73,12 @@ def register(
         op.register_fake(fake)
         return op
 
-    op = define(name, f"({arguments}) -> ({tensors(results)})", like_outputs, forward, on_cpu)
-    saved = "".join(f", Tensor out{i}" for i in range(results))
-    schema = f"(Tensor grad, {arguments}{saved}) -> ({tensors(count)})"
-    backward_op = define(f"{name}_backward", schema, like_arguments, gradients, gradients)
+    op = define(name, arguments, results, like_outputs, forward, on_cpu)
+    given = ", ".join(["Tensor grad", arguments, *(f"Tensor out{i}" for i in range(results))])
+    backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
 
-    def keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:count], *output)
+    def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:count], *(output if results > 1 else [output]))
         ctx.others = inputs[count:]
 
     def differentiate(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple:
@@ -86,6 +87,7 @@ def register(
             # not by an operator: autograd is off inside one
             return (*by_specification(grad, *given, *ctx.others), *(None for _ in ctx.others))
         found = backward_op(grad, *given, *ctx.others, *made)
+        found = found if count > 1 else [found]
         found = [None if t is None else gradient for t, gradient in zip(given, found, strict=True)]
         return (*found, *(None for _ in ctx.others))
 
@@ -95,6 +97,11 @@ def register(
     op.register_autograd(differentiate, setup_context=keep)
     backward_op.register_autograd(refuse)
     return op
+
+
+def alone(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:
+    """The same function, giving the one tensor itself."""
+    return lambda *args: function(*args)[0]
 
 
 def tensors(count: int) -> str:

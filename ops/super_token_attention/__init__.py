@@ -11,7 +11,7 @@ from . import reference
 from .torch_path import associate as torch_associate
 from .torch_path import scatter as torch_scatter
 
-HAS = ("torch", "reference")
+HAS = ("triton", "torch", "reference")
 
 
 def super_tokens(
@@ -50,9 +50,9 @@ def super_tokens(
     if torch.jit.is_scripting():
         return torch_associate(x, cell, iterations, differentiable)
     else:
-        name = choose(impl, x, op="super_tokens", has=HAS)
-        associate = reference.associate if name == "reference" else torch_associate
-        return associate(x, cell, iterations, differentiable)
+        associate = {"triton": _triton_associate, "torch": torch_associate, "reference": reference.associate}
+        name = choose(impl, x, op="super_tokens", has=HAS, channels=None)
+        return associate[name](x, cell, iterations, differentiable)
 
 
 def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], impl: str = "auto") -> Tensor:
@@ -78,9 +78,21 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]
     if torch.jit.is_scripting():
         return torch_scatter(tokens, affinity, cell)
     else:
-        name = choose(impl, tokens, op="scatter_super_tokens", has=HAS)
-        scatter = reference.scatter if name == "reference" else torch_scatter
-        return scatter(tokens, affinity, cell)
+        scatter = {"triton": _triton_scatter, "torch": torch_scatter, "reference": reference.scatter}
+        name = choose(impl, tokens, op="scatter_super_tokens", has=HAS, channels=None)
+        return scatter[name](tokens, affinity, cell)
+
+
+def _triton_associate(x: Tensor, cell: tuple[int, int], iterations: int, learned: bool) -> tuple[Tensor, Tensor]:
+    from .triton_path import associate  # triton is imported where it runs, and only there
+
+    return associate(x, cell, iterations, learned)
+
+
+def _triton_scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
+    from .triton_path import scatter  # as above
+
+    return scatter(tokens, affinity, cell)
 
 
 def _check_cell(cell: tuple[int, int]) -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from law import hold
-from op_cases import CASES, channel_case, gradients, packed, random, window_case
+from op_cases import CASES, channel_case, gradients, packed, random, super_case, window_case
 
 import ops
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no 
 
 # the interpreter multiplies bfloat16 wrongly
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-WITH_KERNELS = {"window_attention", "channel_attention"}
+WITH_KERNELS = {"window_attention", "channel_attention", "super_tokens"}
 
 # what released models use, each on the smallest map that has a border and an interior
 RELEASED = [
@@ -35,6 +35,9 @@ RELEASED = [
     channel_case("davit", 13, 14, 3, 32),
     channel_case("widest", 5, 6, 1, 128),
     channel_case("narrow", 5, 6, 2, 17),
+    super_case("stvit_8", 20, 25, (8, 8)),
+    super_case("stvit_4", 10, 13, (4, 4)),
+    super_case("large_cells", 21, 12, (10, 11)),
     window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
 ]
 SUITE = [case for case in [*CASES, *RELEASED] if case.op in WITH_KERNELS]

@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
 from ops.channel_attention.triton_path import operator as channel_operator
+from ops.super_token_attention import triton_path as super_tokens
 from ops.window_attention.triton_path import attend as window_attend
 from ops.window_attention.triton_path import operator as window_operator
 
@@ -27,6 +28,15 @@ def window_arguments(bias, outside):
 
 
 CALLS = {
+    "super_tokens-share": (super_tokens.share, lambda: (*leaves(random(2, 7, 9, 6), random(2, 2, 3, 6)), [4, 3])),
+    "super_tokens-average": (
+        super_tokens.average,
+        lambda: (*leaves(random(2, 7, 9, 6), random(2, 7, 9, 9).softmax(-1)), [4, 3], True),
+    ),
+    "super_tokens-distribute": (
+        super_tokens.distribute,
+        lambda: (*leaves(random(2, 2, 3, 6), random(2, 7, 9, 9).softmax(-1)), [4, 3]),
+    ),
     "channel_attention": (channel_operator, lambda: (*leaves(*packed(2, 5, 6, 2, 8).unbind(3)), 0.1)),
     "window_attention": (window_operator, lambda: window_arguments(True, True)),
     "window_attention-plain": (window_operator, lambda: window_arguments(False, False)),
