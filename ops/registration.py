@@ -45,11 +45,11 @@ def register(
         return filled(grad, backward(grad, *args))
 
     def by_specification(grad: Tensor, *args: Any) -> list[Tensor | None]:
-        leaves = [None if t is None else t.detach().requires_grad_() for t in args[:count]]
+        leaves = [t.detach().requires_grad_() if learned(t) else t for t in args[:count]]
         with torch.enable_grad():
             out = specification(*leaves, *args[count:])
-        found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad))
-        return [None if leaf is None else next(found) for leaf in leaves]
+        found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if learned(leaf)], grad))
+        return [next(found) if learned(leaf) else None for leaf in leaves]
 
     def filled(grad: Tensor, found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         # an operator has to return tensors: an empty one stands where there is no gradient
@@ -61,7 +61,7 @@ def register(
     def like_arguments(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if is_recording():
             return gradients(grad, *args)
-        return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:count])
+        return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[:count])
 
     def define(name: str, given: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
         schema = f"({given}) -> ({tensors(made)})"
@@ -88,7 +88,7 @@ def register(
             return (*by_specification(grad, *given, *ctx.others), *(None for _ in ctx.others))
         found = backward_op(grad, *given, *ctx.others, *made)
         found = found if count > 1 else [found]
-        found = [None if t is None else gradient for t, gradient in zip(given, found, strict=True)]
+        found = [gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)]
         return (*found, *(None for _ in ctx.others))
 
     def refuse(ctx: Any, *grads: Tensor) -> tuple:
@@ -97,6 +97,11 @@ def register(
     op.register_autograd(differentiate, setup_context=keep)
     backward_op.register_autograd(refuse)
     return op
+
+
+def learned(argument: Tensor | None) -> bool:
+    """Whether an argument can have a gradient: it is given, and no tensor of indices."""
+    return argument is not None and argument.is_floating_point()
 
 
 def alone(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:

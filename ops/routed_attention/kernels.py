@@ -1,0 +1,139 @@
+"""Routed attention as Triton kernels: keys are read where they lie, through the lists of regions that are attended to.
+
+Keys of all chosen regions are one sequence of lanes, and so are the queries that chose a region, which the gradient of
+its keys needs: those are listed beforehand. No two programs write to one place.
+"""
+
+import triton
+from triton import language as tl
+
+from ..launching import tuned
+from ..tiles import LOG2E, load_tokens, offset, store_tokens
+
+
+@triton.jit
+def listed(Regions, start, lane, count, sizes):
+    """Rows and columns of lanes in the `count` regions that are listed from `start` on, and whether they are pixels."""
+    _, _, _, columns, height, width = sizes
+    known = lane < count * height * width
+    region = tl.load(Regions + start + lane // (height * width), mask=known, other=0)
+    pixel = lane % (height * width)
+    return region // columns * height + pixel // width, region % columns * width + pixel % width, known
+
+
+@triton.jit
+def own(region, lane, sizes):
+    """Rows and columns of lanes in one region, and whether they are pixels of it."""
+    _, _, _, columns, height, width = sizes
+    return region // columns * height + lane // width, region % columns * width + lane % width, lane < height * width
+
+
+@triton.jit
+def number(image, y, x, sizes):
+    """Each pixel's number over all images."""
+    return (image.to(tl.int64) * sizes[1] + y) * sizes[2] + x
+
+
+@tuned
+@triton.jit
+def forward_kernel(
+    Q, K, V, Route, Out, Lse, strides_q, strides_k, strides_v, sizes, regions, parts, topk, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one region and head; softmax is taken online over the keys of the regions it attends to."""
+    heads, _, _, _, height, width = sizes
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    region, image = rest % regions, rest // regions
+    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    routes = (image.to(tl.int64) * regions + region) * topk
+    for start in range(0, topk * height * width, BLOCK_N):
+        ky, kx, known = listed(Route, routes, start + tl.arange(0, BLOCK_N), topk, sizes)
+        k = load_tokens(K, offset(strides_k, image, head, ky, kx), strides_k, known, D, BLOCK_D)
+        v = load_tokens(V, offset(strides_v, image, head, ky, kx), strides_v, known, D, BLOCK_D)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        logits = tl.where(known[None, :], logits, float("-inf"))
+        new = tl.maximum(best, tl.max(logits, 1))  # finite: the first lane of every tile is a key
+        p, shrink = tl.exp2(logits - new[:, None]), tl.exp2(best - new)
+        total = total * shrink + tl.sum(p, 1)
+        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        best = new
+    token = number(image, y, x, sizes)
+    store_tokens(Out, token, head, heads, inside, out / total[:, None], D, BLOCK_D)
+    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
+
+
+@tuned
+@triton.jit
+def backward_queries_kernel(
+    Q, K, V, Route, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
+    sizes, regions, parts, topk, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
+    heads, _, _, _, height, width = sizes
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    region, image = rest % regions, rest // regions
+    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    token, d = number(image, y, x, sizes), tl.arange(0, BLOCK_D)
+    q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
+    grad = load_tokens(Grad, offset(strides_g, image, head, y, x), strides_g, inside, D, BLOCK_D)
+    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(Delta + token * heads + head, delta, mask=inside)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    routes = (image.to(tl.int64) * regions + region) * topk
+    for start in range(0, topk * height * width, BLOCK_N):
+        ky, kx, known = listed(Route, routes, start + tl.arange(0, BLOCK_N), topk, sizes)
+        k = load_tokens(K, offset(strides_k, image, head, ky, kx), strides_k, known, D, BLOCK_D)
+        v = load_tokens(V, offset(strides_v, image, head, ky, kx), strides_v, known, D, BLOCK_D)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        p = tl.exp2(tl.where(known[None, :], logits, float("-inf")) - lse[:, None])
+        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+    store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
+
+
+@tuned
+@triton.jit
+def backward_keys_kernel(
+    Q, K, V, Readers, Starts, Grad, Lse, Delta, DK, DV, strides_q, strides_k, strides_v, strides_g,
+    sizes, regions, parts, topk, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys of one region, from the queries of all regions that are routed to it.
+
+    Readers (B, regions * topk) lists those, region after region; Starts (B, regions + 1) says where each list begins.
+    """
+    heads, _, _, _, height, width = sizes
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    region, image = rest % regions, rest // regions
+    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
+    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
+    dk, dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    lists = Starts + image.to(tl.int64) * (regions + 1) + region
+    first, last = tl.load(lists), tl.load(lists + 1)
+    for start in range(0, (last - first) * height * width, BLOCK_N):
+        lane = start + tl.arange(0, BLOCK_N)
+        qy, qx, known = listed(Readers, image.to(tl.int64) * regions * topk + first, lane, last - first, sizes)
+        token = number(image, qy, qx, sizes)
+        q = load_tokens(Q, offset(strides_q, image, head, qy, qx), strides_q, known, D, BLOCK_D)
+        grad = load_tokens(Grad, offset(strides_g, image, head, qy, qx), strides_g, known, D, BLOCK_D)
+        lse = tl.load(Lse + token * heads + head, mask=known, other=float("inf"))
+        delta = tl.load(Delta + token * heads + head, mask=known, other=0.0)
+        logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)  # (keys, queries)
+        p = tl.exp2(logits - lse[None, :])
+        ds = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
+        dv += tl.dot(p.to(grad.dtype), grad, input_precision=PRECISION)
+        dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION)
+    token = number(image, y, x, sizes)
+    store_tokens(DK, token, head, heads, inside, dk * scale, D, BLOCK_D)
+    store_tokens(DV, token, head, heads, inside, dv, D, BLOCK_D)

@@ -1,0 +1,78 @@
+"""Routed attention by the kernels beside it: what is launched, and the operator that torch sees."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launching import launch, precision
+from ..registration import register, under_autocast
+from . import reference
+from .kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel
+
+TILE = 64  # lanes of queries, and of keys, that meet in one product, at most
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
+    """(B, H, W, heads, D); the arguments are those of `ops.routed_attention`."""
+    return operator(*under_autocast(q, k, v), route, list(regions), scale)[0]
+
+
+def outputs(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
+
+
+def forward(q, k, v, route, regions, scale):
+    out, lse = outputs(q, k, v, route, regions, scale)
+    programs, sizes, tiles = plan(k, regions)
+    last = (*sizes, route.shape[2], scale)
+    launch(forward_kernel, programs, q, k, v, route.contiguous(), out, lse, *strides(q, k, v), *last, **tiles)
+    return out, lse
+
+
+def backward(grad, q, k, v, route, regions, scale, out, lse):
+    dq, dk, dv, delta = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), lse.new_empty(lse.shape)
+    programs, sizes, tiles = plan(k, regions)
+    last = (*strides(q, k, v, grad), *sizes, route.shape[2], scale)
+    given = (route.contiguous(), grad, out, lse, dq, delta)
+    launch(backward_queries_kernel, programs, q, k, v, *given, *last, **tiles)
+    launch(backward_keys_kernel, programs, q, k, v, *readers(route), grad, lse, delta, dk, dv, *last, **tiles)
+    return dq, dk, dv, None
+
+
+def plan(k: Tensor, regions: list[int]) -> tuple[int, tuple, dict]:
+    """How many programs there are, the sizes that kernels are told, and their tiles."""
+    B, H, W, heads, D = k.shape
+    rows, columns = regions
+    height, width = H // rows, W // columns
+    lanes = min(max(triton.next_power_of_2(height * width), 16), TILE)
+    parts = -(-height * width // lanes)
+    sizes = ((heads, H, W, columns, height, width), rows * columns, parts)
+    channels = max(triton.next_power_of_2(D), 16)
+    tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=TILE, BLOCK_D=channels, PRECISION=precision())
+    return B * rows * columns * parts * heads, sizes, tiles
+
+
+def readers(route: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each region the regions that attend to it: all lists one after the other (B, R * topk), and where each begins.
+
+    route (B, R, topk) is the opposite: of each region those that it attends to.
+    """
+    B, R, topk = route.shape
+    chosen, order = route.flatten(1).sort(dim=1, stable=True)
+    marks = torch.arange(R + 1, device=route.device).expand(B, -1).contiguous()
+    return order // topk, torch.searchsorted(chosen, marks)
+
+
+def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
+    return [t.stride() for t in tensors]
+
+
+operator = register(
+    "routed_attention",
+    "Tensor q, Tensor k, Tensor v, Tensor route, int[] regions, float scale",
+    outputs=outputs,
+    forward=forward,
+    backward=backward,
+    specification=lambda q, k, v, route, regions, scale: reference.attend(q, k, v, tuple(regions), route, scale),
+)
