@@ -10,6 +10,7 @@ and are medians, so that a busy moment of the machine hits all of them. OPS is t
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
@@ -21,15 +22,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
-from . import bench_peers
+from . import bench_peers, bench_tokens
 
 MODES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
 class Op:
-    """One row of the table: `cases` by name are the arguments of `peers`, which returns functions of `inputs`."""
+    """One row of the table: `cases` by name are the arguments of `peers`, which returns functions of `inputs`.
+
+    A case that names no batch is run with the one of the command line.
+    """
 
     cases: dict[str, dict]
     peers: Callable[..., tuple[Tensor, nn.Module, dict[str, Callable[[Tensor], Tensor]]]]
@@ -68,12 +73,63 @@ OPS = {
         "`ours` is ops.neighborhood_attention; `unfold` copies the 49 keys and values of every query; `natten` is the "
         "CPU kernels of NATTEN 0.17, the last that had any.",
     ),
+    "super_token_attention": Op(
+        cases={
+            f"{H}x{W}x{C} cell {cell}": dict(shape=(H, W, C), cell=cell)
+            for H, W, C, cell in ((56, 56, 64, 8), (28, 28, 128, 4), (150, 125, 64, 8), (75, 63, 128, 4))
+        },
+        peers=bench_tokens.super_token_attention,
+        about="Pixels to super tokens, attention among these, and back, as in STViT; at 224 pixels and at 600 x 500. "
+        "`ours` is ops.super_tokens and ops.scatter_super_tokens; `unfold` copies nine tokens for every cell, as the "
+        "authors' code.",
+    ),
+    "token_reallocation": Op(
+        cases={
+            f"{H}x{W}x{C} runs {runs}": dict(shape=(H, W, C), runs=runs, shares=shares)
+            for H, W, C, runs, shares in (
+                (56, 56, 64, (196, 56, 28), (1, 2, 1)),
+                (28, 28, 128, (49, 14, 7), (1, 2, 1)),
+                (14, 14, 256, (2, 1), (1, 1)),
+                (112, 112, 64, (196, 56, 28), (1, 2, 1)),
+            )
+        },
+        peers=bench_tokens.token_reallocation,
+        about="Tokens merged by the rank of a given map, and attention to them, as in SG-Former; the last case is that "
+        "of 448 pixels. `ours` is ops.rank_tokens and ops.reallocate_tokens; `gather` sorts and gathers the whole map "
+        "twice, as the authors' code.",
+    ),
+    "significance": Op(
+        cases={
+            f"{H}x{W}x{C} keys {H // side}x{W // side}": dict(shape=(H, W, C), reduction=side, window=7)
+            for H, W, C, side in ((56, 56, 64, 8), (28, 28, 128, 4), (14, 14, 256, 2), (154, 126, 64, 8))
+        },
+        peers=bench_tokens.received,
+        about="The attention that tokens receive, over a reduced map and in windows of 7, as in SG-Former; the last "
+        "case is that of 616 x 504 pixels. `ours` is ops.significance; `softmax` holds the whole softmax.",
+    ),
+    "routed_attention": Op(
+        cases={
+            f"{height}x{width}x{dim} top {topk}{', one image' if batch else ''}": dict(
+                size=(height, width), dim=dim, topk=topk, **batch
+            )
+            for sizes, batch in (
+                (((56, 56), (28, 28), (14, 14)), {}),
+                (((154, 126), (77, 63), (42, 35)), {"batch": 1}),
+            )
+            for (height, width), dim, topk in zip(sizes, (64, 128, 256), (1, 4, 16), strict=True)
+        },
+        peers=bench_peers.routed_attention,
+        about="qkv projection, routing, attention, output projection, as in the stages of BiFormer-T with 7 x 7 "
+        "regions: at 224 pixels, and for an image of 600 x 500, whose maps are filled up to whole regions; head dim "
+        "32. `ours` is ops.routed_attention; `gathered` copies the chosen keys and values of every region, then "
+        "multiplies, softmax, multiplies; `sdpa` is scaled_dot_product_attention on the same copies.",
+    ),
 }
 
 
 @dataclass
 class Row:
-    """What one case in one mode measured: milliseconds, peak MiB (GPU only), and why a peer is missing."""
+    """What one case in one mode measured: milliseconds, peak MiB, and why a peer is missing."""
 
     case: str
     mode: str
@@ -107,7 +163,7 @@ def measure(
 ) -> Row:
     """Checks that the peers agree, then times them in turn. Raises RuntimeError if `ours` cannot run."""
     torch.manual_seed(0)
-    x, module, peers = op.peers(batch=batch, device=device, dtype=dtype, **op.cases[case])
+    x, module, peers = op.peers(device=device, dtype=dtype, **{"batch": batch, **op.cases[case]})
     peers = {name: peer for name, peer in peers.items() if only is None or name in ("ours", *only)}
     probe = torch.randn_like(x)
     row, want = Row(case, mode), None
@@ -129,7 +185,7 @@ def measure(
 
 
 def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Median milliseconds of each, taken in turn, and the peak MiB of one run on a GPU."""
+    """Median milliseconds of each, taken in turn, and the most MiB that one run holds."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peak: dict[str, float] = {}
     for turn in range(repeats + 2):
@@ -145,7 +201,23 @@ def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[
                 seconds[name].append(time.perf_counter() - start)
             if device == "cuda":
                 peak[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    if device == "cpu":
+        peak = {name: held(run) for name, run in runs.items()}
     return {name: 1000 * statistics.median(times) for name, times in seconds.items()}, peak
+
+
+def held(run: Callable) -> float:
+    """The most MiB that a run holds at a time on the CPU, its results among them, of what torch's allocator gave it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each of its stages
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    del kept
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most / 2**20
 
 
 def wait(device: str) -> None:
@@ -154,7 +226,7 @@ def wait(device: str) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: ours in ms, and for each peer its ms and ours divided by it."""
+    """Markdown: ours in ms, and for each peer its ms and ours divided by it; what is in brackets is memory."""
     peers = sorted({name for row in rows for name in (*row.ms, *row.missing)} - {"ours"})
     memory = any(row.mib for row in rows)
     lines = ["| case | mode | ours, ms | " + " | ".join(f"{p}, ms | ours / {p}" for p in peers) + " |"]
@@ -162,7 +234,7 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         cells = [row.case, row.mode, mark(row, "ours", memory)]
         for p in peers:
-            cells += [mark(row, p, memory), f"{row.ms['ours'] / row.ms[p]:.2f}"] if p in row.ms else ["-", "-"]
+            cells += [mark(row, p, memory), ratio(row, p, memory)] if p in row.ms else ["-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
     reasons = {(p, row.mode, why) for row in rows for p, why in row.missing.items()}
     lines += [""] * bool(reasons) + [f"- {p}, {mode}: not timed, {why}" for p, mode, why in sorted(reasons)]
@@ -173,8 +245,13 @@ def mark(row: Row, name: str, memory: bool) -> str:
     return f"{row.ms[name]:.2f}" + (f" ({row.mib[name]:.0f} MiB)" if memory else "")
 
 
-def circumstances(args: argparse.Namespace) -> dict[str, str]:
-    """Device, versions, date and command of this run."""
+def ratio(row: Row, name: str, memory: bool) -> str:
+    memory = memory and row.mib[name] > 0
+    return f"{row.ms['ours'] / row.ms[name]:.2f}" + (f" ({row.mib['ours'] / row.mib[name]:.2f})" if memory else "")
+
+
+def circumstances(args: argparse.Namespace, module: str = "ops.bench") -> dict[str, str]:
+    """Device, versions, date and command of this run of `module`."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("timm", "triton"):
         if name in sys.modules:
@@ -185,7 +262,7 @@ def circumstances(args: argparse.Namespace) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "settings": f"batch {args.batch}, {args.dtype}, medians of {args.repeats} alternating runs",
-        "command": "python -m ops.bench " + " ".join(sys.argv[1:]),
+        "command": f"python -m {module} " + " ".join(sys.argv[1:]),
     }
 
 

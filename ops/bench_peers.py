@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import neighborhood_attention as ours_neighborhood_attention
+from . import route_regions
+from . import routed_attention as ours_routed_attention
 from . import window_attention as ours_window_attention
 
 Peer = Callable[[Tensor], Tensor]
@@ -122,4 +124,36 @@ def neighborhood_attention(
         return na2d_av(attention, v, window, d).permute(0, 2, 3, 1, 4)
 
     peers = {"ours": ours, "unfold": unfolded, "natten": natten}
+    return x, w, {name: partial(projected, attend=attend) for name, attend in peers.items()}
+
+
+def routed_attention(
+    *, batch: int, size: tuple[int, int], dim: int, topk: int, device: str, dtype: torch.dtype
+) -> tuple[Tensor, nn.Module, dict[str, Peer]]:
+    """As `window_attention`, for 7 x 7 regions that divide the map; all peers share one routing."""
+    heads, regions, (H, W) = dim // 32, (7, 7), size
+    w = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)}).to(device, dtype)
+    x = torch.randn(batch, H, W, dim, device=device, dtype=dtype)
+    image = torch.arange(batch, device=device)[:, None, None]
+
+    def projected(x: Tensor, attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        q, k, v = w["qkv"](x).unflatten(-1, (3, heads, 32)).unbind(3)
+        return w["proj"](attend(q, k, v, route_regions(q, k, regions, topk)).flatten(3))
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, route: Tensor) -> Tensor:
+        return ours_routed_attention(q, k, v, regions, topk, route, dim**-0.5)
+
+    def cut(x: Tensor) -> Tensor:  # (B, H, W, heads, D) -> (B, R, P, heads, D)
+        return x.reshape(batch, 7, H // 7, 7, W // 7, heads, 32).transpose(2, 3).reshape(batch, 49, -1, heads, 32)
+
+    def copied(q: Tensor, k: Tensor, v: Tensor, route: Tensor, attend: Callable) -> Tensor:
+        k, v = (cut(t)[image, route].flatten(2, 3) for t in (k, v))  # (B, R, topk * P, heads, D)
+        out = attend(*(t.transpose(2, 3) for t in (cut(q), k, v))).transpose(2, 3)
+        return out.reshape(batch, 7, 7, H // 7, W // 7, heads, 32).transpose(2, 3).reshape(batch, H, W, heads, 32)
+
+    def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q * dim**-0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
+
+    sdpa = partial(F.scaled_dot_product_attention, scale=dim**-0.5)
+    peers = {"ours": ours, "gathered": partial(copied, attend=products), "sdpa": partial(copied, attend=sdpa)}
     return x, w, {name: partial(projected, attend=attend) for name, attend in peers.items()}

@@ -18,7 +18,7 @@ def register(
     *,
     outputs: Callable[..., tuple[Tensor, ...]],
     forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., Sequence[Tensor | None]],
+    backward: Callable[..., Sequence[Tensor | None]] | None,
     specification: Callable[..., Tensor],
     results: int = 2,
 ) -> Callable[..., tuple[Tensor, ...]]:
@@ -28,7 +28,8 @@ def register(
     outputs        (*arguments) -> the tensors that forward returns, not filled; the first is the result, the others are
                    what its backward needs
     forward        (*arguments) -> the same, filled
-    backward       (gradient of the result, *arguments, *outputs) -> a gradient, or None, for each tensor argument
+    backward       (gradient of the result, *arguments, *outputs) -> a gradient, or None, for each tensor argument; None
+                   where the operator has no gradient
     specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
                    be traced and checked there
     results        how many tensors forward returns; where it is one, the operator returns that, not a tuple
@@ -74,6 +75,8 @@ def register(
         return op
 
     op = define(name, arguments, results, like_outputs, forward, on_cpu)
+    if backward is None:
+        return op
     given = ", ".join(["Tensor grad", arguments, *(f"Tensor out{i}" for i in range(results))])
     backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,7 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
 def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser `optim.opt` over the model's groups: layer decay, and no weight decay for norms and biases.
 
+    Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate.
     Raises ConfigError for an optimiser timm does not know and for an option that the optimiser does not take.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
@@ -79,13 +81,34 @@ def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.optim.opt.lower().rpartition("_")[2] not in names:  # timm's lookahead_ is a prefix
         raise ConfigError(f"optim.opt={cfg.optim.opt} is no optimiser of timm's{near(cfg.optim.opt, names)}")
     try:
-        return create_optimizer_v2(model, lr=base_lr(cfg), **options)
+        optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
+    if hasattr(model, "lr_scales"):  # timm's models have no such method
+        scale_rates(optimizer, {model.get_parameter(name): scale for name, scale in model.lr_scales().items()})
+    return optimizer
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, scales: Mapping[Tensor, float]) -> None:
+    """Split the groups so that each parameter in `scales` learns at that factor of its group's rate.
+
+    Done on the finished optimiser: timm makes the groups, and what else it writes into them is kept.
+    """
+    if not scales:
+        return
+    groups = []
+    for group in optimizer.param_groups:
+        parts: dict[float, list[Tensor]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        whole = group.get("lr_scale", 1.0)
+        groups += [{**group, "params": part, "lr_scale": whole * scale} for scale, part in parts.items()]
+    # in place: timm's Lookahead shares the list with the optimiser inside it
+    optimizer.param_groups[:] = groups
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the step's learning rate; a group's `lr_scale` (layer decay) multiplies it."""
+    """Set the step's learning rate; a group's `lr_scale` (layer decay, a model's own factors) multiplies it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -13,9 +13,14 @@ RECORDS = {
     "DaViT_tiny_250x318": "davit_t",
     "seg_DaViT_tiny_250x318": "davit_t",
     "timm_davit_tiny_224x224": "davit_t",
+    "biformer_tiny_224x224": "biformer_t",
+    "biformer_tiny_448x448": "biformer_t",
+    "biformer_stl_224x224": "biformer_stl",
     "stvit_small_224x224": "stvit_s",
     "stvit_small_240x272": "stvit_s",
     "stvit_base_224x224": "stvit_b",
+    "sgformer_s_224x224": "sgformer_s",
+    "sgformer_s_448x448": "sgformer_s",
     "litv2_s_224x224": "litv2_s",
     "seg_litv2_s_250x318": "litv2_s",
     "nat_mini_224x224": "nat_m",
@@ -30,6 +35,7 @@ RECORDS = {
 
 # how the model of a record is built, beyond its name
 BUILT_WITH = {
+    "sgformer_s_448x448": {"img_size": 448},
     "det_gc_vit_xxtiny_ws24_250x318": {"window_size": 24},
     "timm_gcvit_tiny_256x320": {"img_size": (256, 320)},
     "dinat_tiny_seg_256x320": {"dilations": "segmentation"},
@@ -41,6 +47,8 @@ SLOW_RECORDS = {
     "timm_gcvit_tiny_256x320",
     "DaViT_tiny_224x224",
     "stvit_base_224x224",
+    "biformer_tiny_448x448",
+    "sgformer_s_448x448",
     "nat_small_224x224",
     "dinat_tiny_224x224",
     "dinat_tiny_seg_256x320",
@@ -57,8 +65,8 @@ ALIKE = (
     {"nat_iso_b", "dinat_iso_b"},
 )
 
-# classifiers whose authors' dense-prediction backbone has the same names, no head, and a norm on every stage
-HEADLESS = {"nat_mini_224x224", "dinat_s_tiny_224x224"}
+# classifiers whose authors' dense-prediction backbone has the same names, no head, and a norm on every stage, called so
+HEADLESS = {"nat_mini_224x224": "norm", "dinat_s_tiny_224x224": "norm", "biformer_tiny_224x224": "extra_norms."}
 
 # models of timm whose layout holds names that no record has -> ours
 TIMM_MODELS = {"gcvit_small": "gcvit_s"}
@@ -76,9 +84,15 @@ PUBLISHED_FLOAT32 = {
     "DaViT_tiny_250x318": 9.5e-7,
     "seg_DaViT_tiny_250x318": 1.1e-6,
     "timm_davit_tiny_224x224": 1.2e-6,
+    "biformer_tiny_224x224": 4.5e-7,
+    "biformer_tiny_448x448": 3.9e-7,
+    "biformer_stl_224x224": 4.5e-7,
     "stvit_small_224x224": 5.6e-7,
     "stvit_small_240x272": 5.3e-7,
     "stvit_base_224x224": 6.8e-7,
+    # with the order of its float64 run replayed; the other is not recorded
+    "sgformer_s_224x224": 4.4e-7,
+    "sgformer_s_448x448": 4.4e-7,
     "litv2_s_224x224": 1.0e-6,
     "seg_litv2_s_250x318": 8.2e-7,
     # not recorded for NAT's code, which runs on nothing current: ours, on the specification of its op
@@ -117,9 +131,17 @@ PARAMETERS = {
     "davit_h": 348_922_856,
     "davit_g": 1_406_470_120,
     "davit_l_384": 196_811_752,
+    "biformer_t": 13_142_760,
+    "biformer_s": 25_536_232,
+    "biformer_b": 56_804_968,
+    "biformer_stl": 28_372_552,
+    "biformer_stl_nchw": 28_372_552,
     "stvit_s": 25_495_624,
     "stvit_b": 51_691_288,
     "stvit_l": 94_971_096,
+    "sgformer_s": 22_545_981,
+    "sgformer_m": 38_689_316,
+    "sgformer_b": 77_950_293,
     "litv2_s": 27_844_000,
     "litv2_m": 48_830_368,
     "litv2_b": 86_520_704,
@@ -153,7 +175,11 @@ SMALL = {
     "maxvit_t_tv": {"stem_dim": 16, "dims": (32, 32, 64, 64), "depths": (1, 1, 2, 1)},
     "gcvit_s": {"dim": 32, "depths": (2, 2, 3, 2)},
     "davit_t": {"dims": (32, 64, 64, 96), "depths": (1, 1, 2, 1)},
+    "biformer_t": {"dims": (32, 64, 64, 96), "depths": (1, 1, 2, 1), "heads": (1, 2, 2, 2)},
+    "biformer_stl": {"dims": (32, 64, 64, 96), "depths": (1, 1, 2, 1), "heads": (1, 2, 2, 2)},
+    "biformer_stl_nchw": {"dims": (32, 64, 64, 96), "depths": (1, 1, 2, 1), "heads": (1, 2, 2, 2)},
     "stvit_b": {"dims": (32, 32, 64, 64), "depths": (1, 1, 2, 1), "heads": (1, 1, 2, 2)},
+    "sgformer_b": {"dims": (32, 64, 64, 64), "depths": (2, 1, 2, 1), "heads": (2, 2, 4, 2)},
     "litv2_s": {"dims": (32, 64, 128, 128), "depths": (1, 1, 2, 1), "heads": (1, 2, 4, 4)},
     "dinat_b": {"dims": (32, 64, 64, 96), "depths": (2, 1, 2, 1)},
     "dinats_t": {"dims": (32, 64, 64, 96), "depths": (2, 1, 2, 1)},

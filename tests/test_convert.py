@@ -8,7 +8,7 @@ import golden
 from families import BUILT_WITH, HEADLESS, RECORDS, TIMM_MODELS
 from test_golden import FOLDER, is_dense
 from zoo.checkpoint import layouts_of
-from zoo.convert import Layout
+from zoo.convert import Group, Layout
 from zoo.layouts import LAYOUTS
 from zoo.registry import class_of, variants
 
@@ -21,22 +21,66 @@ def cases():
         args = variants()[model] | BUILT_WITH.get(stem, {}) | {"feature_norms": is_dense(stem)}
         states.append((stem, model, args, record["entries"]))
         if stem in HEADLESS:
-            entries = headless(record["entries"], args)
+            entries = headless(record["entries"], args, HEADLESS[stem])
             states.append((f"{stem}-headless", model, args | {"feature_norms": True}, entries))
     for name, model in TIMM_MODELS.items():
         state = timm.create_model(name, device="meta").state_dict()
         states.append(
             (f"timm-{name}", model, variants()[model], [(k, list(v.shape), "value") for k, v in state.items()])
         )
+    states += [(f"{prefix}-of-transformers", m, variants()[m], transformers(m, prefix)) for m, prefix in TRANSFORMERS]
+    states.append(("biformer_stl_nchw", "biformer_stl_nchw", variants()["biformer_stl_nchw"], convolutional()))
     for stem, model, args, entries in states:
         for layout in layouts_of(class_of(model))[:-1]:
             if not layout.unknown(key for key, *_ in entries):
                 yield pytest.param(layout, entries, class_of(model), args, id=f"{stem}-{layout.name}")
 
 
-def headless(entries, args):
-    """The entries of a classifier with norms `norm0` to `norm3` on its stages instead of the head."""
-    norms = [[f"norm{i}.{part}", [dim], "value"] for i, dim in enumerate(args["dims"]) for part in ("weight", "bias")]
+# no record has these names: they are written down by hand, not read from a file of Hugging Face's
+TRANSFORMERS = [("dinat_b", "dinat"), ("nat_s", "nat")]
+
+
+def transformers(name, prefix):
+    """Names and shapes of Hugging Face's classifier; both variants have factors on their branches."""
+    args = variants()[name]
+    dims, depths = args["dims"], args["depths"]
+    entries = {
+        "classifier": (1000, dims[3]),
+        f"{prefix}.layernorm": (dims[3],),
+        f"{prefix}.embeddings.norm": (dims[0],),
+    }
+    for i, shape in enumerate([(dims[0] // 2, 3, 3, 3), (dims[0], dims[0] // 2, 3, 3)]):
+        entries[f"{prefix}.embeddings.patch_embeddings.projection.{i}"] = shape
+    plain = {}
+    for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        level, hidden = f"{prefix}.encoder.levels.{i}", int(dim * args["mlp_ratio"])
+        for layer in [f"{level}.layers.{j}" for j in range(depth)]:
+            entries |= {f"{layer}.attention.self.{part}": (dim, dim) for part in ("query", "key", "value")}
+            entries |= {f"{layer}.layernorm_{place}": (dim,) for place in ("before", "after")}
+            entries |= {f"{layer}.attention.output.dense": (dim, dim), f"{layer}.intermediate.dense": (hidden, dim)}
+            entries |= {f"{layer}.output.dense": (dim, hidden)}
+            plain |= {f"{layer}.attention.self.rpb": (dim // 32, 13, 13), f"{layer}.layer_scale_parameters": (2, dim)}
+        if i < 3:
+            entries[f"{level}.downsample.norm"] = (dims[i + 1],)
+            plain[f"{level}.downsample.reduction.weight"] = (dims[i + 1], dim, 3, 3)
+    plain |= {f"{key}.weight": shape for key, shape in entries.items()}
+    plain |= {f"{key}.bias": shape[:1] for key, shape in entries.items()}
+    return [(key, list(shape), "value") for key, shape in plain.items()]
+
+
+def convolutional():
+    """Names and shapes of BiFormer's NCHW code: linear layers are convolutions, two of them are called otherwise."""
+    entries = []
+    for key, shape, kind in golden.load(FOLDER / "biformer_stl_224x224.json")["entries"]:
+        key = key.replace(".attn.qkv.qkv.", ".attn.qkv_linear.").replace(".attn.wo.", ".attn.output_linear.")
+        linear = len(shape) == 2 and not key.startswith("head.")
+        entries.append([key, [*shape, 1, 1] if linear else shape, kind])
+    return entries
+
+
+def headless(entries, args, norm):
+    """The entries of a classifier with norms `{norm}0` to `{norm}3` on its stages instead of the head."""
+    norms = [[f"{norm}{i}.{part}", [dim], "value"] for i, dim in enumerate(args["dims"]) for part in ("weight", "bias")]
     return [entry for entry in entries if not entry[0].startswith(("norm.", "head."))] + norms
 
 
@@ -69,7 +113,7 @@ def test_laws(layout, entries, cls, args):
 @pytest.mark.parametrize("name", LAYOUT_CASES, ids="-".join)
 def test_every_rule_matches_something(name):
     layout = LAYOUT_CASES[name][0].values[0]
-    keys = {key for case in LAYOUT_CASES[name] for key, *_ in case.values[1]}
+    keys = {key for case in LAYOUT_CASES[name] for key in layout.units(entry[0] for entry in case.values[1])}
     for theirs, ours in layout.rules.items():
         alone = Layout("alone", {theirs: ours})
         assert any(alone.ours(key) for key in keys), f"no key for {theirs}"
@@ -100,3 +144,26 @@ def test_strictness():
         two.to_ours({"ab.weight": tensor})
     with pytest.raises(ValueError, match="2 rules speak of"):
         Layout("both", {"a": "x", "a.b": "y"}).ours("a.b.weight")
+
+
+def test_groups():
+    """Three tensors that are one here, and one that is two."""
+    cat = Group(("{i}.q", "{i}.k", "{i}.v"), ("{i}.qkv",), lambda t: [torch.cat(t)], lambda t: t[0].chunk(3))
+    two = Group(("{i}.both",), ("{i}.one", "{i}.two"), lambda t: t[0].unbind(), lambda t: [torch.stack(t)])
+    rules = {"{i}.qkv": "x.{i}.qkv", "{i}.one": "x.{i}.one", "{i}.two": "x.{i}.two"}
+    layout = Layout("apart", rules, groups=(cat, two))
+    theirs = {f"{i}.{part}.weight": torch.randn(2, 2) for i in (0, 1) for part in "qkv"} | {"0.both": torch.randn(2, 5)}
+    ours = layout.to_ours(theirs)
+    assert ours.keys() == {"x.0.qkv.weight", "x.1.qkv.weight", "x.0.one", "x.0.two"}
+    assert torch.equal(ours["x.1.qkv.weight"], torch.cat([theirs[f"1.{part}.weight"] for part in "qkv"]))
+    assert torch.equal(ours["x.0.two"], theirs["0.both"][1])
+    back = layout.to_theirs(ours)
+    assert back.keys() == theirs.keys() and all(torch.equal(back[key], theirs[key]) for key in back)
+    del theirs["1.k.weight"]
+    assert layout.unknown(theirs) == ["1.q.weight", "1.v.weight"]
+    with pytest.raises(ValueError, match=r"no rule for 1\.q\.weight, 1\.v\.weight"):
+        layout.to_ours(theirs)
+    with pytest.raises(ValueError, match=r"0\.both makes 3 tensors: expected 2"):
+        layout.to_ours({"0.both": torch.zeros(3, 5)})
+    with pytest.raises(ValueError, match=r"no name for our x\.0\.three"):
+        layout.to_theirs({"x.0.three": torch.zeros(1)})

@@ -96,6 +96,24 @@ def test_weights_for_another_window(tmp_path):
     assert wider.stages[0].blocks[0].attn.fn.rpb.shape == (1, 21, 21)
 
 
+@pytest.mark.parametrize("layout", ["transformers", "transformers-nat"])
+def test_queries_keys_and_values_apart(layout, tmp_path):
+    model = trained(small("dinat_b"))
+    found = next(known for known in zoo.checkpoint.LAYOUTS["DiNAT"] if known.name == layout)
+    theirs = found.to_theirs(model.state_dict())
+    key = next(key for key in theirs if key.endswith("levels.1.layers.0.attention.self.value.weight"))
+    assert torch.equal(theirs[key], model.stages[1].blocks[0].attn.fn.qkv.weight[2 * 64 :])
+    torch.save(theirs, tmp_path / "weights.pth")
+    again = small("dinat_b").eval()
+    assert zoo.load_checkpoint(again, tmp_path / "weights.pth").layout == layout
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+    del theirs[key]
+    torch.save(theirs, tmp_path / "weights.pth")
+    with pytest.raises(zoo.CheckpointError, match="no name for"):
+        zoo.load_checkpoint(again, tmp_path / "weights.pth")
+
+
 def test_merging_goes_column_by_column():
     merge = PatchMerging(2, 8).double()
     torch.nn.init.eye_(merge.reduction.weight)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import train
 from children import SMALL, fail, finish, lines, start, succeed, train_here, trained, wait_for
-from recipes import checkpoint, config, log, optim
+from recipes import checkpoint, config, log
 from recipes.settings import RunError, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
@@ -212,29 +212,6 @@ def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb")
     succeed("train.py", *QUICK, "train.steps=2", "logger=wandb", "logger.mode=offline", "name=w", cwd=tmp_path)
     assert list((tmp_path / "runs" / "w" / "wandb").glob("offline-run-*/run-w.wandb"))
-
-
-def test_schedule_is_a_function_of_the_step():
-    rate = optim.Schedule(100, 1.0, "cosine", warmup=10, warmup_lr=0.1, min_lr=0.2, cooldown=10)
-    assert rate(0) == 0.1 and rate(5) == pytest.approx(0.55) and rate(10) == 1.0
-    assert rate(50) == pytest.approx(0.6) and rate(90) == rate(99) == 0.2
-    linear = optim.Schedule(100, 1.0, "linear", min_lr=0.0)
-    assert [linear(step) for step in (0, 25, 75)] == [1.0, 0.75, 0.25]
-    assert {optim.Schedule(100, 1.0, "constant")(step) for step in range(100)} == {1.0}
-
-
-def test_optimizer_groups():
-    cfg = config.compose(["optim.layer_decay=0.5", "optim.lr_base_batch=16", "data.batch_size=32"])
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    model.group_matcher = lambda coarse=False: {"stem": r"^0", "blocks": r"^(\d+)"}
-    optimizer = optim.create(cfg, model)
-    optim.set_lr(optimizer, optim.base_lr(cfg))
-    by_shape = {(tuple(g["params"][0].shape), g["lr_scale"]): g for g in optimizer.param_groups}
-    scales = sorted({scale for _, scale in by_shape})
-    assert len(by_shape) == 4 and scales[0] == 0.5 * scales[1]
-    for (shape, scale), group in by_shape.items():
-        assert group["lr"] == pytest.approx(2e-3 * scale)
-        assert group["weight_decay"] == (0 if len(shape) == 1 else cfg.optim.weight_decay)
 
 
 def test_ema_warms_up_as_tensorflow_s():

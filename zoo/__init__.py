@@ -1,6 +1,6 @@
 """Vision backbones whose attention is the interesting part. Importing this registers every model with timm."""
 
-from . import davit, dinat, dinats, gcvit, litv2, maxvit, stvit
+from . import biformer, davit, dinat, dinats, gcvit, litv2, maxvit, sgformer, stvit
 from .backbone import Backbone
 from .checkpoint import LoadReport, identify, load_checkpoint
 from .errors import CheckpointError
@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "LoadReport",
     "Release",
+    "biformer",
     "davit",
     "dinat",
     "dinats",
@@ -24,6 +25,7 @@ __all__ = [
     "load_checkpoint",
     "maxvit",
     "read",
+    "sgformer",
     "stvit",
     "variants",
 ]

@@ -101,6 +101,7 @@ class Backbone(nn.Module):
     """
 
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
+    feature_norm_eps: float = 1e-5
     reduction: int = 32  # pixels of the image per pixel of the last map, along a side
 
     def __init__(
@@ -127,7 +128,7 @@ class Backbone(nn.Module):
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
         ]
-        norms = [nn.LayerNorm(dim) if feature_norms else nn.Identity() for dim in dims]
+        norms = [nn.LayerNorm(dim, self.feature_norm_eps) if feature_norms else nn.Identity() for dim in dims]
         self.feature_norms = nn.ModuleList(norms)
 
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
@@ -216,6 +217,7 @@ class Backbone(nn.Module):
         blocks = [
             (r"^stages\.(\d+)\.(?:downsample|query)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
             (r"^feature_norms|^head\.before", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}

@@ -1,6 +1,7 @@
 """Every file of weights is opened here: read safely, its layout recognised, its tensors fitted to a model, strictly."""
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .blocks import resize_table
+from .blocks import PositionTable, resize_positions, resize_table
 from .convert import Layout, listed
 from .errors import CheckpointError
 from .fetch import locate
@@ -37,7 +38,7 @@ class LoadReport:
     layout       the layout that the file was in
     entry        which weights of the file were taken, "raw" or "ema"
     head_remade  the classifier is new: the file has none, or one for another number of classes
-    resized      tables of relative positions that were interpolated to other windows
+    resized      tables of positions that were interpolated: relative ones to other windows, others to other images
     message      all this in one line
     """
 
@@ -127,7 +128,7 @@ def _depths_of(name: str) -> dict[str, int]:
 
 def _trunk(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
     return {
-        key: shape[:1] if key.endswith(".rpb") else shape
+        key: shape[:1] if key.endswith((".rpb", ".position.table")) else shape
         for key, shape in shapes.items()
         if not key.startswith(("head.", "feature_norms."))
     }
@@ -226,9 +227,22 @@ def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = (
             elif state[key].dim() == 3:
                 state[key] = resize_table(state[key], tuple(want[key].shape[1:]), module.resize)
                 report.resized.append(key)
+        if isinstance(module, PositionTable):
+            _fit_positions(state, f"{name}.table", module, report)
     _compare(state, want, classifier, ignore, type(model).__name__)
     report.head_remade = any(k.startswith(classifier) and k not in state for k in want)
     return report
+
+
+def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, report: LoadReport) -> None:
+    """Bring a table of absolute positions to the grid of `module`; a file does not say its own, but all are square."""
+    table = state.get(key)
+    if table is None or table.dim() != 3 or table.shape[1] == module.table.shape[1]:
+        return
+    side = math.isqrt(table.shape[1])
+    if side * side == table.shape[1]:
+        state[key] = resize_positions(table, (side, side), module.grid)
+        report.resized.append(key)
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
@@ -266,5 +280,5 @@ def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
             f"it has no classifier for {getattr(model, 'num_classes', '?')} classes, so a new one starts from scratch"
         )
     if report.resized:
-        notes.append(f"{len(report.resized)} tables of relative positions interpolated to other windows")
+        notes.append(f"{len(report.resized)} tables of positions interpolated to other windows or images")
     return "; ".join(notes)

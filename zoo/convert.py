@@ -6,7 +6,7 @@ follows it is kept.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -21,6 +21,24 @@ class Change:
     to_theirs: Callable[[Tensor], Tensor]
 
 
+Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are regrouped before the rules speak of them: projections written apart, factors written as one.
+
+    theirs    templates of the tensors in the file, in order
+    units     templates of what the rules speak of, in order
+    to_units  the tensors of `theirs` -> those of `units`; `to_theirs` is its inverse
+    """
+
+    theirs: tuple[str, ...]
+    units: tuple[str, ...]
+    to_units: Callable[[Tensors], Tensors]
+    to_theirs: Callable[[Tensors], Tensors]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one source names and writes the tensors of one class of model.
@@ -29,12 +47,14 @@ class Layout:
     rules      their template -> our template
     drop       their templates of entries that hold no knowledge (index tables) and are recomputed here
     changes    our template -> how the tensor differs
+    groups     tensors to be regrouped before the rules; one that is not complete is left, and so is unknown
     """
 
     name: str
     rules: Mapping[str, str]
     drop: tuple[str, ...] = ()
     changes: Mapping[str, Change] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
 
     @cached_property
     def _forward(self) -> list[tuple[re.Pattern[str], str]]:
@@ -55,14 +75,23 @@ class Layout:
     def drops(self, key: str) -> bool:
         return any(_pattern(template).fullmatch(key) for template in self.drop)
 
+    def units(self, keys: Iterable[str]) -> list[str]:
+        """The names of a file as the rules speak of them: regrouped."""
+        names: dict[str, Tensor | None] = dict.fromkeys(keys)
+        for group in self.groups:
+            names = _regroup(names, group.theirs, group.units, lambda _, group=group: [None] * len(group.units))
+        return list(names)
+
     def unknown(self, keys: Iterable[str]) -> list[str]:
-        """The keys that this layout has no word for."""
-        return [key for key in keys if not self.drops(key) and self.ours(key) is None]
+        """The keys, regrouped, that this layout has no word for."""
+        return [key for key in self.units(keys) if not self.drops(key) and self.ours(key) is None]
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their state dict with our names and our way of writing; ValueError for an unknown key, or two that meet."""
         if unknown := self.unknown(state):
             raise ValueError(f"layout {self.name!r} has no rule for {listed(unknown)}")
+        for group in self.groups:
+            state = _regroup(state, group.theirs, group.units, group.to_units)
         out: dict[str, Tensor] = {}
         for key, tensor in state.items():
             if self.drops(key):
@@ -83,6 +112,8 @@ class Layout:
                 raise ValueError(f"layout {self.name!r} has no name for our {key}")
             change = self._change(key)
             out[name] = change.to_theirs(tensor) if change else tensor
+        for group in self.groups:
+            out = _regroup(out, group.units, group.theirs, group.to_theirs)
         return out
 
     def _change(self, name: str) -> Change | None:
@@ -103,9 +134,27 @@ def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
         raise ValueError(f"{len(hits)} rules speak of {key}: their targets are {[target for _, target in hits]}")
     if not hits:
         return None
-    match, target = hits[0]
+    return _fill(hits[0][1], hits[0][0])
+
+
+def _fill(template: str, match: re.Match[str]) -> str:
+    """The template with the numbers of a match, and what followed it there."""
     numbers = {name[0]: int(value) - int(name[2:]) for name, value in match.groupdict().items() if name != "rest"}
-    return re.sub(r"\{(\w)(?:\+(\d))?\}", lambda m: str(numbers[m[1]] + int(m[2] or 0)), target) + match["rest"]
+    return re.sub(r"\{(\w)(?:\+(\d))?\}", lambda m: str(numbers[m[1]] + int(m[2] or 0)), template) + match["rest"]
+
+
+def _regroup(state: Mapping, have: tuple[str, ...], want: tuple[str, ...], convert: Callable) -> dict:
+    """`state` with the tensors named `want` in place of each complete set of those named `have`."""
+    out = dict(state)
+    for key in state:
+        match = _pattern(have[0]).fullmatch(key)
+        names = [_fill(template, match) for template in have] if match else []
+        if names and all(name in state for name in names):
+            made = convert([out.pop(name) for name in names])
+            if len(made) != len(want):
+                raise ValueError(f"{key} makes {len(made)} tensors: expected {len(want)}, {listed(want)}")
+            out |= {_fill(template, match): tensor for template, tensor in zip(want, made, strict=True)}
+    return out
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:

@@ -4,7 +4,6 @@ Every token attends to its own nearest neighbors, so that the window slides with
 DiNAT spreads the window of every second block over the whole map, NAT never does.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ops import neighborhood_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Mlp, Residual, drop_path_rates, init_linear, init_normal
+from .blocks import Block, drop_path_rates, init_linear, init_normal
 from .registry import register
 
 register_notrace_function(neighborhood_attention)
@@ -106,18 +105,6 @@ class NeighborhoodAttention(nn.Module):
             q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=(zero[1], zero[2])
         )
         return self.proj(x.reshape(b, h, w, c))
-
-
-class Block(nn.Sequential):
-    """An attention, then an MLP `mlp_ratio` times as wide; gamma where `layer_scale` gives its first value."""
-
-    def __init__(
-        self, dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, layer_scale: float | None = None
-    ) -> None:
-        options = {"dim": dim, "drop_path": drop_path, "scale": layer_scale}
-        attn = Residual(nn.LayerNorm(dim), attention, **options)
-        mlp = Residual(nn.LayerNorm(dim), Mlp(dim, int(dim * mlp_ratio)), **options)
-        super().__init__(OrderedDict(attn=attn, mlp=mlp))
 
 
 class DiNAT(Backbone):

@@ -11,8 +11,8 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .backbone import Backbone, Head, Stage
-from .blocks import WindowAttention, drop_path_rates, init_linear, pad_to_multiple
-from .dinat import PRESETS, Block, DiNAT, NeighborhoodAttention
+from .blocks import Block, PatchStem, WindowAttention, drop_path_rates, init_linear, pad_to_multiple
+from .dinat import PRESETS, DiNAT, NeighborhoodAttention
 from .registry import register
 
 # Table VI of the paper, and its code; a head has 32 channels in all of them
@@ -34,19 +34,6 @@ ISOTROPIC_VARIANTS = {
     "dinat_iso_b": {"dim": 768, "dilations": (1, 2), "img_size": 224},
 }  # fmt: skip
 FULL_VARIANTS = {"vitrpb_s": {"dim": 384, "img_size": 224}, "vitrpb_b": {"dim": 768, "img_size": 224}}
-
-
-class PatchStem(nn.Module):
-    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
-
-    def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
-        super().__init__()
-        self.patch = patch
-        self.conv1 = nn.Conv2d(in_chans, dim, patch, patch)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)
-        return self.norm(self.conv1(pad_to_multiple(x, self.patch)).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):

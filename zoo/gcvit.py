@@ -7,16 +7,15 @@ the whole stage to a single window of queries, and every window asks its keys th
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from timm.layers import to_2tuple
-from timm.models import checkpoint, register_notrace_function
+from timm.models import checkpoint
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ops import window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import FusedMBConv, Mlp, Residual, WindowAttention, drop_path_rates, init_linear
+from .blocks import Block, FusedReduce, QueryGenerator, Residual, WindowAttention, drop_path_rates, init_linear
 from .registry import register
 
 Size = int | tuple[int, int]
@@ -42,60 +41,16 @@ VARIANTS |= {f"gcvit_l_{pixels}": {**SIZES["gcvit_l"], "img_size": pixels} for p
 STAGES = ((32, 3, True), (32, 2, True), (16, 1, False), (32, 1, False))
 
 
-class Reduce(nn.Module):
-    """Norm, convolutions, norm; half the size."""
-
-    def __init__(self, dim: int, dim_out: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.conv = FusedMBConv(dim)
-        self.reduction = nn.Conv2d(dim, dim_out, 3, 2, 1, bias=False)
-        self.norm2 = nn.LayerNorm(dim_out)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
-        x = self.conv(self.norm1(x).permute(0, 3, 1, 2))
-        return self.norm2(self.reduction(x).permute(0, 2, 3, 1))
-
-
 class Stem(nn.Module):
     """A strided convolution and a reduction."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, dim, 3, 2, 1)
-        self.down = Reduce(dim, dim)
+        self.down = FusedReduce(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
         return self.down(self.conv1(x).permute(0, 2, 3, 1))
-
-
-@register_notrace_function
-def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
-    is_one = x.shape[2] == window[0] and x.shape[3] == window[1]
-    return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
-
-
-class QueryGenerator(nn.Module):
-    """Figure 3: from the map of a stage, one window of queries for all its global blocks; `steps` convolutions."""
-
-    def __init__(self, dim: int, window: tuple[int, int], steps: int) -> None:
-        super().__init__()
-        self.heads = dim // 32
-        self.convs = nn.ModuleList(FusedMBConv(dim) for _ in range(steps))
-        self.set_window(window, False)
-
-    @torch.jit.ignore
-    def set_window(self, window: tuple[int, int], pool: bool) -> None:
-        """The size of a window from now on, and whether every step halves the map."""
-        self.window = window
-        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, wh, ww, heads, D)
-        x = x.permute(0, 3, 1, 2)
-        for conv in self.convs:
-            x = self.pool(conv(x))
-        return fit(x, self.window).permute(0, 2, 3, 1).unflatten(-1, [self.heads, -1])
 
 
 class GlobalAttention(WindowAttention):
@@ -119,22 +74,19 @@ class QueriedResidual(Residual):
         return x + self.drop_path(self.scale(self.fn(self.norm(x), query)))
 
 
-class LocalBlock(nn.Module):
+class LocalBlock(Block):
     """Figure 4: attention inside windows, then an MLP; the stage's queries are not used."""
-
-    def __init__(self, attn: Residual, mlp: Residual) -> None:
-        super().__init__()
-        self.attn = attn
-        self.mlp = mlp
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         return self.mlp(self.attn(x))
 
 
-class GlobalBlock(LocalBlock):
+class GlobalBlock(Block):
     """The same with the stage's queries instead of the windows' own."""
 
-    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+    branch = QueriedResidual
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         return self.mlp(self.attn(x, query))
 
 
@@ -196,7 +148,7 @@ class GCViT(Backbone):
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks = [block(dims[i], windows[i], j, mlp_ratio, layer_scale, rate) for j, rate in enumerate(rates)]
             query = QueryGenerator(dims[i], windows[i], STAGES[i][1])
-            stages.append(GlobalStage(blocks, query, Reduce(dims[i - 1], dims[i]) if i else None))
+            stages.append(GlobalStage(blocks, query, FusedReduce(dims[i - 1], dims[i]) if i else None))
         super().__init__(
             Stem(in_chans, dim),
             stages,
@@ -236,15 +188,12 @@ def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -
 
 def block(
     dim: int, window: tuple[int, int], index: int, mlp_ratio: float, layer_scale: float | None, drop_path: float
-) -> LocalBlock:
+) -> Block:
     """Blocks with even numbers are local, those with odd numbers global."""
-    branch = {"dim": dim, "drop_path": drop_path, "scale": layer_scale}
-    mlp = Residual(nn.LayerNorm(dim), Mlp(dim, int(mlp_ratio * dim)), **branch)
     if index % 2:
-        attn = QueriedResidual(nn.LayerNorm(dim), GlobalAttention(dim, window), **branch)
-        return GlobalBlock(attn, mlp)
-    attn = Residual(nn.LayerNorm(dim), WindowAttention(dim, dim // 32, window, filled=True), **branch)
-    return LocalBlock(attn, mlp)
+        return GlobalBlock(dim, GlobalAttention(dim, window), mlp_ratio, drop_path, layer_scale)
+    attention = WindowAttention(dim, dim // 32, window, filled=True)
+    return LocalBlock(dim, attention, mlp_ratio, drop_path, layer_scale)
 
 
 register(GCViT, VARIANTS)

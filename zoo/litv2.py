@@ -17,7 +17,7 @@ from torchvision.ops import deform_conv2d
 from ops import pooled_attention, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Mlp, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, pad_to_multiple
 from .registry import register
 
 register_notrace_function(pooled_attention)
@@ -39,18 +39,6 @@ VARIANTS = {
 # Figure 4: the share of heads for low frequencies, in tenths
 ALPHAS = (0, 2, 4, 5, 7, 9, 10)
 VARIANTS |= {f"litv2_s_a{tenths:02}": {**SMALL, "alpha": tenths / 10, "img_size": 224} for tenths in ALPHAS}
-
-
-class Stem(nn.Module):
-    """A convolution over 4 x 4 patches, then a norm."""
-
-    def __init__(self, in_chans: int, dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, dim, 4, 4)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
-        return self.norm(self.conv1(pad_to_multiple(x, 4)).permute(0, 2, 3, 1))
 
 
 @register_notrace_function
@@ -215,7 +203,7 @@ class LITv2(Backbone):
             blocks = [block(dim, count, alpha, window, rate) for rate in ramp]
             stages.append(Stage(blocks, downsample=DeformableMerge(dims[i - 1], dim) if i else None))
         super().__init__(
-            Stem(in_chans, dims[0]),
+            PatchStem(in_chans, dims[0]),
             stages,
             Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
             dims=dims,

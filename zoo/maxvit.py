@@ -22,7 +22,7 @@ from .blocks import (
     Residual,
     WindowAttention,
     drop_path_rates,
-    init_normal,
+    init_fan_out,
 )
 from .registry import register
 
@@ -129,7 +129,7 @@ class MaxViT(Backbone):
             feature_norms=feature_norms,
         )
         self.img_size = to_2tuple(img_size)
-        self.apply(init_weights)
+        self.apply(init_fan_out)
 
     def block(self, dim: int, dim_out: int, stride: int, window: tuple[int, int], drop_path: float) -> MaxViTBlock:
         shortcut = self.shortcut(dim, dim_out) if stride == 2 else None
@@ -209,17 +209,6 @@ def window_for(img_size: tuple[int, int], ratio: int = 32) -> tuple[int, int]:
 
 def norm_tanh(dim: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), fc=nn.Linear(dim, dim), act=nn.Tanh()))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for linear layers, fan-out normal for convolutions."""
-    if isinstance(module, nn.Linear):
-        init_normal(module.weight)
-    elif isinstance(module, nn.Conv2d):
-        kh, kw = module.kernel_size
-        nn.init.normal_(module.weight, std=(2 * module.groups / (kh * kw * module.out_channels)) ** 0.5)
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 register(MaxViT, VARIANTS)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
 
-from .published import GFLOPS
+from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import RELEASES
 
@@ -64,7 +64,7 @@ def row(name: str, errors: Mapping[str, tuple[float, float]]) -> str:
     top1 = f"{best.top1:.1f} ({best.tag or best.source})" if best else ""
     error = [f"{e:.0e}" for e in errors[name]] if name in errors else ["", ""]
     cells = [f"`{name}`", size, f"{parameters(name) / 1e6:.1f} M", f"{gflops(name):.2f}"]
-    cells += ["" if printed is None else f"{printed:g}", top1, *error]
+    cells += ["" if printed is None else f"{printed:g}{' *' if name in DIFFERS else ''}", top1, *error]
     return "| " + " | ".join(map(str, cells)) + " |\n"
 
 

@@ -8,7 +8,7 @@ from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("torch", "reference")
+HAS = ("triton", "torch", "reference")
 
 
 def neighborhood_attention(
@@ -53,9 +53,24 @@ def neighborhood_attention(
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, bias, window_, dilation_, scale_, outside)
     else:
+        attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
         name = choose(impl, q, op="neighborhood_attention", has=HAS)
-        attend = reference.attend if name == "reference" else torch_attend
-        return attend(q, k, v, bias, window_, dilation_, scale_, outside)
+        return attend[name](q, k, v, bias, window_, dilation_, scale_, outside)
+
+
+def _triton_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    dilation: tuple[int, int],
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    from .triton_path import attend  # triton is imported where it runs, and only there
+
+    return attend(q, k, v, bias, window, dilation, scale, outside)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

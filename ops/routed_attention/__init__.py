@@ -5,9 +5,11 @@ from torch import Tensor
 
 from ..checks import check_maps
 from ..dispatch import choose
-from .reference import attend, rank
+from . import reference
+from .reference import rank
+from .torch_path import attend as torch_attend
 
-HAS = ("reference",)
+HAS = ("triton", "torch", "reference")
 
 
 def routed_attention(
@@ -27,10 +29,13 @@ def routed_attention(
     q, k, v    (B, H, W, heads, D), any strides
     regions    how many regions the map is cut into, down and across; H and W must be multiples
     topk       regions that each region attends to, 1 ... regions[0] * regions[1]
-    route      (B, R, topk) int64, numbers of regions in row-major order; None: `route_regions`, without gradient
+    route      (B, R, topk) int64, numbers of regions in row-major order, each at most once for a region;
+               None: `route_regions`, without gradient
     scale      of the logits; None: D ** -0.5 (BiFormer's is (heads * D) ** -0.5)
     returns    (B, H, W, heads, D)
 
+    `torch` gathers keys and values for a few regions at a time, and its backward again, so that memory grows with the
+    map, not with the map times `topk`. In a scripted, compiled or exported graph the gradient of each block keeps them.
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
     """
@@ -43,9 +48,17 @@ def routed_attention(
         raise ValueError(
             f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {regions[0] * regions[1]}, {topk})"
         )
-    if not torch.jit.is_scripting():
-        choose(impl, q, op="routed_attention", has=HAS)
-    return attend(q, k, v, regions, route, scale_)
+    if torch.jit.is_scripting():
+        return torch_attend(q, k, v, regions, route, scale_)
+    else:
+        attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
+        return attend[choose(impl, q, op="routed_attention", has=HAS)](q, k, v, regions, route, scale_)
+
+
+def _triton_attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
+    from .triton_path import attend  # triton is imported where it runs, and only there
+
+    return attend(q, k, v, regions, route, scale)
 
 
 def route_regions(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:

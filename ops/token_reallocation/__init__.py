@@ -5,8 +5,10 @@ from torch import Tensor
 
 from ..dispatch import choose
 from . import reference
+from .torch_path import merge as torch_merge
+from .torch_path import received as torch_received
 
-HAS = ("reference",)
+HAS = ("triton", "torch", "reference")
 
 
 def significance(
@@ -25,7 +27,7 @@ def significance(
     window     None: every query attends to every key. (wh, ww): attention is inside contiguous tiles of the map; where
                these do not divide it, tokens outside neither attend nor are attended
     scale      of the logits; None: D ** -0.5
-    returns    (B, h, w)
+    returns    (B, h, w), in float32 at least: rounded further, many tokens would be equal
 
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.2.
@@ -35,9 +37,13 @@ def significance(
         raise ValueError(f"q and k are {q.shape}, {k.shape}: expected (B, H, W, heads, D) and (B, h, w, heads, D)")
     if window is not None and (q.shape != k.shape or window[0] < 1 or window[1] < 1):
         raise ValueError(f"q and k are {q.shape}, {k.shape} for window {window}: expected one shape and at least 1 x 1")
-    if not torch.jit.is_scripting():
-        choose(impl, q, op="significance", has=HAS)
-    return reference.received(q.detach(), k.detach(), window, scale_)
+    if torch.jit.is_scripting():
+        return torch_received(q.detach(), k.detach(), window, scale_)
+    else:
+        # the kernel holds a window in one tile
+        has = HAS if window is None or window[0] * window[1] <= 128 else HAS[1:]
+        received = {"triton": _triton_received, "torch": torch_received, "reference": reference.received}
+        return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window, scale_)
 
 
 def rank_tokens(significance: Tensor) -> Tensor:
@@ -90,9 +96,25 @@ def reallocate_tokens(
         raise ValueError(
             f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
         )
-    if not torch.jit.is_scripting():
-        choose(impl, x, op="reallocate_tokens", has=HAS)
-    return (
-        reference.merge(x, order[:, 0], weights, biases, shares),
-        reference.merge(x, order[:, 1], weights, biases, shares),
-    )
+    if torch.jit.is_scripting():
+        merged = torch_merge(x, order, weights, biases, shares)
+    else:
+        name = choose(impl, x, op="reallocate_tokens", has=HAS, channels=None)
+        if name == "reference":
+            by_rows = reference.merge(x, order[:, 0], weights, biases, shares)
+            return by_rows, reference.merge(x, order[:, 1], weights, biases, shares)
+        merge = _triton_merge if name == "triton" else torch_merge
+        merged = merge(x, order, weights, biases, shares)
+    return merged[:, 0], merged[:, 1]
+
+
+def _triton_received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
+    from .triton_path import received  # triton is imported where it runs, and only there
+
+    return received(q, k, window, scale)
+
+
+def _triton_merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
+    from .triton_path import merge  # as above
+
+    return merge(x, order, weights, biases, shares)

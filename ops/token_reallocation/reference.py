@@ -9,16 +9,20 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float)
     """(B, h, w); the arguments are those of `ops.significance`."""
     if window is None:
         logits = scale * torch.einsum("byxhd, bjhd -> bhyxj", q, k.flatten(1, 2))
-        return logits.softmax(-1).mean([1, 2, 3]).unflatten(-1, [k.shape[1], k.shape[2]])
+        return logits.softmax(-1, dtype=wide(q.dtype)).mean([1, 2, 3]).unflatten(-1, [k.shape[1], k.shape[2]])
     H, W = q.shape[1], q.shape[2]
     q, k = cut(q, window), cut(k, window)  # (B, gh, gw, tokens, heads, D)
     inside = cut(torch.ones([1, H, W, 1, 1], dtype=q.dtype, device=q.device), window)
     inside = inside[0, :, :, :, 0, 0]  # (gh, gw, tokens)
     logits = scale * torch.einsum("byxihd, byxjhd -> byxhij", q, k)
     logits = logits.masked_fill(inside[:, :, None, None, :] == 0, float("-inf"))
-    received = logits.softmax(-1) * inside[:, :, None, :, None]
+    received = logits.softmax(-1, dtype=wide(q.dtype)) * inside[:, :, None, :, None]
     mean = received.sum(4).mean(3) / inside.sum(2)[:, :, None]  # (B, gh, gw, tokens)
     return mean.unflatten(3, [window[0], window[1]]).transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :H, :W]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cut(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -31,9 +35,18 @@ def cut(x: Tensor, window: tuple[int, int]) -> Tensor:
 def rank(significance: Tensor) -> Tensor:
     """(B, H, W) -> (B, 2, H * W): pixel numbers in ascending order, ties in row-major and in column-major order."""
     H, W = significance.shape[1], significance.shape[2]
-    by_rows = significance.detach().flatten(1).argsort(dim=-1, stable=True)
-    by_columns = significance.detach().transpose(1, 2).flatten(1).argsort(dim=-1, stable=True)
+    by_rows = ascending(significance.detach().flatten(1))
+    by_columns = ascending(significance.detach().transpose(1, 2).flatten(1))
     return torch.stack([by_rows, by_columns % H * W + by_columns // H], 1)
+
+
+def ascending(values: Tensor) -> Tensor:
+    """The order of the last axis, equal values as they stand."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if torch.onnx.is_in_onnx_export():
+            # ONNX has one way to sort, which is stable; the exporter refuses the overload that asks for it
+            return values.argsort(dim=-1)
+    return values.argsort(dim=-1, stable=True)
 
 
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:

@@ -91,14 +91,13 @@ def neighborhood_case(name, H, W, window, dilation, bias=True, outside=False):
 
 
 def routed_case(name, H, W, regions, topk):
-    inputs = {"qkv": packed(2, H, W, 2, 8)}
-    q, k, _ = inputs["qkv"].unbind(3)
+    q, k, _ = packed(2, H, W, 2, 8).unbind(3)
     route = ops.route_regions(q, k, regions, topk)  # the float64 ranking, whatever the dtype under test
 
     def call(qkv, impl="auto"):
         return ops.routed_attention(*qkv.unbind(3), regions=regions, topk=topk, route=route, impl=impl)
 
-    return Case("routed_attention", name, lambda: inputs, call)
+    return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, 8)}, call)
 
 
 def channel_case(name, H, W, heads, D):
@@ -140,6 +139,18 @@ def reallocate_case(name, H, W, runs, shares):
     return Case("reallocate_tokens", name, make, call)
 
 
+def significance_case(name, H, W, keys, window=None):
+    """The attention that keys receive, as factors on a map: q and k get no gradient."""
+
+    def make():
+        return {"q": random(2, H, W, 2, 8), "k": random(2, *keys, 2, 8, seed=1), "x": random(2, *keys)}
+
+    def call(q, k, x, impl="auto"):
+        return x * ops.significance(q, k, window, impl=impl).to(x.dtype)
+
+    return Case("significance", name, make, call)
+
+
 CASES = [
     window_case("block", 14, 14, (7, 7)),
     window_case("grid", 14, 14, (7, 7), partition="grid"),
@@ -174,6 +185,9 @@ CASES = [
     neighborhood_case("outside_far", 3, 2, (5, 5), 9, bias=False, outside=True),
     routed_case("top1", 6, 9, (3, 3), 1),
     routed_case("top4", 8, 6, (4, 3), 4),
+    routed_case("pixels", 5, 7, (5, 7), 3),
+    routed_case("all", 9, 10, (3, 2), 6),
+    routed_case("blocks", 44, 36, (4, 3), 5),  # more than one block in every dtype of the torch path
     channel_case("small", 5, 7, 2, 8),
     channel_case("wide", 9, 6, 1, 24),
     pooled_case("map", 6, 9, (3, 4)),
@@ -184,21 +198,29 @@ CASES = [
     super_case("differentiable", 7, 8, (3, 4), iterations=2, differentiable=True),
     reallocate_case("thirds", 8, 6, [4, 3, 1], [1, 2, 1]),
     reallocate_case("halves_odd", 7, 5, [2, 1], [1, 1]),
+    reallocate_case("empty_groups", 1, 1, [3, 2, 1], [1, 2, 1]),
+    significance_case("map", 6, 9, (3, 4)),
+    significance_case("large", 40, 50, (20, 20)),  # more than one block of queries in the torch path
+    significance_case("windows", 8, 6, (8, 6), window=(4, 3)),
+    significance_case("windows_odd", 7, 10, (7, 10), window=(3, 4)),
 ]
 
 # op: what it has besides its reference
 HAS = {
     "window_attention": ("torch",),
     "pooled_attention": ("torch",),
+    "routed_attention": ("torch",),
     "channel_attention": ("torch",),
     "super_tokens": ("torch",),
     "neighborhood_attention": ("torch",),
+    "reallocate_tokens": ("torch",),
+    "significance": ("torch",),
 }
 
 
 def gradients(case: Case, inputs: dict[str, Tensor], impl: str) -> list[Tensor]:
-    """The output and the gradient of every input."""
+    """The output and the gradient of every input, zeros where there is none."""
     inputs = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = case.call(impl=impl, **inputs)
     probe = random(*out.shape, seed=7).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), probe)]
+    return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), probe, materialize_grads=True)]

@@ -52,8 +52,11 @@ def test_gradcheck(case, impl):
     )
 
 
+MIXED = ("window_attention", "neighborhood_attention", "routed_attention")
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch"])
-@pytest.mark.parametrize("case", [c for c in CASES if c.op in ("window_attention", "neighborhood_attention")], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in MIXED], ids=str)
 def test_autocast(case, impl):
     """Under autocast the projection gives bfloat16 and the bias table stays float32."""
     inputs = {name: t.bfloat16() if name == "qkv" else t.float() for name, t in case.make().items()}

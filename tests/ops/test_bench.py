@@ -34,6 +34,7 @@ def test_writes_its_table(tmp_path, capsys):
     assert [row["mode"] for row in numbers["rows"]] == ["forward", "forward+backward"]
     for row in numbers["rows"]:
         assert set(row["ms"]) == {"ours", "timm", "sdpa"} and min(row["ms"].values()) > 0 and not row["missing"]
+        assert set(row["mib"]) == {"ours", "timm", "sdpa"} and min(row["mib"].values()) > 0
         assert f"{row['ms']['ours'] / row['ms']['timm']:.2f}" in text
     for fact in ("date", "device", "versions", "command"):
         assert numbers[fact] and f"- {fact}: {numbers[fact]}" in text
@@ -58,3 +59,28 @@ def test_unknown_op_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["windw_attention"])
     assert "window_attention" in capsys.readouterr().err
+
+
+def test_the_most_that_is_held_is_counted():
+    def run():
+        first = torch.ones(2**20)
+        second = first + 1
+        del first
+        third = second + 1
+        del second
+        return third
+
+    assert bench.held(run) == pytest.approx(8, abs=0.01)  # MiB of two tensors at a time
+
+
+def test_the_memory_of_each_peer_is_in_the_table():
+    row = bench.Row("case", "forward", ms={"ours": 2.0, "other": 8.0}, mib={"ours": 3.0, "other": 30.0})
+    assert bench.table([row]).splitlines()[-1] == "| case | forward | 2.00 (3 MiB) | 8.00 (30 MiB) | 0.25 (0.10) |"
+
+
+def test_a_case_may_have_a_batch_of_its_own():
+    case = "42x35x256 top 16, one image"
+    settings = {"repeats": 1, "device": "cpu", "dtype": torch.float32, "only": None}
+    row = bench.measure(bench.OPS["routed_attention"], case, "forward+backward", batch=64, **settings)
+    # not a map of 64 images
+    assert row.mib["ours"] < min(row.mib["gathered"], row.mib["sdpa"]) < 200 and not row.missing

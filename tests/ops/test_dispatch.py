@@ -12,7 +12,9 @@ from ops.dispatch import choose
 
 BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")
 CPU = torch.zeros(1)
-GPU = SimpleNamespace(is_cuda=True, is_cpu=False, is_meta=False, dtype=torch.bfloat16, device=torch.device("cuda"), shape=(1, 32))
+GPU = SimpleNamespace(
+    is_cuda=True, is_cpu=False, is_meta=False, dtype=torch.bfloat16, device=torch.device("cuda"), shape=(1, 32)
+)
 
 
 def test_auto_takes_the_best_that_runs(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).with_name("test_kernels.py")
-OPS = ["window_attention", "not window_attention"]
+OPS = ["window_attention", "neighborhood_attention", "not window_attention and not neighborhood_attention"]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed"

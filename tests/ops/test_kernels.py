@@ -5,7 +5,18 @@ import os
 import pytest
 import torch
 from law import hold
-from op_cases import CASES, channel_case, gradients, packed, random, super_case, window_case
+from op_cases import (
+    CASES,
+    channel_case,
+    gradients,
+    packed,
+    random,
+    reallocate_case,
+    routed_case,
+    significance_case,
+    super_case,
+    window_case,
+)
 
 import ops
 
@@ -15,7 +26,10 @@ pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no 
 
 # the interpreter multiplies bfloat16 wrongly
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-WITH_KERNELS = {"window_attention", "channel_attention", "super_tokens"}
+WITH_KERNELS = {
+    *("window_attention", "channel_attention", "super_tokens", "routed_attention", "reallocate_tokens", "significance"),
+    "neighborhood_attention",
+}
 
 # what released models use, each on the smallest map that has a border and an interior
 RELEASED = [
@@ -35,12 +49,20 @@ RELEASED = [
     channel_case("davit", 13, 14, 3, 32),
     channel_case("widest", 5, 6, 1, 128),
     channel_case("narrow", 5, 6, 2, 17),
+    routed_case("biformer_1", 14, 21, (7, 7), 1),
+    routed_case("biformer_4", 14, 14, (7, 7), 4),
+    routed_case("biformer_16", 7, 14, (7, 7), 16),
+    routed_case("larger_than_a_tile", 22, 9, (2, 1), 2),
+    reallocate_case("sgformer", 21, 28, [196, 56, 28], [1, 2, 1]),
+    significance_case("sgformer", 14, 14, (14, 14), (7, 7)),
     super_case("stvit_8", 20, 25, (8, 8)),
     super_case("stvit_4", 10, 13, (4, 4)),
     super_case("large_cells", 21, 12, (10, 11)),
     window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
 ]
-SUITE = [case for case in [*CASES, *RELEASED] if case.op in WITH_KERNELS]
+# cases about blocks of the torch path: for the interpreter they are large, and for kernels nothing else
+ELSEWHERE = {"routed_attention-blocks", "significance-large"}
+SUITE = [case for case in [*CASES, *RELEASED] if case.op in WITH_KERNELS and str(case) not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

@@ -11,7 +11,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
 from ops.channel_attention.triton_path import operator as channel_operator
+from ops.routed_attention.triton_path import operator as routed_operator
 from ops.super_token_attention import triton_path as super_tokens
+from ops.token_reallocation import triton_path as reallocation
 from ops.window_attention.triton_path import attend as window_attend
 from ops.window_attention.triton_path import operator as window_operator
 
@@ -28,6 +30,29 @@ def window_arguments(bias, outside):
 
 
 CALLS = {
+    "routed_attention": (
+        routed_operator,
+        lambda: (
+            *leaves(*packed(2, 6, 6, 2, 8).unbind(3)),
+            torch.tensor([[[0, 2], [1, 0], [3, 1], [2, 3]]] * 2),
+            [2, 2],
+            0.3,
+        ),
+    ),
+    "significance": (
+        reallocation.significance,
+        lambda: (*(t.float() for t in packed(1, 4, 6, 2, 8).unbind(3)[:2]), [2, 3], 0.3),
+    ),
+    "reallocate_tokens": (
+        reallocation.merged,
+        lambda: (
+            leaves(random(2, 4, 6, 5))[0],
+            torch.stack([torch.arange(24), torch.arange(24).flip(0)]).expand(2, -1, -1).contiguous(),
+            *leaves(random(5), random(2)),
+            [3, 2],
+            [1, 1],
+        ),
+    ),
     "super_tokens-share": (super_tokens.share, lambda: (*leaves(random(2, 7, 9, 6), random(2, 2, 3, 6)), [4, 3])),
     "super_tokens-average": (
         super_tokens.average,

@@ -154,17 +154,31 @@ def test_neighborhood_beyond_the_map(impl):
     torch.testing.assert_close(out, want[:, :4], rtol=0, atol=1e-14)
 
 
-def test_routed_to_all_regions_is_full_attention():
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_routed_to_all_regions_is_full_attention(impl):
     q, k, v = packed(2, 6, 8, 2, 4).unbind(3)
-    out = ops.routed_attention(q, k, v, regions=(3, 2), topk=6, scale=0.7)
+    out = ops.routed_attention(q, k, v, regions=(3, 2), topk=6, scale=0.7, impl=impl)
     torch.testing.assert_close(out, dense(q, k, v, scale=0.7), rtol=0, atol=1e-14)
 
 
-def test_routed_to_itself_is_window_attention():
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_routed_to_itself_is_window_attention(impl):
     q, k, v = packed(2, 6, 8, 2, 4).unbind(3)
     route = torch.arange(6).view(1, 6, 1).expand(2, -1, -1)
-    out = ops.routed_attention(q, k, v, regions=(3, 2), topk=1, route=route)
+    out = ops.routed_attention(q, k, v, regions=(3, 2), topk=1, route=route, impl=impl)
     torch.testing.assert_close(out, ops.window_attention(q, k, v, None, window=(2, 4)), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_routed_is_full_attention_with_a_mask(impl):
+    """A pixel sees the pixels of the regions that its own is routed to: here with regions of 3 x 2 pixels."""
+    q, k, v = packed(2, 6, 8, 2, 4).unbind(3)
+    route = ops.route_regions(q, k, (2, 4), 3)
+    region = (torch.arange(6) // 3)[:, None] * 4 + torch.arange(8) // 2
+    chosen = torch.zeros(2, 8, 8, dtype=torch.bool).scatter(2, route, True)
+    mask = chosen[:, region.flatten()][:, :, region.flatten()].unsqueeze(1)
+    out = ops.routed_attention(q, k, v, regions=(2, 4), topk=3, scale=0.7, impl=impl)
+    torch.testing.assert_close(out, dense(q, k, v, mask, scale=0.7), rtol=0, atol=1e-14)
 
 
 def test_route_is_by_the_largest_product_of_means():

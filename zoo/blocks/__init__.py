@@ -1,27 +1,46 @@
 """The shared block library. Maps are (B, H, W, C) between modules; what is unique to a family lives in its own file."""
 
 from .attention import WindowAttention, resize_table
-from .conv import AvgPool2dSame, Conv2dSame, ConvPosition, FusedMBConv, MBConv, Nhwc, SqueezeExcite, pad_to_multiple
-from .embed import ConvStem
-from .init import init_linear, init_normal
+from .block import Block
+from .conv import (
+    AvgPool2dSame,
+    Conv2dSame,
+    ConvPosition,
+    FusedMBConv,
+    FusedReduce,
+    MBConv,
+    Nhwc,
+    SqueezeExcite,
+    pad_to_multiple,
+)
+from .embed import ConvStem, PatchStem, PositionTable, resize_positions
+from .init import init_fan_out, init_linear, init_normal
 from .mlp import Mlp
+from .query import QueryGenerator
 from .residual import Residual, drop_path_rates
 
 __all__ = [
     "AvgPool2dSame",
+    "Block",
     "Conv2dSame",
     "ConvPosition",
     "ConvStem",
     "FusedMBConv",
+    "FusedReduce",
     "MBConv",
     "Mlp",
     "Nhwc",
+    "PatchStem",
+    "PositionTable",
+    "QueryGenerator",
     "Residual",
     "SqueezeExcite",
     "WindowAttention",
     "drop_path_rates",
+    "init_fan_out",
     "init_linear",
     "init_normal",
     "pad_to_multiple",
+    "resize_positions",
     "resize_table",
 ]

@@ -130,3 +130,18 @@ class FusedMBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return x + self.project(self.se(self.act(self.depthwise(x))))
+
+
+class FusedReduce(nn.Module):
+    """GC ViT's norm, convolutions, norm, on a (B, H, W, C) map; half the size."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.conv = FusedMBConv(dim)
+        self.reduction = nn.Conv2d(dim, dim_out, 3, 2, 1, bias=False)
+        self.norm2 = nn.LayerNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        x = self.conv(self.norm1(x).permute(0, 3, 1, 2))
+        return self.norm2(self.reduction(x).permute(0, 2, 3, 1))

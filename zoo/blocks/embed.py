@@ -1,8 +1,26 @@
-"""Stems: from an NCHW image to a (B, H, W, C) map."""
+"""Stems: from an NCHW image to a (B, H, W, C) map; positions of its tokens."""
 
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from .conv import Conv2dSame
+from .conv import Conv2dSame, pad_to_multiple
+
+
+class PatchStem(nn.Module):
+    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
+
+    def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
+        super().__init__()
+        self.patch = patch
+        self.conv1 = nn.Conv2d(in_chans, dim, patch, patch)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)
+        return self.norm(self.conv1(pad_to_multiple(x, self.patch)).permute(0, 2, 3, 1))
 
 
 class ConvStem(nn.Module):
@@ -27,3 +45,55 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 2), ceil(W / 2), dim)
         return self.conv2(self.act(self.norm1(self.conv1(x)))).permute(0, 2, 3, 1)
+
+
+@register_notrace_function
+def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A table of positions (1, h * w, C) on a grid h x w for another one, bicubic, by half-pixel centres."""
+    wide = torch.float64 if table.dtype == torch.float64 else torch.float32
+    x = table.to(wide).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
+    x = F.interpolate(x, [size[0], size[1]], mode="bicubic", align_corners=False)
+    return x.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+@register_notrace_function
+def add_positions(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) plus the table, in order where it has an entry a token, else resized; one call to torch.fx."""
+    H, W = x.shape[1], x.shape[2]
+    if table.shape[1] != H * W:
+        table = resize_positions(table, grid, (H, W))
+    return x + table.unflatten(1, [H, W])
+
+
+class PositionTable(nn.Module):
+    """x + table: a learned vector for each place of a map.
+
+    It starts as sines and cosines of the column in the first half of the channels, of the row in the second. `grid` is
+    the map that it is made for, (rows, columns). A map of as many tokens reads it in row-major order, whatever its
+    sides; for any other map it is interpolated.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"dim is {dim}: expected a multiple of 4, for sines and cosines of rows and columns")
+        self.grid = grid
+        self.table = nn.Parameter(sines(dim, grid))
+
+    @torch.jit.ignore
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Be a table for another map from now on; it is interpolated."""
+        table = resize_positions(self.table.detach(), self.grid, grid)
+        self.grid, self.table = grid, nn.Parameter(table, self.table.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        return add_positions(x, self.table, self.grid)
+
+
+def sines(dim: int, grid: tuple[int, int]) -> Tensor:
+    """(1, rows * columns, dim): sin and cos of column and row, a quarter each, of frequencies 1 to 1 / 10000."""
+    rates = torch.exp(-math.log(10000) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = (torch.arange(n, dtype=torch.float64)[:, None] * rates for n in grid)  # (n, dim / 4)
+    row = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(-1, grid[1], -1)
+    column = torch.cat([column.sin(), column.cos()], 1).expand(grid[0], -1, -1)
+    return torch.cat([column, row], 2).flatten(0, 1)[None].to(torch.get_default_dtype())

@@ -16,3 +16,13 @@ def init_linear(module: nn.Module) -> None:
         init_normal(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_fan_out(module: nn.Module) -> None:
+    """For `Module.apply`: linear layers as in `init_linear`, convolutions normal by their fan-out, with zero biases."""
+    init_linear(module)
+    if isinstance(module, nn.Conv2d):
+        kh, kw = module.kernel_size
+        nn.init.normal_(module.weight, std=(2 * module.groups / (kh * kw * module.out_channels)) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,6 +1,8 @@
-"""NAT, DiNAT, DiNAT-s and the isotropic models: their authors' classification and dense-prediction code."""
+"""NAT, DiNAT, DiNAT-s and the isotropic models: their authors' classification and dense code, and transformers."""
 
-from ..convert import Layout
+import torch
+
+from ..convert import Group, Layout
 
 BLOCK = "stages.{i}.blocks.{j}"
 
@@ -32,6 +34,47 @@ DINAT = Layout(
         **DENSE,
     },
 )
+
+
+def _transformers(name: str, prefix: str) -> Layout:
+    """Hugging Face's classifiers; their names were never compared with a file."""
+    theirs = f"{prefix}.encoder.levels.{{i}}"
+    layer = f"{theirs}.layers.{{j}}"
+    apart = Group(
+        tuple(f"{layer}.attention.self.{part}" for part in ("query", "key", "value")),
+        (f"{layer}.attention.self.qkv",),
+        lambda parts: [torch.cat(list(parts))],
+        lambda whole: whole[0].chunk(3),
+    )
+    scales = Group(
+        (f"{layer}.layer_scale_parameters",),
+        tuple(f"{layer}.layer_scale_parameters.{part}" for part in (0, 1)),
+        lambda whole: whole[0].unbind(),
+        lambda parts: [torch.stack(list(parts))],
+    )
+    return Layout(
+        name,
+        rules={
+            f"{prefix}.embeddings.patch_embeddings.projection.0": "stem.conv1",
+            f"{prefix}.embeddings.patch_embeddings.projection.1": "stem.conv2",
+            f"{prefix}.embeddings.norm": "stem.norm",
+            f"{layer}.layernorm_before": f"{BLOCK}.attn.norm",
+            f"{layer}.attention.self.qkv": f"{BLOCK}.attn.fn.qkv",
+            f"{layer}.attention.self.rpb": f"{BLOCK}.attn.fn.rpb",
+            f"{layer}.attention.output.dense": f"{BLOCK}.attn.fn.proj",
+            f"{layer}.layer_scale_parameters.0": f"{BLOCK}.attn.scale.gamma",
+            f"{layer}.layernorm_after": f"{BLOCK}.mlp.norm",
+            f"{layer}.intermediate.dense": f"{BLOCK}.mlp.fn.fc1",
+            f"{layer}.output.dense": f"{BLOCK}.mlp.fn.fc2",
+            f"{layer}.layer_scale_parameters.1": f"{BLOCK}.mlp.scale.gamma",
+            f"{theirs}.downsample": "stages.{i+1}.downsample",
+            f"{prefix}.layernorm": "head.before",
+            "classifier": "head.fc",
+        },
+        groups=(apart, scales),
+    )
+
+
 DINATS = Layout(
     "official",
     rules={
@@ -48,4 +91,9 @@ _RULES = PATCHES | HEAD | {theirs: ours for block in _BLOCKS for theirs, ours in
 ISOTROPIC = Layout("official", rules=_RULES)
 VITRPB = Layout("official", rules=_RULES, drop=tuple(f"layers.{n}.attn.relative_position_index" for n in range(12)))
 
-LAYOUTS = {"DiNAT": (DINAT,), "DiNATs": (DINATS,), "Isotropic": (ISOTROPIC,), "VitRPB": (VITRPB,)}
+LAYOUTS = {
+    "DiNAT": (DINAT, _transformers("transformers", "dinat"), _transformers("transformers-nat", "nat")),
+    "DiNATs": (DINATS,),
+    "Isotropic": (ISOTROPIC,),
+    "VitRPB": (VITRPB,),
+}

@@ -123,7 +123,7 @@ def _on_hub(model: str, file: str) -> Release:
         licence="mit",
         crop_pct=1.0 if pixels == 384 else 0.875,
         loadable=False,
-        note="the weights of SHI-Labs' own file with queries, keys and values apart",
+        note="the weights of SHI-Labs' own file with queries, keys and values apart; layout not verified",
     )
 
 

@@ -1,0 +1,288 @@
+"""Neighborhood attention as Triton kernels: keys are read where they lie, each once for a whole tile of queries.
+
+On an axis the positions that are equal modulo the dilation form a line, and all rows and columns here count along
+lines. A tile is a rectangle in one pair of lines; what its tokens have to do with is one too, the union of what each
+has to do with, read in blocks of lanes, and what a single token has nothing to do with is masked. No two programs write
+to one place.
+
+An axis is (pixels of the map, dilation, pixels of the map where `outside` has extended it, tokens of a tile, tiles).
+"""
+
+import triton
+from triton import language as tl
+
+from ..launching import tuned
+from ..tiles import LOG2E, load_channels, load_tokens, offset, store_tokens
+
+LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
+
+
+@triton.jit
+def tile(number, rows, columns):
+    """Of a tile its image, the pixels where its pair of lines begins, and its own first row and column."""
+    rx, rest = number % columns[1], number // columns[1]
+    ry, rest = rest % rows[1], rest // rows[1]
+    tx, rest = rest % columns[4], rest // columns[4]
+    ty, image = rest % rows[4], rest // rows[4]
+    return image, (ry, rx), ty * rows[3], tx * columns[3]
+
+
+@triton.jit
+def length(line, axis):
+    """How many positions a line has."""
+    return (axis[2] - line + axis[1] - 1) // axis[1]
+
+
+@triton.jit
+def first_key(query, length, WINDOW: tl.constexpr):
+    """Where the window of a query begins: centred, and shifted inward at both ends of the line."""
+    return tl.minimum(tl.maximum(query - WINDOW // 2, 0), length - WINDOW)
+
+
+@triton.jit
+def keys_of(first, axis, length, WINDOW: tl.constexpr):
+    """The first key that the queries of a tile attend to, and how many there are up to the last."""
+    last = tl.minimum(first + axis[3], length) - 1
+    start = first_key(first, length, WINDOW)
+    return start, first_key(last, length, WINDOW) + WINDOW - start
+
+
+@triton.jit
+def queries_of(first, axis, length, WINDOW: tl.constexpr):
+    """The first query that attends to the keys of a tile, and how many there are up to the last."""
+    last = tl.minimum(first + axis[3], length) - 1
+    start = tl.where(first < WINDOW, 0, first - WINDOW // 2)
+    return start, tl.where(last >= length - WINDOW, length, last + WINDOW // 2 + 1) - start
+
+
+@triton.jit
+def pixels(line, row, column, rows, columns):
+    """Of tokens in a pair of lines: row, column, the pixel's y and x, and whether it is on the map."""
+    y, x = line[0] + row * rows[1], line[1] + column * columns[1]
+    # unsigned, what is negative is large
+    return row, column, y, x, (y.to(tl.uint32) < rows[0]) & (x.to(tl.uint32) < columns[0])
+
+
+@triton.jit
+def own(line, top, left, rows, columns, TW: tl.constexpr, BLOCK: tl.constexpr):
+    """The tokens of a tile itself, as `pixels` has them, and which lanes are such tokens."""
+    lanes = tl.arange(0, BLOCK)
+    return pixels(line, top + lanes // TW, left + lanes % TW, rows, columns), lanes // TW < rows[3]
+
+
+@triton.jit
+def near(start, lanes, span, line, rows, columns):
+    """The tokens of a block of lanes in a rectangle: its first row, first column and width are the span."""
+    lane, width = start + lanes, span[2]
+    # a division of each lane would cost more than its softmax: the upper half of a product with 2**31 / width is exact
+    inverse = (0x7FFFFFFF // width).to(tl.uint32) + 1
+    row = tl.umulhi((2 * lane).to(tl.uint32), inverse).to(tl.int32)
+    return pixels(line, span[0] + row, span[1] + lane - row * width, rows, columns)
+
+
+@triton.jit
+def windows(queries, inside, lengths, WH: tl.constexpr, WW: tl.constexpr):
+    """Of each query the first row and column of its keys, and its own place; out of reach of all where not inside."""
+    row = tl.where(inside, first_key(queries[0], lengths[0], WH), 1 << 30)
+    return row[:, None], first_key(queries[1], lengths[1], WW)[:, None], place(queries, WW)[:, None]
+
+
+@triton.jit
+def place(tokens, WW: tl.constexpr):
+    """A number for each token; the difference of two says where the pair is in a table of relative positions."""
+    return tokens[0] * (2 * WW - 1) + tokens[1]
+
+
+@triton.jit
+def load_table(Bias, head, WH: tl.constexpr, WW: tl.constexpr):
+    """The table of a head, to be looked up in shared memory, in base 2; too large ones stay where they are."""
+    N: tl.constexpr = (2 * WH - 1) * (2 * WW - 1)
+    if Bias is not None and N <= LARGEST:
+        i = tl.arange(0, triton.next_power_of_2(N))
+        return LOG2E * tl.load(Bias + head * N + i, mask=i < N, other=0.0).to(tl.float32)
+    else:
+        return None
+
+
+@triton.jit
+def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.constexpr, PRECISION: tl.constexpr):
+    """Logits in base 2, (queries, keys); `seen` is what `windows` says of the queries."""
+    down, right = keys[0][None, :] - seen[0], keys[1][None, :] - seen[1]
+    attended = (down >= 0) & (down < WH) & (right >= 0) & (right < WW)
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+    if Bias is not None:
+        entry = place(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
+        entry = tl.where(attended, entry, 0)
+        if table is None:
+            logits += LOG2E * tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32)
+        else:
+            # loaded from memory, they would come in a layout that all of the softmax had to follow
+            logits += tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
+    return tl.where(attended, logits, float("-inf"))
+
+
+@triton.jit
+def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The keys and values of a block; K0 and V0 stand where the map ends."""
+    y, x, inside = keys[2], keys[3], keys[4]
+    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
+    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
+    if K0 is not None:
+        k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
+        v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
+    return k, v
+
+
+@triton.jit
+def number(image, tokens, rows, columns):
+    """Each token's pixel, numbered over all images."""
+    return image.to(tl.int64) * rows[0] * columns[0] + tokens[2].to(tl.int64) * columns[0] + tokens[3]
+
+
+@tuned
+@triton.jit
+def forward_kernel(
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, heads, rows, columns, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one head; softmax is taken online over the keys that they attend to."""
+    head = tl.program_id(0) % heads
+    image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
+    lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
+    queries, owned = own(line, top, left, rows, columns, TW, BLOCK)
+    inside = owned & queries[4]
+    q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
+    table, seen = load_table(Bias, head, WH, WW), windows(queries, inside, lengths, WH, WW)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    first_row, height = keys_of(top, rows, lengths[0], WH)
+    first_column, width = keys_of(left, columns, lengths[1], WW)
+    for start in range(0, height * width, BLOCK):
+        keys = near(start, lanes, (first_row, first_column, width), line, rows, columns)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
+        new = tl.maximum(best, tl.max(logits, 1))
+        # the first block may have no key of a query, and lanes that are no query never have one
+        base = tl.where(new == float("-inf"), 0.0, new)
+        p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
+        total = total * shrink + tl.sum(p, 1)
+        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        best = new
+    total = tl.where(total == 0.0, 1.0, total)
+    token = number(image, queries, rows, columns)
+    store_tokens(Out, token, head, heads, inside, out / total[:, None], D, BLOCK_D)
+    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
+
+
+@tuned
+@triton.jit
+def backward_queries_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
+    heads, rows, columns, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
+    head = tl.program_id(0) % heads
+    image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
+    lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
+    queries, owned = own(line, top, left, rows, columns, TW, BLOCK)
+    inside, token, d = owned & queries[4], number(image, queries, rows, columns), tl.arange(0, BLOCK_D)
+    q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
+    grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
+    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(Delta + token * heads + head, delta, mask=inside)
+    table, seen = load_table(Bias, head, WH, WW), windows(queries, inside, lengths, WH, WW)
+    dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    first_row, height = keys_of(top, rows, lengths[0], WH)
+    first_column, width = keys_of(left, columns, lengths[1], WW)
+    for start in range(0, height * width, BLOCK):
+        keys = near(start, lanes, (first_row, first_column, width), line, rows, columns)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
+        p = tl.exp2(logits - lse[:, None])
+        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+    store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
+
+
+@tuned
+@triton.jit
+def backward_keys_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
+    heads, rows, columns, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys from the queries that attend to them, and what it adds to those of K0 and V0."""
+    head = tl.program_id(0) % heads
+    image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
+    lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
+    keys, owned = own(line, top, left, rows, columns, TW, BLOCK)
+    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+    table = load_table(Bias, head, WH, WW)
+    dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    first_row, height = queries_of(top, rows, lengths[0], WH)
+    first_column, width = queries_of(left, columns, lengths[1], WW)
+    for start in range(0, height * width, BLOCK):
+        queries = near(start, lanes, (first_row, first_column, width), line, rows, columns)
+        inside, token = queries[4], number(image, queries, rows, columns)
+        q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
+        grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
+        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+        seen = windows(queries, inside, lengths, WH, WW)
+        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
+        p = tl.exp2(logits - lse[:, None])
+        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+        dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+    dk *= scale
+    token = number(image, keys, rows, columns)
+    store_tokens(DK, token, head, heads, owned & keys[4], dk, D, BLOCK_D)
+    store_tokens(DV, token, head, heads, owned & keys[4], dv, D, BLOCK_D)
+    if K0 is not None:
+        beyond, d = (owned & (keys[4] == 0))[:, None], tl.arange(0, BLOCK_D)
+        place = tl.program_id(0).to(tl.int64) * (2 * D) + d
+        tl.store(DOutside + place, tl.sum(tl.where(beyond, dk, 0.0), 0), mask=d < D)
+        tl.store(DOutside + place + D, tl.sum(tl.where(beyond, dv, 0.0), 0), mask=d < D)
+
+
+@tuned
+@triton.jit
+def backward_bias_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
+    heads, rows, columns, span, parts, total, share, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of logits between a tile of queries and a block of the keys around it, summed over `share` tiles.
+
+    span is the rectangle that has the keys of every tile: first row and column, counted from the tile's, and width.
+    """
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, group = rest % parts, rest // parts
+    lanes = tl.arange(0, BLOCK)
+    table = load_table(Bias, head, WH, WW)
+    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for flat in range(group * share, tl.minimum(group * share + share, total)):
+        image, line, top, left = tile(flat, rows, columns)
+        lengths = (length(line[0], rows), length(line[1], columns))
+        queries, owned = own(line, top, left, rows, columns, TW, BLOCK)
+        inside, token = owned & queries[4], number(image, queries, rows, columns)
+        keys = near(part * BLOCK, lanes, (top + span[0], left + span[1], span[2]), line, rows, columns)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
+        grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
+        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+        seen = windows(queries, inside, lengths, WH, WW)
+        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
+        p = tl.exp2(logits - lse[:, None])
+        pairs += p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+    place = (rest // parts * heads + head).to(tl.int64) * BLOCK + lanes
+    tl.store(DPairs + (place * (parts * BLOCK))[:, None] + (part * BLOCK + lanes)[None, :], pairs)

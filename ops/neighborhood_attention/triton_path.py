@@ -1,0 +1,189 @@
+"""Neighborhood attention by the kernels beside it: what is launched, and the operator that torch sees.
+
+Where each line is one window, the op is window attention in a grid, and that op's kernels run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..launching import launch, precision
+from ..registration import register, under_autocast
+from ..tiles import collect_table
+from ..window_attention import triton_path as windows
+from . import reference
+from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
+
+BLOCK = 64  # lanes of queries, and of keys, that meet in one product
+WIDTH = 8  # columns of a tile
+HEIGHTS = (8, 7, 6, 5, 4)  # and its rows, one of these
+PROGRAMS = 1024  # about as many share a sum over all tiles: a few for each multiprocessor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    dilation: tuple[int, int],
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(B, H, W, heads, D); the arguments are those of `ops.neighborhood_attention`, pairs for both axes."""
+    q, k, v = under_autocast(q, k, v)
+    k0, v0 = (None, None) if outside is None else outside
+    return operator(q, k, v, bias, k0, v0, list(window), list(dilation), scale)[0]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis is cut: `size` pixels, `extended` with those that lie outside, lines in tiles of `tile` tokens."""
+
+    size: int
+    extended: int
+    window: int
+    dilation: int
+    tile: int
+
+    def tiles(self, pixels: int) -> int:
+        return -(-pixels // (self.dilation * self.tile))
+
+    def span(self) -> tuple[int, int]:
+        """The first key that any tile needs, counted from its first query, and how many up to the last."""
+        found = []
+        for length in {self.extended // self.dilation, -(-self.extended // self.dilation)}:
+            for top in range(0, length, self.tile):
+                start, end = (
+                    min(max(query - self.window // 2, 0), length - self.window)
+                    for query in (top, min(top + self.tile, length) - 1)
+                )
+                found.append((start - top, end + self.window - top))
+        first = min(start for start, _ in found)
+        return first, max(end for _, end in found) - first
+
+
+def cut(size: tuple[int, int], window: list[int], dilation: list[int]) -> tuple[Axis, Axis]:
+    """Rows and columns. The height of a tile is the one that meets the fewest blocks of keys, the largest of equals."""
+    # with a larger dilation too, a line has one position of the map, and its other neighbors are all outside
+    dh, dw = min(dilation[0], size[0]), min(dilation[1], size[1])
+    extended = max(size[0], window[0] * dh), max(size[1], window[1] * dw)
+    lengths = -(-extended[0] // dh), -(-extended[1] // dw)
+    width = min(WIDTH + window[1] - 1, lengths[1])
+
+    def blocks(tile: int) -> int:
+        return -(-lengths[0] // tile) * -(-min(tile + window[0] - 1, lengths[0]) * width // BLOCK)
+
+    rows = Axis(size[0], extended[0], window[0], dh, min(HEIGHTS, key=blocks))
+    return rows, Axis(size[1], extended[1], window[1], dw, WIDTH)
+
+
+class Plan:
+    """How a call is cut into programs, and the arguments that all its kernels share."""
+
+    def __init__(self, k: Tensor, bias, k0, v0, window: list[int], dilation: list[int], scale: float) -> None:
+        self.images, H, W, self.heads, D = k.shape
+        self.rows, self.columns = axes = cut((H, W), window, dilation)
+        self.one_window = all(-(-axis.size // axis.window) == axis.dilation for axis in axes)
+        self.outside = any(axis.extended > axis.size for axis in axes)
+        if not self.outside:
+            k0 = v0 = None
+        self.tables = [None if t is None else t.contiguous() for t in (bias, k0, v0)]
+        self.scale = scale
+        self.constants = dict(
+            D=D,
+            WH=window[0],
+            WW=window[1],
+            TW=WIDTH,
+            BLOCK=BLOCK,
+            BLOCK_D=max(triton.next_power_of_2(D), 16),
+            PRECISION=precision(),
+        )
+
+    def tiles(self, keys: bool = False) -> tuple[int, tuple, tuple]:
+        """How many tiles of queries there are, or of keys, and what kernels are told of both axes."""
+        total, told = self.images, []
+        for axis in (self.rows, self.columns):
+            count = axis.tiles(axis.extended if keys else axis.size)
+            told.append((axis.size, axis.dilation, axis.extended, axis.tile, count))
+            total *= axis.dilation * count
+        return total, *told
+
+
+def outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    k0: Tensor | None,
+    v0: Tensor | None,
+    window: list[int],
+    dilation: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
+
+
+def forward(q, k, v, bias, k0, v0, window, dilation, scale):
+    plan = Plan(k, bias, k0, v0, window, dilation, scale)
+    if plan.one_window:
+        return windows.forward(q, k, v, bias, k0, v0, window, True, scale)
+    out, lse = outputs(q, k, v, bias, k0, v0, window, dilation, scale)
+    total, *axes = plan.tiles()
+    last = (out, lse, q.stride(), k.stride(), v.stride(), plan.heads, *axes, scale)
+    launch(forward_kernel, total * plan.heads, q, k, v, *plan.tables, *last, **plan.constants)
+    return out, lse
+
+
+def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse):
+    plan = Plan(k, bias, k0, v0, window, dilation, scale)
+    if plan.one_window:
+        return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse)
+    given, strides = (q, k, v, *plan.tables, grad), [t.stride() for t in (q, k, v, grad)]
+    dq, dk, dv, delta = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), lse.new_empty(lse.shape)
+    total, *axes = plan.tiles()
+    last = (out, lse, dq, delta, *strides, plan.heads, *axes, scale)
+    launch(backward_queries_kernel, total * plan.heads, *given, *last, **plan.constants)
+    total, *axes = plan.tiles(keys=True)
+    outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
+    last = (lse, delta, dk, dv, outside, *strides, plan.heads, *axes, scale)
+    launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
+    dbias = None if bias is None else bias_gradient(plan, given, strides, lse, delta).to(bias.dtype)
+    return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
+
+
+def bias_gradient(plan: Plan, given: tuple, strides: list, lse: Tensor, delta: Tensor) -> Tensor:
+    """(heads, 2*wh - 1, 2*ww - 1), float32."""
+    (top, height), (left, width) = plan.rows.span(), plan.columns.span()
+    parts = -(-height * width // BLOCK)
+    total, *axes = plan.tiles()
+    share = -(-total // max(PROGRAMS // (plan.heads * parts), 1))
+    groups = -(-total // share)
+    pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
+    last = (lse, delta, pairs, *strides, plan.heads, *axes, (top, left, width), parts, total, share, plan.scale)
+    launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
+    tile, (wh, ww) = plan.rows.tile, (plan.rows.window, plan.columns.window)
+    pairs = pairs.sum(0)[:, : tile * WIDTH, : height * width].unflatten(2, (height, width)).unflatten(1, (tile, WIDTH))
+    # in the middle of what is collected lies the query itself
+    top, left = top + wh - 1, left + ww - 1
+    beyond = [left, WIDTH + 2 * (ww - 1) - left - width, top, tile + 2 * (wh - 1) - top - height]
+    return collect_table(F.pad(pairs, beyond), 2 * wh - 1, 2 * ww - 1)
+
+
+def specification(q, k, v, bias, k0, v0, window, dilation, scale):
+    outside = None if k0 is None else (k0, v0)
+    return reference.attend(q, k, v, bias, tuple(window), tuple(dilation), scale, outside)
+
+
+operator = register(
+    "neighborhood_attention",
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? k0, Tensor? v0, int[] window, int[] dilation, float scale",
+    outputs=outputs,
+    forward=forward,
+    backward=backward,
+    specification=specification,
+)

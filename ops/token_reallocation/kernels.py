@@ -1,0 +1,196 @@
+"""Token reallocation as Triton kernels: attention summed by key without being held, runs of ranked tokens merged.
+
+No two programs write to one place. The gradient of the tokens is gathered too: each appears once in either order.
+"""
+
+import triton
+from triton import language as tl
+
+from ..launching import tuned
+from ..tiles import LOG2E, load_tokens, offset
+
+
+@tuned
+@triton.jit
+def normalise_kernel(
+    Q, K, Lse, strides_q, strides_k, sizes, keys, columns, parts, scale,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The logarithm in base 2 of the sum of each query's exponentials over all keys; Lse is (B, heads, H * W)."""
+    heads, H, W = sizes
+    part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
+    head, image = rest % heads, rest // heads
+    token = part * BLOCK + tl.arange(0, BLOCK)
+    inside = token < H * W
+    q = load_tokens(Q, offset(strides_q, image, head, token // W, token % W), strides_q, inside, D, BLOCK_D)
+    best, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, keys, BLOCK):
+        key = start + tl.arange(0, BLOCK)
+        k = load_tokens(
+            K, offset(strides_k, image, head, key // columns, key % columns), strides_k, key < keys, D, BLOCK_D
+        )
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        logits = tl.where((key < keys)[None, :], logits, float("-inf"))
+        new = tl.maximum(best, tl.max(logits, 1))
+        total = total * tl.exp2(best - new) + tl.sum(tl.exp2(logits - new[:, None]), 1)
+        best = new
+    place = (image.to(tl.int64) * heads + head) * H * W + token
+    tl.store(Lse + place, best + tl.log2(total), mask=inside)
+
+
+@tuned
+@triton.jit
+def receive_kernel(
+    Q, K, Lse, Sums, strides_q, strides_k, sizes, keys, columns, parts, images, share, scale,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What a tile of keys receives from `share` tiles of queries of all heads; Sums is (groups, B, keys)."""
+    heads, H, W = sizes
+    part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
+    image, group = rest % images, rest // images
+    key = part * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for head in range(heads):
+        start_k = offset(strides_k, image, tl.full([], head, tl.int32), key // columns, key % columns)
+        k = load_tokens(K, start_k, strides_k, key < keys, D, BLOCK_D)
+        for tile in range(group * share, group * share + share):
+            token = tile * BLOCK + tl.arange(0, BLOCK)
+            inside = token < H * W
+            start_q = offset(strides_q, image, tl.full([], head, tl.int32), token // W, token % W)
+            q = load_tokens(Q, start_q, strides_q, inside, D, BLOCK_D)
+            place = (image.to(tl.int64) * heads + head) * H * W + token
+            lse = tl.load(Lse + place, mask=inside, other=float("inf"))
+            logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)  # (keys, queries)
+            sums += tl.sum(tl.exp2(logits - lse[None, :]), 1)
+    tl.store(Sums + (group * images + image).to(tl.int64) * keys + key, sums, mask=key < keys)
+
+
+@tuned
+@triton.jit
+def receive_window_kernel(
+    Q, K, Out, strides_q, strides_k, sizes, columns, windows, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The mean attention that each token receives in its window, over heads and its tokens; Out is (B, H, W)."""
+    heads, H, W = sizes
+    window, image = tl.program_id(0) % windows, tl.program_id(0) // windows
+    lane = tl.arange(0, BLOCK)
+    y, x = window // columns * WH + lane // WW, window % columns * WW + lane % WW
+    inside = (lane < WH * WW) & (y < H) & (x < W)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for number in range(heads):
+        head = tl.full([], number, tl.int32)
+        q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
+        k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        logits = tl.where(inside[None, :], logits, float("-inf"))
+        p = tl.exp2(logits - tl.max(logits, 1)[:, None])
+        p = tl.where(inside[:, None], p / tl.sum(p, 1)[:, None], 0.0)
+        sums += tl.sum(p, 0)
+    mean = sums / (heads * tl.sum(inside.to(tl.float32), 0))
+    tl.store(Out + (image.to(tl.int64) * H + y) * W + x, mean, mask=inside)
+
+
+@triton.jit
+def load_pixels(X, strides, image, pixel, width, known, channel, C):
+    """(N, channels) of pixels of an image, by their numbers; zeros where not known."""
+    start = image.to(tl.int64) * strides[0] + pixel // width * strides[1] + pixel % width * strides[2]
+    mask = known[:, None] & (channel < C)[None, :]
+    return tl.load(X + start[:, None] + channel[None, :] * strides[3], mask=mask, other=0.0)
+
+
+@tuned
+@triton.jit
+def merge_kernel(
+    X, Order, Weights, Bias, Out, strides_x, strides_o, sizes, group, merged,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The runs of one group, in both orders: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
+
+    `group` is its first token, the one behind its last, the length of a run, and its first place in Out.
+    """
+    _, W, C = sizes
+    first, last, run, place = group
+    runs, blocks = tl.cdiv(last - first, run), tl.cdiv(C, BLOCK_C)
+    block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    number, rest = rest % runs, rest // runs
+    order, image = rest % 2, rest // 2
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
+    sums = tl.zeros([BLOCK_C], tl.float32)
+    for start in range(0, run, BLOCK):
+        member = start + tl.arange(0, BLOCK)
+        rank = first + number * run + member
+        known = (member < run) & (rank < last)
+        pixel = tl.load(ranked + rank * strides_o[2], mask=known, other=0)
+        weight = tl.load(Weights + member, mask=member < run, other=0.0).to(tl.float32)
+        tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
+        sums += tl.sum(weight[:, None] * tokens.to(tl.float32), 0)
+    sums += tl.load(Bias).to(tl.float32)
+    out = ((image * 2 + order).to(tl.int64) * merged + place + number) * C + channel
+    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=channel < C)
+
+
+@tuned
+@triton.jit
+def backward_weight_kernel(
+    X, Order, Grad, DWeight, strides_x, strides_o, strides_g, sizes, group,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """For each run of one group the gradients of the weights; DWeight is (B * 2 * runs, run)."""
+    _, W, C = sizes
+    first, last, run, place = group
+    runs, parts = tl.cdiv(last - first, run), tl.cdiv(run, BLOCK)
+    part, flat = tl.program_id(0) % parts, tl.program_id(0) // parts
+    number, rest = flat % runs, flat // runs
+    order, image = rest % 2, rest // 2
+    member = part * BLOCK + tl.arange(0, BLOCK)
+    rank = first + number * run + member
+    known = (member < run) & (rank < last)
+    ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
+    pixel = tl.load(ranked + rank * strides_o[2], mask=known, other=0)
+    start = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + (place + number) * strides_g[2]
+    sums = tl.zeros([BLOCK], tl.float32)
+    for begin in range(0, C, BLOCK_C):
+        channel = begin + tl.arange(0, BLOCK_C)
+        tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
+        grad = tl.load(Grad + start + channel * strides_g[3], mask=channel < C, other=0.0)
+        sums += tl.sum(tokens.to(tl.float32) * grad.to(tl.float32)[None, :], 1)
+    tl.store(DWeight + flat.to(tl.int64) * run + member, sums, mask=member < run)
+
+
+@tuned
+@triton.jit
+def backward_tokens_kernel(
+    Rank, Weights, Grad, DX, strides_g, sizes, groups, tiles, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a tile of tokens: its rank in either order says what it was merged into.
+
+    Rank is a contiguous (B, 2, H * W), DX (B, H, W, C); `groups` holds for each group what `merge_kernel` has, and the
+    place of its weights among all.
+    """
+    H, W, C = sizes
+    blocks = tl.cdiv(C, BLOCK_C)
+    block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    tile, image = rest % tiles, rest // tiles
+    pixel = tile * BLOCK + tl.arange(0, BLOCK)
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = pixel < H * W
+    mask = inside[:, None] & (channel < C)[None, :]
+    out = tl.zeros([BLOCK, BLOCK_C], tl.float32)
+    for order in tl.static_range(2):
+        rank = tl.load(Rank + (image * 2 + order).to(tl.int64) * H * W + pixel, mask=inside, other=0)
+        place, weight = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.float32)
+        for g in tl.static_range(GROUPS):
+            first, last, run, start, weights = groups[g]
+            here = inside & (rank >= first) & (rank < last)
+            place = tl.where(here, start + (rank - first) // run, place)
+            found = tl.load(Weights + weights + (rank - first) % run, mask=here, other=0.0)
+            weight = tl.where(here, found.to(tl.float32), weight)
+        begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + place * strides_g[2]
+        grad = tl.load(Grad + begin[:, None] + channel[None, :] * strides_g[3], mask=mask, other=0.0)
+        out += weight[:, None] * grad.to(tl.float32)
+    place = (image.to(tl.int64) * H * W + pixel)[:, None] * C + channel[None, :]
+    tl.store(DX + place, out.to(DX.dtype.element_ty), mask=mask)

@@ -1,0 +1,85 @@
+"""Token reallocation in ordinary PyTorch operators, arranged for speed and little memory.
+
+Significance never holds the softmax of a large map: queries come in blocks, and of each block the sum is kept. Merging
+copies tokens by whole rows, group by group, in both orders at once; each run is then one row times a matrix.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float, most: int = 2**19) -> Tensor:
+    """(B, h, w); the arguments are those of `ops.significance`, and the entries of a softmax to hold for an image."""
+    if window is not None:
+        return received_in_windows(q, k, window, scale)
+    B, H, W, heads, D = q.shape
+    h, w = k.shape[1], k.shape[2]
+    queries = q.reshape(B, H * W, heads, D).transpose(1, 2)  # (B, heads, N, D)
+    keys = (scale * k).reshape(B, h * w, heads, D).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, M)
+    size = max(most // (heads * h * w), 1)
+    total = attention(queries[:, :, :size].flatten(0, 1), keys).sum(1)  # (B * heads, M)
+    for start in range(size, H * W, size):
+        total = total + attention(queries[:, :, start : start + size].flatten(0, 1), keys).sum(1)
+    return (total / (H * W)).view(B, heads, h, w).mean(1)
+
+
+def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: float) -> Tensor:
+    """(B, H, W): each window is one small softmax, and all of them one matrix product."""
+    B, H, W, heads, _ = q.shape
+    wh, ww = window
+    # only the product outlives this line, not the copies of q and k
+    logits = torch.bmm(split(q, wh, ww), split(k, wh, ww).transpose(1, 2)).mul_(scale)  # (B * groups * heads, N, N)
+    if H % wh == 0 and W % ww == 0:
+        mean = logits.softmax(-1, dtype=wide(q.dtype)).mean(1)  # (B * groups * heads, N)
+    else:
+        ones = torch.ones([1, H, W, 1, 1], dtype=q.dtype, device=q.device)
+        inside = split(ones.expand(-1, -1, -1, heads, -1), wh, ww).repeat(B, 1, 1)  # (B * groups * heads, N, 1)
+        share = logits.masked_fill_(inside.transpose(1, 2) == 0, float("-inf")).softmax(-1, dtype=wide(q.dtype))
+        # no matrix product: autocast would round what is to be ranked
+        mean = share.mul_(inside / inside.sum(1, keepdim=True)).sum(1)
+    h, w = -(-H // wh), -(-W // ww)
+    mean = mean.view(B, h, w, heads, wh, ww).mean(3).transpose(2, 3)  # (B, h, wh, w, ww)
+    return mean.reshape(B, h * wh, w * ww)[:, :H, :W]
+
+
+def attention(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q @ k) of many matrices (N, D) and (D, M), in float32 at least."""
+    return torch.bmm(q, k).softmax(-1, dtype=wide(q.dtype))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def split(x: Tensor, wh: int, ww: int) -> Tensor:
+    """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D), extended with zeros to whole windows."""
+    down, right = -x.shape[1] % wh, -x.shape[2] % ww
+    if down > 0 or right > 0:
+        x = F.pad(x, [0, 0, 0, 0, 0, right, 0, down])
+    B, H, W, heads, D = x.shape
+    x = x.reshape(B, H // wh, wh, W // ww, ww, heads, D).permute(0, 1, 3, 5, 2, 4, 6)
+    return x.reshape(-1, wh * ww, D)
+
+
+def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
+    """(B, 2, M, C): the tokens of `x` in both orders (B, 2, H * W), merged group by group."""
+    B, H, W, C = x.shape
+    tokens = x.reshape(B * H * W, C)
+    order = order + H * W * torch.arange(B, device=x.device)[:, None, None]
+    merged, start, share = [], 0, 0
+    for i in range(len(shares)):
+        share += shares[i]
+        end, run = H * W * share // sum(shares), weights[i].numel()
+        # as an embedding, rows are copied whole, and so are their gradients
+        group = F.embedding(order[:, :, start:end], tokens)  # (B, 2, tokens, C)
+        if run == 1:
+            group = group * weights[i]
+        else:
+            if (end - start) % run > 0:
+                group = F.pad(group, [0, 0, 0, (start - end) % run])
+            group = group.reshape(-1, run, C)
+            group = torch.bmm(weights[i].expand(group.shape[0], -1, -1), group).view(B, 2, -1, C)
+        merged.append(group + biases[i])
+        start = end
+    return torch.cat(merged, 2)

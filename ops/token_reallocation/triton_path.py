@@ -1,0 +1,147 @@
+"""Token reallocation by the kernels beside it: what is launched, and the operators that torch sees."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launching import launch, precision
+from ..registration import register
+from . import reference
+from .kernels import (
+    backward_tokens_kernel,
+    backward_weight_kernel,
+    merge_kernel,
+    normalise_kernel,
+    receive_kernel,
+    receive_window_kernel,
+)
+
+TILE = 64  # tokens of a tile
+MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time
+PROGRAMS = 1024  # about as many share the sums over all queries: a few for each multiprocessor
+
+
+def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
+    """(B, h, w) in float32; the arguments are those of `ops.significance`."""
+    return significance(q, k, [] if window is None else list(window), scale)
+
+
+def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
+    """(B, 2, M, C), for both orders; the arguments are those of `ops.reallocate_tokens`."""
+    runs = [weight.numel() for weight in weights]
+    flat = torch.cat([weight.flatten() for weight in weights])
+    return merged(x, order, flat, torch.cat([bias.flatten() for bias in biases]), runs, shares)
+
+
+def significance_outputs(q: Tensor, k: Tensor, window: list[int], scale: float) -> tuple[Tensor]:
+    """The attention that each key receives (B, h, w), in float32."""
+    return (k.new_empty(k.shape[:3], dtype=torch.float32),)
+
+
+def significance_forward(q, k, window, scale):
+    if window:
+        return (received_in_windows(q, k, window, scale),)
+    B, H, W, heads, D = q.shape
+    keys, parts = k.shape[1] * k.shape[2], -(-H * W // TILE)
+    lse = q.new_empty((B, heads, H * W), dtype=torch.float32)
+    tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(triton.next_power_of_2(D), 16), PRECISION=precision())
+    sizes, strides = (heads, H, W), (q.stride(), k.stride())
+    launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, sizes, keys, k.shape[2], parts, scale, **tiles)
+    tiles_of_keys = -(-keys // TILE)
+    share = -(-parts // max(PROGRAMS // (B * tiles_of_keys), 1))
+    groups = -(-parts // share)
+    sums = q.new_empty((groups, B, keys), dtype=torch.float32)
+    last = (*strides, sizes, keys, k.shape[2], tiles_of_keys, B, share, scale)
+    launch(receive_kernel, groups * B * tiles_of_keys, q, k, lse, sums, *last, **tiles)
+    return ((sums.sum(0) / (heads * H * W)).view(k.shape[:3]),)
+
+
+def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -> Tensor:
+    """(B, H, W): a window is one tile."""
+    B, H, W, heads, D = q.shape
+    wh, ww = window
+    columns, windows = -(-W // ww), -(-H // wh) * -(-W // ww)
+    out = q.new_empty((B, H, W), dtype=torch.float32)
+    tiles = dict(BLOCK=max(triton.next_power_of_2(wh * ww), 16), BLOCK_D=max(triton.next_power_of_2(D), 16))
+    given = (q, k, out, q.stride(), k.stride(), (heads, H, W), columns, windows, scale)
+    launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
+    return out
+
+
+def groups_of(tokens: int, runs: list[int], shares: list[int]) -> list[tuple[int, int, int, int, int]]:
+    """Of each group: first token, the one behind the last, length of a run, and where its runs and weights begin."""
+    found, first, place, weights = [], 0, 0, 0
+    for i, run in enumerate(runs):
+        last = tokens * sum(shares[: i + 1]) // sum(shares)
+        found.append((first, last, run, place, weights))
+        first, place, weights = last, place - (first - last) // run, weights + run
+    return found
+
+
+def merged_outputs(
+    x: Tensor, order: Tensor, weights: Tensor, biases: Tensor, runs: list[int], shares: list[int]
+) -> tuple[Tensor]:
+    """The runs of all groups in both orders (B, 2, M, C)."""
+    groups = groups_of(x.shape[1] * x.shape[2], runs, shares)
+    count = sum(-(-(last - first) // run) for first, last, run, _, _ in groups)
+    return (x.new_empty((x.shape[0], 2, count, x.shape[3])),)
+
+
+def merged_forward(x, order, weights, biases, runs, shares):
+    (out,) = merged_outputs(x, order, weights, biases, runs, shares)
+    B, H, W, C = x.shape
+    tiles = dict(BLOCK=MEMBERS, BLOCK_C=CHANNELS)
+    for i, (first, last, run, place, start) in enumerate(groups_of(H * W, runs, shares)):
+        count = -(-(last - first) // run)
+        given = (x, order, weights[start : start + run], biases[i : i + 1], out, x.stride(), order.stride())
+        programs = B * 2 * count * -(-C // CHANNELS)
+        if programs:
+            launch(merge_kernel, programs, *given, (H, W, C), (first, last, run, place), out.shape[2], **tiles)
+    return (out,)
+
+
+def merged_backward(grad, x, order, weights, biases, runs, shares, out):
+    B, H, W, C = x.shape
+    groups = groups_of(H * W, runs, shares)
+    rank = torch.empty_like(order, memory_format=torch.contiguous_format)
+    rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
+    dx, tiles = x.new_empty(x.shape), -(-H * W // TILE)
+    given = (rank, weights.contiguous(), grad, dx, grad.stride(), (H, W, C), tuple(groups), tiles)
+    blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
+    launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, GROUPS=len(groups), **blocks)
+    dweights, dbiases = [], []
+    for first, last, run, place, _ in groups:
+        count = -(-(last - first) // run)
+        parts = x.new_empty((B * 2 * count, run), dtype=torch.float32)
+        given = (x, order, grad, parts, x.stride(), order.stride(), grad.stride(), (H, W, C), (first, last, run, place))
+        programs = parts.shape[0] * -(-run // MEMBERS)
+        if programs:
+            launch(backward_weight_kernel, programs, *given, BLOCK=MEMBERS, BLOCK_C=CHANNELS)
+        dweights.append(parts.sum(0))
+        dbiases.append(grad[:, :, place : place + count].sum(dtype=torch.float32))
+    return dx, None, torch.cat(dweights).to(weights.dtype), torch.stack(dbiases).to(biases.dtype)
+
+
+def merged_specification(x, order, weights, biases, runs, shares):
+    lists = (list(weights.split(runs)), list(biases.split(1)), shares)
+    return torch.stack([reference.merge(x, order[:, i], *lists) for i in range(2)], 1)
+
+
+significance = register(
+    "significance",
+    "Tensor q, Tensor k, int[] window, float scale",
+    outputs=significance_outputs,
+    forward=significance_forward,
+    backward=None,
+    specification=lambda q, k, window, scale: reference.received(q, k, tuple(window) if window else None, scale),
+    results=1,
+)
+merged = register(
+    "merged_tokens",
+    "Tensor x, Tensor order, Tensor weights, Tensor biases, int[] runs, int[] shares",
+    outputs=merged_outputs,
+    forward=merged_forward,
+    backward=merged_backward,
+    specification=merged_specification,
+    results=1,
+)

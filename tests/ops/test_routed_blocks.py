@@ -1,0 +1,80 @@
+"""The torch path of routed attention: how it is cut into blocks changes nothing but the memory that it takes."""
+
+import importlib
+
+import pytest
+import torch
+from op_cases import packed, random, routed_case
+from torch import nn
+
+import ops
+from ops.bench import held
+
+path = importlib.import_module("ops.routed_attention.torch_path")
+CASE = routed_case("blocks", 12, 15, (3, 5), 4)
+PAIR = 2 * 4 * 12 * (2 * 8 + 12) * 8  # bytes of one region of one image: heads, topk, pixels of a region, D, float64
+
+
+@pytest.fixture
+def route():
+    return ops.route_regions(*packed(2, 12, 15, 2, 8).unbind(3)[:2], (3, 5), 4)
+
+
+@pytest.mark.parametrize(("fit", "count"), [(1, 30), (3, 12), (5, 6), (11, 4), (15, 2), (29, 2), (30, 1)])
+def test_blocks(fit, count, route, monkeypatch):
+    """Parts of a row of regions, rows, images: each block has as many regions as fit."""
+    monkeypatch.setattr(path, "CACHED", fit * PAIR)
+    inputs, places = CASE.make(), path.find(route, (3, 5), 2)
+    assert len(list(path.blocks(path.spread(inputs["qkv"].select(3, 0), (3, 5)), places))) == count
+    qkv = inputs["qkv"].requires_grad_()
+    probe = random(2, 12, 15, 2, 8)
+    results = []
+    for impl in ("torch", "reference"):
+        out = CASE.call(qkv, impl)
+        results.append([out, *torch.autograd.grad(out, qkv, probe)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+
+
+class Routed(nn.Module):
+    def forward(self, qkv, route):
+        return ops.routed_attention(*qkv.unbind(3), regions=(3, 5), topk=4, route=route)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_blocks_of_a_graph(rows, route, monkeypatch):
+    """They are ordinary operators, rows of regions of all images at a time."""
+    monkeypatch.setattr(path, "fitting", lambda size, budget=None: rows)
+    batch = {0: torch.export.Dim("batch")}
+    inputs = (packed(2, 12, 15, 2, 8), route)
+    program = torch.export.export(Routed(), inputs, dynamic_shapes=(batch, batch))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert sum("scaled_dot_product" in name for name in names) == -(-3 // rows)
+    more = [torch.cat([t, t.flip(0)[:1]]) for t in inputs]
+    torch.testing.assert_close(program.module()(*more), Routed()(*more), rtol=0, atol=1e-13)
+    torch._dynamo.reset()
+    compiled = torch.compile(Routed(), fullgraph=True, backend="aot_eager")
+    gradients = []
+    for model in (compiled, Routed()):
+        qkv = inputs[0].clone().requires_grad_()
+        gradients.append(torch.autograd.grad(model(qkv, route).sin().sum(), qkv))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+
+
+def test_second_derivative(route):
+    qkv = packed(2, 6, 10, 1, 4).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda t: Routed()(t, route), (qkv,), fast_mode=True)
+
+
+def test_memory_grows_with_the_map_alone():
+    """Forward and backward hold less than one copy of the keys for each of the regions that they are chosen by."""
+    qkv, topk = torch.randn(2, 56, 56, 3, 2, 16), 16
+    route = ops.route_regions(*qkv.unbind(3)[:2], (7, 7), topk)
+
+    def run(impl):
+        x = qkv.detach().requires_grad_()
+        out = ops.routed_attention(*x.unbind(3), (7, 7), topk, route, impl=impl)
+        return torch.autograd.grad(out.sum(), x)
+
+    copies = topk * qkv[:, :, :, 0].numel() * 4 / 2**20
+    assert held(lambda: run("torch")) < copies < held(lambda: run("reference"))

@@ -1,0 +1,165 @@
+"""How fast whole models are, beside timm's or torchvision's model of the same architecture, in one run.
+
+    python -m zoo.bench davit_t gcvit_t --device cpu --threads 2 --out benchmarks
+    python -m zoo.bench --device cuda --dtype bfloat16 --batch 128 --train
+
+The share is multiply-adds times two, times images a second, over the rate of a large matrix product measured in the
+same run: what a perfect model would reach is 100 %. Twins take turns, so that a busy moment of the machine hits both.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ops.bench import circumstances, timings
+
+from .registry import class_of, variants
+from .table import gflops
+
+# the same architecture elsewhere: how it is built
+TWINS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "maxvit_t": ("timm", partial(timm.create_model, "maxvit_tiny_tf_224")),
+    "maxvit_s": ("timm", partial(timm.create_model, "maxvit_small_tf_224")),
+    "maxvit_b": ("timm", partial(timm.create_model, "maxvit_base_tf_224")),
+    "maxvit_t_tv": ("torchvision", torchvision.models.maxvit_t),
+    "gcvit_xxt": ("timm", partial(timm.create_model, "gcvit_xxtiny")),
+    "gcvit_xt": ("timm", partial(timm.create_model, "gcvit_xtiny")),
+    "gcvit_t": ("timm", partial(timm.create_model, "gcvit_tiny")),
+    "gcvit_s": ("timm", partial(timm.create_model, "gcvit_small")),
+    "gcvit_b": ("timm", partial(timm.create_model, "gcvit_base")),
+    "davit_t": ("timm", partial(timm.create_model, "davit_tiny")),
+    "davit_s": ("timm", partial(timm.create_model, "davit_small")),
+    "davit_b": ("timm", partial(timm.create_model, "davit_base")),
+}
+
+# the smallest of each family that its paper compares with others
+DEFAULT = (
+    *("maxvit_t", "maxvit_t_tv", "nat_t", "dinat_t", "dinats_t", "biformer_t", "litv2_s"),
+    *("gcvit_t", "davit_t", "sgformer_s", "stvit_s"),
+)
+
+
+@dataclass
+class Row:
+    """What one model and its twin did in one mode, by source; a share is of the machine's own rate."""
+
+    model: str
+    mode: str
+    gflops: float
+    images_a_second: dict[str, float]
+    mib: dict[str, float]
+    share: dict[str, float]
+
+
+def matrix_rate(device: str, dtype: torch.dtype, repeats: int) -> float:
+    """Floating-point operations a second of this machine's own matrix product, 2048 (on a GPU 8192) square."""
+    side = 8192 if device == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    ms, _ = timings({"product": lambda: a @ a}, repeats, device)
+    return 2 * side**3 / (ms["product"] / 1000)
+
+
+def step(model: nn.Module, images: Tensor, train: bool) -> None:
+    if not train:
+        with torch.inference_mode():
+            model(images)
+        return
+    model(images).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def measure(name: str, args: argparse.Namespace, rate: float) -> Row:
+    """Times one model, and its twin where there is one, in turn."""
+    size, dtype = variants()[name]["img_size"], getattr(torch, args.dtype)
+    models = {"ours": class_of(name)(**variants()[name])}
+    if name in TWINS:
+        source, build = TWINS[name]
+        models[source] = build()
+    images = torch.randn(args.batch, 3, size, size, device=args.device, dtype=dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    runs = {}
+    for source, model in models.items():
+        model = model.to(args.device, dtype, memory_format=torch.channels_last).train(args.train)
+        runs[source] = partial(step, torch.compile(model) if args.compile else model, images, args.train)
+    ms, mib = timings(runs, args.repeats, args.device)
+    operations = 2e9 * gflops(name) * (3 if args.train else 1)
+    speed = {source: args.batch / (value / 1000) for source, value in ms.items()}
+    share = {source: operations * value / rate for source, value in speed.items()}
+    return Row(name, "forward+backward" if args.train else "forward", gflops(name), speed, mib, share)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: ours, the twin, and ours divided by it."""
+    lines = [
+        "| model | mode | GFLOPs | ours, images/s | share | twin | its images/s | its share | ours / twin |",
+        "|---|---|---:|---:|---:|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [row.model, row.mode, f"{row.gflops:.2f}", mark(row, "ours"), f"{row.share['ours']:.0%}"]
+        twin = next((source for source in row.images_a_second if source != "ours"), None)
+        if twin is not None:
+            ratio = row.images_a_second["ours"] / row.images_a_second[twin]
+            cells += [twin, mark(row, twin), f"{row.share[twin]:.0%}", f"{ratio:.2f}"]
+        else:
+            cells += ["-"] * 4
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mark(row: Row, source: str) -> str:
+    memory = f" ({row.mib[source]:.0f} MiB)" if source in row.mib else ""
+    return f"{row.images_a_second[source]:.1f}{memory}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m zoo.bench", description="Whole models beside their twins.")
+    parser.add_argument("models", nargs="*", help=f"default: {' '.join(DEFAULT)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
+    parser.add_argument("--train", action="store_true", help="forward and backward, in training mode")
+    parser.add_argument("--out", type=Path, help="a folder for models_<device>_<mode>.md and .json")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.models) - set(variants()))
+    if unknown:
+        parser.error(f"no model is called {', '.join(unknown)}: expected some of {', '.join(variants())}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    rate = matrix_rate(args.device, getattr(torch, args.dtype), args.repeats)
+    rows = []
+    for name in args.models or DEFAULT:
+        rows.append(measure(name, args, rate))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    facts = circumstances(args, "zoo.bench") | {"matrix product": f"{rate / 1e9:.0f} GFLOP/s"}
+    text = "\n".join(["# Models", "", *(f"- {key}: {value}" for key, value in facts.items()), "", table(rows), ""])
+    print("\n" + text)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        stem = f"models_{args.device}_{'training' if args.train else 'inference'}"
+        (args.out / f"{stem}.md").write_text(text)
+        (args.out / f"{stem}.json").write_text(
+            json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""BiFormer: Vision Transformer with Bi-Level Routing Attention, https://arxiv.org/abs/2303.08810
+
+The map is cut into 7 x 7 regions. Means of their queries and keys say which few regions each region is most related to;
+its pixels then attend to all pixels of those. Regions shrink with the map, their number does not.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from ops import pooled_attention, route_regions, routed_attention
+
+from .backbone import Backbone, Head, Stage
+from .blocks import ConvPosition, Mlp, Nhwc, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .registry import register
+
+for op in (pooled_attention, route_regions, routed_attention):
+    register_notrace_function(op)
+
+# Table 1 and the authors' code: heads are 32 wide in the first three stages, and always eight in the last
+VARIANTS = {
+    "biformer_t": {"dims": (64, 128, 256, 512), "depths": (2, 2, 8, 2), "heads": (2, 4, 8, 8), "img_size": 224},
+    "biformer_s": {"dims": (64, 128, 256, 512), "depths": (4, 4, 18, 4), "heads": (2, 4, 8, 8), "img_size": 224},
+    "biformer_b": {"dims": (96, 192, 384, 768), "depths": (4, 4, 18, 4), "heads": (3, 6, 12, 8), "img_size": 224},
+}
+# "Swin-T layout", for comparison with Swin
+STL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 8), "img_size": 224}
+
+
+class Stem(nn.Sequential):
+    """Two 3 x 3 convolutions of stride 2, each with a norm, an activation between them."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        layers = OrderedDict(
+            conv1=nn.Conv2d(in_chans, dim // 2, 3, 2, 1), norm1=nn.BatchNorm2d(dim // 2), act=nn.GELU()
+        )
+        super().__init__(layers | {"conv2": nn.Conv2d(dim // 2, dim, 3, 2, 1), "norm2": nn.BatchNorm2d(dim)})
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        for module in self:
+            x = module(x)
+        return x.permute(0, 2, 3, 1)
+
+
+class PatchStem(nn.Sequential):
+    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__(OrderedDict(conv1=nn.Conv2d(in_chans, dim, 4, 4), norm1=nn.BatchNorm2d(dim)))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
+        return self.norm1(self.conv1(pad_to_multiple(x, 4))).permute(0, 2, 3, 1)
+
+
+class PatchMerge(nn.Sequential):
+    """A norm, then a convolution over patches of 2 x 2 pixels; zeros fill the map to whole patches."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(OrderedDict(norm=nn.BatchNorm2d(dim), conv=nn.Conv2d(dim, dim_out, 2, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        return self.conv(pad_to_multiple(self.norm(x.permute(0, 3, 1, 2)), 2)).permute(0, 2, 3, 1)
+
+
+class Halve(Nhwc):
+    """A convolution that halves the map, then a norm."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(OrderedDict(conv=nn.Conv2d(dim, dim_out, 3, 2, 1), norm=nn.BatchNorm2d(dim_out)))
+
+
+@register_notrace_function
+def pad_to_regions(x: Tensor, regions: tuple[int, int]) -> Tensor:
+    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `regions`; one call to torch.fx."""
+    down, right = -x.shape[1] % regions[0], -x.shape[2] % regions[1]
+    return F.pad(x, [0, 0, 0, right, 0, down]) if down > 0 or right > 0 else x
+
+
+class RoutedAttention(nn.Module):
+    """Section 3.2. Logits are scaled by the whole width, not by a head's; a convolution of the values is added."""
+
+    def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.n_win = to_2tuple(n_win)
+        if min(*self.n_win, topk) < 1:
+            raise ValueError(f"n_win is {n_win} and topk {topk}: expected at least 1")
+        self.topk = min(topk, self.n_win[0] * self.n_win[1])
+        self.scale = dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
+        h, w = x.shape[1], x.shape[2]
+        # zeros before the projection: out there, queries, keys and values are its bias, and count in all
+        x = pad_to_regions(x, self.n_win)
+        q, k, v = self.qkv(x).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        route = route_regions(q, k, self.n_win, self.topk)
+        out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
+        out = out + self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(out[:, :h, :w])
+
+
+class FloorRoutedAttention(RoutedAttention):
+    """As in the authors' NCHW code: regions of floor(side / n_win) pixels, as many as it takes to cover the map.
+
+    Projected maps are filled with zeros to whole regions: zero keys, which are attended. Means leave them out.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
+        h, w = x.shape[1], x.shape[2]
+        size = [max(h // self.n_win[0], 1), max(w // self.n_win[1], 1)]
+        regions = (-(-h // size[0]), -(-w // size[1]))
+        qkv = self.qkv(x)
+        v = qkv[..., 2 * x.shape[3] :]
+        means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), size, ceil_mode=True, count_include_pad=False)
+        means = means.permute(0, 2, 3, 1).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
+        topk = min(self.topk, regions[0] * regions[1])
+        route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
+        qkv = F.pad(qkv, [0, 0, 0, regions[1] * size[1] - w, 0, regions[0] * size[0] - h])
+        q, k, padded = qkv.unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        out = routed_attention(q, k, padded, regions, topk, route, self.scale).flatten(3)[:, :h, :w]
+        return self.proj(out + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class FullAttention(nn.Module):
+    """All pixels attend to all; a convolution of the input is added."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        q, k, v = self.qkv(x).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        beside = self.lepe(self.beside(x, v).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(pooled_attention(q, k, v).flatten(3) + beside)
+
+    def beside(self, x: Tensor, v: Tensor) -> Tensor:
+        return x
+
+
+class ValueFullAttention(FullAttention):
+    """The same with a convolution of the values, as in the authors' NCHW code."""
+
+    def beside(self, x: Tensor, v: Tensor) -> Tensor:
+        return v.flatten(3)
+
+
+class BiFormer(Backbone):
+    """Input (B, in_chans, H, W), output (B, num_classes).
+
+    dims, depths, heads  channels, blocks and attention heads of each stage
+    topk            regions that a region attends to, in each stage but the last, where all pixels attend to all
+    n_win           regions a side, or (down, across); the authors have 7 for ImageNet, 8 for ADE20K and 16 for COCO.
+                    There are no more regions to attend to than there are regions
+    mlp_ratio       units of an MLP per channel
+    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
+                    it runs at any size as the authors' dense-prediction code does (`auto_pad`). Where regions do not
+                    divide a normed map it is filled with zeros at the bottom and right, and these are attended
+    drop_path_rate  a linear ramp from 0 over all blocks
+    feature_norms   see `Backbone`
+    """
+
+    stem_class: type[nn.Module] = Stem
+    halve_class: type[nn.Module] = Halve
+    routed_class: type[RoutedAttention] = RoutedAttention
+    full_class: type[FullAttention] = FullAttention
+    positions: bool = True  # whether a block begins with a convolution that tells pixels where they are
+    feature_norm_eps = 1e-6
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 8, 2),
+        heads: Sequence[int] = (2, 4, 8, 8),
+        topk: Sequence[int] = (1, 4, 16),
+        *,
+        n_win: int | tuple[int, int] = 7,
+        mlp_ratio: float = 3.0,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
+    ) -> None:
+        stages = []
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
+            blocks = []
+            for rate in rates:
+                if i < len(topk):
+                    attention = self.routed_class(dims[i], heads[i], n_win, topk[i])
+                else:
+                    attention = self.full_class(dims[i], heads[i])
+                blocks.append(block(dims[i], attention, mlp_ratio, rate, self.positions))
+            stages.append(Stage(blocks, downsample=self.halve_class(dims[i - 1], dims[i]) if i else None))
+        super().__init__(
+            self.stem_class(in_chans, dims[0]),
+            stages,
+            Head(
+                dims[-1],
+                num_classes,
+                before=Nhwc(OrderedDict(norm=nn.BatchNorm2d(dims[-1]))),
+                pool=global_pool,
+                drop_rate=drop_rate,
+            ),
+            dims=dims,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            feature_norms=feature_norms,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.apply(init_linear)
+
+
+class BiFormerSTL(BiFormer):
+    """BiFormer in the layout of Swin-T: patches in place of overlapping convolutions, wider MLPs, no positions.
+
+    Arguments as in `BiFormer`. Zeros fill what patches reach beyond the map.
+    """
+
+    stem_class = PatchStem
+    halve_class = PatchMerge
+    positions = False
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        heads: Sequence[int] = (3, 6, 12, 8),
+        topk: Sequence[int] = (1, 4, 16),
+        *,
+        mlp_ratio: float = 4.0,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(dims, depths, heads, topk, mlp_ratio=mlp_ratio, **kwargs)
+
+
+class BiFormerSTLNchw(BiFormerSTL):
+    """The second published BiFormer-STL, which computes something else; see its two kinds of attention."""
+
+    routed_class = FloorRoutedAttention
+    full_class = ValueFullAttention
+
+
+def block(dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, positions: bool) -> nn.Sequential:
+    """Figure 4: position, attention, MLP."""
+    branches = OrderedDict(
+        attn=Residual(nn.LayerNorm(dim, 1e-6), attention, drop_path=drop_path),
+        mlp=Residual(nn.LayerNorm(dim, 1e-6), Mlp(dim, int(mlp_ratio * dim)), drop_path=drop_path),
+    )
+    return nn.Sequential(OrderedDict(pos=ConvPosition(dim)) | branches if positions else branches)
+
+
+register(BiFormer, VARIANTS)
+register(BiFormerSTL, {"biformer_stl": STL})
+register(BiFormerSTLNchw, {"biformer_stl_nchw": STL})

@@ -1,0 +1,40 @@
+"""Queries that a whole image shares."""
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+from .conv import FusedMBConv
+
+
+@register_notrace_function
+def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
+    is_one = x.shape[2] == window[0] and x.shape[3] == window[1]
+    return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
+
+
+class QueryGenerator(nn.Module):
+    """GC ViT's figure 3: from the map of a stage one window of queries for all global blocks, by `steps` convolutions.
+
+    A head has 32 channels.
+    """
+
+    def __init__(self, dim: int, window: tuple[int, int], steps: int) -> None:
+        super().__init__()
+        self.heads = dim // 32
+        self.convs = nn.ModuleList(FusedMBConv(dim) for _ in range(steps))
+        self.set_window(window, False)
+
+    @torch.jit.ignore
+    def set_window(self, window: tuple[int, int], pool: bool) -> None:
+        """The size of a window from now on, and whether every step halves the map."""
+        self.window = window
+        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, wh, ww, heads, D)
+        x = x.permute(0, 3, 1, 2)
+        for conv in self.convs:
+            x = self.pool(conv(x))
+        return fit(x, self.window).permute(0, 2, 3, 1).unflatten(-1, [self.heads, -1])
