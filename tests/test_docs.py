@@ -1,5 +1,6 @@
 """The documents say what is true: tables are rendered from their data, examples run, commands compose."""
 
+import importlib
 import json
 import re
 import shlex
@@ -92,7 +93,22 @@ def test_python_examples(index, tmp_path, monkeypatch):
     exec(compile(blocks("python")[index], "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python"], ids=" ".join)
+MODULES = [command for command in commands() if command[:2] == ["python", "-m"]]
+
+
+@pytest.mark.parametrize("command", MODULES, ids=" ".join)
+def test_module_commands_are_understood(command):
+    _, _, module, *arguments = command
+    given = vars(importlib.import_module(module).parse(arguments))
+    assert {str(value) for value in arguments if not value.startswith("--")} <= set(flattened(given.values()))
+
+
+def flattened(values):
+    for value in values:
+        yield from map(str, value if isinstance(value, list) else [value])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python" and c not in MODULES], ids=" ".join)
 def test_commands_compose(command):
     _, program, *overrides = command
     cfg = config.compose(overrides, name=program.removesuffix(".py"))

@@ -108,6 +108,14 @@ class RoutedAttention(nn.Module):
         return self.proj(out[:, :h, :w])
 
 
+@register_notrace_function
+def floor_regions(h: int, w: int, n_win: tuple[int, int], topk: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Pixels of a region, floor(side / n_win) but at least one; regions that cover h x w; topk, or all of these."""
+    size = (max(h // n_win[0], 1), max(w // n_win[1], 1))
+    regions = (-(-h // size[0]), -(-w // size[1]))
+    return size, regions, min(topk, regions[0] * regions[1])
+
+
 class FloorRoutedAttention(RoutedAttention):
     """As in the authors' NCHW code: regions of floor(side / n_win) pixels, as many as it takes to cover the map.
 
@@ -116,13 +124,11 @@ class FloorRoutedAttention(RoutedAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
-        size = [max(h // self.n_win[0], 1), max(w // self.n_win[1], 1)]
-        regions = (-(-h // size[0]), -(-w // size[1]))
+        size, regions, topk = floor_regions(h, w, self.n_win, self.topk)
         qkv = self.qkv(x)
         v = qkv[..., 2 * x.shape[3] :]
-        means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), size, ceil_mode=True, count_include_pad=False)
+        means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), [size[0], size[1]], ceil_mode=True, count_include_pad=False)
         means = means.permute(0, 2, 3, 1).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
-        topk = min(self.topk, regions[0] * regions[1])
         route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
         qkv = F.pad(qkv, [0, 0, 0, regions[1] * size[1] - w, 0, regions[0] * size[0] - h])
         q, k, padded = qkv.unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)

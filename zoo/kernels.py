@@ -60,8 +60,8 @@ def _compile(place: int):
     return compile(*_work[place])
 
 
-def main(argv: list[str] | None = None) -> None:
-    from ops.ahead import TARGETS, table
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    from ops.ahead import TARGETS
     from ops.launching import WARPS
 
     parser = argparse.ArgumentParser(prog="python -m zoo.kernels", description="Compile the kernels of models.")
@@ -75,9 +75,16 @@ def main(argv: list[str] | None = None) -> None:
     unknown = sorted(set(args.models) - set(variants()))
     if unknown:
         parser.error(f"no model is called {', '.join(unknown)}: expected some of {', '.join(variants())}")
-    models = args.models or list(variants())
-    costs = compile_models(models, args.targets, args.dtypes, args.warps, args.jobs)
-    text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(models), "", table(costs), ""])
+    args.models = args.models or list(variants())
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    from ops.ahead import table
+
+    args = parse(argv)
+    costs = compile_models(args.models, args.targets, args.dtypes, args.warps, args.jobs)
+    text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), ""])
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import torch
 from op_cases import Case, gradients
+from torch import Tensor
 
 
 def hold(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> None:
@@ -10,8 +11,14 @@ def hold(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> None
     truth = gradients(case, {name: t.double() for name, t in rounded.items()}, "reference")
     eager = gradients(case, rounded, "reference")
     got = gradients(case, rounded, impl)
-    eps = torch.finfo(dtype).eps
     for name, t, e, g in zip(("output", *rounded), truth, eager, got, strict=True):
-        assert g.dtype == dtype and g.shape == t.shape
-        error, allowed = (g.double() - t).abs().max(), 2 * (e.double() - t).abs().max() + 4 * eps * t.abs().max()
-        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+        assert g.dtype == dtype
+        check(name, t, e, g)
+
+
+def check(name: str, truth: Tensor, eager: Tensor, got: Tensor) -> None:
+    """One tensor: `truth` in float64, the others in the dtype under test."""
+    assert got.dtype == eager.dtype and got.shape == truth.shape
+    error, eps = (got.double() - truth).abs().max(), torch.finfo(got.dtype).eps
+    allowed = 2 * (eager.double() - truth).abs().max() + 4 * eps * truth.abs().max()
+    assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"

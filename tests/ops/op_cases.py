@@ -71,11 +71,11 @@ def channels_first_case():
     return Case("window_attention", "channels_first", make, call)
 
 
-def neighborhood_case(name, H, W, window, dilation, bias=True, outside=False):
+def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, outside=False, B=2):
     def make():
-        inputs = {"qkv": packed(2, H, W, 2, 8)}
-        inputs |= {"k0": random(2, 8, seed=1), "v0": random(2, 8, seed=2)} if outside else {}
-        return inputs | ({"bias": random(2, 2 * window[0] - 1, 2 * window[1] - 1)} if bias else {})
+        inputs = {"qkv": packed(B, H, W, heads, D)}
+        inputs |= {"k0": random(heads, D, seed=1), "v0": random(heads, D, seed=2)} if outside else {}
+        return inputs | ({"bias": random(heads, 2 * window[0] - 1, 2 * window[1] - 1)} if bias else {})
 
     def call(qkv, bias=None, k0=None, v0=None, impl="auto"):
         return ops.neighborhood_attention(

@@ -22,13 +22,12 @@ def name(case):
     return f"{case['size']}-k{case['kernel']}-d{case['dilation']}-{'bias' if case['rpb'] else 'no_bias'}"
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
-@pytest.mark.parametrize("case", RECORD["cases"], ids=name)
-def test_recorded(case, impl):
+def answers(case, impl, dtype=torch.float64, device="cpu"):
+    """What an implementation answers, by the names of the record."""
     rng = np.random.default_rng(case["seed"])
     shape = (1, RECORD["heads"], *case["size"], RECORD["dim"])
     shapes = [shape] * 3 + [(RECORD["heads"], *(2 * n - 1 for n in case["kernel"]))] * case["rpb"]
-    inputs = [torch.from_numpy(rng.standard_normal(s)).requires_grad_() for s in shapes]
+    inputs = [torch.from_numpy(rng.standard_normal(s)).to(device, dtype).requires_grad_() for s in shapes]
     q, k, v = (t.permute(0, 2, 3, 1, 4) for t in inputs[:3])
     out = ops.neighborhood_attention(
         q,
@@ -41,9 +40,14 @@ def test_recorded(case, impl):
         impl=impl,
     )
     out = out.permute(0, 3, 1, 2, 4)
-    probe = torch.from_numpy(np.random.default_rng(7).standard_normal(shape))
+    probe = torch.from_numpy(np.random.default_rng(7).standard_normal(shape)).to(device, dtype)
     names = ["dq", "dk", "dv", "drpb"][: len(inputs)]
-    got = dict(zip(["out", *names], [out, *torch.autograd.grad(out, inputs, probe)], strict=True))
-    for name, tensor in got.items():
+    return dict(zip(["out", *names], [out, *torch.autograd.grad(out, inputs, probe)], strict=True))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("case", RECORD["cases"], ids=name)
+def test_recorded(case, impl):
+    for name, tensor in answers(case, impl).items():
         want = unpack(case[name])
         assert (tensor - want).abs().max() <= 1e-12 * want.abs().max(), name

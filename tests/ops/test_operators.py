@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
 from ops.channel_attention.triton_path import operator as channel_operator
+from ops.neighborhood_attention.triton_path import operator as neighborhood_operator
 from ops.routed_attention.triton_path import operator as routed_operator
 from ops.super_token_attention import triton_path as super_tokens
 from ops.token_reallocation import triton_path as reallocation
@@ -29,7 +30,16 @@ def window_arguments(bias, outside):
     return q, k, v, bias, k0, v0, [4, 4], False, 0.3
 
 
+def neighborhood_arguments(bias, outside):
+    q, k, v = leaves(*packed(1, 5, 7, 2, 8).unbind(3))
+    (bias,) = leaves(random(2, 5, 5)) if bias else [None]
+    k0, v0 = leaves(random(2, 8, seed=1), random(2, 8, seed=2)) if outside else (None, None)
+    return q, k, v, bias, k0, v0, [3, 3], [2 if outside else 1, 2], 0.3
+
+
 CALLS = {
+    "neighborhood_attention": (neighborhood_operator, lambda: neighborhood_arguments(True, True)),
+    "neighborhood_attention-plain": (neighborhood_operator, lambda: neighborhood_arguments(False, False)),
     "routed_attention": (
         routed_operator,
         lambda: (
