@@ -6,6 +6,7 @@ its pixels then attend to all pixels of those. Regions shrink with the map, thei
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from timm.layers import to_2tuple
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ops import pooled_attention, route_regions, routed_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear, pad_to_multiple
 from .registry import register
 
 for op in (pooled_attention, route_regions, routed_attention):
@@ -28,7 +29,7 @@ VARIANTS = {
     "biformer_b": {"dims": (96, 192, 384, 768), "depths": (4, 4, 18, 4), "heads": (3, 6, 12, 8), "img_size": 224},
 }
 # "Swin-T layout", for comparison with Swin
-STL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 8), "img_size": 224}
+STL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 8), "mlp_ratio": 4, "img_size": 224}
 
 
 class Stem(nn.Sequential):
@@ -66,42 +67,41 @@ class PatchMerge(nn.Sequential):
         return self.conv(pad_to_multiple(self.norm(x.permute(0, 3, 1, 2)), 2)).permute(0, 2, 3, 1)
 
 
-class Halve(Nhwc):
-    """A convolution that halves the map, then a norm."""
-
-    def __init__(self, dim: int, dim_out: int) -> None:
-        super().__init__(OrderedDict(conv=nn.Conv2d(dim, dim_out, 3, 2, 1), norm=nn.BatchNorm2d(dim_out)))
-
-
 @register_notrace_function
-def pad_to_regions(x: Tensor, regions: tuple[int, int]) -> Tensor:
-    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `regions`; one call to torch.fx."""
-    down, right = -x.shape[1] % regions[0], -x.shape[2] % regions[1]
+def fill(x: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call to torch.fx."""
+    down, right = -x.shape[1] % sides[0], -x.shape[2] % sides[1]
     return F.pad(x, [0, 0, 0, right, 0, down]) if down > 0 or right > 0 else x
 
 
-class RoutedAttention(nn.Module):
-    """Section 3.2. Logits are scaled by the whole width, not by a head's; a convolution of the values is added."""
+class Attention(nn.Module):
+    """The layers of both kinds: two projections, and a convolution whose result is added to that of the heads."""
 
-    def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
+    def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
         self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+
+class RoutedAttention(Attention):
+    """Section 3.2. Logits are scaled by the whole width, not by a head's; the convolution is of the values."""
+
+    def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
+        super().__init__(dim, heads, bias=True)
         self.n_win = to_2tuple(n_win)
         if min(*self.n_win, topk) < 1:
             raise ValueError(f"n_win is {n_win} and topk {topk}: expected at least 1")
         self.topk = min(topk, self.n_win[0] * self.n_win[1])
         self.scale = dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
-        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
         # zeros before the projection: out there, queries, keys and values are its bias, and count in all
-        x = pad_to_regions(x, self.n_win)
-        q, k, v = self.qkv(x).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        q, k, v = self.qkv(fill(x, self.n_win)).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         route = route_regions(q, k, self.n_win, self.topk)
         out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
         out = out + self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -130,23 +130,16 @@ class FloorRoutedAttention(RoutedAttention):
         means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), [size[0], size[1]], ceil_mode=True, count_include_pad=False)
         means = means.permute(0, 2, 3, 1).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
         route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
-        qkv = F.pad(qkv, [0, 0, 0, regions[1] * size[1] - w, 0, regions[0] * size[0] - h])
-        q, k, padded = qkv.unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        q, k, padded = fill(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         out = routed_attention(q, k, padded, regions, topk, route, self.scale).flatten(3)[:, :h, :w]
         return self.proj(out + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class FullAttention(nn.Module):
-    """All pixels attend to all; a convolution of the input is added."""
+class FullAttention(Attention):
+    """All pixels attend to all; the convolution is of the input."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
-        self.proj = nn.Linear(dim, dim)
+        super().__init__(dim, heads, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         q, k, v = self.qkv(x).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
@@ -168,9 +161,9 @@ class BiFormer(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths, heads  channels, blocks and attention heads of each stage
-    topk            regions that a region attends to, in each stage but the last, where all pixels attend to all
-    n_win           regions a side, or (down, across); the authors have 7 for ImageNet, 8 for ADE20K and 16 for COCO.
-                    There are no more regions to attend to than there are regions
+    topk            regions that a region attends to, where there are as many, in each stage but the last; there all
+                    pixels attend to all
+    n_win           regions a side, or (down, across); the authors have 7 for ImageNet, 8 for ADE20K and 16 for COCO
     mlp_ratio       units of an MLP per channel
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
                     it runs at any size as the authors' dense-prediction code does (`auto_pad`). Where regions do not
@@ -194,7 +187,7 @@ class BiFormer(Backbone):
         topk: Sequence[int] = (1, 4, 16),
         *,
         n_win: int | tuple[int, int] = 7,
-        mlp_ratio: float = 3.0,
+        mlp_ratio: float = 3,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -203,26 +196,17 @@ class BiFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        kinds = [*(partial(self.routed_class, n_win=n_win, topk=count) for count in topk), self.full_class]
+        rates = drop_path_rates(drop_path_rate, depths)
         stages = []
-        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
-            blocks = []
-            for rate in rates:
-                if i < len(topk):
-                    attention = self.routed_class(dims[i], heads[i], n_win, topk[i])
-                else:
-                    attention = self.full_class(dims[i], heads[i])
-                blocks.append(block(dims[i], attention, mlp_ratio, rate, self.positions))
-            stages.append(Stage(blocks, downsample=self.halve_class(dims[i - 1], dims[i]) if i else None))
+        for i, (dim, count, kind, ramp) in enumerate(zip(dims, heads, kinds, rates, strict=True)):
+            blocks = [block(dim, kind(dim, count), mlp_ratio, rate, self.positions) for rate in ramp]
+            stages.append(Stage(blocks, downsample=self.halve_class(dims[i - 1], dim) if i else None))
+        norm = Nhwc(OrderedDict(norm=nn.BatchNorm2d(dims[-1])))
         super().__init__(
             self.stem_class(in_chans, dims[0]),
             stages,
-            Head(
-                dims[-1],
-                num_classes,
-                before=Nhwc(OrderedDict(norm=nn.BatchNorm2d(dims[-1]))),
-                pool=global_pool,
-                drop_rate=drop_rate,
-            ),
+            Head(dims[-1], num_classes, before=norm, pool=global_pool, drop_rate=drop_rate),
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
@@ -242,18 +226,6 @@ class BiFormerSTL(BiFormer):
     halve_class = PatchMerge
     positions = False
 
-    def __init__(
-        self,
-        dims: Sequence[int] = (96, 192, 384, 768),
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 8),
-        topk: Sequence[int] = (1, 4, 16),
-        *,
-        mlp_ratio: float = 4.0,
-        **kwargs: object,
-    ) -> None:
-        super().__init__(dims, depths, heads, topk, mlp_ratio=mlp_ratio, **kwargs)
-
 
 class BiFormerSTLNchw(BiFormerSTL):
     """The second published BiFormer-STL, which computes something else; see its two kinds of attention."""
@@ -264,11 +236,10 @@ class BiFormerSTLNchw(BiFormerSTL):
 
 def block(dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, positions: bool) -> nn.Sequential:
     """Figure 4: position, attention, MLP."""
-    branches = OrderedDict(
-        attn=Residual(nn.LayerNorm(dim, 1e-6), attention, drop_path=drop_path),
-        mlp=Residual(nn.LayerNorm(dim, 1e-6), Mlp(dim, int(mlp_ratio * dim)), drop_path=drop_path),
-    )
-    return nn.Sequential(OrderedDict(pos=ConvPosition(dim)) | branches if positions else branches)
+    layers = OrderedDict(pos=ConvPosition(dim)) if positions else OrderedDict()
+    layers["attn"] = Residual(nn.LayerNorm(dim, 1e-6), attention, drop_path=drop_path)
+    layers["mlp"] = Residual(nn.LayerNorm(dim, 1e-6), Mlp(dim, int(mlp_ratio * dim)), drop_path=drop_path)
+    return nn.Sequential(layers)
 
 
 register(BiFormer, VARIANTS)

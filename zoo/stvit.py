@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ops import pooled_attention, scatter_super_tokens, super_tokens
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, Residual, drop_path_rates, init_linear
+from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
 from .registry import register
 
 for op in (pooled_attention, scatter_super_tokens, super_tokens):
@@ -166,7 +166,7 @@ class STViT(Backbone):
                 Block(dim, SuperTokenAttention(dim, count, to_2tuple(cell), iterations, differentiable), rate, scale)
                 for rate in ramp
             ]
-            stages.append(Stage(blocks, downsample=merge(dims[i - 1], dim) if i else None))
+            stages.append(Stage(blocks, downsample=Halve(dims[i - 1], dim) if i else None))
         super().__init__(
             Stem(in_chans, dims[0]),
             stages,
@@ -178,11 +178,6 @@ class STViT(Backbone):
         )
         self.img_size = to_2tuple(img_size)
         init_linear(self.head.fc)
-
-
-def merge(dim: int, dim_out: int) -> Nhwc:
-    """A convolution that halves the map, then a norm."""
-    return Nhwc(OrderedDict(conv=nn.Conv2d(dim, dim_out, 3, 2, 1), norm=nn.BatchNorm2d(dim_out)))
 
 
 def widen(dim: int) -> Nhwc:

@@ -99,7 +99,7 @@ def load_table(Bias, head, WH: tl.constexpr, WW: tl.constexpr):
     N: tl.constexpr = (2 * WH - 1) * (2 * WW - 1)
     if Bias is not None and N <= LARGEST:
         i = tl.arange(0, triton.next_power_of_2(N))
-        return LOG2E * tl.load(Bias + head * N + i, mask=i < N, other=0.0).to(tl.float32)
+        return tl.load(Bias + head * N + i, mask=i < N, other=0.0).to(tl.float32) * LOG2E
     else:
         return None
 
@@ -114,7 +114,7 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
         entry = place(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
         entry = tl.where(attended, entry, 0)
         if table is None:
-            logits += LOG2E * tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32)
+            logits += tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32) * LOG2E
         else:
             # loaded from memory, they would come in a layout that all of the softmax had to follow
             logits += tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)

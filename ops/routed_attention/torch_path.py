@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # bytes of a block: what the cache of a core holds; on other devices fewer and larger blocks are better
-CACHED, SPACIOUS = 2**20, 2**28
+CACHED, SPACIOUS = 2**21, 2**28
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:

@@ -5,6 +5,8 @@ them. They see NCHW *views* of (B, H, W, C) maps, which are channels-last tensor
 copies nothing.
 """
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import register_notrace_function
@@ -26,6 +28,13 @@ class Nhwc(nn.Sequential):
         for module in self:
             x = module(x)
         return x.permute(0, 2, 3, 1)
+
+
+class Halve(Nhwc):
+    """A 3 x 3 convolution that halves a (B, H, W, C) map, then a batch norm."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(OrderedDict(conv=nn.Conv2d(dim, dim_out, 3, 2, 1), norm=nn.BatchNorm2d(dim_out)))
 
 
 class Conv2dSame(nn.Conv2d):
