@@ -190,5 +190,8 @@ SMALL = {
 # those that drop an odd last row or column where they halve a map
 ROUNDED_DOWN = {"litv2_s"}
 
+# those that drop it in the stem too
+CROPPED = {"biformer_stl", "biformer_stl_nchw"}
+
 # those whose map has one size from end to end: 16 pixels a side
 ISOTROPIC = {"dinat_iso_s", "vitrpb_s"}

@@ -137,6 +137,12 @@ def test_more_regions_for_dense_prediction(n_win):
     assert other.stages[0].blocks[0].attn.fn.n_win == (n_win if isinstance(n_win, tuple) else (n_win, n_win))
 
 
+@pytest.mark.parametrize("name", ["biformer_stl", "biformer_stl_nchw"])
+def test_patches_leave_out_what_does_not_fill_them(name):
+    model, x = small(name), torch.randn(1, 3, 115, 98, dtype=torch.float64)
+    assert torch.equal(model(x), model(x[:, :, :112, :96]))
+
+
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="dim 64 does not divide into 3 heads"):
         biformer.BiFormer(heads=(3, 4, 8, 8))

@@ -7,7 +7,7 @@ from timm.models import create_model
 
 import ops
 import zoo
-from families import ISOTROPIC, PARAMETERS, ROUNDED_DOWN, SMALL
+from families import CROPPED, ISOTROPIC, PARAMETERS, ROUNDED_DOWN, SMALL
 from zoo.blocks import WindowAttention, resize_table
 
 
@@ -91,6 +91,8 @@ def map_side(name, side, halvings):
     """Pixels along a side of the map after a stem of stride 4 and so many halvings."""
     if name in ISOTROPIC:
         return -(-side // 16)
+    if name in CROPPED:
+        return side // 4 >> halvings
     side = -(-side // 4)
     return side >> halvings if name in ROUNDED_DOWN else -(-side >> halvings)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ops import pooled_attention, route_regions, routed_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
 from .registry import register
 
 for op in (pooled_attention, route_regions, routed_attention):
@@ -48,23 +48,20 @@ class Stem(nn.Sequential):
 
 
 class PatchStem(nn.Sequential):
-    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
+    """A convolution over patches of 4 x 4 pixels, then a norm; what does not fill a patch is left out, as published."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__(OrderedDict(conv1=nn.Conv2d(in_chans, dim, 4, 4), norm1=nn.BatchNorm2d(dim)))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
-        return self.norm1(self.conv1(pad_to_multiple(x, 4))).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, H // 4, W // 4, dim)
+        return self.norm1(self.conv1(x)).permute(0, 2, 3, 1)
 
 
-class PatchMerge(nn.Sequential):
-    """A norm, then a convolution over patches of 2 x 2 pixels; zeros fill the map to whole patches."""
+class PatchMerge(Nhwc):
+    """A norm, then a convolution over patches of 2 x 2 pixels; what does not fill a patch is left out, as published."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(OrderedDict(norm=nn.BatchNorm2d(dim), conv=nn.Conv2d(dim, dim_out, 2, 2)))
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
-        return self.conv(pad_to_multiple(self.norm(x.permute(0, 3, 1, 2)), 2)).permute(0, 2, 3, 1)
 
 
 @register_notrace_function
@@ -219,7 +216,7 @@ class BiFormer(Backbone):
 class BiFormerSTL(BiFormer):
     """BiFormer in the layout of Swin-T: patches in place of overlapping convolutions, wider MLPs, no positions.
 
-    Arguments as in `BiFormer`. Zeros fill what patches reach beyond the map.
+    Arguments as in `BiFormer`. Patches leave out what does not fill them, at the bottom and right.
     """
 
     stem_class = PatchStem
