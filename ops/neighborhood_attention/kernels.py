@@ -74,7 +74,7 @@ def own(line, top, left, rows, columns, TW: tl.constexpr, BLOCK: tl.constexpr):
 def near(start, lanes, span, line, rows, columns):
     """The tokens of a block of lanes in a rectangle: its first row, first column and width are the span."""
     lane, width = start + lanes, span[2]
-    # a division of each lane would cost more than its softmax: the upper half of a product with 2**31 / width is exact
+    # dividing every lane would be a quarter of all work: the upper half of a product with 2**31 / width is exact too
     inverse = (0x7FFFFFFF // width).to(tl.uint32) + 1
     row = tl.umulhi((2 * lane).to(tl.uint32), inverse).to(tl.int32)
     return pixels(line, span[0] + row, span[1] + lane - row * width, rows, columns)
@@ -82,13 +82,13 @@ def near(start, lanes, span, line, rows, columns):
 
 @triton.jit
 def windows(queries, inside, lengths, WH: tl.constexpr, WW: tl.constexpr):
-    """Of each query the first row and column of its keys, and its own place; out of reach of all where not inside."""
+    """Of each query the first row and column of its keys, and its own ordinal; out of reach of all where not inside."""
     row = tl.where(inside, first_key(queries[0], lengths[0], WH), 1 << 30)
-    return row[:, None], first_key(queries[1], lengths[1], WW)[:, None], place(queries, WW)[:, None]
+    return row[:, None], first_key(queries[1], lengths[1], WW)[:, None], ordinal(queries, WW)[:, None]
 
 
 @triton.jit
-def place(tokens, WW: tl.constexpr):
+def ordinal(tokens, WW: tl.constexpr):
     """A number for each token; the difference of two says where the pair is in a table of relative positions."""
     return tokens[0] * (2 * WW - 1) + tokens[1]
 
@@ -111,7 +111,7 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
     attended = (down >= 0) & (down < WH) & (right >= 0) & (right < WW)
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     if Bias is not None:
-        entry = place(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
+        entry = ordinal(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
         entry = tl.where(attended, entry, 0)
         if table is None:
             logits += tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32) * LOG2E
@@ -284,5 +284,5 @@ def backward_bias_kernel(
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])
         pairs += p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-    place = (rest // parts * heads + head).to(tl.int64) * BLOCK + lanes
+    place = (group * heads + head).to(tl.int64) * BLOCK + lanes
     tl.store(DPairs + (place * (parts * BLOCK))[:, None] + (part * BLOCK + lanes)[None, :], pairs)

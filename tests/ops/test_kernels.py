@@ -83,10 +83,13 @@ RELEASED = [
 # cases about blocks of the torch path: for the interpreter they are large, and for kernels nothing else
 ELSEWHERE = {"routed_attention-blocks", "significance-large", "neighborhood_attention-tiles"}
 SUITE = [case for case in [*CASES, *RELEASED] if case.op in WITH_KERNELS and str(case) not in ELSEWHERE]
+# interpreted, what no released model uses is run in one precision
+PAIRS = [
+    (case, dtype) for case in SUITE for dtype in DTYPES if DEVICE == "cuda" or dtype.itemsize == 4 or case in RELEASED
+]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("case", SUITE, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case}-{str(dtype)[6:]}" for case, dtype in PAIRS])
 def test_error_is_at_most_twice_the_references(case, dtype):
     hold(case, "triton", dtype, DEVICE)
 
