@@ -38,7 +38,7 @@ def relate(
         row, column = keys[1][None, :] - queries[1][:, None] + WH - 1, keys[2][None, :] - queries[2][:, None] + WW - 1
         entry = (head * (2 * WH - 1) + row) * (2 * WW - 1) + column
         inside = together & queries[5][:, None]
-        logits += LOG2E * tl.load(Bias + entry, mask=inside, other=0.0).to(tl.float32)
+        logits += tl.load(Bias + entry, mask=inside, other=0.0).to(tl.float32) * LOG2E
     return tl.where(together, logits, float("-inf"))
 
 
