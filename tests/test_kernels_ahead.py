@@ -15,7 +15,7 @@ from ops.recording import recording
 from zoo import kernels
 from zoo.registry import variants
 
-FAST = ["davit_t", "maxvit_t", "stvit_s"]
+FAST = ["biformer_t", "davit_t", "maxvit_t", "nat_m", "sgformer_s", "stvit_s"]
 OTHERS = sorted(set(TARGETS) - {"sm_90"})
 
 
