@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Cost:
 
     kernel: str
     target: str
+    dtype: str
     warps: int
+    stages: int
     registers: int
     spilled: int
     shared: int
@@ -54,15 +56,17 @@ class Cost:
     def fits(self) -> bool:
         return self.shared <= SHARED_LIMIT[self.target]
 
+    @property
+    def spills_forward(self) -> bool:
+        return self.target == "sm_90" and self.spilled > 0 and "backward" not in self.kernel
+
 
 def distinct(launches: Iterable[Launch]) -> list[Launch]:
-    """One launch for each kernel, dtypes, constants and arguments that are None: each is a binary of its own."""
-    found = {}
+    """One launch for each binary: for each kernel, its constants, and what is special about its arguments."""
+    found: dict[tuple, Launch] = {}
     for launch in launches:
-        kinds = tuple(
-            value if isinstance(value, torch.dtype) or value is None else type(value) for value in launch.values
-        )
-        found.setdefault((name(launch), kinds, launch.constants), launch)
+        signature, constants, attributes = specialised(launch)
+        found.setdefault((name(launch), str(signature), str(constants), str(attributes)), launch)
     return list(found.values())
 
 
@@ -70,19 +74,43 @@ def name(launch: Launch) -> str:
     return f"{launch.kernel.fn.__module__.split('.')[-2]}.{launch.kernel.fn.__name__}"
 
 
-def compile(launch: Launch, target: str, warps: int) -> Cost:
-    """Compiles one launch. Raises triton's errors where the kernel does not build."""
-    options = {"num_warps": warps, "num_stages": 2}
-    binary = triton.compile(source(launch), target=TARGETS[target], options=options)
+def configurations(launch: Launch) -> tuple[triton.Config, ...]:
+    """Those that the tuner chooses from for this launch; the first is what deterministic mode takes."""
+    return launch.kernel.choices.of(launch.values)
+
+
+def compile(launch: Launch, target: str, config: triton.Config | None = None) -> Cost:
+    """Compiles one launch, by default its first configuration. Raises triton's errors where it does not build."""
+    config = config or configurations(launch)[0]
+    binary = triton.compile(source(launch), target=TARGETS[target], options=config.all_kwargs())
     if "cubin" in binary.asm:
         registers, spilled = cubin_usage(binary.asm["cubin"])
     else:
         registers, spilled = (number(binary.asm["amdgcn"], key) for key in ("vgpr_count", "private_segment_fixed_size"))
-    return Cost(name(launch), target, warps, registers, spilled, binary.metadata.shared)
+    sizes = (config.num_warps, config.num_stages, registers, spilled, binary.metadata.shared)
+    return Cost(name(launch), target, dtype(launch), *sizes)
+
+
+def dtype(launch: Launch) -> str:
+    """The dtype of the data: the narrowest of the arguments."""
+    found = min((v for v in launch.values if isinstance(v, torch.dtype)), key=lambda v: (v.itemsize, str(v)))
+    return str(found).removeprefix("torch.")
+
+
+def with_dtype(launch: Launch, dtype: torch.dtype) -> Launch:
+    """The same launch of a model in another dtype, written down in bfloat16."""
+    values = tuple(dtype if value is torch.bfloat16 else value for value in launch.values)
+    return replace(launch, values=values)
 
 
 def source(launch: Launch) -> ASTSource:
-    """The launch as Triton's launcher would specialise it: None and 1 are constants, multiples of 16 are marked."""
+    """The launch as Triton's launcher would specialise it."""
+    signature, constants, attributes = specialised(launch)
+    return ASTSource(fn=launch.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple, Any], dict[tuple, list]]:
+    """The types of all arguments, the constants among them (None, and 1) and those that are multiples of 16."""
     kernel = launch.kernel.fn
     constants: dict[tuple, Any] = {}
     attributes: dict[tuple, list] = {}
@@ -90,12 +118,13 @@ def source(launch: Launch) -> ASTSource:
     def kind(value: Any, path: tuple) -> Any:
         if isinstance(value, tuple):
             return tuple(kind(item, (*path, i)) for i, item in enumerate(value))
-        if value is None or (type(value) is int and value == 1):
+        special = not kernel.params[path[0]].do_not_specialize
+        if value is None or (special and type(value) is int and value == 1):
             constants[path] = value
             return "constexpr"
         if isinstance(value, float):
             return "fp32"
-        if isinstance(value, torch.dtype) or value % 16 == 0:
+        if isinstance(value, torch.dtype) or (special and value % 16 == 0):
             attributes[path] = [["tt.divisibility", 16]]
         if isinstance(value, torch.dtype):
             return POINTERS[value]
@@ -106,7 +135,7 @@ def source(launch: Launch) -> ASTSource:
     for key, value in launch.constants:
         signature[key] = "constexpr"
         constants[(names.index(key),)] = value
-    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return signature, constants, attributes
 
 
 def cubin_usage(cubin: bytes) -> tuple[int, int]:
@@ -129,17 +158,17 @@ def number(text: str, key: str) -> int:
 
 
 def table(costs: list[Cost]) -> str:
-    """Markdown: for each kernel, target and number of warps the worst over its dtypes and constants."""
+    """Markdown: for each kernel, target, dtype and configuration the worst over its constants."""
     lines = [
-        "| kernel | target | warps | binaries | registers | spilled bytes | shared KiB |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | target | dtype | warps | stages | binaries | spilling | registers | spilled bytes | shared KiB |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     groups: dict[tuple, list[Cost]] = {}
     for cost in costs:
-        groups.setdefault((cost.kernel, cost.target, cost.warps), []).append(cost)
-    for (kernel, target, warps), row in sorted(groups.items()):
-        worst = [max(getattr(cost, key) for cost in row) for key in ("registers", "spilled", "shared")]
-        lines.append(
-            f"| {kernel} | {target} | {warps} | {len(row)} | {worst[0]} | {worst[1]} | {worst[2] / 1024:.0f} |"
-        )
+        groups.setdefault((cost.kernel, cost.target, cost.dtype, cost.warps, cost.stages), []).append(cost)
+    for group, row in sorted(groups.items()):
+        registers, spilled, shared = (max(getattr(c, key) for c in row) for key in ("registers", "spilled", "shared"))
+        count = sum(cost.spilled > 0 for cost in row)
+        cells = (*group, len(row), count, registers, spilled, round(shared / 1024))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """How kernels are launched: on the right device, or under Triton's interpreter."""
 
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,19 +11,53 @@ from torch import Tensor
 
 from .recording import is_recording, write_down
 
-WARPS = (4, 8)  # with two, tiles of 64 by 64 do not fit into registers
+
+@dataclass(frozen=True)
+class Choices:
+    """The configurations of a kernel, by the precision of its data."""
+
+    half: tuple[triton.Config, ...]
+    float32: tuple[triton.Config, ...]
+
+    def of(self, values: Iterable[Any]) -> tuple[triton.Config, ...]:
+        """Those for arguments, or for dtypes in the place of tensors."""
+        dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
+        return self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
 
 
-def tuned(kernel: Any) -> Any:
-    """The kernel in a few configurations.
+def choice(warps: int, stages: int, registers: int | None = None) -> triton.Config:
+    """A configuration; `registers` is the most that a thread may have, which only CUDA's compiler is told."""
+    return triton.Config({}, num_warps=warps, num_stages=stages, maxnreg=None if torch.version.hip else registers)
+
+
+# With two warps, tiles of 64 by 64 do not fit into registers. Products of float32 are computed from registers, one
+# number at a time, and need eight warps; without a limit the compiler would rather spill than use all there are.
+FORWARD = Choices(half=(choice(4, 2), choice(8, 1)), float32=(choice(8, 1, 128),))
+# So many products are alive at a time that nothing is left for what a second stage would load ahead.
+BACKWARD = Choices(half=(choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
+
+
+def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
+    """Makes a function a kernel that exists in a few configurations.
 
     Which of them runs is measured once for its constants and dtypes, never for the size of a map, and kept on disk.
+    `sizes` names arguments that change with the map, perhaps also some that the kernel does not have: no binary is
+    special to their values, else every other map might have to wait for a compiler. (In a tuple they would be: only
+    strides come in tuples.)
     """
-    if interpreted():
-        return kernel
-    constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
-    configs = [triton.Config({}, num_warps=count, num_stages=2) for count in WARPS]
-    return triton.autotune(configs, key=constants, cache_results=True)(kernel)
+
+    def decorate(function: Callable) -> Any:
+        kernel = triton.jit(function, do_not_specialize=list(sizes))
+        if interpreted():
+            return kernel
+        constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+        prune = {"early_config_prune": lambda configs, values, **constants: list(choices.of(values.values()))}
+        configs = list({str(config): config for config in choices.half + choices.float32}.values())
+        tuner = triton.autotune(configs, key=constants, prune_configs_by=prune, cache_results=True)(kernel)
+        tuner.choices = choices
+        return tuner
+
+    return decorate
 
 
 def interpreted() -> bool:
@@ -30,12 +66,19 @@ def interpreted() -> bool:
 
 
 def launch(kernel: Any, programs: int, *values: Any, **constants: Any) -> None:
-    """Runs `programs` programs of a kernel; strides pass as tuples."""
+    """Runs `programs` programs of a kernel; strides pass as tuples.
+
+    Under torch.use_deterministic_algorithms always the first of its configurations, which is never measured then.
+    """
     if is_recording():
         return write_down(kernel, values, constants)
     device = next(value.device for value in values if isinstance(value, Tensor))
     # Triton launches on the current device, whatever device the tensors are on
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if torch.are_deterministic_algorithms_enabled() and not interpreted():
+            # what was fastest on one day may not be on another, and adds up in another order
+            constants |= kernel.choices.of(values)[0].all_kwargs()
+            kernel = kernel.fn
         kernel[(programs,)](*values, **constants)
 
 

@@ -37,6 +37,15 @@ def load_channels(X, head, D: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.load(X + head * D + d, mask=d < D, other=0.0)
 
 
+@triton.jit
+def look_up(table, entry):
+    """Entries (M, N) of a vector. They come from shared memory, in the layout that a product of matrices leaves.
+
+    Loaded by pointers they would take 64 bits each, and a layout of their own that all of the softmax had to follow.
+    """
+    return tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
+
+
 def collect_table(pairs: Tensor, rows: int, columns: int) -> Tensor:
     """The gradient of a table of relative positions from the gradients of logits, summed over everything else.
 

@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
 import ops
-from ops.ahead import TARGETS, compile, distinct, name, table
+from ops.ahead import TARGETS, compile, configurations, distinct, name, specialised, table, with_dtype
 from ops.recording import recording
 from zoo import kernels
 from zoo.registry import variants
@@ -21,7 +21,7 @@ OTHERS = sorted(set(TARGETS) - {"sm_90"})
 
 @pytest.fixture(scope="module")
 def launches():
-    return distinct([launch for model in FAST for launch in kernels.launches(model, "bfloat16")])
+    return kernels.launches(FAST)
 
 
 def test_every_kernel_of_a_model_is_written_down(launches):
@@ -30,32 +30,64 @@ def test_every_kernel_of_a_model_is_written_down(launches):
     assert {"channel_attention.gram_kernel", "super_token_attention.collect_kernel"} < found
 
 
-def test_no_forward_spills(launches):
-    costs = [compile(launch, "sm_90", 4) for launch in launches]
-    assert all(cost.fits for cost in costs)
-    assert not [cost for cost in costs if cost.spilled and "backward" not in cost.kernel], table(costs)
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_no_forward_spills(launches, dtype):
+    forward = [launch for launch in launches if "backward" not in name(launch)]
+    costs = kernels.compile_all(kernels.binaries(forward, ["sm_90"], [dtype], every=True))
+    assert all(cost.fits for cost in costs), table(costs)
+    assert not [cost for cost in costs if cost.spilled], table(costs)
 
 
-@pytest.mark.parametrize("target", OTHERS)
-def test_other_targets(launches, target):
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_builds(launches, target):
     """One binary of each kernel; `python -m zoo.kernels` builds them all."""
-    costs = [compile(launch, target, 4) for launch in {name(launch): launch for launch in launches}.values()]
+    costs = [compile(launch, target) for launch in {name(launch): launch for launch in launches}.values()]
     assert all(cost.fits for cost in costs), table(costs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(variants()))
+def test_two_blocks_a_stage_launch_what_all_do(model):
+    shallow, whole = (distinct(kernels.launches([model], most)) for most in (2, None))
+    assert {str(specialised(launch)) for launch in shallow} == {str(specialised(launch)) for launch in whole}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted(variants()))
 def test_all_kernels_of_all_models(model):
-    costs = kernels.compile_models([model], ["sm_90"], kernels.DTYPES, [4, 8])
-    assert all(cost.fits for cost in costs), table(costs)
+    costs = kernels.compile_all(kernels.binaries(kernels.launches([model]), ["sm_90"], kernels.DTYPES, every=True))
+    assert not [cost for cost in costs if not cost.fits or cost.spills_forward], table(costs)
+
+
+def windows(size, dtype=torch.bfloat16):
+    """The launches of one call, forward and backward."""
+    q = torch.empty(1, size, size, 2, 32, device="meta", dtype=dtype, requires_grad=True)
+    with recording() as written:
+        ops.window_attention(q, q, q, None, window=(7, 7)).sum().backward()
+    assert q.grad.shape == q.shape and q.grad.is_meta
+    return written
 
 
 def test_recording_runs_nothing():
-    q = torch.empty(1, 9, 9, 2, 32, device="meta", requires_grad=True)
-    with recording() as written:
-        ops.window_attention(q, q, q, None, window=(7, 7)).sum().backward()
-    assert [name(launch) for launch in written] == [
+    assert [name(launch) for launch in windows(9)] == [
         "window_attention.forward_kernel",
         "window_attention.backward_keys_kernel",
     ]
-    assert q.grad.shape == q.shape and q.grad.is_meta
+
+
+def test_another_dtype_is_what_would_be_launched():
+    cast = [with_dtype(launch, torch.float32) for launch in windows(9)]
+    assert [launch.values for launch in cast] == [launch.values for launch in windows(9, torch.float32)]
+
+
+def test_no_binary_is_special_to_a_map():
+    """Sizes of 1 and multiples of 16 included, which Triton makes binaries of their own for."""
+    for here, there in zip(windows(9), windows(16 * 7 + 1), strict=True):
+        assert str(specialised(here)) == str(specialised(there))
+    assert len(distinct([launch for size in (3, 9, 20, 128) for launch in windows(size)])) == 4  # 7 divides none
+
+
+def test_float32_takes_eight_warps():
+    for launch in windows(9):
+        assert [config.num_warps for config in configurations(launch)] == [4, 8]
+        assert [config.num_warps for config in configurations(with_dtype(launch, torch.float32))] == [8]

@@ -1,20 +1,19 @@
 """Channel attention as Triton kernels: products over all tokens, and a small matrix applied to every token."""
 
-import triton
 from triton import language as tl
 
-from ..launching import tuned
+from ..launching import FORWARD, tuned
 from ..tiles import load_tokens, offset, store_tokens
 
+SIZES = ("images", "share", "tiles", "heads", "H", "W")  # arguments that change with the map
 
-@tuned
-@triton.jit
+
+@tuned(SIZES, FORWARD)
 def gram_kernel(
-    X, Y, Sums, strides_x, strides_y, sizes, images, share,
+    X, Y, Sums, strides_x, strides_y, images, share, heads, H, W,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of x[t, i] y[t, j] over `share` tiles of tokens of one head, into (groups, B, heads, D, D)."""
-    heads, H, W = sizes
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     image, group = rest % images, rest // images
     total = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
@@ -29,14 +28,12 @@ def gram_kernel(
     tl.store(Sums + place, total, mask=(d < D)[:, None] & (d < D)[None, :])
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def mix_kernel(
-    X, Matrix, Out, strides_x, strides_m, sizes, tiles,
+    X, Matrix, Out, strides_x, strides_m, tiles, heads, H, W,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[t, i] = sum_j x[t, j] matrix[j, i] for one tile of tokens of one head."""
-    heads, H, W = sizes
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     tile, image = rest % tiles, rest // tiles
     token = tile * BLOCK + tl.arange(0, BLOCK)

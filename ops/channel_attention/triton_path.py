@@ -43,7 +43,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     share = -(-tiles // groups)
     groups = -(-tiles // share)
     sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)
-    given = (x, y, sums, x.stride(), y.stride(), (heads, H, W), B, share)
+    given = (x, y, sums, x.stride(), y.stride(), B, share, heads, H, W)
     launch(gram_kernel, groups * B * heads, *given, **constants(D))
     return sums.sum(0)
 
@@ -52,7 +52,7 @@ def mix(x: Tensor, matrix: Tensor) -> Tensor:
     """(B, H, W, heads, D): every token of x times its head's matrix (B, heads, D, D)."""
     B, H, W, heads, D = x.shape
     out, tiles = x.new_empty(x.shape), -(-H * W // TILE)
-    given = (x, matrix, out, x.stride(), matrix.stride(), (heads, H, W), tiles)
+    given = (x, matrix, out, x.stride(), matrix.stride(), tiles, heads, H, W)
     launch(mix_kernel, B * tiles * heads, *given, **constants(D))
     return out
 

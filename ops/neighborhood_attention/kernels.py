@@ -11,10 +11,17 @@ An axis is (pixels of the map, dilation, pixels of the map where `outside` has e
 import triton
 from triton import language as tl
 
-from ..launching import tuned
-from ..tiles import LOG2E, load_channels, load_tokens, offset, store_tokens
+from ..launching import BACKWARD, FORWARD, tuned
+from ..tiles import LOG2E, load_channels, load_tokens, look_up, offset, store_tokens
 
 LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
+
+
+# arguments that change with the map
+SIZES = (
+    *("parts", "total", "share", "top", "left", "width", "heads"),
+    *("H", "step_h", "full_h", "tile_h", "tiles_h", "W", "step_w", "full_w", "tile_w", "tiles_w"),
+)
 
 
 @triton.jit
@@ -116,8 +123,7 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
         if table is None:
             logits += tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32) * LOG2E
         else:
-            # loaded from memory, they would come in a layout that all of the softmax had to follow
-            logits += tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
+            logits += look_up(table, entry)
     return tl.where(attended, logits, float("-inf"))
 
 
@@ -139,14 +145,15 @@ def number(image, tokens, rows, columns):
     return image.to(tl.int64) * rows[0] * columns[0] + tokens[2].to(tl.int64) * columns[0] + tokens[3]
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def forward_kernel(
-    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, heads, rows, columns, scale,
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
+    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head; softmax is taken online over the keys that they attend to."""
+    rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
     lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
@@ -176,15 +183,15 @@ def forward_kernel(
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
-    heads, rows, columns, scale,
+    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
+    rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
     lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
@@ -210,15 +217,15 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
-    heads, rows, columns, scale,
+    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys from the queries that attend to them, and what it adds to those of K0 and V0."""
+    rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
     lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
@@ -252,29 +259,30 @@ def backward_keys_kernel(
         tl.store(DOutside + place + D, tl.sum(tl.where(beyond, dv, 0.0), 0), mask=d < D)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_bias_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
-    heads, rows, columns, span, parts, total, share, scale,
+    top, left, width, parts, total, share,
+    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of logits between a tile of queries and a block of the keys around it, summed over `share` tiles.
 
-    span is the rectangle that has the keys of every tile: first row and column, counted from the tile's, and width.
+    `top`, `left` and `width` are of the rectangle that has the keys of every tile, counted from the tile's own place.
     """
+    rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, group = rest % parts, rest // parts
     lanes = tl.arange(0, BLOCK)
     table = load_table(Bias, head, WH, WW)
     pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
-        image, line, top, left = tile(flat, rows, columns)
+        image, line, y, x = tile(flat, rows, columns)
         lengths = (length(line[0], rows), length(line[1], columns))
-        queries, owned = own(line, top, left, rows, columns, TW, BLOCK)
+        queries, owned = own(line, y, x, rows, columns, TW, BLOCK)
         inside, token = owned & queries[4], number(image, queries, rows, columns)
-        keys = near(part * BLOCK, lanes, (top + span[0], left + span[1], span[2]), line, rows, columns)
+        keys = near(part * BLOCK, lanes, (y + top, x + left, width), line, rows, columns)
         k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)

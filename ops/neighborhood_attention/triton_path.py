@@ -103,12 +103,12 @@ class Plan:
             PRECISION=precision(),
         )
 
-    def tiles(self, keys: bool = False) -> tuple[int, tuple, tuple]:
-        """How many tiles of queries there are, or of keys, and what kernels are told of both axes."""
+    def tiles(self, keys: bool = False) -> tuple[int, ...]:
+        """How many tiles of queries there are, or of keys, and the five numbers that kernels are told of each axis."""
         total, told = self.images, []
         for axis in (self.rows, self.columns):
             count = axis.tiles(axis.extended if keys else axis.size)
-            told.append((axis.size, axis.dilation, axis.extended, axis.tile, count))
+            told += [axis.size, axis.dilation, axis.extended, axis.tile, count]
             total *= axis.dilation * count
         return total, *told
 
@@ -164,7 +164,7 @@ def bias_gradient(plan: Plan, given: tuple, strides: list, lse: Tensor, delta: T
     share = -(-total // max(PROGRAMS // (plan.heads * parts), 1))
     groups = -(-total // share)
     pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
-    last = (lse, delta, pairs, *strides, plan.heads, *axes, (top, left, width), parts, total, share, plan.scale)
+    last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, plan.scale)
     launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
     tile, (wh, ww) = plan.rows.tile, (plan.rows.window, plan.columns.window)
     pairs = pairs.sum(0)[:, : tile * WIDTH, : height * width].unflatten(2, (height, width)).unflatten(1, (tile, WIDTH))

@@ -7,8 +7,11 @@ its keys needs: those are listed beforehand. No two programs write to one place.
 import triton
 from triton import language as tl
 
-from ..launching import tuned
+from ..launching import BACKWARD, FORWARD, tuned
 from ..tiles import LOG2E, load_tokens, offset, store_tokens
+
+# arguments that change with the map
+SIZES = ("regions", "parts", "topk", "heads", "H", "W", "columns", "height", "width")
 
 
 @triton.jit
@@ -16,7 +19,8 @@ def listed(Regions, start, lane, count, sizes):
     """Rows and columns of lanes in the `count` regions that are listed from `start` on, and whether they are pixels."""
     _, _, _, columns, height, width = sizes
     known = lane < count * height * width
-    region = tl.load(Regions + start + lane // (height * width), mask=known, other=0)
+    # in 32 bits: the division of longer numbers is a call of a subroutine
+    region = tl.load(Regions + start + lane // (height * width), mask=known, other=0).to(tl.int32)
     pixel = lane % (height * width)
     return region // columns * height + pixel // width, region % columns * width + pixel % width, known
 
@@ -34,14 +38,14 @@ def number(image, y, x, sizes):
     return (image.to(tl.int64) * sizes[1] + y) * sizes[2] + x
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def forward_kernel(
-    Q, K, V, Route, Out, Lse, strides_q, strides_k, strides_v, sizes, regions, parts, topk, scale,
+    Q, K, V, Route, Out, Lse, strides_q, strides_k, strides_v,
+    regions, parts, topk, heads, H, W, columns, height, width, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one region and head; softmax is taken online over the keys of the regions it attends to."""
-    heads, _, _, _, height, width = sizes
+    sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
     region, image = rest % regions, rest // regions
@@ -67,15 +71,14 @@ def forward_kernel(
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_queries_kernel(
     Q, K, V, Route, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
-    sizes, regions, parts, topk, scale,
+    regions, parts, topk, heads, H, W, columns, height, width, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
-    heads, _, _, _, height, width = sizes
+    sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
     region, image = rest % regions, rest // regions
@@ -100,18 +103,17 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
     Q, K, V, Readers, Starts, Grad, Lse, Delta, DK, DV, strides_q, strides_k, strides_v, strides_g,
-    sizes, regions, parts, topk, scale,
+    regions, parts, topk, heads, H, W, columns, height, width, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys of one region, from the queries of all regions that are routed to it.
 
     Readers (B, regions * topk) lists those, region after region; Starts (B, regions + 1) says where each list begins.
     """
-    heads, _, _, _, height, width = sizes
+    sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
     region, image = rest % regions, rest // regions

@@ -24,30 +24,30 @@ def outputs(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: list[int], 
 
 def forward(q, k, v, route, regions, scale):
     out, lse = outputs(q, k, v, route, regions, scale)
-    programs, sizes, tiles = plan(k, regions)
-    last = (*sizes, route.shape[2], scale)
+    programs, sizes, tiles = plan(k, regions, route)
+    last = (*sizes, scale)
     launch(forward_kernel, programs, q, k, v, route.contiguous(), out, lse, *strides(q, k, v), *last, **tiles)
     return out, lse
 
 
 def backward(grad, q, k, v, route, regions, scale, out, lse):
     dq, dk, dv, delta = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), lse.new_empty(lse.shape)
-    programs, sizes, tiles = plan(k, regions)
-    last = (*strides(q, k, v, grad), *sizes, route.shape[2], scale)
+    programs, sizes, tiles = plan(k, regions, route)
+    last = (*strides(q, k, v, grad), *sizes, scale)
     given = (route.contiguous(), grad, out, lse, dq, delta)
     launch(backward_queries_kernel, programs, q, k, v, *given, *last, **tiles)
     launch(backward_keys_kernel, programs, q, k, v, *readers(route), grad, lse, delta, dk, dv, *last, **tiles)
     return dq, dk, dv, None
 
 
-def plan(k: Tensor, regions: list[int]) -> tuple[int, tuple, dict]:
+def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict]:
     """How many programs there are, the sizes that kernels are told, and their tiles."""
     B, H, W, heads, D = k.shape
     rows, columns = regions
     height, width = H // rows, W // columns
     lanes = min(max(triton.next_power_of_2(height * width), 16), TILE)
     parts = -(-height * width // lanes)
-    sizes = ((heads, H, W, columns, height, width), rows * columns, parts)
+    sizes = (rows * columns, parts, route.shape[2], heads, H, W, columns, height, width)
     channels = max(triton.next_power_of_2(D), 16)
     tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=TILE, BLOCK_D=channels, PRECISION=precision())
     return B * rows * columns * parts * heads, sizes, tiles

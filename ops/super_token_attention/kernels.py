@@ -7,7 +7,9 @@ the gradient of the other two. The nine tokens are 16 lanes. Tokens gather their
 import triton
 from triton import language as tl
 
-from ..launching import tuned
+from ..launching import FORWARD, tuned
+
+SIZES = ("H", "W", "h", "w")  # arguments that change with the map
 
 
 @triton.jit
@@ -36,15 +38,14 @@ def load_rows(X, strides, image, y, x, known, channel, C):
     return tl.load(X + place, mask=known[:, None] & (channel < C)[None, :], other=0.0)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def relate_kernel(
-    X, Tokens, Extra, Out, strides_x, strides_t, sizes, C, scale,
+    X, Tokens, Extra, Out, strides_x, strides_t, C, H, W, h, w, scale,
     CH: tl.constexpr, CW: tl.constexpr, SOFTMAX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Out[i, n] = scale * x[i] . token[n] + Extra[n], through a softmax over the nine if SOFTMAX; Out is contiguous."""
-    H, W, h, w = sizes
+    sizes = H, W, h, w
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
     cell, image = rest % (h * w), rest // (h * w)
@@ -69,10 +70,9 @@ def relate_kernel(
     tl.store(Out + place, logits.to(Out.dtype.element_ty), mask=inside[:, None] & (lane < 9)[None, :])
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def collect_kernel(
-    X, Affinity, Out, Total, strides_x, strides_a, sizes, C,
+    X, Affinity, Out, Total, strides_x, strides_a, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Out[n] = sum_i affinity[i, n] x[i] over the 3 x 3 cells around the token n; Out (B, h, w, C) is contiguous.
@@ -80,7 +80,7 @@ def collect_kernel(
     With Total (B, h, w) it is an average: divided by the sum of the affinities, which Total receives. Pixels by which
     cells reach beyond the map are zeros, shared evenly among nine tokens, and count in that sum.
     """
-    H, W, h, w = sizes
+    sizes = H, W, h, w
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -109,14 +109,13 @@ def collect_kernel(
     tl.store(Out + token_place * C + channel, value.to(Out.dtype.element_ty), mask=channel < C)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def spread_kernel(
-    Affinity, Tokens, Out, strides_a, strides_t, sizes, C,
+    Affinity, Tokens, Out, strides_a, strides_t, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Out[i] = sum over the nine tokens of affinity[i, n] token[n]; Out (B, H, W, C) is contiguous."""
-    H, W, h, w = sizes
+    sizes = H, W, h, w
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks

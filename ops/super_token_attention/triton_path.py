@@ -35,7 +35,7 @@ def relate(x: Tensor, tokens: Tensor, cell: list[int], scale: float, extra: Tens
     B, H, W, C = x.shape
     h, w = tokens.shape[1:3]
     out, rows = x.new_empty((B, H, W, 9)), pixels(cell)
-    given = (x, tokens, extra, out, x.stride(), tokens.stride(), (H, W, h, w), C, scale)
+    given = (x, tokens, extra, out, x.stride(), tokens.stride(), C, H, W, h, w, scale)
     tiles = dict(BLOCK_P=rows, BLOCK_C=CHANNELS, PRECISION=precision())
     launch(relate_kernel, B * h * w * parts(cell), *given, CH=cell[0], CW=cell[1], SOFTMAX=softmax, **tiles)
     return out
@@ -47,7 +47,7 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
     h, w = -(-H // cell[0]), -(-W // cell[1])
     out = x.new_empty((B, h, w, C))
     total = x.new_empty((B, h, w), dtype=torch.float32) if averaged else None
-    given = (x, affinity, out, total, x.stride(), affinity.stride(), (H, W, h, w), C)
+    given = (x, affinity, out, total, x.stride(), affinity.stride(), C, H, W, h, w)
     programs = B * h * w * -(-C // CHANNELS)
     launch(collect_kernel, programs, *given, CH=cell[0], CW=cell[1], BLOCK_P=pixels(cell), BLOCK_C=CHANNELS)
     return out, total
@@ -58,7 +58,7 @@ def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
     B, H, W, _ = affinity.shape
     h, w, C = tokens.shape[1:]
     out = tokens.new_empty((B, H, W, C))
-    given = (affinity, tokens, out, affinity.stride(), tokens.stride(), (H, W, h, w), C)
+    given = (affinity, tokens, out, affinity.stride(), tokens.stride(), C, H, W, h, w)
     tiles = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision())
     programs = B * h * w * parts(cell) * -(-C // CHANNELS)
     launch(spread_kernel, programs, *given, CH=cell[0], CW=cell[1], **tiles)

@@ -6,18 +6,22 @@ No two programs write to one place. The gradient of the tokens is gathered too: 
 import triton
 from triton import language as tl
 
-from ..launching import tuned
+from ..launching import BACKWARD, FORWARD, tuned
 from ..tiles import LOG2E, load_tokens, offset
 
+# arguments that change with the map
+SIZES = (
+    *("heads", "H", "W", "keys", "columns", "parts", "images", "share", "windows", "tiles", "merged"),
+    *("first", "last", "place"),
+)
 
-@tuned
-@triton.jit
+
+@tuned(SIZES, FORWARD)
 def normalise_kernel(
-    Q, K, Lse, strides_q, strides_k, sizes, keys, columns, parts, scale,
+    Q, K, Lse, strides_q, strides_k, keys, columns, parts, heads, H, W, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The logarithm in base 2 of the sum of each query's exponentials over all keys; Lse is (B, heads, H * W)."""
-    heads, H, W = sizes
     part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
     head, image = rest % heads, rest // heads
     token = part * BLOCK + tl.arange(0, BLOCK)
@@ -38,14 +42,12 @@ def normalise_kernel(
     tl.store(Lse + place, best + tl.log2(total), mask=inside)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def receive_kernel(
-    Q, K, Lse, Sums, strides_q, strides_k, sizes, keys, columns, parts, images, share, scale,
+    Q, K, Lse, Sums, strides_q, strides_k, keys, columns, parts, images, share, heads, H, W, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a tile of keys receives from `share` tiles of queries of all heads; Sums is (groups, B, keys)."""
-    heads, H, W = sizes
     part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
     image, group = rest % images, rest // images
     key = part * BLOCK + tl.arange(0, BLOCK)
@@ -65,15 +67,13 @@ def receive_kernel(
     tl.store(Sums + (group * images + image).to(tl.int64) * keys + key, sums, mask=key < keys)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def receive_window_kernel(
-    Q, K, Out, strides_q, strides_k, sizes, columns, windows, scale,
+    Q, K, Out, strides_q, strides_k, columns, windows, heads, H, W, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The mean attention that each token receives in its window, over heads and its tokens; Out is (B, H, W)."""
-    heads, H, W = sizes
     window, image = tl.program_id(0) % windows, tl.program_id(0) // windows
     lane = tl.arange(0, BLOCK)
     y, x = window // columns * WH + lane // WW, window % columns * WW + lane % WW
@@ -95,23 +95,22 @@ def receive_window_kernel(
 @triton.jit
 def load_pixels(X, strides, image, pixel, width, known, channel, C):
     """(N, channels) of pixels of an image, by their numbers; zeros where not known."""
-    start = image.to(tl.int64) * strides[0] + pixel // width * strides[1] + pixel % width * strides[2]
+    pixel = pixel.to(tl.int32)  # the division of longer numbers is a call of a subroutine
+    y, x = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
+    start = image.to(tl.int64) * strides[0] + y * strides[1] + x * strides[2]
     mask = known[:, None] & (channel < C)[None, :]
     return tl.load(X + start[:, None] + channel[None, :] * strides[3], mask=mask, other=0.0)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def merge_kernel(
-    X, Order, Weights, Bias, Out, strides_x, strides_o, sizes, group, merged,
+    X, Order, Weights, Bias, Out, strides_x, strides_o, first, last, place, run, merged, W, C,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The runs of one group, in both orders: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
 
-    `group` is its first token, the one behind its last, the length of a run, and its first place in Out.
+    The group reaches from the token `first` to before `last`, in runs of `run`; `place` is its first in Out.
     """
-    _, W, C = sizes
-    first, last, run, place = group
     runs, blocks = tl.cdiv(last - first, run), tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     number, rest = rest % runs, rest // runs
@@ -132,15 +131,12 @@ def merge_kernel(
     tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=channel < C)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_weight_kernel(
-    X, Order, Grad, DWeight, strides_x, strides_o, strides_g, sizes, group,
+    X, Order, Grad, DWeight, strides_x, strides_o, strides_g, first, last, place, run, W, C,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """For each run of one group the gradients of the weights; DWeight is (B * 2 * runs, run)."""
-    _, W, C = sizes
-    first, last, run, place = group
     runs, parts = tl.cdiv(last - first, run), tl.cdiv(run, BLOCK)
     part, flat = tl.program_id(0) % parts, tl.program_id(0) // parts
     number, rest = flat % runs, flat // runs
@@ -160,18 +156,16 @@ def backward_weight_kernel(
     tl.store(DWeight + flat.to(tl.int64) * run + member, sums, mask=member < run)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_tokens_kernel(
-    Rank, Weights, Grad, DX, strides_g, sizes, groups, tiles, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    Rank, Weights, Grad, DX, strides_g, runs, ends, tiles, H, W, C,
+    GROUPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of tokens: its rank in either order says what it was merged into.
 
-    Rank is a contiguous (B, 2, H * W), DX (B, H, W, C); `groups` holds for each group what `merge_kernel` has, and the
-    place of its weights among all.
+    Rank is a contiguous (B, 2, H * W), DX (B, H, W, C). Each group has the length of its runs and the sum of the shares
+    up to its own, which are the model's and not the map's, hence tuples.
     """
-    H, W, C = sizes
     blocks = tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     tile, image = rest % tiles, rest // tiles
@@ -181,14 +175,16 @@ def backward_tokens_kernel(
     mask = inside[:, None] & (channel < C)[None, :]
     out = tl.zeros([BLOCK, BLOCK_C], tl.float32)
     for order in tl.static_range(2):
-        rank = tl.load(Rank + (image * 2 + order).to(tl.int64) * H * W + pixel, mask=inside, other=0)
+        rank = tl.load(Rank + (image * 2 + order).to(tl.int64) * H * W + pixel, mask=inside, other=0).to(tl.int32)
         place, weight = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.float32)
+        first, start, weights = 0, 0, 0
         for g in tl.static_range(GROUPS):
-            first, last, run, start, weights = groups[g]
+            run, last = runs[g], H * W * ends[g] // ends[GROUPS - 1]
             here = inside & (rank >= first) & (rank < last)
             place = tl.where(here, start + (rank - first) // run, place)
             found = tl.load(Weights + weights + (rank - first) % run, mask=here, other=0.0)
             weight = tl.where(here, found.to(tl.float32), weight)
+            first, start, weights = last, start + tl.cdiv(last - first, run), weights + run
         begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + place * strides_g[2]
         grad = tl.load(Grad + begin[:, None] + channel[None, :] * strides_g[3], mask=mask, other=0.0)
         out += weight[:, None] * grad.to(tl.float32)

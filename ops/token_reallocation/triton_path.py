@@ -1,5 +1,7 @@
 """Token reallocation by the kernels beside it: what is launched, and the operators that torch sees."""
 
+from itertools import accumulate
+
 import torch
 import triton
 from torch import Tensor
@@ -46,12 +48,12 @@ def significance_forward(q, k, window, scale):
     lse = q.new_empty((B, heads, H * W), dtype=torch.float32)
     tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(triton.next_power_of_2(D), 16), PRECISION=precision())
     sizes, strides = (heads, H, W), (q.stride(), k.stride())
-    launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, sizes, keys, k.shape[2], parts, scale, **tiles)
+    launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, keys, k.shape[2], parts, *sizes, scale, **tiles)
     tiles_of_keys = -(-keys // TILE)
     share = -(-parts // max(PROGRAMS // (B * tiles_of_keys), 1))
     groups = -(-parts // share)
     sums = q.new_empty((groups, B, keys), dtype=torch.float32)
-    last = (*strides, sizes, keys, k.shape[2], tiles_of_keys, B, share, scale)
+    last = (*strides, keys, k.shape[2], tiles_of_keys, B, share, *sizes, scale)
     launch(receive_kernel, groups * B * tiles_of_keys, q, k, lse, sums, *last, **tiles)
     return ((sums.sum(0) / (heads * H * W)).view(k.shape[:3]),)
 
@@ -63,7 +65,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     columns, windows = -(-W // ww), -(-H // wh) * -(-W // ww)
     out = q.new_empty((B, H, W), dtype=torch.float32)
     tiles = dict(BLOCK=max(triton.next_power_of_2(wh * ww), 16), BLOCK_D=max(triton.next_power_of_2(D), 16))
-    given = (q, k, out, q.stride(), k.stride(), (heads, H, W), columns, windows, scale)
+    given = (q, k, out, q.stride(), k.stride(), columns, windows, heads, H, W, scale)
     launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
     return out
 
@@ -96,7 +98,7 @@ def merged_forward(x, order, weights, biases, runs, shares):
         given = (x, order, weights[start : start + run], biases[i : i + 1], out, x.stride(), order.stride())
         programs = B * 2 * count * -(-C // CHANNELS)
         if programs:
-            launch(merge_kernel, programs, *given, (H, W, C), (first, last, run, place), out.shape[2], **tiles)
+            launch(merge_kernel, programs, *given, first, last, place, run, out.shape[2], W, C, **tiles)
     return (out,)
 
 
@@ -106,14 +108,14 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     rank = torch.empty_like(order, memory_format=torch.contiguous_format)
     rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
     dx, tiles = x.new_empty(x.shape), -(-H * W // TILE)
-    given = (rank, weights.contiguous(), grad, dx, grad.stride(), (H, W, C), tuple(groups), tiles)
+    given = (rank, weights.contiguous(), grad, dx, grad.stride(), tuple(runs), tuple(accumulate(shares)))
     blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
-    launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, GROUPS=len(groups), **blocks)
+    launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(groups), **blocks)
     dweights, dbiases = [], []
     for first, last, run, place, _ in groups:
         count = -(-(last - first) // run)
         parts = x.new_empty((B * 2 * count, run), dtype=torch.float32)
-        given = (x, order, grad, parts, x.stride(), order.stride(), grad.stride(), (H, W, C), (first, last, run, place))
+        given = (x, order, grad, parts, x.stride(), order.stride(), grad.stride(), first, last, place, run, W, C)
         programs = parts.shape[0] * -(-run // MEMBERS)
         if programs:
             launch(backward_weight_kernel, programs, *given, BLOCK=MEMBERS, BLOCK_C=CHANNELS)

@@ -7,38 +7,56 @@ are cut into several tiles. No two programs write to one place, so results do no
 import triton
 from triton import language as tl
 
-from ..launching import tuned
-from ..tiles import LOG2E, load_channels, load_tokens, offset, store_tokens
+from ..launching import BACKWARD, FORWARD, tuned
+from ..tiles import LOG2E, load_channels, load_tokens, look_up, offset, store_tokens
+
+# arguments that change with the map; the last is 1 where windows are grids, else 0
+SIZES = ("packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
 
 
 @triton.jit
-def locate(
-    lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr
-):
+def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr):
     """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map."""
-    _, H, W, GH, GW = sizes
+    _, H, W, GH, GW, grid = sizes
     window, token = pack * PACK + lane // PADDED, lane % PADDED
     a, c = token // WW, token % WW
-    if GRID:
-        y, x = a * GH + window // GW, c * GW + window % GW
-    else:
-        y, x = window // GW * WH + a, window % GW * WW + c
+    # tokens are 1 apart and windows WH and WW, or the other way round: tokens GH and GW, windows 1
+    y = a * (1 + grid * (GH - 1)) + window // GW * (WH + grid * (1 - WH))
+    x = c * (1 + grid * (GW - 1)) + window % GW * (WW + grid * (1 - WW))
     real = (token < WH * WW) & (window < GH * GW)
     return window, a, c, y, x, real, real & (y < H) & (x < W)
 
 
 @triton.jit
+def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
+    """The rows of a head's table that tiles number `query` and `key` of a window need, in base 2, and what the table
+    has before them.
+    """
+    # where a window is several tiles, each has tokens of a few of its rows
+    tall: tl.constexpr = min(BLOCK // WW + 2, WH) if PARTS > 1 else WH
+    N: tl.constexpr = (2 * tall - 1) * (2 * WW - 1)
+    before = 0
+    if PARTS > 1:
+        before = tl.maximum(key * BLOCK // WW - query * BLOCK // WW - tall + WH, 0) * (2 * WW - 1)
+    i = tl.arange(0, triton.next_power_of_2(N))
+    inside = (i < N) & (before + i < (2 * WH - 1) * (2 * WW - 1))
+    table = tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + before + i, mask=inside, other=0.0)
+    return table.to(tl.float32) * LOG2E, before
+
+
+@triton.jit
 def relate(
-    q, k, Bias, head, scale, queries, keys, attended, WH: tl.constexpr, WW: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Logits in base 2, (queries, keys); `queries` and `keys` begin as `locate` returns them."""
+    q, k, Bias, head, scale, query, key, queries, keys, attended,
+    WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits in base 2, (queries, keys), of tiles number `query` and `key`, which begin as `locate` returns them."""
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     together = (queries[0][:, None] == keys[0][None, :]) & attended[None, :]
     if Bias is not None:
-        row, column = keys[1][None, :] - queries[1][:, None] + WH - 1, keys[2][None, :] - queries[2][:, None] + WW - 1
-        entry = (head * (2 * WH - 1) + row) * (2 * WW - 1) + column
-        inside = together & queries[5][:, None]
-        logits += tl.load(Bias + entry, mask=inside, other=0.0).to(tl.float32) * LOG2E
+        table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PARTS)
+        step = keys[1] * (2 * WW - 1) + keys[2] + ((WH - 1) * (2 * WW - 1) + WW - 1) - before
+        entry = step[None, :] - (queries[1] * (2 * WW - 1) + queries[2])[:, None]
+        logits += look_up(table, tl.where(together & queries[5][:, None], entry, 0))
     return tl.where(together, logits, float("-inf"))
 
 
@@ -73,29 +91,29 @@ def number(image, queries, sizes):
     return (image.to(tl.int64) * sizes[1] + queries[3]) * sizes[2] + queries[4]
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, FORWARD)
 def forward_kernel(
-    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, sizes, packs, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
+    packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head; softmax is taken online over the tiles of keys."""
-    heads = sizes[0]
+    sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED * PACK // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
     pack, image = rest % packs, rest // packs
     lanes = tl.arange(0, BLOCK)
-    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for other in range(parts):
-        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        logits = relate(q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
         new = tl.maximum(best, tl.max(logits, 1))
         # lanes without any key stay finite: they are never stored
         base = tl.where(new == float("-inf"), 0.0, new)
@@ -109,21 +127,21 @@ def forward_kernel(
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=queries[6])
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_queries_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g, sizes, packs, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
+    packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Where a window is several tiles: gradients of a tile of queries, and what the softmax subtracts from theirs."""
-    heads = sizes[0]
+    sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED * PACK // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
     pack, image = rest % packs, rest // packs
     lanes = tl.arange(0, BLOCK)
-    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
     token, inside = number(image, queries, sizes), queries[6]
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
@@ -134,9 +152,9 @@ def backward_queries_kernel(
     tl.store(Delta + token * heads + head, delta, mask=inside)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for other in range(parts):
-        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        logits = relate(q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
@@ -148,25 +166,24 @@ def backward_queries_kernel(
 def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr):
     """Where the gradient of a query goes: to its pixel, or (shared) to its token in the buffer that has all windows."""
     if SHARED:
-        _, _, _, GH, GW = sizes
+        _, _, _, GH, GW, _ = sizes
         return ((image.to(tl.int64) * GH * GW + queries[0]) * WH + queries[1]) * WW + queries[2]
     else:
         return number(image, queries, sizes)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
-    sizes, packs, total, share, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys in each of `share` packs, and what is summed over these: of bias, of K0 and V0.
 
     Where a window is one tile, the gradients of the queries too: nothing is computed twice then.
     """
-    heads = sizes[0]
+    sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED * PACK // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, group = rest % parts, rest // parts
@@ -175,17 +192,19 @@ def backward_keys_kernel(
     dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
         for other in range(parts):
-            queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+            queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
             token, inside = number(image, queries, sizes), queries[6]
             q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
             start = offset(strides_g, image, head, queries[3], queries[4])
             grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
             lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-            logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+            logits = relate(
+                q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION
+            )
             p = tl.exp2(logits - lse[:, None])
             dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             if parts == 1:
@@ -219,16 +238,15 @@ def backward_keys_kernel(
         tl.store(DPairs + place, pairs)
 
 
-@tuned
-@triton.jit
+@tuned(SIZES, BACKWARD)
 def backward_bias_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
-    sizes, packs, total, share, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, GRID: tl.constexpr, SHARED: tl.constexpr,
+    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Where a window is several tiles: the gradients of the logits of two tiles, summed over `share` windows."""
-    heads = sizes[0]
+    sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED * PACK // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
@@ -237,15 +255,15 @@ def backward_bias_kernel(
     pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
-        queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, GRID, PADDED, PACK)
+        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+        queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         token, inside = number(image, queries, sizes), queries[6]
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
         delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-        logits = relate(q, k, Bias, head, scale, queries, keys, attended, WH, WW, PRECISION)
+        logits = relate(q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         pairs += tl.exp2(logits - lse[:, None]) * (dp - delta[:, None])
     N: tl.constexpr = PADDED * PACK

@@ -49,12 +49,11 @@ class Plan:
         k0, v0 = (k0, v0) if H % wh or W % ww else (None, None)
         self.outside = k0 is not None
         self.tables = [None if t is None else t.contiguous() for t in (bias, k0, v0)]
-        self.sizes = ((heads, H, W, GH, GW), self.packs)
+        self.sizes = (self.packs, heads, H, W, GH, GW, int(grid))
         self.constants = dict(
             D=D,
             WH=wh,
             WW=ww,
-            GRID=grid,
             SHARED=self.shared,
             PADDED=padded,
             PACK=self.pack,
@@ -113,12 +112,12 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
     if bias is not None and plan.parts == 1:
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
     outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
-    last = (lse, delta, dq, dk, dv, pairs, outside, *strides, *plan.sizes, plan.total, share, scale)
+    last = (lse, delta, dq, dk, dv, pairs, outside, *strides, plan.total, share, *plan.sizes, scale)
     launch(backward_keys_kernel, groups * plan.parts * plan.heads, *given, *last, **plan.constants)
     if bias is not None and plan.parts > 1:
         groups, share = plan.groups(plan.heads * plan.parts**2)
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-        last = (lse, delta, pairs, *strides, *plan.sizes, plan.total, share, scale)
+        last = (lse, delta, pairs, *strides, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
     dbias = None if pairs is None else table_gradient(pairs, plan.pack, *window).to(bias.dtype)
     dq = dq.sum(1).to(q.dtype) if plan.shared else dq

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from op_cases import packed, random
 
 import ops
+from ops.check.cases import packed, random
 from ops.dispatch import choose
 
 BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")

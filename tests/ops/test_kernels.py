@@ -4,25 +4,15 @@ import os
 
 import pytest
 import torch
-from law import check, hold
-from op_cases import (
-    CASES,
-    channel_case,
-    gradients,
-    neighborhood_case,
-    packed,
-    random,
-    reallocate_case,
-    routed_case,
-    significance_case,
-    super_case,
-    window_case,
-)
 from test_neighborhood_recorded import RECORD, answers, unpack
 from test_neighborhood_recorded import name as recorded_name
 from torch.nn import functional as F
 
 import ops
+from ops.check import machine
+from ops.check.cases import packed, random
+from ops.check.law import broken, share, shares
+from ops.check.tables import CASES, EXTREME, RELEASED, with_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -30,59 +20,8 @@ pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no 
 
 # the interpreter multiplies bfloat16 wrongly
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-WITH_KERNELS = {
-    *("window_attention", "channel_attention", "super_tokens", "routed_attention", "reallocate_tokens", "significance"),
-    "neighborhood_attention",
-}
-
-# what released models use, each on the smallest map that has a border and an interior
-RELEASED = [
-    window_case("maxvit", 15, 15, (7, 7), D=32, B=1),
-    window_case("maxvit_grid", 15, 15, (7, 7), partition="grid", D=32, B=1),
-    window_case("maxvit_384", 13, 12, (12, 12), D=32, B=1),
-    window_case("maxvit_512_grid", 16, 15, (16, 16), partition="grid", D=32, heads=1, B=1),
-    window_case("gcvit_14", 15, 14, (14, 14), D=32, heads=1, B=1),
-    window_case("gcvit_14_shared", 15, 14, (14, 14), D=32, heads=1, B=1, shared=True),
-    window_case("gcvit_24", 24, 23, (24, 24), D=32, heads=1, B=1),
-    window_case("gcvit_32_shared", 32, 31, (32, 32), D=32, heads=1, B=1, shared=True),
-    window_case("davit_12", 13, 12, (12, 12), D=32, heads=1, B=1, bias=False, outside=True),
-    window_case("davit", 15, 15, (7, 7), D=32, heads=3, B=1, bias=False, outside=True),
-    window_case("hilo", 9, 15, (2, 2), D=32, bias=False, outside=True),
-    window_case("sgformer_24", 15, 15, (7, 7), D=24, bias=False),
-    window_case("widest", 5, 9, (4, 4), D=128, heads=1, B=1),
-    channel_case("davit", 13, 14, 3, 32),
-    channel_case("widest", 5, 6, 1, 128),
-    channel_case("narrow", 5, 6, 2, 17),
-    routed_case("biformer_1", 14, 21, (7, 7), 1),
-    routed_case("biformer_4", 14, 14, (7, 7), 4),
-    routed_case("biformer_16", 7, 14, (7, 7), 16),
-    routed_case("larger_than_a_tile", 22, 9, (2, 1), 2),
-    reallocate_case("sgformer", 21, 28, [196, 56, 28], [1, 2, 1]),
-    significance_case("sgformer", 14, 14, (14, 14), (7, 7)),
-    super_case("stvit_8", 20, 25, (8, 8)),
-    super_case("stvit_4", 10, 13, (4, 4)),
-    super_case("large_cells", 21, 12, (10, 11)),
-    neighborhood_case("nat", 17, 19, (7, 7), 1, D=32, heads=1, B=1),
-    neighborhood_case("dinat_2", 17, 15, (7, 7), 2, D=32, B=1),
-    neighborhood_case("dinat_8", 57, 8, (7, 7), (8, 1), D=32, heads=1, B=1),
-    neighborhood_case("dinat_13", 8, 92, (7, 7), (1, 13), D=32, heads=1, B=1),
-    neighborhood_case("dinat_28", 197, 7, (7, 7), (28, 1), D=32, heads=1, B=1),
-    neighborhood_case("dinat_11", 13, 12, (11, 11), 1, D=32, heads=1, B=1),
-    neighborhood_case("dinat_11_2", 12, 23, (11, 11), (1, 2), D=32, heads=1, B=1),
-    neighborhood_case("every_line_a_window", 14, 28, (7, 7), (2, 4), D=32, heads=1, B=1),
-    neighborhood_case("every_line_a_window_outside", 13, 14, (7, 7), 2, D=32, heads=1, B=1, outside=True),
-    neighborhood_case("outside_rows", 9, 15, (7, 7), 2, D=32, heads=1, outside=True),
-    neighborhood_case("outside_both", 5, 8, (7, 7), 2, D=32, heads=1, outside=True),
-    neighborhood_case("k13", 14, 17, (13, 13), 1, heads=1, B=1),
-    neighborhood_case("large_table", 17, 18, (17, 17), 1, heads=1, B=1),
-    neighborhood_case("one_key", 5, 9, (1, 1), 2, bias=False),
-    neighborhood_case("widest", 5, 9, (3, 3), 1, D=128, heads=1, B=1),
-    neighborhood_case("narrow", 5, 9, (3, 3), 1, D=17, heads=1, B=1),
-    window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
-]
-# cases about blocks of the torch path: for the interpreter they are large, and for kernels nothing else
-ELSEWHERE = {"routed_attention-blocks", "significance-large", "neighborhood_attention-tiles"}
-SUITE = [case for case in [*CASES, *RELEASED] if case.op in WITH_KERNELS and str(case) not in ELSEWHERE]
+SUITE = [case for case in [*CASES, *RELEASED, *EXTREME] if with_kernels(case)]
+FIRST = list({case.op: case for case in reversed(SUITE)}.values())
 # interpreted, what no released model uses is run in one precision
 PAIRS = [
     (case, dtype) for case in SUITE for dtype in DTYPES if DEVICE == "cuda" or dtype.itemsize == 4 or case in RELEASED
@@ -91,14 +30,15 @@ PAIRS = [
 
 @pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case}-{str(dtype)[6:]}" for case, dtype in PAIRS])
 def test_error_is_at_most_twice_the_references(case, dtype):
-    hold(case, "triton", dtype, DEVICE)
+    found = shares(case, "triton", dtype, DEVICE)
+    assert not broken(found), broken(found)
 
 
 @pytest.mark.parametrize("case", RECORD["cases"], ids=recorded_name)
 def test_neighborhood_attention_recorded(case):
     eager, got = (answers(case, impl, torch.float32, DEVICE) for impl in ("reference", "triton"))
-    for name in got:
-        check(name, unpack(case[name]).to(DEVICE), eager[name], got[name])
+    found = {name: share(unpack(case[name]).to(DEVICE), eager[name], got[name]) for name in got}
+    assert not broken(found), broken(found)
 
 
 def nearest(size, window, dilation):
@@ -141,10 +81,28 @@ def test_neighborhood_attention_sees_exactly_its_number_of_keys(window, dilation
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter has one order only")
 @pytest.mark.parametrize("case", SUITE, ids=str)
 def test_same_bits_twice(case):
-    """No kernel adds with atomics, so nothing depends on the order in which programs run."""
-    inputs = {name: t.to(DEVICE, torch.float32) for name, t in case.make().items()}
-    for first, second in zip(gradients(case, inputs, "triton"), gradients(case, inputs, "triton"), strict=True):
-        assert torch.equal(first, second)
+    machine.same_bits(case, DEVICE)
+
+
+# interpreted one shows the way, and test_operators.py traces them all
+@pytest.mark.parametrize("case", FIRST if DEVICE == "cuda" else [c for c in FIRST if c.op == "significance"], ids=str)
+def test_compiled_as_one_graph(case):
+    machine.compiled(case, DEVICE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_captured_in_a_graph(case):
+    machine.captured(case, DEVICE)
+
+
+def test_offsets_past_32_bits():
+    machine.far_apart(DEVICE)
+
+
+def test_a_forward_pass_holds_its_result_and_a_log_sum_exp():
+    machine.forward_memory(DEVICE)
 
 
 def window_call(q, bias):
@@ -175,15 +133,3 @@ def test_too_many_channels():
 def test_float64_is_refused():
     with pytest.raises(RuntimeError, match=r"torch.float64, and kernels take float32"):
         window_call(random(1, 4, 4, 1, 8).to(DEVICE), None)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-def test_captured_in_a_graph():
-    q, bias = random(1, 9, 10, 2, 32).cuda().half(), random(2, 7, 7).cuda().half()
-    want = window_call(q, bias)  # compiles and tunes
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = window_call(q, bias)
-    graph.replay()
-    assert torch.equal(got, want)

@@ -4,13 +4,13 @@ import os
 
 import pytest
 import torch
-from op_cases import packed, random
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
 from ops.channel_attention.triton_path import operator as channel_operator
+from ops.check.cases import packed, random
 from ops.neighborhood_attention.triton_path import operator as neighborhood_operator
 from ops.routed_attention.triton_path import operator as routed_operator
 from ops.super_token_attention import triton_path as super_tokens

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from op_cases import packed, random
 from torch.nn import functional as F
 
 import ops
+from ops.check.cases import packed, random
 
 
 def dense(q, k, v, mask=None, scale=None):

@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
-from op_cases import CASES, packed, random
 from torch import Tensor, nn
 
 import ops
+from ops.check.cases import packed, random
+from ops.check.tables import CASES
 
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
 ODD = [case for case in CASES if case.name in ("grid_odd", "outside", "shared_odd", "large")]

@@ -1,4 +1,4 @@
-"""The table of op calls that the tests run through: an op joins by its rows."""
+"""Calls of ops to be checked: how each kind of call is made, and what it answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,14 +90,14 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
     return Case("neighborhood_attention", name, make, call)
 
 
-def routed_case(name, H, W, regions, topk):
-    q, k, _ = packed(2, H, W, 2, 8).unbind(3)
+def routed_case(name, H, W, regions, topk, *, D=8):
+    q, k, _ = packed(2, H, W, 2, D).unbind(3)
     route = ops.route_regions(q, k, regions, topk)  # the float64 ranking, whatever the dtype under test
 
     def call(qkv, impl="auto"):
         return ops.routed_attention(*qkv.unbind(3), regions=regions, topk=topk, route=route, impl=impl)
 
-    return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, 8)}, call)
+    return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, D)}, call)
 
 
 def channel_case(name, H, W, heads, D):
@@ -117,12 +117,12 @@ def pooled_case(name, H, W, keys):
     return Case("pooled_attention", name, make, call)
 
 
-def super_case(name, H, W, cell, iterations=1, differentiable=False):
+def super_case(name, H, W, cell, iterations=1, differentiable=False, *, C=6):
     def call(x, impl="auto"):
         tokens, affinity = ops.super_tokens(x, cell, iterations, differentiable, impl=impl)
         return ops.scatter_super_tokens(tokens, affinity, cell, impl=impl)
 
-    return Case("super_tokens", name, lambda: {"x": random(2, H, W, 6)}, call)
+    return Case("super_tokens", name, lambda: {"x": random(2, H, W, C)}, call)
 
 
 def reallocate_case(name, H, W, runs, shares):
@@ -139,83 +139,16 @@ def reallocate_case(name, H, W, runs, shares):
     return Case("reallocate_tokens", name, make, call)
 
 
-def significance_case(name, H, W, keys, window=None):
+def significance_case(name, H, W, keys, window=None, *, D=8):
     """The attention that keys receive, as factors on a map: q and k get no gradient."""
 
     def make():
-        return {"q": random(2, H, W, 2, 8), "k": random(2, *keys, 2, 8, seed=1), "x": random(2, *keys)}
+        return {"q": random(2, H, W, 2, D), "k": random(2, *keys, 2, D, seed=1), "x": random(2, *keys)}
 
     def call(q, k, x, impl="auto"):
         return x * ops.significance(q, k, window, impl=impl).to(x.dtype)
 
     return Case("significance", name, make, call)
-
-
-CASES = [
-    window_case("block", 14, 14, (7, 7)),
-    window_case("grid", 14, 14, (7, 7), partition="grid"),
-    window_case("one_window", 7, 7, (7, 7)),
-    window_case("no_bias", 8, 12, (4, 4), bias=False),
-    window_case("block_odd", 33, 97, (7, 7), D=4, B=1),
-    window_case("grid_odd", 33, 97, (7, 7), partition="grid", D=4, B=1),
-    window_case("odd_no_bias", 9, 10, (4, 4), bias=False),
-    window_case("rectangular", 9, 13, (4, 3)),
-    window_case("rectangular_grid", 9, 13, (4, 3), partition="grid", heads=3),
-    window_case("small_map", 3, 5, (7, 7)),
-    window_case("small_map_grid", 3, 5, (7, 7), partition="grid"),
-    window_case("one_pixel", 1, 1, (7, 7)),
-    window_case("one_token", 5, 4, (1, 1)),
-    window_case("outside", 9, 13, (4, 3), outside=True),
-    window_case("outside_grid", 9, 13, (4, 3), partition="grid", outside=True),
-    window_case("outside_no_bias", 6, 5, (4, 4), outside=True, bias=False),
-    window_case("shared", 8, 12, (4, 4), shared=True),
-    window_case("shared_odd", 9, 13, (4, 3), shared=True),
-    window_case("shared_outside", 9, 13, (4, 3), shared=True, outside=True, partition="grid"),
-    window_case("large", 18, 20, (9, 9), D=4),  # more than 64 tokens: the other branch of the torch path
-    window_case("large_no_bias", 18, 20, (9, 9), D=4, bias=False),
-    window_case("large_grid", 17, 20, (9, 9), D=4, partition="grid", bias=False),
-    channels_first_case(),
-    neighborhood_case("k3", 7, 9, (3, 3), 1),
-    neighborhood_case("k7_dilated", 15, 14, (7, 7), 2),
-    neighborhood_case("mixed", 11, 10, (5, 3), (2, 3)),
-    neighborhood_case("no_bias", 7, 9, (3, 5), 1, bias=False),
-    neighborhood_case("exact", 15, 10, (5, 5), (3, 2)),
-    neighborhood_case("tiles", 20, 33, (5, 7), (1, 2)),
-    neighborhood_case("outside", 4, 18, (5, 3), (2, 5), outside=True),
-    neighborhood_case("outside_far", 3, 2, (5, 5), 9, bias=False, outside=True),
-    routed_case("top1", 6, 9, (3, 3), 1),
-    routed_case("top4", 8, 6, (4, 3), 4),
-    routed_case("pixels", 5, 7, (5, 7), 3),
-    routed_case("all", 9, 10, (3, 2), 6),
-    routed_case("blocks", 44, 36, (4, 3), 5),  # more than one block in every dtype of the torch path
-    channel_case("small", 5, 7, 2, 8),
-    channel_case("wide", 9, 6, 1, 24),
-    pooled_case("map", 6, 9, (3, 4)),
-    pooled_case("sequence", 5, 7, (11,)),
-    super_case("divides", 8, 12, (4, 4)),
-    super_case("odd", 9, 10, (4, 3)),
-    super_case("iterations", 8, 8, (2, 4), iterations=3),
-    super_case("differentiable", 7, 8, (3, 4), iterations=2, differentiable=True),
-    reallocate_case("thirds", 8, 6, [4, 3, 1], [1, 2, 1]),
-    reallocate_case("halves_odd", 7, 5, [2, 1], [1, 1]),
-    reallocate_case("empty_groups", 1, 1, [3, 2, 1], [1, 2, 1]),
-    significance_case("map", 6, 9, (3, 4)),
-    significance_case("large", 40, 50, (20, 20)),  # more than one block of queries in the torch path
-    significance_case("windows", 8, 6, (8, 6), window=(4, 3)),
-    significance_case("windows_odd", 7, 10, (7, 10), window=(3, 4)),
-]
-
-# op: what it has besides its reference
-HAS = {
-    "window_attention": ("torch",),
-    "pooled_attention": ("torch",),
-    "routed_attention": ("torch",),
-    "channel_attention": ("torch",),
-    "super_tokens": ("torch",),
-    "neighborhood_attention": ("torch",),
-    "reallocate_tokens": ("torch",),
-    "significance": ("torch",),
-}
 
 
 def gradients(case: Case, inputs: dict[str, Tensor], impl: str) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Whether the implementations of all ops hold their law on this machine: `python -m ops.check --help`."""

@@ -1,0 +1,169 @@
+"""What only a device can show of kernels: the same bits twice, what they allocate, graphs, compilers, maps past 2**31.
+
+Every check returns what it found in words, and raises Failed where that is not as it should be. All but those that
+name a GPU also run on CPU tensors, where the kernels are interpreted.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import ops
+
+from .cases import Case, gradients
+from .law import share
+
+MiB = 2**20
+
+
+class Failed(Exception):
+    """A check did not find what it should."""
+
+
+def inputs_of(case: Case, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(device, dtype) for name, t in case.make().items()}
+
+
+def same_bits(case: Case, device: str) -> str:
+    """No kernel adds with atomics, so nothing may depend on the order in which programs run."""
+    inputs = inputs_of(case, device, torch.float32)
+    first, second = gradients(case, inputs, "triton"), gradients(case, inputs, "triton")
+    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+        raise Failed("two runs differ")
+    return "equal"
+
+
+def compiled(case: Case, device: str) -> str:
+    """One graph, forward and backward, with the answers of eager mode."""
+    torch._dynamo.reset()
+    inputs = inputs_of(case, device, torch.float32)
+    graph = torch.compile(lambda **given: case.call(impl="triton", **given), fullgraph=True, backend="aot_eager")
+    same = Case(case.op, case.name, case.make, lambda impl, **given: graph(**given))
+    for want, got in zip(gradients(case, inputs, "triton"), gradients(same, inputs, "triton"), strict=True):
+        if share(want.double(), want, got) > 1:
+            raise Failed(f"the graph's answer is {(want - got).abs().max():.1e} from that of eager mode")
+    return "one graph"
+
+
+def captured(case: Case, device: str) -> str:
+    """A CUDA graph of the forward pass replays on new data in the same memory."""
+    inputs = inputs_of(case, device, torch.float16)
+    with torch.no_grad():
+        case.call(impl="triton", **inputs)  # compiles and tunes, which no graph can hold
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = case.call(impl="triton", **inputs)
+        for t in inputs.values():
+            t.mul_(0.5)
+        graph.replay()
+        want = case.call(impl="triton", **inputs)
+    if not torch.equal(got, want):
+        raise Failed("the replay differs from a call")
+    return "replayed"
+
+
+def allocated(run: Callable[[], object], device: str) -> int:
+    """The most bytes that a run holds at a time beyond what was there, its results among them."""
+    if device != "cuda":
+        from ..bench.measure import held
+
+        return round(held(run) * MiB)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    kept = run()
+    torch.cuda.synchronize()
+    most = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+    del kept
+    return most
+
+
+def forward_memory(device: str) -> str:
+    """The forward passes of the attentions with a softmax hold their result and one float32 for each query and head."""
+    B, H, W, heads, D = shape = (1, 28, 28, 2, 32)
+    q, k, v = torch.randn(B, H, W, 3, heads, D, device=device).unbind(3)
+    bias, route = torch.randn(heads, 13, 13, device=device), ops.route_regions(q, k, (7, 7), 4)
+    calls = {
+        "window": lambda: ops.window_attention(q, k, v, bias, (7, 7), impl="triton"),
+        "grid": lambda: ops.window_attention(q, k, v, bias, (7, 7), "grid", impl="triton"),
+        "neighborhood": lambda: ops.neighborhood_attention(q, k, v, bias, 7, 2, impl="triton"),
+        "routed": lambda: ops.routed_attention(q, k, v, (7, 7), 4, route, impl="triton"),
+    }
+    needed = 4 * (B * H * W * heads * D + B * H * W * heads)
+    with torch.no_grad():
+        for name, call in calls.items():
+            call()  # compiles
+            if (most := allocated(call, device)) > needed:
+                raise Failed(f"{name} attention of {shape} holds {most} bytes, its result and log-sum-exp are {needed}")
+    return f"{', '.join(calls)}: the result and a log-sum-exp, no byte more"
+
+
+def far_apart(device: str) -> str:
+    """Offsets past 2**31: tokens that lie that far apart in memory, of which little more is touched than they are."""
+    rows, step = 4, 2**30
+    # memory that nothing fills: pages that are never touched cost a CPU nothing
+    storage = torch.UntypedStorage(2 * rows * step, device=device)
+    far = torch.tensor([], dtype=torch.float16, device=device)
+    far.set_(storage, 0, (1, rows, 8, 1, 16), (rows * step, step, 16, 16, 1))
+    near = torch.randn(1, rows, 8, 1, 16, device=device).half()
+    far.copy_(near)
+    calls = {
+        "window": lambda t: ops.window_attention(t, t, t, None, (2, 2), impl="triton"),
+        "neighborhood": lambda t: ops.neighborhood_attention(t, t, t, None, 3, impl="triton"),
+        "routed": lambda t: ops.routed_attention(t, t, t, (2, 2), 2, impl="triton"),
+        "channel": lambda t: ops.channel_attention(t, t, t, impl="triton"),
+        "significance": lambda t: ops.significance(t, t, (2, 2), impl="triton"),
+        "super tokens": lambda t: ops.super_tokens(t[..., 0, :], (2, 2), impl="triton")[0],
+    }
+    for name, call in calls.items():
+        if not torch.equal(call(far), call(near)):
+            raise Failed(f"{name}: wrong where tokens are {step} elements apart")
+    return f"{', '.join(calls)}: tokens up to {(rows - 1) * step} elements apart"
+
+
+def large_map(device: str) -> str:
+    """A map of more than 2**31 elements, in and out: its last windows are those of the same tokens alone."""
+    side, heads, D = 8200, 1, 32
+    if torch.cuda.mem_get_info()[0] < 5 * side * side * heads * D * 2:
+        return "not run: less free memory than five such maps"
+    q = torch.randn(1, side, side, heads, D, device=device, dtype=torch.bfloat16)
+    corner = q[:, -16:, -16:].contiguous()
+    with torch.no_grad():
+        out = ops.window_attention(q, q, q, None, (8, 8), impl="triton")[:, -16:, -16:]
+        want = ops.window_attention(corner, corner, corner, None, (8, 8), impl="triton")
+    if not torch.equal(out, want):
+        raise Failed("the last windows are wrong")
+    return f"{q.numel()} elements"
+
+
+def plain_attention(device: str) -> str:
+    """Pooled-key attention is scaled_dot_product_attention: its fused kernel must take the models' shapes."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    fused = [SDPBackend.FLASH_ATTENTION]
+    for D in (24, 32, 48, 64, 96):
+        q, kv = (torch.randn(2, *size, 2, D, device=device, dtype=dtype) for size in ((14, 14, 1), (7, 7, 2)))
+        q, (k, v) = q.squeeze(3).requires_grad_(), kv.unbind(3)
+        try:
+            with sdpa_kernel(fused):
+                ops.pooled_attention(q, k, v, impl="torch").sum().backward()
+        except RuntimeError as error:
+            raise Failed(f"heads of {D} channels: {error}") from error
+    return "the fused kernel takes heads of 24, 32, 48, 64 and 96 channels, views of a packed map"
+
+
+def routed_memory(device: str) -> str:
+    """One image of 600 x 500 with 20 channels, for which copies of the chosen keys would take some 100 GB."""
+    q, k, v = torch.randn(1, 602, 504, 3, 1, 20, device=device).unbind(3)
+
+    def run() -> tuple[Tensor, ...]:
+        given = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = ops.routed_attention(*given, (7, 7), 4, impl="triton")
+        return out, *torch.autograd.grad(out.sum(), given)
+
+    most = allocated(run, device)
+    if most >= 2**30:
+        raise Failed(f"forward and backward hold {most / MiB:.0f} MiB")
+    return f"forward and backward hold {most / MiB:.0f} MiB"

@@ -1,0 +1,75 @@
+"""`python -m ops.check`: what it says of implementations that hold their law, and of one that does not."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import ops
+from ops.check import machine
+from ops.check.__main__ import main
+from ops.check.law import share
+
+channel = sys.modules["ops.channel_attention"]
+
+
+def test_all_is_well(capsys, tmp_path):
+    assert main(["--device", "cpu", "--cases", "channel_attention", "--json", str(tmp_path / "found.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "4 checks as they should be, 0 not" in printed  # three dtypes, and that of pooled attention
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [finding["check"] for finding in found["findings"][:3]] == ["torch float32", "torch float16", "torch bfloat16"]
+    assert {"date", "device", "versions", "command"} < set(found)
+
+
+def test_a_wrong_implementation_is_found(capsys, monkeypatch):
+    right = channel.torch_attend
+    monkeypatch.setattr(channel, "torch_attend", lambda q, k, v, scale: right(q, k, v, scale * 1.01))
+    assert main(["--device", "cpu", "--cases", "channel_attention-small", "--dtypes", "float32"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and "channel_attention-small: output:" in printed and "of the allowed error" in printed
+
+
+def test_an_implementation_that_fails_is_found(capsys, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no memory is left")
+
+    monkeypatch.setattr(channel, "torch_attend", fail)
+    assert main(["--device", "cpu", "--cases", "channel_attention-small", "--dtypes", "float32"]) == 1
+    assert "channel_attention-small: MemoryError: no memory is left" in capsys.readouterr().out
+
+
+def test_no_gpu_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU here"):
+        main(["--device", "cuda"])
+
+
+def test_shares_of_the_allowed_error():
+    truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    eager = truth.float() + torch.tensor([0.0, 1e-3])
+    assert share(truth, eager, truth.float()) == 0
+    assert 0.9 < share(truth, eager, truth.float() + 2e-3) <= 1 < share(truth, eager, truth.float() + 3e-3)
+    assert not share(truth, eager, torch.full_like(eager, float("nan"))) <= 1
+    assert share(truth, eager, truth) == float("inf")  # another dtype
+
+
+def test_plain_attention_is_fused():
+    assert "heads of 24, 32, 48, 64 and 96" in machine.plain_attention("cpu")
+
+
+def test_plain_attention_that_is_not_fused_is_found(monkeypatch):
+    monkeypatch.setattr(ops, "pooled_attention", lambda q, k, v, impl: q.new_zeros(()).requires_grad_().refuse())
+    with pytest.raises(AttributeError):
+        machine.plain_attention("cpu")
+    unfused = torch.nn.functional.scaled_dot_product_attention
+
+    def with_a_mask(q, k, v, impl):
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
+        mask = torch.zeros(q.shape[2], k.shape[2], requires_grad=True)  # whose gradient no fused kernel gives
+        return unfused(q, k, v, mask)
+
+    monkeypatch.setattr(ops, "pooled_attention", with_a_mask)
+    with pytest.raises(machine.Failed, match="heads of 24 channels"):
+        machine.plain_attention("cpu")

@@ -1,0 +1,59 @@
+"""Which configuration of a kernel is launched."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels have one configuration", allow_module_level=True)
+
+from ops.launching import launch, precision
+from ops.window_attention.kernels import SIZES, forward_kernel
+
+
+class Kernel:
+    """Notes how it is launched, in the place of a kernel and of its tuner."""
+
+    def __init__(self, choices=None, fn=None):
+        self.choices, self.fn, self.launched = choices, fn, []
+
+    def __getitem__(self, grid):
+        return lambda *values, **constants: self.launched.append((grid, values, constants))
+
+
+@pytest.fixture
+def kernel():
+    return Kernel(forward_kernel.choices, Kernel())
+
+
+@pytest.mark.parametrize(("dtype", "warps"), [(torch.bfloat16, 4), (torch.float32, 8)])
+def test_deterministic_algorithms_leave_nothing_to_the_tuner(kernel, dtype, warps):
+    x = torch.zeros(2, dtype=dtype)
+    launch(kernel, 3, x, D=32)
+    assert kernel.launched == [((3,), (x,), {"D": 32})] and not kernel.fn.launched
+    torch.use_deterministic_algorithms(True)
+    try:
+        launch(kernel, 3, x, D=32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    ((grid, _, constants),) = kernel.fn.launched
+    assert grid == (3,) and constants["D"] == 32 and constants["num_warps"] == warps
+    assert len(kernel.launched) == 1
+
+
+def test_the_tuner_is_asked_by_constants_alone_and_remembers():
+    assert set(forward_kernel.keys) == {p.name for p in forward_kernel.fn.params if p.is_constexpr}
+    assert not set(forward_kernel.keys) & set(SIZES)
+    assert forward_kernel.cache_results
+
+
+def test_float32_is_exact_unless_tf32_is_allowed():
+    assert precision() == "ieee"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
