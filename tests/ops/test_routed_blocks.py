@@ -8,7 +8,7 @@ from op_cases import packed, random, routed_case
 from torch import nn
 
 import ops
-from ops.bench import held
+from ops.bench.measure import held
 
 path = importlib.import_module("ops.routed_attention.torch_path")
 CASE = routed_case("blocks", 12, 15, (3, 5), 4)
