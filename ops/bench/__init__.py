@@ -10,6 +10,7 @@ the run goes on and ends with an error.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -142,6 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("the chart needs matplotlib, which is not installed: pip install matplotlib")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     started, rows, machines = time.monotonic(), [], {}

@@ -50,7 +50,7 @@ class Row:
 
 
 def leaves(inputs: Tensors, mode: str) -> Tensors:
-    """The inputs as the ends of a graph, in the mode that has a backward; in the other FlexAttention would refuse them."""
+    """The inputs as ends of a graph, in the mode that has a backward; in the other FlexAttention would refuse them."""
     return {name: t.detach().requires_grad_(mode != "forward") for name, t in inputs.items()}
 
 

@@ -225,7 +225,8 @@ def test_traffic_and_products():
     a_map = 3 * 14 * 14 * 64
     answer = [torch.empty(3, 14, 14, 2, 32)]
     assert traffic(contest, answer, "forward") == 4 * a_map * 4
-    assert traffic(contest, answer, "forward+backward") == 11 * a_map * 4  # and q, k, v, what the result gets; three gradients
+    # and again q, k, v; the gradient of the result; three gradients
+    assert traffic(contest, answer, "forward+backward") == 11 * a_map * 4
     assert flops(case, 3) == (4 * a_map * 49, 8 * a_map * 49)
 
 
