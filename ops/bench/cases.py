@@ -6,6 +6,7 @@ multiples of 32, so that a stage's map is the image divided by 4, 8, 16 and 32.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 Size = tuple[int, int]
@@ -109,7 +110,7 @@ def dinat(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
 
 def biformer(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     if stage == 3:
-        yield call("pooled_attention", size, heads, dim, keys=size[0] * size[1])
+        yield call("pooled_attention", size, heads, dim, keys=prod(size))
     else:
         whole = (-(-size[0] // 7) * 7, -(-size[1] // 7) * 7)
         yield call("routed_attention", whole, heads, dim, regions=(7, 7), topk=(1, 4, 16)[stage])
@@ -119,9 +120,9 @@ def litv2(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     if stage == 2:
         low = heads * 9 // 10
         yield windows(size, heads - low, dim, 2, filled=True)
-        yield call("pooled_attention", size, low, dim, keys=size[0] * size[1] // 4)
+        yield call("pooled_attention", size, low, dim, keys=prod(size) // 4)
     if stage == 3:
-        yield call("pooled_attention", size, heads, dim, keys=size[0] * size[1])
+        yield call("pooled_attention", size, heads, dim, keys=prod(size))
 
 
 def stvit(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
@@ -129,21 +130,21 @@ def stvit(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     if cell > 1:
         yield call("super_token_attention", size, 1, heads * dim, cell=(cell, cell))
     tokens = (size[0] // cell, size[1] // cell)
-    yield call("pooled_attention", tokens, heads, dim, keys=tokens[0] * tokens[1])
+    yield call("pooled_attention", tokens, heads, dim, keys=prod(tokens))
 
 
 def sgformer(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     if stage == 3:
-        yield call("pooled_attention", size, heads, dim, keys=size[0] * size[1])
+        yield call("pooled_attention", size, heads, dim, keys=prod(size))
         return
     side, runs, shares = ((8, (196, 56, 28), (1, 2, 1)), (4, (49, 14, 7), (1, 2, 1)), (2, (2, 1), (1, 1)))[stage]
     reduced = (size[0] // side, size[1] // side)
     yield windows(size, heads // 2, dim, 7)
     yield call("significance", size, heads // 2, dim, window=(7, 7), keys=size)
     yield call("significance", size, heads // 2, dim, window=None, keys=reduced)
-    yield call("pooled_attention", size, heads // 2, dim, keys=reduced[0] * reduced[1])
+    yield call("pooled_attention", size, heads // 2, dim, keys=prod(reduced))
     yield call("token_reallocation", size, 1, heads * dim, runs=runs, shares=shares)
-    yield call("pooled_attention", size, heads, dim, keys=merged(size[0] * size[1], runs, shares))
+    yield call("pooled_attention", size, heads, dim, keys=merged(prod(size), runs, shares))
 
 
 def merged(tokens: int, runs: tuple[int, ...], shares: tuple[int, ...]) -> int:
@@ -164,29 +165,34 @@ FAMILIES = {
     "stvit": stvit,
 }
 
-# What an op multiplies and adds for one pixel and channel: forward, and for its gradients. An attention to n keys has
-# two products of n forward and four backward; the logits, which a kernel computes again, are not counted twice.
+
+def attention(keys: int) -> tuple[int, int]:
+    """Two products forward and four backward; the logits, which a kernel computes again, are not counted twice."""
+    return 2 * keys, 4 * keys
+
+
+# what an op multiplies and adds for one pixel and channel: forward, and for its gradients
 PRODUCTS = {
-    "window_attention": lambda c: (2 * c["window"][0] * c["window"][1], 4 * c["window"][0] * c["window"][1]),
-    "neighborhood_attention": lambda c: (2 * c["window"][0] * c["window"][1], 4 * c["window"][0] * c["window"][1]),
-    "routed_attention": lambda c: (2 * routed_keys(c), 4 * routed_keys(c)),
-    "pooled_attention": lambda c: (2 * c["keys"], 4 * c["keys"]),
+    "window_attention": lambda c: attention(prod(c["window"])),
+    "neighborhood_attention": lambda c: attention(prod(c["window"])),
+    "routed_attention": lambda c: attention(routed_keys(c)),
+    "pooled_attention": lambda c: attention(c["keys"]),
     # dim x dim for every pixel of a head: keys by values, attention by queries
-    "channel_attention": lambda c: (2 * c.dim, 4 * c.dim),
-    # each pixel meets nine tokens thrice: association, average, scatter; the association has no gradient
-    "super_token_attention": lambda c: (27, 27),
+    "channel_attention": lambda c: attention(c.dim),
+    # each pixel meets nine tokens thrice: association, average, scatter; the first has no gradient, the others one each
+    "super_token_attention": lambda c: (27, 18),
     # each pixel is weighed once in both orders
     "token_reallocation": lambda c: (2, 4),
-    "significance": lambda c: ((c["window"] or c["keys"])[0] * (c["window"] or c["keys"])[1], 0),
+    "significance": lambda c: (prod(c["window"] or c["keys"]), 0),
 }
 
 
 def routed_keys(c: Call) -> int:
-    return c["topk"] * c.size[0] * c.size[1] // (c["regions"][0] * c["regions"][1])
+    return c["topk"] * prod(c.size) // prod(c["regions"])
 
 
 def flops(c: Call, batch: int) -> tuple[int, int]:
     """Floating-point operations of the op's own products, forward and backward; softmax and sums are not counted."""
-    pixels = 2 * batch * c.size[0] * c.size[1] * c.heads * c.dim
+    pixels = 2 * batch * prod(c.size) * c.heads * c.dim
     forward, backward = PRODUCTS[c.op](c)
     return forward * pixels, backward * pixels
