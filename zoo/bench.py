@@ -168,17 +168,23 @@ def main(argv: list[str] | None = None) -> None:
         profile(args)
         return
     rate = machine(args.device, getattr(torch, args.dtype), args.repeats).product
-    rows = []
+    rows, text = [], ""
     for name in args.models or DEFAULT:
         rows.append(measure(name, args, rate))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
+        text = record(args, rows, rate)
+    print("\n" + text)
+
+
+def record(args: argparse.Namespace, rows: list[Row], rate: float) -> str:
+    """The page so far; written after every model, so that a run that is cut off leaves what it measured."""
     facts = settings(args) | {"matrix product": f"{rate / 1e9:.0f} GFLOP/s"}
     text = page("Models", facts, ["", table(rows)])
-    print("\n" + text)
     if args.out is not None:
         write(args, "models", text)
         numbers = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
         replace(args.out / f"{stem(args, 'models')}.json", numbers)
+    return text
 
 
 def profile(args: argparse.Namespace) -> None:

@@ -28,12 +28,13 @@ code does.
 
 
 def circumstances(device: str, module: str) -> dict[str, str]:
-    """Device, versions, date and command of this run of `module`."""
+    """Device, versions, date and command of this run of `module`; on a CPU also how busy the machine is."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("timm", "torchvision", "triton", "natten"):
         if name in sys.modules:
             versions[name] = sys.modules[name].__version__
     cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    cpu += f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     return {
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
