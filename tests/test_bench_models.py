@@ -1,11 +1,13 @@
 """`python -m zoo.bench`: whole models beside their twins."""
 
 import json
+import time
 
 import pytest
 import torch
 
 from zoo import bench
+from zoo.bench_profile import by_module, kind
 from zoo.registry import variants
 from zoo.table import parameters
 
@@ -26,6 +28,64 @@ def test_training_counts_the_backward_too():
     speed = row.images_a_second["ours"]
     assert row.mode == "forward+backward" and set(row.images_a_second) == {"ours"}
     assert row.share["ours"] == pytest.approx(3 * 2e9 * row.gflops * speed / 1e12)
+
+
+def test_profile(tmp_path, capsys):
+    bench.main(["stvit_s", "--batch", "1", "--profile", "--train", "--out", str(tmp_path)])
+    text = (tmp_path / "profile_cpu_training.md").read_text()
+    assert text in capsys.readouterr().out
+    kinds, modules = (part for part in text.split("\n\n") if part.startswith("| ours"))
+    assert "kind of operator, forward+backward" in kinds and "module, forward" in modules
+    assert {"matrix product", "convolution"} < names(kinds)
+    assert {"Linear", "Conv2d, depthwise"} < names(modules)
+    for part in (kinds, modules):
+        assert sum(int(line.split("|")[2].strip(" %")) for line in rows(part)) == pytest.approx(100, abs=10)
+
+
+def rows(part):
+    return part.splitlines()[2:]
+
+
+def names(part):
+    return {line.split("|")[1].strip() for line in rows(part)}
+
+
+def test_time_inside_a_module_is_not_that_of_its_parts():
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slow = Slow()
+
+        def forward(self, x):
+            return self.slow(self.slow(x))
+
+    seconds = by_module(Outer(), torch.zeros(1))
+    assert seconds["Slow"] >= 0.04 and seconds["Outer"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        ("aten::addmm", "matrix product"),
+        ("aten::bmm", "matrix product"),
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::convolution_backward", "convolution"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::native_layer_norm", "norm"),
+        ("aten::copy_", "copy"),
+        ("aten::add_", "sum, product by element"),
+        ("aten::gelu_backward", "activation"),
+        ("aten::_softmax", "softmax"),
+        ("aten::unheard_of", "other"),
+    ],
+)
+def test_kinds_of_operators(operator, expected):
+    assert kind(operator) == expected
 
 
 def test_unknown_model(capsys):

@@ -2,9 +2,11 @@
 
     python -m zoo.bench davit_t gcvit_t --device cpu --threads 2 --out benchmarks
     python -m zoo.bench --device cuda --dtype bfloat16 --batch 128 --train
+    python -m zoo.bench stvit_s --profile
 
 The share is multiply-adds times two, times images a second, over the rate of a large matrix product measured in the
 same run: what a perfect model would reach is 100 %. Twins take turns, so that a busy moment of the machine hits both.
+With `--profile` it says where the time of each model goes.
 """
 
 import argparse
@@ -20,8 +22,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ops.bench import circumstances, timings
+from ops.bench.measure import machine, timings
+from ops.bench.report import circumstances, replace
 
+from .bench_profile import by_kind, by_module, render
 from .registry import class_of, variants
 from .table import gflops
 
@@ -60,14 +64,6 @@ class Row:
     share: dict[str, float]
 
 
-def matrix_rate(device: str, dtype: torch.dtype, repeats: int) -> float:
-    """Floating-point operations a second of this machine's own matrix product, 2048 (on a GPU 8192) square."""
-    side = 8192 if device == "cuda" else 2048
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    ms, _ = timings({"product": lambda: a @ a}, repeats, device)
-    return 2 * side**3 / (ms["product"] / 1000)
-
-
 def step(model: nn.Module, images: Tensor, train: bool) -> None:
     if not train:
         with torch.inference_mode():
@@ -77,24 +73,47 @@ def step(model: nn.Module, images: Tensor, train: bool) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def measure(name: str, args: argparse.Namespace, rate: float) -> Row:
-    """Times one model, and its twin where there is one, in turn."""
+def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor]:
+    """The model, its twin where there is one, and a batch of images."""
     size, dtype = variants()[name]["img_size"], getattr(torch, args.dtype)
     models = {"ours": class_of(name)(**variants()[name])}
     if name in TWINS:
-        source, build = TWINS[name]
-        models[source] = build()
+        source, make = TWINS[name]
+        models[source] = make()
+    for model in models.values():
+        model.to(args.device, dtype, memory_format=torch.channels_last).train(args.train)
     images = torch.randn(args.batch, 3, size, size, device=args.device, dtype=dtype)
-    images = images.contiguous(memory_format=torch.channels_last)
-    runs = {}
-    for source, model in models.items():
-        model = model.to(args.device, dtype, memory_format=torch.channels_last).train(args.train)
-        runs[source] = partial(step, torch.compile(model) if args.compile else model, images, args.train)
+    return models, images.contiguous(memory_format=torch.channels_last)
+
+
+def measure(name: str, args: argparse.Namespace, rate: float) -> Row:
+    """Times one model, and its twin where there is one, in turn."""
+    models, images = build(name, args)
+    runs = {
+        source: partial(step, torch.compile(model) if args.compile else model, images, args.train)
+        for source, model in models.items()
+    }
     ms, mib = timings(runs, args.repeats, args.device)
     operations = 2e9 * gflops(name) * (3 if args.train else 1)
     speed = {source: args.batch / (value / 1000) for source, value in ms.items()}
     share = {source: operations * value / rate for source, value in speed.items()}
-    return Row(name, "forward+backward" if args.train else "forward", gflops(name), speed, mib, share)
+    return Row(name, mode(args), gflops(name), speed, mib, share)
+
+
+def profiled(name: str, args: argparse.Namespace) -> list[str]:
+    """Tables of where the time of a model and of its twin goes."""
+    models, images = build(name, args)
+    lines = ["", f"## {name}"]
+    for source, model in models.items():
+        step(model, images, args.train)  # warm up
+        kinds = by_kind(partial(step, model, images, args.train), args.device)
+        lines += ["", *render(f"{source}: kind of operator, {mode(args)}", kinds)]
+        lines += ["", *render(f"{source}: module, forward", by_module(model, images))]
+    return lines
+
+
+def mode(args: argparse.Namespace) -> str:
+    return "forward+backward" if args.train else "forward"
 
 
 def table(rows: list[Row]) -> str:
@@ -130,7 +149,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
     parser.add_argument("--train", action="store_true", help="forward and backward, in training mode")
-    parser.add_argument("--out", type=Path, help="a folder for models_<device>_<mode>.md and .json")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, in place of how much it is")
+    parser.add_argument("--out", type=Path, help="a folder for models_<device>_<mode>.md and .json, or profile_....md")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.models) - set(variants()))
     if unknown:
@@ -144,21 +164,55 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rate = matrix_rate(args.device, getattr(torch, args.dtype), args.repeats)
-    rows = []
+    if args.profile:
+        profile(args)
+        return
+    rate = machine(args.device, getattr(torch, args.dtype), args.repeats).product
+    rows, text = [], ""
     for name in args.models or DEFAULT:
         rows.append(measure(name, args, rate))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-    facts = circumstances(args, "zoo.bench") | {"matrix product": f"{rate / 1e9:.0f} GFLOP/s"}
-    text = "\n".join(["# Models", "", *(f"- {key}: {value}" for key, value in facts.items()), "", table(rows), ""])
+        text = record(args, rows, rate)
     print("\n" + text)
+
+
+def record(args: argparse.Namespace, rows: list[Row], rate: float) -> str:
+    """The page so far; written after every model, so that a run that is cut off leaves what it measured."""
+    facts = settings(args) | {"matrix product": f"{rate / 1e9:.0f} GFLOP/s"}
+    text = page("Models", facts, ["", table(rows)])
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        stem = f"models_{args.device}_{'training' if args.train else 'inference'}"
-        (args.out / f"{stem}.md").write_text(text)
-        (args.out / f"{stem}.json").write_text(
-            json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+        write(args, "models", text)
+        numbers = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        replace(args.out / f"{stem(args, 'models')}.json", numbers)
+    return text
+
+
+def profile(args: argparse.Namespace) -> None:
+    lines = []
+    for name in args.models or DEFAULT:
+        lines += profiled(name, args)
+    text = page("Where the time goes", settings(args), lines)
+    print(text)
+    if args.out is not None:
+        write(args, "profile", text)
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    timing = "one run, warmed up" if args.profile else f"medians of {args.repeats} alternating runs"
+    return circumstances(args.device, "zoo.bench") | {"settings": f"batch {args.batch}, {args.dtype}, {timing}"}
+
+
+def page(title: str, facts: dict[str, str], lines: list[str]) -> str:
+    return "\n".join([f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), *lines, ""])
+
+
+def stem(args: argparse.Namespace, what: str) -> str:
+    return f"{what}_{args.device}_{'training' if args.train else 'inference'}"
+
+
+def write(args: argparse.Namespace, what: str, text: str) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace(args.out / f"{stem(args, what)}.md", text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Routed attention in ordinary PyTorch operators, arranged for speed and for little memory.
 
-Keys and values are copied once into regions, head by head. Those that some regions chose are gathered for a block of
-these regions at a time, as many as fit a cache, and forgotten: the backward gathers them again.
+Keys and values of a few images at a time are copied once into regions, head by head. Those that some regions chose are
+gathered for a block of these regions, as many as fit a cache, and forgotten: the backward gathers them again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
     if route.shape[2] == regions[0] * regions[1]:  # plain attention: nothing to gather
         q, k, v = q.flatten(1, 2).transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])
+    if not torch.jit.is_scripting():
+        # what one region is routed to is no larger than the map: kept for the gradient, it need not be gathered again
+        learned = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not recorded and not (learned and route.shape[2] == 1):
+            return Gathered.apply(q, k, v, route, regions, scale)
     places = find(route, regions, heads)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-            return Gathered.apply(q, k, v, places, regions, scale)
     # a block has rows of regions of all images: how many blocks a graph has must not depend on the number of images
     step = fitting(2 * D * heads * route.shape[2] * H * W // regions[0] * q.element_size())
     q, k, v = spread(q, regions), matrices(spread(k, regions)).flatten(0, 1), matrices(spread(v, regions)).flatten(0, 1)
@@ -44,12 +48,14 @@ class Gathered(torch.autograd.Function):
     """`attention` on maps, block by block; its own backward is differentiable too."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, places: Tensor, regions: tuple[int, int], scale: float) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: tuple[int, int], scale: float) -> Tensor:
         out = q.new_empty(q.shape)
-        found, q = spread(out, regions), spread(q, regions)
-        k, v = (matrices(spread(t, regions)).flatten(0, 1) for t in (k, v))
-        for b, r, c in blocks(q, places):
-            found[b, r, :, c] = attention(q[b, r, :, c], k, v, places[b, r, c], scale)
+        for b, rows, cols in blocks(q, regions, route):
+            places = find(route[b], regions, q.shape[3])
+            queries, found, *keys = (spread(t[b], regions) for t in (q, out, k, v))
+            keys, values = (matrices(t).flatten(0, 1) for t in keys)
+            for r, c in product(rows, cols):
+                found[:, r, :, c] = attention(queries[:, r, :, c], keys, values, places[:, r, c], scale)
         return out
 
     @staticmethod
@@ -59,42 +65,63 @@ class Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        q, k, v, places = ctx.saved_tensors
+        q, k, v, route = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
-            q, k, v, grad = (spread(t.to(q.dtype), ctx.regions) for t in (q, k, v, grad))
-            dq, dk, dv = gradients(q, matrices(k).flatten(0, 1), matrices(v).flatten(0, 1), grad, places, ctx.scale)
-            found = (dq, tiles(dk, k), tiles(dv, v))
-            return *(t.flatten(3, 4).flatten(1, 2) for t in found), None, None, None
+            q, k, v, grad = (t.to(q.dtype) for t in (q, k, v, grad))
+            dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
+            for b, rows, cols in blocks(q, ctx.regions, route):
+                places = find(route[b], ctx.regions, q.shape[3])
+                maps = [spread(t[b], ctx.regions) for t in (q, k, v, grad, dq, dk, dv)]
+                gradients(*maps, places, list(product(rows, cols)), ctx.scale)
+            return dq, dk, dv, None, None, None
 
 
-def gradients(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, places: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """Those of q, k, v, in their shapes, from that of what `attention` gives for all of q."""
-    dq, dk, dv = q.new_empty(q.shape), torch.zeros_like(k).flatten(1), torch.zeros_like(v).flatten(1)
-    for b, r, c in blocks(q, places):
-        chosen, queries, probe = places[b, r, c], matrices(q[b, r, :, c]) * scale, matrices(grad[b, r, :, c])
-        keys = pick(k, chosen)
-        weights = (queries @ keys.transpose(2, 3)).softmax(-1)  # (regions, heads, P, topk * P)
-        slope = probe @ pick(v, chosen).transpose(2, 3)
-        slope = (slope - (slope * weights).sum(-1, keepdim=True)) * weights
-        dq[b, r, :, c] = tiles(slope @ keys * scale, q[b, r, :, c])
-        dk.index_add_(0, chosen.flatten(), (slope.transpose(2, 3) @ queries).view(-1, dk.shape[1]))
-        dv.index_add_(0, chosen.flatten(), (weights.transpose(2, 3) @ probe).view(-1, dv.shape[1]))
-    return dq, dk.view(k.shape), dv.view(v.shape)
+def gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    places: Tensor,
+    parts: list[tuple[slice, slice]],
+    scale: float,
+) -> None:
+    """Fills dq, dk and dv from `grad`, that of what `attention` gives; all as `spread`, of whole images."""
+    keys, values = matrices(k).flatten(0, 1), matrices(v).flatten(0, 1)
+    to_keys, to_values = torch.zeros_like(keys).flatten(1), torch.zeros_like(values).flatten(1)
+    for r, c in parts:
+        chosen, queries, probe = places[:, r, c], matrices(q[:, r, :, c]) * scale, matrices(grad[:, r, :, c])
+        picked = pick(keys, chosen)
+        weights = (queries @ picked.transpose(2, 3)).softmax(-1)  # (regions, heads, P, topk * P)
+        slope = probe @ pick(values, chosen).transpose(2, 3)
+        slope = torch._softmax_backward_data(slope, weights, -1, slope.dtype)
+        dq[:, r, :, c] = tiles(slope @ picked, q[:, r, :, c]) * scale
+        to_keys.index_add_(0, chosen.flatten(), (slope.transpose(2, 3) @ queries).view(-1, to_keys.shape[1]))
+        to_values.index_add_(0, chosen.flatten(), (weights.transpose(2, 3) @ probe).view(-1, to_values.shape[1]))
+    dk.copy_(tiles(to_keys.view(keys.shape), k))
+    dv.copy_(tiles(to_values.view(values.shape), v))
 
 
-def blocks(q: Tensor, places: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Which images, rows and columns of regions make each block; q as `spread`, places as `find` gives them.
+def blocks(
+    q: Tensor, regions: tuple[int, int], route: Tensor
+) -> Iterator[tuple[slice, Sequence[slice], Sequence[slice]]]:
+    """Which images make each group, and which rows and columns of its regions make each block.
 
     A block holds its keys and values and, in the backward, logits.
     """
-    B, rows, h, cols, w, heads, D = q.shape
-    size = (2 * D + h * w) * heads * places.shape[4] * h * w * q.element_size()
+    B, H, W, heads, D = q.shape
+    rows, cols = regions
+    pixels = (H // rows) * (W // cols)
+    size = (2 * D + pixels) * heads * route.shape[2] * pixels * q.element_size()
     most = fitting(size, CACHED if q.is_cpu else SPACIOUS)
-    steps = max(most // (rows * cols), 1), max(most // cols, 1), most
-    for b in range(0, B, steps[0]):
-        for r in range(0, rows, steps[1]):
-            for c in range(0, cols, steps[2]):
-                yield slice(b, b + steps[0]), slice(r, r + steps[1]), slice(c, c + steps[2])
+    for images in slices(B, max(most // (rows * cols), 1)):
+        yield images, slices(rows, max(most // cols, 1)), slices(cols, most)
+
+
+def slices(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def fitting(size: int, budget: int = 2**24) -> int:

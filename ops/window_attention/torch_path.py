@@ -1,12 +1,16 @@
 """Window attention in ordinary PyTorch operators, arranged for speed.
 
-q, k and v are each copied once into windows, head by head, and the result once back; bias and mask start the sum that
-the matrix product of the logits adds to, so that no pass over the logits is spent on them.
+q, k and v are each copied once into windows and the result once back. Where PyTorch's fused attention serves, it reads
+windows as they lie; where it does not, they are copied head by head for matrix products, and bias and mask start the
+sum that the product of the logits adds to, so that no pass over the logits is spent on them. Without gradients images
+come a few at a time, so that the copies stay in the cache.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+CACHED = 2**22  # bytes of the maps, queries to result, of the images that are attended at once without gradients
 
 
 def attend(
@@ -22,6 +26,45 @@ def attend(
     """(B, H, W, heads, D); the arguments are those of `ops.window_attention`, `grid` for its partition."""
     B, H, W, heads, D = k.shape
     wh, ww = window
+    Hx, Wx = H + -H % wh, W + -W % ww
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if eager(k) and not learning(q, k, v, bias):
+            out = k.new_empty(B, Hx, Wx, heads, D)
+            placed, step = tiles(out, wh, ww, grid), max(CACHED // (4 * k[0].numel() * k.element_size()), 1)
+            for i in range(0, B, step):
+                few = (t[i : i + step] for t in (q, k, v))
+                placed[i : i + step] = attend_tiles(*few, bias, window, grid, scale, outside)
+            return out[:, :H, :W]
+    out = attend_tiles(q, k, v, bias, window, grid, scale, outside)
+    out = out.permute(0, 3, 1, 4, 2, 5, 6) if grid else out.transpose(2, 3)
+    return out.reshape(B, Hx, Wx, heads, D)[:, :H, :W]
+
+
+def eager(x: Tensor) -> bool:
+    """Whether operators run one by one on a CPU, in the dtype of `x`."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu")
+
+
+def learning(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether anything here is to have a gradient."""
+    learned = mask is not None and mask.requires_grad
+    return torch.is_grad_enabled() and (learned or q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def attend_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    window: tuple[int, int],
+    grid: bool,
+    scale: float,
+    outside: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """The result as `tiles` has it, in whole groups."""
+    H, W, heads, D = k.shape[1:]
+    wh, ww = window
     down, right = -H % wh, -W % ww
     shared = q.shape[1] != H or q.shape[2] != W
     mask = relative(bias.to(q.dtype), wh, ww) if bias is not None else None  # (heads, N, N)
@@ -32,17 +75,25 @@ def attend(
         k = extend(k, down, right, outside[0] if outside is not None else None)
         v = extend(v, down, right, outside[1] if outside is not None else None)
         q = q if shared else extend(q, down, right, None)
-    Hx, Wx = H + down, W + right
-    if shared:
-        q = q.reshape(B, 1, 1, wh, ww, heads, D).expand(-1, Hx // wh, Wx // ww, -1, -1, -1, -1)
-        q = q.permute(0, 1, 2, 5, 3, 4, 6).reshape(-1, wh * ww, D)
-    else:
-        q = split(q, wh, ww, grid)
-    k, v = split(k, wh, ww, grid), split(v, wh, ww, grid)  # (B * groups * heads, N, D)
-    out = matrices(q, k, v, mask, heads, scale)
-    out = out.reshape(B, Hx // wh, Wx // ww, heads, wh, ww, D)
-    out = out.permute(0, 4, 1, 5, 2, 3, 6) if grid else out.permute(0, 1, 4, 2, 5, 3, 6)
-    return out.reshape(B, Hx, Wx, heads, D)[:, :H, :W]
+    k, v = tiles(k, wh, ww, grid), tiles(v, wh, ww, grid)
+    q = q[:, None, None].expand(k.shape) if shared else tiles(q, wh, ww, grid)
+    # the same mask in every window: heads need not be apart
+    if (mask is None or mask.shape[0] == heads) and fused(q, k, v, mask, wh * ww):
+        return sdpa(together(q), together(k), together(v), mask, scale).transpose(1, 2).reshape(k.shape)
+    out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale)
+    return out.view(k.shape[0], k.shape[1], k.shape[2], heads, wh, ww, D).permute(0, 1, 2, 4, 5, 3, 6)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int) -> bool:
+    """Whether PyTorch's fused attention is at hand and faster than products.
+
+    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
+    """
+    if not k.is_cpu:
+        return True
+    if not learning(q, k, v, mask):
+        return keys > 16
+    return keys > 64 and (mask is None or not mask.requires_grad)
 
 
 def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
@@ -51,9 +102,7 @@ def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, s
     mask (M, 1 or N, K) repeats.
     """
     N, K = q.shape[1], k.shape[1]
-    learned = mask is not None and mask.requires_grad and torch.is_grad_enabled()
-    # a fused SDPA never holds the logits, but on CPUs it gives no gradient of a mask and is slower up to 64 tokens
-    if k.is_cpu and (learned or K <= 64):
+    if not fused(q, k, v, mask, K):
         if mask is None:
             logits = torch.bmm(q * scale, k.transpose(1, 2))
         else:
@@ -62,6 +111,11 @@ def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, s
         return torch.bmm(logits.softmax(-1).to(v.dtype), v)
     count = heads if mask is None else mask.shape[0]
     q, k, v = q.view(-1, count, N, q.shape[2]), k.view(-1, count, K, k.shape[2]), v.view(-1, count, K, v.shape[2])
+    return sdpa(q, k, v, mask, scale)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Fused attention of (matrices, heads, N, D), with a mask (heads, 1 or N, K)."""
     return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(0), scale=scale)
 
 
@@ -75,14 +129,22 @@ def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
     return torch.cat([x, token.expand(B, down, W + right, heads, D)], 1)
 
 
-def split(x: Tensor, wh: int, ww: int, grid: bool) -> Tensor:
-    """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D)."""
-    B, H, W, heads, D = x.shape
+def tiles(x: Tensor, wh: int, ww: int, grid: bool) -> Tensor:
+    """A view of (B, H, W, heads, D) as (B, rows of groups, columns of groups, wh, ww, heads, D)."""
+    H, W = x.shape[1], x.shape[2]
     if grid:
-        x = x.reshape(B, wh, H // wh, ww, W // ww, heads, D).permute(0, 2, 4, 5, 1, 3, 6)
-    else:
-        x = x.reshape(B, H // wh, wh, W // ww, ww, heads, D).permute(0, 1, 3, 5, 2, 4, 6)
-    return x.reshape(-1, wh * ww, D)
+        return x.unflatten(2, [ww, W // ww]).unflatten(1, [wh, H // wh]).permute(0, 2, 4, 1, 3, 5, 6)
+    return x.unflatten(2, [W // ww, ww]).unflatten(1, [H // wh, wh]).transpose(2, 3)
+
+
+def together(x: Tensor) -> Tensor:
+    """Of `tiles`, a copy (B * groups, wh * ww, heads, D), given as (B * groups, heads, wh * ww, D)."""
+    return x.flatten(3, 4).flatten(0, 2).transpose(1, 2)
+
+
+def by_head(x: Tensor) -> Tensor:
+    """Of `tiles`, a copy (B * groups * heads, wh * ww, D)."""
+    return x.permute(0, 1, 2, 5, 3, 4, 6).flatten(4, 5).flatten(0, 3)
 
 
 def relative(bias: Tensor, wh: int, ww: int) -> Tensor:
@@ -96,4 +158,4 @@ def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor)
     """(groups * heads, 1, N): 0 for keys inside the map, -inf for those outside."""
     zeros = torch.zeros([1, H, W, 1, 1], dtype=like.dtype, device=like.device)
     mask = F.pad(zeros, [0, 0, 0, 0, 0, -W % ww, 0, -H % wh], value=float("-inf"))
-    return split(mask.expand(-1, -1, -1, heads, -1), wh, ww, grid).transpose(1, 2)
+    return by_head(tiles(mask.expand(-1, -1, -1, heads, -1), wh, ww, grid)).transpose(1, 2)

@@ -1,64 +1,210 @@
-"""The benchmark runs, checks agreement, and writes what it says it writes."""
+"""`python -m ops.bench`: it writes what it says, holds peers to the op, survives their failures, and stops in time."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from ops import bench
+from ops.bench.cases import BASE, MODELS, SMALL, Call, call, calls, flops, merged
+from ops.bench.contest import Contest, Peer
+from ops.bench.contests import CONTESTS
+from ops.bench.measure import MODES, Machine, Row, held, measure, traffic
+from ops.bench.report import render
+
+QUICK = ["products", "sdpa", "timm", "unfold", "gathered", "gather", "softmax"]  # those that are not compiled
+
+
+def row(call, mode="forward", batch=2):
+    return Row(call.op, str(call), ["model 1"], "224", batch, "float32", mode)
+
+
+def measured(call, contest, mode="forward", only=QUICK):
+    options = {"repeats": 1, "device": "cpu", "dtype": torch.float32, "only": only}
+    return measure(call, contest, row(call, mode), **options)
+
+
+@pytest.fixture
+def small():
+    """A call whose peers all run at once."""
+    return call("pooled_attention", (6, 5), 2, 8, keys=11)
 
 
 def test_writes_its_table(tmp_path, capsys):
-    bench.main(
-        [
-            "window_attention",
-            "--cases",
-            "block 7x7",
-            "--peers",
-            "timm",
-            "sdpa",
-            "--batch",
-            "2",
-            "--repeats",
-            "1",
-            "--out",
-            str(tmp_path),
-            "--json",
-            str(tmp_path / "numbers.json"),
-        ]
-    )
-    text = (tmp_path / "window_attention_cpu.md").read_text()
-    assert text in capsys.readouterr().out
+    arguments = [
+        "window_attention",
+        "--models",
+        "maxvit_t",
+        "--cases",
+        "attention 7 ",
+        "--batch",
+        "2",
+        "--repeats",
+        "1",
+    ]
+    arguments += ["--peers", "timm", "sdpa", "--out", str(tmp_path), "--json", str(tmp_path / "numbers.json")]
+    bench.main(arguments)
+    text, printed = (tmp_path / "window_attention_cpu.md").read_text(), capsys.readouterr().out
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers == json.loads((tmp_path / "window_attention_cpu.json").read_text())
-    assert [row["mode"] for row in numbers["rows"]] == ["forward", "forward+backward"]
-    for row in numbers["rows"]:
-        assert set(row["ms"]) == {"ours", "timm", "sdpa"} and min(row["ms"].values()) > 0 and not row["missing"]
-        assert set(row["mib"]) == {"ours", "timm", "sdpa"} and min(row["mib"].values()) > 0
-        assert f"{row['ms']['ours'] / row['ms']['timm']:.2f}" in text
-    for fact in ("date", "device", "versions", "command"):
+    assert (tmp_path / "window_attention_cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert [(r["call"], r["mode"]) for r in numbers["rows"]] == [
+        (f"7 16x32 window 7 {kind}", mode) for kind in ("bias", "grid bias") for mode in MODES
+    ]
+    for r in numbers["rows"]:
+        assert set(r["ms"]) == {"ours", "timm", "sdpa"} and min(r["ms"].values()) > 0 and not r["missing"]
+        assert set(r["mib"]) == {"ours", "timm", "sdpa"} and min(r["mib"].values()) > 0
+        assert f"{r['ms']['ours'] / min(r['ms']['timm'], r['ms']['sdpa']):.2f} |" in text
+        assert f"{r['op']} {r['call']} 224 float32 {r['mode']}: ours" in printed
+    for fact in ("date", "device", "versions", "command", "settings"):
         assert numbers[fact] and f"- {fact}: {numbers[fact]}" in text
+    assert "2 of 2 calls" in numbers["settings"]
 
 
-def test_a_peer_that_disagrees_is_not_timed(monkeypatch):
-    make = bench.OPS["window_attention"].peers
+# the smallest call of each op and kind, at a size whose windows reach over the border
+FEW = [
+    call("window_attention", (8, 6), 2, 8, window=(3, 3), grid=False, bias=False, filled=False, shared=False),
+    call("window_attention", (8, 6), 1, 32, window=(7, 7), grid=True, bias=True, filled=False, shared=False),
+    call("window_attention", (14, 7), 1, 32, window=(7, 7), grid=True, bias=True, filled=False, shared=False),
+    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, filled=True, shared=False),
+    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, filled=True, shared=True),
+    call("window_attention", (9, 6), 2, 8, window=(7, 7), grid=False, bias=False, filled=True, shared=False),
+    call("neighborhood_attention", (9, 8), 2, 8, window=(3, 3), dilation=(2, 2)),
+    call("routed_attention", (6, 9), 2, 8, regions=(3, 3), topk=2),
+    call("channel_attention", (5, 6), 2, 8),
+    call("super_token_attention", (8, 12), 1, 8, cell=(4, 4)),
+    call("token_reallocation", (6, 5), 1, 8, runs=(4, 3, 1), shares=(1, 2, 1)),
+    call("significance", (6, 8), 2, 8, window=None, keys=(3, 4)),
+    call("significance", (6, 8), 2, 8, window=(4, 4), keys=(6, 8)),
+    call("pooled_attention", (6, 5), 2, 8, keys=11),
+]
 
-    def wrong(**settings):
-        x, module, peers = make(**settings)
-        return x, module, {"ours": peers["ours"], "wrong": lambda x: 1.01 * peers["ours"](x)}
 
-    op = bench.Op(cases=bench.OPS["window_attention"].cases, peers=wrong, about="")
-    row = bench.measure(
-        op, "block 7x7x512 window 7", "forward", batch=1, repeats=1, device="cpu", dtype=torch.float32, only=None
-    )
-    assert set(row.ms) == {"ours"} and "disagrees: relative error 1.0e-02" in row.missing["wrong"]
-    assert "wrong, forward: not timed, disagrees" in bench.table([row])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", FEW, ids=lambda case: f"{case.op} {case}")
+def test_peers_agree(case, mode):
+    contest = CONTESTS[case.op](case, 2, "cpu", torch.float32)
+    if mode != "forward" and not contest.learned:
+        return
+    found = measured(case, contest, mode)
+    assert not found.missing and set(found.ms) == {"ours", *(set(contest.peers) & set(QUICK))} and len(found.ms) > 1
 
 
-def test_unknown_op_is_refused(capsys):
+@pytest.mark.parametrize("case", [FEW[1], FEW[4], FEW[6], FEW[7], FEW[-1]], ids=lambda case: f"{case.op} {case}")
+def test_flex_agrees(case, monkeypatch):
+    """Not compiled: its score and mask are what is held to the op."""
+    from ops.bench import contest
+
+    monkeypatch.setattr(contest, "compiled", lambda function: function)
+    made = CONTESTS[case.op](case, 2, "cpu", torch.float32)
+    assert not measured(case, made, only=["flex"]).missing
+
+
+def test_a_peer_without_a_bias_is_held_to_the_op_without_one():
+    made = CONTESTS["neighborhood_attention"](FEW[6], 2, "cpu", torch.float32)
+    assert made.peers["natten without bias"].plain
+
+    def unbiased(packed, bias):
+        return made.op(packed, torch.zeros_like(bias))
+
+    peers = {"plain": Peer(unbiased, plain=True), "not said": Peer(unbiased)}
+    for mode in MODES:
+        found = measured(FEW[6], Contest(made.inputs, made.op, peers), mode, only=list(peers))
+        assert set(found.ms) == {"ours", "plain"} and found.missing["not said"].startswith("disagrees")
+
+
+def test_a_peer_that_disagrees_or_fails_is_not_timed(small):
+    made = CONTESTS[small.op](small, 2, "cpu", torch.float32)
+
+    def failing(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+
+    peers = {"wrong": Peer(lambda **inputs: 1.01 * made.op(**inputs)), "failing": Peer(failing)}
+    peers["empty"] = Peer(lambda **inputs: made.op(**inputs) * float("nan"))
+    found = measured(small, Contest(made.inputs, made.op, peers), only=list(peers))
+    assert set(found.ms) == {"ours"}
+    assert found.missing["wrong"] == "disagrees: relative error 1.0e-02"
+    assert found.missing["failing"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    assert found.missing["empty"].startswith("disagrees")
+    text = render([found], {}, {"float32": Machine(1e9, 1e12)})
+    assert "wrong: not timed in 1 (first 6x5 2x8 keys 11 forward): disagrees" in text
+
+
+def test_ours_failing_ends_with_an_error_after_all_is_written(tmp_path, monkeypatch):
+    def broken(case, *settings):
+        made = CONTESTS_BEFORE(case, *settings)
+
+        def op(impl="auto", **inputs):
+            if impl == "auto":
+                raise RuntimeError("broken")
+            return made.op(impl=impl, **inputs)
+
+        return Contest(made.inputs, op, made.peers)
+
+    CONTESTS_BEFORE = CONTESTS["pooled_attention"]
+    monkeypatch.setitem(CONTESTS, "pooled_attention", broken)
+    arguments = [
+        "pooled_attention",
+        "--models",
+        "stvit_s",
+        "--cases",
+        "attention 7 8x64",
+        "--batch",
+        "1",
+        "--repeats",
+        "1",
+    ]
+    with pytest.raises(SystemExit, match=r"pooled_attention 7 8x64 keys 49 float32 forward: RuntimeError: broken"):
+        bench.main([*arguments, "--peers", "products", "--modes", "forward", "--out", str(tmp_path)])
+    (found,) = json.loads((tmp_path / "pooled_attention_cpu.json").read_text())["rows"]
+    assert set(found["ms"]) == {"products"} and found["missing"] == {"ours": "RuntimeError: broken"}
+
+
+def test_stops_when_its_minutes_are_over(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    arguments = ["--models", "stvit_s", "--batch", "1", "--repeats", "1", "--modes", "forward", "--peers"]
+    bench.main([*arguments, "--minutes", "1", "--out", str(tmp_path), "--threads", "1"])
+    assert "1 of 6 calls" in json.loads((tmp_path / "ops_cpu.json").read_text())["settings"]
+
+
+def test_the_most_important_comes_first():
+    jobs = bench.plan(bench.parse(["--device", "cuda"]))
+    assert {job.call.op for job in jobs[: len(CONTESTS)]} == set(CONTESTS)
+    assert all(job.call.size[0] >= 7 and job.stages[0].split("_")[1][0] in "ts" for job in jobs[: len(CONTESTS)])
+    assert [job.dtype for job in jobs] == sorted((job.dtype for job in jobs), key=["bfloat16", "float32"].index)
+    half = [job.image for job in jobs if job.dtype == "float32"]
+    assert half == sorted(half, key=["224", "800x1344"].index)
+    assert {(job.image, job.batch) for job in jobs} == {("224", 128), ("800x1344", 2)}
+
+
+def test_defaults_on_a_cpu_are_small():
+    jobs = bench.plan(bench.parse([]))
+    assert {(job.image, job.batch, job.dtype) for job in jobs} == {("224", 8, "float32")}
+    assert {stage.split()[0] for job in jobs for stage in job.stages} == set(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["windw_attention"], "no op is called windw_attention: expected some of window_attention"),
+        (["--models", "davit_tiny"], "no model is called davit_tiny: expected some of maxvit_t"),
+        (["--images", "225"], "image is 225: expected one or two multiples of 32"),
+        (["--batches", "1", "2"], "--batches has 2 numbers for 1 images"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        bench.main(["windw_attention"])
-    assert "window_attention" in capsys.readouterr().err
+        bench.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tmp_path):
+    with pytest.raises(SystemExit, match="torch finds no GPU here"):
+        bench.main(["--device", "cuda", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_most_that_is_held_is_counted():
@@ -70,17 +216,32 @@ def test_the_most_that_is_held_is_counted():
         del second
         return third
 
-    assert bench.held(run) == pytest.approx(8, abs=0.01)  # MiB of two tensors at a time
+    assert held(run) == pytest.approx(8, abs=0.01)  # MiB of two tensors at a time
 
 
-def test_the_memory_of_each_peer_is_in_the_table():
-    row = bench.Row("case", "forward", ms={"ours": 2.0, "other": 8.0}, mib={"ours": 3.0, "other": 30.0})
-    assert bench.table([row]).splitlines()[-1] == "| case | forward | 2.00 (3 MiB) | 8.00 (30 MiB) | 0.25 (0.10) |"
+def test_traffic_and_products():
+    case = call("window_attention", (14, 14), 2, 32, window=(7, 7), grid=False, bias=False, filled=True, shared=False)
+    contest = CONTESTS[case.op](case, 3, "cpu", torch.float32)
+    a_map = 3 * 14 * 14 * 64
+    answer = [torch.empty(3, 14, 14, 2, 32)]
+    assert traffic(contest, answer, "forward") == 4 * a_map * 4
+    # and again q, k, v; the gradient of the result; three gradients
+    assert traffic(contest, answer, "forward+backward") == 11 * a_map * 4
+    assert flops(case, 3) == (4 * a_map * 49, 8 * a_map * 49)
 
 
-def test_a_case_may_have_a_batch_of_its_own():
-    case = "42x35x256 top 16, one image"
-    settings = {"repeats": 1, "device": "cpu", "dtype": torch.float32, "only": None}
-    row = bench.measure(bench.OPS["routed_attention"], case, "forward+backward", batch=64, **settings)
-    # not a map of 64 images
-    assert row.mib["ours"] < min(row.mib["gathered"], row.mib["sdpa"]) < 200 and not row.missing
+def test_a_call_is_told_in_a_few_words():
+    assert str(FEW[1]) == "8x6 1x32 window 7 grid bias"
+    assert str(call("token_reallocation", (56, 56), 1, 64, runs=(196, 56), shares=(1, 2))) == (
+        "56 1x64 runs 196x56 shares 1x2"
+    )
+
+
+def test_what_is_merged():
+    assert merged(3136, (196, 56, 28), (1, 2, 1)) == 4 + 28 + 28
+    assert merged(35, (2, 1), (1, 1)) == math.ceil(17 / 2) + 18
+
+
+def test_every_family_has_two_sizes():
+    assert {name.split("_")[0] for name in SMALL} == {name.split("_")[0] for name in BASE}
+    assert all(isinstance(made, Call) for made in calls((224, 224))) and set(MODELS) == {*SMALL, *BASE}

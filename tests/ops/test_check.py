@@ -19,7 +19,11 @@ def test_all_is_well(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "4 checks as they should be, 0 not" in printed  # three dtypes, and that of pooled attention
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [finding["check"] for finding in found["findings"][:3]] == ["torch float32", "torch float16", "torch bfloat16"]
+    assert [finding["check"] for finding in found["findings"][:3]] == [
+        "torch float32",
+        "torch float16",
+        "torch bfloat16",
+    ]
     assert {"date", "device", "versions", "command"} < set(found)
 
 

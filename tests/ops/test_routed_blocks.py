@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ops
-from ops.bench import held
+from ops.bench.measure import held
 from ops.check.cases import packed, random, routed_case
 
 path = importlib.import_module("ops.routed_attention.torch_path")
@@ -24,8 +24,9 @@ def route():
 def test_blocks(fit, count, route, monkeypatch):
     """Parts of a row of regions, rows, images: each block has as many regions as fit."""
     monkeypatch.setattr(path, "CACHED", fit * PAIR)
-    inputs, places = CASE.make(), path.find(route, (3, 5), 2)
-    assert len(list(path.blocks(path.spread(inputs["qkv"].select(3, 0), (3, 5)), places))) == count
+    inputs = CASE.make()
+    groups = path.blocks(inputs["qkv"].select(3, 0), (3, 5), route)
+    assert sum(len(rows) * len(cols) for _, rows, cols in groups) == count
     qkv = inputs["qkv"].requires_grad_()
     probe = random(2, 12, 15, 2, 8)
     results = []

@@ -1,0 +1,189 @@
+"""How fast each op is beside its peers, on the very calls that the models make, in one run.
+
+    python -m ops.bench --device cuda --minutes 25                    # everything, the most important first
+    python -m ops.bench window_attention --device cpu --batch 2       # one op
+
+Before anything is timed all peers must agree, in results and in gradients. Timings alternate between the peers and are
+medians, so that a busy moment of the machine hits all of them. Results are written after every call: what a run that is
+cut off has measured is there. A peer that fails or does not fit in memory is listed with the reason; where ours does,
+the run goes on and ends with an error.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .cases import BASE, MODELS, SMALL, Call, calls
+from .contests import CONTESTS
+from .measure import MODES, Machine, Row, machine, measure, told
+from .report import chart, circumstances, numbers, replace, write
+
+BATCHES = {"224": 128, "800x1344": 2}  # by image; on a CPU 8 and 1
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call with the image and batch it is for, in one dtype."""
+
+    call: Call
+    stages: tuple[str, ...]
+    image: str
+    batch: int
+    dtype: str
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """All that the command line asks for, most important first.
+
+    Dtypes and images in the order they are given; T variants before B; within these the ops take turns, beginning with
+    the earliest stages, whose maps are the largest.
+    """
+    jobs = []
+    for dtype in args.dtypes:
+        for image, batch in zip(args.images, args.batches, strict=True):
+            for models in (SMALL, BASE):
+                chosen = {name: MODELS[name] for name in models if name in args.models}
+                jobs += in_turn([Job(c, tuple(s), image, batch, dtype) for c, s in calls(sides(image), chosen).items()])
+    return [job for job in jobs if job.call.op in args.ops and args.cases in f"{job.call.op} {job.call}"]
+
+
+def in_turn(jobs: Sequence[Job]) -> list[Job]:
+    """The first of each op, then the second of each."""
+    seen: dict[str, int] = {}
+    turns = []
+    for job in jobs:
+        seen[job.call.op] = turn = seen.get(job.call.op, 0) + 1
+        turns.append(turn)
+    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
+
+
+def sides(image: str) -> tuple[int, int]:
+    """ "224" or "800x1344" as (rows, columns). Raises ValueError unless both are multiples of 32."""
+    numbers = [int(side) for side in image.split("x")]
+    if len(numbers) > 2 or any(side < 32 or side % 32 for side in numbers):
+        raise ValueError(f"image is {image}: expected one or two multiples of 32, as 224 or 800x1344")
+    return numbers[0], numbers[-1]
+
+
+def run(job: Job, args: argparse.Namespace) -> list[Row]:
+    """The rows of a job, one a mode; a failure of what all share is told in the row."""
+    dtype, rows = getattr(torch, job.dtype), []
+    for mode in args.modes:
+        torch.manual_seed(0)
+        row = Row(job.call.op, str(job.call), list(job.stages), job.image, job.batch, job.dtype, mode)
+        try:
+            contest = CONTESTS[job.call.op](job.call, job.batch, args.device, dtype)
+            if mode == "forward" or contest.learned:
+                options = {"repeats": args.repeats, "device": args.device, "dtype": dtype, "only": args.peers}
+                rows.append(measure(job.call, contest, row, **options))
+        except Exception as error:  # as when inputs do not fit; the calls that are left may still be measured
+            row.missing["ours"] = told(error)
+            rows.append(row)
+        # what was compiled for these shapes serves no others
+        torch.compiler.reset()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ops.bench", description="Ops beside their peers, in one run.")
+    parser.add_argument("ops", nargs="*", help=f"default: all of {' '.join(CONTESTS)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--models", nargs="+", help="whose calls; default: T and B of each family, on a CPU only T")
+    parser.add_argument("--images", nargs="+", help="default: 224 and 800x1344, on a CPU only 224")
+    parser.add_argument("--batches", "--batch", nargs="+", type=int, help="one an image; default: 128 2, on a CPU 8 1")
+    parser.add_argument(
+        "--dtypes", "--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32"
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
+    parser.add_argument("--cases", default="", help="only calls whose name contains this")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--minutes", type=int, help="begin no further call after so many; default: until all is done")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
+    parser.add_argument("--json", type=Path, help="a file for the numbers, besides those of --out")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks"), help="a folder for ops_<device>.md, .json, .png"
+    )
+    args = parser.parse_args(argv)
+    cpu = args.device == "cpu"
+    args.ops = args.ops or list(CONTESTS)
+    args.models = args.models or list(SMALL if cpu else MODELS)
+    args.images = args.images or (["224"] if cpu else list(BATCHES))
+    batches = {"224": 8, "800x1344": 1} if cpu else BATCHES
+    args.batches = args.batches or [batches.get(image, 1) for image in args.images]
+    args.dtypes = args.dtypes or (["float32"] if cpu else ["bfloat16", "float32"])
+    check(parser, args)
+    return args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for what, given, known in (("op", args.ops, CONTESTS), ("model", args.models, MODELS)):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            parser.error(f"no {what} is called {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if len(args.batches) != len(args.images):
+        parser.error(f"--batches has {len(args.batches)} numbers for {len(args.images)} images: expected one each")
+    try:
+        for image in args.images:
+            sides(image)
+    except ValueError as error:
+        parser.error(f"--images: {error}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch finds no GPU here")
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("the chart needs matplotlib, which is not installed: pip install matplotlib")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    started, rows, machines = time.monotonic(), [], {}
+    jobs = plan(args)
+    stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
+    done = 0
+    for job in jobs:
+        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+            break
+        if job.dtype not in machines:
+            machines[job.dtype] = machine(args.device, getattr(torch, job.dtype), args.repeats)
+        made = run(job, args)
+        rows, done = rows + made, done + 1
+        facts = settings(args, done, len(jobs))
+        write(args.out / stem, rows, facts, machines)
+        for row in made:
+            print(f"{row.op} {row.call} {row.image} {row.dtype} {row.mode}: {said(row)}", flush=True)
+    finish(args, stem, rows, settings(args, done, len(jobs)), machines)
+
+
+def said(row: Row) -> str:
+    timed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in row.ms.items())
+    return timed + "".join(f"; {name} not timed: {why}" for name, why in row.missing.items())
+
+
+def settings(args: argparse.Namespace, done: int, asked: int) -> dict[str, str]:
+    timing = f"medians of {args.repeats} alternating runs; {done} of {asked} calls"
+    return circumstances(args.device, "ops.bench") | {"settings": timing}
+
+
+def finish(
+    args: argparse.Namespace, stem: str, rows: list[Row], facts: dict[str, str], machines: dict[str, Machine]
+) -> None:
+    if args.json is not None:
+        replace(args.json, numbers(rows, facts, machines))
+    if rows:
+        chart(args.out / f"{stem}.png", rows, facts["device"])
+    failed = [
+        f"{row.op} {row.call} {row.dtype} {row.mode}: {row.missing['ours']}" for row in rows if "ours" in row.missing
+    ]
+    if failed:
+        sys.exit("\n".join(["ours was not timed in:", *failed]))

@@ -1,0 +1,236 @@
+"""Checks that peers agree, and times them in turn."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from .cases import Call, flops
+from .contest import Contest, Peer, Tensors
+
+MODES = ("forward", "forward+backward")
+# how far results may be apart, relative to their norm: rounding of sums over a map, not of one product
+APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+CACHE = 2**28  # bytes that drive everything else out of a GPU's cache
+
+
+@dataclass
+class Row:
+    """What one call in one mode measured.
+
+    ms, mib    milliseconds and peak MiB of each peer, that of its result among them
+    missing    why a peer was not timed
+    gb, gflop  what the call has to move and to compute, 1e9 bytes and 1e9 operations
+    """
+
+    op: str
+    call: str
+    models: list[str]
+    image: str
+    batch: int
+    dtype: str
+    mode: str
+    gb: float = 0.0
+    gflop: float = 0.0
+    ms: dict[str, float] = field(default_factory=dict)
+    mib: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> str | None:
+        """The fastest peer besides ours."""
+        others = {name: ms for name, ms in self.ms.items() if name != "ours"}
+        return min(others, key=others.__getitem__) if others else None
+
+
+def leaves(inputs: Tensors, mode: str) -> Tensors:
+    """The inputs as ends of a graph, in the mode that has a backward; in the other FlexAttention would refuse them."""
+    return {name: t.detach().requires_grad_(mode != "forward") for name, t in inputs.items()}
+
+
+def results(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def step(run: Callable, inputs: Tensors, probes: list[Tensor] | None) -> list[Tensor]:
+    """One run: its results and, where `probes` give their gradients, the gradients of all inputs."""
+    if probes is None:
+        with torch.no_grad():
+            return results(run(**inputs))
+    out = results(run(**inputs))
+    return out + list(torch.autograd.grad(out, list(inputs.values()), probes, materialize_grads=True))
+
+
+def answer(peer: Peer, contest: Contest, mode: str) -> list[Tensor]:
+    """What the op gives by this peer, through its arrangement: results, and gradients of the op's own inputs."""
+    inputs = leaves(contest.inputs, mode)
+    if peer.plain:
+        inputs["bias"] = torch.zeros_like(contest.inputs["bias"])
+    with torch.set_grad_enabled(mode != "forward"):
+        out = results(peer.run(**peer.arrange(**inputs)))[: contest.results]
+    if mode == "forward":
+        return out
+    learned = [t for t in inputs.values() if t.requires_grad]
+    return out + list(torch.autograd.grad(out, learned, [probe(t) for t in out], materialize_grads=True))
+
+
+def probe(like: Tensor) -> Tensor:
+    """The gradient of a result, the same for the same shape."""
+    generator = torch.Generator(like.device).manual_seed(like.numel())
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def disagreement(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> str | None:
+    """Why two answers differ by more than rounding; None where they agree."""
+    errors = [
+        float((a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp(min=1e-30))
+        for a, b in zip(got, want, strict=True)
+    ]
+    # written so that a NaN disagrees
+    return None if max(errors) < APART[dtype] else f"disagrees: relative error {max(errors):.1e}"
+
+
+def measure(
+    call: Call, contest: Contest, row: Row, *, repeats: int, device: str, dtype: torch.dtype, only: list[str] | None
+) -> Row:
+    """Fills `row`: peers that fail or disagree with the first that does not are missing, the others are timed."""
+    wanted: dict[bool, list[Tensor]] = {}
+    runs = {}
+    for name, peer in contest.all_peers(device).items():
+        if only is None or name in ("ours", *only):
+            outcome = attempt(peer, contest, row.mode, dtype, wanted)
+            if isinstance(outcome, str):
+                row.missing[name] = outcome
+            else:
+                runs[name] = outcome
+    forward, backward = flops(call, row.batch)
+    row.gflop = (forward + backward * (row.mode != "forward")) / 1e9
+    row.gb = traffic(contest, next(iter(wanted.values())), row.mode) / 1e9 if wanted else 0.0
+    wanted.clear()  # not to be held while memory is measured
+    row.ms, row.mib = timings(runs, repeats, device)
+    return row
+
+
+def attempt(
+    peer: Peer, contest: Contest, mode: str, dtype: torch.dtype, wanted: dict[bool, list[Tensor]]
+) -> Callable[[], list[Tensor]] | str:
+    """A run of the peer, or why it cannot be timed. `wanted` keeps what is right, with and without the bias."""
+    try:
+        got = answer(peer, contest, mode)
+        if peer.plain not in wanted:
+            wanted[peer.plain] = answer(Peer(contest.op, plain=True), contest, mode) if peer.plain else got
+        reason = disagreement(got, wanted[peer.plain], dtype)
+        if reason is not None:
+            return reason
+        run = runner(peer, contest, mode)
+        run()
+        return run
+    except Exception as error:  # a peer may fail in any way; which and why belongs in the table
+        return told(error)
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def runner(peer: Peer, contest: Contest, mode: str) -> Callable[[], list[Tensor]]:
+    """A run on inputs in the peer's own arrangement."""
+    with torch.no_grad():
+        inputs = leaves(peer.arrange(**contest.inputs), mode)
+    if mode == "forward":
+        return partial(step, peer.run, inputs, None)
+    return partial(step, peer.run, inputs, [probe(t) for t in results(peer.run(**inputs))])
+
+
+def traffic(contest: Contest, answer: list[Tensor], mode: str) -> int:
+    """The least bytes to move: inputs and results once, and for gradients inputs, theirs and those of the results."""
+    out = answer[: contest.results]
+    given, made = (sum(t.numel() * t.element_size() for t in ts) for ts in (contest.inputs.values(), out))
+    return given + made + (2 * given + made) * (mode != "forward")
+
+
+def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Median milliseconds of each, taken in turn, and the most MiB that one run holds."""
+    for _ in range(2):
+        for run in runs.values():
+            run()
+    turns = on_gpu(runs, repeats) if device == "cuda" else on_cpu(runs, repeats)
+    ms = {name: statistics.median(turn[name] for turn in turns) for name in runs}
+    return ms, {name: held_on_gpu(run) if device == "cuda" else held(run) for name, run in runs.items()}
+
+
+def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
+    turns = []
+    for _ in range(repeats):
+        turns.append({})
+        for name, run in runs.items():
+            start = time.perf_counter()
+            kept = run()
+            turns[-1][name] = 1000 * (time.perf_counter() - start)
+            del kept
+    return turns
+
+
+def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
+    """By events on the stream; before each run the cache is overwritten, which also hides the time of its launches."""
+    filler = torch.empty(CACHE, dtype=torch.int8, device="cuda")
+    turns = []
+    for _ in range(repeats):
+        events = {}
+        for name, run in runs.items():
+            filler.zero_()
+            events[name] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[name][0].record()
+            run()
+            events[name][1].record()
+        torch.cuda.synchronize()
+        turns.append({name: start.elapsed_time(end) for name, (start, end) in events.items()})
+    return turns
+
+
+def held_on_gpu(run: Callable) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    torch.cuda.synchronize()
+    del kept
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def held(run: Callable) -> float:
+    """The most MiB that a run holds at a time on the CPU, its results among them, of what torch's allocator gave it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each of its stages
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    del kept
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most / 2**20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine itself reaches in one dtype: bytes a second of a copy, operations a second of a product."""
+
+    copy: float
+    product: float
+
+
+def machine(device: str, dtype: torch.dtype, repeats: int) -> Machine:
+    """Measured on maps that no cache holds, and on square matrices of 2048 (on a GPU 8192)."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    source = torch.empty(2**30 if device == "cuda" else 2**27, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    ms, _ = timings({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, repeats, device)
+    return Machine(2 * source.numel() / (ms["copy"] / 1000), 2 * side**3 / (ms["product"] / 1000))

@@ -1,0 +1,61 @@
+"""The peers of routed attention; all share one routing."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import route_regions, routed_attention
+from .cases import Call
+from .contest import Contest, Peer, flex_attention, products
+
+
+def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
+    regions, topk, (H, W) = call["regions"], call["topk"], call.size
+    packed = torch.randn(batch, H, W, 3, call.heads, call.dim, device=device, dtype=dtype)
+    route = route_regions(packed[:, :, :, 0], packed[:, :, :, 1], regions, topk)
+    (rows, cols), (h, w) = regions, (H // regions[0], W // regions[1])
+
+    def op(packed: Tensor, impl: str = "auto") -> Tensor:
+        return routed_attention(*packed.unbind(3), regions, topk, route, impl=impl)
+
+    def cut(x: Tensor) -> Tensor:  # (B, H, W, heads, D) -> (B, R, P, heads, D)
+        x = x.reshape(batch, rows, h, cols, w, call.heads, call.dim).transpose(2, 3)
+        return x.reshape(batch, rows * cols, h * w, call.heads, call.dim)
+
+    def join(x: Tensor) -> Tensor:
+        return (
+            x.reshape(batch, rows, cols, h, w, call.heads, call.dim).transpose(2, 3).reshape(batch, H, W, *x.shape[3:])
+        )
+
+    image = torch.arange(batch, device=device)[:, None, None]
+
+    def gathered(packed: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        q, k, v = (cut(t) for t in packed.unbind(3))
+        k, v = (t[image, route].flatten(2, 3) for t in (k, v))  # (B, R, topk * P, heads, D)
+        q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * R, heads, P or topk * P, D)
+        return join(attend(q, k, v).transpose(1, 2).unflatten(0, (batch, -1)))
+
+    attention = flex_attention()
+
+    def flex(packed: Tensor) -> Tensor:
+        """The routing as a block mask, which every map has to make anew."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        chosen = torch.zeros(batch, rows * cols, rows * cols, dtype=torch.bool, device=device).scatter_(2, route, True)
+
+        def attended(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return chosen[b, i // (h * w), j // (h * w)]
+
+        mask = create_block_mask(attended, batch, None, H * W, H * W, device, _compile=device != "cpu")
+        q, k, v = (cut(t).flatten(1, 2).transpose(1, 2) for t in packed.unbind(3))
+        return join(attention(q, k, v, block_mask=mask).transpose(1, 2).unflatten(1, (rows * cols, -1)))
+
+    peers = {
+        "gathered": Peer(partial(gathered, attend=partial(products, scale=call.dim**-0.5))),
+        "sdpa": Peer(partial(gathered, attend=F.scaled_dot_product_attention)),
+        "flex": Peer(flex),
+    }
+    return Contest({"packed": packed}, op, peers)
