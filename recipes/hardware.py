@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,13 @@ class Hardware:
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only float16 on a GPU needs; elsewhere it passes everything through."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16 and self.device.type == "cuda")
+
+    def memory(self) -> float:
+        """MiB that tensors took on the GPU at the most so far; on other devices the most that the process took."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     def place(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=self.memory_format)

@@ -35,6 +35,10 @@ class Plan:
         """Images per optimiser step and process."""
         return self.micro * self.accumulate
 
+    def evaluates(self, step: int) -> bool:
+        """Whether the weights after `step` steps are evaluated."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
 
 def make(cfg: DictConfig, source: data.Source, world: int = 1) -> Plan:
     """Split `data.batch_size` images per optimiser step over processes and micro-batches and count the steps.

@@ -22,9 +22,14 @@ PACKAGES = ("torch", "timm", "triton", "torchvision", "torchmetrics", "datasets"
 SESSIONS = "sessions.jsonl"
 
 
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """Every start of the run."""
+    return [json.loads(line) for line in (folder / SESSIONS).read_text().splitlines()]
+
+
 def first_session(folder: Path) -> dict[str, Any]:
     """How the run was begun."""
-    return json.loads((folder / SESSIONS).read_text().splitlines()[0])
+    return sessions(folder)[0]
 
 
 def first_overrides(folder: Path) -> list[str]:
@@ -41,6 +46,7 @@ def note_session(folder: Path, overrides: list[str], step: int) -> None:
         "overrides": overrides,
         "python": platform.python_version(),
         "machine": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "git": _git(),

@@ -18,7 +18,12 @@ from recipes.log import Meter
 
 @dataclass
 class State:
-    """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps."""
+    """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
+
+    skipped  how many of the last steps in a row had a gradient that is no number, and changed nothing
+    due      the weights of this step are still to be evaluated
+    best     the best score so far
+    """
 
     model: nn.Module
     ema: ModelEmaV3 | None
@@ -26,6 +31,11 @@ class State:
     scaler: torch.amp.GradScaler
     meter: Meter = field(default_factory=Meter)
     step: int = 0
+    skipped: int = 0
+    due: bool = False
+    best: float | None = None
+    _before: list[Tensor] = field(default_factory=list)
+    _begun: bool = False
 
     @classmethod
     def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware) -> State:
@@ -53,10 +63,14 @@ class State:
 
     def extras(self) -> dict[str, Any]:
         """What is no tensor: goes into state.json."""
-        return {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
+        state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
+        return {**state, "skipped": self.skipped}
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here."""
+    def load(self, checkpoint: Checkpoint, best: float | None) -> None:
+        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
+
+        best  the score of the best checkpoint, which is another one
+        """
         self.model.load_state_dict(checkpoint.tensors("model"))
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.tensors("ema"))
@@ -64,15 +78,29 @@ class State:
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]
-
-    def buffers(self) -> list[Tensor]:
-        """A copy of the model's buffers: the statistics of norms, which a forward pass changes before any check."""
-        return [buffer.clone() for buffer in self.model.buffers()]
+        self.skipped = checkpoint.state.get("skipped", 0)  # not in checkpoints of the first version
+        self.best = best
 
     @torch.no_grad()
-    def restore_buffers(self, copies: list[Tensor]) -> None:
-        for buffer, copy in zip(self.model.buffers(), copies, strict=True):
-            buffer.copy_(copy)
+    def begin(self) -> None:
+        """Copy the model's buffers: the statistics of norms, which a forward pass changes before any check."""
+        buffers = list(self.model.buffers())
+        if not self._before:
+            self._before = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._before, buffers)  # hundreds of small tensors at once
+        self._begun = True
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Undo what a step that was begun and not done has changed."""
+        if self._begun:
+            for buffer, copy in zip(self.model.buffers(), self._before, strict=True):
+                buffer.copy_(copy)
+
+    def done(self) -> None:
+        """Count the step that was begun."""
+        self.step, self._begun = self.step + 1, False
 
 
 def make_ema(cfg: DictConfig, model: nn.Module) -> ModelEmaV3 | None:

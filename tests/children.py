@@ -89,3 +89,10 @@ def train_here(folder: Path, *overrides: str) -> None:
     """What train.py does, in this process."""
     with flags_restored():
         train.main.__wrapped__(config.compose([*overrides, f"out={folder}"]))
+
+
+def note_overrides(run: Path, overrides: list[str]) -> None:
+    """Let a run of `train_here`, which had no command line, have been begun with these overrides and one thread."""
+    path = run / "sessions.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps({**first, "overrides": overrides, "threads": 1}) + "\n")

@@ -1,7 +1,6 @@
 """A run that is killed and resumed ends with the weights, bit for bit, of one that was left alone."""
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from children import evaluated, finish, lines, start, succeed, train_here, trained, wait_for
+from children import evaluated, finish, lines, note_overrides, start, succeed, train_here, trained, wait_for
 from recipes import checkpoint, optim, rng
 
 # the default recipe (augmentation, Mixup, drop path, EMA) on the default model, made small
@@ -20,7 +19,7 @@ DEFAULT = [
     "train.save_every=4", "train.log_every=1",
 ]  # fmt: skip
 STEP = 6  # of the first evaluation: 0.15 of 40 steps
-TIMES = ("images_per_s", "val_images_per_s")
+TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")
 
 
 def killed(run: Path, when: str) -> None:
@@ -86,8 +85,7 @@ def test_killed_once(tmp_path, undisturbed, when):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
     run = tmp_path / "runs" / "hurt"
     shutil.copytree(undisturbed, run)
-    note = json.dumps({"overrides": DEFAULT, "threads": 1})
-    (run / "sessions.jsonl").write_text(f"{note}\n")  # it was begun without a command line
+    note_overrides(run, DEFAULT)
     newest, before = (run / "checkpoints" / name for name in ("step-00000014", "step-00000012"))
     with open(newest / "optimizer.safetensors", "r+b") as file:
         file.seek(-100, os.SEEK_END)

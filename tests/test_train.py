@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import train
-from children import SMALL, fail, finish, lines, start, succeed, train_here, trained, wait_for
+from children import SMALL, fail, finish, lines, note_overrides, start, succeed, train_here, trained, wait_for
 from recipes import checkpoint, config, log
 from recipes.settings import RunError, config_to_resume
 from recipes.state import make_ema
@@ -88,8 +88,7 @@ def test_a_folder_in_use_is_refused(tmp_path, run):
 
 
 def test_resume_takes_the_run_s_configuration_and_refuses_another(run):
-    note = json.dumps({"overrides": QUICK, "threads": 1})
-    (run / "sessions.jsonl").write_text(f"{note}\n")  # in this process there is no command line to note
+    note_overrides(run, QUICK)
     cfg = config_to_resume(run, ["train.keep=7", "data.workers=1", "hardware.threads=1"])
     assert (cfg.train.keep, cfg.train.steps, cfg.model.name) == (7, 6, "test_resnet")
     with pytest.raises(RunError, match=r"optim\.lr: the run has 0\.001, now 0\.5") as error:

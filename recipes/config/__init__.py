@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes.clock import STARTUP
 from recipes.config.checks import check
 from recipes.config.errors import ConfigError
 from recipes.config.groups import register
@@ -63,6 +64,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
                 function(cfg)
 
         def command() -> None:
+            STARTUP.mark("imports")
             register()
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(name))
