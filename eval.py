@@ -7,6 +7,10 @@ python eval.py run=runs/<name> predict=cat.jpg
 
 from __future__ import annotations
 
+from recipes import shell
+
+shell.answer("eval")  # completion of the command line must not wait for the imports below
+
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -8,6 +8,10 @@ python train.py --help                             # models, data sets, recipes
 
 from __future__ import annotations
 
+from recipes import shell
+
+shell.answer("train")  # completion of the command line must not wait for the imports below
+
 import math
 import sys
 import time

@@ -191,7 +191,7 @@ def _find(cfg: DictConfig) -> Path | None:
         load_config(Path(cfg.resume))
         return Path(cfg.resume)
     if cfg.name is not None:
-        candidates = [out / cfg.name]
+        candidates = [out / _name(cfg)]
     else:
         candidates = [path.parent for path in out.glob("*/config.yaml") if _same_kind(load_config(path.parent), cfg)]
     candidates = [path for path in candidates if (path / "config.yaml").is_file()]
@@ -207,9 +207,14 @@ def _same_kind(one: DictConfig, other: DictConfig) -> bool:
 
 def _new(cfg: DictConfig) -> Run:
     made = f"{cfg.model.name}-{cfg.data.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder = Path(cfg.out) / (cfg.name or made)
+    folder = Path(cfg.out) / (made if cfg.name is None else _name(cfg))
     _refuse_used(folder)
     return Run(folder, cfg, Store(folder / "checkpoints", cfg.train.keep))
+
+
+def _name(cfg: DictConfig) -> str:
+    number = config.job_number()
+    return cfg.name if number is None else f"{cfg.name}-{number}"
 
 
 def _refuse_used(folder: Path) -> None:

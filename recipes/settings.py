@@ -35,7 +35,9 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     asked = _compose(_merge(first_overrides(folder), overrides))
     was, now = flat(stored), flat(asked)
     changed = {key: (was.get(key), now.get(key)) for key in was | now if was.get(key) != now.get(key)}
-    lines = [f"{key}: the run has {old}, now {new}" for key, (old, new) in changed.items() if not _in(key, FREE + SAID)]
+    lines = [
+        f"{key}: the run has {old}, now {new}" for key, (old, new) in changed.items() if not is_in(key, FREE + SAID)
+    ]
     if lines:
         raise RunError(
             f"{folder} was begun with another configuration, and going on would give a run that is neither:\n  "
@@ -43,7 +45,7 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
             + "\nleave these out to go on, or begin a new run (another name=, no resume)"
         )
     for key, (old, new) in changed.items():
-        if _in(key, SAID):
+        if is_in(key, SAID):
             say(f"{key} changes from {old} to {new}: the result may differ in its last digits", "yellow")
     return asked
 
@@ -60,7 +62,8 @@ def _merge(first: list[str], then: list[str]) -> list[str]:
     return list({text.split("=")[0].lstrip("+~"): text for text in [*first, *then]}.values())
 
 
-def _in(key: str, groups: tuple[str, ...]) -> bool:
+def is_in(key: str, groups: tuple[str, ...]) -> bool:
+    """Whether a key is one of these or lies in one of them."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
