@@ -110,7 +110,9 @@ def flattened(values):
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python" and c not in MODULES], ids=" ".join)
 def test_commands_compose(command):
-    _, program, *overrides = command
+    _, program, *overrides = [text for text in command if text != "-m"]
+    if "-m" in command:  # a sweep: its first run
+        overrides = [text.split(",")[0] for text in overrides]
     cfg = config.compose(overrides, name=program.removesuffix(".py"))
     assert cfg.model.name
 
