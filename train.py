@@ -123,7 +123,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row."""
     what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
     images = f"the training images were {plan.images_of(run.cfg, plans, data.train, now.step)}"
-    if now.skipped == run.cfg.train.skip_nonfinite:
+    if now.skipped >= run.cfg.train.skip_nonfinite:
         skipped = f", as at the {now.skipped} before, which were skipped" if now.skipped else ""
         raise NotFinite(
             f"{what}{skipped}; {images}\nlook at these images, or begin a new run with a lower optim.lr, "

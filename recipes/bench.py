@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -103,8 +103,8 @@ def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardwa
 
 def options(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of timm's optimiser."""
-    given = {key: value for key, value in cfg.optim.items() if value is not None and key not in optim.OURS}
-    return {**given, "lr": optim.base_lr(cfg)}
+    given = {**OmegaConf.to_container(cfg.optim), "lr": optim.base_lr(cfg)}
+    return {key: value for key, value in given.items() if value is not None and key != "lr_base_batch"}
 
 
 def mixing(cfg: DictConfig, classes: int) -> Mixup:

@@ -18,7 +18,9 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError
 from rich.table import Column, Table
+from yaml import YAMLError
 
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import flat
@@ -46,12 +48,12 @@ class Row:
 
 def read(folder: Path, score: str | None = None) -> Row:
     """A run as the table needs it. Raises RunError where the folder holds no run, or one without an evaluation."""
-    cfg = load_config(folder)
     try:
-        lines = history(folder / "metrics.jsonl")
-    except ValueError as error:
-        raise RunError(f"{folder}: metrics.jsonl cannot be read: {error}") from error
-    score = score or create_task(cfg).score
+        cfg = load_config(folder)
+        score = score or create_task(cfg).score
+    except (YAMLError, ConfigAttributeError) as error:
+        raise RunError(f"{folder} has a config.yaml that is none: {error}") from error
+    lines = history(folder / "metrics.jsonl")
     found = [line for line in lines if line.get(f"val_{score}") is not None]
     if not found:
         raise RunError(f"{folder} has no evaluation with val_{score} yet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -80,7 +81,8 @@ class Meter:
         self.timed, self.seconds, self.waited = self.timed + 1, self.seconds + seconds, self.waited + waited
 
     def clear(self) -> None:
-        self.__dict__.update(Meter().__dict__)
+        self.loss, self.count, self.skipped = 0.0, 0, 0
+        self.timed, self.seconds, self.waited = 0, 0.0, 0.0
 
     def state(self) -> dict[str, float]:
         return {"loss": self.loss, "count": self.count, "skipped": self.skipped}
@@ -210,9 +212,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a metrics.jsonl, without those that a kill or a power cut left unreadable."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _describe(epoch: float, loss: float, lr: float, speed: float) -> str:

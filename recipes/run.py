@@ -97,7 +97,10 @@ class Run:
         Where a signal stopped the run, which may end the processes that read data as well, the error is no news.
         """
         now.rewind()
-        self.save(now)
+        try:
+            self.save(now)
+        except CheckpointError as unsaved:
+            raise CheckpointError(f"{error}\nand then {unsaved}") from error
         if not stop.signal:
             saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
             raise type(error)(f"{error}\n{saved}") from error

@@ -84,10 +84,13 @@ def test_the_card_loads_the_model(runs, monkeypatch):
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):
-    (runs / "no run").mkdir(exist_ok=True)
+    (runs / "no run").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken" / "config.yaml").write_text("{")
     compare.main([*map(str, sorted(runs.iterdir())), "--out", str(tmp_path / "both.png")])
     said = capsys.readouterr().out
     assert f"left out: {runs / 'no run'} holds no run" in said
+    assert f"left out: {runs / 'broken'} has a config.yaml that is none" in said
     rows = compare.readable([runs / "one", runs / "two"])
     assert rows[0].value >= rows[1].value
     assert compare.different(rows) == ["seed", "optim.lr"]
