@@ -242,7 +242,7 @@ def _lock(folder: Path) -> None:
     file = open(folder / ".lock", "w")  # noqa: SIM115 (held open as long as the process lives)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise RunError(f"{folder} is in use by another process; wait for it, or pass another name=") from error
     _LOCKS.append(file)
 

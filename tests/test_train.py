@@ -96,6 +96,16 @@ def test_resume_takes_the_run_s_configuration_and_refuses_another(run):
     assert "train.keep" not in str(error.value)
 
 
+def test_resume_of_a_run_that_is_older_than_a_key(run, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    note_overrides(tmp_path / "old", QUICK)
+    path = tmp_path / "old" / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "skip_nonfinite" not in line))
+    assert config_to_resume(tmp_path / "old", []).train.skip_nonfinite == 0
+    with pytest.raises(RunError, match=r"train\.skip_nonfinite: the run has 0, now 3"):
+        config_to_resume(tmp_path / "old", ["train.skip_nonfinite=3"])
+
+
 def test_resume_of_nothing(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         train_here(tmp_path, f"resume={tmp_path}")
