@@ -34,6 +34,7 @@ def test_the_way_to_the_first_step():
     assert list(causes) == list(CAUSES) and causes["imports"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_says_why():
     with pytest.raises(SystemExit, match=r"(?s)status 2.*did you mean optim.lr"):
         bench.startup([*SMALL, "optim.lrr=1"], repeats=1)

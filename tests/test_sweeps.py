@@ -34,7 +34,7 @@ def scores(runs: Path) -> dict[str, float]:
 
 
 def test_models_and_seeds(tmp_path):
-    code, output = sweep("model.name=test_resnet,test_vit", "model.img_size=32", "seed=0,1", "name=s", cwd=tmp_path)
+    code, output = sweep("model.name=test_resnet,test_vit", "seed=0,1", "name=s", cwd=tmp_path)
     assert code == 0, output
     runs = tmp_path / "runs"
     chosen = [OmegaConf.load(runs / f"s-{number}" / "config.yaml") for number in range(4)]
