@@ -78,15 +78,17 @@ def test_killed_twenty_times_at_random_moments(tmp_path, undisturbed):
     life, killed, finished, resumed = time.monotonic() - began, 0, 0, 0
     while killed < 20:
         run = tmp_path / "runs" / f"run-{finished}"
+        there = (run / "config.yaml").is_file()
         child = fork(*RUN, f"name={run.name}", "resume=auto", cwd=tmp_path)
         child.join(draw.uniform(0, life))
         child.kill()
-        resumed += "resuming" in child.output()
+        went_on = "resuming" in child.output()
         assert child.exitcode in (0, -signal.SIGKILL), child.output()
+        resumed += went_on
         if child.exitcode == 0:
             finished += 1
-        else:
-            killed += (run / "config.yaml").is_file()  # before that, nothing was there to be lost
+        elif went_on or not there and (run / "config.yaml").is_file():  # else it had not come to the run yet
+            killed += 1
     child = fork(*RUN, f"name=run-{finished}", "resume=auto", cwd=tmp_path)
     resumed += "resuming" in child.output()
     assert child.exitcode == 0 and resumed == killed == 20
