@@ -87,7 +87,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path, undisturbed):
         resumed += went_on
         if child.exitcode == 0:
             finished += 1
-        elif went_on or not there and (run / "config.yaml").is_file():  # else it had not come to the run yet
+        elif went_on or (not there and (run / "config.yaml").is_file()):  # else it had not come to the run yet
             killed += 1
     child = fork(*RUN, f"name=run-{finished}", "resume=auto", cwd=tmp_path)
     resumed += "resuming" in child.output()
