@@ -72,11 +72,12 @@ def saved(run: Path) -> int:
     return newest.state["step"]
 
 
-def test_killed_twenty_times_at_random_moments(tmp_path, undisturbed):
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, undisturbed, kills):
     draw, began = random.Random(0), time.monotonic()
     assert fork(*RUN, "name=timed", cwd=tmp_path).output()
     life, killed, finished, resumed = time.monotonic() - began, 0, 0, 0
-    while killed < 20:
+    while killed < kills:
         run = tmp_path / "runs" / f"run-{finished}"
         there = (run / "config.yaml").is_file()
         child = fork(*RUN, f"name={run.name}", "resume=auto", cwd=tmp_path)
@@ -91,7 +92,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path, undisturbed):
             killed += 1
     child = fork(*RUN, f"name=run-{finished}", "resume=auto", cwd=tmp_path)
     resumed += "resuming" in child.output()
-    assert child.exitcode == 0 and resumed == killed == 20
+    assert child.exitcode == 0 and resumed == killed == kills
     for number in range(finished + 1):
         assert_same(tmp_path / "runs" / f"run-{number}", undisturbed)
     print(f"killed {killed} times, resumed {resumed} times: the weights of {finished + 1} runs are equal")
