@@ -3,6 +3,7 @@
 python train.py                                    # MaxViT-T on scikit-learn's digits, minutes on a laptop
 python train.py model=maxvit_s data=imagefolder data.root=photos
 python train.py resume=runs/<name>                 # ends with the weights of a run that was never interrupted
+torchrun --nproc-per-node 8 train.py ...           # the same batch, shared by eight devices
 python train.py --help                             # models, data sets, recipes
 """
 
@@ -19,7 +20,7 @@ import time
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, hardware, log, optim, plan, rng
+from recipes import config, distributed, hardware, log, optim, plan, rng, sharding
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.data import DataError
@@ -31,8 +32,6 @@ from recipes.state import State
 from recipes.stop import Stop
 from recipes.task import create as create_task
 
-RANK = 0  # of this process; the model's randomness is seeded with it
-
 
 class NotFinite(RuntimeError):
     """The loss or its gradient is no number any more."""
@@ -42,21 +41,24 @@ class NotFinite(RuntimeError):
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the best score (None without an evaluation), which a sweep may maximise."""
     STARTUP.begin("configuration")
-    run = open_run(cfg, config.overrides())
+    distributed.join(cfg)
+    run = distributed.first(lambda: open_run(cfg, config.overrides()))
     cfg = run.cfg
     machine = hardware.setup(cfg)
     task = create_task(cfg)
     data = task.build_data()
     STARTUP.mark("data")
-    plans = plan.make(cfg, data.train)
+    plans = plan.make(cfg, data.train, run.parts)
+    for line in plans.said(machine.parallel, run.parts):
+        log.say(line)
     rng.seed_all(cfg.seed, rng.INIT)
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
-    now = State.create(cfg, model, machine)
+    now = State.create(cfg, model, machine, plans)
     if run.resumed:
-        now.load(run.resumed, best=run.best(task.score))
-        now.due = plans.evaluates(now.step) and not run.evaluated(now.step)
-    run.begin(config.overrides(), data)
+        now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
+        now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step))
+    distributed.first(lambda: run.begin(config.overrides(), data))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
     with log.Log(run.sinks(), now.meter, plans, **show) as logs, Stop() as stop:
@@ -65,7 +67,7 @@ def main(cfg: DictConfig) -> float | None:
         except (DataError, NotFinite) as error:
             run.rescue(now, error, stop)
     finished = now.step == plans.steps and not now.due
-    run.report(task, data, model, finished=finished)
+    distributed.first(lambda: run.report(task, data, model, finished=finished))
     if not finished:
         sys.exit(stop.code)
     return now.best
@@ -74,8 +76,8 @@ def main(cfg: DictConfig) -> float | None:
 def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop) -> None:
     """Steps `now.step` to `plans.steps`; what is done at each stands here, in order."""
     cfg, model, optimizer = run.cfg, now.model, now.optimizer
-    forward = machine.compiled(model)
-    batches = Timed(plan.micro_batches(cfg, plans, data.train, now.step))
+    forward = machine.wrapped(model)
+    batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
     if now.due:  # the run was stopped in its evaluation
         validate(run, machine, task, data, now, logs)
     model.train()
@@ -87,16 +89,21 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         optim.set_lr(optimizer, lr)
 
         loss = 0.0
-        for micro in range(plans.accumulate):
+        for turn in range(plans.accumulate):
             images, targets = machine.send(*next(batches))
-            rng.seed_all(cfg.seed, rng.MODEL, step, micro, RANK)
-            with machine.autocast():
-                part = task.loss(forward, images, targets, draw=step * plans.accumulate + micro) / plans.accumulate
-            now.scaler.scale(part).backward()
-            loss = loss + part.detach()
+            part = plans.part(step, turn)
+            rng.seed_all(cfg.seed, rng.MODEL, part)
+            with machine.syncing(forward, last=turn == plans.accumulate - 1):
+                with machine.autocast():
+                    share = task.loss(forward, images, targets, draw=part) / plans.accumulate
+                now.scaler.scale(share).backward()
+            now.statistics.collect()
+            loss = loss + share.detach()
+        now.statistics.settle()
 
         now.scaler.unscale_(optimizer)
-        norm = optim.clip(model, cfg.train.clip_grad)
+        norm = sharding.whole(optim.clip(model, cfg.train.clip_grad))
+        loss = distributed.mean(loss)
         loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
         if math.isfinite(loss) and (math.isfinite(norm) or now.scaler.is_enabled()):
             now.scaler.step(optimizer)
@@ -115,6 +122,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
 
         if now.due:
             validate(run, machine, task, data, now, logs)
+        stop.agree()
         if now.step % cfg.train.save_every == 0 or now.step == plans.steps or stop.signal:
             run.save(now)
 
@@ -144,7 +152,7 @@ def validate(run: Run, machine, task, data, now: State, logs) -> None:
         now.best = values[task.score]
         run.save(now, best=values)
     logs.evaluation(now.step, values, now.weights, better)  # last: a run that goes on believes it
-    run.draw(task.score, every=60)
+    distributed.first(lambda: run.draw(task.score, every=60))
 
 
 if __name__ == "__main__":

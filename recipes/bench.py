@@ -74,7 +74,7 @@ def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardwa
     keep = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": machine.device.type == "cuda"}
     loader = DataLoader(Plain(data.train), batch_size=plans.micro, shuffle=True, drop_last=True, **keep)
     mixup, criterion, scaler = mixing(cfg, data.num_classes), SoftTargetCrossEntropy(), machine.scaler()
-    forward, rate, step, micro = machine.compiled(model), optim.schedule(cfg, plans), 0, 0
+    forward, rate, step, micro = machine.wrapped(model), optim.schedule(cfg, plans), 0, 0
     model.train()
     while True:
         for images, targets in loader:
@@ -138,7 +138,7 @@ class Turns:
         self.seconds["bare"].append(self._now() - began)
         torch.use_deterministic_algorithms(strict)
         if step == self.block * (self.repeats + 1):
-            self.stop.signal = NEVER
+            self.stop.noted = NEVER
         self.began = self._now()
 
     def _now(self) -> float:
@@ -168,7 +168,7 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
         plans = plan.make(cfg, data.train)
         rng.seed_all(cfg.seed, rng.INIT)
         ours, other = (machine.place(task.build_model(data)) for _ in range(2))
-        now, stop = State.create(cfg, ours, machine), Stop()
+        now, stop = State.create(cfg, ours, machine, plans), Stop()
         run.begin([], data)
         show = {"start": 0, "every": cfg.train.log_every, "memory": machine.memory}
         with Alternating(run.sinks(), now.meter, plans, **show) as logs:

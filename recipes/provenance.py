@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from recipes import distributed
 from recipes.checkpoint import flush
 from recipes.log import say
 
@@ -32,6 +33,11 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
 def first_session(folder: Path) -> dict[str, Any]:
     """How the run was begun."""
     return sessions(folder)[0]
+
+
+def last_session(folder: Path) -> dict[str, Any]:
+    """How the run was begun or resumed the last time."""
+    return sessions(folder)[-1]
 
 
 def first_overrides(folder: Path) -> list[str]:
@@ -51,6 +57,8 @@ def note_session(folder: Path, overrides: list[str], step: int) -> None:
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "job": distributed.job(),
         "versions": versions(),
         "git": _git(),
     }

@@ -23,12 +23,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from recipes import card, config
+from recipes import card, config, distributed
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
 from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
-from recipes.provenance import SESSIONS, note_session
+from recipes.provenance import SESSIONS, last_session, note_session
 from recipes.settings import RunError, config_to_resume, load_config
 from recipes.state import State
 from recipes.stop import Stop
@@ -57,6 +57,11 @@ class Run:
     def step(self) -> int:
         """Optimiser steps that are done."""
         return self.resumed.state["step"] if self.resumed else 0
+
+    @property
+    def parts(self) -> int | None:
+        """Parts that the batch of a step was cut into so far; None at step 0."""
+        return self.resumed.state.get("parts") if self.resumed else None
 
     def begin(self, overrides: list[str], data: Data) -> None:
         """Make the folder of a new run, or cut the records of a resumed one back to the step that it goes on from."""
@@ -87,7 +92,7 @@ class Run:
         try:
             self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
-            found, _ = self.store.newest()
+            found, _ = distributed.first(self.store.newest)
             left = f"the checkpoint before it, {found.path}, is whole" if found else "there is no earlier checkpoint"
             raise CheckpointError(f"{error}\n{left}; when it can be written again: {self.resume_command}") from error
 
@@ -96,6 +101,7 @@ class Run:
 
         Where a signal stopped the run, which may end the processes that read data as well, the error is no news.
         """
+        stop.agree()
         now.rewind()
         try:
             self.save(now)
@@ -115,7 +121,9 @@ class Run:
         return found.state["metrics"][score] if found else None
 
     def sinks(self) -> list[Sink]:
-        """Where the lines of the log go."""
+        """Where the lines of the log go: rank 0 writes them."""
+        if distributed.rank() > 0:
+            return []
         return [Jsonl(self.metrics), *trackers(self.cfg, self.folder, self.step)]
 
     def draw(self, score: str, *, every: float = 0.0) -> None:
@@ -155,7 +163,7 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
 
     Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
     """
-    folder = _find(cfg)
+    folder = _begun(Path(cfg.out), overrides) or _find(cfg)
     if folder is None:
         return _new(cfg)
     with _writable(folder):
@@ -202,6 +210,17 @@ def _find(cfg: DictConfig) -> Path | None:
         say("resume=auto: there is no such run yet, so a new one begins")
         return None
     return max(candidates, key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
+
+
+def _begun(out: Path, overrides: list[str]) -> Path | None:
+    """The run that this launch worked on before torchrun restarted its processes; None where it has not."""
+    if not distributed.restarted():
+        return None
+    mine = (distributed.job(), overrides)
+    runs = [path.parent for path in out.glob("*/config.yaml")]
+    last = {run: last_session(run) for run in runs}
+    found = [run for run in runs if (last[run].get("job"), last[run]["overrides"]) == mine]
+    return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
 
 
 def _same_kind(one: DictConfig, other: DictConfig) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 from types import FrameType
 
+from recipes import distributed
 from recipes.log import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -13,7 +14,7 @@ REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be 
 
 
 class Stop:
-    """Remembers the first signal in `signal`.
+    """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
 
     The same signal once more ends the process at once, as it would without this; but not SIGUSR1, a scheduler's
     warning, which some send more than once.
@@ -21,6 +22,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.noted: int | None = None
         self._process = os.getpid()
 
     def __enter__(self) -> Stop:
@@ -31,6 +33,10 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agree(self) -> None:
+        """Between steps, on all processes."""
+        self.signal = distributed.highest(self.noted or 0) or None
+
     @property
     def code(self) -> int:
         """The exit status of a run that was stopped: what a shell reports after Ctrl-C, else REQUEUE."""
@@ -39,8 +45,8 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked data worker: Ctrl-C reaches it too, and the loop that it serves decides
-        if self.signal is None:
-            self.signal = number
+        if self.noted is None:
+            self.noted = number
             say("stopping after this step, to save; once more stops at once, without saving", "yellow")
         if number != signal.SIGUSR1:
             signal.signal(number, self._before[number])

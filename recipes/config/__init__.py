@@ -103,7 +103,9 @@ def _noted(errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except (*_mendable(), *errors) as error:
-        print(f"error in run {job_number()} ({' '.join(overrides())}): {error}", file=sys.stderr)
+        from recipes import distributed
+
+        distributed.report(str(error), f"error in run {job_number()} ({' '.join(overrides())})")
         raise
 
 
@@ -117,13 +119,20 @@ def _mendable() -> tuple[type[Exception], ...]:
 @contextmanager
 def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """End the process with a message and status 2 for an error that the user can mend."""
+    from recipes import distributed
+
     try:
         yield
     except (*_mendable(), *errors) as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         message = explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        distributed.report_loss(error)
+        sys.exit(2)
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    distributed.report(message)
     sys.exit(2)

@@ -22,6 +22,7 @@ CHOICES = {
     "sched.sched": ("cosine", "linear", "constant"),
     "sched.unit": ("epochs", "steps"),
     "hardware.amp": (None, "bfloat16", "float16"),
+    "hardware.parallel": ("ddp", "fsdp"),
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
