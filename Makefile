@@ -26,3 +26,4 @@ docs:
 	$(PYTHON) -m zoo.releases > checkpoints.md
 	$(PYTHON) tests/measure_golden.py
 	$(PYTHON) -m zoo.table README.md
+	$(PYTHON) -m recipes.shell

@@ -3,9 +3,14 @@
 python eval.py run=runs/<name>                               # the number that training printed
 python eval.py model=maxvit_t checkpoint=file.pth data=imagenet data.root=parquet
 python eval.py run=runs/<name> predict=cat.jpg
+torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image once
 """
 
 from __future__ import annotations
+
+from recipes import shell
+
+shell.answer("eval")  # completion of the command line must not wait for the imports below
 
 import json
 from pathlib import Path
@@ -18,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from recipes import config, hardware
+from recipes import config, distributed, hardware
 from recipes.checkpoint import Checkpoint
 from recipes.data.build import preprocessing
 from recipes.data.images import open_rgb
@@ -33,6 +38,7 @@ from recipes.task import create as create_task
 
 @config.main("eval", errors=(RunError,))
 def main(cfg: DictConfig) -> None:
+    distributed.join(cfg)
     run = Path(cfg.run) if cfg.run is not None else None
     out, predict = cfg.out, cfg.predict
     checkpoint = find_checkpoint(run) if run else None
@@ -45,10 +51,14 @@ def main(cfg: DictConfig) -> None:
         return
     values, metrics = evaluate(cfg, task, model, data, machine, watch)
     print_values(values, f"{cfg.model.name} on the {len(data.val)} validation images of {cfg.data.name}")
-    folder = Path(out) if out else run or Path()
-    folder.mkdir(parents=True, exist_ok=True)
     source = str(checkpoint.path) if checkpoint else cfg.model.checkpoint
     record = {"model": cfg.model.name, "weights": source, "data": cfg.data.name, "images": len(data.val), **values}
+    distributed.first(lambda: write(task, data, metrics, record, Path(out) if out else run or Path()))
+
+
+def write(task: Task, data: Any, metrics: Any, record: dict[str, Any], folder: Path) -> None:
+    """The metrics as JSON and as a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(record, indent=1) + "\n")
     task.picture(folder / "eval.png", data, metrics)
     say(f"written: {folder / 'eval.json'}, {folder / 'eval.png'}")
@@ -59,7 +69,11 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
     if checkpoint is None:
         return task.build_model(data)
     model, weights = task.build_model(data, pretrained=False), checkpoint.state["weights"]
-    model.load_state_dict(checkpoint.tensors(weights))
+    if checkpoint.sharded:
+        states = {weights: model.state_dict()}
+        checkpoint.fill(states)
+    else:
+        model.load_state_dict(checkpoint.tensors(weights))
     say(f"{checkpoint.path}: step {checkpoint.state['step']}, {weights} weights")
     return model
 

@@ -4,7 +4,10 @@
     checkpoints/best-00000080/   model.safetensors  ema.safetensors  state.json
 
 A folder is written under a temporary name beside its place, flushed to the disk, and renamed once. The best one is
-replaced by a newer name before the older is removed, so that there is one at any moment. No pickles.
+replaced by a newer name before the older is removed, so that there is one at any moment. No pickles, but where devices
+share the parameters: then every process writes its part of a step's tensors, as torch.distributed.checkpoint does.
+
+    checkpoints/step-00000120/   sharded/.metadata  sharded/__0_0.distcp  sharded/__1_0.distcp  state.json
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from recipes import distributed
 
 TEMPORARY = ".writing-"
 CORRUPT = "corrupt-"
+SHARDED = "sharded"  # the part that all processes write together
 
 
 class CheckpointError(RuntimeError):
@@ -50,6 +58,15 @@ class Checkpoint:
 
     def has(self, part: str) -> bool:
         return f"{part}.safetensors" in self.state["files"]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the tensors lie in parts, as several processes wrote them: `fill` reads them."""
+        return f"{SHARDED}/.metadata" in self.state["files"]
+
+    def fill(self, states: dict[str, Any]) -> None:
+        """Read a sharded checkpoint into nested state dicts of the right names and shapes, sharded or whole."""
+        dcp.load(states, checkpoint_id=self.path / SHARDED)
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
@@ -80,24 +97,43 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
 def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
     """Write the checkpoint `path` from named state dicts and a JSON-able state.
 
-    Raises CheckpointError where the disk does not take it; nothing of it is left then.
+    All processes of a run come here: each writes its part of what is sharded, rank 0 everything else.
+    Raises CheckpointError, on all, where a disk does not take it; nothing of it is left then.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tree in parts.items():
-            _write_part(temporary / f"{name}.safetensors", tree)
-        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        with open(temporary / "state.json", "w") as file:
-            json.dump({**state, "files": files}, file, indent=1)
-            flush(file)
-        flush_folder(temporary)
-        os.rename(temporary, path)
-        flush_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"could not write the checkpoint {path}: {error}") from error
+        distributed.first(lambda: _write_whole(temporary, {k: v for k, v in parts.items() if k != SHARDED}))
+        if SHARDED in parts:
+            dcp.save(parts[SHARDED], checkpoint_id=temporary / SHARDED)
+        distributed.first(lambda: _finish(temporary, path, state))
+    except (OSError, SafetensorError, CheckpointException) as error:
+        distributed.first(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        raise CheckpointError(f"could not write the checkpoint {path}: {_cause(error)}") from error
+
+
+def _write_whole(temporary: Path, parts: dict[str, Any]) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, tree in parts.items():
+        _write_part(temporary / f"{name}.safetensors", tree)
+
+
+def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
+    found = sorted(file for file in temporary.rglob("*") if file.is_file())
+    files = {file.relative_to(temporary).as_posix(): _fingerprint(file) for file in found}
+    with open(temporary / "state.json", "w") as file:
+        json.dump({**state, "files": files}, file, indent=1)
+        flush(file)
+    for folder in {file.parent for file in found} | {temporary}:
+        flush_folder(folder)
+    os.rename(temporary, path)
+    flush_folder(path.parent)
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"on rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
+    return str(error)
 
 
 def read(path: Path) -> Checkpoint:
@@ -131,13 +167,16 @@ class Store:
         """Write `step-<step>` (or `best-<step>`) unless it is there, then remove the ones that it supersedes."""
         kind = "best" if best else "step"
         path = self.folder / f"{kind}-{step:08d}"
-        if not path.exists():
+        if not distributed.first(path.exists):
             write(path, parts, {"step": step, **state})
-        for old in self._paths(kind)[1 if best else self.keep :]:
+        distributed.first(lambda: self._remove_old(kind, 1 if best else self.keep))
+        return path
+
+    def _remove_old(self, kind: str, keep: int) -> None:
+        for old in self._paths(kind)[keep:]:
             doomed = old.with_name(TEMPORARY + old.name)  # killed while removing, it must not look like a checkpoint
             old.rename(doomed)
             shutil.rmtree(doomed)
-        return path
 
     def newest(self, kind: str = "step") -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint of a kind, and for each newer one that is not whole, what is wrong with it."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
-from recipes import data
+from recipes import data, distributed
 from recipes.hardware import Hardware
 from recipes.task import Metrics, Task
 
@@ -26,15 +26,34 @@ def evaluate(
 ) -> tuple[dict[str, float], Metrics]:
     """Metrics of the validation set, every image counted once, with `images_per_s`; leaves the model in eval mode.
 
+    Several processes share the images, without any twice; their metrics are those of all.
+
     watch  called with the batches and their number, to show progress
     """
     model.eval()
     metrics, size, begun = task.metrics(built), cfg.data.eval_batch_size, time.perf_counter()
-    batches = data.batches(built.val, batch_size=size, seed=cfg.seed, epoch=0, train=False, workers=cfg.data.workers)
-    for images, targets in watch(batches, -(-len(built.val) // size)):
-        images, targets = hardware.send(images, targets)
+    rounds = -(-len(built.val) // (size * distributed.size()))
+    batches = data.batches(
+        built.val,
+        batch_size=size,
+        seed=cfg.seed,
+        epoch=0,
+        train=False,
+        workers=cfg.data.workers,
+        rank=distributed.rank(),
+        world=distributed.size(),
+    )
+    for batch in watch(distributed.together(batches, data.DataError, rounds), rounds):
+        # without a batch left, a process still computes with those that have one: sharded models need all of them
+        images, targets = hardware.send(*(_nothing(built) if batch is None else batch))
         with hardware.autocast():
             predictions = task.predict(model, images)
-        metrics.update(predictions, targets)
+        if batch is not None:
+            metrics.update(predictions, targets)
     values = metrics.compute()  # also waits for the device
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics
+
+
+def _nothing(built: data.Data) -> tuple[Tensor, Tensor]:
+    height, width = (built.img_size,) * 2 if isinstance(built.img_size, int) else built.img_size
+    return torch.zeros(1, 3, height, width), torch.zeros(1)

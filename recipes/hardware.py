@@ -1,28 +1,46 @@
-"""Where a run computes: device, threads, precision, memory format."""
+"""Where a run computes: device, threads, precision, memory format, and how it is spread over devices."""
 
 from __future__ import annotations
 
+import inspect
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from recipes import distributed, sharding
 from recipes.config import ConfigError
 
+# newer versions of torch have another name for it
+KEEP_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device of this process and how it computes."""
+    """The device of this process and how it computes.
+
+    parallel  how several devices share a model: each has all of it (ddp) or a part (fsdp); None for one process
+    sync_bn   batch norms take their statistics over all devices
+    """
 
     device: torch.device
     amp: torch.dtype | None
     memory_format: torch.memory_format
     compile: bool
+    parallel: str | None = None
+    sync_bn: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for forward passes, where it is asked for."""
@@ -32,12 +50,41 @@ class Hardware:
         """Loss scaling, which only float16 on a GPU needs; elsewhere it passes everything through."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16 and self.device.type == "cuda")
 
+    def memory(self) -> float:
+        """MiB that tensors took on the GPU at the most so far; on other devices the most that the process took."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
     def place(self, model: nn.Module) -> nn.Module:
+        """The whole model on this device."""
         return model.to(self.device, memory_format=self.memory_format)
 
-    def compiled(self, model: nn.Module) -> nn.Module:
-        """The model to call; its parameters are the given model's."""
+    def synced(self, model: nn.Module) -> nn.Module:
+        """The model with the batch norms that training asks for; their names, weights and buffers stay."""
+        return convert_sync_batchnorm(model) if self.sync_bn else model
+
+    def shard(self, model: nn.Module) -> None:
+        """Leave this device its part of the parameters, where devices share them."""
+        if self.parallel == "fsdp":
+            sharding.shard(model, self.device.type, self.amp)
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The module to call in training; its parameters are the given model's."""
+        if self.parallel == "ddp":
+            devices = None if self.device.type == "cpu" else [self.device]
+            # no process lends the others its buffers: the loop settles together what they become, see Statistics
+            model = DistributedDataParallel(
+                model, device_ids=devices, gradient_as_bucket_view=True, **{KEEP_BUFFERS: False}
+            )
+            if self.device.type == "cpu":
+                model.register_comm_hook(None, distributed.mean_in_order)
         return torch.compile(model) if self.compile else model
+
+    def syncing(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around a part of a batch: gradients travel with the last one of a step, sharded ones with each: memory."""
+        return nullcontext() if last or self.parallel != "ddp" else forward.no_sync()
 
     def send(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
@@ -47,10 +94,17 @@ class Hardware:
 def setup(cfg: DictConfig) -> Hardware:
     """Choose the device and set threads and determinism for this process.
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that is not there, and for what the device cannot do.
     """
     hardware = cfg.hardware
     device = _device(hardware.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if hardware.sync_bn and "train" in cfg and distributed.size() > 1 and device.type != "cuda":
+        raise ConfigError(
+            f"hardware.sync_bn=true: PyTorch's SyncBatchNorm trains on GPUs alone, this is the {device.type}; "
+            "leave it out, and each part of a batch is normed on its own"
+        )
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     if hardware.deterministic if hardware.deterministic is not None else device.type == "cpu":
@@ -58,15 +112,29 @@ def setup(cfg: DictConfig) -> Hardware:
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
         torch.backends.cudnn.benchmark = False
     memory_format = torch.channels_last if hardware.channels_last else torch.preserve_format
-    return Hardware(device, DTYPES.get(hardware.amp), memory_format, hardware.compile)
+    parallel = hardware.parallel if distributed.size() > 1 else None
+    synced = hardware.sync_bn and parallel is not None
+    return Hardware(device, DTYPES.get(hardware.amp), memory_format, hardware.compile, parallel, synced)
 
 
 def _device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
     kind = name.split(":")[0]
     if not available.get(kind):
         there = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"hardware.device={name} is not available here; there is {there}")
-    return torch.device(name)
+    return torch.device(name) if distributed.size() == 1 else _own_device(name)
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of one of several processes."""
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"hardware.device={name} cannot be shared by {distributed.size()} processes; cpu or cuda can")
+    if name == "cpu":
+        return torch.device(name)
+    here = torch.cuda.device_count()
+    if distributed.local_rank() >= here:
+        raise ConfigError(f"{distributed.local_rank() + 1} processes or more, but {here} GPUs: --nproc-per-node={here}")
+    return torch.device(name, distributed.local_rank())

@@ -1,21 +1,23 @@
-"""What a run says: a progress bar or plain lines, metrics.jsonl, and a tracker where one is chosen."""
+"""What a run says: a progress bar or plain lines, and metrics.jsonl."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from recipes.clock import STARTUP
 from recipes.plan import Plan
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -60,65 +62,52 @@ class Jsonl:
         self.file.close()
 
 
-class Wandb:
-    """Weights & Biases; `logger.mode=offline` keeps everything in the run folder."""
-
-    def __init__(self, cfg: DictConfig, folder: Path):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("logger=wandb needs the package: pip install wandb") from error
-        self.run = wandb.init(
-            project=cfg.logger.project,
-            entity=cfg.logger.entity,
-            mode=cfg.logger.mode,
-            dir=folder,
-            name=folder.name,
-            id=folder.name,
-            resume="allow",
-            config=OmegaConf.to_container(cfg, resolve=True),
-        )
-        self.run.define_metric("*", step_metric="step")  # a resumed run counts on from its own step, not wandb's
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.run.log(line)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def trackers(cfg: DictConfig, folder: Path) -> list[Sink]:
-    """What is chosen to follow the run beside metrics.jsonl."""
-    return [Wandb(cfg, folder)] if cfg.logger.wandb else []
-
-
 @dataclass
 class Meter:
-    """Sums since the last line of the log; `loss` and `count` are kept in checkpoints, times are not."""
+    """Sums since the last line of the log; `loss` and the counts are kept in checkpoints, times are not."""
 
     loss: float = 0.0
     count: int = 0
-    images: int = 0
+    skipped: int = 0
     seconds: float = 0.0
+    timed: int = 0
+    waited: float = 0.0
 
-    def add(self, loss: float, images: int, seconds: float) -> None:
-        self.loss, self.count = self.loss + loss, self.count + 1
-        self.images, self.seconds = self.images + images, self.seconds + seconds
+    def add(self, loss: float, seconds: float, waited: float, skipped: bool) -> None:
+        if skipped:
+            self.skipped += 1
+        else:
+            self.loss, self.count = self.loss + loss, self.count + 1
+        self.timed, self.seconds, self.waited = self.timed + 1, self.seconds + seconds, self.waited + waited
 
     def clear(self) -> None:
-        self.loss, self.count, self.images, self.seconds = 0.0, 0, 0, 0.0
+        self.loss, self.count, self.skipped = 0.0, 0, 0
+        self.timed, self.seconds, self.waited = 0, 0.0, 0.0
 
     def state(self) -> dict[str, float]:
-        return {"loss": self.loss, "count": self.count}
+        return {"loss": self.loss, "count": self.count, "skipped": self.skipped}
 
 
 class Log:
-    """Everything that is shown and written between the first step and the last."""
+    """Everything that is shown and written between the first step and the last.
 
-    def __init__(self, sinks: list[Sink], meter: Meter, plan: Plan, *, start: int, every: int, enabled: bool = True):
+    memory  called for each line: MiB in use, see Hardware.memory
+    """
+
+    def __init__(
+        self,
+        sinks: list[Sink],
+        meter: Meter,
+        plan: Plan,
+        *,
+        start: int,
+        every: int,
+        memory: Callable[[], float],
+        enabled: bool = True,
+    ):
         self.sinks, self.meter, self.every = sinks if enabled else [], meter, every
-        self.steps, self.per_epoch = plan.steps, plan.per_epoch
-        self.start, self.begun = start, time.perf_counter()
+        self.steps, self.per_epoch, self.batch, self.memory = plan.steps, plan.per_epoch, plan.batch, memory
+        self.start, self.begun, self.shown = start, time.perf_counter(), not enabled
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=CONSOLE, expand=True, disable=not (enabled and CONSOLE.is_terminal))
         self.plain = enabled and not CONSOLE.is_terminal
@@ -133,27 +122,43 @@ class Log:
         for sink in self.sinks:
             sink.close()
 
-    def step(self, step: int, *, loss: float, lr: float, grad_norm: float, images: int, seconds: float) -> None:
-        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took with waiting for data."""
-        self.meter.add(loss, images, seconds)
-        speed = images / seconds
+    def step(
+        self, step: int, loss: float, *, lr: float, grad_norm: float, seconds: float, waited: float, skipped: bool
+    ) -> None:
+        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took, `waited` that for data."""
+        if not self.shown:
+            self._show_startup(waited)
+        self.meter.add(loss, seconds, waited, skipped)
+        speed = self.batch / seconds
         self.bar.update(self.task, completed=step, description=_describe(step / self.per_epoch, loss, lr, speed))
         if step % self.every and step != self.steps:
             return
-        meter = self.meter
-        line = {
-            "step": step,
-            "epoch": step / self.per_epoch,
-            "loss": meter.loss / meter.count,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "images_per_s": round(meter.images / meter.seconds, 2),
-        }
-        meter.clear()
+        line = self._line(step, lr, grad_norm)
+        self.meter.clear()
         self.write(line)
         if self.plain:
             text = _describe(line["epoch"], line["loss"], lr, line["images_per_s"])
             say(f"step {step}/{self.steps}  {text}  {_clock(self._left(step))} left")
+
+    def _line(self, step: int, lr: float, grad_norm: float) -> dict[str, float]:
+        meter = self.meter
+        line = {
+            "step": step,
+            "epoch": step / self.per_epoch,
+            "loss": meter.loss / meter.count if meter.count else math.nan,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "images_per_s": round(meter.timed * self.batch / meter.seconds, 2),
+            "data_wait": round(meter.waited / meter.seconds, 4),
+            "memory_mib": round(self.memory(), 1),
+        }
+        return {**line, "skipped": meter.skipped} if meter.skipped else line
+
+    def _show_startup(self, waited: float) -> None:
+        STARTUP.mark("first step")
+        STARTUP.split("first step", "first batch", waited)
+        say(STARTUP.text())
+        self.shown = True
 
     def evaluation(self, step: int, values: dict[str, float], which: str, best: bool) -> None:
         """Note the validation metrics of the weights after `step` steps; `which` says raw or ema weights."""
@@ -177,10 +182,42 @@ class Log:
         return (time.perf_counter() - self.begun) / (step - self.start) * (self.steps - step)
 
 
+def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Table:
+    """The evaluations of a run with the training loss before each, the last `rows` of them; the best is marked."""
+    table = Table("epoch", "step", "train loss", f"val {score}", "val loss", "lr", "images/s", title="evaluations")
+    found, last = [], {}
+    for line in history:
+        if "lr" in line:
+            last = line
+        if line.get(f"val_{score}") is not None:
+            found.append((line, last))
+    best = max((line[f"val_{score}"] for line, _ in found), default=None)
+    for line, train in found[-rows:]:
+        value = line[f"val_{score}"]
+        mark = "[bold]{:.2f}[/] *" if value == best else "{:.2f}"
+        table.add_row(
+            f"{line['epoch']:.2f}",
+            str(line["step"]),
+            _number(train.get("loss"), ".4f"),
+            mark.format(value),
+            _number(line.get("val_loss"), ".4f"),
+            _number(train.get("lr"), ".2e"),
+            _number(train.get("images_per_s"), ".1f"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a metrics.jsonl, without those that a kill or a power cut left unreadable."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _describe(epoch: float, loss: float, lr: float, speed: float) -> str:

@@ -44,7 +44,9 @@ def _build(name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Mod
     wishes = {key: value for key, value in wishes.items() if value is not None}
     while True:
         try:
-            return timm.create_model(name, **options, **wishes)
+            model = timm.create_model(name, **options, **wishes)
+            model.created_with = {"model_name": name, **options, **wishes}  # for the card of the run
+            return model
         except TypeError as error:
             refused = next((key for key in wishes if f"argument '{key}'" in str(error)), None)
             if refused is None:

@@ -113,10 +113,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def clip(model: nn.Module, limit: float | None) -> float:
+def clip(model: nn.Module, limit: float | None) -> Tensor:
     """The norm of all gradients before they are scaled down to `limit` (None leaves them as they are)."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit).item()
+    if limit is None:
+        return nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    return nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -1,14 +1,20 @@
-"""How many steps, epochs and micro-batches a run has: the arithmetic between images and optimiser steps."""
+"""How many steps, epochs and parts a run has: the arithmetic between images and optimiser steps.
+
+The images of a step are cut into parts, one forward pass each. What a part holds and draws is a function of its number
+alone, so that it does not matter on which process it runs, and after which other: a process does several parts one
+after the other where there are fewer processes than parts.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
-from recipes import data
+from recipes import data, distributed
 from recipes.config import ConfigError
 from recipes.data.loader import order
 
@@ -17,8 +23,9 @@ from recipes.data.loader import order
 class Plan:
     """The numbers of a run.
 
-    micro       images in one forward pass of one process
-    accumulate  forward passes per optimiser step
+    micro       images of a part: of one forward pass of one process
+    accumulate  parts that each process does in an optimiser step
+    world       processes
     per_epoch   optimiser steps in one epoch; the images that do not fill a last step are left out
     steps       optimiser steps of the whole run
     evaluate_every  optimiser steps between evaluations
@@ -26,30 +33,57 @@ class Plan:
 
     micro: int
     accumulate: int
+    world: int
     per_epoch: int
     steps: int
     evaluate_every: int
 
     @property
+    def parts(self) -> int:
+        """Parts of an optimiser step."""
+        return self.accumulate * self.world
+
+    @property
     def batch(self) -> int:
-        """Images per optimiser step and process."""
-        return self.micro * self.accumulate
+        """Images per optimiser step."""
+        return self.micro * self.parts
+
+    def part(self, step: int, turn: int) -> int:
+        """The number of the part that this process does as its `turn`-th of a step; they are counted over the run."""
+        return step * self.parts + turn * self.world + distributed.rank()
+
+    def said(self, parallel: str | None, before: int | None) -> list[str]:
+        """How the batch is kept, for the log; `before` is how many parts it had so far."""
+        where = f"{self.world} processes ({parallel})" if self.world > 1 else "one process"
+        parts = f"{self.parts} parts of {self.micro}"
+        lines = [f"{self.batch} images a step: {parts}, {self.accumulate} on each of {where}"]
+        if before not in (None, self.parts):
+            lines += [f"the parts were {before} before: other images than then are normed and mixed with each other"]
+        return lines if before or self.parts > 1 else []
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the weights after `step` steps are evaluated."""
+        return step % self.evaluate_every == 0 or step == self.steps
 
 
-def make(cfg: DictConfig, source: data.Source, world: int = 1) -> Plan:
-    """Split `data.batch_size` images per optimiser step over processes and micro-batches and count the steps.
+def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan:
+    """Cut `data.batch_size` images per optimiser step into parts, share them out, and count the steps.
 
+    There are `train.accumulate` parts, or so many times more that every process has the same number.
+
+    parts  that the run had so far, which are kept where the processes can share them
     Raises ConfigError where the batch does not divide or the training set does not fill one step.
     """
-    size, accumulate = cfg.data.batch_size, cfg.train.accumulate
-    if accumulate < 1 or size < 1 or size % (accumulate * world):
+    size, accumulate, world = cfg.data.batch_size, cfg.train.accumulate, distributed.size()
+    parts = math.lcm(parts or max(accumulate, 1), world)
+    if accumulate < 1 or size < 1 or size % parts:
         raise ConfigError(
             f"data.batch_size={size} images per step do not divide over train.accumulate={accumulate} micro-batches "
-            f"of {world} process(es); choose a multiple of {max(accumulate, 1) * world}"
+            f"of {world} process(es); choose a multiple of {parts}"
         )
-    micro = size // (accumulate * world)
+    micro = size // parts
     batches = data.batches_per_epoch(source, micro, world=world, repeats=cfg.augment.repeats)
-    per_epoch = batches // accumulate
+    per_epoch = batches * world // parts
     if per_epoch == 0:
         raise ConfigError(
             f"data.batch_size={size} is more than one epoch has ({len(source)} training images); lower data.batch_size"
@@ -59,13 +93,11 @@ def make(cfg: DictConfig, source: data.Source, world: int = 1) -> Plan:
     for key, value in {"steps of the run": steps, **counts}.items():
         if value < 1:
             raise ConfigError(f"{key}: {value} is too few; at least 1")
-    return Plan(micro, accumulate, per_epoch, steps, max(1, round(cfg.train.eval_every * per_epoch)))
+    return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(cfg.train.eval_every * per_epoch)))
 
 
-def micro_batches(
-    cfg: DictConfig, plan: Plan, source: data.Source, step: int, rank: int = 0, world: int = 1
-) -> Iterator[tuple[Any, ...]]:
-    """All micro-batches from `step` to the end of the run, epoch after epoch, exactly as if begun at step 0."""
+def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:
+    """This process's parts from `step` to the end of the run, epoch after epoch, exactly as if begun at step 0."""
     while True:
         epoch, offset = divmod(step, plan.per_epoch)
         left = (plan.per_epoch - offset) * plan.accumulate
@@ -77,8 +109,8 @@ def micro_batches(
             train=True,
             start=offset * plan.accumulate,
             workers=cfg.data.workers,
-            rank=rank,
-            world=world,
+            rank=distributed.rank(),
+            world=plan.world,
             repeats=cfg.augment.repeats,
         )
         for _, batch in zip(range(left), stream, strict=False):
@@ -87,7 +119,7 @@ def micro_batches(
 
 
 def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> list[int]:
-    """Indices of the training images of one optimiser step of a single process."""
+    """Indices of the training images of one optimiser step, over all processes."""
     epoch, offset = divmod(step, plan.per_epoch)
     keys = order(source, seed=cfg.seed, epoch=epoch, repeats=cfg.augment.repeats)
     return [index for index, _ in keys[offset * plan.batch : (offset + 1) * plan.batch]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 WRITTEN_OUT = 20  # up to so many classes names and counts are legible
@@ -27,14 +28,36 @@ def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
     left, middle, right = figure.subplots(1, 3)
     for axes, keys in ((left, ("loss", "val_loss")), (middle, (f"val_{score}",)), (right, ("lr",))):
         for key in keys:
-            points = [(line["step"], line[key]) for line in history if line.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=key, marker="." if key.startswith("val") else None)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
+            _plot(axes, history, key, label=key)
+        _finish(axes)
     save_figure(figure, path)
+
+
+def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score: str) -> None:
+    """Training loss, validation loss and score of several runs over the steps; `histories` by what to call them."""
+    figure = Figure(figsize=(15, 4 + 0.18 * len(histories)), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 3), ("loss", "val_loss", f"val_{score}"), strict=True):
+        for history in histories.values():
+            _plot(axes, history, key, label=None)
+        axes.set_title(key)
+        _finish(axes)
+    lines = [f"C{index % 10}" for index in range(len(histories))]
+    handles = [Line2D([], [], color=colour, label=label) for colour, label in zip(lines, histories, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(histories)), fontsize=8)
+    save_figure(figure, path)
+
+
+def _plot(axes: Any, history: list[dict[str, Any]], key: str, label: str | None) -> None:
+    points = [(line["step"], line[key]) for line in history if line.get(key) is not None]
+    marker = "." if key.startswith("val") else None
+    axes.plot(*(zip(*points, strict=True) if points else ((), ())), label=label, marker=marker)
+
+
+def _finish(axes: Any) -> None:
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -15,16 +16,28 @@ from typing import Any
 
 import torch
 
+from recipes import distributed
 from recipes.checkpoint import flush
 from recipes.log import say
 
 PACKAGES = ("torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core", "numpy", "safetensors")
 SESSIONS = "sessions.jsonl"
+SWEEP = "RECIPES_SWEEP"  # environment variable: the sweep that a run belongs to
+
+
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """Every start of the run."""
+    return [json.loads(line) for line in (folder / SESSIONS).read_text().splitlines()]
 
 
 def first_session(folder: Path) -> dict[str, Any]:
     """How the run was begun."""
-    return json.loads((folder / SESSIONS).read_text().splitlines()[0])
+    return sessions(folder)[0]
+
+
+def last_session(folder: Path) -> dict[str, Any]:
+    """How the run was begun or resumed the last time."""
+    return sessions(folder)[-1]
 
 
 def first_overrides(folder: Path) -> list[str]:
@@ -39,10 +52,14 @@ def note_session(folder: Path, overrides: list[str], step: int) -> None:
         "from_step": step,
         "command": shlex.join(sys.argv),
         "overrides": overrides,
+        "sweep": os.environ.get(SWEEP),
         "python": platform.python_version(),
         "machine": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "processes": distributed.size(),
+        "job": distributed.job(),
+        "versions": versions(),
         "git": _git(),
     }
     if step and (before := first_session(folder).get("threads")) != line["threads"]:
@@ -52,7 +69,8 @@ def note_session(folder: Path, overrides: list[str], step: int) -> None:
         flush(file)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that a result may depend on."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,7 +1,8 @@
 """Randomness without state: every draw is seeded from what it is for, so that nothing has to be saved.
 
-Drop path and dropout of a micro-batch are functions of (seed, step, micro, rank); data order and augmentation are
-functions of (seed, epoch, index), see recipes.data. A resumed run needs to know its step alone.
+Drop path, dropout and Mixup of a part of a batch are functions of (seed, number of the part), whichever process it runs
+on, see recipes.plan; data order and augmentation are functions of (seed, epoch, index), see recipes.data. A resumed run
+needs to know its step alone.
 """
 
 from __future__ import annotations

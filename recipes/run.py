@@ -1,8 +1,9 @@
 """The run folder: made once, locked while in use, and found again to go on or to evaluate.
 
-    runs/<name>/  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/
+    runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/
 
-config.yaml is the resolved configuration; data.json names the classes; sessions.jsonl has a line for every start.
+README.md is the model's card; config.yaml is the resolved configuration; data.json names the classes; sessions.jsonl
+has a line for every start.
 """
 
 from __future__ import annotations
@@ -13,30 +14,40 @@ import os
 import secrets
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from recipes import config
+from recipes import card, config, distributed
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
-from recipes.log import Jsonl, Sink, history, say, trackers
+from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
-from recipes.provenance import SESSIONS, note_session
+from recipes.provenance import SESSIONS, last_session, note_session
 from recipes.settings import RunError, config_to_resume, load_config
 from recipes.state import State
+from recipes.stop import Stop
+from recipes.task import Task
+from recipes.trackers import trackers
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, its configuration, its checkpoints, and the one to go on from (None at step 0)."""
+    """A run folder, its configuration, its checkpoints, and the one to go on from (None at step 0).
+
+    known  whether the folder is that of a run already
+    """
 
     folder: Path
     cfg: DictConfig
     store: Store
     resumed: Checkpoint | None = None
+    known: bool = False
 
     @property
     def metrics(self) -> Path:
@@ -47,21 +58,25 @@ class Run:
         """Optimiser steps that are done."""
         return self.resumed.state["step"] if self.resumed else 0
 
+    @property
+    def parts(self) -> int | None:
+        """Parts that the batch of a step was cut into so far; None at step 0."""
+        return self.resumed.state.get("parts") if self.resumed else None
+
     def begin(self, overrides: list[str], data: Data) -> None:
         """Make the folder of a new run, or cut the records of a resumed one back to the step that it goes on from."""
-        try:
-            self._begin(overrides, data)
-        except OSError as error:
-            raise RunError(f"the run folder {self.folder} cannot be written: {error}; pass another out=") from error
+        with _writable(self.folder):
+            if self.known:
+                self.store.set_aside(newer_than=self.step if self.resumed else -1)
+                _drop_lines(self.metrics, self.step)
+                note_session(self.folder, overrides, self.step)
+            else:
+                self._make(overrides, data)
 
-    def _begin(self, overrides: list[str], data: Data) -> None:
-        if (self.folder / "config.yaml").exists():
-            self.store.set_aside(newer_than=self.step if self.resumed else -1)
-            _drop_lines(self.metrics, self.step)
-            note_session(self.folder, overrides, self.step)
-            return
+    def _make(self, overrides: list[str], data: Data) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
+        _refuse_used(self.folder)  # by a process that was quicker
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
         note_session(self.folder, overrides, 0)
         kept = ("num_classes", "class_names", "img_size")
@@ -77,9 +92,28 @@ class Run:
         try:
             self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
-            found, _ = self.store.newest()
+            found, _ = distributed.first(self.store.newest)
             left = f"the checkpoint before it, {found.path}, is whole" if found else "there is no earlier checkpoint"
             raise CheckpointError(f"{error}\n{left}; when it can be written again: {self.resume_command}") from error
+
+    def rescue(self, now: State, error: Exception, stop: Stop) -> None:
+        """Save the last good state after an error, and raise the error with the way to go on.
+
+        Where a signal stopped the run, which may end the processes that read data as well, the error is no news.
+        """
+        stop.agree()
+        now.rewind()
+        try:
+            self.save(now)
+        except CheckpointError as unsaved:
+            raise CheckpointError(f"{error}\nand then {unsaved}") from error
+        if not stop.signal:
+            saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
+            raise type(error)(f"{error}\n{saved}") from error
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has the evaluation of a step."""
+        return any(line["step"] == step and "val_loss" in line for line in history(self.metrics))
 
     def best(self, score: str) -> float | None:
         """The score of the best checkpoint."""
@@ -87,8 +121,10 @@ class Run:
         return found.state["metrics"][score] if found else None
 
     def sinks(self) -> list[Sink]:
-        """Where the lines of the log go."""
-        return [Jsonl(self.metrics), *trackers(self.cfg, self.folder)]
+        """Where the lines of the log go: rank 0 writes them."""
+        if distributed.rank() > 0:
+            return []
+        return [Jsonl(self.metrics), *trackers(self.cfg, self.folder, self.step)]
 
     def draw(self, score: str, *, every: float = 0.0) -> None:
         """Draw the curves, unless the picture is younger than `every` seconds."""
@@ -103,13 +139,18 @@ class Run:
     def resume_command(self) -> str:
         return f"python train.py {shlex.quote(config.quote('resume', str(self.folder)))}"
 
-    def report(self, score: str, *, finished: bool) -> None:
-        """Draw the curves, say where everything is and what to type next."""
-        self.draw(score)
+    def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
+        """Draw the curves, write the card, say where everything is and what to type next."""
+        self.draw(task.score)
         found, _ = self.store.newest("best")
+        table = epoch_table(history(self.metrics), task.score)
+        with _writable(self.folder):
+            _replace(self.folder / "README.md", card.text(self.folder, self.cfg, data, model, found))
+        if table.row_count:
+            CONSOLE.print(table)
         if found:
-            value, step = found.state["metrics"][score], found.state["step"]
-            say(f"best {score} {value:.2f} after step {step} ({found.state['weights']} weights)", "bold")
+            value, step = found.state["metrics"][task.score], found.state["step"]
+            say(f"best {task.score} {value:.2f} after step {step} ({found.state['weights']} weights)", "bold")
         say(f"run folder: {self.folder}")
         if not finished:
             say(f"go on with: {self.resume_command}")
@@ -122,18 +163,22 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
 
     Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
     """
-    folder = _find(cfg)
+    folder = _begun(Path(cfg.out), overrides) or _find(cfg)
     if folder is None:
         return _new(cfg)
-    _lock(folder)
-    cfg = config_to_resume(folder, overrides)
-    store = Store(folder / "checkpoints", cfg.train.keep)
-    store.clean()
+    with _writable(folder):
+        _lock(folder)
+        cfg = config_to_resume(folder, overrides)
+        store = Store(folder / "checkpoints", cfg.train.keep)
+        store.clean()
     resumed, problems = store.newest()
     for problem in problems:
         say(f"damaged checkpoint passed over: {problem}", "yellow")
-    run = Run(folder, cfg, store, resumed)
+    run = Run(folder, cfg, store, resumed, known=True)
     say(f"resuming {folder} from step {run.step}" + ("" if resumed else " (it has no whole checkpoint)"))
+    logged = max((line["step"] for line in history(run.metrics)), default=0)
+    if logged > run.step:
+        say(f"its log goes on to step {logged}: the steps after {run.step} are done again", "yellow")
     return run
 
 
@@ -157,7 +202,7 @@ def _find(cfg: DictConfig) -> Path | None:
         load_config(Path(cfg.resume))
         return Path(cfg.resume)
     if cfg.name is not None:
-        candidates = [out / cfg.name]
+        candidates = [out / _name(cfg)]
     else:
         candidates = [path.parent for path in out.glob("*/config.yaml") if _same_kind(load_config(path.parent), cfg)]
     candidates = [path for path in candidates if (path / "config.yaml").is_file()]
@@ -167,18 +212,48 @@ def _find(cfg: DictConfig) -> Path | None:
     return max(candidates, key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
 
 
+def _begun(out: Path, overrides: list[str]) -> Path | None:
+    """The run that this launch worked on before torchrun restarted its processes; None where it has not."""
+    if not distributed.restarted():
+        return None
+    mine = (distributed.job(), overrides)
+    runs = [path.parent for path in out.glob("*/config.yaml")]
+    last = {run: last_session(run) for run in runs}
+    found = [run for run in runs if (last[run].get("job"), last[run]["overrides"]) == mine]
+    return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
+
+
 def _same_kind(one: DictConfig, other: DictConfig) -> bool:
     return (one.model.name, one.data.name) == (other.model.name, other.data.name)
 
 
 def _new(cfg: DictConfig) -> Run:
     made = f"{cfg.model.name}-{cfg.data.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder = Path(cfg.out) / (cfg.name or made)
+    folder = Path(cfg.out) / (made if cfg.name is None else _name(cfg))
+    _refuse_used(folder)
+    return Run(folder, cfg, Store(folder / "checkpoints", cfg.train.keep))
+
+
+def _name(cfg: DictConfig) -> str:
+    number = config.job_number()
+    return cfg.name if number is None else f"{cfg.name}-{number}"
+
+
+def _refuse_used(folder: Path) -> None:
     if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
         raise RunError(
             f"{folder} already holds a run: pass resume=auto to go on with it, or another name= for a new one"
         )
-    return Run(folder, cfg, Store(folder / "checkpoints", cfg.train.keep))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the run folder {folder} cannot be written: {error}; make it writable, or pass another out= for a new run"
+        ) from error
 
 
 def _lock(folder: Path) -> None:
@@ -186,7 +261,7 @@ def _lock(folder: Path) -> None:
     file = open(folder / ".lock", "w")  # noqa: SIM115 (held open as long as the process lives)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise RunError(f"{folder} is in use by another process; wait for it, or pass another name=") from error
     _LOCKS.append(file)
 

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from recipes import config
-from recipes.config.checks import flat
+from recipes.config.checks import base, flat
 from recipes.log import say
 from recipes.provenance import first_overrides
 
@@ -33,9 +33,12 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's configuration with the harmless changes that were asked for; others are refused."""
     stored = load_config(folder)
     asked = _compose(_merge(first_overrides(folder), overrides))
-    was, now = flat(stored), flat(asked)
+    was, now, defaults = flat(stored), flat(asked), base("train")
+    was |= {key: defaults[key] for key in defaults if key not in was}  # keys that are younger than the run
     changed = {key: (was.get(key), now.get(key)) for key in was | now if was.get(key) != now.get(key)}
-    lines = [f"{key}: the run has {old}, now {new}" for key, (old, new) in changed.items() if not _in(key, FREE + SAID)]
+    lines = [
+        f"{key}: the run has {old}, now {new}" for key, (old, new) in changed.items() if not is_in(key, FREE + SAID)
+    ]
     if lines:
         raise RunError(
             f"{folder} was begun with another configuration, and going on would give a run that is neither:\n  "
@@ -43,7 +46,7 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
             + "\nleave these out to go on, or begin a new run (another name=, no resume)"
         )
     for key, (old, new) in changed.items():
-        if _in(key, SAID):
+        if is_in(key, SAID):
             say(f"{key} changes from {old} to {new}: the result may differ in its last digits", "yellow")
     return asked
 
@@ -60,7 +63,8 @@ def _merge(first: list[str], then: list[str]) -> list[str]:
     return list({text.split("=")[0].lstrip("+~"): text for text in [*first, *then]}.values())
 
 
-def _in(key: str, groups: tuple[str, ...]) -> bool:
+def is_in(key: str, groups: tuple[str, ...]) -> bool:
+    """Whether a key is one of these or lies in one of them."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 

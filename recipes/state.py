@@ -10,27 +10,48 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from recipes import optim
-from recipes.checkpoint import Checkpoint
+from recipes import optim, sharding
+from recipes.checkpoint import SHARDED, Checkpoint
 from recipes.hardware import Hardware
 from recipes.log import Meter
+from recipes.plan import Plan
+from recipes.statistics import Statistics
 
 
 @dataclass
 class State:
-    """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps."""
+    """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
+
+    split    parts that a step's batch is cut into
+    skipped  how many of the last steps in a row had a gradient that is no number, and changed nothing
+    due      the weights of this step are still to be evaluated
+    best     the best score so far
+    """
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    statistics: Statistics
+    split: int
     meter: Meter = field(default_factory=Meter)
     step: int = 0
+    skipped: int = 0
+    due: bool = False
+    best: float | None = None
+    _before: list[Tensor] = field(default_factory=list)
+    _begun: bool = False
 
     @classmethod
-    def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware) -> State:
-        """The state before the first step."""
-        return cls(model, make_ema(cfg, model), optim.create(cfg, model), hardware.scaler())
+    def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware, plan: Plan) -> State:
+        """The state before the first step; the model is shared out over the devices where they share it."""
+        model = hardware.synced(model)
+        ema = make_ema(cfg, model, foreach=hardware.parallel != "fsdp")
+        hardware.shard(model)
+        if ema is not None:
+            hardware.shard(ema.module)
+        optimizer = optim.create(cfg, model)
+        return cls(model, ema, optimizer, hardware.scaler(), Statistics(model, plan), plan.parts)
 
     @property
     def measured(self) -> nn.Module:
@@ -42,45 +63,84 @@ class State:
         """The name of the weights that are evaluated: `ema` or `model`."""
         return "model" if self.ema is None else "ema"
 
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The model and its moving average by name."""
+        return {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module}
+
     def parts(self, *, optimizer: bool = True) -> dict[str, Any]:
-        """State dicts by the name of the file they go into."""
-        parts = {"model": self.model.state_dict()}
-        if self.ema is not None:
-            parts["ema"] = self.ema.module.state_dict()
+        """State dicts by the name of the file they go into; a sharded state with its optimiser stays sharded."""
+        if sharding.is_sharded(self.model):
+            if optimizer:  # which has no state yet at step 0
+                return {SHARDED: sharding.tree(self.models, self.optimizer if self.step else None)}
+            return {name: sharding.gathered(model) for name, model in self.models.items()}
+        parts = {name: model.state_dict() for name, model in self.models.items()}
         if optimizer:
             parts["optimizer"] = self.optimizer.state_dict()
         return parts
 
     def extras(self) -> dict[str, Any]:
         """What is no tensor: goes into state.json."""
-        return {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
+        state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
+        return {**state, "skipped": self.skipped, "parts": self.split}
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here."""
-        self.model.load_state_dict(checkpoint.tensors("model"))
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.tensors("ema"))
-        optim.load_state(self.optimizer, checkpoint.tree("optimizer"))
+    def load(self, checkpoint: Checkpoint, best: float | None) -> None:
+        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
+
+        best  the score of the best checkpoint, which is another one
+        """
+        self._load_tensors(checkpoint)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]
+        self.skipped = checkpoint.state.get("skipped", 0)  # not in checkpoints of the first version
+        self.best = best
 
-    def buffers(self) -> list[Tensor]:
-        """A copy of the model's buffers: the statistics of norms, which a forward pass changes before any check."""
-        return [buffer.clone() for buffer in self.model.buffers()]
+    def _load_tensors(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.sharded:
+            states = sharding.tree(self.models, self.optimizer if checkpoint.state["step"] else None)
+            checkpoint.fill(states)
+            sharding.load_tree(states, self.models, self.optimizer)
+            return
+        for name, model in self.models.items():
+            sharding.load_whole(model, checkpoint.tensors(name))
+        state = checkpoint.tree("optimizer")
+        if sharding.is_sharded(self.model):
+            sharding.load_whole_optimizer(self.model, self.optimizer, state)
+        else:
+            optim.load_state(self.optimizer, state)
 
     @torch.no_grad()
-    def restore_buffers(self, copies: list[Tensor]) -> None:
-        for buffer, copy in zip(self.model.buffers(), copies, strict=True):
-            buffer.copy_(copy)
+    def begin(self) -> None:
+        """Copy the model's buffers: the statistics of norms, which a forward pass changes before any check."""
+        self.statistics.begin()
+        buffers = list(self.model.buffers())
+        if not self._before:
+            self._before = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._before, buffers)  # hundreds of small tensors at once
+        self._begun = True
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Undo what a step that was begun and not done has changed."""
+        if self._begun:
+            for buffer, copy in zip(self.model.buffers(), self._before, strict=True):
+                buffer.copy_(copy)
+
+    def done(self) -> None:
+        """Count the step that was begun."""
+        self.step, self._begun = self.step + 1, False
 
 
-def make_ema(cfg: DictConfig, model: nn.Module) -> ModelEmaV3 | None:
+def make_ema(cfg: DictConfig, model: nn.Module, foreach: bool = True) -> ModelEmaV3 | None:
     """The moving average of the weights with decay `train.ema`, or None.
 
     The decay of step n is min(train.ema, (1 + n) / (10 + n)), TensorFlow's rule: short runs average over their last
     tenth, whatever the final decay.
+
+    foreach  many tensors at once, which must be all sharded or all whole: parameters and buffers of FSDP2 are not
     """
     if cfg.train.ema is None:
         return None
-    return ModelEmaV3(model, decay=cfg.train.ema, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    return ModelEmaV3(model, decay=cfg.train.ema, foreach=foreach, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)

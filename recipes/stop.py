@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, made polite: the loop asks between steps whether it should stop."""
+"""Ctrl-C, SIGTERM and SIGUSR1, made polite: the loop asks between steps whether it should stop."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 import signal
 from types import FrameType
 
+from recipes import distributed
 from recipes.log import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be started again with resume=
 
 
 class Stop:
-    """Remembers the first signal in `signal`; a second one ends the process at once, as it would without this."""
+    """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
+
+    The same signal once more ends the process at once, as it would without this; but not SIGUSR1, a scheduler's
+    warning, which some send more than once.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.noted: int | None = None
         self._process = os.getpid()
 
     def __enter__(self) -> Stop:
@@ -26,10 +33,20 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agree(self) -> None:
+        """Between steps, on all processes."""
+        self.signal = distributed.highest(self.noted or 0) or None
+
+    @property
+    def code(self) -> int:
+        """The exit status of a run that was stopped: what a shell reports after Ctrl-C, else REQUEUE."""
+        return 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked data worker: Ctrl-C reaches it too, and the loop that it serves decides
-        self.signal = number
-        say("stopping after this step, to save; once more stops at once, without saving", "yellow")
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
+        if self.noted is None:
+            self.noted = number
+            say("stopping after this step, to save; once more stops at once, without saving", "yellow")
+        if number != signal.SIGUSR1:
+            signal.signal(number, self._before[number])

@@ -14,7 +14,10 @@ from recipes.data import Data
 
 
 class Metrics(Protocol):
-    """Accumulates over an evaluation; every sample is counted once."""
+    """Accumulates over an evaluation; every sample is counted once, whichever process sees it.
+
+    `compute` gives the metrics of all processes and is called on all; a picture is drawn on one, afterwards.
+    """
 
     def update(self, predictions: Any, targets: Any) -> None: ...
 

@@ -1,7 +1,10 @@
 """train.py and eval.py as their users meet them, in processes watched from outside; or in this one."""
 
+from __future__ import annotations
+
 import contextlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +18,8 @@ import train
 from recipes import config
 
 ROOT = Path(__file__).parents[1]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
 SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
 
 
@@ -23,6 +28,46 @@ def start(script: str, *overrides: str, cwd: Path) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     command = [sys.executable, str(ROOT / script), *overrides]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def fork(*overrides: str, cwd: Path) -> Forked:
+    """train.py with these overrides in a process of its own that need not import anything first."""
+    child = Forked(cwd, overrides)
+    child.start()
+    return child
+
+
+class Forked(FORKS.Process):
+    """A process that begins as a copy of one with everything imported; what it says goes to a file."""
+
+    def __init__(self, cwd: Path, overrides: tuple[str, ...]):
+        cwd.mkdir(exist_ok=True)
+        self.said = cwd / f"said-{time.monotonic_ns()}.txt"
+        super().__init__(target=_train, args=(cwd, self.said, overrides))
+
+    def output(self) -> str:
+        """Wait for the end and give back what it said; `exitcode` is set."""
+        self.join(300)
+        return self.said.read_text()
+
+
+def _train(cwd: Path, said: Path, overrides: tuple[str, ...]) -> None:
+    os.chdir(cwd)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv[:] = ["train.py", *overrides]
+    os.environ["COLUMNS"] = "160"
+    train.main()
+
+
+def until(child: Forked, happened: Callable[[], bool]) -> None:
+    """Look, often, until something has happened; the child must still be running then."""
+    limit = time.monotonic() + 300
+    while not happened():
+        assert child.is_alive(), f"ended too early:\n{child.output()}"
+        assert time.monotonic() < limit, "waited for five minutes"
+        time.sleep(0.001)
 
 
 def finish(child: subprocess.Popen) -> str:
@@ -89,3 +134,10 @@ def train_here(folder: Path, *overrides: str) -> None:
     """What train.py does, in this process."""
     with flags_restored():
         train.main.__wrapped__(config.compose([*overrides, f"out={folder}"]))
+
+
+def note_overrides(run: Path, overrides: list[str]) -> None:
+    """Let a run of `train_here`, which had no command line, have been begun with these overrides and one thread."""
+    path = run / "sessions.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps({**first, "overrides": overrides, "threads": 1}) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch.distributed.run import get_args_parser
 
 import zoo
 from recipes import config
@@ -110,11 +111,22 @@ def flattened(values):
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python" and c not in MODULES], ids=" ".join)
 def test_commands_compose(command):
-    _, program, *overrides = command
+    if "hydra/launcher=slurm" in command:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    _, program, *overrides = [text for text in command if text != "-m"]
+    if "-m" in command:  # a sweep: its first run
+        overrides = [text.split(",")[0] for text in overrides]
     cfg = config.compose(overrides, name=program.removesuffix(".py"))
     assert cfg.model.name
 
 
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "torchrun"], ids=" ".join)
+def test_torchrun_understands(command):
+    given = get_args_parser().parse_args(command[1:])
+    cfg = config.compose(given.training_script_args, name=given.training_script.removesuffix(".py"))
+    assert cfg.model.name and int(given.nproc_per_node) == 8
+
+
 def test_no_command_is_left_out():
-    assert {c[0] for c in commands()} == {"pip", "python"}
+    assert {c[0] for c in commands()} == {"pip", "python", "torchrun"}
     assert len(commands()) >= 9

@@ -1,12 +1,11 @@
 """The learning rate of every step and every parameter."""
 
-import json
 import shutil
 
 import pytest
 import torch
 
-from children import SMALL, train_here
+from children import SMALL, note_overrides, train_here
 from recipes import checkpoint, config, optim
 from recipes.tasks import classify
 
@@ -90,8 +89,7 @@ def test_offsets_learn_at_their_rate_and_a_resumed_run_keeps_it(tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for name in ("best-00000003", "step-00000002", "step-00000003"):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / name)
-    note = json.dumps({"overrides": options, "threads": 1})
-    (tmp_path / "cut" / "sessions.jsonl").write_text(f"{note}\n")  # in this process there is no command line to note
+    note_overrides(tmp_path / "cut", options)
     first, _ = checkpoint.Store(tmp_path / "cut" / "checkpoints").newest()
     for name in OFFSETS:  # all zeros at first, and Adam's first update of a parameter is its rate
         assert first.tensors("model")[name].abs().max() == pytest.approx(1e-5, rel=1e-3)

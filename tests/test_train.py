@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import train
-from children import SMALL, fail, finish, lines, start, succeed, train_here, trained, wait_for
+from children import SMALL, finish, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, log
 from recipes.settings import RunError, config_to_resume
 from recipes.state import make_ema
@@ -47,7 +46,8 @@ def test_run_folder(run):
 def test_log_has_every_step_and_evaluation(run):
     steps = [line for line in lines(run) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
-    assert all(line["images_per_s"] > 0 and line["grad_norm"] > 0 for line in steps)
+    assert all(line["images_per_s"] > 0 and line["grad_norm"] > 0 and line["memory_mib"] > 50 for line in steps)
+    assert all(0 < line["data_wait"] < 1 for line in steps)
     rates = [line["lr"] for line in steps]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True)
     validation = [line for line in lines(run) if "val_top1" in line]
@@ -88,13 +88,22 @@ def test_a_folder_in_use_is_refused(tmp_path, run):
 
 
 def test_resume_takes_the_run_s_configuration_and_refuses_another(run):
-    note = json.dumps({"overrides": QUICK, "threads": 1})
-    (run / "sessions.jsonl").write_text(f"{note}\n")  # in this process there is no command line to note
+    note_overrides(run, QUICK)
     cfg = config_to_resume(run, ["train.keep=7", "data.workers=1", "hardware.threads=1"])
     assert (cfg.train.keep, cfg.train.steps, cfg.model.name) == (7, 6, "test_resnet")
     with pytest.raises(RunError, match=r"optim\.lr: the run has 0\.001, now 0\.5") as error:
         config_to_resume(run, ["optim.lr=0.5", "train.keep=7"])
     assert "train.keep" not in str(error.value)
+
+
+def test_resume_of_a_run_that_is_older_than_a_key(run, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    note_overrides(tmp_path / "old", QUICK)
+    path = tmp_path / "old" / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "skip_nonfinite" not in line))
+    assert config_to_resume(tmp_path / "old", []).train.skip_nonfinite == 0
+    with pytest.raises(RunError, match=r"train\.skip_nonfinite: the run has 0, now 3"):
+        config_to_resume(tmp_path / "old", ["train.skip_nonfinite=3"])
 
 
 def test_resume_of_nothing(tmp_path):
@@ -153,42 +162,9 @@ def test_a_log_that_cannot_be_written():
         sink.write({"step": 1})
 
 
-def test_a_log_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert [line["step"] for line in log.history(tmp_path / "m.jsonl")] == [1, 2]
-
-
-def limited(child: subprocess.Popen) -> None:
-    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
-def test_disk_that_takes_no_more(tmp_path):
-    child = start("train.py", *QUICK, "train.steps=60", "name=full", cwd=tmp_path)
-    checkpoints = tmp_path / "runs" / "full" / "checkpoints"
-    wait_for(child, lambda: any(checkpoints.glob("step-*")))
-    limited(child)  # from here on no file may grow beyond 100 kB: the system's own error, as from a full disk
-    output = finish(child)
-    assert child.returncode == 2 and "Traceback" not in output
-    assert "could not write the checkpoint" in output and "is whole" in output and "resume=" in output
-    assert not list(checkpoints.glob(".writing-*"))
-    saved, problems = checkpoint.Store(checkpoints).newest()
-    assert saved is not None and problems == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_full_disk(tmp_path):
-    out = tmp_path / "small"
-    out.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", out], capture_output=True).returncode:
-        pytest.skip("no permission to mount")
-    try:
-        output = fail("train.py", *QUICK, "train.steps=60", "name=full", "train.keep=9", f"out={out}", cwd=tmp_path)
-        assert "No space left on device" in output and "is whole" in output
-        saved, problems = checkpoint.Store(out / "full" / "checkpoints").newest()
-        assert saved is not None and problems == [] and not list(out.rglob(".writing-*"))
-    finally:
-        subprocess.run(["umount", out], check=True)
+def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n\x00\x00\xff{"step": 3}\n{"step": 4}\n{"st')
+    assert [line["step"] for line in log.history(tmp_path / "m.jsonl")] == [1, 2, 4]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -205,13 +181,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert config.compose(shlex.split(command)[2:]).resume == "runs/my run=1"
     saved, _ = checkpoint.Store(run / "checkpoints").newest()
     assert saved.state["step"] == done
-
-
-@pytest.mark.slow
-def test_wandb_offline(tmp_path):
-    pytest.importorskip("wandb")
-    succeed("train.py", *QUICK, "train.steps=2", "logger=wandb", "logger.mode=offline", "name=w", cwd=tmp_path)
-    assert list((tmp_path / "runs" / "w" / "wandb").glob("offline-run-*/run-w.wandb"))
 
 
 def test_ema_warms_up_as_tensorflow_s():

@@ -15,17 +15,20 @@ from contextlib import contextmanager
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes.clock import STARTUP
 from recipes.config.checks import check
 from recipes.config.errors import ConfigError
+from recipes.config.given import expanded
 from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
 from recipes.config.quoting import quote
 
-__all__ = ["ConfigError", "compose", "help_text", "main", "overrides", "quote", "reported"]
+__all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported"]
 
 
 def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
@@ -45,31 +48,49 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-Job = Callable[[DictConfig], None]
+def job_number() -> int | None:
+    """Which run of a sweep (-m) this is, from 0; None outside of one."""
+    return HydraConfig.get().job.num if _sweeping() else None
+
+
+def _sweeping() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+Job = Callable[[DictConfig], float | None]
+SWEEP_ENDS: list[Callable[[], None]] = []  # called when a sweep is over, however it ended
 
 
 def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job], Callable[[], None]]:
     """Decorator: call the function with the configuration of the command line, once, or once a run of a sweep (-m).
 
     A wrong command line, wrong data, weights that cannot be loaded, and `errors` end the process with a message and
-    status 2; anything else with its traceback.
+    status 2; anything else with its traceback. In a sweep the message comes at once and the runs that are left go on.
+    What the function returns is the number that a sweeper optimises.
     """
 
     def decorate(function: Job) -> Callable[[], None]:
         @functools.wraps(function)
-        def job(cfg: DictConfig) -> None:
-            with reported(name, errors):
+        def job(cfg: DictConfig) -> float | None:
+            with _noted(errors) if _sweeping() else reported(name, errors):
                 check(cfg, name, overrides())
-                function(cfg)
+                return function(cfg)
 
         def command() -> None:
+            STARTUP.mark("imports")
             register()
+            with reported(name, errors):
+                sys.argv[1:] = expanded(sys.argv[1:])
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(name))
                 return
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` words them
             with reported(name, errors):
-                hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(job)()
+                try:
+                    hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(job)()
+                finally:
+                    for end in SWEEP_ENDS:
+                        end()
 
         return functools.wraps(function)(command)
 
@@ -77,18 +98,41 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
 
 
 @contextmanager
-def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """End the process with a message and status 2 for an error that the user can mend."""
+def _noted(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Say which run of a sweep failed, when it fails: Hydra raises the error when the others are done."""
+    try:
+        yield
+    except (*_mendable(), *errors) as error:
+        from recipes import distributed
+
+        distributed.report(str(error), f"error in run {job_number()} ({' '.join(overrides())})")
+        raise
+
+
+def _mendable() -> tuple[type[Exception], ...]:
     import zoo
     from recipes.data import DataError
 
+    return ConfigError, DataError, zoo.CheckpointError
+
+
+@contextmanager
+def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """End the process with a message and status 2 for an error that the user can mend."""
+    from recipes import distributed
+
     try:
         yield
-    except (ConfigError, DataError, zoo.CheckpointError, *errors) as error:
+    except (*_mendable(), *errors) as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         message = explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        distributed.report_loss(error)
+        sys.exit(2)
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    distributed.report(message)
     sys.exit(2)

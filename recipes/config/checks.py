@@ -22,6 +22,7 @@ CHOICES = {
     "sched.sched": ("cosine", "linear", "constant"),
     "sched.unit": ("epochs", "steps"),
     "hardware.amp": (None, "bfloat16", "float16"),
+    "hardware.parallel": ("ddp", "fsdp"),
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
@@ -111,8 +112,9 @@ def keys(name: str) -> list[str]:
 
 
 def groups() -> list[str]:
-    """The configuration groups."""
-    folders = [entry.name for entry in files("recipes.conf").iterdir() if entry.is_dir() and entry.name[0].isalpha()]
+    """The configuration groups, but for Hydra's own."""
+    found = [entry.name for entry in files("recipes.conf").iterdir() if entry.is_dir() and entry.name[0].isalpha()]
+    folders = [name for name in found if name != "hydra"]
     return ["model", *sorted(folders)]
 
 

@@ -5,22 +5,17 @@ import os
 import tempfile
 from functools import cache
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
 import zoo
 from recipes import papers
+from recipes.shell import fill_model_group
 
 
 @cache
 def register() -> None:
     """Fill the `model` group from the zoo's table of variants, once a process."""
-    store = ConfigStore.instance()
-    for name, arguments in zoo.variants().items():
-        # the size comes from the data unless model.img_size is given
-        own = {key: value for key, value in arguments.items() if key != "img_size"}
-        store.store(group="model", name=name, node=OmegaConf.create({"name": name, **own}), provider="zoo")
-    store.store(group="model", name="timm", node=OmegaConf.create({"name": MISSING}), provider="zoo")
+    fill_model_group(zoo.variants())
     OmegaConf.register_new_resolver("paper", papers.resolve, replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
 

@@ -16,6 +16,8 @@ A further constructor argument of a model: +model.global_pool=max. Several runs:
 A file name with blanks, commas or brackets is quoted twice: 'model.checkpoint="my file (1).pth"'.
 
     python {name}.py --cfg job [--resolve]   prints every key with its value
+    python {name}.py config=FILE             takes every key from what was printed, or a run's config.yaml
+    eval "$(python {name}.py -sc install=bash)"   completes what you type
     python {name}.py --hydra-help            Hydra's own options"""
 
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -82,7 +83,7 @@ def _iterate(source: Source, keys: list[list[Key]], workers: int) -> Iterator[tu
     loader.batch_sampler.keys = keys
     whole = True
     try:
-        for batch in loader:
+        for batch in _started(loader):
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
             yield batch
@@ -95,6 +96,19 @@ def _iterate(source: Source, keys: list[list[Key]], workers: int) -> Iterator[tu
         if whole:
             source.idle[workers] = loader
         del loader  # a stack that is kept with an error would keep the workers
+
+
+def _started(loader: DataLoader) -> Iterator:
+    """The loader's iterator, whose dead workers are found where it is asked for a batch.
+
+    torch would raise from a signal handler, wherever the loop is: in the middle of an update of the weights, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    started = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return started
 
 
 def _train_keys(source, batch_size, seed, epoch, rank, world, repeats) -> list[list[Key]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from recipes import data, models, task
@@ -13,26 +15,29 @@ from recipes.plots import draw_confusion
 
 
 class Metrics:
-    """Top-1, top-5 where there are more than five classes, cross entropy and the confusion matrix."""
+    """Top-1, top-5 where there are more than five classes, cross entropy and the confusion matrix.
+
+    torchmetrics adds the counts of all processes up.
+    """
 
     def __init__(self, classes: int):
         self.top = {1: MulticlassAccuracy(classes, top_k=1, average="micro")}
         if classes > 5:
             self.top[5] = MulticlassAccuracy(classes, top_k=5, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
-        self.total, self.count = 0.0, 0
+        self.loss = MeanMetric().set_dtype(torch.float64)
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         logits, targets = predictions.float().cpu(), targets.cpu()
         for metric in (*self.top.values(), self.confusion):
             metric.update(logits, targets)
-        self.total += F.cross_entropy(logits.double(), targets, reduction="sum").item()
-        self.count += len(targets)
+        self.loss.update(F.cross_entropy(logits.double(), targets, reduction="none"))
 
     def compute(self) -> dict[str, float]:
-        """Accuracies in percent and the mean loss."""
+        """Accuracies in percent and the mean loss, of all processes, which must all come here."""
+        self.confusion.compute()  # remembers its result for the picture, which one process draws
         values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
-        return {**values, "loss": self.total / self.count}
+        return {**values, "loss": self.loss.compute().item()}
 
 
 class Task(task.Task):

@@ -1,0 +1,261 @@
+"""What the training loop costs beside a bare one, in one run, and how long it takes to the first step.
+
+    python -m recipes.bench model=maxvit_t
+    python -m recipes.bench model=timm model.name=test_resnet data.img_size=32 --out benchmarks
+
+The bare loop is timm's, written out: the same model, images, augmentation, Mixup, optimiser, clipping and moving
+average; no seeding, no checks, no log, no care for restarts. Blocks of steps of both take turns, so that a busy moment
+of the machine hits both; medians. `train.py` is run as it is: the bare loop's turn comes when a block has been logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import train
+from recipes import config, hardware, log, optim, plan, rng
+from recipes.data import Source, worker_count
+from recipes.data.build import Data
+from recipes.provenance import versions
+from recipes.run import open_run
+from recipes.state import State
+from recipes.stop import Stop
+from recipes.task import create as create_task
+
+NEVER = 10**9
+SCRIPT = Path(train.__file__)
+# runs train.py as a command does, and says where the time went
+CHILD = (
+    "import json, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+    "from recipes.clock import STARTUP; print(json.dumps(STARTUP.causes))"
+)
+
+
+class Plain(Dataset):
+    """The same images and transforms without a law of randomness."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.source.transform(self.source.image(index)), self.source.label(index)
+
+
+def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardware, plans: plan.Plan) -> Iterator[None]:
+    """A training loop as in timm's train.py, with nothing around it; every `next` is an optimiser step."""
+    optimizer = create_optimizer_v2(model, **options(cfg))
+    ema = ModelEmaV3(model, decay=cfg.train.ema, use_warmup=True) if cfg.train.ema else None
+    workers = worker_count(data.train, cfg.data.workers)
+    keep = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": machine.device.type == "cuda"}
+    loader = DataLoader(Plain(data.train), batch_size=plans.micro, shuffle=True, drop_last=True, **keep)
+    mixup, criterion, scaler = mixing(cfg, data.num_classes), SoftTargetCrossEntropy(), machine.scaler()
+    forward, rate, step, micro = machine.wrapped(model), optim.schedule(cfg, plans), 0, 0
+    model.train()
+    while True:
+        for images, targets in loader:
+            images, targets = mixup(*machine.send(images, targets))
+            with machine.autocast():
+                loss = criterion(forward(images), targets) / plans.accumulate
+            scaler.scale(loss).backward()
+            micro += 1
+            if micro % plans.accumulate:
+                continue
+            if cfg.train.clip_grad is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip_grad)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            step += 1
+            if ema is not None:
+                ema.update(model, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            if step % cfg.train.log_every == 0:
+                loss.item()
+            yield
+
+
+def options(cfg: DictConfig) -> dict[str, Any]:
+    """The arguments of timm's optimiser."""
+    given = {**OmegaConf.to_container(cfg.optim), "lr": optim.base_lr(cfg)}
+    return {key: value for key, value in given.items() if value is not None and key != "lr_base_batch"}
+
+
+def mixing(cfg: DictConfig, classes: int) -> Mixup:
+    """timm's Mixup, which here also makes the smooth targets where nothing is mixed."""
+    a = cfg.augment
+    return Mixup(a.mixup, a.cutmix, None, a.mix_prob, a.switch_prob, "batch", True, a.label_smoothing, classes)
+
+
+@dataclass
+class Turns:
+    """Seconds of each block of steps of both loops; the first block of each is warm-up and not counted."""
+
+    other: Iterator[None]
+    block: int
+    repeats: int
+    machine: hardware.Hardware
+    stop: Stop
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "bare": []})
+    began: float = 0.0
+
+    def after(self, step: int) -> None:
+        """Called when our loop has done `step` steps: at the end of a block it is the other's turn."""
+        if step % self.block:
+            return
+        self.seconds["ours"].append(self._now() - self.began)
+        strict = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)  # the bare loop asks for nothing
+        began = self._now()
+        for _ in range(self.block):
+            next(self.other)
+        self.seconds["bare"].append(self._now() - began)
+        torch.use_deterministic_algorithms(strict)
+        if step == self.block * (self.repeats + 1):
+            self.stop.noted = NEVER
+        self.began = self._now()
+
+    def _now(self) -> float:
+        if self.machine.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Alternating(log.Log):
+    """The log of a run that hands over to the other loop after every block."""
+
+    turns: Turns
+
+    def step(self, step: int, *args: Any, **kwargs: Any) -> None:
+        super().step(step, *args, **kwargs)
+        self.turns.after(step)
+
+
+def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds a step of every block of our loop and of the bare one."""
+    steps = block * (repeats + 1)
+    long = [f"train.steps={steps + 1}", f"train.save_every={NEVER}", f"train.eval_every={NEVER}"]
+    with tempfile.TemporaryDirectory() as out:
+        cfg = config.compose([*overrides, *long, f"out={out}"])
+        run, machine, task = open_run(cfg, []), hardware.setup(cfg), create_task(cfg)
+        data = task.build_data()
+        plans = plan.make(cfg, data.train)
+        rng.seed_all(cfg.seed, rng.INIT)
+        ours, other = (machine.place(task.build_model(data)) for _ in range(2))
+        now, stop = State.create(cfg, ours, machine, plans), Stop()
+        run.begin([], data)
+        show = {"start": 0, "every": cfg.train.log_every, "memory": machine.memory}
+        with Alternating(run.sinks(), now.meter, plans, **show) as logs:
+            logs.turns = Turns(bare(cfg, data, other, machine, plans), block, repeats, machine, stop)
+            logs.shown, logs.turns.began = True, time.perf_counter()
+            train.train(run, machine, task, data, plans, optim.schedule(cfg, plans), now, logs, stop)
+    return {name: [1000 * each / block for each in found[1:]] for name, found in logs.turns.seconds.items()}
+
+
+def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:
+    """Median seconds by cause from the command `train.py` to the end of its first step, in new processes."""
+    found = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-c", CHILD, str(SCRIPT), *overrides, "train.steps=1", f"out={out}"]
+            done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"error: train.py ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {cause: statistics.median(each[cause] for each in found) for cause in found[0]}
+
+
+def loop_row(name: str, ms: dict[str, list[float]]) -> str:
+    """One line of the table of loops: medians, their ratio, and how far the ratios of single blocks spread."""
+    ours, other = (statistics.median(ms[key]) for key in ("ours", "bare"))
+    low, _, high = statistics.quantiles([a / b for a, b in zip(ms["ours"], ms["bare"], strict=True)], n=4)
+    return f"| {name} | {ours:.1f} | {other:.1f} | {ours / other:.3f} | {low:.3f} ... {high:.3f} |"
+
+
+def startup_row(name: str, causes: dict[str, float]) -> str:
+    cells = [*causes.values(), sum(causes.values())]
+    return f"| {name} | " + " | ".join(f"{seconds:.2f}" for seconds in cells) + " |"
+
+
+def facts(args: argparse.Namespace, machine: str) -> dict[str, str]:
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{machine}, {torch.get_num_threads()} CPU threads",
+        "versions": f"python {platform.python_version()}, {named}",
+        "settings": f"medians of {args.repeats} alternating blocks of {args.block} steps; of {args.starts} starts",
+        "command": f"python -m recipes.bench {shlex.join(sys.argv[1:])}",
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bench", description="The loop beside a bare one.")
+    parser.add_argument("overrides", nargs="*", help="of train.py: model=... data=... key=value")
+    parser.add_argument("--block", type=int, default=5, help="optimiser steps of a turn")
+    parser.add_argument("--repeats", type=int, default=20, help="turns of each loop")
+    parser.add_argument("--starts", type=int, default=3, help="processes started to time the way to the first step")
+    parser.add_argument("--out", type=Path, help="a folder, where loop_<device>.md and .json get this model's rows")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    with config.reported("train"):
+        cfg = config.compose(args.overrides)
+        device = hardware.setup(cfg).device.type
+        ms, causes = compare(args.overrides, args.block, args.repeats), startup(args.overrides, args.starts)
+    kind = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+    result = {"name": f"{cfg.model.name}, {cfg.data.name}", **facts(args, kind), "ms": ms, "startup": causes}
+    print(render([result]))
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"loop_{device}.json"
+        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = [*(old for old in kept if old["name"] != result["name"]), result]
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        path.with_suffix(".md").write_text(render(kept))
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """Both tables in Markdown."""
+    lines = ["# The training loop", "", *__doc__.partition("\n\n")[2].partition("\n\n")[2].splitlines(), ""]
+    for each in results:
+        lines += [f"- {each['name']}: {each['date']}, {each['device']}, {each['settings']}, `{each['command']}`"]
+        lines += [f"  ({each['versions']})"]
+    lines += ["", "| model, data | ours, ms a step | bare, ms a step | ours / bare | quartiles of the blocks |"]
+    lines += ["|---|---:|---:|---:|---|", *(loop_row(each["name"], each["ms"]) for each in results), ""]
+    causes = list(results[0]["startup"])
+    lines += ["Seconds from the command to the end of the first step:", ""]
+    lines += [f"| model, data | {' | '.join(causes)} | all |", "|---|" + "---:|" * (len(causes) + 1)]
+    lines += [startup_row(each["name"], each["startup"]) for each in results]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

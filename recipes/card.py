@@ -1,0 +1,105 @@
+"""The card of a trained model: README.md of the run folder, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from recipes.checkpoint import Checkpoint
+from recipes.data import Data
+from recipes.data.build import preprocessing
+from recipes.provenance import sessions
+
+CARD = """\
+---
+library_name: timm
+tags:
+- {task}
+- timm
+datasets:
+- {dataset}
+---
+# {name}
+
+`{model}` ({parameters:.1f} M parameters) trained on `{data}`: {train} images of {classes} classes, measured
+on {val} others.
+
+{results}
+
+![curves](curves.png)
+
+## Use
+
+{use}
+
+## How it was trained
+
+{sessions}
+
+`config.yaml` has every option, `metrics.jsonl` every line of the log, `sessions.jsonl` versions and git state of every
+start. At the last one: Python {python}, {versions}, git {git}, on {machine} ({device}).
+"""
+USE = """\
+```python
+import timm
+import zoo
+
+model = timm.create_model(
+    {arguments},
+    pretrained=True,
+    pretrained_cfg_overlay=dict(file="{file}", num_classes={classes}),
+)
+```
+
+RGB images of {size} pixels, {interpolation}, crop {crop_pct}; mean {mean}, deviation {std}."""
+
+
+def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint | None) -> str:
+    """The card in Markdown; `best` is the checkpoint that it speaks of, if there is one already."""
+    starts = sessions(folder)
+    last, typed = starts[-1], "- {started}, from step {from_step}: `python {command}`"
+    return CARD.format(
+        task="image-classification" if cfg.task.name == "classify" else cfg.task.name,
+        dataset=cfg.data.hub or cfg.data.name,
+        name=folder.name,
+        model=cfg.model.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        data=cfg.data.name,
+        train=len(data.train),
+        val=len(data.val),
+        classes=data.num_classes,
+        results=_results(best) if best else "It has not been evaluated yet.",
+        use=_use(cfg, data, model, best) if best else "After its first evaluation.",
+        sessions="\n".join(typed.format(**start) for start in starts),
+        python=last["python"],
+        versions=", ".join(f"{name} {version}" for name, version in last["versions"].items()),
+        machine=last["machine"],
+        device=last["device"],
+        git=_git(last["git"]),
+    )
+
+
+def _results(best: Checkpoint) -> str:
+    rows = [f"| {key} | {value:.4f} |" for key, value in best.state["metrics"].items()]
+    head = [f"The best weights, `{best.state['weights']}` after step {best.state['step']}:", "", "| metric | value |"]
+    return "\n".join([*head, "|---|---:|", *rows])
+
+
+def _use(cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str:
+    given = {key: value for key, value in model.created_with.items() if key != "pretrained"}
+    name = given.pop("model_name")
+    arguments = [f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())]
+    seen: dict[str, Any] = vars(preprocessing(cfg))
+    file = best.path / f"{best.state['weights']}.safetensors"
+    shown = {key: seen[key] for key in ("interpolation", "crop_pct", "mean", "std")}
+    size = " x ".join(str(side) for side in seen["size"])
+    return USE.format(arguments=",\n    ".join(arguments), file=file, classes=data.num_classes, size=size, **shown)
+
+
+def _git(state: dict[str, Any] | None) -> str:
+    if state is None:
+        return "unknown"
+    return state["commit"][:12] + (f" with {len(state['changed'])} changed files" if state["changed"] else "")

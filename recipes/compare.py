@@ -1,0 +1,158 @@
+"""Several runs side by side: python -m recipes.compare runs/*
+
+Prints a table, the best run first, with the keys in which their configurations differ, and draws their curves together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError
+from rich.table import Column, Table
+from yaml import YAMLError
+
+from recipes.config import SWEEP_ENDS
+from recipes.config.checks import flat
+from recipes.log import CONSOLE, history, say
+from recipes.plots import draw_together
+from recipes.provenance import SWEEP, sessions
+from recipes.settings import FREE, RunError, is_in, load_config
+from recipes.task import create as create_task
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its configuration, its log, and of its evaluations the best."""
+
+    folder: Path
+    cfg: dict[str, Any]
+    history: list[dict[str, Any]]
+    score: str
+    best: dict[str, Any]
+
+    @property
+    def value(self) -> float:
+        return self.best[f"val_{self.score}"]
+
+
+def read(folder: Path, score: str | None = None) -> Row:
+    """A run as the table needs it. Raises RunError where the folder holds no run, or one without an evaluation."""
+    try:
+        cfg = load_config(folder)
+        score = score or create_task(cfg).score
+    except (YAMLError, ConfigAttributeError) as error:
+        raise RunError(f"{folder} has a config.yaml that is none: {error}") from error
+    lines = history(folder / "metrics.jsonl")
+    found = [line for line in lines if line.get(f"val_{score}") is not None]
+    if not found:
+        raise RunError(f"{folder} has no evaluation with val_{score} yet")
+    return Row(folder, flat(cfg), lines, score, max(found, key=lambda line: line[f"val_{score}"]))
+
+
+def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
+    """The runs that can be compared, best first; says which cannot, and why."""
+    rows = []
+    for folder in folders:
+        try:
+            rows.append(read(folder, score))
+        except RunError as error:
+            say(f"left out: {error}", "yellow")
+    return sorted(rows, key=lambda row: row.value, reverse=True)
+
+
+def different(rows: Sequence[Row]) -> list[str]:
+    """The keys that tell the runs apart.
+
+    What only follows from another model or data set (its depths, its mean colour) is left out beside the name.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row.cfg if not is_in(key, FREE))
+    pairs = list(combinations(rows, 2))
+    return [key for key in keys if any(_differ(key, *pair) for pair in pairs)]
+
+
+def _differ(key: str, one: Row, other: Row) -> bool:
+    name = f"{key.split('.')[0]}.name"
+    comparable = key == name or one.cfg.get(name) == other.cfg.get(name)
+    return comparable and one.cfg.get(key) != other.cfg.get(key)
+
+
+def table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
+    score = rows[0].score
+    heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
+    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} runs")
+    for row in rows:
+        speeds = [line["images_per_s"] for line in row.history if line.get("images_per_s")]
+        drawn.add_row(
+            row.folder.name,
+            f"{row.value:.2f}",
+            str(row.best["step"]),
+            f"{row.best['val_loss']:.4f}" if row.best.get("val_loss") is not None else "-",
+            str(max(line["step"] for line in row.history)),
+            f"{sorted(speeds)[len(speeds) // 2]:.1f}" if speeds else "-",
+            *(str(row.cfg.get(key, "-")) for key in keys),
+        )
+    return drawn
+
+
+def show(folders: Sequence[Path], picture: Path, score: str | None = None) -> bool:
+    """Print the table and draw the curves of those runs that can be read; whether there was one."""
+    rows = readable(folders, score)
+    if not rows:
+        return False
+    keys = different(rows)
+    CONSOLE.print(table(rows, keys))
+    labels = [" ".join([row.folder.name, *(f"{key}={row.cfg.get(key)}" for key in keys[:2])]) for row in rows]
+    draw_together(picture, dict(zip(labels, (row.history for row in rows), strict=True)), rows[0].score)
+    say(f"curves: {picture}")
+    return True
+
+
+class AfterSweep(Callback):
+    """Hydra's callback that compares the runs of a sweep (-m) when it is over, by an error or Ctrl-C too."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        os.environ[SWEEP] = secrets.token_hex(4)  # inherited by launchers that start processes of their own
+        SWEEP_ENDS.append(partial(show_sweep, Path(str(config.out))))
+        if str(config.hydra.sweeper.get("direction")) == "Direction.minimize":
+            say("this search goes for the smallest score: hydra/sweeper=search goes for the largest", "yellow")
+
+
+def show_sweep(out: Path) -> None:
+    """Compare the runs in `out` that this sweep made, if there are any."""
+    folders = [path.parent for path in sorted(out.glob("*/sessions.jsonl")) if _of_this_sweep(path.parent)]
+    if folders:
+        show(folders, out / f"sweep-{os.environ[SWEEP]}.png")
+
+
+def _of_this_sweep(folder: Path) -> bool:
+    return any(start.get("sweep") == os.environ[SWEEP] for start in sessions(folder))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Several runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="where the curves go")
+    parser.add_argument("--score", help="what to sort by: top1, top5, ...; default: the task's own")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    folders = [path for path in args.runs if not path.is_file()]  # runs/* has pictures of sweeps too
+    if not show(folders, args.out, args.score):
+        sys.exit("error: none of these folders holds a run with an evaluation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""config=FILE on the command line: every key of a configuration that was printed, or that a run has kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from recipes.config import checks
+from recipes.config.errors import ConfigError
+from recipes.config.quoting import quote
+
+KEY = "config="
+OWN = ("name", "out", "resume")  # of one run; the next has its own
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `config=FILE` written out as overrides, before the others, which beat them.
+
+    Raises ConfigError for a file that is not there or holds no configuration.
+    """
+    found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :])]
+    return [*found, *(text for text in arguments if not text.startswith(KEY))]
+
+
+def _overrides(file: str) -> list[str]:
+    try:
+        cfg = OmegaConf.load(file)
+        model = cfg.model.name
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigError(
+            f"{KEY}{file} is no configuration: {error}; give a run's config.yaml or what --cfg job printed"
+        ) from error
+    group = model if model in checks.options("model") else "timm"
+    return [f"model={group}", *(_override(key, value) for key, value in checks.flat(cfg).items() if key not in OWN)]
+
+
+def _override(key: str, value: Any) -> str:
+    return f"++{quote(key, value)}" if isinstance(value, str) else f"++{key}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return quote("key", value).removeprefix("key=")
+    return "null" if value is None else str(value).lower()  # True, False, and numbers: 1e-05, inf

@@ -1,0 +1,191 @@
+"""The processes of one run: who writes, what all of them agree on, and what happens when one of them is lost.
+
+torchrun, or Slurm through submitit, starts `size()` processes. Alone, a process is rank 0 of 1 and everything here does
+nothing. What is agreed on travels between CPUs (gloo), so that no GPU is waited for; tensors of the model travel as
+their device likes best.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from torch import Tensor
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
+
+
+def rank() -> int:
+    """The number of this process; 0 is the one that writes."""
+    return int(os.environ["RANK"]) if _launched() else 0
+
+
+def size() -> int:
+    """How many processes this run has."""
+    return int(os.environ["WORLD_SIZE"]) if _launched() else 1
+
+
+def local_rank() -> int:
+    """The number of this process on its machine: which GPU is its own."""
+    return int(os.environ["LOCAL_RANK"]) if _launched() else 0
+
+
+def join(cfg: DictConfig) -> None:
+    """Meet the other processes of the launch, if there are any; `hardware.timeout` says how long one waits for them.
+
+    From here on only rank 0 speaks; errors are printed by whoever meets them, see `report`.
+    """
+    from recipes.log import CONSOLE  # whose imports lead back here
+
+    _read_submitit()
+    if size() == 1 or dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.hardware.timeout))
+    atexit.register(dist.destroy_process_group)
+    CONSOLE.quiet = rank() > 0
+
+
+def first(action: Callable[[], T]) -> T:
+    """What `action` gives on rank 0, on every rank; an error there is raised on every rank. All must come here."""
+    if size() == 1:
+        return action()
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = action()
+        except Exception as failure:
+            error = failure
+    outcome = [result, error]
+    dist.broadcast_object_list(outcome, device=CPU)
+    if error or outcome[1]:
+        raise error or outcome[1]
+    return result if rank() == 0 else outcome[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all ranks, in their order."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def highest(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    if size() == 1:
+        return number
+    most = torch.tensor(number)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean over all ranks, on the device of the value."""
+    if size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / size()
+
+
+def mean_in_order(_, bucket):  # DDP cannot read annotations that are text
+    """How DDP shares gradients on CPUs: summed in the order of ranks.
+
+    A ring's order of summation depends on where in a bucket a gradient lies, and DDP arranges its buckets anew after
+    its first step: a run that goes on would differ in its last digits from one that was never stopped.
+    """
+    mine = bucket.buffer()
+    everyone = [torch.empty_like(mine) for _ in range(size())]
+    dist.all_gather(everyone, mine)
+    done = torch.futures.Future()
+    done.set_result(sum(everyone) / size())
+    return done
+
+
+def together(batches: Iterator[T], errors: type[Exception], rounds: int | None = None) -> Iterator[T | None]:
+    """The batches, each when every rank has its own: what one cannot read is an error of all, before any computes.
+
+    rounds  how many there are at the most on any rank; where fewer are left, None comes instead
+    """
+    for _ in itertools.count() if rounds is None else range(rounds):
+        batch, error = None, None
+        try:
+            batch = next(batches, None)
+        except errors as failure:
+            error = failure
+        if highest(int(error is not None)):
+            failures = [failure for failure in gathered(error) if failure]
+            raise error or failures[0]
+        yield batch
+
+
+def job() -> str | None:
+    """What torchrun's launch is called, the same after it has restarted its processes; None without torchrun.
+
+    Its `--rdzv-id` where one was given; else the agent that started this process, which outlives it.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()}-{os.getppid()}" if name == "none" else name
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again after it lost some."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that another process does not answer any more, as gloo, NCCL and the store word it."""
+    return size() > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
+
+
+def report(message: str, what: str = "error") -> None:
+    """Print what ends a run, once where several ranks meet the same."""
+    if _count(f"{what}: {message}") == 1:
+        _print(f"{what}: {message}")
+    _count("any")
+
+
+def report_loss(error: Exception) -> None:
+    """Print that another process is gone, unless some process has said why."""
+    if _count("any") == 1:
+        _print(f"error: another process of this run is gone, and so this one ends: {error}")
+
+
+def _print(message: str) -> None:
+    print(f"rank {rank()}: {message}" if rank() else message, file=sys.stderr)
+
+
+def _count(event: str) -> int:
+    """How often an event has happened, with this time, on all ranks; torchrun's own process counts."""
+    if size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return 1
+    try:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=10))
+        return store.add(f"recipes/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{event}", 1)
+    except dist.DistError:
+        return 1  # torchrun itself is gone
+
+
+def _launched() -> bool:
+    return all(name in os.environ for name in LAUNCHED)
+
+
+def _read_submitit() -> None:
+    """Tasks of a job that Hydra's submitit launcher started learn from submitit what torchrun would tell them."""
+    if "SUBMITIT_EXECUTOR" in os.environ and not _launched():
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)

@@ -1,0 +1,123 @@
+"""FSDP2: every device keeps a part of each parameter, its gradient and its moments; blocks are whole while they run.
+
+https://arxiv.org/abs/2304.11277, and torch.distributed.fsdp.fully_shard, which is its second version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from recipes import distributed
+from zoo.backbone import Backbone
+
+
+def shard(model: nn.Module, device: str, amp: torch.dtype | None) -> None:
+    """Share the parameters out over all processes, in place, block by block; buffers stay whole on each.
+
+    amp  parameters are gathered in this precision and computed with under autocast; gradients are summed in float32.
+         Batch norms are gathered in float32, as their statistics are.
+    """
+    mesh = init_device_mesh(device, (distributed.size(),))
+    policy = MixedPrecisionPolicy(param_dtype=amp, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    model.to(memory_format=torch.contiguous_format)  # FSDP2 takes no channels-last parameters
+    for module in [*blocks(model), model]:
+        norms = [] if amp is None else [norm for norm in module.modules() if _is_whole_norm(norm)]
+        if norms:
+            fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each device has a part, put together on all of them; another one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(model: nn.Module) -> dict[str, Tensor]:
+    """The whole state dict of a sharded model, in the memory of rank 0; elsewhere it is empty. All must come here."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def tree(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """State dicts by name, and `optimizer`'s, which steps the first model: each process has its part of every tensor.
+
+    Everything is called by the names of parameters, so that another number of processes, and one, can read it.
+    """
+    states: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
+    if optimizer is not None:
+        states["optimizer"] = get_optimizer_state_dict(next(iter(models.values())), optimizer)
+    return states
+
+
+def load_tree(states: dict[str, Any], models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Give back what `tree` took."""
+    for name, model in models.items():
+        set_model_state_dict(model, states[name])
+    if "optimizer" in states:
+        set_optimizer_state_dict(next(iter(models.values())), optimizer, states["optimizer"])
+
+
+def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a whole state dict, which every process has read, into a model, sharded or not."""
+    if is_sharded(model):
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(state)
+
+
+def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's whole state dict, as torch numbers its parameters, into that of a sharded model."""
+    called = {parameter: name for name, parameter in model.named_parameters()}
+    names = [called[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    named = {
+        "state": {names[index]: moments for index, moments in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[index] for index in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+    set_optimizer_state_dict(model, optimizer, named, options=StateDictOptions(full_state_dict=True))
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered one at a time: the stages' blocks of our models, of others their repeated parts."""
+    if isinstance(model, Backbone):
+        return [block for stage in model.stages for block in stage.blocks]
+    return list(_repeated(model))
+
+
+def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the innermost lists whose elements are made of several modules with parameters.
+
+    ResNet's bottlenecks, Swin's and ViT's blocks; not the convolution and norm of a shortcut.
+    """
+    for child in module.children():
+        inner = list(_repeated(child))
+        if inner:
+            yield from inner
+        elif isinstance(module, (nn.Sequential, nn.ModuleList)) and _is_composite(child):
+            yield child
+
+
+def _is_composite(module: nn.Module) -> bool:
+    return any(next(child.parameters(), None) is not None for child in module.children())
+
+
+def _is_whole_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_sharded(module) and module.affine

@@ -1,0 +1,53 @@
+"""Completion of the command line, between two keys: it knows the models from a file, and never imports torch.
+
+eval "$(python train.py -sc install=bash)"      # or fish; zsh reads bash's
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+TABLE = files("recipes.conf") / "models.json"
+
+
+def answer(name: str) -> None:
+    """Where a shell asks `name`.py for completion, answer and end the process."""
+    if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+        typed, defaults = os.environ.get("COMP_LINE", "") + " ", (files("recipes.conf") / f"{name}.yaml").read_text()
+        variants = json.loads(TABLE.read_text())
+        # the keys of the chosen model may be asked for; for those of all others there is no time
+        chosen = [model for model in variants if f"model={model} " in typed or f"- model: {model}\n" in defaults]
+        fill_model_group({model: variants[model] if model in chosen else {} for model in variants})
+        hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(lambda cfg: None)()
+        sys.exit()
+
+
+def fill_model_group(variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fill the configuration group `model`: one option for each variant with its arguments, and `timm`."""
+    store = ConfigStore.instance()
+    for name, arguments in variants.items():
+        # the size comes from the data unless model.img_size is given
+        own = {key: value for key, value in arguments.items() if key != "img_size"}
+        store.store(group="model", name=name, node={"name": name, **own}, provider="zoo")
+    store.store(group="model", name="timm", node={"name": MISSING}, provider="zoo")
+
+
+def render() -> str:
+    """models.json: the zoo's table of variants."""
+    import zoo
+
+    rows = (f"{json.dumps(name)}: {json.dumps(arguments)}" for name, arguments in zoo.variants().items())
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(render())

@@ -1,0 +1,52 @@
+"""Running statistics of batch norms when a batch is cut into parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from recipes import distributed
+from recipes.plan import Plan
+
+
+class Statistics:
+    """Lets the running statistics move once a step, to the mean of what each part makes of them.
+
+    Momentum is then per step, and the result is the same whichever process does which part, and in which order. A batch
+    of one part is left to the norms themselves.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan):
+        kind = nn.modules.batchnorm._NormBase  # of batch norms, synchronised or not, timm's as well
+        norms = [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
+        self.turns = plan.accumulate
+        self.tensors = [t for norm in norms for t in (norm.running_mean, norm.running_var)] if plan.parts > 1 else []
+        counts = [norm.num_batches_tracked for norm in norms] if plan.parts > 1 else []
+        self.counts = [count for count in counts if count is not None]
+        self.before = [tensor.clone() for tensor in self.tensors]
+        self.sums = [tensor.clone() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Before the first part of a step."""
+        if self.tensors:
+            torch._foreach_copy_(self.before, self.tensors)
+            torch._foreach_zero_(self.sums)
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """After each part: what it made of the statistics is noted, and they go back to where they were."""
+        if self.tensors:
+            torch._foreach_add_(self.sums, self.tensors)
+            torch._foreach_copy_(self.tensors, self.before)
+        if self.counts:
+            torch._foreach_sub_(self.counts, 1)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After the last part, on all processes."""
+        if self.tensors:
+            means = distributed.mean(torch.cat(self.sums) / self.turns)
+            torch._foreach_copy_(self.tensors, means.split([tensor.numel() for tensor in self.tensors]))
+        if self.counts:
+            torch._foreach_add_(self.counts, 1)

@@ -1,0 +1,65 @@
+"""Several processes of one run: forked from the test, which is quick, or started by torchrun, as users do."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from children import ROOT
+
+
+def on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What the function gives in each of `count` processes that find each other like torchrun's.
+
+    An exception comes back as itself, SystemExit too; a process that does not end within two minutes fails the test.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ends, processes = [], []
+    for rank in range(count):
+        mine, theirs = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_rank, args=(rank, count, port, theirs, function, args)))
+        processes[-1].start()
+        theirs.close()
+        ends.append(mine)
+    try:
+        return [_received(end) for end in ends]
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+
+
+def _rank(rank: int, count: int, port: int, end: Any, function: Callable[..., Any], args: Any) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    try:
+        result = function(*args)
+    except BaseException as error:
+        traceback.print_exc()
+        result = error
+    end.send(result)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _received(end: Any) -> Any:
+    assert end.poll(120), "a process did not end"
+    return end.recv()
+
+
+def torchrun(script: str, *overrides: str, cwd: Path, options: tuple[str, ...] = ()) -> subprocess.Popen:
+    """`torchrun --nproc-per-node 2 <script>` with these overrides, its output in one pipe."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    command = [*launcher, str(ROOT / script), *overrides]
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,0 +1,40 @@
+"""`python -m recipes.bench`: our loop beside a bare one, and the way to the first step."""
+
+import json
+
+import pytest
+
+from children import SMALL, flags_restored
+from recipes import bench
+
+CAUSES = {"imports": 4.0, "configuration": 0.5, "data": 0.2, "model": 0.1, "first batch": 0.1, "first step": 0.1}
+TINY = [*SMALL, "data.batch_size=8", "--block", "2", "--repeats", "3"]
+
+
+def test_both_loops_take_turns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "startup", lambda overrides, repeats: CAUSES)
+    for _ in range(2):  # the same model again replaces its row
+        with flags_restored():
+            bench.main([*TINY, "--out", str(tmp_path)])
+    (kept,) = json.loads((tmp_path / "loop_cpu.json").read_text())
+    assert {name: len(ms) for name, ms in kept["ms"].items()} == {"ours": 3, "bare": 3}
+    assert all(value > 0 for ms in kept["ms"].values() for value in ms)
+    text = (tmp_path / "loop_cpu.md").read_text()
+    assert text in capsys.readouterr().out and "| test_resnet, digits | 4.00 | 0.50 |" in text
+
+
+def test_ratio_is_of_medians():
+    row = bench.loop_row("m", {"ours": [10.0, 30.0, 11.0], "bare": [10.0, 10.0, 20.0]})
+    assert row.startswith("| m | 11.0 | 10.0 | 1.100 |")
+
+
+@pytest.mark.slow
+def test_the_way_to_the_first_step():
+    causes = bench.startup([*SMALL], repeats=1)
+    assert list(causes) == list(CAUSES) and causes["imports"] > 0.5
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_says_why():
+    with pytest.raises(SystemExit, match=r"(?s)status 2.*did you mean optim.lr"):
+        bench.startup([*SMALL, "optim.lrr=1"], repeats=1)

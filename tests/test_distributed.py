@@ -1,0 +1,442 @@
+"""Several processes, one run: the same curve, the same metrics, one decision, however the work is shared out."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import eval as evaluation
+import train
+import zoo
+from children import SMALL, flags_restored, lines, note_overrides, train_here
+from families import SMALL as FAMILIES
+from ranks import on_ranks
+from recipes import checkpoint, config, distributed, hardware, log, plan, sharding
+from recipes.config import ConfigError
+from recipes.data import DataError, Source
+from recipes.hardware import Hardware
+from recipes.run import RunError, find_checkpoint
+from recipes.tasks import classify
+
+# the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
+SHARED = [
+    *SMALL, "data.val_fraction=0.1005", "data.eval_batch_size=90", "train.accumulate=4", "train.steps=6",
+    "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0", "data.workers=0",
+]  # fmt: skip
+NUMBERS = ("loss", "grad_norm", "lr", "val_loss", "val_top1", "val_top5")
+FSDP = "hardware.parallel=fsdp"
+
+
+def curve(run: Path) -> list[dict]:
+    return [{key: line[key] for key in ("step", *NUMBERS) if key in line} for line in lines(run)]
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    for one, two in zip(curve(run), curve(other), strict=True):
+        assert one == pytest.approx(two, rel=2e-4), (one, two)
+
+
+def weights(run: Path, kind: str = "step") -> dict[str, torch.Tensor]:
+    found, problems = checkpoint.Store(run / "checkpoints").newest(kind)
+    assert problems == []
+    return found.tensors("model")
+
+
+def assert_close(run: Path, other: Path, kind: str = "step") -> None:
+    ours, theirs = weights(run, kind), weights(other, kind)
+    assert ours.keys() == theirs.keys()
+    for name in ours:  # Adam turns a gradient of nearly nothing into a whole step, whichever sign it has
+        assert torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-3, atol=2e-3), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """One process, two that share the batch, two that share the parameters as well."""
+    out = tmp_path_factory.mktemp("out")
+    train_here(out, *SHARED, "name=alone")
+    assert on_ranks(2, train_here, out, *SHARED, "name=ddp") == [None, None]
+    assert on_ranks(2, train_here, out, *SHARED, FSDP, "name=fsdp") == [None, None]
+    for name in ("alone", "ddp", "fsdp"):  # these were begun without a command line
+        own = [FSDP] if name == "fsdp" else []
+        note_overrides(out / name, [*SHARED, *own])
+    return out
+
+
+def test_one_curve(runs):
+    assert len(curve(runs / "alone")) == 8
+    assert_same_curve(runs / "ddp", runs / "alone")
+    assert_same_curve(runs / "fsdp", runs / "ddp")
+    assert_close(runs / "ddp", runs / "alone")
+    assert_close(runs / "fsdp", runs / "alone", "best")
+
+
+def test_two_halves_give_the_same_bits_on_one_process_and_on_two(tmp_path):
+    """The sum of two gradients has no order: Mixup, drop path, statistics and all else must be the same to the bit."""
+    halves = [*SHARED, "train.accumulate=2", "train.steps=3", "train.clip_grad=null"]
+    train_here(tmp_path, *halves, "name=alone")
+    assert on_ranks(2, train_here, tmp_path, *halves, "name=ddp") == [None, None]
+    ours, theirs = weights(tmp_path / "ddp"), weights(tmp_path / "alone")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert curve(tmp_path / "ddp") == curve(tmp_path / "alone")
+
+
+def test_only_one_process_writes(runs):
+    files = {name: {path.name for path in (runs / name).iterdir()} for name in ("alone", "ddp", "fsdp")}
+    assert files["ddp"] == files["fsdp"] == files["alone"]
+    assert [line["step"] for line in lines(runs / "ddp") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    session = (runs / "ddp" / "sessions.jsonl").read_text().splitlines()
+    assert len(session) == 1 and json.loads(session[0])["processes"] == 2
+
+
+def test_what_sharded_processes_leave(runs):
+    folder = runs / "fsdp" / "checkpoints"
+    assert {path.name for path in (folder / "step-00000006" / "sharded").iterdir()} == {
+        ".metadata", "__0_0.distcp", "__1_0.distcp"
+    }  # fmt: skip
+    best = find_checkpoint(runs / "fsdp")
+    assert not best.sharded and best.tensors("model").keys() == best.tensors("ema").keys()
+    file = best.path / "ema.safetensors"
+    model = timm.create_model(
+        "test_resnet", num_classes=10, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
+    )
+    saved = best.tensors("ema")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    shard = folder / "step-00000006" / "sharded" / "__1_0.distcp"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-7] + b"damaged")
+    try:
+        found, problems = checkpoint.Store(folder).newest()
+        assert found.state["step"] == 3 and "__1_0.distcp is damaged" in problems[0]
+    finally:
+        shard.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("begun", "ranks", "parallel"),
+    [
+        ("fsdp", 1, "fsdp"),
+        pytest.param("fsdp", 4, "fsdp", marks=pytest.mark.slow),
+        pytest.param("fsdp", 2, "ddp", marks=pytest.mark.slow),
+        ("ddp", 2, "fsdp"),
+        pytest.param("ddp", 1, "ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path, begun, ranks, parallel):
+    run = half(runs / begun, tmp_path / "run")
+    assert on_ranks(ranks, train_here, tmp_path, f"resume={run}", f"hardware.parallel={parallel}") == [None] * ranks
+    assert_same_curve(run, runs / "alone")
+
+
+@pytest.mark.parametrize("begun", ["ddp", "fsdp"])
+def test_as_many_processes_end_with_the_same_bits(runs, tmp_path, begun):
+    run = half(runs / begun, tmp_path / "run")
+    assert on_ranks(2, train_here, tmp_path, f"resume={run}") == [None, None]
+    assert curve(run) == curve(runs / begun)
+    for file in ("step-00000006/model.safetensors", "step-00000006/sharded/__1_0.distcp"):
+        whole = runs / begun / "checkpoints" / file
+        assert whole.exists() == (begun == ("fsdp" if "sharded" in file else "ddp"))
+        if whole.exists():
+            assert whole.read_bytes() == (run / "checkpoints" / file).read_bytes()
+
+
+def half(run: Path, copy: Path) -> Path:
+    """A copy of a run that was lost after its third step."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if path.name != "step-00000003":
+            shutil.rmtree(path)
+    return copy
+
+
+@pytest.mark.slow
+def test_three_processes_go_on_with_the_same_bits(tmp_path):
+    """Three gradients have an order of summation, which must not depend on when a process was started."""
+    thirds = [*SHARED, "data.batch_size=36", "train.accumulate=3"]
+    assert on_ranks(3, train_here, tmp_path, *thirds, "name=whole") == [None] * 3
+    note_overrides(tmp_path / "whole", thirds)
+    run = half(tmp_path / "whole", tmp_path / "run")
+    assert on_ranks(3, train_here, tmp_path, f"resume={run}") == [None] * 3
+    ours, theirs = weights(run), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def evaluate_here(*overrides: str) -> None:
+    with flags_restored():
+        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch"),
+    [(2, 90), pytest.param(3, 7, marks=pytest.mark.slow), pytest.param(7, 25, marks=pytest.mark.slow)],
+)
+def test_an_evaluation_counts_every_image_once(runs, tmp_path, ranks, batch):
+    evaluate_here(f"run={runs / 'ddp'}", f"out={tmp_path / 'alone'}")
+    overrides = [f"run={runs / 'ddp'}", f"out={tmp_path / 'many'}", f"data.eval_batch_size={batch}"]
+    assert on_ranks(ranks, evaluate_here, *overrides) == [None] * ranks
+    alone, many = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "many"))
+    assert many["images"] == 181
+    assert [many[key] for key in ("top1", "top5")] == [alone[key] for key in ("top1", "top5")]
+    assert many["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def counted() -> tuple[int, list[int]]:
+    distributed.join(config.compose([]))
+    metrics = classify.Metrics(8)
+    if distributed.rank() < 2:  # the third has no image at all
+        metrics.update(torch.eye(8)[: 3 + distributed.rank()], torch.arange(3 + distributed.rank()))
+    metrics.compute()
+    return int(metrics.confusion.compute().sum()), distributed.gathered(distributed.rank())
+
+
+def test_metrics_of_ranks_with_unequal_numbers_of_images():
+    assert on_ranks(3, counted) == [(7, [0, 1, 2])] * 3
+
+
+def interrupted(out: Path) -> None:
+    """The second process alone gets a signal, while its third step is noted."""
+    noted = log.Log.step
+
+    def step(self, step, *args, **kwargs):
+        if step == 3 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        noted(self, step, *args, **kwargs)
+
+    log.Log.step = step
+    train_here(out, *SHARED, "train.steps=40", "name=stopped")
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
+    ended = on_ranks(2, interrupted, tmp_path)
+    assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code != 0
+    saved, _ = checkpoint.Store(tmp_path / "stopped" / "checkpoints").newest()
+    assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
+
+
+def poisoned(out: Path) -> None:
+    loss = classify.Task.loss
+
+    def function(self, model, images, targets, *, draw):
+        bad = distributed.rank() == 1 and draw // 4 == 2
+        return loss(self, model, images * math.nan if bad else images, targets, draw=draw)
+
+    classify.Task.loss = function
+    train_here(out, *SHARED, "name=poisoned")
+
+
+def test_no_number_on_one_is_none_on_any(tmp_path):
+    ended = on_ranks(2, poisoned, tmp_path)
+    assert [type(end) for end in ended] == [train.NotFinite] * 2 and "at step 2" in str(ended[0])
+    saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
+    assert saved.state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
+
+
+def unreadable(out: Path) -> None:
+    draw = Source.draw
+
+    def function(self, index, epoch, copy=0):
+        if distributed.rank() == 1 and getattr(Source, "drawn", 0) > 40:
+            raise DataError("the disk is gone")
+        Source.drawn = getattr(Source, "drawn", 0) + 1
+        return draw(self, index, epoch, copy)
+
+    Source.draw = function
+    train_here(out, *SHARED, "name=unreadable")
+
+
+def test_what_one_cannot_read_stops_all_with_one_error(tmp_path):
+    ended = on_ranks(2, unreadable, tmp_path)
+    assert [type(end) for end in ended] == [DataError] * 2
+    assert all("the disk is gone" in str(end) for end in ended)
+
+
+def test_a_folder_that_one_cannot_make_is_an_error_of_all(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    ended = on_ranks(2, train_here, tmp_path / "file", *SHARED)
+    assert [type(end) for end in ended] == [RunError] * 2 and "cannot be written" in str(ended[1])
+
+
+def full(out: Path) -> None:
+    """From the second checkpoint on the first process finds no room; the other has nothing to do with it."""
+    written = checkpoint._write_part
+
+    def function(path, tree):
+        if "step-00000006" in str(path):
+            raise OSError(28, "No space left on device")
+        written(path, tree)
+
+    checkpoint._write_part = function
+    train_here(out, *SHARED, "name=full")
+
+
+def full_of_shards(out: Path) -> None:
+    """As `full`, on the second process, which alone cannot write its part."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    written = FileSystemWriter.write_data
+
+    def function(self, plan, planner):
+        if distributed.rank() == 1 and "step-00000006" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return written(self, plan, planner)
+
+    FileSystemWriter.write_data = function
+    train_here(out, *SHARED, FSDP, "name=full")
+
+
+@pytest.mark.parametrize("function", [full, pytest.param(full_of_shards, marks=pytest.mark.slow)])
+def test_a_full_disk_is_an_error_of_all(tmp_path, function):
+    ended = on_ranks(2, function, tmp_path)
+    assert [type(end) for end in ended] == [checkpoint.CheckpointError] * 2
+    assert all("No space left on device" in str(end) and "is whole" in str(end) for end in ended)
+    checkpoints = tmp_path / "full" / "checkpoints"
+    assert not list(checkpoints.glob(".writing-*"))
+    saved, problems = checkpoint.Store(checkpoints).newest()
+    assert saved.state["step"] == 3 and problems == []
+
+
+def lost() -> str:
+    distributed.join(config.compose([]))
+    if distributed.rank() == 1:
+        os._exit(1)
+    try:
+        with config.reported("train"):
+            distributed.gathered(0)
+    except SystemExit as end:
+        return f"status {end.code}"
+
+
+def test_a_lost_process_ends_the_others_in_words(capfd):
+    with pytest.raises(EOFError):
+        on_ranks(2, lost)
+    said = capfd.readouterr().err
+    assert "error: another process of this run is gone" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "parts", "world", "expected"),
+    [(1, None, 1, 1), (4, None, 2, 4), (1, None, 2, 2), (4, None, 8, 8), (2, None, 3, 6), (1, 4, 2, 4), (1, 4, 1, 4)],
+)
+def test_parts_of_a_batch(monkeypatch, accumulate, parts, world, expected):
+    monkeypatch.setattr(distributed, "size", lambda: world)
+    cfg = config.compose(["data.batch_size=48", f"train.accumulate={accumulate}"])
+    source = range(480)
+    plans = plan.make(cfg, source, parts)
+    assert (plans.parts, plans.batch, plans.per_epoch) == (expected, 48, 10)
+    ranks = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        ranks += [plans.part(3, turn) for turn in range(plans.accumulate)]
+    assert sorted(ranks) == list(range(3 * expected, 4 * expected))
+
+
+def test_a_batch_that_processes_cannot_share(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    with pytest.raises(ConfigError, match=r"of 3 process.es.; choose a multiple of 3"):
+        plan.make(config.compose(["data.batch_size=32"]), range(480))
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_device_that_processes_cannot_share(monkeypatch, device):
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="cannot be shared by 2 processes"):
+        hardware.setup(config.compose([f"hardware.device={device}"]))
+
+
+def test_synchronised_norms_are_refused_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(ConfigError, match="SyncBatchNorm trains on GPUs alone, this is the cpu"):
+        hardware.setup(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "biformer_t", "stvit_b", "test_resnet", "efficientnet_b0"])
+def test_synchronised_norms_keep_names_and_answers(name):
+    small = FAMILIES.get(name, {})
+    model = timm.create_model(name, num_classes=3, **small).eval()
+    images = torch.randn(2, 3, 64, 64)
+    before, keys = model(images), list(model.state_dict())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    machine = Hardware(torch.device("cpu"), None, torch.preserve_format, False, "ddp", sync_bn=True)
+    model = machine.synced(model)
+    assert norms == sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) > 0
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(images), before)  # in evaluation they are batch norms
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("test_resnet", {"BasicBlock", "Bottleneck"}),
+        ("test_vit", {"Block"}),
+        ("test_convnext", {"ConvNeXtBlock"}),
+        ("test_efficientnet", {"ConvBnAct", "EdgeResidual", "InvertedResidual"}),
+        ("swin_tiny_patch4_window7_224", {"SwinTransformerBlock"}),
+    ],
+)
+def test_blocks_of_timm_s_models(name, kinds):
+    model = timm.create_model(name, device="meta")
+    assert {type(block).__name__ for block in sharding.blocks(model)} == kinds
+
+
+def test_blocks_of_our_models():
+    for name, small in FAMILIES.items():
+        found = sharding.blocks(timm.create_model(name, device="meta", **small))
+        assert len(found) == sum(small["depths"]), name
+
+
+def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
+    """How far the logits and the norm of the gradient of a sharded model are from the whole one's."""
+    distributed.join(config.compose([]))
+    small = FAMILIES.get(name, {"num_classes": 10})
+    torch.manual_seed(0)
+    model = timm.create_model(name, **small)
+    images = torch.randn(2, 3, 64, 64)
+    machine = Hardware(torch.device("cpu"), hardware.DTYPES.get(amp), torch.preserve_format, False, "fsdp")
+    found = []
+    for shard in (False, True):
+        if shard:
+            machine.shard(model)
+            model.zero_grad()
+        with machine.autocast():
+            logits = model(images)
+        logits.float().square().mean().backward()
+        norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        found.append((logits.detach().float(), norm))
+    (logits, norm), (same, other) = found
+    return ((logits - same).norm() / logits.norm()).item(), abs(other / norm - 1).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "limit"),
+    [
+        ("maxvit_t", "bfloat16", 0.05),
+        ("test_resnet", None, 1e-4),
+        pytest.param("test_resnet", "bfloat16", 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_computes_as_a_whole_one(name, amp, limit):
+    assert max(map(max, on_ranks(2, sharded_as_whole, name, amp))) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_computes_sharded(name):
+    assert max(map(max, on_ranks(2, sharded_as_whole, name, None))) < 1e-4
+
+
+def test_alone_nothing_is_asked():
+    assert (distributed.rank(), distributed.size(), distributed.job()) == (0, 1, None)
+    assert distributed.first(lambda: 3) == 3 and distributed.gathered(4) == [4] and distributed.highest(5) == 5
+    assert list(distributed.together(iter("ab"), DataError, 3)) == ["a", "b", None]
+    assert not dist.is_initialized() and zoo.variants()

@@ -1,0 +1,317 @@
+"""Whatever stops a run, it goes on, and ends with the weights, bit for bit, of one that was left alone."""
+
+import contextlib
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+from children import SMALL, Forked, fork, lines, note_overrides, train_here, trained, until
+from recipes import config
+from recipes.checkpoint import Store
+from recipes.run import open_run
+from recipes.settings import RunError
+from recipes.stop import REQUEUE
+from recipes.tasks import classify
+
+# augmentation, Mixup, moving average, accumulation, three evaluations
+RUN = [*SMALL, "train.steps=12", "train.eval_every=0.1", "train.save_every=2", "train.accumulate=2"]
+TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Newest and best checkpoints of two finished runs hold the same bytes, and their logs the same numbers."""
+    folders = [folder / "checkpoints" for folder in (run, other)]
+    names = [sorted(path.name for path in folder.iterdir() if path.name[0] != "c") for folder in folders]
+    assert names[0] == names[1] and "step-00000012" in names[0]
+    files = sorted(folders[1].rglob("*.safetensors"))
+    assert len(files) == 8  # model, ema and optimizer of two steps, model and ema of the best
+    for file in files:
+        assert file.read_bytes() == (folders[0] / file.relative_to(folders[1])).read_bytes(), file
+    logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines(path)] for path in (run, other)]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    child = fork(*RUN, "name=whole", "out=.", cwd=folder)
+    assert child.output() and child.exitcode == 0, child.output()
+    return folder / "whole"
+
+
+def resume(run: Path, undisturbed: Path, *overrides: str) -> str:
+    """Go on to the end, which must be the one of the undisturbed run; what was said."""
+    child = fork(f"resume={run}", *overrides, cwd=run.parent)
+    output = child.output()
+    assert child.exitcode == 0, output
+    assert_same(run, undisturbed)
+    return output
+
+
+def stopped(child: Forked, code: int) -> str:
+    """The end of a process that stops by itself, in words; what it said."""
+    output = child.output()
+    assert child.exitcode == code and "Traceback" not in output, output
+    return output
+
+
+def saved(run: Path) -> int:
+    """The step of the newest checkpoint, which must be whole."""
+    newest, problems = Store(run / "checkpoints").newest()
+    assert newest is not None and problems == [] and not list(run.rglob(".writing-*"))
+    return newest.state["step"]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, undisturbed, kills):
+    draw, began = random.Random(0), time.monotonic()
+    assert fork(*RUN, "name=timed", cwd=tmp_path).output()
+    life, killed, finished, resumed = time.monotonic() - began, 0, 0, 0
+    while killed < kills:
+        run = tmp_path / "runs" / f"run-{finished}"
+        there = (run / "config.yaml").is_file()
+        child = fork(*RUN, f"name={run.name}", "resume=auto", cwd=tmp_path)
+        child.join(draw.uniform(0, life))
+        child.kill()
+        went_on = "resuming" in child.output()
+        assert child.exitcode in (0, -signal.SIGKILL), child.output()
+        resumed += went_on
+        if child.exitcode == 0:
+            finished += 1
+        elif went_on or (not there and (run / "config.yaml").is_file()):  # else it had not come to the run yet
+            killed += 1
+    child = fork(*RUN, f"name=run-{finished}", "resume=auto", cwd=tmp_path)
+    resumed += "resuming" in child.output()
+    assert child.exitcode == 0 and resumed == killed == kills
+    for number in range(finished + 1):
+        assert_same(tmp_path / "runs" / f"run-{number}", undisturbed)
+    print(f"killed {killed} times, resumed {resumed} times: the weights of {finished + 1} runs are equal")
+
+
+@pytest.mark.parametrize("number, readers", [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+def test_a_scheduler_stops_it(tmp_path, undisturbed, number, readers):
+    child = fork(*RUN, "train.save_every=1000", f"data.workers={readers}", "name=run", "out=.", cwd=tmp_path)
+    until(child, lambda: trained(tmp_path / "run", 3))
+    for pid in (*workers(child), child.pid):  # a scheduler signals every process
+        os.kill(pid, number)
+    output = stopped(child, REQUEUE)
+    assert "go on with: python train.py resume=run" in output
+    assert 3 <= saved(tmp_path / "run") < 12
+    resume(tmp_path / "run", undisturbed, "train.save_every=2", "data.workers=0")
+
+
+def workers(child: Forked) -> list[int]:
+    """The processes that read data for a child."""
+    return [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+
+
+def test_a_data_worker_is_killed(tmp_path, undisturbed):
+    child = fork(*RUN, "train.save_every=1000", "data.workers=2", "name=run", "out=.", cwd=tmp_path)
+    until(child, lambda: trained(tmp_path / "run", 3))
+    os.kill(workers(child)[0], signal.SIGKILL)
+    output = stopped(child, 2)
+    assert "a process reading the training set of digits died" in output and "is saved; to go on" in output
+    assert 3 <= saved(tmp_path / "run") < 12
+    resume(tmp_path / "run", undisturbed, "train.save_every=2", "data.workers=0")
+
+
+def test_the_disk_takes_no_more(tmp_path, undisturbed):
+    child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
+    until(child, lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
+    # no file may grow beyond 100 kB from here on: the system's own error, as of a full disk
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    output = stopped(child, 2)
+    assert "could not write the checkpoint" in output and "is whole" in output and "resume=" in output
+    assert saved(tmp_path / "run") < 12
+    resume(tmp_path / "run", undisturbed)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A small file system of its own; the function remounts it with other options."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True, capture_output=True
+        )
+
+    try:
+        mount("size=20m")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield folder, lambda *options: mount("remount", *options)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(mounted, undisturbed):
+    folder, remount = mounted
+    child = fork(*RUN, "name=run", "out=.", "train.keep=9", cwd=folder)
+    output = stopped(child, 2)
+    assert "No space left on device" in output
+    assert saved(folder / "run") < 12
+    remount("size=64m")
+    resume(folder / "run", undisturbed, "train.keep=2")
+
+
+@contextlib.contextmanager
+def read_only(folder: Path):
+    """Nothing can be written in the folder, not even by root."""
+    bind, lock = (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder])
+    if subprocess.run(bind, capture_output=True, check=False).returncode:
+        pytest.skip("no folder can be mounted here")
+    try:
+        subprocess.run(lock, check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_folder_that_becomes_read_only(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
+    until(child, lambda: trained(run, 3))
+    with read_only(run / "checkpoints"):
+        output = stopped(child, 2)
+    assert "could not write the checkpoint" in output and "Read-only file system" in output and "is whole" in output
+    with read_only(run):
+        output = stopped(fork(f"resume={run}", cwd=tmp_path), 2)
+    assert "cannot be written" in output and "Read-only file system" in output
+    assert saved(run) < 12
+    resume(run, undisturbed)
+
+
+@pytest.mark.parametrize("harm", ["corrupt", "missing"])
+def test_the_last_checkpoint_is_no_use(tmp_path, undisturbed, harm):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    newest, before = (run / "checkpoints" / name for name in ("step-00000012", "step-00000010"))
+    if harm == "missing":
+        shutil.rmtree(newest)
+    else:
+        with open(newest / "model.safetensors", "r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(b"\x00\xff" * 20)
+    output = resume(run, undisturbed)
+    assert f"resuming {run} from step 10" in output and "its log goes on to step 12" in output and before.exists()
+    if harm == "corrupt":
+        assert "damaged checkpoint passed over" in output and newest.name in output
+        assert (run / "checkpoints" / f"corrupt-{newest.name}").exists()
+
+
+def test_two_processes_in_one_folder(tmp_path, undisturbed):
+    children = [fork(*RUN, "name=run", cwd=tmp_path) for _ in range(2)]
+    outputs = [child.output() for child in children]
+    assert sorted(child.exitcode for child in children) == [0, 2], outputs
+    refused = outputs[[child.exitcode for child in children].index(2)]
+    assert "is in use by another process" in refused or "already holds a run" in refused
+    assert_same(tmp_path / "runs" / "run", undisturbed)
+
+
+def test_a_folder_that_another_process_takes_first(tmp_path):
+    """Both found it free; the second comes to it when the first has finished."""
+    options = [*RUN, "train.steps=1", "name=run", f"out={tmp_path}"]
+    late = open_run(config.compose(options), options)
+    train_here(tmp_path, *options)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match="already holds a run"):
+        late.begin(options, classify.Task(late.cfg).build_data())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes of small pictures, in a folder."""
+    folder, draw = tmp_path_factory.mktemp("photos"), random.Random(0)
+    for split, count in (("train", 64), ("val", 8)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                colour = tuple(draw.randrange(256) for _ in range(3))
+                Image.new("RGB", (40, 40), colour).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographed(photos, tmp_path_factory) -> Path:
+    """An undisturbed run on the pictures."""
+    folder = tmp_path_factory.mktemp("photographed")
+    child = fork(*_photo_run(photos), "name=whole", "out=.", cwd=folder)
+    assert child.output() and child.exitcode == 0, child.output()
+    return folder / "whole"
+
+
+def _photo_run(photos: Path) -> list[str]:
+    return [*RUN, "data=imagefolder", f"data.root={photos}", "train.eval_every=1.5", "data.val_fraction=null"]
+
+
+@pytest.mark.parametrize("split, workers", [("train", 0), ("train", 2), ("val", 0)])
+def test_the_data_vanishes(tmp_path, photos, photographed, split, workers):
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    child = fork(
+        *_photo_run(data), f"data.workers={workers}", "train.save_every=1000", "name=run", "out=.", cwd=tmp_path
+    )
+    until(child, lambda: trained(tmp_path / "run", 3))
+    (data / split).rename(data / "away")
+    output = stopped(child, 2)
+    assert f"{data / split}" in output and "is saved; to go on" in output
+    assert 3 <= saved(tmp_path / "run") < 12
+    (data / "away").rename(data / split)
+    resume(tmp_path / "run", photographed, "train.save_every=2")
+
+
+def poisoned(loss, steps):
+    """The same loss, of images that are no numbers in these steps: running statistics of the norms are hit as well."""
+
+    def function(self, model, images, targets, *, draw):
+        return loss(self, model, images * math.nan if draw // 2 in steps else images, targets, draw=draw)
+
+    return function
+
+
+SKIP = [*RUN, "train.skip_nonfinite=2"]
+
+
+def test_steps_without_a_gradient_are_skipped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 6}))
+    options = [*SKIP, "train.keep=9", f"out={tmp_path}"]
+    train_here(tmp_path, *options, "name=whole")
+    assert capsys.readouterr().out.count("this step is skipped") == 3
+    found = lines(tmp_path / "whole")
+    assert [line["step"] for line in found if line.get("skipped")] == [4, 5, 7]
+    assert all(line["loss"] is None for line in found if line.get("skipped"))
+    # gone on with from between two skipped steps, it counts on and ends the same
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for path in (tmp_path / "cut" / "checkpoints").iterdir():
+        if path.name != "step-00000004":
+            shutil.rmtree(path)
+    note_overrides(tmp_path / "cut", [*options, "name=whole"])
+    train_here(tmp_path, f"resume={tmp_path / 'cut'}")
+    assert "from step 4" in capsys.readouterr().out
+    for part in ("model", "ema", "optimizer"):
+        file = Path("checkpoints") / "step-00000012" / f"{part}.safetensors"
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+def test_too_many_steps_without_a_gradient(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 5}))
+    with pytest.raises(train.NotFinite, match=r"(?s)at step 5 .*as at the 2 before.*is saved; to go on"):
+        train_here(tmp_path, *SKIP, "name=run")
+    newest, _ = Store(tmp_path / "run" / "checkpoints").newest()
+    assert (newest.state["step"], newest.state["skipped"]) == (5, 2)
+    assert all(tensor.isfinite().all() for tensor in newest.tensors("model").values())
+    note_overrides(tmp_path / "run", [*SKIP, f"out={tmp_path}", "name=run"])
+    with pytest.raises(train.NotFinite, match=r"at step 5 .*as at the 2 before"):  # it counts on, and stops as before
+        train_here(tmp_path, f"resume={tmp_path / 'run'}")

@@ -1,0 +1,145 @@
+"""What can be seen of a run: trackers, evaluations, the card, several runs side by side, where the time goes."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from children import SMALL, lines, note_overrides, train_here
+from recipes import compare
+from recipes.checkpoint import Store
+from recipes.clock import Startup, Timed
+from recipes.log import epoch_table
+
+QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two runs that differ in seed and rate."""
+    folder = tmp_path_factory.mktemp("seen")
+    train_here(folder, *QUICK, "name=one")
+    train_here(folder, *QUICK, "name=two", "seed=3", "optim.lr=0.01")
+    return folder
+
+
+def rendered(table) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_tensorboard_and_its_resumption(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = [*QUICK, "logger=tensorboard", f"out={tmp_path}", "name=run"]
+    train_here(tmp_path, *options)
+    note_overrides(tmp_path / "run", options)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.glob("step-00000006"):
+        path.rename(checkpoints / "corrupt-step-00000006")
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    read = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for tag, key in (("training/loss", "loss"), ("training/grad_norm", "grad_norm"), ("validation/top1", "val_top1")):
+        expected = [(line["step"], line[key]) for line in lines(tmp_path / "run") if key in line]
+        assert [event.step for event in read.Scalars(tag)] == [step for step, _ in expected]
+        assert [event.value for event in read.Scalars(tag)] == pytest.approx([value for _, value in expected])
+
+
+def test_wandb_offline_beside_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    chosen = ["logger=[wandb,tensorboard]", "logger.mode=offline"]
+    train_here(tmp_path, *QUICK, "train.steps=2", *chosen, "name='w: 100%'")
+    (written,) = (tmp_path / "w: 100%" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert written.name == "run-w- 100-.wandb" and written.stat().st_size > 1000
+    assert list((tmp_path / "w: 100%" / "tensorboard").glob("events.*"))
+
+
+def test_table_of_evaluations(runs):
+    history = lines(runs / "one")
+    text = rendered(epoch_table(history, "top1"))
+    evaluations = [line for line in history if "val_top1" in line]
+    best = max(line["val_top1"] for line in evaluations)
+    assert f"{best:.2f} *" in text and all(f"{line['val_loss']:.4f}" in text for line in evaluations)
+    assert rendered(epoch_table(history, "top1", rows=1)).count("\n") == text.count("\n") - 1
+
+
+def test_the_card_loads_the_model(runs, monkeypatch):
+    card = (runs / "one" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\n") and "trained on `digits`" in card and torch.__version__ in card
+    monkeypatch.chdir(runs)
+    said: dict = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.S)[1], said)
+    best, _ = Store(runs / "one" / "checkpoints").newest("best")
+    kept = best.tensors(best.state["weights"])
+    assert all(torch.equal(kept[name], tensor) for name, tensor in said["model"].state_dict().items())
+    assert f"| top1 | {best.state['metrics']['top1']:.4f} |" in card
+
+
+def test_runs_side_by_side(runs, tmp_path, capsys):
+    (runs / "no run").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken" / "config.yaml").write_text("{")
+    compare.main([*map(str, sorted(runs.iterdir())), "--out", str(tmp_path / "both.png")])
+    said = capsys.readouterr().out
+    assert f"left out: {runs / 'no run'} holds no run" in said
+    assert f"left out: {runs / 'broken'} has a config.yaml that is none" in said
+    rows = compare.readable([runs / "one", runs / "two"])
+    assert rows[0].value >= rows[1].value
+    assert compare.different(rows) == ["seed", "optim.lr"]
+    text = rendered(compare.table(rows, ["seed", "optim.lr"]))
+    assert "0.01" in text and all(f"{row.value:.2f}" in text for row in rows)
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 20
+
+
+def test_what_follows_from_another_model_is_not_told_apart():
+    def row(model, depths, lr):
+        cfg = {"model.name": model, "model.depths": depths, "optim.lr": lr, "train.keep": depths}
+        return compare.Row(Path(model), cfg, [], "top1", {})
+
+    assert compare.different([row("a", 1, 0.1), row("b", 2, 0.1)]) == ["model.name"]
+    assert compare.different([row("a", 1, 0.1), row("b", 2, 0.1), row("a", 3, 0.1)]) == ["model.name", "model.depths"]
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(SystemExit, match="none of these folders") as error:
+        compare.main([str(tmp_path / "nothing")])
+    assert error.value.code not in (0, None)
+
+
+def test_startup_is_told_by_cause():
+    startup = Startup()
+    age = time.perf_counter() - startup.last
+    assert 0.1 < age < 86_400  # this process is older than its import of torch
+    startup.mark("imports")
+    time.sleep(0.02)
+    startup.mark("data")
+    time.sleep(0.05)
+    startup.begin("first step")
+    startup.split("first step", "first batch", 0.02)
+    assert list(startup.causes) == ["imports", "data", "first batch", "first step"]
+    assert startup.causes["imports"] > age - 0.01 and 0.02 <= startup.causes["data"] < 1
+    assert startup.causes["first batch"] == 0.02 and 0.03 <= startup.causes["first step"] < 1
+    startup.begin("configuration")  # of the next run of a sweep
+    assert startup.causes == {} and time.perf_counter() - startup.last < 1
+
+
+def test_waiting_is_timed():
+    def slow():
+        for item in range(2):
+            time.sleep(0.02)
+            yield item
+
+    timed = Timed(slow())
+    assert next(timed) == 0
+    os.sched_yield()
+    assert 0.02 <= timed.taken() < 1 and timed.taken() == 0
+    assert list(timed) == [1]

@@ -1,0 +1,146 @@
+"""Hydra as people use it: sweeps, searches, completion, a configuration printed and given back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from children import ROOT, SMALL, fork
+from recipes import shell
+from recipes.config import ConfigError, compose
+from recipes.config.checks import flat
+from recipes.config.given import expanded
+
+QUICK = [*SMALL, "train.steps=3", "sched.warmup=0"]
+
+
+def sweep(*overrides, cwd):
+    child = fork("-m", *QUICK, *overrides, cwd=cwd)
+    output = child.output()
+    assert {path.name for path in cwd.iterdir()} == {"runs", child.said.name}, "Hydra wrote something"
+    return child.exitcode, output
+
+
+def scores(runs: Path) -> dict[str, float]:
+    """The best score of every run by its folder's name."""
+    found = {}
+    for path in runs.glob("*/checkpoints/best-*/state.json"):
+        found[path.parents[2].name] = json.loads(path.read_text())["metrics"]["top1"]
+    return found
+
+
+def test_models_and_seeds(tmp_path):
+    code, output = sweep("model.name=test_resnet,test_vit", "seed=0,1", "name=s", cwd=tmp_path)
+    assert code == 0, output
+    runs = tmp_path / "runs"
+    chosen = [OmegaConf.load(runs / f"s-{number}" / "config.yaml") for number in range(4)]
+    models = ["test_resnet", "test_resnet", "test_vit", "test_vit"]
+    assert [(cfg.model.name, cfg.seed) for cfg in chosen] == list(zip(models, [0, 1, 0, 1], strict=True))
+    last = output[output.rindex("4 runs") :]
+    assert "model.name" in last and "seed" in last and all(f"s-{number}" in last for number in range(4))
+    assert len(list(runs.glob("sweep-*.png"))) == 1
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    code, output = sweep("data.batch_size=32,4000,16", "name=s", cwd=tmp_path)
+    assert code == 2 and "Traceback" not in output, output
+    assert "error in run 1 (" in output and "fewer than one batch of 4000" in output
+    assert sorted(scores(tmp_path / "runs")) == ["s-0", "s-2"]
+    assert "2 runs" in output
+
+
+def test_search(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path / 'runs' / 'found'}"]
+    code, output = sweep(*arguments, "optim.lr=tag(log,interval(1e-4,1e-1))", "name=s", cwd=tmp_path)
+    assert code == 0, output
+    found = OmegaConf.load(tmp_path / "runs" / "found" / "optimization_results.yaml")
+    assert found.best_value == max(scores(tmp_path / "runs").values())
+    rates = [OmegaConf.load(tmp_path / "runs" / f"s-{number}" / "config.yaml").optim.lr for number in range(3)]
+    assert len(set(rates)) == 3 and found.best_params["optim.lr"] in rates
+
+
+def complete(line: str, script: str = "train.py", *flags: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, *flags, str(ROOT / script), "-sc", "query=bash"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        ("model=davit_", {"model=davit_t", "model=davit_l_384"}),
+        ("model=davit_t model.dep", {"model.depths."}),
+        ("optim.l", {"optim.lr=", "optim.layer_decay="}),
+        ("rec", {"recipe="}),
+        ("recipe=", {"recipe=quick", "recipe=paper"}),
+    ],
+)
+def test_completion(typed, expected):
+    assert expected <= set(complete(f"python train.py {typed}").stdout.split())
+
+
+def test_completion_imports_no_torch():
+    done = complete("python train.py model=", "train.py", "-X", "importtime")
+    assert "model=maxvit_t" in done.stdout
+    names = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "hydra" in names and not names & {"torch", "timm", "zoo", "numpy", "matplotlib"}
+    assert "run=" in complete("python eval.py ru", "eval.py").stdout
+
+
+def test_completion_in_bash():
+    python = Path(sys.executable).parent
+    lines = f"""
+        export PATH={python}:$PATH
+        eval "$(python train.py -sc install=bash)"
+        COMP_LINE="python train.py data=fash" COMP_POINT=26 COMP_CWORD=2
+        hydra_bash_completion
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "data=fashion_mnist"
+
+
+def test_completion_knows_every_model():
+    assert shell.TABLE.read_text() == shell.render(), "run `make docs`"
+
+
+GIVEN = [
+    ["model=davit_t", "optim.lr=3e-5", "data=cifar10"],
+    ["recipe=paper", "model=maxvit_t_tv", "data=imagenet"],
+    ["model=timm", "model.name=resnet50", "+model.act_layer=silu", 'data.root="a,b \\"c\\""', "optim.betas=[0.9,0.95]"],
+    ["logger=[wandb,tensorboard]", "logger.mode=offline", "+model.more={a: [1, x], b: null}"],
+]
+
+
+@pytest.mark.parametrize("overrides", GIVEN, ids=[" ".join(each) for each in GIVEN])
+def test_a_configuration_is_given_back(tmp_path, overrides):
+    cfg = compose(overrides)
+    OmegaConf.save(cfg, tmp_path / "it.yaml")
+    assert flat(compose(expanded([f"config={tmp_path / 'it.yaml'}"]))) == flat(cfg)
+    changed = compose(expanded(["seed=7", f"config={tmp_path / 'it.yaml'}"]))
+    assert flat(changed) == {**flat(cfg), "seed": 7}
+
+
+def test_a_configuration_that_is_none(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    for name in ("nothing.yaml", "list.yaml"):
+        with pytest.raises(ConfigError, match="is no configuration"):
+            expanded([f"config={tmp_path / name}"])
+
+
+def test_what_is_printed_is_given_back(tmp_path):
+    def printed(*arguments: str) -> str:
+        child = fork(*arguments, "--cfg", "job", "--resolve", cwd=tmp_path)
+        text = child.output()
+        assert child.exitcode == 0
+        return text
+
+    text = printed("model=davit_t", "optim.lr=0.5")
+    (tmp_path / "printed.yaml").write_text(text)
+    assert "${" not in text and "lr: 0.5" in text
+    assert printed("config=printed.yaml") == text

@@ -1,0 +1,120 @@
+"""torchrun and Slurm's launcher as users meet them: a lost process, a full disk, a stop."""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from children import ROOT, finish, lines, start, trained, wait_for
+from ranks import torchrun
+from recipes import checkpoint, config
+from test_distributed import SHARED, weights
+
+SHARED_LONG = [*SHARED, "train.steps=12", "train.eval_every=1"]
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process of a rank that torchrun has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
+                return int(folder.name)
+        except OSError:  # it has ended
+            continue
+    raise AssertionError(f"rank {rank} is not there")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_process_is_started_again(tmp_path, rank):
+    """A run without a name, so that its new processes have to find it."""
+    whole = torchrun("train.py", *SHARED_LONG, "out=whole", cwd=tmp_path)
+    output = finish(whole)
+    assert whole.returncode == 0, output
+    hurt = torchrun("train.py", *SHARED_LONG, "out=hurt", cwd=tmp_path, options=("--max-restarts=3",))
+    wait_for(hurt, lambda: any(trained(run, 5) for run in (tmp_path / "hurt").glob("*")))
+    os.kill(worker(hurt.pid, rank), signal.SIGKILL)
+    output = finish(hurt)
+    assert hurt.returncode == 0, output
+    assert "resuming hurt/" in output
+    (run,), (other,) = (list((tmp_path / out).iterdir()) for out in ("hurt", "whole"))
+    files = {path.relative_to(other) for path in other.rglob("*.safetensors")}
+    assert len(files) >= 5 and files == {path.relative_to(run) for path in run.rglob("*.safetensors")}
+    for file in files:
+        assert (run / file).read_bytes() == (other / file).read_bytes(), file
+    assert len((run / "sessions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_full_disk_ends_all_with_one_message(tmp_path, parallel):
+    child = torchrun("train.py", *SHARED_LONG, "train.steps=400", f"hardware.parallel={parallel}", "name=full",
+                     cwd=tmp_path)  # fmt: skip
+    checkpoints = tmp_path / "runs" / "full" / "checkpoints"
+    wait_for(child, lambda: any(checkpoints.glob("step-*")))
+    for rank in (0, 1):  # from here on no file may grow beyond 100 kB: the system's own error, as from a full disk
+        resource.prlimit(worker(child.pid, rank), resource.RLIMIT_FSIZE, (100_000, 100_000))
+    began = time.monotonic()
+    output = finish(child)
+    assert child.returncode != 0 and time.monotonic() - began < 60
+    assert output.count("error: could not write the checkpoint") == 1 and output.count("error: ") == 1, output
+    assert "is whole" in output and not list(checkpoints.glob(".writing-*"))
+    saved, problems = checkpoint.Store(checkpoints).newest()
+    assert saved is not None and problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("out=file/runs", "cannot be written"), ("data.batch_size=33", "do not divide"), ("optim.lrr=1", "optim.lr")],
+)
+def test_what_cannot_begin_is_said_once(tmp_path, override, message):
+    (tmp_path / "file").write_text("in the way")
+    child = torchrun("train.py", *SHARED, override, cwd=tmp_path)
+    output = finish(child)
+    assert child.returncode != 0
+    assert output.count("error: ") == 1 and message in output, output
+
+
+@pytest.mark.slow
+def test_a_stop_saves_whatever_reads_the_data(tmp_path):
+    """torchrun hands SIGTERM to the processes and to all that they have started."""
+    child = torchrun("train.py", *SHARED, "train.steps=400", "data.workers=1", "name=stopped", cwd=tmp_path)
+    run = tmp_path / "runs" / "stopped"
+    wait_for(child, lambda: trained(run, 5))
+    child.send_signal(signal.SIGTERM)
+    output = finish(child)
+    assert "go on with: python train.py resume=runs/stopped" in output, output
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert saved.state["step"] >= max(line["step"] for line in lines(run) if "loss" in line)
+
+
+@pytest.mark.slow
+def test_a_job_of_the_launcher_is_one_run(tmp_path):
+    """Slurm's launcher on this machine: submitit starts two processes, as it would on a cluster."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
+    child = start("train.py", "-m", *launcher, "hydra.launcher.submitit_folder=logs", *SHARED, "name=job", cwd=tmp_path)
+    output = finish(child)
+    assert child.returncode == 0, output
+    run = tmp_path / "runs" / "job-0"  # the first of a sweep
+    assert len(weights(run)) and lines(run)[-1]["step"] == 6
+    said = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*_log.out"))
+    assert said.count("4 parts of 8, 2 on each of 2 processes (ddp)") == 1
+
+
+def test_the_example_for_slurm_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    import hydra
+
+    config.compose([])  # registers the models
+    with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.nodes=2"]
+        cfg = hydra.compose("train", overrides, return_hydra_config=True).hydra.launcher
+    assert cfg._target_.endswith("SlurmLauncher") and (cfg.partition, cfg.nodes) == ("gpu", 2)
+    assert cfg.tasks_per_node == cfg.gpus_per_node == 8
+    assert (ROOT / "recipes/conf/hydra/launcher/slurm.yaml").exists()
