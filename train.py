@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from functools import partial
 
 from omegaconf import DictConfig
 
@@ -43,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
     now = State.create(cfg, model, machine)
+    now.position = partial(plan.position, cfg, plans, data.train)
     if run.resumed:
         now.load(run.resumed)
     run.begin(config.overrides(), data)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from recipes import data
 from recipes.config import ConfigError
-from recipes.data.loader import order
+from recipes.data.loader import plan_batches
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,12 @@ def micro_batches(
         left = (plan.per_epoch - offset) * plan.accumulate
         stream = data.batches(
             source,
-            batch_size=plan.micro,
-            seed=cfg.seed,
             epoch=epoch,
             train=True,
             start=offset * plan.accumulate,
-            workers=cfg.data.workers,
             rank=rank,
             world=world,
-            repeats=cfg.augment.repeats,
+            **_order(cfg, plan),
         )
         for _, batch in zip(range(left), stream, strict=False):
             yield batch
@@ -89,5 +86,22 @@ def micro_batches(
 def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> list[int]:
     """Indices of the training images of one optimiser step of a single process."""
     epoch, offset = divmod(step, plan.per_epoch)
-    keys = order(source, seed=cfg.seed, epoch=epoch, repeats=cfg.augment.repeats)
-    return [index for index, _ in keys[offset * plan.batch : (offset + 1) * plan.batch]]
+    first = offset * plan.accumulate
+    batches = plan_batches(source, epoch=epoch, train=True, start=first, **_order(cfg, plan))
+    return [index for batch in batches[: plan.accumulate] for index, _, _ in batch.keys]
+
+
+def position(cfg: DictConfig, plan: Plan, source: data.Source, step: int, world: int = 1) -> dict[str, Any] | None:
+    """Where a training set in shards is after `step` steps, for the checkpoint; None for one that is read by index."""
+    epoch, offset = divmod(step, plan.per_epoch)
+    start = offset * plan.accumulate
+    return data.position(source, epoch=epoch, start=start, world=world, **_order(cfg, plan))
+
+
+def _order(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
+    return {
+        "batch_size": plan.micro,
+        "seed": cfg.seed,
+        "workers": cfg.data.workers,
+        "repeats": cfg.augment.repeats,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from recipes import optim
 from recipes.checkpoint import Checkpoint
+from recipes.data import check_position
 from recipes.hardware import Hardware
 from recipes.log import Meter
 
@@ -26,6 +28,7 @@ class State:
     scaler: torch.amp.GradScaler
     meter: Meter = field(default_factory=Meter)
     step: int = 0
+    position: Callable[[int], dict[str, Any] | None] = lambda step: None  # of the training data after a step
 
     @classmethod
     def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware) -> State:
@@ -53,10 +56,19 @@ class State:
 
     def extras(self) -> dict[str, Any]:
         """What is no tensor: goes into state.json."""
-        return {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
+        return {
+            "weights": self.weights,
+            "meter": self.meter.state(),
+            "scaler": self.scaler.state_dict(),
+            "data": self.position(self.step),
+        }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here."""
+        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
+
+        Raises DataError where the training data would go on in another order.
+        """
+        check_position(checkpoint.state.get("data"), self.position(checkpoint.state["step"]))
         self.model.load_state_dict(checkpoint.tensors("model"))
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.tensors("ema"))
