@@ -98,7 +98,9 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
             now.ema.update(model, now.step)
 
         seconds = time.perf_counter() - began
-        logs.step(now.step, loss=loss, lr=lr, grad_norm=norm, images=plans.batch, seconds=seconds)
+        logs.step(
+            now.step, loss=loss, lr=lr, grad_norm=norm, images=plans.batch, seconds=seconds, bad=data.train.take_bad()
+        )
 
         if now.step % plans.evaluate_every == 0 or now.step == plans.steps:
             values, _ = evaluate(cfg, task, now.measured, data, machine, logs.watch)

@@ -26,6 +26,7 @@ def evaluate(
 ) -> tuple[dict[str, float], Metrics]:
     """Metrics of the validation set, every image counted once, with `images_per_s`; leaves the model in eval mode.
 
+    Where data.on_bad_image=replace let others stand for images that cannot be decoded, `bad_images` says for how many.
     watch  called with the batches and their number, to show progress
     """
     model.eval()
@@ -37,4 +38,6 @@ def evaluate(
             predictions = task.predict(model, images)
         metrics.update(predictions, targets)
     values = metrics.compute()  # also waits for the device
+    if bad := built.val.take_bad():
+        values["bad_images"] = bad
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics

@@ -94,22 +94,24 @@ def trackers(cfg: DictConfig, folder: Path) -> list[Sink]:
 
 @dataclass
 class Meter:
-    """Sums since the last line of the log; `loss` and `count` are kept in checkpoints, times are not."""
+    """Sums since the last line of the log; `loss`, `count` and `bad` are kept in checkpoints, times are not."""
 
     loss: float = 0.0
     count: int = 0
     images: int = 0
     seconds: float = 0.0
+    bad: int = 0
 
-    def add(self, loss: float, images: int, seconds: float) -> None:
+    def add(self, loss: float, images: int, seconds: float, bad: int = 0) -> None:
         self.loss, self.count = self.loss + loss, self.count + 1
         self.images, self.seconds = self.images + images, self.seconds + seconds
+        self.bad += bad
 
     def clear(self) -> None:
-        self.loss, self.count, self.images, self.seconds = 0.0, 0, 0, 0.0
+        self.loss, self.count, self.images, self.seconds, self.bad = 0.0, 0, 0, 0.0, 0
 
     def state(self) -> dict[str, float]:
-        return {"loss": self.loss, "count": self.count}
+        return {"loss": self.loss, "count": self.count, "bad": self.bad}
 
 
 class Log:
@@ -133,9 +135,14 @@ class Log:
         for sink in self.sinks:
             sink.close()
 
-    def step(self, step: int, *, loss: float, lr: float, grad_norm: float, images: int, seconds: float) -> None:
-        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took with waiting for data."""
-        self.meter.add(loss, images, seconds)
+    def step(
+        self, step: int, *, loss: float, lr: float, grad_norm: float, images: int, seconds: float, bad: int = 0
+    ) -> None:
+        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took with waiting for data.
+
+        bad  how many of its images were replaced because they cannot be decoded; written where there are any
+        """
+        self.meter.add(loss, images, seconds, bad)
         speed = images / seconds
         self.bar.update(self.task, completed=step, description=_describe(step / self.per_epoch, loss, lr, speed))
         if step % self.every and step != self.steps:
@@ -148,6 +155,7 @@ class Log:
             "lr": lr,
             "grad_norm": grad_norm,
             "images_per_s": round(meter.images / meter.seconds, 2),
+            **({"bad_images": meter.bad} if meter.bad else {}),
         }
         meter.clear()
         self.write(line)

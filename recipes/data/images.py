@@ -120,7 +120,7 @@ def _named(name: str) -> Iterator[None]:
         yield
     # Pillow's decoders raise a dozen types (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
     except Exception as error:
-        said = f"cannot read the image {name}: {type(error).__name__}: {error}. "
+        said = f"cannot read the image {name}: {type(error).__name__}: {error}"
         if isinstance(error, OSError) and error.errno is not None:  # the system's: no file, no permission, a bad disk
-            raise DataError(said + "Is the folder still there?") from error
-        raise BadImage(said + "Replace or remove the file, or give data.on_bad_image=replace") from error
+            raise DataError(f"{said}. Is the folder still there?") from error
+        raise BadImage(said) from error

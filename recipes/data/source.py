@@ -16,7 +16,7 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.images import Jpeg
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 
-OTHERS = 16  # images tried in place of one that cannot be decoded
+OTHERS = 64  # images tried in place of one that cannot be decoded
 
 
 class Records(Protocol):
@@ -66,7 +66,7 @@ class Source(Dataset):
         self.name, self.seed = name, seed
         self.replace, self.late, self.cache = replace, late and isinstance(records, Encoded), cache
         self.news: list[Replaced] = []
-        self.replaced = 0  # samples of the batches that came out of the loader so far
+        self.bad = 0  # replaced samples in the batches that came out of the loader
         self.named: set[int] = set()
         self.idle: dict[int, DataLoader] = {}  # number of workers -> a loader whose workers wait for the next epoch
 
@@ -101,7 +101,7 @@ class Source(Dataset):
                 image = self._transformed(chosen, (epoch, index, copy))
             except BadImage as error:
                 if not self.replace:
-                    raise
+                    raise DataError(f"{error}. Replace or remove it, or give data.on_bad_image=replace") from error
                 why = why or str(error)
                 continue
             if why:
@@ -125,11 +125,16 @@ class Source(Dataset):
 
     def note(self, news: list[Replaced]) -> None:
         """Count replaced samples; name each on standard error when it is met first."""
-        self.replaced += len(news)
+        self.bad += len(news)
         for index, by, why in news:
             if index not in self.named:
                 self.named.add(index)
                 print(f"bad image in {self.name}, replaced by {self.where(by)}: {why}", file=sys.stderr)
+
+    def take_bad(self) -> int:
+        """How many samples were replaced in the batches that came since this was asked last."""
+        bad, self.bad = self.bad, 0
+        return bad
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.sample(index, 0)
