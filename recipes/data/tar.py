@@ -138,6 +138,9 @@ def _scan(archive: tarfile.TarFile, path: str, label_key: str, found: _Found) ->
         archive.members.clear()  # they would all be remembered
     if sample is not None:
         found.add(sample, path, label_key)
+    archive.fileobj.seek(archive.offset)  # where tarfile found no further member, be it that the archive ends or is cut
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("the block that ends an archive is missing: it was cut short")
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample, label_key: str) -> None:
