@@ -319,6 +319,11 @@ def test_compressed_archives_are_refused(tmp_path):
         make("webdataset", root=root, hub="timm/imagenet-1k-wds")
 
 
+def test_a_buffer_of_nothing(kind, tmp_path):
+    with pytest.raises(DataError, match=r"data.shuffle_buffer=0: expected at least 1"):
+        made(kind, tmp_path, shuffle_buffer=0)
+
+
 def test_columns(tmp_path):
     root = parquets(tmp_path / "data")
     with pytest.raises(DataError, match=r"has no column 'img' but image, label: give data.image_key="):

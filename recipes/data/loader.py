@@ -188,20 +188,19 @@ class _Samples(Dataset):
         return len(self.source)
 
     def __getitems__(self, batch: Batch) -> "tuple[list[tuple[Tensor, int]], list[Replaced]] | _Failure":
-        source, ahead = self.source, isinstance(self.source.records, Shards)
-        what = f"reading {source.name}"
+        source, records, samples = self.source, self.source.records, []
+        ahead = records if isinstance(records, Shards) else None
         try:
+            if ahead is not None:
+                ahead.read(batch.reads, opens=batch.opens)
             with preserved():
-                if ahead:
-                    source.records.read(batch.reads, opens=batch.opens)
-                samples = []
-                for index, epoch, copy in batch.keys:
-                    what = f"sample {index} of {source.name} ({source.where(index)})"
-                    samples.append(source.draw(index, epoch, copy))
-                if ahead:
-                    source.records.forget(batch.done)
+                for key in batch.keys:
+                    samples.append(source.draw(*key))
+            if ahead is not None:
+                ahead.forget(batch.done)
         except Exception as error:
-            return _Failure(what, error)
+            index, _, _ = batch.keys[min(len(samples), len(batch.keys) - 1)]
+            return _Failure(f"sample {index} of {source.name} ({source.where(index)})", error)
         return samples, source.take_news()
 
 

@@ -46,6 +46,8 @@ class Shards(Encoded):
     """
 
     def __init__(self, paths: list[str], index: Index, buffer: int, name: str):
+        if buffer < 1:
+            raise DataError(f"data.shuffle_buffer={buffer}: expected at least 1, which leaves each shard in its order")
         self.paths, self.buffer, self.name = paths, buffer, name
         self.names = [Path(path).name for path in paths]
         self.labels, self.counts, self.fields = index.labels, index.counts, index.fields

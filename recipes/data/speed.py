@@ -17,6 +17,7 @@ from recipes.data.encoded import Encoded
 from recipes.data.loader import batches, plan_batches, worker_count
 from recipes.data.shards import Shards
 from recipes.data.source import Source
+from recipes.data.transforms import allow_no_bits
 
 Pass = Callable[[], Iterable]
 
@@ -110,7 +111,7 @@ def timm_loader(cfg: DictConfig, dataset: Plain, size: int, *, train: bool, work
             "re_prob": augment.re_prob,
             "re_mode": augment.re_mode,
         }
-    return create_loader(
+    loader = create_loader(
         dataset,
         (3, *prep.size),
         size,
@@ -123,3 +124,5 @@ def timm_loader(cfg: DictConfig, dataset: Plain, size: int, *, train: bool, work
         device=torch.device("cpu"),
         **how,
     )
+    allow_no_bits(dataset.transform)  # or timm fails with a newer Pillow
+    return loader

@@ -45,7 +45,7 @@ def train_transform(augment, *, size: tuple[int, int], mean: tuple, std: tuple, 
         fill = [round(255 * m) for m in mean]
         mode = str_to_interp_mode("bilinear" if interpolation == "random" else interpolation)
         secondary = tv.TrivialAugmentWide(interpolation=mode, fill=fill)
-    _allow_no_bits(secondary)
+    allow_no_bits(secondary)
     crop, *mirror = primary.transforms
     _, _, *erase = final.transforms
     return tv.Compose([Crop(crop), *mirror, secondary, Normalize(mean, std), *erase])
@@ -96,7 +96,7 @@ def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
     return auto_augment.posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def _allow_no_bits(transform: tv.Compose) -> None:
+def allow_no_bits(transform: tv.Compose) -> None:
     """Give timm's policies a posterisation that knows 0 bits, which they ask for at full strength.
 
     Older Pillow made such an image black, Pillow 13 raises an error.
