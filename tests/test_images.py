@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
+from children import lines, train_here
 from recipes.data import BadImage, DataError, batches, build
 from recipes.data.images import Decoding, Jpeg, open_late, open_rgb
 from recipes.data.transforms import reduction
@@ -175,6 +176,18 @@ def test_a_replacement_is_a_sample_of_its_own(tmp_path):
     assert torch.equal(image, data.train.sample(bad, 3)[0])
     partners = {(data.train.sample(bad, epoch), data.train.take_news()[0].by)[1] for epoch in range(9)}
     assert len(partners) > 1  # other epochs, other images
+
+
+def test_bad_images_are_counted_in_the_log(tmp_path, capfd):
+    """Every training image once an epoch, every validation image once: as many replaced as there are bad ones."""
+    root = broken(tmp_path / "photos")
+    given = ["model=timm", "model.name=test_resnet", "data=imagefolder", f"data.root={root}", "data.img_size=32"]
+    given += ["data.batch_size=4", "data.workers=1", "train.epochs=2", "train.log_every=1", "data.on_bad_image=replace"]
+    train_here(tmp_path, *given, "name=run")
+    written = lines(tmp_path / "run")
+    assert sum(line.get("bad_images", 0) for line in written if "loss" in line) == 2 * len(BAD)
+    assert [line["val_bad_images"] for line in written if "val_loss" in line] == [len(BAD)] * 2
+    assert capfd.readouterr().err.count("bad image in the training set") == len(BAD)  # named once in two epochs
 
 
 def test_bad_images_are_errors_unless_replaced(tmp_path):
