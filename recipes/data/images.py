@@ -49,7 +49,8 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     """Pillow clips wide greys to white at 255."""
     values = np.asarray(image)
     if image.mode == "F":
-        values = np.nan_to_num(values) * (255 if values.max(initial=0) <= 1 else 1)
+        values = np.nan_to_num(values)
+        values = values * (255 if values.max(initial=0) <= 1 else 1)
     else:
         wide = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         largest = 0xFFFF if wide else int(values.max(initial=0))

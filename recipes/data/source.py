@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as tv
 
 from recipes.data.cache import Cache
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.images import Jpeg
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
+from recipes.data.transforms import Normalize
 
 OTHERS = 64  # images tried in place of one that cannot be decoded
 
@@ -64,6 +66,9 @@ class Source(Dataset):
     ):
         self.records, self.transform = records, transform
         self.name, self.seed = name, seed
+        *steps, last = getattr(transform, "transforms", None) or [None]
+        self.normalize = last if isinstance(last, Normalize) else None  # where it comes last, it can be done later
+        self.steps = tv.Compose(steps)
         self.replace, self.late, self.cache = replace, late and isinstance(records, Encoded), cache
         self.news: list[Replaced] = []
         self.bad = 0  # replaced samples in the batches that came out of the loader
@@ -93,12 +98,15 @@ class Source(Dataset):
         with preserved():
             return self.draw(index, epoch, copy)
 
-    def draw(self, index: int, epoch: int, copy: int = 0) -> tuple[Tensor, int]:
-        """`sample`, but python, numpy and torch stay reseeded: for drawing many, with their state preserved once."""
+    def draw(self, index: int, epoch: int, copy: int = 0, *, finish: bool = True) -> tuple[Tensor, int]:
+        """`sample`, but python, numpy and torch stay reseeded: for drawing many, with their state preserved once.
+
+        Without `finish` the image is uint8 and still to be given to `normalize.finish`.
+        """
         why = None
         for chosen in itertools.chain([index], self._others(index, epoch)):
             try:
-                image = self._transformed(chosen, (epoch, index, copy))
+                image = self._transformed(chosen, (epoch, index, copy), finish)
             except BadImage as error:
                 if not self.replace:
                     raise DataError(f"{error}. Replace or remove it, or give data.on_bad_image=replace") from error
@@ -113,10 +121,10 @@ class Source(Dataset):
         for attempt in range(OTHERS if self.replace else 0):
             yield seed_of(Stream.REPLACE, self.seed, epoch, index, attempt) % len(self)
 
-    def _transformed(self, index: int, draws: tuple[int, int, int]) -> Tensor:
+    def _transformed(self, index: int, draws: tuple[int, int, int], finish: bool) -> Tensor:
         image: Image.Image | Jpeg = self.records.late(index) if self.late else self.image(index)
         reseed(Stream.SAMPLE, self.seed, *draws)
-        return self.transform(image)
+        return self.transform(image) if finish else self.normalize.planes(self.steps(image))
 
     def take_news(self) -> list[Replaced]:
         """The samples that `draw` replaced since this was asked last."""

@@ -88,8 +88,15 @@ class Normalize:
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # (3, H, W) uint8
-        return torch.from_numpy(planes).float().div_(255).sub_(self.mean).div_(self.std)
+        return self.finish(self.planes(image))
+
+    def planes(self, image: Image.Image) -> Tensor:
+        """(3, H, W) uint8"""
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+    def finish(self, planes: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 -> float32, normalised; a batch or its images, the bits are the same."""
+        return planes.float().div_(255).sub_(self.mean).div_(self.std)
 
 
 def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
