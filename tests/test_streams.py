@@ -251,7 +251,7 @@ def test_members_never_leave_the_archive(tmp_path):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-        for number, key in enumerate(("../../up", "/tmp/absolute", "plain")):
+        for number, key in enumerate(("../../up", "/absolute", "plain")):
             for extension, data in members(number).items():
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(data)
@@ -261,7 +261,7 @@ def test_members_never_leave_the_archive(tmp_path):
     assert [number_of(source.image(index)) for index in range(3)] == [0, 1, 2] and len(source) == 3
     assert "../../up.png" in source.where(0)
     assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in str(path)] == before
-    assert not os.path.exists("/tmp/absolute.png")
+    assert not os.path.exists("/absolute.png")
 
 
 CASES = {
