@@ -25,7 +25,7 @@ from torch import nn
 
 from recipes import config, distributed, hardware
 from recipes.checkpoint import Checkpoint
-from recipes.data.build import preprocessing
+from recipes.data.build import decoding, preprocessing
 from recipes.data.images import open_rgb
 from recipes.data.transforms import eval_transform
 from recipes.evaluate import evaluate
@@ -85,7 +85,7 @@ def described(run: Path) -> SimpleNamespace:
 
 def print_prediction(cfg: DictConfig, task: Task, model: nn.Module, data: Any, machine: hardware.Hardware, path: str):
     """The five likeliest classes of an image."""
-    pixels = eval_transform(**vars(preprocessing(cfg)))(open_rgb(path, path))  # (3, H, W)
+    pixels = eval_transform(**vars(preprocessing(cfg)))(open_rgb(path, path, decoding(cfg)))  # (3, H, W)
     images, _ = machine.send(pixels[None], torch.zeros(1))
     with torch.no_grad(), machine.autocast():
         shares = task.predict(model.eval(), images)[0].float().softmax(-1)

@@ -16,6 +16,7 @@ shell.answer("train")  # completion of the command line must not wait for the im
 import math
 import sys
 import time
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -55,6 +56,7 @@ def main(cfg: DictConfig) -> float | None:
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
     now = State.create(cfg, model, machine, plans)
+    now.position = partial(plan.position, cfg, plans, data.train)
     if run.resumed:
         now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
         now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step))
@@ -118,7 +120,9 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         now.due = plans.evaluates(now.step)
 
         seconds = time.perf_counter() - began
-        logs.step(now.step, loss, lr=lr, grad_norm=norm, seconds=seconds, waited=batches.taken(), skipped=now.skipped)
+        bad = distributed.total(data.train.take_bad())
+        spent = {"seconds": seconds, "waited": batches.taken()}
+        logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
 
         if now.due:
             validate(run, machine, task, data, now, logs)

@@ -92,6 +92,15 @@ def highest(number: int) -> int:
     return int(most)
 
 
+def total(number: int) -> int:
+    """The sum of the ranks' numbers."""
+    if size() == 1:
+        return number
+    count = torch.tensor(number)
+    dist.all_reduce(count)
+    return int(count)
+
+
 def mean(value: Tensor) -> Tensor:
     """The mean over all ranks, on the device of the value."""
     if size() == 1:

@@ -28,6 +28,7 @@ def evaluate(
 
     Several processes share the images, without any twice; their metrics are those of all.
 
+    Where data.on_bad_image=replace let others stand for images that cannot be decoded, `bad_images` says for how many.
     watch  called with the batches and their number, to show progress
     """
     model.eval()
@@ -51,6 +52,8 @@ def evaluate(
         if batch is not None:
             metrics.update(predictions, targets)
     values = metrics.compute()  # also waits for the device
+    if bad := distributed.total(built.val.take_bad()):
+        values["bad_images"] = bad
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics
 
 

@@ -72,20 +72,22 @@ class Meter:
     seconds: float = 0.0
     timed: int = 0
     waited: float = 0.0
+    bad: int = 0
 
-    def add(self, loss: float, seconds: float, waited: float, skipped: bool) -> None:
+    def add(self, loss: float, seconds: float, waited: float, skipped: bool, bad: int = 0) -> None:
         if skipped:
             self.skipped += 1
         else:
             self.loss, self.count = self.loss + loss, self.count + 1
         self.timed, self.seconds, self.waited = self.timed + 1, self.seconds + seconds, self.waited + waited
+        self.bad += bad
 
     def clear(self) -> None:
-        self.loss, self.count, self.skipped = 0.0, 0, 0
+        self.loss, self.count, self.skipped, self.bad = 0.0, 0, 0, 0
         self.timed, self.seconds, self.waited = 0, 0.0, 0.0
 
     def state(self) -> dict[str, float]:
-        return {"loss": self.loss, "count": self.count, "skipped": self.skipped}
+        return {"loss": self.loss, "count": self.count, "skipped": self.skipped, "bad": self.bad}
 
 
 class Log:
@@ -123,12 +125,24 @@ class Log:
             sink.close()
 
     def step(
-        self, step: int, loss: float, *, lr: float, grad_norm: float, seconds: float, waited: float, skipped: bool
+        self,
+        step: int,
+        loss: float,
+        *,
+        lr: float,
+        grad_norm: float,
+        seconds: float,
+        waited: float,
+        skipped: bool,
+        bad: int = 0,
     ) -> None:
-        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took, `waited` that for data."""
+        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took, `waited` that for data.
+
+        bad  how many of its images were replaced because they cannot be decoded; written where there are any
+        """
         if not self.shown:
             self._show_startup(waited)
-        self.meter.add(loss, seconds, waited, skipped)
+        self.meter.add(loss, seconds, waited, skipped, bad)
         speed = self.batch / seconds
         self.bar.update(self.task, completed=step, description=_describe(step / self.per_epoch, loss, lr, speed))
         if step % self.every and step != self.steps:
@@ -152,7 +166,8 @@ class Log:
             "data_wait": round(meter.waited / meter.seconds, 4),
             "memory_mib": round(self.memory(), 1),
         }
-        return {**line, "skipped": meter.skipped} if meter.skipped else line
+        counts = {"skipped": meter.skipped, "bad_images": meter.bad}
+        return line | {name: count for name, count in counts.items() if count}
 
     def _show_startup(self, waited: float) -> None:
         STARTUP.mark("first step")

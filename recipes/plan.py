@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from recipes import data, distributed
 from recipes.config import ConfigError
-from recipes.data.loader import order
+from recipes.data.loader import plan_batches
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,11 @@ def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -
         left = (plan.per_epoch - offset) * plan.accumulate
         stream = data.batches(
             source,
-            batch_size=plan.micro,
-            seed=cfg.seed,
             epoch=epoch,
             train=True,
             start=offset * plan.accumulate,
-            workers=cfg.data.workers,
             rank=distributed.rank(),
-            world=plan.world,
-            repeats=cfg.augment.repeats,
+            **_order(cfg, plan),
         )
         for _, batch in zip(range(left), stream, strict=False):
             yield batch
@@ -121,5 +117,26 @@ def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -
 def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> list[int]:
     """Indices of the training images of one optimiser step, over all processes."""
     epoch, offset = divmod(step, plan.per_epoch)
-    keys = order(source, seed=cfg.seed, epoch=epoch, repeats=cfg.augment.repeats)
-    return [index for index, _ in keys[offset * plan.batch : (offset + 1) * plan.batch]]
+    found = []
+    for rank in range(plan.world):
+        options = {"start": offset * plan.accumulate, "rank": rank, **_order(cfg, plan)}
+        for batch in plan_batches(source, epoch=epoch, train=True, **options)[: plan.accumulate]:
+            found += [index for index, _, _ in batch.keys]
+    return found
+
+
+def position(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> dict[str, Any] | None:
+    """Where a training set in shards is after `step` steps, for the checkpoint; None for one that is read by index."""
+    epoch, offset = divmod(step, plan.per_epoch)
+    start = offset * plan.accumulate
+    return data.position(source, epoch=epoch, start=start, **_order(cfg, plan))
+
+
+def _order(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
+    return {
+        "batch_size": plan.micro,
+        "seed": cfg.seed,
+        "workers": cfg.data.workers,
+        "world": plan.world,
+        "repeats": cfg.augment.repeats,
+    }

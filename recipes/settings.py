@@ -13,7 +13,10 @@ from recipes.log import say
 from recipes.provenance import first_overrides
 
 # what may change when a run goes on: without any effect on its result, and with one in the last digits
-FREE = ("resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every", "data.workers")
+FREE = (
+    "resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every",
+    "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
+)  # fmt: skip
 SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every")
 
 

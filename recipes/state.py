@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from recipes import optim, sharding
 from recipes.checkpoint import SHARDED, Checkpoint
+from recipes.data import check_position
 from recipes.hardware import Hardware
 from recipes.log import Meter
 from recipes.plan import Plan
@@ -39,6 +41,7 @@ class State:
     skipped: int = 0
     due: bool = False
     best: float | None = None
+    position: Callable[[int], dict[str, Any] | None] = lambda step: None  # of the training data after a step
     _before: list[Tensor] = field(default_factory=list)
     _begun: bool = False
 
@@ -82,13 +85,16 @@ class State:
     def extras(self) -> dict[str, Any]:
         """What is no tensor: goes into state.json."""
         state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
-        return {**state, "skipped": self.skipped, "parts": self.split}
+        return {**state, "skipped": self.skipped, "parts": self.split, "data": self.position(self.step)}
 
     def load(self, checkpoint: Checkpoint, best: float | None) -> None:
         """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
 
         best  the score of the best checkpoint, which is another one
+
+        Raises DataError where the training data would go on in another order.
         """
+        check_position(checkpoint.state.get("data"), self.position(checkpoint.state["step"]))
         self._load_tensors(checkpoint)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])

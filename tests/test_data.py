@@ -15,10 +15,11 @@ import torch
 from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
-from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, worker_count
+from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, worker_count
 from recipes.data.digits import Digits
 from recipes.data.seeding import preserved, reseed, seed_of
-from source_cases import all_of, make, same
+from recipes.data.speed import Plain, timm_loader
+from source_cases import all_of, config, make, same
 
 ROOT = Path(__file__).parents[1]
 MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
@@ -235,8 +236,37 @@ def test_a_worker_that_is_killed(digits):
 
 def test_speed_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(speed, "SECONDS", 0.1)
+    monkeypatch.setattr(speed, "TURNS", 1)
     monkeypatch.setattr(sys, "argv", ["recipes.data", "data.workers=0", "data.img_size=32"])
     speed.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("digits: 1437 training and 360 validation images, 10 classes, 32 px")
-    assert all("images/s" in line and "0 workers" in line for line in lines[1:]) and len(lines) == 3
+    assert all("ours" in line and "timm" in line and "0 workers" in line for line in lines[1:]) and len(lines) == 3
+
+
+def test_the_table_of_the_loader(monkeypatch, capsys, tmp_path):
+    """Every kind of set; where timm's loader takes part, its labels are those of our batches."""
+    cases = ["500x375 at 224", "2048x1536 at 224", "500x375 at 224, archives", "500x375 at 224, parquet"]
+    given = ["--seconds", "0.1", "--turns", "1", "--scale", "0.1", "--workers", "0", "--out", str(tmp_path), "--cases"]
+    monkeypatch.setattr(sys, "argv", ["bench", *given, *cases])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(bench.SIZES, "2048x1536", ((400, 300), 400))
+    bench.main()
+    text = (tmp_path / "data_cpu.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    rows = [
+        line.split(" | ") for line in text.splitlines() if line.startswith("| 500x375") or line.startswith("| 2048")
+    ]
+    assert [len(row) for row in rows] == [6] * 4 and [row[3] == "-" for row in rows] == [False, False, True, True]
+
+
+def test_timm_is_given_the_same(digits):
+    """The peer of the measurement: the same images, and in an evaluation the same tensors."""
+    cfg = config()
+    for prefetch in (True, False):
+        loader = timm_loader(cfg, Plain(digits.val, [3, 1, 2]), 3, train=False, workers=0, prefetch=prefetch)
+        ((images, labels),) = list(loader)
+        expected = torch.stack([digits.val.sample(index, 0)[0] for index in (3, 1, 2)])
+        assert torch.allclose(images, expected, atol=1e-5) and labels.tolist() == [
+            digits.val.label(i) for i in (3, 1, 2)
+        ]

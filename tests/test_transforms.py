@@ -73,13 +73,16 @@ def test_unset_preprocessing_is_the_models(tmp_path):
 
 COLOURS = {
     "L": (Image.new("L", (4, 4), 100), (100, 100, 100)),
-    "LA": (Image.new("LA", (4, 4), (100, 50)), (100, 100, 100)),
-    "RGBA": (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), (10, 20, 30)),
+    "LA": (Image.new("LA", (4, 4), (100, 51)), (224, 224, 224)),  # a fifth of 100 over white
+    "RGBA": (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), (255, 255, 255)),
+    "opaque": (Image.new("RGBA", (4, 4), (10, 20, 30, 255)), (10, 20, 30)),
     "CMYK": (Image.new("CMYK", (4, 4), (255, 0, 0, 0)), (0, 255, 255)),
     "P": (Image.new("RGB", (4, 4), (204, 0, 0)).convert("P"), (204, 0, 0)),
     "1": (Image.new("1", (4, 4), 1), (255, 255, 255)),
     "16-bit": (Image.fromarray(np.full((4, 4), 30000, np.uint16)), (117, 117, 117)),
+    "16-bit, big-endian": (Image.fromarray(np.full((4, 4), 30000, ">u2")), (117, 117, 117)),
     "32-bit": (Image.fromarray(np.full((4, 4), 30000, np.int32)), (117, 117, 117)),
+    "float": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), (127, 127, 127)),
 }
 
 
@@ -94,13 +97,15 @@ def test_palette_with_transparency(recwarn):
     image = Image.new("P", (4, 4))
     image.putpalette([10, 20, 30] * 256)
     image.info["transparency"] = bytes(range(256))
-    assert to_rgb(image).getpixel((0, 0)) == (10, 20, 30) and not recwarn.list
+    image.putdata([0, 255, 0, 255] * 4)  # transparent, opaque
+    rgb = to_rgb(image)
+    assert rgb.getpixel((0, 0)) == (255, 255, 255) and rgb.getpixel((1, 0)) == (10, 20, 30) and not recwarn.list
 
 
 def test_every_strength_of_every_operation_runs():
     """timm's posterisation to 0 bits is an error of Pillow 13."""
     source = build(OmegaConf.merge(config(), {"augment": {"auto_augment": "rand-m10-n2-p1.0-mstd0.5-inc1"}})).train
-    policy = source.transform.transforms[1].transforms[0]
+    policy = next(t for t in source.transform.transforms if hasattr(t, "transforms")).transforms[0]
     image = source.image(0)
     for op in policy.ops:
         for op.magnitude in range(11):

@@ -18,6 +18,9 @@ CHOICES = {
     "model.weights": ("auto", "raw", "ema"),
     "weights": ("auto", "raw", "ema"),
     "data.crop_mode": (None, "center", "squash", "border"),
+    "data.on_bad_image": ("raise", "replace"),
+    "data.jpeg": ("scaled", "full"),
+    "data.cache": (None, "ram", "disk"),
     "augment.re_mode": ("const", "rand", "pixel"),
     "sched.sched": ("cosine", "linear", "constant"),
     "sched.unit": ("epochs", "steps"),
@@ -27,7 +30,7 @@ CHOICES = {
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
     "name", "out", "resume", "run", "checkpoint", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
-    "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
+    "data.cache_dir", "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
 INTEGERS = {"train.steps", "model.num_classes", "data.num_classes", "data.workers", "hardware.threads"}
 NUMBERS = {

@@ -8,9 +8,22 @@ before change nothing. Nothing here touches the network unless a data set of the
 """
 
 from recipes.data.build import Data, build
-from recipes.data.errors import DataError
+from recipes.data.errors import BadImage, DataError
 from recipes.data.loader import batches, batches_per_epoch, worker_count
 from recipes.data.mix import Mix
+from recipes.data.position import check_position, position
 from recipes.data.source import Source
 
-__all__ = ["Data", "DataError", "Mix", "Source", "batches", "batches_per_epoch", "build", "worker_count"]
+__all__ = [
+    "BadImage",
+    "Data",
+    "DataError",
+    "Mix",
+    "Source",
+    "batches",
+    "batches_per_epoch",
+    "build",
+    "check_position",
+    "position",
+    "worker_count",
+]

@@ -1,46 +1,27 @@
-"""How fast the data comes, without a model: python -m recipes.data data=imagenet data.root=... data.workers=8"""
+"""How fast the data comes, without a model, beside timm's: python -m recipes.data data=imagefolder data.root=..."""
 
 import sys
 import time
 
 from recipes.config import compose, reported
-from recipes.data import Data, Source, batches, build, worker_count
+from recipes.data import Data, build
+from recipes.data.speed import measure
 
-SECONDS = 5.0
+SECONDS, TURNS = 3.0, 5
 
 
 def main() -> None:
-    """Print images per second of the configured training and validation sets, for at least SECONDS each."""
+    """Print images per second of the configured training and validation sets, medians of alternating turns."""
     with reported("train"):
         cfg = compose(sys.argv[1:])
         began = time.perf_counter()
         data = build(cfg)
         print(f"{cfg.data.name}: {_sizes(data)}, opened in {time.perf_counter() - began:.2f} s")
-        for split, source, size in (
-            ("train", data.train, min(cfg.data.batch_size, len(data.train))),
-            ("val", data.val, cfg.data.eval_batch_size),
-        ):
-            workers = worker_count(source, cfg.data.workers)
-            rate = images_per_second(source, size, train=split == "train", workers=workers, repeats=cfg.augment.repeats)
-            print(f"{split:5} {rate:9.0f} images/s, batches of {size}, {workers} workers")
-
-
-def images_per_second(source: Source, size: int, *, train: bool, workers: int, repeats: int) -> float:
-    """Images per second after the first batch, over as many epochs as SECONDS hold."""
-    count, epoch, began = 0, 0, None
-    while began is None or time.perf_counter() - began < SECONDS:
-        for images, _ in batches(
-            source, batch_size=size, seed=source.seed, epoch=epoch, train=train, workers=workers, repeats=repeats
-        ):
-            if began is None:
-                began = time.perf_counter()  # starting the workers is not counted
-                continue
-            count += len(images)
-            if time.perf_counter() - began >= SECONDS:
-                break
-        epoch += 1
-        began = began or time.perf_counter()
-    return count / (time.perf_counter() - began)
+        for split in ("train", "val"):
+            found = measure(cfg, data, split, seconds=SECONDS, turns=TURNS)
+            rates = "  ".join(f"{name} {rate:.0f}" for name, rate in found.rates.items())
+            ratio = f"  ours / timm {found.ratio:.2f}" if found.ratio else ""
+            print(f"{split:5} images/s: {rates}{ratio}  (batches of {found.batch}, {found.workers} workers)")
 
 
 def _sizes(data: Data) -> str:

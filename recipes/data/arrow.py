@@ -1,27 +1,31 @@
 """Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from recipes.data.errors import DataError
-from recipes.data.images import open_rgb
+from recipes.data.encoded import Encoded
+from recipes.data.errors import BadImage, DataError
+from recipes.data.files import belongs, stamp
+from recipes.data.images import File
 
 
-class Arrow:
+class Arrow(Encoded):
     """Rows of a memory-mapped Arrow table."""
 
     def __init__(self, table, image_key: str, labels: np.ndarray, name: str):
         self.table, self.image_key, self.labels, self.name = table, image_key, labels, name
+        self.files = "\0".join(stamp(file["filename"]) for file in table.cache_files)
 
-    def image(self, index: int) -> Image.Image:
+    def encoded(self, index: int) -> File:
         cell = self.table[index][self.image_key]
         if not cell or not (cell["bytes"] or cell["path"]):
-            raise DataError(f"{self.where(index)} holds no image")
-        return open_rgb(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"], self.where(index))
+            raise BadImage(f"{self.where(index)} holds no image")
+        return io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]
+
+    def stamp(self, index: int) -> str:
+        return f"{self.files}\0{index}"
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
@@ -55,7 +59,7 @@ def _from_hub(datasets, cfg, split: str):
     # no network, no such name, no permission: as many types as libraries under it
     except Exception as error:
         raise DataError(
-            f"cannot get {cfg.hub} from the Hugging Face hub: {type(error).__name__}: {_first_line(error)}. "
+            f"cannot get {cfg.hub} from the Hugging Face hub: {type(error).__name__}: {first_line(error)}. "
             f"Without network give data.root= a folder that holds its parquet files (columns {cfg.image_key}, "
             f"{cfg.label_key}; files named after the splits {cfg.train_split}, {cfg.val_split}), "
             "or use data=digits, which needs no download"
@@ -67,7 +71,7 @@ def _local(datasets, cfg, split: str):
     if not root.is_dir():
         raise DataError(f"data.root={cfg.root} is no folder: expected one with the parquet files of {cfg.name}")
     files = sorted(root.rglob("*.parquet"))
-    chosen = [str(file) for file in files if _belongs(file.relative_to(root), split)]
+    chosen = [str(file) for file in files if belongs(file.relative_to(root), split)]
     if not chosen:
         found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
         raise DataError(
@@ -78,12 +82,7 @@ def _local(datasets, cfg, split: str):
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
     # Arrow and datasets raise types of their own for a broken file
     except Exception as error:
-        raise DataError(f"cannot read the parquet files of {split!r} under {root}: {_first_line(error)}") from error
-
-
-def _belongs(file: Path, split: str) -> bool:
-    """Whether a folder's or the file's name is the split's, alone or followed by a shard number."""
-    return any(re.fullmatch(rf"{re.escape(split)}([-_.].*)?", part) for part in (*file.parts[:-1], file.stem))
+        raise DataError(f"cannot read the parquet files of {split!r} under {root}: {first_line(error)}") from error
 
 
 def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
@@ -101,5 +100,6 @@ def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
     return Arrow(images, cfg.image_key, labels, f"{cfg.name}, split {split!r}"), list(names)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without what it adds below."""
     return next(iter(str(error).strip().splitlines()), "no reason given")

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 from omegaconf import DictConfig
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from recipes.data import arrow, digits, folder
+from recipes.data import arrow, digits, folder, parquet, tar
+from recipes.data.cache import Cache, cache_path
+from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
+from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
 
@@ -50,15 +54,28 @@ def build(cfg: DictConfig) -> Data:
     train, val, names = _records(cfg.data, prep.size)
     for records, split in ((train, "training"), (val, "validation")):
         check_labels(records.labels, len(names), f"the {split} set of {cfg.data.name}")
+        if isinstance(records, Encoded):
+            records.decoding = decoding(cfg)
     evaluate = eval_transform(**vars(prep))
     learn = evaluate
     if "augment" in cfg:
         learn = train_transform(
             cfg.augment, size=prep.size, mean=prep.mean, std=prep.std, interpolation=prep.interpolation
         )
+    common = {"seed": cfg.seed, "replace": cfg.data.on_bad_image == "replace"}
+    late = cfg.data.jpeg == "scaled" and cfg.data.cache is None  # a kept image is a whole one
     return Data(
-        train=Source(train, learn, name=f"the training set of {cfg.data.name}", seed=cfg.seed),
-        val=Source(val, evaluate, name=f"the validation set of {cfg.data.name}", seed=cfg.seed),
+        train=Source(
+            train,
+            learn,
+            name=f"the training set of {cfg.data.name}",
+            late=late,
+            cache=_cache(cfg.data, train, "train"),
+            **common,
+        ),
+        val=Source(
+            val, evaluate, name=f"the validation set of {cfg.data.name}", cache=_cache(cfg.data, val, "val"), **common
+        ),
         num_classes=len(names),
         class_names=names,
         mean=prep.mean,
@@ -83,6 +100,11 @@ def preprocessing(cfg: DictConfig) -> Preprocessing:
     return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
 
 
+def decoding(cfg: DictConfig) -> Decoding:
+    """How cfg.data lets image files be decoded."""
+    return Decoding(cfg.data.exif_orientation, cfg.data.max_pixels)
+
+
 def _released(name: str) -> dict[str, Any]:
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return cfg.to_dict() if cfg is not None else {}
@@ -91,8 +113,21 @@ def _released(name: str) -> dict[str, Any]:
 def _records(data: DictConfig, size: Size) -> tuple[Records, Records, list[str]]:
     if data.source == "digits":
         return *digits.load(size, data.val_fraction, data.split_seed), digits.CLASSES
-    if data.source == "arrow":
-        return arrow.load(data)
     if data.source == "folder":
         return folder.load(data.root)
-    raise DataError(f"data.source={data.source} is unknown: expected digits, arrow or folder")
+    readers = {"arrow": arrow, "tar": tar, "parquet": parquet}
+    if data.source in readers:
+        return readers[data.source].load(data)
+    raise DataError(f"data.source={data.source} is unknown: expected digits, folder, {', '.join(readers)}")
+
+
+def _cache(data: DictConfig, records: Records, split: str) -> Cache | None:
+    if data.cache is None:
+        return None
+    if not isinstance(records, Encoded):
+        raise DataError(
+            f"data.cache={data.cache} keeps decoded image files, and data={data.name} has none: leave it out"
+        )
+    root = Path(data.root).expanduser().resolve() if data.root else data.hub
+    path = cache_path(data.cache_dir, data.source, root, split, records.decoding) if data.cache == "disk" else None
+    return Cache(len(records.labels), int(data.cache_gb * 1e9), path)

@@ -1,5 +1,9 @@
-"""The one error of this package."""
+"""The errors of this package."""
 
 
 class DataError(RuntimeError):
     """The data cannot be used as asked; the message says what was given, what was expected and what to do."""
+
+
+class BadImage(DataError):
+    """An image is there but cannot be decoded: what `data.on_bad_image=replace` passes over."""

@@ -1,25 +1,23 @@
 """Images in folders named after their classes, ImageNet's layout: train/<class>/*.jpg and val/<class>/*.jpg."""
 
-import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.images import open_rgb
+from recipes.data.files import replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 RACY = 2_000_000_000  # ns; a folder touched so shortly before it was read may change again within one clock tick
 
 
-class Folder:
+class Folder(Encoded):
     """The images of one split. Paths lie in one string: a million small objects would be copied into every worker."""
 
     def __init__(self, root: Path, listing: "Listing"):
@@ -34,8 +32,11 @@ class Folder:
         first = self.ends[index - 1] if index else 0
         return os.path.join(self.root, os.fsdecode(self.names[first : self.ends[index]]))
 
-    def image(self, index: int) -> Image.Image:
-        return open_rgb(self.where(index), self.where(index))
+    def encoded(self, index: int) -> str:
+        return self.where(index)
+
+    def stamp(self, index: int) -> str:
+        return stamp(self.where(index))
 
 
 @dataclass
@@ -129,9 +130,7 @@ def _images(folder: Path, cls: str, below: str, folders: dict[str, int], parents
 
 
 def _sidecar(folder: Path) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
-    return Path(cache, "attention-backbones", "folders", f"{name}.json")
+    return sidecar("folders", str(folder.resolve()), ".json")
 
 
 def _cached(folder: Path) -> Listing | None:
@@ -149,12 +148,4 @@ def _cached(folder: Path) -> Listing | None:
 
 
 def _keep(folder: Path, listing: Listing) -> None:
-    """Write the listing beside its place and rename it; a cache that cannot be written only costs the next scan."""
-    path = _sidecar(folder)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(json.dumps(vars(listing)))
-        os.replace(file.name, path)
-    except OSError as error:
-        print(f"the listing of {folder} is not kept for the next run: {error}", file=sys.stderr)
+    replace_file(_sidecar(folder), json.dumps(vars(listing)).encode(), f"the listing of {folder}")

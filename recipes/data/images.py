@@ -1,45 +1,127 @@
 """Opening images: whatever the file's colours, the result is 8-bit RGB."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from recipes.data.errors import DataError
+from recipes.data.errors import BadImage, DataError
+
+# no others: for some, EPS among them, Pillow starts another program
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+File = str | Path | IO[bytes]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels.
+
+    exif_orientation  turn an image as its EXIF tag says; timm and torchvision do not
+    max_pixels        width times height above which an image is refused before it is decoded
+    """
+
+    exif_orientation: bool = False
+    max_pixels: int = 89_478_485
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from grey, alpha (dropped), palette, CMYK or 16-bit grey (the high byte) images."""
-    if image.mode == "RGB":
+    """8-bit RGB from grey, palette, CMYK and wide images; what is transparent is laid over white.
+
+    16 bits are scaled (the high byte is kept), 32-bit greys by as many bytes as their largest value needs, floats
+    of at most 1 by 255.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
+    if image.mode[0] in "IF":
         return _from_wide_grey(image).convert("RGB")
-    if image.mode in ("P", "PA", "LA") or "transparency" in image.info:
-        # through RGBA: a palette's colours and its transparency are resolved before the alpha goes
-        return image.convert("RGBA").convert("RGB")
+    if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit greys to white at 255; keep their high byte instead."""
-    values = np.asarray(image).astype(np.int64)
-    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-        values = values >> 8
+    """Pillow clips wide greys to white at 255."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        values = values * (255 if values.max(initial=0) <= 1 else 1)
+    else:
+        wide = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        largest = 0xFFFF if wide else int(values.max(initial=0))
+        values = values.astype(np.int64) >> max(0, (largest.bit_length() + 7) // 8 - 1) * 8
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def open_rgb(file: str | Path | IO[bytes], name: str) -> Image.Image:
+def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Image:
     """The image in `file` as RGB; `name` is what an error calls it.
 
-    Raises DataError if the file is missing, empty, truncated, or no image that Pillow knows.
+    Raises DataError if the file cannot be read, and BadImage if it can but is empty, truncated, too large or no image.
     """
+    with _named(name), _opened(file, decoding) as image:
+        image.load()  # Pillow decodes late; after this block the file is closed
+        if decoding.exif_orientation:
+            image = ImageOps.exif_transpose(image)
+        return to_rgb(image)
+
+
+def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
+    """As open_rgb, but a colour JPEG comes undecoded, so that a crop of it may be decoded at a smaller size."""
+    with _named(name):
+        image = _opened(file, decoding)
+        late = image.format in ("JPEG", "MPO") and image.mode == "RGB"
+        if late and not (decoding.exif_orientation and image.getexif().get(ExifTags.Base.Orientation, 1) != 1):
+            return Jpeg(image, name)
+        with image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if decoding.exif_orientation else image)
+
+
+class Jpeg:
+    """A JPEG of which only the header was read. `size` is (width, height)."""
+
+    def __init__(self, image: Image.Image, name: str):
+        self.header, self.name, self.size = image, name, image.size
+
+    def decode(self, factor: int = 1) -> Image.Image:
+        """Its pixels, 1 / `factor` (1, 2, 4 or 8) of its sides, rounded up: the decoder leaves the fine DCT terms out.
+
+        Raises BadImage.
+        """
+        with _named(self.name), self.header as image:
+            if factor > 1:
+                image.draft("RGB", (self.size[0] // factor, self.size[1] // factor))
+            image.load()
+            return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # a small build of Pillow lacks some
+
+
+def _opened(file: File, decoding: Decoding) -> Image.Image:
+    image = Image.open(file, formats=_formats())
+    width, height = image.size
+    if width * height > decoding.max_pixels:
+        image.close()
+        raise ValueError(f"{width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}")
+    return image
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
-        with Image.open(file) as image:
-            image.load()  # Pillow decodes late; after this block the file is closed
-            return to_rgb(image)
+        yield
     # Pillow's decoders raise a dozen types (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
     except Exception as error:
-        raise DataError(
-            f"cannot read the image {name}: {type(error).__name__}: {error}. Replace or remove the file"
-        ) from error
+        said = f"cannot read the image {name}: {type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno is not None:  # the system's: no file, no permission, a bad disk
+            raise DataError(f"{said}. Is the folder still there?") from error
+        raise BadImage(said) from error

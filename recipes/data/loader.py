@@ -1,4 +1,8 @@
-"""Batches of a source: seeded order, exact continuation, worker processes."""
+"""Batches of a source: seeded order, exact continuation, worker processes.
+
+A source that is read by index has a permutation for each epoch, and any number of workers and ranks gives the same
+batches. A source in shards is read from front to back in the order that `recipes.data.law` describes.
+"""
 
 import copy
 import os
@@ -6,17 +10,20 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from recipes.data import law
 from recipes.data.errors import DataError
+from recipes.data.law import Batch, Law
 from recipes.data.seeding import Stream, preserved, seed_of
-from recipes.data.source import Source
+from recipes.data.shards import Shards
+from recipes.data.source import Replaced, Source
 
 TINY = 5_000  # images that never cost enough to pay for worker processes
-Key = tuple[int, int, int]  # index, epoch, copy
 
 
 def worker_count(source: Source, workers: int | None = None) -> int:
@@ -49,6 +56,43 @@ def order(source: Source, *, seed: int, epoch: int, repeats: int = 1) -> list[tu
     return [(index, copy) for index in indices for copy in range(repeats)][: len(source)]
 
 
+def law_of(
+    source: Source, *, batch_size: int, seed: int, workers: int | None, world: int = 1, repeats: int = 1
+) -> Law | None:
+    """What the order of a source in shards follows; None for one that is read by index."""
+    if not isinstance(source.records, Shards):
+        return None
+    records, readers = source.records, max(1, worker_count(source, workers))
+    batches_per_epoch(source, batch_size, world, repeats)
+    counts = tuple(records.counts.tolist())
+    return Law(counts, records.buffer, seed, world, readers, batch_size, repeats)
+
+
+def plan_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    train: bool,
+    start: int = 0,
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    repeats: int = 1,
+) -> list[Batch]:
+    """What `batches` gives, by index: nothing is read."""
+    if not train:
+        return _eval_batches(source, batch_size, rank, world)[start:]
+    found = law_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
+    if found is not None:
+        return law.batches(found, epoch, rank, start)
+    count = batches_per_epoch(source, batch_size, world, repeats)
+    keys = [(index, epoch, copy) for index, copy in order(source, seed=seed, epoch=epoch, repeats=repeats)]
+    firsts = [(step * world + rank) * batch_size for step in range(start, count)]
+    return [Batch(keys[first : first + batch_size]) for first in firsts]
+
+
 def batches(
     source: Source,
     *,
@@ -66,27 +110,38 @@ def batches(
 
     train  a permutation that is a function of (seed, epoch); the last, short batch is dropped. Rank r takes the r-th
            slice of every `world * batch_size` samples; with `repeats` each image comes that often, augmented anew.
+           Of a source in shards the order depends on the numbers of workers and ranks as well, see `recipes.data.law`.
     eval   in order, every sample exactly once over all ranks; the last batch may be short.
     start  how many batches of this epoch were already consumed: what follows is the same as if they were iterated.
     The random state of the calling process is not touched. Raises DataError naming the sample that failed.
     """
-    if train:
-        keys = _train_keys(source, batch_size, seed, epoch, rank, world, repeats)
-    else:
-        keys = _eval_keys(source, batch_size, rank, world)
-    return _iterate(source, keys[start:], worker_count(source, workers))
+    planned = plan_batches(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        epoch=epoch,
+        train=train,
+        start=start,
+        workers=workers,
+        rank=rank,
+        world=world,
+        repeats=repeats,
+    )
+    return _iterate(source, planned, worker_count(source, workers))
 
 
-def _iterate(source: Source, keys: list[list[Key]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     # an idle loader keeps its workers for the next epoch; one in use is not in the pool, so iterations never meet
     loader = source.idle.pop(workers, None) or _loader(source, workers)
-    loader.batch_sampler.keys = keys
+    loader.batch_sampler.batches = planned
     whole = True
     try:
         for batch in _started(loader):
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
-            yield batch
+            (images, labels), news = batch
+            source.note(news)
+            yield (source.normalize.finish(images) if images.dtype == torch.uint8 else images), labels
     except RuntimeError as error:
         if isinstance(error, DataError):
             raise
@@ -111,60 +166,60 @@ def _started(loader: DataLoader) -> Iterator:
     return started
 
 
-def _train_keys(source, batch_size, seed, epoch, rank, world, repeats) -> list[list[Key]]:
-    count = batches_per_epoch(source, batch_size, world, repeats)
-    keys = [(index, epoch, copy) for index, copy in order(source, seed=seed, epoch=epoch, repeats=repeats)]
-    firsts = [(step * world + rank) * batch_size for step in range(count)]
-    return [keys[first : first + batch_size] for first in firsts]
+def _eval_batches(source: Source, batch_size: int, rank: int, world: int) -> list[Batch]:
+    indices = range(rank, len(source), world)
+    parts = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    return [Batch([(index, 0, 0) for index in part], list(part), list(part), opens=True) for part in parts]
 
 
-def _eval_keys(source, batch_size, rank, world) -> list[list[Key]]:
-    keys = [(index, 0, 0) for index in range(rank, len(source), world)]
-    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-
-
-class _Keys:
+class _Planned:
     """The batch sampler: a list that is exchanged before every epoch, so that workers live on between epochs."""
 
     def __init__(self):
-        self.keys: list[list[Key]] = []
+        self.batches: list[Batch] = []
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.keys)
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.batches)
 
 
 class _Failure:
     """An exception of a worker as text: it crosses the process border whole, and without a stack of two processes."""
 
-    def __init__(self, source: Source, index: int, error: Exception):
-        detail = str(error) if isinstance(error, DataError) else traceback.format_exc()
-        self.message = f"sample {index} of {source.name} ({source.where(index)}): {detail}"
+    def __init__(self, what: str, error: Exception):
+        self.message = f"{what}: {error if isinstance(error, DataError) else traceback.format_exc()}"
 
 
 class _Samples(Dataset):
-    def __init__(self, source: Source):
-        self.source = source
+    """Samples of a batch, and which of them were replaced; the first failure instead."""
+
+    def __init__(self, source: Source, finish: bool):
+        self.source, self.finish = source, finish
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, keys: list[Key]) -> list:
-        with preserved():
-            return [self._sample(*key) for key in keys]
-
-    def _sample(self, index: int, epoch: int, copy: int) -> "tuple[Tensor, int] | _Failure":
+    def __getitems__(self, batch: Batch) -> "tuple[list[tuple[Tensor, int]], list[Replaced]] | _Failure":
+        source, records, samples = self.source, self.source.records, []
+        ahead = records if isinstance(records, Shards) else None
         try:
-            return self.source.draw(index, epoch, copy)
+            if ahead is not None:
+                ahead.read(batch.reads, opens=batch.opens)
+            with preserved():
+                for key in batch.keys:
+                    samples.append(source.draw(*key, finish=self.finish))
+            if ahead is not None:
+                ahead.forget(batch.done)
         except Exception as error:
-            return _Failure(self.source, index, error)
+            index, _, _ = batch.keys[min(len(samples), len(batch.keys) - 1)]
+            return _Failure(f"sample {index} of {source.name} ({source.where(index)})", error)
+        return samples, source.take_news()
 
 
-def _collate(samples: list) -> "list[Tensor] | _Failure":
-    failures = [sample for sample in samples if isinstance(sample, _Failure)]
-    return failures[0] if failures else default_collate(samples)
+def _collate(found: Any) -> Any:
+    return found if isinstance(found, _Failure) else (default_collate(found[0]), found[1])
 
 
 def _start_worker(_: int) -> None:
@@ -175,10 +230,12 @@ def _start_worker(_: int) -> None:
 
 
 def _loader(source: Source, workers: int) -> DataLoader:
+    # without a GPU the workers have no core more than this process: sending bytes, a quarter of floats, saves more
+    late = workers > 0 and source.normalize is not None and not torch.cuda.is_available()
     return DataLoader(
         # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
-        _Samples(copy.copy(source)),
-        batch_sampler=_Keys(),
+        _Samples(copy.copy(source), finish=not late),
+        batch_sampler=_Planned(),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,

@@ -16,6 +16,8 @@ class Stream(IntEnum):
     ORDER = 1
     MIX = 2
     WORKERS = 3
+    REPLACE = 4
+    BUFFER = 5
 
 
 def seed_of(*key: int) -> int:

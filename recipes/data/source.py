@@ -1,19 +1,28 @@
 """One split of a data set: records, a transform, and the law that makes a sample repeatable."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as tv
 
-from recipes.data.errors import DataError
-from recipes.data.seeding import Stream, preserved, reseed
+from recipes.data.cache import Cache
+from recipes.data.encoded import Encoded
+from recipes.data.errors import BadImage, DataError
+from recipes.data.images import Jpeg
+from recipes.data.seeding import Stream, preserved, reseed, seed_of
+from recipes.data.transforms import Normalize
+
+OTHERS = 64  # images tried in place of one that cannot be decoded
 
 
 class Records(Protocol):
-    """Where images lie: what a data set must offer."""
+    """Where images lie: what a data set must offer. Those that hold encoded images are `Encoded`."""
 
     labels: np.ndarray  # (N,) int64
 
@@ -24,15 +33,46 @@ class Records(Protocol):
         """What an error message calls the record: a path, or a file and a row."""
 
 
+class Replaced(NamedTuple):
+    """A sample that could not be decoded, the one that came in its place, and why."""
+
+    index: int
+    by: int
+    why: str
+
+
 class Source(Dataset):
     """A map-style split, read by index.
 
     `sample(index, epoch)` depends on (seed, epoch, index) alone, not on the process or what was read before.
+
+    replace  whether an image that cannot be decoded is replaced by another: the first that can be among those that
+             (seed, epoch, index) draws, with its own label, augmented as the one it replaces. What cannot be read at
+             all, a missing file for one, is an error all the same.
+    late     whether the transform takes an undecoded Jpeg
+    cache    decoded images, kept
     """
 
-    def __init__(self, records: Records, transform: Callable[[Image.Image], Tensor], *, name: str, seed: int):
+    def __init__(
+        self,
+        records: Records,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        name: str,
+        seed: int,
+        replace: bool = False,
+        late: bool = False,
+        cache: Cache | None = None,
+    ):
         self.records, self.transform = records, transform
         self.name, self.seed = name, seed
+        *steps, last = getattr(transform, "transforms", None) or [None]
+        self.normalize = last if isinstance(last, Normalize) else None  # where it comes last, it can be done later
+        self.steps = tv.Compose(steps)
+        self.replace, self.late, self.cache = replace, late and isinstance(records, Encoded), cache
+        self.news: list[Replaced] = []
+        self.bad = 0  # replaced samples in the batches that came out of the loader
+        self.named: set[int] = set()
         self.idle: dict[int, DataLoader] = {}  # number of workers -> a loader whose workers wait for the next epoch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -42,8 +82,8 @@ class Source(Dataset):
         return len(self.records.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The image before the transform, RGB; raises DataError if it cannot be read."""
-        return self.records.image(index)
+        """The image before the transform, RGB; raises DataError if it cannot be read, BadImage if not decoded."""
+        return self.records.image(index) if self.cache is None else self.cache.image(self.records, index)
 
     def label(self, index: int) -> int:
         """The class of the image."""
@@ -58,11 +98,51 @@ class Source(Dataset):
         with preserved():
             return self.draw(index, epoch, copy)
 
-    def draw(self, index: int, epoch: int, copy: int = 0) -> tuple[Tensor, int]:
-        """`sample`, but python, numpy and torch stay reseeded: for drawing many, with their state preserved once."""
-        image = self.image(index)
-        reseed(Stream.SAMPLE, self.seed, epoch, index, copy)
-        return self.transform(image), self.label(index)
+    def draw(self, index: int, epoch: int, copy: int = 0, *, finish: bool = True) -> tuple[Tensor, int]:
+        """`sample`, but python, numpy and torch stay reseeded: for drawing many, with their state preserved once.
+
+        Without `finish` the image is uint8 and still to be given to `normalize.finish`.
+        """
+        why = None
+        for chosen in itertools.chain([index], self._others(index, epoch)):
+            try:
+                image = self._transformed(chosen, (epoch, index, copy), finish)
+            except BadImage as error:
+                if not self.replace:
+                    raise DataError(f"{error}. Replace or remove it, or give data.on_bad_image=replace") from error
+                why = why or str(error)
+                continue
+            if why:
+                self.news.append(Replaced(index, chosen, why))
+            return image, self.label(chosen)
+        raise DataError(f"{why}; nor could any of the {OTHERS} images drawn to replace it be decoded")
+
+    def _others(self, index: int, epoch: int) -> Iterator[int]:
+        for attempt in range(OTHERS if self.replace else 0):
+            yield seed_of(Stream.REPLACE, self.seed, epoch, index, attempt) % len(self)
+
+    def _transformed(self, index: int, draws: tuple[int, int, int], finish: bool) -> Tensor:
+        image: Image.Image | Jpeg = self.records.late(index) if self.late else self.image(index)
+        reseed(Stream.SAMPLE, self.seed, *draws)
+        return self.transform(image) if finish else self.normalize.planes(self.steps(image))
+
+    def take_news(self) -> list[Replaced]:
+        """The samples that `draw` replaced since this was asked last."""
+        news, self.news = self.news, []
+        return news
+
+    def note(self, news: list[Replaced]) -> None:
+        """Count replaced samples; name each on standard error when it is met first."""
+        self.bad += len(news)
+        for index, by, why in news:
+            if index not in self.named:
+                self.named.add(index)
+                print(f"bad image in {self.name}, replaced by {self.where(by)}: {why}", file=sys.stderr)
+
+    def take_bad(self) -> int:
+        """How many samples were replaced in the batches that came since this was asked last."""
+        bad, self.bad = self.bad, 0
+        return bad
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.sample(index, 0)

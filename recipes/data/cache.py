@@ -1,0 +1,160 @@
+"""Decoded images, kept in memory or on a disk, so that each is decoded once.
+
+One file holds a split: a table with a row an image, then pixels, 8-bit RGB in full size, one image after the other in
+the order they were first read. In memory it is a file without a name that all workers of a process share; on a disk it
+is found again by the next run and shared by all runs and ranks of the machine. An image that changed (path, size or
+time, see `Encoded.stamp`) is decoded and kept anew. What does not fit under the limit or on the disk is decoded every
+time. A row is written after its pixels and holds their checksum: whoever is killed meanwhile leaves no half image.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from recipes.data.encoded import Encoded
+from recipes.data.errors import DataError
+from recipes.data.files import sidecar
+
+HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the pixels that are there
+ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, 1 once it is filled
+MAGIC = b"RGBPIX01"
+
+
+class Cache:
+    """At most `limit` bytes of decoded images of `count` records; `path` None is memory, gone with the process.
+
+    Raises DataError if the file cannot be made.
+    """
+
+    def __init__(self, count: int, limit: int, path: Path | None = None):
+        self.count, self.limit, self.path, self.full = count, limit, path, False
+        try:
+            self.fd = self._anonymous() if path is None else self._open(path)
+        except OSError as error:
+            raise DataError(
+                f"data.cache cannot use {path or 'memory'}: {error}; give another data.cache_dir="
+            ) from error
+
+    def image(self, records: Encoded, index: int) -> Image.Image:
+        """`records.image(index)`, decoded now or before."""
+        stamp = hashlib.blake2b(records.stamp(index).encode(errors="surrogateescape"), digest_size=8).digest()
+        kept = self._read(index, stamp)
+        if kept is not None:
+            return kept
+        image = records.image(index)
+        if not self.full:
+            self._keep(index, stamp, image)
+        return image
+
+    def _read(self, index: int, stamp: bytes) -> Image.Image | None:
+        found, position, width, height, checksum, filled = self._row(index)
+        if not filled or found != stamp:
+            return None
+        pixels = os.pread(self.fd, 3 * width * height, position)
+        if zlib.crc32(pixels) != checksum:  # power was lost before the pixels reached the disk
+            return None
+        return Image.frombytes("RGB", (width, height), pixels)
+
+    def _row(self, index: int) -> tuple[Any, ...]:
+        return ROW.unpack(os.pread(self.fd, ROW.size, HEAD.size + index * ROW.size))
+
+    def _keep(self, index: int, stamp: bytes, image: Image.Image) -> None:
+        pixels = image.tobytes()
+        try:
+            position = self._reserve(len(pixels))
+            if position is None:
+                self._stop(f"it holds the {self.limit / 1e9:g} GB of data.cache_gb")
+                return
+            self._write(pixels, position)
+            row = ROW.pack(stamp, position, *image.size, zlib.crc32(pixels), 1)
+            self._write(row, HEAD.size + index * ROW.size)
+        except OSError as error:
+            self._stop(str(error))
+
+    def _reserve(self, size: int) -> int | None:
+        with self._locked():
+            *_, end = HEAD.unpack(os.pread(self.fd, HEAD.size, 0))
+            if end + size - self._table > self.limit:
+                return None
+            self._write(HEAD.pack(MAGIC, self.count, end + size), 0)
+            return end
+
+    def _write(self, data: bytes, position: int) -> None:
+        if os.pwrite(self.fd, data, position) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _stop(self, why: str) -> None:
+        self.full = True
+        print(f"the cache of images ({self.path or 'memory'}) takes no more: {why}", file=sys.stderr)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        # the kernel's lock of a process: one that is killed holding it gives it back
+        fcntl.lockf(self.fd, fcntl.LOCK_EX, HEAD.size)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN, HEAD.size)
+
+    @property
+    def _table(self) -> int:
+        """Bytes before the first pixel."""
+        return HEAD.size + self.count * ROW.size
+
+    def _anonymous(self) -> int:
+        if not hasattr(os, "memfd_create"):
+            raise DataError("data.cache=ram needs Linux: give data.cache=disk")
+        return self._blank(os.memfd_create("images"))
+
+    def _blank(self, fd: int) -> int:
+        os.ftruncate(fd, self._table)
+        os.pwrite(fd, HEAD.pack(MAGIC, self.count, self._table), 0)
+        return fd
+
+    def _open(self, path: Path) -> int:
+        """The file, made anew, under the same name, where it is of another version or number of images."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if (fd := self._existing(path)) is None:
+            fd, name = tempfile.mkstemp(dir=path.parent)
+            self._blank(fd)
+            os.replace(name, path)  # whoever has the old one open keeps it
+        return fd
+
+    def _existing(self, path: Path) -> int | None:
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        head = os.pread(fd, HEAD.size, 0)
+        if len(head) == HEAD.size and HEAD.unpack(head)[:2] == (MAGIC, self.count):
+            return fd
+        os.close(fd)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for workers that are not forked
+        return self.__dict__ | {"fd": str(self.path or f"/proc/{os.getpid()}/fd/{self.fd}")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, fd=os.open(state["fd"], os.O_RDWR))
+
+    def __del__(self) -> None:
+        if isinstance(fd := getattr(self, "fd", None), int):
+            os.close(fd)
+
+
+def cache_path(folder: str | None, *identity: object) -> Path:
+    """Where the decoded images of what `identity` names are kept on a disk: in `folder`, else the user's cache."""
+    kept = sidecar("images", "\0".join(map(str, identity)), ".rgb")
+    return Path(folder).expanduser() / kept.name if folder else kept

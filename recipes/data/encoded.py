@@ -1,0 +1,34 @@
+"""Records that are image files, or hold the bytes of image files."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from PIL import Image
+
+from recipes.data.images import Decoding, File, Jpeg, open_late, open_rgb
+
+
+class Encoded(ABC):
+    """What folders, tables and shards share: they say where an encoded image lies, and decode it by one rule."""
+
+    labels: np.ndarray  # (N,) int64
+    decoding = Decoding()
+
+    @abstractmethod
+    def encoded(self, index: int) -> File:
+        """The image file, or a file object of its bytes; raises DataError where there is none."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """What an error message calls the record."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> str:
+        """A text that changes when the image does: the path, the size and the time of the file that holds it."""
+
+    def image(self, index: int) -> Image.Image:
+        return open_rgb(self.encoded(index), self.where(index), self.decoding)
+
+    def late(self, index: int) -> Image.Image | Jpeg:
+        """`image`, a colour JPEG undecoded."""
+        return open_late(self.encoded(index), self.where(index), self.decoding)

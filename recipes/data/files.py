@@ -1,0 +1,71 @@
+"""Files that data sets are made of, and what is kept about them for the next run."""
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from recipes.data.errors import DataError
+
+
+def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
+    """The files of a split under `root`: named after it, or in a folder that is. Raises DataError without any."""
+    if root is None:
+        raise DataError(f"data={name} needs data.root=<folder with *{suffix} files named after their splits>")
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise DataError(f"data.root={root} is no folder: expected one with the {suffix} files of {name}")
+    files = sorted(file for file in base.rglob(f"*{suffix}") if not file.name.startswith("."))
+    chosen = [str(file) for file in files if belongs(file.relative_to(base), split)]
+    if not chosen:
+        found = ", ".join(str(file.relative_to(base)) for file in files[:5]) or "none"
+        raise DataError(
+            f"data.root={root} has no {suffix} files of the split {split!r}: expected names such as "
+            f"{split}-00000{suffix} or a folder {split}/; found: {found}"
+        )
+    return chosen
+
+
+def belongs(file: Path, split: str) -> bool:
+    """Whether the split's name is a word of the file's name or of a folder's: train-0001, in1k-train_07, train/."""
+    word = re.compile(rf"(.*[-_.])?{re.escape(split)}([-_.].*)?")
+    return any(word.fullmatch(part) for part in (*file.parts[:-1], file.stem))
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is a file of this machine, not an address."""
+    return "://" not in path
+
+
+def stamp(path: str | Path) -> str:
+    """The path, the size in bytes and the time of the last change in ns; an address is its own stamp.
+
+    Raises DataError if the file is gone.
+    """
+    if not is_local(str(path)):
+        return str(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}. Is the folder still there?") from error
+    return f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def sidecar(kind: str, identity: str, suffix: str) -> Path:
+    """Where what was found out about the data that `identity` names is kept for the next run."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]
+    return Path(cache, "attention-backbones", kind, f"{name}{suffix}")
+
+
+def replace_file(path: Path, content: bytes, what: str) -> None:
+    """Write beside the place and rename; a cache that cannot be written only costs the next run its time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"{what} is not kept for the next run: {error}", file=sys.stderr)

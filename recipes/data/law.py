@@ -1,0 +1,173 @@
+"""The order of a streamed epoch: which sample each reader of each rank reads and gives out at each step.
+
+1. Shards are sorted by name; a sample is (shard, offset), or its index: offset + the samples of all shards before.
+2. (seed, epoch) draws a permutation of the shards. Their samples one after the other, each shard from its first to its
+   last, and the whole turned by a drawn number of samples, are the sequence of the epoch.
+3. The sequence is cut into one part for each reader: those of rank 0 first, within a rank in the order of readers. A
+   rank has as many readers as worker processes, at least one. A part is as long as the batches that the reader gives:
+   batch b of a rank comes from reader b modulo their number. What no batch needs is at the end of the sequence, other
+   samples in every epoch.
+4. A reader reads its part from its first to its last sample into a buffer of `buffer` samples. As long as there are
+   samples to come, the buffer is full; (seed, epoch, rank, reader) draws the place in it that is given out and is
+   filled by the sample read next. With `repeats` a sample is given out that many times in a row.
+
+So order and position are functions of (seed, epoch, step) and of what is in `Law`: nothing is remembered. At any step
+the samples in a buffer are known by arithmetic; who goes on from there reads them, and no other sample, again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.data.seeding import Stream, seed_of
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the order depends on.
+
+    counts   samples of each shard
+    buffer   samples that a reader shuffles among
+    world    ranks
+    readers  of each rank
+    batch    images in a batch of one rank
+    repeats  how often a sample is given out in a row
+    """
+
+    counts: tuple[int, ...]
+    buffer: int
+    seed: int
+    world: int
+    readers: int
+    batch: int
+    repeats: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Batches of a rank in an epoch."""
+        return sum(self.counts) // (self.batch * self.world)
+
+    def sequence(self, epoch: int) -> np.ndarray:
+        """(N,) indices in the order in which they lie on the way of the readers."""
+        generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, self.seed, epoch))
+        starts = np.cumsum([0, *self.counts])
+        shards = torch.randperm(len(self.counts), generator=generator).tolist()
+        indices = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
+        return np.roll(indices, -int(torch.randint(len(indices), (), generator=generator)))
+
+    def needs(self, reader: int) -> int:
+        """Samples that a reader of any rank reads in an epoch."""
+        return -(-len(range(reader, self.batches, self.readers)) * self.batch // self.repeats)
+
+    def part(self, epoch: int, rank: int, reader: int) -> np.ndarray:
+        """The indices that a reader reads, in the order of reading."""
+        needs = [self.needs(number) for number in range(self.readers)]
+        first = rank * sum(needs) + sum(needs[:reader])
+        return _sequence(self, epoch)[first : first + needs[reader]]
+
+    def buffer_seed(self, epoch: int, rank: int, reader: int) -> int:
+        """The seed of a reader's draws."""
+        return seed_of(Stream.BUFFER, self.seed, epoch, rank, reader)
+
+    def given(self, epoch: int, rank: int, reader: int) -> np.ndarray:
+        """Places in the reader's part in the order of giving out, each once."""
+        size = self.needs(reader)
+        draws = np.random.PCG64(self.buffer_seed(epoch, rank, reader)).random_raw(size)
+        filled = np.minimum(self.buffer, size - np.arange(size)).astype(np.uint64)
+        held, given = list(range(min(self.buffer, size))), np.empty(size, np.int64)
+        for step, place in enumerate((draws % filled).tolist()):
+            given[step] = held[place]
+            if step + self.buffer < size:
+                held[place] = step + self.buffer
+            else:
+                held[place] = held[-1]
+                held.pop()
+        return given
+
+
+@lru_cache(maxsize=2)
+def _sequence(law: Law, epoch: int) -> np.ndarray:
+    return law.sequence(epoch)
+
+
+@lru_cache(maxsize=64)
+def _given(law: Law, epoch: int, rank: int, reader: int) -> np.ndarray:
+    return law.given(epoch, rank, reader)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker does for one batch; all but the keys concern shards alone.
+
+    keys    (index, epoch, copy) of its samples
+    reads   indices that are read before, in the order of reading
+    done    indices that no later batch needs
+    opens   whether the reader begins here, with nothing in its buffer
+    """
+
+    keys: list[tuple[int, int, int]]
+    reads: list[int] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    opens: bool = False
+
+
+def batches(law: Law, epoch: int, rank: int, start: int = 0) -> list[Batch]:
+    """Batches `start` and all after it of a rank's epoch; batch b is for the worker that does b modulo law.readers."""
+    of_reader = [_of_reader(law, epoch, rank, reader, start) for reader in range(law.readers)]
+    return [next(of_reader[number % law.readers]) for number in range(start, law.batches)]
+
+
+def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iterator[Batch]:
+    part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
+    before = len(range(reader, start, law.readers)) * law.batch  # samples given out, repeats counted
+    ends = range(before + law.batch, len(range(reader, law.batches, law.readers)) * law.batch + 1, law.batch)
+    reached, over, furthest = 0, given[: before // law.repeats], np.maximum.accumulate(given)
+    for end in ends:
+        turns = [divmod(turn, law.repeats) for turn in range(end - law.batch, end)]
+        upto = int(furthest[turns[-1][0]]) + 1
+        reads = np.arange(reached, upto)
+        if end == ends[0]:
+            reads = np.setdiff1d(reads, over)
+        yield Batch(
+            keys=[(int(part[given[turn]]), epoch, copy) for turn, copy in turns],
+            reads=part[reads].tolist(),
+            done=part[given[(end - law.batch) // law.repeats : end // law.repeats]].tolist(),
+            opens=end == ends[0],
+        )
+        reached = upto
+
+
+def position(law: Law, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
+    """Where every reader of every rank is after `start` batches of an epoch; `names` are those of the shards.
+
+    next    [shard, offset] of the sample that it reads next; None after the last
+    oldest  [shard, offset] of the first on its way that is not given out yet: where one who goes on begins to read
+    held    samples in its buffer
+    seed    of its draws
+    """
+    return [
+        {"rank": rank, "reader": reader, **_position(law, names, epoch, rank, reader, start)}
+        for rank in range(law.world)
+        for reader in range(law.readers)
+    ]
+
+
+def _position(law: Law, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
+    part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
+    done = len(range(reader, start, law.readers)) * law.batch // law.repeats
+    read = int(given[:done].max(initial=-1)) + 1
+    oldest = int(given[done:].min(initial=len(part)))
+    ends = np.cumsum(law.counts)
+
+    def place(turn: int) -> list[str | int] | None:
+        if turn == len(part):
+            return None
+        shard = int(np.searchsorted(ends, part[turn], side="right"))
+        return [names[shard], int(part[turn] - ends[shard] + law.counts[shard])]
+
+    seed = law.buffer_seed(epoch, rank, reader)
+    return {"next": place(read), "oldest": place(oldest), "held": read - done, "seed": seed}

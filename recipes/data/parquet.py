@@ -1,0 +1,126 @@
+"""Parquet files read from front to back, of this machine or streamed from the Hugging Face hub, never copied whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from recipes.data.arrow import first_line
+from recipes.data.errors import DataError
+from recipes.data.files import is_local, of_split
+from recipes.data.shards import Index, Shards, class_names, kept_index
+
+ROWS = 32  # decoded at a time
+
+
+class Parquet(Shards):
+    """Rows of parquet files; a row group before the one that is wanted is never read."""
+
+    def __init__(self, *args, image_key: str):
+        super().__init__(*args)
+        self.image_key = image_key
+
+    def bytes_of(self, shard: int, offset: int) -> bytes:
+        if shard not in self.open:
+            self.unchanged(shard)
+            self.open = {shard: _Rows(self.paths[shard], self.image_key)}  # a reader moves on for good
+        try:
+            cell = self.open[shard].cell(offset)
+        # Arrow, and the libraries under an address, raise types of their own
+        except Exception as error:
+            raise DataError(f"cannot read {self.paths[shard]}, row {offset}: {first_line(error)}") from error
+        return (cell["bytes"] if isinstance(cell, dict) else cell) or b""  # a null is no image, as no bytes are none
+
+
+class _Rows:
+    """A parquet file with a place in it."""
+
+    def __init__(self, path: str, key: str):
+        self.file, self.key = opened(path), key
+        groups = self.file.metadata
+        self.ends = np.cumsum([groups.row_group(group).num_rows for group in range(groups.num_row_groups)])
+        self.first, self.cells, self.group = 0, [], -1
+        self.rest: Iterator[Any] = iter(())
+
+    def cell(self, row: int) -> Any:
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        if group != self.group or row < self.first:
+            self.group, self.cells = group, []
+            self.first = int(self.ends[group - 1]) if group else 0
+            self.rest = self.file.iter_batches(ROWS, row_groups=[group], columns=[self.key], use_threads=False)
+        while row >= self.first + len(self.cells):
+            self.first += len(self.cells)
+            self.cells = next(self.rest).column(0)
+        return self.cells[row - self.first].as_py()
+
+
+def opened(path: str):
+    """A pyarrow ParquetFile of a path or an address."""
+    import fsspec
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path if is_local(path) else fsspec.open(path, "rb").open(), pre_buffer=False)
+
+
+def load(cfg) -> tuple[Parquet, Parquet, list[str]]:
+    """Training rows, validation rows and class names; cfg.hub names a data set of the hub, cfg.root a folder.
+
+    Raises DataError for what is missing, and for columns that are not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
+    train, val = (_split(datasets, cfg, split) for split in (cfg.train_split, cfg.val_split))
+    names = _declared(datasets, train.paths[0], cfg.label_key)
+    return train, val, names or class_names(cfg.root, cfg.num_classes, np.concatenate([train.labels, val.labels]))
+
+
+def _split(datasets, cfg, split: str) -> Parquet:
+    hub = cfg.hub is not None and cfg.root is None
+    paths = _of_hub(datasets, cfg, split) if hub else of_split(cfg.root, cfg.name, split, ".parquet")
+    index = kept_index(paths, f"parquet\0{cfg.label_key}", partial(_index, paths, cfg))
+    return Parquet(paths, index, cfg.shuffle_buffer, f"{cfg.name}, split {split!r}", image_key=cfg.image_key)
+
+
+def _of_hub(datasets, cfg, split: str) -> list[str]:
+    try:
+        found = datasets.load_dataset_builder(cfg.hub).config.data_files or {}
+    # no network, no such name, no permission: as many types as libraries under it
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"cannot get {cfg.hub} from the Hugging Face hub: {said}; or give data.root=") from error
+    files = {str(key): sorted(map(str, paths)) for key, paths in found.items()}
+    paths = files.get(split, [])
+    if not paths or not all(path.endswith(".parquet") for path in paths):
+        raise DataError(
+            f"{cfg.hub} has no parquet files of the split {split!r} but {', '.join(files) or 'no files'}: "
+            "give data.train_split= and data.val_split=, or read it whole with data.source=arrow"
+        )
+    return paths
+
+
+def _index(paths: list[str], cfg) -> Index:
+    labels = [_labels(path, cfg) for path in paths]
+    return Index(np.array([len(part) for part in labels], np.int64), np.concatenate(labels), {})
+
+
+def _labels(path: str, cfg) -> np.ndarray:
+    try:
+        file = opened(path)
+        columns = file.schema_arrow.names
+        missing = [option for option in ("image_key", "label_key") if cfg[option] not in columns]
+        if not missing:
+            return np.asarray(file.read([cfg.label_key]).column(0).to_numpy(), np.int64)
+    except Exception as error:
+        raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
+    raise DataError(f"{path} has no column {cfg[missing[0]]!r} but {', '.join(columns)}: give data.{missing[0]}=")
+
+
+def _declared(datasets, path: str, key: str) -> list[str] | None:
+    """Names of the classes, where the file says them."""
+    feature = datasets.Features.from_arrow_schema(opened(path).schema_arrow)[key]
+    return list(names) if (names := getattr(feature, "names", None)) else None

@@ -1,0 +1,132 @@
+"""Data sets in shards, tar archives or parquet files, that are read from front to back.
+
+An index of every shard, made once and kept, says how many samples it has, what their labels are and where they lie:
+so a reader begins anywhere without reading what comes before, and `recipes.data.law` says in which order it reads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.data.encoded import Encoded
+from recipes.data.errors import DataError
+from recipes.data.files import replace_file, sidecar, stamp
+from recipes.data.images import File
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is in the shards of one split.
+
+    counts  (S,) samples of each shard
+    labels  (N,) class of each sample
+    fields  arrays of the format's own
+    """
+
+    counts: np.ndarray
+    labels: np.ndarray
+    fields: dict[str, np.ndarray]
+
+
+class Shards(Encoded):
+    """The samples of one split, numbered through its shards, which are sorted by name.
+
+    A worker reads ahead what a batch says (`read`) and forgets it when the batch says so (`forget`); what was not read
+    ahead is read by itself, so that any sample can be had at any time.
+    """
+
+    def __init__(self, paths: list[str], index: Index, buffer: int, name: str):
+        if buffer < 1:
+            raise DataError(f"data.shuffle_buffer={buffer}: expected at least 1, which leaves each shard in its order")
+        self.paths, self.buffer, self.name = paths, buffer, name
+        self.names = [Path(path).name for path in paths]
+        self.labels, self.counts, self.fields = index.labels, index.counts, index.fields
+        self.ends = np.cumsum(index.counts)
+        self.stamps = list(map(stamp, paths))
+        self.held: dict[int, bytes] = {}
+        self.open: dict[int, Any] = {}  # shard -> what reads it, in the process that opened it
+        self.process = os.getpid()
+
+    @abstractmethod
+    def bytes_of(self, shard: int, offset: int) -> bytes:
+        """The encoded image of a sample; quick where it follows the one read last. Raises DataError."""
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the shard and the number of the sample in it."""
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return shard, int(index - self.ends[shard] + self.counts[shard])
+
+    def where(self, index: int) -> str:
+        shard, offset = self.locate(index)
+        return f"{self.paths[shard]}, sample {offset}"
+
+    def stamp(self, index: int) -> str:
+        shard, offset = self.locate(index)
+        return f"{self.stamps[shard]}\0{offset}"
+
+    def encoded(self, index: int) -> File:
+        return io.BytesIO(self.held[index] if index in self.held else self._bytes(index))
+
+    def read(self, indices: Iterable[int], *, opens: bool) -> None:
+        """Hold the bytes of these samples; `opens` forgets what was held before."""
+        if opens:
+            self.held.clear()
+        for index in indices:
+            self.held[index] = self._bytes(index)
+
+    def forget(self, indices: Iterable[int]) -> None:
+        """Hold these samples no longer."""
+        for index in indices:
+            self.held.pop(index, None)
+
+    def _bytes(self, index: int) -> bytes:
+        if self.process != os.getpid():  # a forked worker opens files of its own
+            self.open, self.process = {}, os.getpid()
+        return self.bytes_of(*self.locate(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"open": {}, "held": {}}
+
+    def unchanged(self, shard: int) -> None:
+        """Raise DataError if a shard is another than the one that was indexed."""
+        path = self.paths[shard]
+        if stamp(path) != self.stamps[shard]:
+            raise DataError(f"{path} was changed while it was in use: begin again, and let it be")
+
+
+def kept_index(paths: list[str], what: str, make) -> Index:
+    """`make()`, or what it gave before for the same shards, `what` naming everything else that it depends on."""
+    stamps = "\0\0".join([what, *map(stamp, paths)])
+    file = sidecar("shards", "\0".join([what, *paths]), ".npz")
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            if str(found["stamps"]) == stamps:
+                rest = {key: found[key] for key in found.files if key not in ("stamps", "counts", "labels")}
+                return Index(found["counts"], found["labels"], rest)
+    except FileNotFoundError:
+        pass  # never indexed
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        print(f"the kept index {file} cannot be read ({error}): reading the shards again", file=sys.stderr)
+    index = make()
+    buffer = io.BytesIO()
+    np.savez(buffer, stamps=np.array(stamps), counts=index.counts, labels=index.labels, **index.fields)
+    replace_file(file, buffer.getvalue(), f"the index of {len(paths)} shards")
+    return index
+
+
+def class_names(root: str | None, count: int | None, labels: np.ndarray) -> list[str]:
+    """The lines of classes.txt in the folder, else the numbers of `count` classes, or of as many as labels need."""
+    path = Path(root).expanduser() / "classes.txt" if root else None
+    if path is not None and path.is_file():
+        return path.read_text().splitlines()
+    return [str(label) for label in range(count or int(labels.max(initial=-1)) + 1)]

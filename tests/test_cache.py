@@ -1,0 +1,209 @@
+"""Decoded images that are kept: the same pixels, fewer decodings, within bounds, whatever happens to files."""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from recipes.data import DataError
+from recipes.data.cache import Cache, cache_path
+from recipes.data.encoded import Encoded
+from source_cases import all_of, make, photos, same
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The images that are decoded in this process."""
+    found, original = [], Encoded.image
+
+    def image(self, index):
+        found.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Encoded, "image", image)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_pixels(tmp_path, kind, workers):
+    root = str(photos(tmp_path / "photos"))
+    plain, kept = make("imagefolder", root=root, jpeg="full"), make("imagefolder", root=root, cache=kind)
+    for epoch in range(3):
+        for name, train in (("train", True), ("val", False)):
+            given = dict(batch_size=4, epoch=epoch, train=train)
+            expected = all_of(getattr(plain, name), **given)
+            assert same(expected, all_of(getattr(kept, name), **given, workers=workers))
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_each_is_decoded_once(tmp_path, decoded, kind):
+    source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache=kind).train
+    for epoch in range(3):
+        all_of(source, batch_size=3, epoch=epoch)
+    assert sorted(decoded) == list(range(9))
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_workers_share_what_they_keep(tmp_path, decoded, kind):
+    source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache=kind).val
+    all_of(source, train=False, batch_size=2, workers=2)
+    all_of(source, train=False, batch_size=9)
+    assert not decoded  # in this process: the workers had decoded them all
+
+
+def test_the_next_run_finds_the_disk(tmp_path, decoded):
+    root = str(photos(tmp_path / "photos"))
+    all_of(make("imagefolder", root=root, cache="disk").val, train=False)
+    del decoded[:]
+    all_of(make("imagefolder", root=root, cache="disk").val, train=False)
+    assert not decoded
+    all_of(make("imagefolder", root=root, cache="disk", exif_orientation=True).val, train=False)
+    assert len(decoded) == 9  # decoded by another rule
+    assert len(list((tmp_path / "cache" / "attention-backbones" / "images").iterdir())) == 4
+    make("imagefolder", root=root, cache="disk", cache_dir=str(tmp_path / "there"))
+    assert len(list((tmp_path / "there").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_changed_files_are_decoded_anew(tmp_path, decoded, kind):
+    root = photos(tmp_path / "photos")
+    source = make("imagefolder", root=str(root), cache=kind).val
+    before = [source.image(index) for index in range(9)]
+    path = source.where(4)
+    Image.new("RGB", (40, 36), "white").save(path)
+    os.utime(path, ns=(1, 1))
+    after = [source.image(index) for index in range(9)]
+    assert after[4].getpixel((3, 3)) == (255, 255, 255) and decoded == [*range(9), 4]
+    assert [image.tobytes() for image in after[:4]] == [image.tobytes() for image in before[:4]]
+    os.unlink(path)
+    with pytest.raises(DataError, match=r"Is the folder still there\?"):
+        source.image(4)
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_bounds(tmp_path, decoded, capfd, kind):
+    """9 images of 40 x 36 x 3 = 4320 bytes, and room for five."""
+    source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache=kind, cache_gb=5 * 4320 / 1e9).train
+    assert same(*(all_of(source, batch_size=9) for _ in range(2)))
+    assert len(decoded) == 9 + 4
+    assert capfd.readouterr().err.count("takes no more: it holds the 2.16e-05 GB of data.cache_gb") == 1
+    assert os.fstat(source.cache.fd).st_size < 5 * 4320 + 1000
+
+
+def test_a_full_disk_costs_time_alone(tmp_path, decoded, capfd):
+    """A limit on the size of files stands for the disk; the image that did not fit is not there afterwards."""
+    root = str(photos(tmp_path / "photos"))
+    plain = all_of(make("imagefolder", root=root).val, train=False)
+    source = make("imagefolder", root=root, cache="disk").val
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 4320 + 2000, limits[1]))
+    try:
+        found = all_of(source, train=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert same(plain, found) and "takes no more: [Errno" in capfd.readouterr().err
+    del decoded[:]
+    assert same(plain, all_of(make("imagefolder", root=root, cache="disk").val, train=False)) and 5 <= len(decoded) <= 6
+
+
+def test_damaged_pixels_are_decoded_anew(tmp_path, decoded):
+    source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache="disk").val
+    right = source.image(2).tobytes()
+    with open(source.cache.path, "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(50))
+    assert source.image(2).tobytes() == right and decoded == [2, 2]
+
+
+def test_a_file_of_another_kind_is_replaced(tmp_path):
+    root = str(photos(tmp_path / "photos"))
+    path = make("imagefolder", root=root, cache="disk").val.cache.path
+    for content in (b"", b"something else" * 99):
+        path.write_bytes(content)
+        source = make("imagefolder", root=root, cache="disk").val
+        assert source.image(0).tobytes() == make("imagefolder", root=root).val.image(0).tobytes()
+
+
+CHILD = (
+    "import sys, hashlib; sys.path.insert(0, 'tests'); from source_cases import *; "
+    "s = make('imagefolder', root=sys.argv[1], cache='disk').train; print('begun', flush=True); "
+    "print(hashlib.sha256(b''.join(s.image(i).tobytes() for _ in range(2) for i in range(len(s)))).hexdigest())"
+)
+
+
+def child(root):
+    return subprocess.Popen([sys.executable, "-c", CHILD, root], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_are_killed_leave_the_cache_whole(tmp_path):
+    root = str(photos(tmp_path / "photos", count=200))
+    for delay in (0.0, 0.02):
+        process = child(root)
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    plain, kept = (make("imagefolder", root=root, cache=cache).train for cache in (None, "disk"))
+    assert all(kept.image(index).tobytes() == plain.image(index).tobytes() for index in range(600))
+
+
+def test_several_processes_fill_one_file(tmp_path):
+    root = str(photos(tmp_path / "photos", count=20))
+    said = [process.communicate(timeout=120)[0] for process in [child(root) for _ in range(3)]]
+    assert len(set(said)) == 1 and len(said[0]) > 64
+    plain, kept = (make("imagefolder", root=root, cache=cache).train for cache in (None, "disk"))
+    assert all(kept.image(index).tobytes() == plain.image(index).tobytes() for index in range(60))
+
+
+def test_memory_reaches_workers_that_are_not_forked(tmp_path):
+    source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache="ram").val
+    expected = source.image(1).tobytes()
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_kept, (source.cache, source.records)) == expected
+    copied = pickle.loads(pickle.dumps(source.cache))
+    assert copied.image(source.records, 1).tobytes() == expected
+
+
+def _kept(cache, records):
+    records.image = None  # nothing may be decoded
+    return cache.image(records, 1).tobytes()
+
+
+def test_what_cannot_be_kept(tmp_path):
+    with pytest.raises(DataError, match=r"data.cache=ram keeps decoded image files, and data=digits has none"):
+        make(cache="ram")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot use .*give another data.cache_dir="):
+        make("imagefolder", root=str(photos(tmp_path / "photos")), cache="disk", cache_dir=str(tmp_path / "file"))
+
+
+def test_scaled_decoding_gives_way(tmp_path):
+    """A sample must not depend on whether its image was kept."""
+    root = str(photos(tmp_path / "photos"))
+    assert make("imagefolder", root=root).train.late
+    assert not make("imagefolder", root=root, cache="ram").train.late
+
+
+def test_rows(tmp_path):
+    cache = Cache(3, 10_000, cache_path(str(tmp_path), "a", "set"))
+    assert cache.path.parent == tmp_path and cache.path != cache_path(str(tmp_path), "another")
+    assert torch.tensor(cache._row(2)[1:]).tolist() == [0, 0, 0, 0, 0]

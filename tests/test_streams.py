@@ -1,0 +1,379 @@
+"""Training sets in shards: read from front to back, resumed anywhere, by the number of workers they were begun with."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import time
+
+import datasets
+import fsspec
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from children import train_here
+from recipes.config import compose
+from recipes.data import DataError, batches, build, check_position, parquet, position, tar
+from recipes.data.loader import plan_batches
+from shard_cases import COUNTS, members, number_of, parquets, picture, tars, write_tar
+from source_cases import all_of, make, same
+
+WRITE = {"webdataset": tars, "parquet_stream": parquets}
+SMALL = [
+    "model=timm", "model.name=test_resnet", "data.img_size=32", "data.batch_size=8", "data.shuffle_buffer=12",
+    "train.log_every=1", "train.save_every=3", "train.eval_every=1", "train.epochs=2",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_caches(monkeypatch, tmp_path):
+    """Indices and converted tables go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+
+
+@pytest.fixture(params=WRITE)
+def kind(request):
+    return request.param
+
+
+def made(kind, tmp_path, **changes):
+    return make(kind, root=WRITE[kind](tmp_path / kind), **({"shuffle_buffer": 12} | changes))
+
+
+def test_samples(kind, tmp_path):
+    data = made(kind, tmp_path)
+    assert (len(data.train), len(data.val), data.num_classes) == (sum(COUNTS), 20, 5)
+    assert data.class_names == list("abcde" if kind == "parquet_stream" else "01234")
+    for index in (112, 0, 37, 36, 38, 7, 6, 99):  # in no order
+        assert number_of(data.train.image(index)) == index and data.train.label(index) == index % 5
+    shard = {"webdataset": "set-train-003.tar", "parquet_stream": "train-00003-of-00006.parquet"}[kind]
+    assert f"{shard}, sample 2" in data.train.where(40)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_follow_the_law(kind, tmp_path, workers):
+    source = made(kind, tmp_path).train
+    planned = plan_batches(source, batch_size=8, seed=0, epoch=2, train=True, workers=workers)
+    came = all_of(source, batch_size=8, epoch=2, workers=workers)
+    assert len(came) == len(planned) == 14
+    for (images, labels), batch in zip(came, planned, strict=True):
+        assert labels.tolist() == [index % 5 for index, _, _ in batch.keys]
+        expected = torch.stack([source.sample(*key)[0] for key in batch.keys])
+        assert torch.equal(images, expected)  # a sample is what it is, whoever reads it, in whatever order
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 5, 13, 14])
+def test_start_continues(kind, tmp_path, start, workers):
+    source = made(kind, tmp_path).train
+    whole = all_of(source, batch_size=8, epoch=1, workers=workers, repeats=2)
+    assert same(whole[start:], all_of(source, batch_size=8, epoch=1, workers=workers, repeats=2, start=start))
+
+
+def test_ranks_share_the_epoch(kind, tmp_path):
+    source = made(kind, tmp_path).train
+    for workers in (1, 2):
+        planned = [
+            plan_batches(source, batch_size=8, seed=0, epoch=0, train=True, workers=workers, rank=rank, world=3)
+            for rank in range(3)
+        ]
+        seen = [index for part in planned for batch in part for index, _, _ in batch.keys]
+        assert [len(part) for part in planned] == [4, 4, 4] and len(set(seen)) == len(seen) == 96
+    one = all_of(source, batch_size=8, workers=2, rank=1, world=3)
+    assert [y.tolist() for _, y in one] == [[index % 5 for index, _, _ in batch.keys] for batch in planned[1]]
+
+
+def test_evaluation_sees_every_sample_once(kind, tmp_path):
+    val = made(kind, tmp_path).val
+    for world, workers in ((1, 0), (1, 2), (3, 1)):
+        parts = [all_of(val, train=False, batch_size=6, rank=r, world=world, workers=workers) for r in range(world)]
+        assert sorted(label for part in parts for _, y in part for label in y.tolist()) == sorted(
+            i % 5 for i in range(20)
+        )
+    labels = torch.cat([y for _, y in all_of(val, train=False, batch_size=6)])
+    assert labels.tolist() == [index % 5 for index in range(20)]
+
+
+def test_broken_off_iterations_leave_no_trace(kind, tmp_path):
+    source = made(kind, tmp_path).train
+    expected = all_of(source, batch_size=8, workers=2)
+    stream = batches(source, batch_size=8, seed=0, epoch=5, train=True, workers=2)
+    next(stream)
+    del stream
+    assert same(expected, all_of(source, batch_size=8, workers=2))
+
+
+def test_going_on_reads_what_is_needed_alone(tmp_path, monkeypatch):
+    """Neither the shards before nor the row groups before in a shard are read again."""
+    read = []
+    source = made("parquet_stream", tmp_path, shuffle_buffer=4).train
+    original = parquet._Rows.cell
+
+    def cell(self, row):
+        before = self.group
+        value = original(self, row)
+        if self.group != before:
+            read.append(self.group)
+        return value
+
+    monkeypatch.setattr(parquet._Rows, "cell", cell)
+    assert len(all_of(source, batch_size=8)) == 14
+    whole = len(read)
+    read.clear()
+    all_of(source, batch_size=8, start=12)
+    assert len(read) <= 5 < 16 <= whole  # 20 samples of at most 3 shards, in row groups of 8
+
+
+def test_a_reader_holds_a_buffer_and_no_more(kind, tmp_path):
+    source, most = made(kind, tmp_path, shuffle_buffer=12).train, []
+    forget = source.records.forget
+
+    def watched(indices):
+        most.append(len(source.records.held))
+        forget(indices)
+
+    source.records.forget = watched
+    all_of(source, batch_size=8)
+    assert 12 <= max(most) <= 12 + 8 and not source.records.held
+
+
+def test_index_is_kept_and_follows_changes(kind, tmp_path, monkeypatch, capsys):
+    root = WRITE[kind](tmp_path / kind)
+    make(kind, root=root)
+    module = {"webdataset": tar, "parquet_stream": parquet}[kind]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_index", lambda *_: pytest.fail("indexed again though nothing changed"))
+        assert len(make(kind, root=root).train) == sum(COUNTS)
+    WRITE[kind](tmp_path / kind, counts=(3, *COUNTS[1:]))
+    assert len(make(kind, root=root).train) == sum(COUNTS) - 4
+    for file in (tmp_path / "cache").rglob("*.npz"):
+        file.write_bytes(b"PK nothing")
+    assert len(make(kind, root=root).train) == sum(COUNTS) - 4
+    assert "reading the shards again" in capsys.readouterr().err
+
+
+def test_a_shard_that_changes_under_way_is_an_error(kind, tmp_path):
+    data = made(kind, tmp_path)
+    time.sleep(0.01)
+    WRITE[kind](tmp_path / kind, counts=COUNTS[::-1])
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        all_of(data.train, batch_size=8)
+
+
+def test_bad_images_in_shards(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("shard_cases.picture", lambda number: b"" if number % 10 == 3 else picture(number))
+    data = made(kind, tmp_path, on_bad_image="replace")
+    labels = [y for _, y in all_of(data.train, batch_size=8, workers=2)]
+    assert len(labels) == 14 and data.train.bad == len(data.train.named) > 8
+    assert all(index % 10 == 3 for index in data.train.named)
+    strict = make(kind, root=str(tmp_path / kind))
+    with pytest.raises(DataError, match=r"sample \d+ of the training set of .*, sample \d+.*on_bad_image=replace"):
+        all_of(strict.train, batch_size=8)
+
+
+def options(**changes):
+    return {"batch_size": 8, "seed": 0, "workers": 2, "world": 1} | changes
+
+
+def test_state(kind, tmp_path):
+    source = made(kind, tmp_path).train
+    state = json.loads(json.dumps(position(source, epoch=1, start=5, **options())))
+    assert (state["ranks"], state["workers"], state["images"], state["epoch"], state["batch"]) == (1, 2, 113, 1, 5)
+    assert [reader["reader"] for reader in state["readers"]] == [0, 1]
+    for reader in state["readers"]:
+        shard, offset = reader["next"]
+        assert shard in source.records.names and 0 <= offset < COUNTS[source.records.names.index(shard)]
+        assert 0 < reader["held"] <= 12 and reader["seed"] > 0
+    check_position(state, position(source, epoch=1, start=5, **options()))
+    for change, said in (
+        (options(workers=3), r"workers: it was begun with 2, now 3 \(give data.workers=2\)"),
+        (options(world=2), r"ranks: it was begun with 1, now 2 \(start it with that many processes\)"),
+    ):
+        with pytest.raises(DataError, match=said):
+            check_position(state, position(source, epoch=1, start=5, **change))
+    other = make(kind, root=WRITE[kind](tmp_path / "more", counts=(*COUNTS, 9))).train
+    with pytest.raises(DataError, match=r"images: it was begun with 113, now 122 .*shards"):
+        check_position(state, position(other, epoch=1, start=5, **options()))
+
+
+def test_a_set_that_is_read_by_index_has_no_state():
+    assert position(make().train, epoch=0, start=3, **options()) is None
+    check_position(None, None)
+
+
+@pytest.mark.parametrize("kind, workers", [("webdataset", 2), ("parquet_stream", 1)], indirect=["kind"])
+def test_training_goes_on_exactly(kind, tmp_path, workers):
+    """Broken off in the middle of an epoch and gone on with, a run ends with the weights of one left alone."""
+    root = WRITE[kind](tmp_path / "data")
+    given = [*SMALL, f"data={kind}", f"data.root={root}", f"data.workers={workers}"]
+    train_here(tmp_path, *given, "name=whole", "train.keep=99")
+    for step in (9, 18):
+        part = broken_off(tmp_path / "whole", tmp_path / f"from{step}", step, given)
+        train_here(tmp_path, *given, f"resume={part}")
+        file = "checkpoints/step-00000028/model.safetensors"
+        assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    more = [*given[:-1], f"data.workers={workers + 1}"]
+    part = broken_off(tmp_path / "whole", tmp_path / "other", 9, more)
+    said = rf"workers: it was begun with {workers}, now {workers + 1} \(give data.workers={workers}\)"
+    with pytest.raises(DataError, match=said):
+        train_here(tmp_path, *more, f"resume={part}")
+    state = json.loads((part / "checkpoints" / "step-00000009" / "state.json").read_text())["data"]
+    assert state["batch"] == 9 and len(state["readers"]) == workers
+
+
+def broken_off(whole, part, step, given):
+    """A copy of a run's folder as a kill after `step` steps leaves it."""
+    shutil.copytree(whole, part)
+    for folder in (part / "checkpoints").iterdir():
+        if folder.name.startswith("best") or int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    (part / "sessions.jsonl").write_text(json.dumps({"overrides": given, "threads": 1}) + "\n")
+    return part
+
+
+def test_labels_in_json(tmp_path):
+    data = make("webdataset", root=tars(tmp_path / "json", label="json"))
+    assert data.train.label(8) == 3
+    (tmp_path / "json" / "classes.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    assert make("webdataset", root=str(tmp_path / "json")).class_names == ["ant", "bee", "cat", "dog", "elk"]
+
+
+def test_members_never_leave_the_archive(tmp_path):
+    """Names that climb out, links and devices: what is no sample is passed over, and nothing is written anywhere."""
+    root = tmp_path / "a" / "b"
+    write_tar(root / "validation-0.tar", {"0": members(0)})
+    with tarfile.open(root / "train-0.tar", "w") as archive:
+        for name, kind in (("evil.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("dev.png", tarfile.CHRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        for number, key in enumerate(("../../up", "/absolute", "plain")):
+            for extension, data in members(number).items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    before = sorted(tmp_path.rglob("*"))
+    source = make("webdataset", root=str(root)).train
+    assert [number_of(source.image(index)) for index in range(3)] == [0, 1, 2] and len(source) == 3
+    assert "../../up.png" in source.where(0)
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in str(path)] == before
+    assert not os.path.exists("/absolute.png")
+
+
+CASES = {
+    "no label": ({"0": {"png": picture(0)}}, "the sample /0 has no label: expected .cls, or .json with 'label'"),
+    "no image": ({"0": {"cls": b"1", "npy": b"x"}}, r"the sample /0 has no image"),
+    "no number": ({"0": {"cls": b"cat", "png": picture(0)}}, r"0.cls holds no label"),
+    "no JSON": ({"0": {"json": b"{", "png": picture(0)}}, r"0.json holds no label"),
+    "a text in JSON": ({"0": {"json": b'{"label": "1"}', "png": picture(0)}}, r"0.json holds no class number but '1'"),
+    "a pickle": ({"0": {"pyd": b"cos\nsystem\n(S'false'\ntR.", "png": picture(0)}}, "has no label"),
+    "two images": ({"0": {"png": picture(0), "jpg": picture(1), "cls": b"0"}}, "has two images, 0.png, 0.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_archives_that_are_wrong(tmp_path, name):
+    samples, said = CASES[name]
+    write_tar(tmp_path / "train-0.tar", samples)
+    write_tar(tmp_path / "validation-0.tar", {"0": members(0)})
+    with pytest.raises(DataError, match=said):
+        make("webdataset", root=str(tmp_path))
+
+
+def test_shards_that_are_wrong(kind, tmp_path):
+    suffix = {"webdataset": "tar", "parquet_stream": "parquet"}[kind]
+    with pytest.raises(DataError, match=r"needs data.root="):
+        make(kind)
+    with pytest.raises(DataError, match=r"data.root=/nowhere is no folder"):
+        make(kind, root="/nowhere")
+    root = WRITE[kind](tmp_path / "good")
+    with pytest.raises(DataError, match=rf"has no .{suffix} files of the split 'dev'.*found: "):
+        make(kind, root=root, val_split="dev")
+    file = next(path for path in (tmp_path / "good").rglob(f"*train*3*.{suffix}"))
+    os.truncate(file, 2600)
+    with pytest.raises(DataError, match=f"cannot read the .*{file.name}"):
+        make(kind, root=root)
+
+
+def test_an_archive_that_was_cut_between_members(tmp_path):
+    root = tars(tmp_path / "good")
+    file = tmp_path / "good" / "set-train-003.tar"
+    with tarfile.open(file) as archive:
+        cut = archive.getmembers()[3].offset
+    os.truncate(file, cut)
+    with pytest.raises(DataError, match=r"set-train-003.tar: the block that ends an archive is missing"):
+        make("webdataset", root=root)
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    root = tars(tmp_path / "good")
+    with tarfile.open(tmp_path / "good" / "set-train-009.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("x"))
+    with pytest.raises(DataError, match=r"set-train-009.tar.*expected a whole, uncompressed tar file"):
+        make("webdataset", root=root)
+    with pytest.raises(DataError, match=r"reads archives of this machine, not data.hub=.*download them"):
+        make("webdataset", root=root, hub="timm/imagenet-1k-wds")
+
+
+def test_a_buffer_of_nothing(kind, tmp_path):
+    with pytest.raises(DataError, match=r"data.shuffle_buffer=0: expected at least 1"):
+        made(kind, tmp_path, shuffle_buffer=0)
+
+
+def test_columns(tmp_path):
+    root = parquets(tmp_path / "data")
+    with pytest.raises(DataError, match=r"has no column 'img' but image, label: give data.image_key="):
+        make("parquet_stream", root=root, image_key="img")
+
+
+def test_hub(tmp_path, monkeypatch):
+    """A name of the hub is resolved by `datasets` and read in place, through its file system: here one in memory."""
+    memory = fsspec.filesystem("memory")
+    files = {"train": [], "validation": []}
+    for path in sorted((tmp_path / "data").rglob("*.parquet") if parquets(tmp_path) else ()):
+        memory.pipe(f"/hub/{path.name}", path.read_bytes())
+        files[path.name.split("-")[0]].append(f"memory://hub/{path.name}")
+    asked = []
+
+    def builder(name):
+        asked.append(name)
+        return OmegaConf.create({"config": {"data_files": files}})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    data = make("parquet_stream", hub="someone/images", shuffle_buffer=12)
+    assert set(asked) == {"someone/images"} and len(data.train) == 113 and data.class_names == list("abcde")
+    local = made("parquet_stream", tmp_path / "local")
+    assert same(all_of(data.train, batch_size=8, workers=2), all_of(local.train, batch_size=8, workers=2))
+    with pytest.raises(
+        DataError, match=r"someone/images has no parquet files of the split 'dev' but train, validation"
+    ):
+        make("parquet_stream", hub="someone/images", val_split="dev")
+
+
+def test_without_network(monkeypatch):
+    def offline(name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", offline)
+    with pytest.raises(
+        DataError, match=r"cannot get someone/images from the Hugging Face hub: ConnectionError: no route"
+    ):
+        make("parquet_stream", hub="someone/images")
+
+
+def test_epochs_differ(kind, tmp_path):
+    source = made(kind, tmp_path).train
+    labels = [
+        torch.cat([y for _, y in all_of(source, batch_size=8, **case)]) for case in ({}, {"epoch": 1}, {"seed": 1})
+    ]
+    assert not torch.equal(labels[0], labels[1]) and not torch.equal(labels[0], labels[2])
+    assert np.abs(np.bincount(labels[0]) - 113 / 5).max() < 3
+
+
+def test_configs_compose(tmp_path):
+    cfg = compose(["data=webdataset", f"data.root={tars(tmp_path / 'data')}", "data.img_size=32"])
+    assert len(build(cfg).train) == 113
