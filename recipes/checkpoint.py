@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from recipes import distributed
+from recipes import distributed, restricted
 
 TEMPORARY = ".writing-"
 CORRUPT = "corrupt-"
@@ -65,8 +65,14 @@ class Checkpoint:
         return f"{SHARDED}/.metadata" in self.state["files"]
 
     def fill(self, states: dict[str, Any]) -> None:
-        """Read a sharded checkpoint into nested state dicts of the right names and shapes, sharded or whole."""
-        dcp.load(states, checkpoint_id=self.path / SHARDED)
+        """Read a sharded checkpoint into nested state dicts of the right names and shapes, sharded or whole.
+
+        Raises CheckpointError where names or shapes do not fit, or where it holds more than tensors and plain values.
+        """
+        try:
+            restricted.load(states, self.path / SHARDED)
+        except CheckpointException as error:
+            raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

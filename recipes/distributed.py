@@ -52,7 +52,11 @@ def join(cfg: DictConfig) -> None:
     if size() == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.hardware.timeout))
+    timeout = timedelta(seconds=cfg.hardware.timeout)
+    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    # processes that are started again must not find the addresses of those before them, which torchrun's store may keep
+    store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     atexit.register(dist.destroy_process_group)
     CONSOLE.quiet = rank() > 0
 

@@ -231,7 +231,8 @@ def broken_off(whole, part, step, given):
     for folder in (part / "checkpoints").iterdir():
         if folder.name.startswith("best") or int(folder.name.removeprefix("step-")) > step:
             shutil.rmtree(folder)
-    (part / "sessions.jsonl").write_text(json.dumps({"overrides": given, "threads": 1}) + "\n")
+    session = json.loads((part / "sessions.jsonl").read_text())
+    (part / "sessions.jsonl").write_text(json.dumps({**session, "overrides": given}) + "\n")
     return part
 
 

@@ -1,0 +1,72 @@
+"""Sharded checkpoints, read without running anything that stands in them.
+
+torch.distributed.checkpoint keeps its index as a pickle, and numbers as files that torch.load would unpickle whole.
+Here the index may name the classes that torch itself writes there and nothing else, and of the rest only tensors and
+plain values are read.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+# what an index is made of: module, and the names in it
+KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+        *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+}
+
+
+class Refused(pickle.UnpicklingError):
+    """A sharded checkpoint asks for something that no such checkpoint needs."""
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in KNOWN.get(module, ()):
+            raise Refused(f"it asks for {module}.{name}, which no index of a checkpoint has; nothing of it was run")
+        return super().find_class(module, name)
+
+
+class Reader(dcp.FileSystemReader):
+    """Reads what `torch.distributed.checkpoint.save` wrote into a folder. Raises Refused for any other class."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        metadata = _Index(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        if not isinstance(metadata, Metadata):
+            raise Refused(f"{self.path} has an index that is {type(metadata).__name__}, not Metadata")
+        inside = {Path(self.path).resolve()}
+        for info in metadata.storage_data.values():
+            if (Path(self.path) / info.relative_path).resolve().parent not in inside:
+                raise Refused(f"its index names {info.relative_path!r}, which is not in its folder")
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class Planner(dcp.DefaultLoadPlanner):
+    """Places what is read; values that are no tensors are plain ones."""
+
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)  # raises where there is more than that, which torch would then unpickle
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def load(states: dict[str, Any], folder: Path) -> None:
+    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder."""
+    dcp.load(states, storage_reader=Reader(folder), planner=Planner())

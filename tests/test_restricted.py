@@ -1,0 +1,95 @@
+"""Sharded checkpoints: read back as written, and never run."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from recipes import checkpoint, restricted, sharding
+
+
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
+
+
+def states(value=0.0):
+    model = nn.Linear(3, 4)
+    nn.init.constant_(model.weight, value)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return sharding.tree({"model": model}, optimizer)
+
+
+@pytest.fixture
+def written(tmp_path):
+    folder = tmp_path / "step" / "sharded"
+    dcp.save(states(value=2.0), checkpoint_id=folder)
+    return folder
+
+
+def fill(folder):
+    found = states()
+    checkpoint.Checkpoint(folder.parent, {"files": {"sharded/.metadata": {}}}).fill(found)
+    return found
+
+
+def test_comes_back(written):
+    found = fill(written)
+    want = states(value=2.0)
+    assert torch.equal(found["model"]["weight"], want["model"]["weight"])
+    assert found["optimizer"]["param_groups"][0]["lr"] == 0.25
+    assert torch.equal(found["optimizer"]["state"]["weight"]["exp_avg"], torch.full((4, 3), 0.1))
+
+
+def test_an_index_is_not_run(written, tmp_path):
+    (written / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
+    with pytest.raises(checkpoint.CheckpointError, match=r"asks for builtins\.exec.* nothing of it was run"):
+        fill(written)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_value_is_not_run(tmp_path):
+    folder = tmp_path / "step" / "sharded"
+    hostile = states()
+    hostile["optimizer"]["param_groups"][0]["lr"] = Hostile(tmp_path / "ran")
+    dcp.save(hostile, checkpoint_id=folder)
+    with pytest.raises(checkpoint.CheckpointError, match="could not read the checkpoint"):
+        fill(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_stay_in_their_folder(written, tmp_path):
+    index = pickle.loads((written / ".metadata").read_bytes())
+    info = next(iter(index.storage_data.values()))
+    info.relative_path = "../../elsewhere"
+    (written / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(checkpoint.CheckpointError, match=r"'../../elsewhere', which is not in its folder"):
+        fill(written)
+
+
+def test_names_must_fit(written):
+    found = {"model": {"other": torch.zeros(2)}}
+    with pytest.raises(checkpoint.CheckpointError, match="other"):
+        checkpoint.Checkpoint(written.parent, {"files": {"sharded/.metadata": {}}}).fill(found)
+
+
+def test_another_kind_of_index(written):
+    (written / ".metadata").write_bytes(pickle.dumps(torch.Size([1])))
+    with pytest.raises(checkpoint.CheckpointError, match="an index that is Size, not Metadata"):
+        fill(written)
+
+
+def test_what_is_known_is_there():
+    for module, names in restricted.KNOWN.items():
+        held = __import__(module, fromlist=["_"]) if module != "pathlib" else SimpleNamespace(**dict.fromkeys(names))
+        assert all(hasattr(held, name) for name in names), module
