@@ -33,7 +33,7 @@ def choice(warps: int, stages: int, registers: int | None = None) -> triton.Conf
 # With two warps, tiles of 64 by 64 do not fit into registers. Products of float32 are computed from registers, one
 # number at a time, and need eight warps; without a limit the compiler would rather spill than use all there are.
 FORWARD = Choices(half=(choice(4, 2), choice(8, 1)), float32=(choice(8, 1, 128),))
-# So many products are alive at a time that nothing is left for what a second stage would load ahead.
+# For backward passes, and what else has no loop to load ahead in or too many products alive for a second stage.
 BACKWARD = Choices(half=(choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
 
 

@@ -67,7 +67,7 @@ def receive_kernel(
     tl.store(Sums + (group * images + image).to(tl.int64) * keys + key, sums, mask=key < keys)
 
 
-@tuned(SIZES, FORWARD)
+@tuned(SIZES, BACKWARD)
 def receive_window_kernel(
     Q, K, Out, strides_q, strides_k, columns, windows, heads, H, W, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
