@@ -241,11 +241,11 @@ def test_no_number_on_one_is_none_on_any(tmp_path):
 def unreadable(out: Path) -> None:
     draw = Source.draw
 
-    def function(self, index, epoch, copy=0):
+    def function(self, index, epoch, copy=0, **options):
         if distributed.rank() == 1 and getattr(Source, "drawn", 0) > 40:
             raise DataError("the disk is gone")
         Source.drawn = getattr(Source, "drawn", 0) + 1
-        return draw(self, index, epoch, copy)
+        return draw(self, index, epoch, copy, **options)
 
     Source.draw = function
     train_here(out, *SHARED, "name=unreadable")

@@ -1,1 +1,5 @@
 """Whether the implementations of all ops hold their law on this machine: `python -m ops.check --help`."""
+
+from .command import main, parse
+
+__all__ = ["main", "parse"]

@@ -131,10 +131,14 @@ EXTREME = [
     neighborhood_case("narrow", 5, 9, (3, 3), 1, D=17, heads=1, B=1),
 ]
 
-# cases about blocks of the torch path: interpreted they take long, and for kernels they are nothing new
-BLOCKS = {"routed_attention-blocks", "significance-large", "neighborhood_attention-tiles"}
+# interpreted they take long, and for kernels they are nothing new: blocks of the torch path, and many alike windows
+LARGE = {
+    *("routed_attention-blocks", "significance-large", "neighborhood_attention-tiles", "window_attention-large"),
+    *("window_attention-large_no_bias", "window_attention-large_grid", "window_attention-block_odd"),
+    "window_attention-grid_odd",
+}
 
 
 def with_kernels(case: Case) -> bool:
     """Whether a case is one for kernels."""
-    return case.op != "pooled_attention" and str(case) not in BLOCKS
+    return case.op != "pooled_attention" and str(case) not in LARGE

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import ops
-from ops.check import machine
-from ops.check.__main__ import main
+from ops.check import machine, main
 from ops.check.law import share
 
 channel = sys.modules["ops.channel_attention"]
