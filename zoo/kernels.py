@@ -111,14 +111,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(costs)} binaries: all fit, no forward pass spills on sm_90")
 
 
-SPILLS = """Why backward passes spill on sm_90:
+SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
 
 - window_attention.backward_keys_kernel in half precision: where a window is one tile, the gradients of its logits are
   summed over windows in registers, beside the products of the pass. In memory the sum would take atomics.
 - In float32: products are computed from registers; the compiler stops at 128 of them a thread, so that two programs
   share a multiprocessor, and keeps a few addresses and masks in memory.
-- gfx942 has no such limit in its units of 64 lanes; what it spills is what its compiler moves out of the way of large
-  products.
+- On gfx942 these passes spill more, and others too: nothing was arranged for its compiler yet.
 """
 
 

@@ -8,14 +8,20 @@ Each case is compared with its reference in float64, the result and every gradie
 is not as it should be.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what it imports must not come before --interpret is read
+    from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -53,9 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     began, findings = time.perf_counter(), []
     for finding in (*laws(args), *machine(args)):
         findings.append(finding)
-        print(
-            f"{'ok    ' if finding.ok else 'FAILED'}  {finding.check:<28} {finding.op:<24} {finding.found}", flush=True
-        )
+        mark = "ok    " if finding.ok else "FAILED"
+        print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)
     failed = [finding for finding in findings if not finding.ok]
     facts = circumstances(args.device, "ops.check") | {"seconds": str(round(time.perf_counter() - began))}
     print("\n" + "\n".join(f"{key}: {value}" for key, value in facts.items()))
@@ -65,43 +70,47 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def laws(args: argparse.Namespace):
-    """One finding for each op, implementation and dtype: the largest share of the allowed error over its cases."""
+def laws(args: argparse.Namespace) -> Iterator[Finding]:
+    """One finding for each implementation, op and dtype."""
+    for impl in ["torch"] + ["triton"] * (args.device == "cuda" or args.interpret):
+        # the interpreter multiplies bfloat16 wrongly
+        dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
+        for op, cases in grouped(args, impl).items():
+            for dtype in dtypes:
+                yield law(op, cases, impl, dtype, args.device)
+
+
+def law(op: str, cases: list[Case], impl: str, dtype: str, device: str) -> Finding:
+    """The largest share of the allowed error over the cases of an op, or those that break the law."""
     import torch
 
     from .law import broken, shares
 
-    kernels = args.device == "cuda" or args.interpret
-    for impl in ["torch"] + ["triton"] * kernels:
-        for op, cases in grouped(args, impl).items():
-            for name in args.dtypes:
-                if args.interpret and impl == "triton" and name == "bfloat16":
-                    continue  # the interpreter multiplies it wrongly
-                worst, bad = 0.0, []
-                for case in cases:
-                    try:
-                        found = shares(case, impl, getattr(torch, name), args.device)
-                    except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
-                        bad.append(f"{case}: {first_line(error)}")
-                        continue
-                    bad += [f"{case}: {broken(found)}"] * bool(broken(found))
-                    worst = max(worst, *(value for value in found.values()))
-                text = "; ".join(bad) or f"{len(cases)} cases, at most {worst:.2f} of the allowed error"
-                yield Finding(f"{impl} {name}", op, not bad, text)
+    worst, bad = 0.0, []
+    for case in cases:
+        try:
+            found = shares(case, impl, getattr(torch, dtype), device)
+        except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
+            bad.append(f"{case}: {first_line(error)}")
+            continue
+        bad += [f"{case}: {broken(found)}"] * bool(broken(found))
+        worst = max(worst, *found.values())
+    text = "; ".join(bad) or f"{len(cases)} cases, at most {worst:.2f} of the allowed error"
+    return Finding(f"{impl} {dtype}", op, not bad, text)
 
 
-def grouped(args: argparse.Namespace, impl: str) -> dict[str, list]:
+def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
     """The cases that are asked for, by op."""
     from .tables import CASES, EXTREME, RELEASED, with_kernels
 
-    found: dict[str, list] = {}
+    found: dict[str, list[Case]] = {}
     for case in (*CASES, *RELEASED, *EXTREME):
         if args.cases in str(case) and (impl != "triton" or with_kernels(case)):
             found.setdefault(case.op, []).append(case)
     return found
 
 
-def machine(args: argparse.Namespace):
+def machine(args: argparse.Namespace) -> Iterator[Finding]:
     """What is checked beyond the law."""
     from . import machine as checks
 
