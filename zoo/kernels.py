@@ -113,10 +113,11 @@ def main(argv: list[str] | None = None) -> None:
 
 SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
 
-- window_attention.backward_keys_kernel in half precision: where a window is one tile, the gradients of its logits are
-  summed over windows in registers, beside the products of the pass. In memory the sum would take atomics.
-- In float32: products are computed from registers; the compiler stops at 128 of them a thread, so that two programs
-  share a multiprocessor, and keeps a few addresses and masks in memory.
+- window_attention.backward_keys_kernel in half precision, up to 144 bytes: where a window is one tile, the gradients
+  of its logits are summed over windows in registers, beside the products of the pass. In memory that takes atomics.
+- window_attention.backward_queries_kernel in float16, 8 bytes: one address, where a window is several tiles.
+- In float32, up to 48 bytes: products are computed from registers, of which the compiler gives a thread 128 or little
+  more, so that two programs share a multiprocessor; a few addresses and masks lie in memory for it.
 - On gfx942 these passes spill more, and others too: nothing was arranged for its compiler yet.
 """
 
