@@ -2,7 +2,7 @@
 
     python -m ops.check --device cuda                  # kernels in three precisions, memory, graphs: minutes
     python -m ops.check --device cpu                   # the fast path of CPUs
-    python -m ops.check --device cpu --interpret       # the kernels too, by Triton's interpreter: half an hour
+    python -m ops.check --device cpu --interpret       # the kernels too, by Triton's interpreter: slowly
 
 Each case is compared with its reference in float64, the result and every gradient. The exit code is 1 where something
 is not as it should be.
