@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# bytes of a block: what the cache of a core holds; on other devices fewer and larger blocks are better
-CACHED, SPACIOUS = 2**21, 2**28
+# bytes of a block: what caches hold; on other devices fewer and larger blocks are better
+CACHED, SPACIOUS = 2**23, 2**28
+FEW = 64  # up to so many keys two products are faster on CPUs than fused attention
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
@@ -40,8 +41,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> Tensor:
     """Of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; of its shape."""
-    keys, values = pick(k, places), pick(v, places)
-    return tiles(F.scaled_dot_product_attention(matrices(q), keys, values, scale=scale), q)
+    queries, keys, values = matrices(q), pick(k, places), pick(v, places)
+    if q.is_cpu and keys.shape[2] <= FEW:
+        return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
+    return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
 
 
 class Gathered(torch.autograd.Function):

@@ -92,8 +92,19 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int) -> bo
     if not k.is_cpu:
         return True
     if not learning(q, k, v, mask):
-        return keys > 16
+        return keys > few(k)
     return keys > 64 and (mask is None or not mask.requires_grad)
+
+
+def few(x: Tensor) -> int:
+    """Up to how many keys products are faster without gradients: several threads speed them up more than what is fused.
+
+    Measured on two threads and on one.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if eager(x) and torch.get_num_threads() > 1:
+            return 64
+    return 16
 
 
 def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
