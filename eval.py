@@ -1,7 +1,8 @@
-"""Measure a model on a validation set, or ask it what is in an image.
+"""Measure weights on a validation set, beside what was published, or ask a model what is in an image.
 
 python eval.py run=runs/<name>                               # the number that training printed
-python eval.py model=maxvit_t checkpoint=file.pth data=imagenet data.root=parquet
+python eval.py checkpoint=gcvit_1k_tiny.pth.tar data=imagenet data.root=imagenet    # the model is found from the file
+python eval.py checkpoint=[a.pth,b.pth] data=imagenet data.root=imagenet            # one table; or a folder of files
 python eval.py run=runs/<name> predict=cat.jpg
 torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image once
 """
@@ -13,55 +14,121 @@ from recipes import shell
 shell.answer("eval")  # completion of the command line must not wait for the imports below
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from recipes import config, distributed, hardware
+from recipes import config, distributed, hardware, measured, subjects
 from recipes.checkpoint import Checkpoint
 from recipes.data.build import decoding, preprocessing
 from recipes.data.images import open_rgb
 from recipes.data.transforms import eval_transform
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
+from recipes.measured import Answers, Measurement
+from recipes.provenance import versions
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
+from zoo import CheckpointError
 
 
 @config.main("eval", errors=(RunError,))
 def main(cfg: DictConfig) -> None:
     distributed.join(cfg)
-    run = Path(cfg.run) if cfg.run is not None else None
-    out, predict = cfg.out, cfg.predict
-    checkpoint = find_checkpoint(run) if run else None
-    cfg = config_to_evaluate(run, config.overrides()) if run else cfg
-    machine, task = hardware.setup(cfg), create_task(cfg)
-    data = described(run) if run and predict else task.build_data()
-    model = machine.place(load(task, data, checkpoint))
-    if predict is not None:
-        print_prediction(cfg, task, model, data, machine, predict)
+    if cfg.run is not None:
+        of_run(cfg, Path(cfg.run))
+    elif cfg.predict is not None:
+        source, *others = subjects.sources(cfg)
+        if others:
+            raise config.ConfigError(
+                f"predict={cfg.predict} asks one model: give one checkpoint=, not {len(others) + 1}"
+            )
+        answer(subjects.find(cfg, source).cfg, cfg.predict)
+    else:
+        of_weights(cfg, subjects.sources(cfg))
+
+
+def of_run(cfg: DictConfig, run: Path) -> None:
+    """Measure the model that a run kept, or ask it what is in an image."""
+    checkpoint, own = find_checkpoint(run), config_to_evaluate(run, config.overrides())
+    with open_dict(own):
+        own.pop("augment", None)  # what was learned from is not needed any more
+    if cfg.predict is not None:
+        answer(own, cfg.predict, checkpoint, described(run))
         return
-    values, metrics = evaluate(cfg, task, model, data, machine, watch)
-    print_values(values, f"{cfg.model.name} on the {len(data.val)} validation images of {cfg.data.name}")
-    source = str(checkpoint.path) if checkpoint else cfg.model.checkpoint
-    record = {"model": cfg.model.name, "weights": source, "data": cfg.data.name, "images": len(data.val), **values}
-    distributed.first(lambda: write(task, data, metrics, record, Path(out) if out else run or Path()))
+    about = {"name": run.name, "model": own.model.name, "weights": str(checkpoint.path)}
+    found = measure(own, about, checkpoint, answers=cfg.predictions)
+    distributed.first(lambda: found.write(Path(cfg.out or run), "eval"))
+    found.show()
 
 
-def write(task: Task, data: Any, metrics: Any, record: dict[str, Any], folder: Path) -> None:
-    """The metrics as JSON and as a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "eval.json").write_text(json.dumps(record, indent=1) + "\n")
-    task.picture(folder / "eval.png", data, metrics)
-    say(f"written: {folder / 'eval.json'}, {folder / 'eval.png'}")
+def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
+    """Measure one set of weights, or several; of several, those that cannot be measured do not stop the others."""
+    found, failed = [], []
+    for source in sources:
+        try:
+            found.append(of_one(cfg, source, "eval" if len(sources) == 1 else None))
+        except (CheckpointError, config.ConfigError) as error:
+            if len(sources) == 1:
+                raise
+            failed.append(str(source))
+            say(f"{source} is not measured: {error}", "red")
+    if len(sources) > 1 and found:
+        conclude(cfg, found)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(sources)} could not be measured, see above: {', '.join(failed)}")
+
+
+def of_one(cfg: DictConfig, source: str | None, stem: str | None) -> Measurement:
+    """Measure what one of the `sources` names and write what was found, by default under its own name."""
+    subject = subjects.find(cfg, source)
+    weights = source or ("released" if subject.cfg.model.pretrained else "random")
+    about = {"name": subject.name, "model": subject.cfg.model.name, "weights": weights}
+    found = measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
+    name = stem or subject.name.replace("/", "-").replace(":", "-")
+    distributed.first(lambda: found.write(Path(cfg.out or "."), name))
+    found.show()
+    return found
+
+
+def measure(
+    cfg: DictConfig,
+    about: dict[str, Any],
+    checkpoint: Checkpoint | None = None,
+    *,
+    published: float | None = None,
+    answers: bool = False,
+) -> Measurement:
+    """Evaluate the model of a configuration, with the weights of a run's checkpoint where there is one."""
+    machine, task = hardware.setup(cfg), create_task(cfg)
+    data = task.build_data()
+    model = machine.place(load(task, data, checkpoint))
+    noted = Answers()
+    called = torch.compile(model) if machine.compile else model
+    given = (cfg, task, called, data, machine, watch)
+    values, metrics = evaluate(*given, noted.note) if answers else evaluate(*given)
+    prep = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preprocessing(cfg)).items()}
+    where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
+    how = {"device": str(machine.device), "amp": cfg.hardware.amp, "date": time.strftime("%Y-%m-%d"), **versions()}
+    record = measured.record({**about, **where}, values, int(values.get("scored", len(data.val))), published) | how
+    return Measurement(record, list(values), task, data, metrics, noted.table(data) if answers else [])
+
+
+def conclude(cfg: DictConfig, found: list[Measurement]) -> None:
+    """One table of all, the best first."""
+    score = found[0].task.score
+    records = sorted((one.record for one in found), key=lambda record: -record[score])
+    measured.show(records, found[0].keys, f"{records[0]['images']} images of {cfg.data.name}")
+    distributed.first(lambda: measured.write_json(Path(cfg.out or ".") / "eval.json", records))
 
 
 def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
@@ -83,8 +150,11 @@ def described(run: Path) -> SimpleNamespace:
     return SimpleNamespace(**json.loads((run / "data.json").read_text()))
 
 
-def print_prediction(cfg: DictConfig, task: Task, model: nn.Module, data: Any, machine: hardware.Hardware, path: str):
-    """The five likeliest classes of an image."""
+def answer(cfg: DictConfig, path: str, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
+    """Print the five likeliest classes of an image; `data` is looked for where it is not given."""
+    machine, task = hardware.setup(cfg), create_task(cfg)
+    data = data or task.build_data()
+    model = machine.place(load(task, data, checkpoint))
     pixels = eval_transform(**vars(preprocessing(cfg)))(open_rgb(path, path, decoding(cfg)))  # (3, H, W)
     images, _ = machine.send(pixels[None], torch.zeros(1))
     with torch.no_grad(), machine.autocast():
@@ -92,13 +162,6 @@ def print_prediction(cfg: DictConfig, task: Task, model: nn.Module, data: Any, m
     table = Table("class", "probability", title=path)
     for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
         table.add_row(data.class_names[index], f"{100 * share:.2f} %")
-    CONSOLE.print(table)
-
-
-def print_values(values: dict[str, float], title: str) -> None:
-    table = Table("metric", "value", title=title)
-    for key, value in values.items():
-        table.add_row(key, f"{value:.2f} %" if key.startswith("top") else f"{value:.4g}")
     CONSOLE.print(table)
 
 

@@ -23,6 +23,7 @@ def evaluate(
     built: data.Data,
     hardware: Hardware,
     watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda batches, _: iter(batches),
+    note: Callable[[Any, Any], None] = lambda predictions, targets: None,
 ) -> tuple[dict[str, float], Metrics]:
     """Metrics of the validation set, every image counted once, with `images_per_s`; leaves the model in eval mode.
 
@@ -30,6 +31,7 @@ def evaluate(
 
     Where data.on_bad_image=replace let others stand for images that cannot be decoded, `bad_images` says for how many.
     watch  called with the batches and their number, to show progress
+    note   called with the predictions and targets of every batch, as the metrics are
     """
     model.eval()
     metrics, size, begun = task.metrics(built), cfg.data.eval_batch_size, time.perf_counter()
@@ -51,6 +53,7 @@ def evaluate(
             predictions = task.predict(model, images)
         if batch is not None:
             metrics.update(predictions, targets)
+            note(predictions, targets)
     values = metrics.compute()  # also waits for the device
     if bad := distributed.total(built.val.take_bad()):
         values["bad_images"] = bad

@@ -32,13 +32,14 @@ def answer(name: str) -> None:
 
 
 def fill_model_group(variants: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fill the configuration group `model`: one option for each variant with its arguments, and `timm`."""
+    """Fill the configuration group `model`: one option for each variant with its arguments, `timm` and `auto`."""
     store = ConfigStore.instance()
     for name, arguments in variants.items():
         # the size comes from the data unless model.img_size is given
         own = {key: value for key, value in arguments.items() if key != "img_size"}
         store.store(group="model", name=name, node={"name": name, **own}, provider="zoo")
     store.store(group="model", name="timm", node={"name": MISSING}, provider="zoo")
+    store.store(group="model", name="auto", node={"name": None}, provider="zoo")
 
 
 def render() -> str:

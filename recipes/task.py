@@ -56,6 +56,14 @@ class Task(ABC):
     def picture(self, path: Path, data: Data, metrics: Metrics) -> None:
         """Draw what an evaluation found as a PNG."""
 
+    def classes(self, data: Data, metrics: Metrics) -> list[dict[str, Any]]:
+        """What an evaluation found class by class, a row each, where that means something."""
+        return []
+
+    def remarks(self, data: Data, metrics: Metrics) -> list[str]:
+        """What makes the numbers of an evaluation doubtful, in words."""
+        return []
+
 
 def create(cfg: DictConfig) -> Task:
     """The task that `task.name` names."""

@@ -2,7 +2,7 @@
 
 from . import biformer, davit, dinat, dinats, gcvit, litv2, maxvit, sgformer, stvit
 from .backbone import Backbone
-from .checkpoint import LoadReport, identify, load_checkpoint
+from .checkpoint import LoadReport, identify, load_checkpoint, recognise
 from .errors import CheckpointError
 from .reader import Checkpoint, read
 from .registry import variants
@@ -25,6 +25,7 @@ __all__ = [
     "load_checkpoint",
     "maxvit",
     "read",
+    "recognise",
     "sgformer",
     "stvit",
     "variants",

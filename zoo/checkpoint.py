@@ -98,11 +98,17 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     return state
 
 
+def recognise(path: str | Path) -> list[tuple[str, str]]:
+    """(model, layout) of every variant that a file fits, as `identify` says of its state dict."""
+    return identify(next(iter(read(path).entries.values())))
+
+
 def identify(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """(model, layout) of every variant that a bare state dict fits, but for the classifier.
 
     Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
     """
+    state = _without_prefix(state)
     shapes = {
         (name, layout.name): _shapes(layout.to_ours(state))
         for name in variants()

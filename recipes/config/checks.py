@@ -17,6 +17,7 @@ from recipes.config.quoting import quote
 CHOICES = {
     "model.weights": ("auto", "raw", "ema"),
     "weights": ("auto", "raw", "ema"),
+    "data.subset": (None, "a", "r"),
     "data.crop_mode": (None, "center", "squash", "border"),
     "data.on_bad_image": ("raise", "replace"),
     "data.jpeg": ("scaled", "full"),
@@ -29,7 +30,7 @@ CHOICES = {
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
-    "name", "out", "resume", "run", "checkpoint", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
+    "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
     "data.cache_dir", "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
 INTEGERS = {"train.steps", "model.num_classes", "data.num_classes", "data.workers", "hardware.threads"}
@@ -40,7 +41,12 @@ NUMBERS = {
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {"data.mean", "data.std", "augment.scale", "augment.ratio", "optim.betas"}
-SIZES = {"data.img_size", "model.img_size"}
+SIZES = {"data.img_size", "model.img_size", "img_size"}
+TEXTS = {"checkpoint"}
+NOTHING = {
+    "train": "model=auto finds a model from the weights that eval.py measures: name one to train, model=maxvit_t",
+    "eval": "nothing to measure: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
+}
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
     "text": "a text, with quotes where it looks like something else: {quoted}",
@@ -49,6 +55,7 @@ SAID = {
     "switch": "true or false",
     "list": "a list, {key}=[a,b]",
     "size": "a whole number or [height,width]",
+    "texts": "a text or a list of texts, {key}=[a,b]",
 }
 
 
@@ -59,6 +66,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     """
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
+    if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
+        raise ConfigError(NOTHING[name])
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase)
     OmegaConf.resolve(cfg)
@@ -67,7 +76,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     for key, value in flat(cfg).items():
         _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
     model = cfg.model.name
-    if not model.startswith(REMOTE) and not timm.is_model(model):
+    if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
         raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
 
 
@@ -82,7 +91,10 @@ def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
 
 def _kind(key: str, default: object) -> str | None:
     """What a key holds: by the tables above, else by its default."""
-    tables = {"text": TEXT, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS, "size": SIZES}
+    tables = {
+        "text": TEXT, "texts": TEXTS, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS,
+        "size": SIZES,
+    }  # fmt: skip
     kinds = {bool: "switch", int: "integer", float: "number", list: "list"}
     return next((kind for kind, table in tables.items() if key in table), kinds.get(type(default)))
 
@@ -90,6 +102,8 @@ def _kind(key: str, default: object) -> str | None:
 def _fits(value: object, kind: str) -> bool:
     if kind == "size":
         return _fits(value, "integer") or (isinstance(value, list) and len(value) == 2)
+    if kind == "texts":
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
     if kind in ("integer", "number"):
         return isinstance(value, int if kind == "integer" else int | float) and not isinstance(value, bool)
     return isinstance(value, {"text": str, "switch": bool, "list": list}[kind])

@@ -8,7 +8,7 @@ from recipes.config.groups import register
 
 USAGE = {
     "train": "Train an image model.",
-    "eval": "Measure a model on a data set, or classify one image.",
+    "eval": "Measure weights on a data set, beside what was published, or classify one image.",
 }
 CLOSING = """
 Any key can be given as key=value (optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says.
@@ -25,10 +25,12 @@ def text(name: str) -> str:
     """The help of `name`.py."""
     register()
     lines = [USAGE[name], "", f"    python {name}.py [group=option ...] [key=value ...]", "", "model="]
-    models = [option for option in checks.options("model") if option != "timm"]
+    models = [option for option in checks.options("model") if option not in ("timm", "auto")]
     for family, names in groupby(models, key=lambda model: model.split("_")[0]):
         lines.append(f"  {family:14} {' '.join(names)}")
     lines.append(f"  {'timm':14} any model of timm: model=timm model.name=resnet50")
+    if name == "eval":
+        lines.append(f"  {'auto':14} found from the file that checkpoint= names (the default)")
     for group in _used(name):
         lines += ["", f"{group}="]
         lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]

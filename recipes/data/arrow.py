@@ -1,6 +1,8 @@
 """Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
 
 import io
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,19 @@ class Arrow(Encoded):
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
 
+    @cached_property
+    def paths(self) -> list[str | None]:
+        """What the files of the images were called; nothing else is read for it."""
+        import pyarrow.compute as pc
 
-def load(cfg) -> tuple[Arrow, Arrow, list[str]]:
-    """Training rows, validation rows and class names of what the `data` group describes.
+        return pc.struct_field(self.table.data.column(self.image_key), "path").to_pylist()
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index] or ""
+
+
+def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
+    """Rows of each split ("train", "val"), and class names, of what the `data` group describes.
 
     cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, no network.
     Raises DataError if there is neither network nor copy, and for a split or column that is not there.
@@ -41,12 +53,11 @@ def load(cfg) -> tuple[Arrow, Arrow, list[str]]:
         import datasets
     except ImportError as error:
         raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
-    splits = {}
-    for split in (cfg.train_split, cfg.val_split):
+    found = []
+    for split in (cfg[f"{split}_split"] for split in splits):
         table = _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
-        splits[split] = _rows(datasets, table, cfg, split)
-    (train, names), (val, _) = splits[cfg.train_split], splits[cfg.val_split]
-    return train, val, names
+        found.append(_rows(datasets, table, cfg, split))
+    return [rows for rows, _ in found], found[0][1]
 
 
 def _from_hub(datasets, cfg, split: str):

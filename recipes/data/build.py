@@ -1,15 +1,16 @@
 """From the `data` and `augment` groups of a configuration to training and validation sources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 from omegaconf import DictConfig
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from recipes.data import arrow, digits, folder, parquet, tar
+from recipes.data import arrow, digits, folder, imagenet, parquet, tar
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
@@ -18,19 +19,30 @@ from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
 
 Size = tuple[int, int]
+SPLITS = ("train", "val")
+WORDS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what the transforms produce."""
+    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what the transforms produce.
 
-    train: Source
+    train        None in an evaluation
+    num_classes  the model's; `class_names` are those of the labels, fewer where there is a subset
+    subset       the model's classes that the labels number; None for all
+    truths       (N, most) all labels of each validation image, padded with -1, where one does not say it all (ReaL); a
+                 validation label is then the number of the image
+    """
+
+    train: Source | None
     val: Source
     num_classes: int
     class_names: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     img_size: int | Size
+    subset: tuple[int, ...] | None = None
+    truths: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -46,42 +58,61 @@ class Preprocessing:
 
 
 def build(cfg: DictConfig) -> Data:
-    """The data of a composed configuration: reads cfg.data, cfg.augment (where there is one), cfg.model, cfg.seed.
+    """The data of a composed configuration: reads cfg.data, cfg.augment, cfg.model, cfg.seed.
 
+    Without an `augment` group, as in an evaluation, the training set is neither needed nor looked for.
     Raises DataError if the data cannot be used as asked.
     """
     prep = preprocessing(cfg)
-    train, val, names = _records(cfg.data, prep.size)
-    for records, split in ((train, "training"), (val, "validation")):
-        check_labels(records.labels, len(names), f"the {split} set of {cfg.data.name}")
+    splits = SPLITS if "augment" in cfg else SPLITS[1:]
+    found, names = _records(cfg.data, prep.size, splits)
+    for records, split in zip(found, splits, strict=True):
+        check_labels(records.labels, len(names), f"the {WORDS[split]} set of {cfg.data.name}")
         if isinstance(records, Encoded):
             records.decoding = decoding(cfg)
-    evaluate = eval_transform(**vars(prep))
-    learn = evaluate
-    if "augment" in cfg:
-        learn = train_transform(
-            cfg.augment, size=prep.size, mean=prep.mean, std=prep.std, interpolation=prep.interpolation
-        )
-    common = {"seed": cfg.seed, "replace": cfg.data.on_bad_image == "replace"}
-    late = cfg.data.jpeg == "scaled" and cfg.data.cache is None  # a kept image is a whole one
+    truths, subset = _meaning(cfg.data, found[-1], splits)
+    sources = {split: _source(cfg, records, split, prep) for records, split in zip(found, splits, strict=True)}
     return Data(
-        train=Source(
-            train,
-            learn,
-            name=f"the training set of {cfg.data.name}",
-            late=late,
-            cache=_cache(cfg.data, train, "train"),
-            **common,
-        ),
-        val=Source(
-            val, evaluate, name=f"the validation set of {cfg.data.name}", cache=_cache(cfg.data, val, "val"), **common
-        ),
-        num_classes=len(names),
+        train=sources.get("train"),
+        val=sources["val"],
+        num_classes=len(names) if subset is None else len(imagenet.synsets()),
         class_names=names,
         mean=prep.mean,
         std=prep.std,
         img_size=prep.size[0] if prep.size[0] == prep.size[1] else prep.size,
+        subset=subset,
+        truths=truths,
     )
+
+
+def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) -> Source:
+    learns = split == "train"
+    if learns:
+        given = {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": prep.interpolation}
+        transform = train_transform(cfg.augment, **given)
+    else:
+        transform = eval_transform(**vars(prep))
+    return Source(
+        records,
+        transform,
+        name=f"the {WORDS[split]} set of {cfg.data.name}",
+        seed=cfg.seed,
+        replace=cfg.data.on_bad_image == "replace",
+        late=learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None,  # a kept image is a whole one
+        cache=_cache(cfg.data, records, split),
+    )
+
+
+def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
+    """What labels of ImageNet's kin mean: `truths` and `subset` of Data."""
+    if data.source != "imagenet" or not (data.real or data.subset):
+        return None, None
+    if "train" in splits:
+        raise DataError(f"data={data.name} is for measuring: train on data=imagenet and give it to eval.py")
+    truths = imagenet.truths(val) if data.real else None
+    if truths is not None:
+        val.labels = np.arange(len(truths))
+    return truths, imagenet.subset(data)
 
 
 def preprocessing(cfg: DictConfig) -> Preprocessing:
@@ -110,14 +141,15 @@ def _released(name: str) -> dict[str, Any]:
     return cfg.to_dict() if cfg is not None else {}
 
 
-def _records(data: DictConfig, size: Size) -> tuple[Records, Records, list[str]]:
+def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[Records], list[str]]:
+    """The records of each split, and the names of the classes."""
     if data.source == "digits":
-        return *digits.load(size, data.val_fraction, data.split_seed), digits.CLASSES
+        return digits.load(size, data.val_fraction, data.split_seed)[-len(splits) :], digits.CLASSES
     if data.source == "folder":
-        return folder.load(data.root)
-    readers = {"arrow": arrow, "tar": tar, "parquet": parquet}
+        return folder.load(data.root, splits)
+    readers = {"arrow": arrow, "tar": tar, "parquet": parquet, "imagenet": imagenet}
     if data.source in readers:
-        return readers[data.source].load(data)
+        return readers[data.source].load(data, splits)
     raise DataError(f"data.source={data.source} is unknown: expected digits, folder, {', '.join(readers)}")
 
 

@@ -1,6 +1,7 @@
 """Records that are image files, or hold the bytes of image files."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,10 @@ class Encoded(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """What an error message calls the record."""
+
+    def name_of(self, index: int) -> str:
+        """The name of the image's file, as it was published."""
+        return Path(self.where(index)).name
 
     @abstractmethod
     def stamp(self, index: int) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class Listing:
     scanned: int
 
 
-def load(root: str | None) -> tuple[Folder, Folder, list[str]]:
-    """Training images, validation images and the sorted class names of the folder `root`.
+def load(root: str | None, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
+    """Images of each split ("train", "val"), and the sorted class names, of the folder `root`.
 
     Raises DataError for a missing folder, an empty class, or classes that differ between train/ and val/.
     """
@@ -63,12 +64,13 @@ def load(root: str | None) -> tuple[Folder, Folder, list[str]]:
     base = Path(root).expanduser()
     if not base.is_dir():
         raise DataError(f"data.root={root} is no folder: expected one with train/ and val/")
-    train, val = (_listing(base, split) for split in ("train", "val"))
-    _same_classes(base, train, val)
-    return Folder(base / "train", train), Folder(base / "val", val), list(train.classes)
+    listings = {split: _of_split(base, split) for split in splits}
+    if len(listings) == 2:
+        _same_classes(base, **listings)
+    return [Folder(base / split, listing) for split, listing in listings.items()], list(listings["val"].classes)
 
 
-def _listing(base: Path, split: str) -> Listing:
+def _of_split(base: Path, split: str) -> Listing:
     folder = base / split
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
@@ -76,6 +78,11 @@ def _listing(base: Path, split: str) -> Listing:
             f"{base} has no folder {split}/: expected train/ and val/, each with a folder a class; "
             f"found {found or 'nothing'}"
         )
+    return list_classes(folder)
+
+
+def list_classes(folder: Path) -> Listing:
+    """The class folders in `folder` and their images. Raises DataError without any, and for one without images."""
     try:
         listing = _cached(folder) or _scan(folder)
     except OSError as error:  # no permission, a folder that vanished, a network drive that went away

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,8 +65,8 @@ def opened(path: str):
     return ParquetFile(path if is_local(path) else fsspec.open(path, "rb").open(), pre_buffer=False)
 
 
-def load(cfg) -> tuple[Parquet, Parquet, list[str]]:
-    """Training rows, validation rows and class names; cfg.hub names a data set of the hub, cfg.root a folder.
+def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
+    """Rows of each split, and class names; cfg.hub names a data set of the hub, cfg.root a folder.
 
     Raises DataError for what is missing, and for columns that are not there.
     """
@@ -74,9 +74,9 @@ def load(cfg) -> tuple[Parquet, Parquet, list[str]]:
         import datasets
     except ImportError as error:
         raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
-    train, val = (_split(datasets, cfg, split) for split in (cfg.train_split, cfg.val_split))
-    names = _declared(datasets, train.paths[0], cfg.label_key)
-    return train, val, names or class_names(cfg.root, cfg.num_classes, np.concatenate([train.labels, val.labels]))
+    found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
+    names = _declared(datasets, found[0].paths[0], cfg.label_key)
+    return found, names or class_names(cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found]))
 
 
 def _split(datasets, cfg, split: str) -> Parquet:

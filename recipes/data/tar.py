@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -52,8 +53,8 @@ class Tar(Shards):
         return self.open[shard]
 
 
-def load(cfg) -> tuple[Tar, Tar, list[str]]:
-    """Training and validation samples and class names of the archives under cfg.root.
+def load(cfg, splits: Sequence[str]) -> tuple[list[Tar], list[str]]:
+    """Samples of each split, and class names, of the archives under cfg.root.
 
     Raises DataError for archives that are missing, damaged or compressed, and for samples without image or label.
     """
@@ -61,8 +62,8 @@ def load(cfg) -> tuple[Tar, Tar, list[str]]:
         raise DataError(
             f"data={cfg.name} reads archives of this machine, not data.hub={cfg.hub}: download them and give data.root="
         )
-    train, val = (_split(cfg, split) for split in (cfg.train_split, cfg.val_split))
-    return train, val, class_names(cfg.root, cfg.num_classes, np.concatenate([train.labels, val.labels]))
+    found = [_split(cfg, cfg[f"{split}_split"]) for split in splits]
+    return found, class_names(cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found]))
 
 
 def _split(cfg, split: str) -> Tar:

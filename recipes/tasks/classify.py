@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,34 +11,73 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from recipes import data, models, task
+from recipes import data, distributed, models, task
 from recipes.plots import draw_confusion
+
+BOLD = 0.3  # mean probability of the likeliest class above which a model is called confident
 
 
 class Metrics:
     """Top-1, top-5 where there are more than five classes, cross entropy and the confusion matrix.
 
     torchmetrics adds the counts of all processes up.
+
+    subset  the model's classes that the labels number, the only ones to choose among; None for all
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, subset: tuple[int, ...] | None = None):
+        self.subset = subset
         self.top = {1: MulticlassAccuracy(classes, top_k=1, average="micro")}
         if classes > 5:
             self.top[5] = MulticlassAccuracy(classes, top_k=5, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
         self.loss = MeanMetric().set_dtype(torch.float64)
+        self.confidence = MeanMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        logits, targets = predictions.float().cpu(), targets.cpu()
+        logits, targets = self.among(predictions), targets.cpu()
         for metric in (*self.top.values(), self.confusion):
             metric.update(logits, targets)
         self.loss.update(F.cross_entropy(logits.double(), targets, reduction="none"))
+        self.confidence.update(logits.softmax(-1).amax(-1))
+
+    def among(self, predictions: Tensor) -> Tensor:
+        """Logits of the classes that there are to choose among, (B, classes) float32 on the CPU."""
+        logits = predictions.float().cpu()
+        return logits if self.subset is None else logits[:, list(self.subset)]
 
     def compute(self) -> dict[str, float]:
         """Accuracies in percent and the mean loss, of all processes, which must all come here."""
         self.confusion.compute()  # remembers its result for the picture, which one process draws
+        self.confidence.compute()
         values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
         return {**values, "loss": self.loss.compute().item()}
+
+
+class RealMetrics(Metrics):
+    """Top-1 and top-5 where any of an image's labels is right; one without labels does not count (Beyer et al. 2020).
+
+    truths  (N, most), padded with -1; targets are its rows
+    """
+
+    def __init__(self, classes: int, truths: Tensor):
+        super().__init__(classes)
+        self.truths = truths
+        self.top = {1: MeanMetric(), 5: MeanMetric()}
+        self.scored = 0
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        truths = self.truths[targets.cpu()]  # (B, most)
+        labelled = truths[:, 0] >= 0
+        logits, truths = self.among(predictions)[labelled], truths[labelled]
+        self.scored += len(truths)
+        for k, metric in self.top.items():
+            right = (logits.topk(k).indices.unsqueeze(2) == truths.unsqueeze(1)).flatten(1).any(1)
+            metric.update(right.float())
+
+    def compute(self) -> dict[str, float]:
+        values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
+        return {**values, "scored": distributed.total(self.scored)}
 
 
 class Task(task.Task):
@@ -62,7 +102,60 @@ class Task(task.Task):
         return model(images)  # (B, classes)
 
     def metrics(self, data: data.Data) -> Metrics:
-        return Metrics(data.num_classes)
+        if data.truths is not None:
+            return RealMetrics(data.num_classes, torch.from_numpy(data.truths))
+        return Metrics(len(data.class_names), data.subset)
 
     def picture(self, path: Path, data: data.Data, metrics: Metrics) -> None:
-        draw_confusion(path, metrics.confusion.compute(), data.class_names)
+        if not isinstance(metrics, RealMetrics):  # with several labels an image is in no one row
+            draw_confusion(path, metrics.confusion.compute(), data.class_names)
+
+    def classes(self, data: data.Data, metrics: Metrics) -> list[dict[str, Any]]:
+        if isinstance(metrics, RealMetrics):
+            return []
+        counts = metrics.confusion.compute()
+        return [_class(index, name, counts, data) for index, name in enumerate(data.class_names)]
+
+    def remarks(self, data: data.Data, metrics: Metrics) -> list[str]:
+        if isinstance(metrics, RealMetrics):
+            return []
+        counts, confidence = metrics.confusion.compute().double(), metrics.confidence.compute().item()
+        images, classes = counts.sum().item(), len(counts)
+        right = counts.diagonal().sum().item() / images
+        absent = int((counts.sum(1) == 0).sum())
+        remarks = [f"{absent} of the {classes} classes have no image"] if absent else []
+        if images < 50 or confidence < max(BOLD, 3 / classes) or right > 2 / classes:
+            return remarks
+        return [
+            *remarks,
+            f"the model is confident (its likeliest class has {100 * confidence:.0f} % on average) and right by chance "
+            f"alone ({100 * right:.2f} %): its classes and the labels are probably in different orders"
+            + _renamed(counts, right),
+        ]
+
+
+def _class(index: int, name: str, counts: Tensor, data: data.Data) -> dict[str, Any]:
+    """A row of the table of classes: how many images, how many right, and what the others are mostly taken for."""
+    row = counts[index].clone()
+    images, right = int(row.sum()), int(row[index])
+    row[index] = 0
+    taken, most = int(row.argmax()), int(row.max())
+    return {
+        "class": index if data.subset is None else data.subset[index],
+        "name": name,
+        "images": images,
+        "top1": round(100 * right / images, 2) if images else "",
+        "mistaken_for": data.class_names[taken] if most else "",
+        "times": most,
+    }
+
+
+def _renamed(counts: Tensor, right: float) -> str:
+    """How many would be right if each class were renamed to its best, where there are images enough to tell."""
+    from scipy.optimize import linear_sum_assignment
+
+    images, classes = counts.sum().item(), len(counts)
+    if images < 5 * classes:
+        return ""
+    best = counts[linear_sum_assignment(counts.numpy(), maximize=True)].sum().item() / images
+    return f"; with the classes renamed one to one {100 * best:.1f} % would be right" if best > 5 * right else ""

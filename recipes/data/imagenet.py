@@ -1,0 +1,176 @@
+"""ImageNet-1k and the sets that are measured with its classes: ImageNet-V2, -A, -R and the labels of ReaL.
+
+A class is known by its synset (n01440764) or its number (0 ... 999); the order of the folders' names says nothing.
+
+ImageNet-V2: Recht et al. 2019, https://arxiv.org/abs/1902.10811. ImageNet-A: Hendrycks et al. 2019,
+https://arxiv.org/abs/1907.07174. ImageNet-R: Hendrycks et al. 2020, https://arxiv.org/abs/2006.16241. ReaL: Beyer et
+al. 2020, https://arxiv.org/abs/2006.07159. Their classes and labels are those that timm carries.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from timm.data import ImageNetInfo
+
+from recipes.data import arrow
+from recipes.data.encoded import Encoded
+from recipes.data.errors import DataError
+from recipes.data.folder import Folder, list_classes
+
+SUBSETS = ("a", "r")
+PLACES = {"train": ("train",), "val": ("val", "validation", "valid")}
+SYNSET, NUMBER = re.compile(r"n\d{8}"), re.compile(r"\d{1,4}")
+VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")  # the name that a validation image was published under
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """The synset of each of the thousand classes."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """What each of the thousand classes is called, its first word."""
+    return tuple(text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions())
+
+
+def subset(cfg) -> tuple[int, ...] | None:
+    """Those of the thousand classes that `data.subset` leaves to choose among; None for all."""
+    if cfg.subset is None:
+        return None
+    return tuple(int(line) for line in _carried(f"imagenet_{cfg.subset}_indices.txt").split())
+
+
+def truths(records: Encoded) -> np.ndarray:
+    """ReaL's labels of validation images: (N, most) int64, padded with -1; an image may have none, or many.
+
+    Raises DataError for an image that does not go by its published name (ILSVRC2012_val_00000001).
+    """
+    real = json.loads(_carried("imagenet_real_labels.json"))
+    rows = [real[_number(records, index, len(real)) - 1] for index in range(len(records.labels))]
+    found = np.full((len(rows), max(map(len, rows), default=0) or 1), -1, np.int64)
+    for row, labels in zip(found, rows, strict=True):
+        row[: len(labels)] = labels
+    return found
+
+
+def _carried(name: str) -> str:
+    return (files("timm.data") / "_info" / name).read_text()
+
+
+def _number(records: Encoded, index: int, count: int) -> int:
+    name = records.name_of(index)
+    match = VALIDATION.search(name)
+    if match is None or not 0 < int(match[1]) <= count:
+        raise DataError(
+            f"{records.where(index)}: ReaL knows images by their published names, ILSVRC2012_val_00000001.JPEG to "
+            f"{count:08d}, and this one is {name!r}: give the original validation images, or data=imagenet"
+        )
+    return int(match[1])
+
+
+def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
+    """Images of each split ("train", "val") and the names of the classes: all thousand, or those of `data.subset`.
+
+    cfg.root is a folder of images by class, or of parquet files; without it the hub is asked for cfg.hub.
+    Raises DataError for what is not there, and for classes that cannot be told or are in another order.
+    """
+    if cfg.root is None and cfg.hub is None:
+        raise DataError(f"data={cfg.name} needs data.root=<the folder with its images by class>")
+    if cfg.root is not None and not Path(cfg.root).expanduser().is_dir():
+        raise DataError(f"data.root={cfg.root} is no folder: expected one with images by class, or parquet files")
+    if cfg.root is None or next(Path(cfg.root).expanduser().rglob("*.parquet"), None):
+        found, names = arrow.load(cfg, splits)
+        _check_order(names, cfg.name)
+    else:
+        found = [_folder(Path(cfg.root).expanduser(), split, cfg.name) for split in splits]
+    chosen = subset(cfg)
+    if chosen is None:
+        return found, list(class_names())
+    for records in found:
+        records.labels = _within(records.labels, chosen, cfg)
+    return found, [class_names()[index] for index in chosen]
+
+
+def _folder(root: Path, split: str, name: str) -> Folder:
+    folder = _place(root, split)
+    listing = list_classes(folder)
+    numbers = _numbers(list(listing.classes), folder)
+    records = Folder(folder, listing)
+    records.labels = numbers[records.labels]
+    return records
+
+
+def _place(root: Path, split: str) -> Path:
+    """The folder of class folders: a split's own, the root itself, or the only folder in the root (archives)."""
+    for folder in (root / place for place in PLACES[split]):
+        if folder.is_dir():
+            return folder
+    inside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if split == "val" and inside:
+        if any(map(_is_class, inside)):
+            return root
+        if len(inside) == 1 and any(_is_class(entry.name) for entry in os.scandir(root / inside[0])):
+            return root / inside[0]
+    found, places = ", ".join(inside[:8]) or "no folders", " or ".join(f"{place}/" for place in PLACES[split])
+    raise DataError(
+        f"{root} has no {places}: expected it with a folder a class, named "
+        f"by synset (n01440764) or number (0 ... 999); found {found}"
+    )
+
+
+def _is_class(name: str) -> bool:
+    return bool(SYNSET.fullmatch(name) or NUMBER.fullmatch(name))
+
+
+def _numbers(names: list[str], folder: Path) -> np.ndarray:
+    """The class of each folder."""
+    place = {synset: index for index, synset in enumerate(synsets())}
+    if all(map(NUMBER.fullmatch, names)):
+        place = {name: int(name) for name in names if int(name) < len(synsets())}
+    unknown = [name for name in names if name not in place]
+    if unknown:
+        hint = " Numbers begin at 0; in the development kit's own order they mean other classes."
+        raise DataError(
+            f"{folder} has {len(unknown)} folders that name no class of ImageNet-1k: {', '.join(unknown[:6])}. "
+            f"Expected synsets (n01440764) or numbers 0 ... 999, not both.{hint if unknown[0].isdigit() else ''}"
+        )
+    return np.array([place[name] for name in names], np.int64)
+
+
+def _within(labels: np.ndarray, chosen: tuple[int, ...], cfg) -> np.ndarray:
+    """Labels among the thousand classes, as places among the chosen ones."""
+    place = np.full(len(synsets()), -1, np.int64)
+    place[list(chosen)] = np.arange(len(chosen))
+    found = place[labels]
+    if (found < 0).any():
+        other = synsets()[int(labels[np.argmax(found < 0)])]
+        raise DataError(
+            f"data.root={cfg.root} holds {other}, which is none of the {len(chosen)} classes of data={cfg.name}: "
+            f"is it another set?"
+        )
+    return found
+
+
+def _check_order(names: list[str], name: str) -> None:
+    """Raise DataError where a file declares its classes in another order than ImageNet-1k's."""
+    expected = synsets() if SYNSET.fullmatch(names[0]) else class_names()
+    if len(names) != len(expected):
+        raise DataError(f"{name} declares {len(names)} classes, expected the {len(expected)} of ImageNet-1k")
+    if all(text == str(index) for index, text in enumerate(names)):
+        return  # only counted, not named
+    # wordings differ a little from source to source, an order differs in nearly all
+    other = [index for index, text in enumerate(names) if text.split(",")[0].lower() != expected[index].lower()]
+    if len(other) > len(expected) // 10:
+        first = other[0]
+        raise DataError(
+            f"{name} has its classes in another order than ImageNet-1k: class {first} is {names[first]!r}, expected "
+            f"{expected[first]!r}. Sort its labels by synset, or give folders that are named by synset"
+        )

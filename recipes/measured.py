@@ -1,0 +1,180 @@
+"""What an evaluation found: as tables, as files, with an interval that says how much of it is chance."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+from recipes import distributed
+from recipes.log import CONSOLE, say
+
+Record = dict[str, Any]
+NORMAL = 1.959964  # two-sided 95 % of the normal distribution
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` images, in percent as `share` is.
+
+    E. B. Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    if not count:
+        return 0.0, 100.0
+    p, square = share / 100, NORMAL**2
+    middle = (p + square / (2 * count)) / (1 + square / count)
+    width = NORMAL / (1 + square / count) * math.sqrt(p * (1 - p) / count + square / (4 * count**2))
+    return 100 * (middle - width), 100 * (middle + width)
+
+
+class Answers:
+    """The likeliest classes of every image, in the order of the data set; each process notes those that it saw."""
+
+    def __init__(self, most: int = 5):
+        self.most, self.rows, self.seen = most, [], 0
+
+    def note(self, predictions: Tensor, targets: Tensor) -> None:
+        """Logits (B, classes) and labels (B,) of the next batch of this process."""
+        shares, classes = predictions.float().softmax(-1).cpu().topk(min(self.most, predictions.shape[1]))
+        for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
+            index = distributed.rank() + self.seen * distributed.size()  # how an evaluation deals images out
+            self.rows.append((index, label, chosen, share))
+            self.seen += 1
+
+    def table(self, data: Any) -> list[Record]:
+        """A row an image; all processes must come here."""
+        rows = sorted(row for part in distributed.gathered(self.rows) for row in part)
+        return [_answer(data, *row) for row in rows]
+
+
+def _answer(data: Any, index: int, label: int, chosen: list[int], shares: list[float]) -> Record:
+    row = {"image": data.val.where(index), "label": _label(data, label)}
+    for place, (cls, share) in enumerate(zip(chosen, shares, strict=True), 1):
+        row |= {f"class{place}": cls, f"share{place}": round(share, 6)}
+    return row
+
+
+@dataclass
+class Measurement:
+    """What an evaluation found, and how to keep it.
+
+    keys     the values of `record` that a table shows
+    task     the recipes.task.Task that measured, with its data and its metrics
+    answers  rows of every image, where they were asked for
+    """
+
+    record: Record
+    keys: list[str]
+    task: Any
+    data: Any
+    metrics: Any
+    answers: list[Record]
+
+    def show(self) -> None:
+        show([self.record], self.keys, self.title)
+        for text in self.task.remarks(self.data, self.metrics):
+            say(f"note: {text}", "yellow")
+
+    @property
+    def title(self) -> str:
+        return f"{self.record['name']}: {self.record['images']} images of {self.record['data']}"
+
+    def write(self, folder: Path, stem: str) -> None:
+        """<stem>.json, .png, and as far as there are such, -classes.csv and -images.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{stem}.json", self.record)
+        self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
+        for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
+            if rows:
+                write_csv(folder / f"{stem}-{what}.csv", rows)
+        written = [path.name for path in sorted(folder.glob(f"{stem}[.-]*")) if not path.name.startswith(".")]
+        say(f"written to {folder}: {', '.join(written)}")
+
+
+def _label(data: Any, label: int) -> int | str:
+    """A label as a class of the model; all labels of the image, with blanks between, where it has several."""
+    if data.truths is not None:
+        return " ".join(str(truth) for truth in data.truths[label] if truth >= 0)
+    return label if data.subset is None else data.subset[label]
+
+
+def record(about: Record, values: dict[str, float], count: int, published: float | None = None) -> Record:
+    """What is known of one evaluation: `about` it, its values, intervals of its shares and the published figure.
+
+    count  images that the shares are of
+    """
+    shares = {key: value for key, value in values.items() if key.startswith("top")}
+    bounds = {f"{key}_interval": [round(end, 4) for end in interval(share, count)] for key, share in shares.items()}
+    told = {} if published is None else {"published": published, "difference": round(values["top1"] - published, 4)}
+    return {**about, **values, **bounds, **told}
+
+
+def show(records: Sequence[Record], keys: Sequence[str], title: str) -> None:
+    """The values `keys` of one evaluation as a column, of several as a line each."""
+    if len(records) > 1:
+        _show_several(records, keys, title)
+        return
+    (only,) = records
+    table = Table("metric", "value", title=title)
+    for key in keys:
+        table.add_row(key, _said(only, key))
+    if "published" in only:
+        table.add_row("published", f"{only['published']:.2f} %")
+        table.add_row("difference", f"{only['difference']:+.2f}")
+    CONSOLE.print(table)
+
+
+def _said(record: Record, key: str) -> str:
+    if not key.startswith("top"):
+        return f"{record[key]:.4g}"
+    low, high = record[f"{key}_interval"]
+    return f"{record[key]:.2f} %  (95 %: {low:.2f} ... {high:.2f})"
+
+
+def _show_several(records: Sequence[Record], keys: Sequence[str], title: str) -> None:
+    told = [key for key in ("published", "difference") if any(key in record for record in records)]
+    table = Table("weights", "model", "size", title=title)
+    for key in (*keys, *told):
+        table.add_column(key, justify="right")
+    for record in records:
+        cells = [_cell(record, key) for key in (*keys, *told)]
+        table.add_row(record["name"], record["model"], _size(record["img_size"]), *cells)
+    CONSOLE.print(table)
+
+
+def _cell(record: Record, key: str) -> str:
+    if key not in record:
+        return ""
+    if key.startswith("top"):
+        low, high = record[f"{key}_interval"]
+        return f"{record[key]:.2f} ± {(high - low) / 2:.2f}"
+    return format(record[key], {"published": ".2f", "difference": "+.2f"}.get(key, ".4g"))
+
+
+def _size(size: int | Sequence[int]) -> str:
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, rows: Iterable[Record]) -> None:
+    """Whole or not at all; the columns are those of the first row."""
+    rows = list(rows)
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)

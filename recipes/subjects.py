@@ -1,0 +1,134 @@
+"""What eval.py measures: weights as a file, a folder of files, the name of a release or of the hub.
+
+The model is found from the weights where none is named, and the release that they are brings its preprocessing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+import zoo
+from recipes.config import ConfigError
+from recipes.config.checks import REMOTE
+from recipes.config.errors import near
+from recipes.data.build import preprocessing
+from recipes.log import say
+from zoo.releases import RELEASES, Release
+
+SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
+LOADABLE = {f"{r.model}.{r.tag}": r for r in RELEASES if r.loadable and r.task == "classification"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One set of weights.
+
+    name     what tables call it: the file's name, or the release's
+    cfg      the evaluation's configuration with this model and, where the weights are a release, its preprocessing
+    release  None where the weights are not known to be one
+    """
+
+    name: str
+    cfg: DictConfig
+    release: Release | None
+
+    def published(self) -> float | None:
+        """The top-1 that the source published, in percent, where this is measured on the same images, cut the same."""
+        if self.release is None or self.cfg.data.name != "imagenet":
+            return None
+        asked, cfg = preprocessing(self.cfg), self.release.cfg()
+        there = asked.size, asked.interpolation, asked.crop_pct, asked.crop_mode, asked.mean, asked.std
+        mode = cfg["crop_mode"], cfg["mean"], cfg["std"]
+        same = there == (cfg["input_size"][1:], cfg["interpolation"], cfg["crop_pct"], *mode)
+        return self.release.top1 if same else None
+
+
+def sources(cfg: DictConfig) -> list[str | None]:
+    """What `checkpoint=` names, folders as the files in them; None for the model's own weights.
+
+    Raises ConfigError for a folder without weights, and for a run's.
+    """
+    given = cfg.checkpoint or cfg.model.checkpoint
+    if given is None:
+        return [None]
+    given = [given] if isinstance(given, str) else given
+    return [source for text in given for source in (_files(Path(text)) if Path(text).is_dir() else [text])]
+
+
+def _files(folder: Path) -> list[str]:
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(f"checkpoint={folder} is the folder of a run: run={folder} measures it")
+    found = sorted(str(path) for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    if not found:
+        raise ConfigError(f"checkpoint={folder} holds no file of weights ({', '.join(SUFFIXES)})")
+    return found
+
+
+def find(cfg: DictConfig, source: str | None) -> Subject:
+    """The subject that one of the `sources` names; `cfg` is left as it is.
+
+    Raises ConfigError where the model cannot be told, CheckpointError for a file that cannot be read or is of none.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
+    if source is not None and not Path(source).is_file():
+        cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
+    cfg.model.checkpoint = source
+    if source is not None:
+        cfg.model.name = _model_of(cfg.model.name, Path(source))
+    name = cfg.model.name
+    release = LOADABLE.get(name) if cfg.model.checkpoint or cfg.model.pretrained else None
+    return Subject(name if source is None else Path(source).name, cfg, release)
+
+
+def _published(source: str) -> str:
+    """timm's name of the model that a release's or the hub's name stands for."""
+    hub = source.partition(":")[2] if source.startswith(REMOTE) else source
+    found = next((name for name, r in LOADABLE.items() if source == name or hub == r.hub_id), None)
+    if found is None and not source.startswith(REMOTE):
+        raise ConfigError(
+            f"checkpoint={source} is no file or folder and no release{near(source, LOADABLE)}: expected a path, a name "
+            "of checkpoints.md such as maxvit_t_tv.tv_in1k, or one of the hub, hf-hub:timm/davit_tiny.msft_in1k"
+        )
+    return found or source
+
+
+def _model_of(given: str | None, path: Path) -> str:
+    """timm's name, with the release's tag where there is one, of the model that a file holds.
+
+    given  the model that was named, None if it is to be found
+    """
+    if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
+        return given
+    fits = [fit for fit in zoo.recognise(path) if given in (None, fit[0])]
+    models = {model for model, _ in fits} or {given}
+    releases = {name: r for name, r in LOADABLE.items() if (r.model, r.layout) in fits}
+    named = {name for name, r in releases.items() if is_called(path.name, r)}
+    found = named or releases.keys()
+    models = {releases[name].model for name in named} or models
+    if len(models) > 1:
+        raise ConfigError(
+            f"{path} fits {_listed(models)}, whose tensors are alike: name one with model=, or give the file the name "
+            "that it was released under"
+        )
+    if len(found) > 1:
+        say(f"{path} may be {_listed(found)}; for another than the first: model=timm model.name=<it>", "yellow")
+    (model,) = models
+    name = min(found, key=list(LOADABLE).index, default=model)
+    say(f"{path} is measured as {name}" + ("" if named or not found else ", which its tensors fit"))
+    return name
+
+
+def is_called(name: str, release: Release) -> bool:
+    """Whether a file has the name that it was released under; browsers add a number to a second copy."""
+    stem, _, suffix = release.url.rpartition("/")[2].partition(".")
+    return bool(suffix) and name.startswith(stem) and name.endswith(suffix)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(names))

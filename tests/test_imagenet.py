@@ -1,0 +1,201 @@
+"""ImageNet and the sets of its classes: which label a folder, a number, a row of a file stands for."""
+
+import json
+import shutil
+from importlib.resources import files
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import recipes.data
+from recipes import config
+from recipes.data import DataError, imagenet
+from recipes.tasks.classify import Metrics, RealMetrics, Task
+
+CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
+
+
+def draw(path, shade):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 36), (shade, 0, 0)).save(path)
+
+
+def val(root, names, count=2):
+    """Images of one class in a folder each, `names` in the order of CLASSES."""
+    for shade, name in enumerate(names):
+        for number in range(count):
+            draw(root / name / f"{number}.png", 10 * shade)
+    return root
+
+
+def make(name="imagenet", *overrides, root):
+    return recipes.data.build(
+        config.compose(["model=gcvit_xxt", f"data={name}", f"data.root={root}", *overrides], "eval")
+    )
+
+
+def labels(data):
+    return {data.val.image(index).getpixel((0, 0))[0] // 10: data.val.label(index) for index in range(len(data.val))}
+
+
+SYNSETS = [imagenet.synsets()[index] for index in CLASSES]
+
+
+@pytest.mark.parametrize("names", [SYNSETS, list(map(str, CLASSES)), [f"{index:04d}" for index in CLASSES]])
+@pytest.mark.parametrize("place", ["val", "validation", "", "imagenetv2-matched-frequency-format-val"])
+def test_folders(tmp_path, names, place):
+    val(tmp_path / place, names)
+    data = make(root=tmp_path)
+    assert labels(data) == dict(enumerate(CLASSES))
+    assert data.train is None and data.num_classes == 1000 and len(data.val) == 8
+    assert [data.class_names[index] for index in CLASSES] == ["tench", "stingray", "water ouzel", "toilet tissue"]
+
+
+def test_training_needs_its_folder(tmp_path):
+    val(tmp_path / "val", SYNSETS)
+    cfg = config.compose(["model=gcvit_xxt", "data=imagenet", f"data.root={tmp_path}"])
+    with pytest.raises(DataError, match=r"has no train/: expected it .* by synset .*; found val"):
+        recipes.data.build(cfg)
+    val(tmp_path / "train", SYNSETS[:2])
+    data = recipes.data.build(cfg)
+    assert len(data.train) == 4 and data.train.label(3) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["tench", "goldfish"], r"has no val/ or validation/ or valid/.*found goldfish, tench"),
+        (["n01440764", "n99999999"], r"1 folders that name no class of ImageNet-1k: n99999999"),
+        (["1", "1000"], r"no class of ImageNet-1k: 1000\. .*Numbers begin at 0"),
+        (["n01440764", "7"], r"name no class of ImageNet-1k: 7\. Expected synsets .* not both"),
+    ],
+)
+def test_folders_of_other_names(tmp_path, names, said):
+    val(tmp_path, names)
+    with pytest.raises(DataError, match=said):
+        make(root=tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match=r"found no folders"):
+        make(root=tmp_path)
+    with pytest.raises(DataError, match=r"is no folder: expected one with images by class"):
+        make(root=tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"data=imagenet_v2 needs data.root="):
+        recipes.data.build(config.compose(["model=gcvit_xxt", "data=imagenet_v2"], "eval"))
+
+
+def parquet(root, names, paths=None):
+    """One image a class in a file that declares `names`."""
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    draw(root.parent / "one.png", 0)
+    content = (root.parent / "one.png").read_bytes()
+    images = [{"bytes": content, "path": paths and paths[row]} for row in range(len(CLASSES))]
+    root.mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict({"image": images, "label": list(CLASSES)}, features=features)
+    table.to_parquet(root / "validation-00000-of-00001.parquet")
+    return root
+
+
+def test_parquet_in_the_right_order_and_another(tmp_path):
+    for names in (list(imagenet.class_names()), list(imagenet.synsets()), [str(i) for i in range(1000)], None):
+        data = make(root=parquet(tmp_path / "files", names and unique(names)))
+        assert [data.val.label(row) for row in range(4)] == list(CLASSES)
+    shuffled = unique(sorted(imagenet.class_names()))
+    with pytest.raises(
+        DataError, match=r"its classes in another order than ImageNet-1k: class 0 is .* expected 'tench'"
+    ):
+        make(root=parquet(tmp_path / "other", shuffled))
+
+
+def unique(names):
+    """The hub's names: words that two classes share are told apart by what follows them."""
+    return [name if name not in names[:place] else f"{name}, {place}" for place, name in enumerate(names)]
+
+
+def test_a_subset_is_the_only_choice(tmp_path):
+    val(tmp_path, [SYNSETS[1], imagenet.synsets()[11]])
+    data = make("imagenet_a", root=tmp_path)
+    assert data.num_classes == 1000 and len(data.class_names) == len(data.subset) == 200
+    assert [data.subset[label] for label in labels(data).values()] == [6, 11]
+    logits = torch.zeros(1, 1000)
+    logits[0, 0], logits[0, 6] = 2.0, 1.0  # tench is none of the 200
+    metrics = Task(config.compose(["model=gcvit_xxt", "data=imagenet_a"], "eval")).metrics(data)
+    metrics.update(logits, torch.tensor([data.subset.index(6)]))
+    assert metrics.compute()["top1"] == 100
+    with pytest.raises(DataError, match=r"is none of the 200 classes of data=imagenet_r: is it another set"):
+        make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
+
+
+def test_training_on_what_is_for_measuring(tmp_path):
+    for split in ("train", "val"):
+        val(tmp_path / split, SYNSETS[1:2])
+    with pytest.raises(DataError, match=r"data=imagenet_a is for measuring"):
+        recipes.data.build(config.compose(["model=gcvit_xxt", "data=imagenet_a", f"data.root={tmp_path}"]))
+
+
+def test_real_labels(tmp_path):
+    """Image 1 has one label, some have several, some none."""
+    real = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
+    several, none = (
+        next(i for i, labels in enumerate(real) if test(labels)) for test in (lambda r: len(r) > 2, lambda r: not r)
+    )
+    for index in (0, several, none):
+        draw(tmp_path / SYNSETS[0] / f"ILSVRC2012_val_{index + 1:08d}.JPEG", index % 200)
+    data = make("imagenet_real", root=tmp_path)
+    found = {
+        data.val.where(i)[-13:-5]: [t for t in data.truths[data.val.label(i)].tolist() if t >= 0] for i in range(3)
+    }
+    assert found == {f"{index + 1:08d}": real[index] for index in (0, several, none)}
+    metrics = RealMetrics(1000, torch.from_numpy(data.truths))
+    order = [next(i for i in range(3) if f"{index + 1:08d}" in data.val.where(i)) for index in (0, several, none)]
+    logits = torch.zeros(3, 1000)
+    logits[order[0], (real[0][0] + 1) % 1000] = 1.0  # wrong
+    logits[order[1], real[several][-1]] = 1.0  # its last label is as right as its first
+    metrics.update(logits, torch.tensor([data.val.label(i) for i in range(3)]))
+    assert metrics.compute()["top1"] == 50 and metrics.compute()["scored"] == 2
+
+
+def test_real_labels_of_files(tmp_path):
+    paths = [f"ILSVRC2012_val_{index + 1:08d}_n01440764.JPEG" for index in range(4)]
+    data = make("imagenet_real", root=parquet(tmp_path / "files", None, paths))
+    real = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
+    assert [sorted(set(row.tolist()) - {-1}) for row in data.truths] == [sorted(labels) for labels in real[:4]]
+    shutil.rmtree(tmp_path / "files")
+    val(tmp_path / "named", SYNSETS[:1])
+    with pytest.raises(DataError, match=r"ReaL knows images by their published names.*this one is '0.png'"):
+        make("imagenet_real", root=tmp_path / "named")
+
+
+def metrics_of(order, sharp=10.0, count=100):
+    """Metrics of a model that is right but for the order of its classes."""
+    targets = torch.arange(10).repeat(count // 10)
+    logits = sharp * torch.nn.functional.one_hot(torch.tensor(order)[targets], 10).float()
+    metrics = Metrics(10)
+    metrics.update(logits, targets)
+    metrics.compute()
+    return metrics
+
+
+def test_a_wrong_order_of_classes_is_noticed():
+    task = Task(OmegaConf.create())
+    data = type("Named", (), {"class_names": list("0123456789"), "subset": None, "truths": None})
+    right, turned = list(range(10)), [*range(1, 10), 0]
+    (said,) = task.remarks(data, metrics_of(turned))
+    assert "right by chance alone (0.00 %)" in said and "renamed one to one 100.0 % would be right" in said
+    assert task.remarks(data, metrics_of(right)) == []
+    assert task.remarks(data, metrics_of(turned, sharp=0.0)) == []  # a model that knows nothing says so
+    rows = task.classes(data, metrics_of(turned))
+    assert [(row["top1"], row["mistaken_for"], row["times"]) for row in rows[:2]] == [(0.0, "1", 10), (0.0, "2", 10)]
+
+
+def test_numbers_are_where_timm_has_them():
+    assert np.array(imagenet.subset(OmegaConf.create({"subset": "r"}))).tolist() == sorted(
+        imagenet.synsets().index(name)
+        for name in (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
+    )

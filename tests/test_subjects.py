@@ -1,0 +1,196 @@
+"""Released weights through eval.py: the model found from the file, its release's preprocessing, what was published."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+import golden
+import zoo
+from families import BUILT_WITH, RECORDS
+from recipes import config, measured, subjects
+from recipes.config import ConfigError
+from recipes.data import imagenet
+from recipes.settings import RunError
+from test_eval import evaluate_here
+from test_golden import FOLDER, is_dense
+
+FAST = ("torchvision_maxvit_t_224x224", "gc_vit_xxtiny_224x224", "nat_mini_224x224")
+CLASSIFIERS = [stem for stem in RECORDS if not is_dense(stem)]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A validation set of ImageNet's shape: photographs of several sizes in folders named by synset."""
+    root, rng = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
+    for index, size in ((3, (300, 260)), (77, (250, 400)), (501, (224, 224)), (980, (500, 500))):
+        folder = root / "val" / imagenet.synsets()[index]
+        folder.mkdir(parents=True)
+        coarse = rng.integers(0, 255, (9, 8, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / "a.png")
+    return root
+
+
+def released(folder, stem, name=None):
+    """The record's weights as a file in the layout that it was published in."""
+    path = folder / (name or f"{stem}.pth")
+    torch.save({"model": golden.official_state_dict(golden.load(FOLDER / f"{stem}.json"))}, path)
+    return path
+
+
+def alone(stem, path, images):
+    """The likeliest class of each image and its probability, by timm alone: its transform, its loading of the file."""
+    model = timm.create_model(
+        RECORDS[stem], pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **BUILT_WITH.get(stem, {})
+    ).eval()
+    named = json.loads((path.parent / "o" / "eval.json").read_text())["model"]
+    transform = create_transform(**resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(named).to_dict()))
+    pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in sorted(images.rglob("*.png"))])
+    with torch.no_grad():
+        shares = model(pixels).softmax(-1)
+    return shares.max(-1)
+
+
+@pytest.mark.parametrize(
+    "stem", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in CLASSIFIERS if s not in BUILT_WITH]
+)
+def test_every_record(tmp_path, stem, images):
+    path = released(tmp_path, stem)
+    given = f"model={RECORDS[stem]}"  # some are alike but for what has no weights
+    evaluate_here(
+        f"checkpoint={path}", given, "data=imagenet", f"data.root={images}", f"out={tmp_path / 'o'}", "predictions=true"
+    )
+    with open(tmp_path / "o" / "eval-images.csv") as file:
+        rows = list(csv.DictReader(file))
+    best = alone(stem, path, images)
+    assert [int(row["class1"]) for row in rows] == best.indices.tolist()
+    assert [float(row["share1"]) for row in rows] == pytest.approx(best.values.tolist(), abs=2e-4)
+    assert [int(row["label"]) for row in rows] == [3, 77, 501, 980]
+
+
+def evaluated(tmp_path, *overrides):
+    evaluate_here(*overrides, f"out={tmp_path}")
+    return json.loads((tmp_path / "eval.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two files, named after nothing: of GC ViT's authors and of timm's port."""
+    folder = tmp_path_factory.mktemp("files")
+    released(folder, "gc_vit_xxtiny_224x224", "one.pth")
+    state = golden.official_state_dict(golden.load(FOLDER / "timm_gcvit_xxtiny_224x224.json"))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, folder / "two.pt")
+    return folder
+
+
+def test_the_model_is_found_and_the_published_figure_named(tmp_path, small, images, capsys):
+    found = evaluated(tmp_path, f"checkpoint={small / 'one.pth'}", "data=imagenet", f"data.root={images}")
+    assert found["model"] == "gcvit_xxt.nvidia_in1k" and found["published"] == 79.9
+    assert found["difference"] == pytest.approx(found["top1"] - 79.9)
+    assert found["preprocessing"]["crop_pct"] == 1.0
+    low, high = found["top1_interval"]
+    assert low <= found["top1"] <= high and high - low > 40  # four images say little
+    said = capsys.readouterr().out
+    assert "published" in said and "79.90 %" in said and "996 of the 1000 classes have no image" in said
+
+
+def test_otherwise_measured_is_not_compared(tmp_path, small, images):
+    here = (f"checkpoint={small / 'one.pth'}", "data=imagenet", f"data.root={images}")
+    found = evaluated(tmp_path, *here, "img_size=288")
+    assert found["img_size"] == [288, 288] and "published" not in found
+    assert "published" not in evaluated(tmp_path, *here, "data.crop_pct=0.8")
+    assert "published" not in evaluated(tmp_path, *here[::2], f"data.root={images}", "data=imagenet_v2")
+
+
+def test_several_become_one_table(tmp_path, small, images, capsys):
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint at all")
+    for file in small.iterdir():
+        shutil.copy(file, tmp_path)
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match=r"1 of 3 could not be measured, see above: .*broken.pth"):
+        evaluate_here(f"checkpoint={tmp_path}", "data=imagenet", f"data.root={images}", f"out={out}")
+    table = json.loads((out / "eval.json").read_text())
+    assert {row["name"] for row in table} == {"one.pth", "two.pt"}
+    assert {row["model"] for row in table} == {"gcvit_xxt.nvidia_in1k", "gcvit_xxt.timm_in1k"}
+    assert [row["top1"] for row in table] == sorted((row["top1"] for row in table), reverse=True)
+    assert {path.name for path in out.iterdir()} >= {"one.pth.json", "two.pt.json", "one.pth-classes.csv", "two.pt.png"}
+    assert "broken.pth is not measured" in capsys.readouterr().out
+
+
+def find(source, *overrides):
+    cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
+    return subjects.find(cfg, *subjects.sources(cfg))
+
+
+def test_files_that_are_alike_are_told_apart_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"fits dinat_m and nat_m, whose tensors are alike: name one with model="):
+        find(released(tmp_path, "nat_mini_224x224", "weights.pth"))
+    subject = find(released(tmp_path, "nat_mini_224x224", "dinat_mini_in1k_224 (1).pth"))
+    assert subject.cfg.model.name == "dinat_m.shilabs_in1k" and subject.release.top1 == 81.8
+    assert find(tmp_path / "weights.pth", "model=nat_m").cfg.model.name == "nat_m.shilabs_in1k"
+
+
+def test_names_of_releases_and_of_the_hub():
+    for source in ("davit_t.timm_msft_in1k", "hf-hub:timm/davit_tiny.msft_in1k", "timm/davit_tiny.msft_in1k"):
+        subject = find(source)
+        assert subject.cfg.model.name == "davit_t.timm_msft_in1k" and subject.cfg.model.pretrained
+        assert subject.cfg.model.checkpoint is None and subject.release.top1 == 82.69
+    assert find("hf-hub:timm/resnet18.a1_in1k").cfg.model.name == "hf-hub:timm/resnet18.a1_in1k"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("davit_t.timm_msft", r"is no file or folder and no release \(did you mean davit_t.timm_msft_in1k"),
+        ("nowhere.pth", r"nowhere.pth is no file or folder"),
+    ],
+)
+def test_names_of_nothing(source, said):
+    with pytest.raises(ConfigError, match=said):
+        find(source)
+
+
+def test_folders_without_weights(tmp_path):
+    with pytest.raises(ConfigError, match="holds no file of weights"):
+        find(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(ConfigError, match=r"is the folder of a run: run="):
+        find(tmp_path)
+
+
+def test_nothing_given():
+    with pytest.raises(ConfigError, match=r"nothing to measure: give run=runs/<name>, checkpoint=<file>"):
+        config.compose(["data=digits"], "eval")
+    with pytest.raises(ConfigError, match=r"name one to train"):
+        config.compose(["model=auto"])
+
+
+def test_other_families_and_dense_files(tmp_path, images):
+    torch.save({"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(zoo.CheckpointError):
+        find(tmp_path / "other.pth")
+    path = released(tmp_path, "seg_litv2_s_250x318")
+    with pytest.raises(ConfigError, match=r"no classifier for 1000 classes.*nothing to measure"):
+        evaluate_here(f"checkpoint={path}", "data=imagenet", f"data.root={images}")
+
+
+def test_interval_is_wilsons():
+    # Newcombe 1998, Two-sided confidence intervals for the single proportion, table I, method 3
+    for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        found = measured.interval(100 * right / count, count)
+        assert [end / 100 for end in found] == pytest.approx([low, high], abs=1e-4)
+
+
+def test_published_figures_belong_to_a_preprocessing():
+    for name, release in subjects.LOADABLE.items():
+        if release.top1 is not None:
+            cfg = OmegaConf.merge(config.compose([f"model={release.model}", "checkpoint=x", "data=imagenet"], "eval"))
+            cfg.model.name = name
+            assert subjects.Subject(name, cfg, release).published() == release.top1
