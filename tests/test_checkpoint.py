@@ -312,40 +312,6 @@ def test_reading_restores_torch_settings(tmp_path, source):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_nothing_to_download():
-    with pytest.raises(zoo.CheckpointError, match="maxvit_t has no released weights"):
-        small(NAME, pretrained=True, pretrained_cfg_overlay={"hf_hub_id": None, "url": None})
-
-
-def test_offline_says_where_to_put_the_file(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("zoo.fetch.download_cached_file", refuse)
-    with pytest.raises(zoo.CheckpointError, match=r"could not download https://download\.pytorch\.org.*dict\(file="):
-        timm.create_model("maxvit_t_tv", pretrained=True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(
-        zoo.CheckpointError, match=r"could not download https://huggingface\.co/timm/maxvit_tiny_tf_224"
-    ):
-        timm.create_model("maxvit_t.timm_tf_in1k", pretrained=True)
-
-
-def test_downloaded_weights_are_converted(monkeypatch, tmp_path, source):
-    asked = []
-
-    def download(repository, name, **kwargs):
-        asked.append((repository, name))
-        path = tmp_path / name
-        save_file(timm_state(source), path)
-        return path
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    model = timm.create_model("maxvit_t.timm_tf_in1k", pretrained=True, **SMALL[NAME])
-    assert asked == [("timm/maxvit_tiny_tf_224.in1k", "model.safetensors")]
-    assert model.num_classes == 7 and same(model, state_of(source))
-
-
 def test_a_folder(tmp_path, source):
     save_file(timm_state(source), tmp_path / "model.safetensors")
     overlay = {"file": str(tmp_path)}

@@ -2,8 +2,8 @@
 
 from . import biformer, davit, dinat, dinats, gcvit, litv2, maxvit, sgformer, stvit
 from .backbone import Backbone
-from .checkpoint import LoadReport, identify, load_checkpoint, recognise
-from .errors import CheckpointError
+from .checkpoint import LoadReport, identify, load_checkpoint
+from .errors import CheckpointError, LicenceWarning
 from .reader import Checkpoint, read
 from .registry import variants
 from .releases import RELEASES, Release
@@ -13,6 +13,7 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "CheckpointError",
+    "LicenceWarning",
     "LoadReport",
     "Release",
     "biformer",
@@ -25,7 +26,6 @@ __all__ = [
     "load_checkpoint",
     "maxvit",
     "read",
-    "recognise",
     "sgformer",
     "stvit",
     "variants",

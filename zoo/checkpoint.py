@@ -19,11 +19,11 @@ from .backbone import Backbone
 from .blocks import PositionTable, resize_positions, resize_table
 from .convert import Layout, listed
 from .errors import CheckpointError
-from .fetch import locate
+from .fetch import locate, warn_of_licence
 from .layouts import LAYOUTS
 from .reader import Checkpoint, read
 from .registry import class_of, variants
-from .releases import RELEASES
+from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
 
@@ -64,12 +64,15 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, weights: str = "auto"
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.layout, report.entry = layout, entry
     report.message = _message(report, path, model)
+    warn_of_licence(find(filename=path))
     return report
 
 
 def overlay_with_weights(cls: type[Backbone], name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names."""
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    if overlay.get("url") or overlay.get("hf_hub_id"):  # goes before every place that the tag has
+        overlay = {"url": None, "hf_hub_id": None, "hf_hub_filename": None} | overlay
     cfg = resolve_pretrained_cfg(name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
     if cfg.state_dict is None:
         checkpoint = read(locate(cfg.to_dict(), name, kwargs.get("cache_dir")))
@@ -98,17 +101,11 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     return state
 
 
-def recognise(path: str | Path) -> list[tuple[str, str]]:
-    """(model, layout) of every variant that a file fits, as `identify` says of its state dict."""
-    return identify(next(iter(read(path).entries.values())))
-
-
 def identify(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """(model, layout) of every variant that a bare state dict fits, but for the classifier.
 
     Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
     """
-    state = _without_prefix(state)
     shapes = {
         (name, layout.name): _shapes(layout.to_ours(state))
         for name in variants()

@@ -1,37 +1,78 @@
 """Where the weights of a pretrained configuration are: file, folder, hub or URL. Only this module uses the network."""
 
+import hashlib
+import posixpath
+import re
+import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from timm.models._hub import download_cached_file
+from timm.models._hub import download_cached_file, get_cache_dir
 
-from .errors import CheckpointError
+from .errors import CheckpointError, LicenceWarning
+from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # in a file's name, as torch.hub has it
+
+_warned: set[Release] = set()
 
 
 def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = None) -> Path:
     """The local file with the weights of timm's pretrained configuration `cfg`, downloaded if it has to be.
 
-    Order: file (or folder), hub id, URL. Where a file's name in a URL carries the first digits of its SHA-256, they are
-    verified.
-    Raises CheckpointError if there is nothing to load, or it cannot be downloaded.
+    Order: file (or folder), hub id, URL; a file that only a person can download is looked for in `cache_dir`, by
+    default where torch.hub keeps its own. All but the user's own file is verified, where its SHA-256 is known: from the
+    table of releases, or its first digits from the name in the URL.
+    Raises CheckpointError if there is nothing to load, it cannot be downloaded, or it is not what was released.
     """
     if cfg.get("file"):
         path = Path(cfg["file"])
+        warn_of_licence(find(filename=path))
         return _in_folder(path) if path.is_dir() else path
+    release = _release(cfg, model)
     if cfg.get("hf_hub_id"):
-        return _from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename"), cache_dir)
-    if cfg.get("url"):
-        try:
-            return Path(download_cached_file(cfg["url"], check_hash=True, cache_dir=cache_dir))
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(_failed(cfg["url"], error)) from error
-    raise CheckpointError(
-        f"{model} has no released weights that can be downloaded: use pretrained=False, or pretrained_cfg_overlay="
-        f"dict(file=...) for a file of your own; checkpoints.md lists what exists"
+        path = _from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename"), cache_dir)
+        _verify(path, release.sha256 if release else None)
+    elif cfg.get("url"):
+        path = _from_url(cfg["url"], release.sha256 if release else None, cache_dir)
+    elif release:
+        path = _from_person(release, cache_dir)
+    else:
+        raise CheckpointError(
+            f"{model} has no released weights that can be downloaded: use pretrained=False, or pretrained_cfg_overlay="
+            f"dict(file=...) for a file of your own; checkpoints.md lists what exists"
+        )
+    warn_of_licence(release)
+    return path
+
+
+def warn_of_licence(release: Release | None) -> None:
+    """Say once in a process that a release may not be used commercially."""
+    if release is None or not release.noncommercial or release in _warned:
+        return
+    _warned.add(release)
+    warnings.warn(
+        f"{release.name}: the licence of these weights, {release.licence}, forbids commercial use ({release.url})",
+        LicenceWarning,
+        stacklevel=2,
     )
+
+
+def _release(cfg: Mapping[str, Any], model: str) -> Release | None:
+    """The release that is kept where `cfg` points; one to be downloaded by hand is known by its tag."""
+    hub_id, file = (cfg.get("hf_hub_id") or "").partition("@")[0], cfg.get("hf_hub_filename")
+    for r in RELEASES:
+        if hub_id and r.hub_id == hub_id and file == (r.file or None):
+            return r
+        if not hub_id and cfg.get("url") == r.url:
+            return r
+        if not hub_id and not cfg.get("url") and r.by_hand and r.tag and (r.model, r.tag) == (model, cfg.get("tag")):
+            return r
+    return None
 
 
 def _in_folder(folder: Path) -> Path:
@@ -47,20 +88,80 @@ def _from_hub(hub_id: str, filename: str | None, cache_dir: str | Path | None) -
 
     repository, _, revision = hub_id.partition("@")
     names = (filename,) if filename else NAMES_IN_FOLDER
+    page = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{names[0]}"
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision or None, cache_dir=cache_dir))
         except LocalEntryNotFoundError as error:  # offline, and not in the cache
-            raise CheckpointError(_failed(f"https://huggingface.co/{repository}", error)) from error
+            raise CheckpointError(_failed(page, error)) from error
         except EntryNotFoundError:
             continue  # the repository keeps its weights under another name
         except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(_failed(f"https://huggingface.co/{repository}", error)) from error
+            raise CheckpointError(_failed(page, error)) from error
     raise CheckpointError(f"https://huggingface.co/{repository} has none of the files {', '.join(names)}")
 
 
-def _failed(where: str, error: Exception) -> str:
+def _from_url(url: str | tuple[str, str], sha256: str | None, cache_dir: str | Path | None) -> Path:
+    """timm also takes (URL, name of the file)."""
+    address, name = (url, posixpath.basename(urlsplit(url).path)) if isinstance(url, str) else url
+    path = _cache(cache_dir) / name
+    made = not path.exists()
+    try:
+        download_cached_file((address, name), check_hash=False, cache_dir=cache_dir)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(_failed(address, error, path)) from error
+    digest = DIGEST.search(name)
+    _verify(path, sha256 or (digest and digest[1]), made)
+    return path
+
+
+def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
+    """The file that somebody downloaded in a browser, where programs keep theirs."""
+    path = _cache(cache_dir) / release.filename
+    if release.filename and path.is_file():
+        _verify(path, release.sha256)
+        return path
+    which, put = (release.filename, f"put it at {path}, or ") if release.filename else ("its file", "")
+    also = f" (or {', '.join(release.mirrors)})" if release.mirrors else ""
+    raise CheckpointError(
+        f"{release.name} has to be downloaded in a browser: open {release.url}{also}, take {which}, and {put}pass "
+        f"pretrained_cfg_overlay=dict(file=...)"
+    )
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    return Path(cache_dir or get_cache_dir())
+
+
+def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
+    """Raise CheckpointError unless the SHA-256 of a file is `sha256` or begins with it; None: it is not known.
+
+    A file that was `made` just now is then deleted, so as not to be found again; another is somebody's, and stays.
+    """
+    found = _digest(path) if sha256 else None
+    if not sha256 or found.startswith(sha256):
+        return
+    if made:
+        path.unlink()
+    raise CheckpointError(
+        f"{path} is not the file that was released, or not all of it: its SHA-256 is {found}, expected "
+        f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing of it was loaded; "
+        + ("the download was deleted" if made else "delete it to download it again")
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _failed(where: str, error: Exception, path: Path | None = None) -> str:
+    put = f"put it at {path}, or " if path else ""
+    why = f"{type(error).__name__}: {error}".partition("\n")[0]
     return (
-        f"could not download {where} ({type(error).__name__}: {str(error).splitlines()[0]}). "
-        f"Download it by other means and pass pretrained_cfg_overlay=dict(file=...)"
+        f"could not download {where} ({why}). Download it by other means, and {put}pass "
+        f"pretrained_cfg_overlay=dict(file=...)"
     )

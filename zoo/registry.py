@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from .backbone import Backbone
-from .releases import RELEASES, Release
+from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
 _VARIANTS: dict[str, dict[str, Any]] = {}
@@ -42,7 +42,7 @@ def _cfgs(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> dic
     """timm's pretrained configurations: one a release, or one without weights: timm needs one all the same."""
     cfgs = {}
     for name, args in variants.items():
-        releases = [r for r in RELEASES if r.model == name and r.loadable and r.task == "classification"]
+        releases = [r for r in candidates(name) if r.loadable]
         cfgs |= {f"{name}.{r.tag}": _cfg(cls, args, r) for r in releases} or {name: _cfg(cls, args, None)}
     return cfgs
 

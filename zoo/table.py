@@ -17,7 +17,7 @@ from ops import implementation
 
 from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
-from .releases import RELEASES
+from .releases import candidates
 
 BEGIN, END = "<!-- models -->\n", "<!-- /models -->\n"
 GOLDEN = Path(__file__).parents[1] / "benchmarks" / "golden.json"
@@ -59,7 +59,7 @@ def row(name: str, errors: Mapping[str, tuple[float, float]]) -> str:
     """One line of the table; `errors`: model -> error against the published code in float64 and float32."""
     printed = GFLOPS.get(name)
     size = variants()[name]["img_size"]
-    measured = (r for r in RELEASES if r.model == name and r.img_size == size and r.top1)
+    measured = (r for r in candidates(name) if r.img_size == size and r.top1)
     best = max(measured, key=lambda r: (r.loadable, r.top1), default=None)
     top1 = f"{best.top1:.1f} ({best.tag or best.source})" if best else ""
     error = [f"{e:.0e}" for e in errors[name]] if name in errors else ["", ""]

@@ -3,16 +3,10 @@
 python -m zoo.releases > checkpoints.md
 """
 
-from .biformer import BIFORMER
-from .davit import DAVIT
-from .dinat import DINAT
-from .gcvit import GCVIT
-from .litv2 import LITV2
-from .maxvit import MAXVIT
-from .sgformer import SGFORMER
-from .stvit import STVIT
-from .table import Release, render
+from .families import RELEASES
+from .lookup import candidates, find, preferred
+from .render import render
+from .table import Release, Unreleased
+from .unreleased import UNRELEASED
 
-RELEASES: tuple[Release, ...] = (*MAXVIT, *GCVIT, *DAVIT, *DINAT, *STVIT, *LITV2, *BIFORMER, *SGFORMER)
-
-__all__ = ["RELEASES", "Release", "render"]
+__all__ = ["RELEASES", "UNRELEASED", "Release", "Unreleased", "candidates", "find", "preferred", "render"]

@@ -1,3 +1,3 @@
-from . import RELEASES, render
+from . import RELEASES, UNRELEASED, render
 
-print(render(RELEASES), end="")
+print(render(RELEASES, UNRELEASED), end="")

@@ -1,115 +1,210 @@
-"""DaViT's releases: timm's ports of its authors' weights, the authors' own files, and what else holds a DaViT.
+"""DaViT's releases: timm's ports of its authors' weights, the authors' own files, and what else holds a DaViT (listed).
 
-Published figures: timm's results-imagenet.csv; the README of dingmyu/davit.
+Published figures: timm's results-imagenet.csv; the README of dingmyu/davit; the metafile of mmpretrain.
 """
 
-from .table import Release
+from .table import ADE20K, COCO, IN1K, Release, cost, named
 
 WORDS = {"t": "tiny", "s": "small", "b": "base"}
 SHARE = "https://connecthkuhk-my.sharepoint.com/:u:/g/personal/u3007305_connect_hku_hk/"
-NO_LICENCE = "not stated (code mit)"
+DRIVE = "https://drive.google.com/file/d/{}/view?usp=sharing"
+OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/davit/"
 
-# top-1 of timm's port at crop 0.95, of the authors at 0.9, and their file
-CLASSIFIERS = {
-    "t": (82.694, 82.8, "EcJYlVYP9y5FsDbMP-nwjtABgLmdrNGZBxgR5--Kg3MZ7Q?e=v9OrXB"),
-    "s": (84.252, 84.2, "ERN_Gzm8oKdIvO01r0X2cscB_owuRAnnQPNGJEVGP23xHQ?e=MVW3ZO"),
-    "b": (84.652, 84.6, "Ea8kCpdM949CvTM0w7DWbGwBxxiACMSik4zx-emrNY0uKQ?e=aEjC7u"),
+# top-1, top-5 and 10^9 multiply-adds of timm's port, whose crop is 0.95
+PORTED = {"t": (82.694, 96.264, 4.54), "s": (84.252, 96.942, 8.8), "b": (84.652, 97.020, 15.51)}
+
+# top-1 and top-5 of the authors, whose crop is 0.9, and their file on OneDrive and on Google Drive
+OFFICIAL = {
+    "t": (82.8, 96.2, "EcJYlVYP9y5FsDbMP-nwjtABgLmdrNGZBxgR5--Kg3MZ7Q?e=v9OrXB", "1RSpi3lxKaloOL5-or20HuG975tbPwxRZ"),
+    "s": (84.2, 96.9, "ERN_Gzm8oKdIvO01r0X2cscB_owuRAnnQPNGJEVGP23xHQ?e=MVW3ZO", "1q976ruj45mt0RhO9oxhOo6EP_cmj4ahQ"),
+    "b": (84.6, 96.9, "Ea8kCpdM949CvTM0w7DWbGwBxxiACMSik4zx-emrNY0uKQ?e=aEjC7u", "1u9sDBEueB-YFuLigvcwf4b2YyA4MIVsZ"),
 }
 
-# (task, size) -> published figure and file
+# top-1 and top-5 of mmpretrain's ports, end of the file's name
+MMPRETRAIN = {"t": (82.24, 96.13, "700fdf7d"), "s": (83.61, 96.75, "51a849a6"), "b": (84.09, 96.82, "19e0d956")}
+
+# (method, size) -> 10^6 parameters and 10^9 multiply-adds of the whole, figures, file on OneDrive and on Google Drive
+MASK, RETINA, UPERNET = "Mask R-CNN", "RetinaNet", "UPerNet"
 DENSE = {
-    ("Mask R-CNN 1x", "t"): ("45.0 box AP, 41.1 mask AP", "ERgc6486IzJPpPWDPJUwKP0BCc4oFtTgdudnPmmPqozqug?e=QWsLYg"),
-    ("Mask R-CNN 1x", "s"): ("47.7 box AP, 42.9 mask AP", "EVgVH-9l--pJpBuly1xwsAkBx57Ph9ZAajt31vk-TqQPrA?e=byv2uC"),
-    ("Mask R-CNN 1x", "b"): ("48.2 box AP, 43.3 mask AP", "EY5MU9O8n0ZPrvzCgakS4PoBdg6H3FCOSi1QVNCpJSQJ7g?e=MtdUGz"),
-    ("Mask R-CNN 3x", "t"): ("47.4 box AP, 42.9 mask AP", "Ed1Su_p29_5KuX5Lbc2oq6gB3AVKnI-ojAT-yyICXWRbgg?e=XdJPsp"),
-    ("Mask R-CNN 3x", "s"): ("49.5 box AP, 44.3 mask AP", "EQCvUkIhwxNOrR1KibewNU0BqDDxzt311xANejUHprm0yQ?e=LiK9hX"),
-    ("Mask R-CNN 3x", "b"): ("49.9 box AP, 44.6 mask AP", "Ed8kh4c1G41OmfIzo5sOS74Bccp1G65qg0H2s0WtcXUJZA?e=lnqLoQ"),
-    ("RetinaNet 1x", "t"): ("44.0 box AP", "EdNCWmdUArpPgjNn2JY37_QBs5KVNy8d-8bNK7DNyjYHyg?e=osMprJ"),
-    ("RetinaNet 1x", "s"): ("46.0 box AP", "EfWFiJY0iEpGhPzwQA5nv7IB-8bgnVfCHQVT4FqX8UeK9w?e=sr0Ed6"),
-    ("RetinaNet 1x", "b"): ("46.7 box AP", "ESKE9OFCDzxGo2D2Eyr29c0BFhc-j8OjF2WRoSxSK0gn4g?e=KfyJCA"),
-    ("RetinaNet 3x", "t"): ("46.5 box AP", "EZ10htYokJhOi0serTLAx5cBGcJLL7PgWSO1uzlIXUw1Jg?e=zsMh4y"),
-    ("RetinaNet 3x", "s"): ("48.2 box AP", "Ef9u9l_81_1PvCKGngnrkPoB1mGjelED0CzXr7RJwoQB7w?e=zTYozh"),
-    ("RetinaNet 3x", "b"): ("48.7 box AP", "Ea7c6g_OkqpHrGIviK2Ua-4B2wc4Rd0PTdXAlA2IyTZxGQ?e=N4askR"),
-    ("UPerNet", "t"): ("46.3 mIoU", "ERajqEKtzIBGgX2slZxCYrEBoEL-ZnLkUaXP9SHT-rp13w?e=Ga9U8a"),
-    ("UPerNet", "s"): ("48.8 mIoU", "Ef5hJPsJXNZLiRkUTL9-ozcBaVyVEAvolNwMUlsmJhm2Yg?e=BnJ6Et"),
-    ("UPerNet", "b"): ("49.4 mIoU", "EWl80Je0fUlNlbJzI_qKgIkBFX-epbfK3Vzgdq1C2iOsuA?e=wumOBS"),
+    (f"{MASK} 1x", "t"): (
+        *(47.8, 263, {"box_ap": 45.0, "mask_ap": 41.1}),
+        *("ERgc6486IzJPpPWDPJUwKP0BCc4oFtTgdudnPmmPqozqug?e=QWsLYg", "1kXVQdXmcBN6FNfgL3BO5APNRGHQFZwzB"),
+    ),
+    (f"{MASK} 1x", "s"): (
+        *(69.2, 351, {"box_ap": 47.7, "mask_ap": 42.9}),
+        *("EVgVH-9l--pJpBuly1xwsAkBx57Ph9ZAajt31vk-TqQPrA?e=byv2uC", "1psE7P775kmniHCKFU83gHfpU9skwQ2Jo"),
+    ),
+    (f"{MASK} 1x", "b"): (
+        *(107.3, 491, {"box_ap": 48.2, "mask_ap": 43.3}),
+        *("EY5MU9O8n0ZPrvzCgakS4PoBdg6H3FCOSi1QVNCpJSQJ7g?e=MtdUGz", "1HyBF8WapjOI78_2U45iOsdJ8zI41sBL4"),
+    ),
+    (f"{MASK} 3x", "t"): (
+        *(47.8, 263, {"box_ap": 47.4, "mask_ap": 42.9}),
+        *("Ed1Su_p29_5KuX5Lbc2oq6gB3AVKnI-ojAT-yyICXWRbgg?e=XdJPsp", "1CfqaZ5xzVuK3EFeslwI_RS4sIY6sh6aK"),
+    ),
+    (f"{MASK} 3x", "s"): (
+        *(69.2, 351, {"box_ap": 49.5, "mask_ap": 44.3}),
+        *("EQCvUkIhwxNOrR1KibewNU0BqDDxzt311xANejUHprm0yQ?e=LiK9hX", "1INHzXjLynO5eelmg8f_bgzwylVZUbpI5"),
+    ),
+    (f"{MASK} 3x", "b"): (
+        *(107.3, 491, {"box_ap": 49.9, "mask_ap": 44.6}),
+        *("Ed8kh4c1G41OmfIzo5sOS74Bccp1G65qg0H2s0WtcXUJZA?e=lnqLoQ", "16HTUwAxm3uKXhxzRJADYODDCz-Co_zvM"),
+    ),
+    (f"{RETINA} 1x", "t"): (
+        *(38.5, 244, {"box_ap": 44.0}),
+        *("EdNCWmdUArpPgjNn2JY37_QBs5KVNy8d-8bNK7DNyjYHyg?e=osMprJ", "1pmmCgek4opgLu4Q3D3rBilgVaCDYGTmi"),
+    ),
+    (f"{RETINA} 1x", "s"): (
+        *(59.9, 332, {"box_ap": 46.0}),
+        *("EfWFiJY0iEpGhPzwQA5nv7IB-8bgnVfCHQVT4FqX8UeK9w?e=sr0Ed6", "1weqNFG5BIJjSPXqEDiGIOzcdxZYGwjcg"),
+    ),
+    (f"{RETINA} 1x", "b"): (
+        *(98.5, 471, {"box_ap": 46.7}),
+        *("ESKE9OFCDzxGo2D2Eyr29c0BFhc-j8OjF2WRoSxSK0gn4g?e=KfyJCA", "14KNYGr_z5c1ZgJXOV_yVu96Uo8Iu7OjR"),
+    ),
+    (f"{RETINA} 3x", "t"): (
+        *(38.5, 244, {"box_ap": 46.5}),
+        *("EZ10htYokJhOi0serTLAx5cBGcJLL7PgWSO1uzlIXUw1Jg?e=zsMh4y", "10reUbHDePMFeQODvAHn856Jjd1eXQgHC"),
+    ),
+    (f"{RETINA} 3x", "s"): (
+        *(59.9, 332, {"box_ap": 48.2}),
+        *("Ef9u9l_81_1PvCKGngnrkPoB1mGjelED0CzXr7RJwoQB7w?e=zTYozh", "1olT5sSTm9cdsHPILtxCJNW_68iVUcU85"),
+    ),
+    (f"{RETINA} 3x", "b"): (
+        *(98.5, 471, {"box_ap": 48.7}),
+        *("Ea7c6g_OkqpHrGIviK2Ua-4B2wc4Rd0PTdXAlA2IyTZxGQ?e=N4askR", "12dURuwqMMtU_A8SGS47M1Q4QsjN8L1uk"),
+    ),
+    (f"{UPERNET} 160k", "t"): (
+        *(60, 940, {"miou": 46.3}),
+        *("ERajqEKtzIBGgX2slZxCYrEBoEL-ZnLkUaXP9SHT-rp13w?e=Ga9U8a", "1UHrdthX3N30YkQZz7eBq0gO2uLCYP3r_"),
+    ),
+    (f"{UPERNET} 160k", "s"): (
+        *(81, 1030, {"miou": 48.8}),
+        *("Ef5hJPsJXNZLiRkUTL9-ozcBaVyVEAvolNwMUlsmJhm2Yg?e=BnJ6Et", "1NYR9axwsXR-GccpLWzrGSRv-L3TzDy99"),
+    ),
+    (f"{UPERNET} 160k", "b"): (
+        *(121, 1175, {"miou": 49.4}),
+        *("EWl80Je0fUlNlbJzI_qKgIkBFX-epbfK3Vzgdq1C2iOsuA?e=wumOBS", "1-3berKLlmg01IVYUr-3gtcfQ5yZLiO7_"),
+    ),
+}
+
+# timm's name of Florence-2's trunk -> repository, 10^6 parameters, 10^9 multiply-adds, licence
+FLORENCE = {
+    "davit_base_fl": ("Florence-2-base", 90.37, 190.32, "mit"),
+    "davit_huge_fl": ("Florence-2-large", 360.64, 744.84, None),
 }
 
 
 def _ported(size: str) -> Release:
+    top1, top5, gflops = PORTED[size]
     hub_id = f"timm/davit_{WORDS[size]}.msft_in1k"
     return Release(
         model=f"davit_{size}",
         tag="timm_msft_in1k",
         source="timm's ports of the authors' weights",
-        data="ImageNet-1k",
+        data=IN1K,
         img_size=224,
-        top1=CLASSIFIERS[size][0],
+        metrics=named(top1=top1, top5=top5),
+        **cost(f"davit_{size}", gflops=gflops),
         url=f"https://huggingface.co/{hub_id}",
         hub_id=hub_id,
         licence="apache-2.0",
+        code_licence="apache-2.0",
         crop_pct=0.95,
         layout="timm",
-        note="the repository of the original weights says MIT",
+        note="licence as timm's card says; the repository of the original weights says mit",
     )
 
 
 def _official(size: str) -> Release:
+    top1, top5, share, drive = OFFICIAL[size]
     return Release(
         model=f"davit_{size}",
         tag="dingmyu_in1k",
         source="the authors",
-        data="ImageNet-1k",
+        data=IN1K,
         img_size=224,
-        top1=CLASSIFIERS[size][1],
-        url=SHARE + CLASSIFIERS[size][2],
+        metrics=named(top1=top1, top5=top5),
+        **cost(f"davit_{size}"),
+        url=SHARE + share,
         by_hand=True,
-        licence=NO_LICENCE,
+        mirrors=(DRIVE.format(drive),),
+        seen="not opened; a personal share, which may expire",
+        wrapper="state_dict",
+        licence=None,
+        code_licence="mit",
         crop_pct=0.9,
         layout="official",
     )
 
 
-def _dense(task: str, size: str) -> Release:
-    figure, share = DENSE[task, size]
-    scenes = task == "UPerNet"
+def _mmpretrain(size: str) -> Release:
+    top1, top5, sha256 = MMPRETRAIN[size]
     return Release(
         model=f"davit_{size}",
-        tag="",
-        source="the authors, with heads for dense prediction",
-        data="ImageNet-1k, then " + ("ADE20K" if scenes else "COCO"),
-        img_size=512 if scenes else None,
-        top1=None,
-        url=SHARE + share,
-        by_hand=True,
-        licence=NO_LICENCE,
-        layout="official",
-        task="segmentation" if scenes else "detection",
-        loadable=False,
-        note=f"{task}: {figure}",
+        source="mmpretrain's ports of the authors' weights",
+        data=IN1K,
+        img_size=224,
+        metrics=named(top1=top1, top5=top5),
+        **cost(f"davit_{size}"),
+        url=f"{OPENMMLAB}davit-{WORDS[size]}_3rdparty_in1k_20221116-{sha256}.pth",
+        sha256=sha256,
+        wrapper=None,
+        licence=None,
+        code_licence="apache-2.0",
+        foreign="in mmpretrain's names, which no layout here has; the authors' and timm's files hold the weights",
     )
 
 
-def _florence(model: str, size: str, licence: str) -> Release:
+def _dense(method: str, size: str) -> Release:
+    params, gflops, metrics, share, drive = DENSE[method, size]
+    scenes = method.startswith(UPERNET)
+    return Release(
+        model=f"davit_{size}",
+        source="the authors",
+        data=f"{IN1K}, then " + (ADE20K if scenes else COCO),
+        img_size=512 if scenes else None,
+        task="segmentation" if scenes else "detection",
+        method=method,
+        metrics=metrics,
+        params=params,
+        gflops=gflops,
+        url=SHARE + share,
+        by_hand=True,
+        mirrors=(DRIVE.format(drive),),
+        seen="not opened; a personal share, which may expire",
+        wrapper="state_dict",
+        licence=None,
+        code_licence="mit",
+        layout="official",
+        note="the README does not say whether at one scale or several; taken as one" if scenes else "",
+    )
+
+
+def _florence(model: str) -> Release:
+    repository, params, gflops, licence = FLORENCE[model]
     return Release(
         model=model,
-        tag="",
         source="Microsoft's Florence-2",
-        data="image-text pairs",
-        img_size=None,
-        top1=None,
-        url=f"https://huggingface.co/microsoft/Florence-2-{size}",
-        licence=licence,
+        data="image-text pairs (FLD-5B)",
+        img_size=768,
         task="features",
-        loadable=False,
-        note="another model: windows of 12, overlapping merges, another channel attention",
+        params=params,
+        gflops=gflops,
+        url=f"https://huggingface.co/microsoft/{repository}",
+        hub_id=f"microsoft/{repository}",
+        licence=licence,
+        code_licence="apache-2.0",
+        foreign="another model (windows of 12, overlapping merges, other channel attention) within a whole Florence-2: "
+        "load it with timm",
+        note="timm's configuration says apache-2.0",
     )
 
 
 DAVIT = (
-    *map(_ported, CLASSIFIERS),
-    *map(_official, CLASSIFIERS),
+    *map(_ported, PORTED),
+    *map(_official, OFFICIAL),
+    *map(_mmpretrain, MMPRETRAIN),
     *(_dense(*key) for key in DENSE),
-    _florence("davit_b", "base", "mit"),
-    _florence("davit_h", "large", "not stated"),
+    *map(_florence, FLORENCE),
 )

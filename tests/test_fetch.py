@@ -1,0 +1,295 @@
+"""Pretrained tags: what is downloaded, that it is verified, what is said where it cannot be; all without a network."""
+
+import hashlib
+import socket
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
+
+import zoo
+from families import SMALL
+from test_checkpoint import same, state_of, timm_state
+from test_models import trained
+from zoo import fetch
+from zoo.releases import RELEASES, find
+
+MODEL = "maxvit_t_tv"
+
+# a warning that a test does not expect is an error
+pytestmark = pytest.mark.filterwarnings("error::zoo.LicenceWarning")
+
+
+def small(name, **kwargs):
+    """A model by its name or tag, of the size of the small one of its family."""
+    model = name.partition(".")[0]
+    args = SMALL["gcvit_s" if model.startswith("gcvit") else model]
+    return timm.create_model(name, **{"num_classes": 7, **args, **kwargs})
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """Nothing leaves this machine, no cache of the user's is touched, and no licence was spoken of yet."""
+    connect = socket.socket.connect
+
+    def local(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] != "127.0.0.1":
+            raise OSError(f"no network here: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(fetch, "_warned", set())
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+class Site:
+    """Files of a folder on 127.0.0.1, and which of them were asked for."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+        site = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                site.asked.append(self.path)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def site(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    site = Site(folder)
+    thread = threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
+    thread.join()
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def layout_of(model, name):
+    return next(layout for layout in zoo.checkpoint.layouts_of(type(model)) if layout.name == name)
+
+
+def released(monkeypatch, name, **changed):
+    """The table of releases with one row changed: what is served here has another digest than what was released."""
+    row = find(name)
+    table = tuple(replace(r, **changed) if r is row else r for r in RELEASES)
+    monkeypatch.setattr(fetch, "RELEASES", table)
+
+
+def test_nothing_is_fetched_unless_asked(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("something was fetched")
+
+    for place in ("zoo.fetch.download_cached_file", "huggingface_hub.hf_hub_download", "socket.socket.connect"):
+        monkeypatch.setattr(place, never)
+    for name in ("gcvit_xxt.nvidia_in1k", "maxvit_t_tv.tv_in1k", "davit_t", "biformer_t.rayleizhu_in1k"):
+        with torch.device("meta"):
+            timm.create_model(name)
+        assert timm.models.get_pretrained_cfg(name).num_classes == 1000
+
+
+def test_a_tag_is_downloaded_verified_converted_and_loaded(monkeypatch, site, cache):
+    """Over HTTP, in the released layout under the released name; the second time from the cache."""
+    source = trained(small(MODEL))
+    file = site.folder / "maxvit_t-bc5ab103.pth"
+    torch.save(timm_state(source), file)
+    release = find("maxvit_t_tv.tv_in1k")
+    released(monkeypatch, release.name, url=f"{site.url}/{file.name}", sha256=sha256(file)[:8])
+    overlay = {"url": f"{site.url}/{file.name}"}
+    for _ in range(2):
+        model = small(release.name, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert same(model, state_of(source))
+    assert len(site.asked) == 1 and [path.name for path in cache.iterdir()] == [file.name]
+
+
+def test_released_urls_are_what_is_asked_for(monkeypatch, cache):
+    asked = []
+
+    def download(url, path, *args, **kwargs):
+        asked.append(url)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._hub.download_url_to_file", download)
+    for name in ("maxvit_t_tv.tv_in1k", "dinat_t", "litv2_s_a02", "gcvit_xt.timm_in1k"):
+        with pytest.raises(zoo.CheckpointError):
+            timm.create_model(name, pretrained=True)
+    assert asked == [find(name).url for name in ("maxvit_t_tv", "dinat_t", "litv2_s_a02", "gcvit_xt.timm_in1k")]
+
+
+def test_another_file_than_was_released(monkeypatch, site, cache):
+    file = site.folder / "maxvit_t-bc5ab103.pth"
+    torch.save(timm_state(small(MODEL)), file)
+    overlay = {"url": f"{site.url}/{file.name}"}
+    message = rf"its SHA-256 is {sha256(file)}, expected bc5ab103\.\.\..*"
+    with pytest.raises(zoo.CheckpointError, match=message + "the download was deleted"):
+        small(MODEL, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert not list(cache.iterdir())
+    # what somebody else put there is theirs
+    (cache / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(zoo.CheckpointError, match=message + "delete it to download it again"):
+        timm.create_model("maxvit_t_tv.tv_in1k", pretrained=True)
+    assert sha256(cache / file.name) == sha256(file) and len(site.asked) == 1
+
+
+def test_names_that_only_look_like_digests(site):
+    source = trained(small(MODEL))
+    for name in ("model-224.pth", "model-cafe.pth"):
+        torch.save(state_of(source), site.folder / name)
+        assert same(
+            small(MODEL, pretrained=True, pretrained_cfg_overlay={"url": f"{site.url}/{name}"}), state_of(source)
+        )
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with the files that a test puts into it: "repository/name" -> what writes it."""
+    files, asked = {}, []
+
+    def download(repository, name, **kwargs):
+        asked.append((repository, name))
+        path = tmp_path / f"models--{repository.replace('/', '--')}" / "snapshots" / "0" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            files[f"{repository}/{name}"](path)
+        return path
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return files, asked
+
+
+PORTS = {
+    "maxvit_t.timm_tf_in1k": "timm/maxvit_tiny_tf_224.in1k",
+    "davit_t.timm_msft_in1k": "timm/davit_tiny.msft_in1k",
+}
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_ports_come_from_the_hub(hub, name):
+    files, asked = hub
+    source = trained(small(name))
+    state = layout_of(source, "timm").to_theirs(source.state_dict())
+    files[f"{PORTS[name]}/model.safetensors"] = lambda path: save_file(state, path)
+    model = timm.create_model(name, pretrained=True, **SMALL[name.partition(".")[0]])
+    assert asked == [(PORTS[name], "model.safetensors")]
+    assert model.num_classes == source.num_classes and same(model, state_of(source))
+
+
+def test_hub_files_are_verified(monkeypatch, hub):
+    """GC ViT's own file: its digest is the table's, its licence is named, once."""
+    files, asked = hub
+    source, name = trained(small("gcvit_xt")), "gcvit_xt.nvidia_in1k"
+    official = layout_of(source, "official")
+    written = []
+
+    def write(path):
+        torch.save({"state_dict": official.to_theirs(source.state_dict()), "epoch": 3}, path)
+        written.append(path)
+
+    files["nvidia/GCViT/gcvit_1k_xtiny.pth.tar"] = write
+    with pytest.raises(
+        zoo.CheckpointError, match=r"expected d7754bac609e72e3.*delete it to download it again"
+    ) as error:
+        small(name, pretrained=True)
+    assert asked == [("nvidia/GCViT", "gcvit_1k_xtiny.pth.tar")] and written[0].exists()
+    assert sha256(written[0]) in str(error.value)
+    released(monkeypatch, name, sha256=sha256(written[0]))
+    with pytest.warns(zoo.LicenceWarning, match=r"gcvit_xt\.nvidia_in1k.*cc-by-nc-sa-4\.0, forbids commercial use"):
+        model = small(name, pretrained=True)
+    assert same(model, state_of(source))
+    small(name, pretrained=True)  # a second warning would be an error
+
+
+def test_licence_of_a_file(tmp_path):
+    """A file that has kept its name is known, by timm's way and by ours; other files and other licences say nothing."""
+    source = small("gcvit_xxt")
+    for name in ("gcvit_1k_xxtiny.pth.tar", "mine.pth", "maxvit_t-bc5ab103.pth"):
+        torch.save(source.state_dict(), tmp_path / name)
+    with pytest.warns(zoo.LicenceWarning, match="gcvit_xxt.nvidia_in1k"):
+        zoo.load_checkpoint(small("gcvit_xxt"), tmp_path / "gcvit_1k_xxtiny.pth.tar")
+    for name in ("gcvit_1k_xxtiny.pth.tar", "mine.pth", "maxvit_t-bc5ab103.pth"):
+        zoo.load_checkpoint(small("gcvit_xxt"), tmp_path / name)
+        small("gcvit_xxt", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / name)})
+
+
+def test_an_overlay_goes_before_the_tag(hub, site):
+    files, asked = hub
+    source = trained(small("gcvit_xxt"))
+    files["me/mine/model.safetensors"] = lambda path: save_file(source.state_dict(), path)
+    torch.save(source.state_dict(), site.folder / "mine.pth")
+    for overlay in ({"hf_hub_id": "me/mine"}, {"url": f"{site.url}/mine.pth"}):
+        assert same(small("gcvit_xxt", pretrained=True, pretrained_cfg_overlay=overlay), state_of(source))
+    assert asked == [("me/mine", "model.safetensors")] and len(site.asked) == 1
+
+
+def test_offline(monkeypatch, cache):
+    def refuse(*args, **kwargs):
+        raise LocalEntryNotFoundError("nothing in the cache\nand no network")
+
+    where = r"could not download https://download\.pytorch\.org/models/maxvit_t-bc5ab103\.pth .*put it at "
+    with pytest.raises(zoo.CheckpointError, match=f"{where}{cache / 'maxvit_t-bc5ab103.pth'}.*dict\\(file="):
+        timm.create_model("maxvit_t_tv", pretrained=True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    where = r"could not download https://huggingface\.co/timm/davit_tiny\.msft_in1k/resolve/main/model\.safetensors"
+    with pytest.raises(zoo.CheckpointError, match=where + r".*nothing in the cache\)\. Download it .*dict\(file="):
+        timm.create_model("davit_t", pretrained=True)
+    where = r"could not download https://huggingface\.co/nvidia/GCViT/resolve/main/gcvit_1k_tiny\.pth\.tar"
+    with pytest.raises(zoo.CheckpointError, match=where):
+        timm.create_model("gcvit_t", pretrained=True)
+
+
+def test_an_error_without_a_message(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr("zoo.fetch.download_cached_file", refuse)
+    with pytest.raises(zoo.CheckpointError, match=r"\(OSError: \)"):
+        timm.create_model("maxvit_t_tv", pretrained=True)
+
+
+def test_by_hand(monkeypatch, cache):
+    """Nothing is fetched from a page for browsers; a file that was put where the message says is loaded."""
+    monkeypatch.setattr("zoo.fetch.download_cached_file", lambda *args, **kwargs: pytest.fail("fetched"))
+    message = (
+        r"open https://1drv\.ms/\S+ \(or https://matix\.li/e36fe9fb086c\), take biformer_tiny_best\.pth, and put it at "
+    )
+    with pytest.raises(zoo.CheckpointError, match=rf"{message}{cache / 'biformer_tiny_best.pth'}, or pass .*file="):
+        small("biformer_t", pretrained=True)
+    with pytest.raises(zoo.CheckpointError, match=r"sgformer_m\.oliverren_in1k.*take its file, and pass"):
+        timm.create_model("sgformer_m", pretrained=True)
+    source = trained(small("biformer_t"))
+    state = layout_of(source, "official").to_theirs(source.state_dict())
+    torch.save({"model": state}, cache / "biformer_tiny_best.pth")
+    assert same(small("biformer_t", pretrained=True), state_of(source))
+
+
+@pytest.mark.parametrize("release", [r for r in RELEASES if r.by_hand and r.loadable], ids=lambda r: r.name)
+def test_pages_for_browsers_are_in_no_configuration(release):
+    cfg = timm.models.get_pretrained_cfg(release.name)
+    assert not cfg.has_weights and cfg.origin_url == release.url
+
+
+def test_nothing_to_download():
+    with pytest.raises(zoo.CheckpointError, match="davit_l has no released weights"):
+        timm.create_model("davit_l", pretrained=True)
+    with pytest.raises(zoo.CheckpointError, match="maxvit_t has no released weights"):
+        small("maxvit_t", pretrained=True, pretrained_cfg_overlay={"hf_hub_id": None, "url": None})

@@ -1,0 +1,240 @@
+"""`checkpoints.md`, rendered from the table of releases."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from urllib.parse import urlsplit
+
+from .table import IMAGENET, Release, Unreleased
+
+FAMILIES = {
+    "maxvit": "MaxViT",
+    "gcvit": "GC ViT",
+    "davit": "DaViT",
+    "nat": "NAT and DiNAT",
+    "stvit": "STViT",
+    "litv2": "LITv2",
+    "biformer": "BiFormer",
+    "sgformer": "SG-Former",
+}
+SAME_FAMILY = {"dinat": "nat", "dinats": "nat", "vitrpb": "nat"}
+TASKS = {"classification": "Classification", "detection": "Detection", "segmentation": "Segmentation"}
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "pq": "PQ",
+    "box_ap": "box AP",
+    "mask_ap": "mask AP",
+    "miou": "mIoU",
+    "miou_ms": "mIoU, scales",
+}
+NUMERIC = {"params", "GFLOPs", "pixels", *METRICS.values()}
+NOT_OURS, UNRELEASED = "Not ours to load", "Published without weights"
+
+HOSTS = {
+    "drive.google.com": "Google Drive",
+    "1drv.ms": "OneDrive",
+    "connecthkuhk-my.sharepoint.com": "OneDrive",
+    "api.onedrive.com": "OneDrive",
+    "matix.li": "short link",
+    "huggingface.co": "hub",
+    "console.cloud.google.com": "Google Cloud",
+    "gresearch": "bucket",
+}
+
+HEADER = """\
+# Checkpoints
+
+Every set of weights that was released for the families of this zoo: what it scores, under which licence it is, where it
+is. Rendered from the table in `zoo/releases` (`make docs`), which `find` and `candidates` of `zoo.releases` search.
+
+```python
+import timm
+import zoo
+
+model = timm.create_model("maxvit_t_tv.tv_in1k", pretrained=True)  # downloads, verifies, converts
+model = timm.create_model("biformer_t", pretrained=True, pretrained_cfg_overlay=dict(file="biformer_tiny_best.pth"))
+```
+
+A name like `model.tag` is a pretrained tag of timm's once `zoo` is imported. Where only a person with a browser gets
+the file, that call says from where, and where to put it.
+
+- **Figures** are the source's own, in percent, on the validation images of ImageNet-1k (with the evaluation in the
+  row), COCO, ADE20K or Cityscapes. *mIoU, scales* is that of several scales, mirrored.
+- **params**, in millions, are counted, and **GFLOPs**, billions of multiply-adds for one image, are as the source
+  prints them. Of whole detectors and segmenters both are the source's.
+- **evaluation**: the part of the image's side that is kept, from the centre; *squash* resizes to a square instead. All
+  interpolation is bicubic. *½* marks mean and deviation 0.5 in place of ImageNet's.
+- **licence** is that of the weights. *Not stated* means that nobody granted anything. Non-commercial weights warn when
+  they are loaded.
+- Links were not opened for this table; ~~those struck out~~ were reported dead.
+"""
+
+
+def render(releases: Iterable[Release], unreleased: Iterable[Unreleased] = ()) -> str:
+    """The table as Markdown: families, in each its tasks, in each its sources; then what cannot be loaded."""
+    releases, links = list(releases), {}
+    ours = [r for r in releases if not r.foreign]
+    parts = {title: list(_family(key, ours, links)) for key, title in FAMILIES.items()}
+    parts[NOT_OURS] = list(_foreign([r for r in releases if r.foreign], links))
+    parts[UNRELEASED] = list(_unreleased(unreleased))
+    contents = [f"- [{title}](#{_anchor(title)}): {_summary(title, releases)}".removesuffix(": ") for title in parts]
+    sections = (line for title, lines in parts.items() for line in ("", f"## {title}", *lines))
+    references = (f"[{label}]: {url}" for label, url in links.items())
+    return "\n".join((HEADER, *contents, *sections, "", *references)) + "\n"
+
+
+def family(row: Release | Unreleased) -> str:
+    """The key of `FAMILIES` that a model's name belongs to."""
+    first = row.model.partition("_")[0]
+    return SAME_FAMILY.get(first, first)
+
+
+def _summary(title: str, releases: list[Release]) -> str:
+    """How many files of a family there are, by task."""
+    rows = [r for r in releases if FAMILIES.get(family(r)) == title and not r.foreign]
+    counts = {name: sum(r.task == task for r in rows) for task, name in TASKS.items()}
+    return ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _family(key: str, releases: list[Release], links: dict[str, str]) -> Iterator[str]:
+    for task, title in TASKS.items():
+        rows = [r for r in releases if family(r) == key and r.task == task]
+        if rows:
+            yield from ("", f"### {title}")
+            yield from _groups(rows, links)
+
+
+def _foreign(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
+    yield from ("", "Listed so that nobody looks for them in vain.")
+    yield from _groups(rows, links)
+
+
+def _groups(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
+    """A paragraph and a table for each source."""
+    key = lambda r: (r.source, r.foreign, r.layout, r.verified, r.wrapper, r.code_licence)  # noqa: E731
+    for _, group in groupby(rows, key):
+        group = list(group)
+        yield from ("", _about(group[0]), "")
+        yield from _table(group, links)
+
+
+def _about(r: Release) -> str:
+    """What the rows of one source share."""
+    facts = [f"code {r.code_licence or 'licence not stated'}"]
+    if r.wrapper:
+        facts.append(f"weights under `{r.wrapper}`")
+    if r.layout:
+        facts.append(f"layout `{r.layout}`" + ("" if r.verified else ", **not verified**"))
+    if r.seen != "not opened":
+        facts.append(r.seen)
+    source = f"**{r.source[0].upper() if r.source.startswith('the ') else r.source[0]}{r.source[1:]}**"
+    return f"{source} ({'; '.join(facts)})" + (f": {r.foreign}." if r.foreign else "")
+
+
+def _table(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
+    notes = list(dict.fromkeys(r.note for r in rows if r.note))
+    columns = {"model": [f"`{r.name}`" + (f" <sup>{notes.index(r.note) + 1}</sup>" if r.note else "") for r in rows]}
+    columns |= _figures(rows)
+    columns["pixels"] = [_pixels(r) for r in rows]
+    columns["trained on"] = [r.data for r in rows]
+    if any(r.task == "classification" for r in rows):
+        columns["evaluation"] = [_evaluation(r) for r in rows]
+    columns["licence"] = [_licence(r) for r in rows]
+    columns["file"] = [_file(r, links) for r in rows]
+    yield from _lines(columns)
+    if notes:
+        yield ""
+        yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
+
+
+def _unreleased(rows: Iterable[Unreleased]) -> Iterator[str]:
+    yield from ("", "No file of these is known.")
+    rows = list(rows)
+    for task, title in TASKS.items():
+        group = [r for r in rows if r.task == task]
+        columns = {"model": [f"`{r.model}`" for r in group], **_figures(group)}
+        columns |= {"trained on": [r.data for r in group], "figures from": [r.source for r in group]}
+        yield from ("", f"### {title} without weights", "")
+        yield from _lines(columns)
+
+
+def _figures(rows: Sequence[Release | Unreleased]) -> dict[str, list[str]]:
+    """The columns of methods, published figures and costs, as far as there are any."""
+    columns = {"method": [r.method for r in rows]}
+    columns |= {title: [_number(r.metrics.get(name), 1, 2) for r in rows] for name, title in METRICS.items()}
+    columns["params"] = [_number(r.params, 1, 1) for r in rows]
+    columns["GFLOPs"] = [_number(r.gflops, 0, 2) for r in rows]
+    return {title: cells for title, cells in columns.items() if any(cells)}
+
+
+def _lines(columns: dict[str, list[str]]) -> Iterator[str]:
+    """Rows of Markdown, padded so that the source reads as well as the page."""
+    widths = {title: max(3, len(title), *map(len, cells)) for title, cells in columns.items()}
+
+    def line(cells: Iterable[str]) -> str:
+        padded = (c.rjust(w) if t in NUMERIC else c.ljust(w) for c, (t, w) in zip(cells, widths.items(), strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    yield line(columns)
+    yield "| " + " | ".join("-" * (w - 1) + ("-:"[t in NUMERIC]) for t, w in widths.items()) + " |"
+    yield from map(line, zip(*columns.values(), strict=True))
+
+
+def _number(value: float | None, least: int, most: int) -> str:
+    """With between `least` and `most` digits after the point, as sources print theirs."""
+    if value is None:
+        return ""
+    whole, _, digits = f"{value:.{most}f}".partition(".")
+    digits = digits.rstrip("0").ljust(least, "0")
+    return f"{whole}.{digits}" if digits else whole
+
+
+def _pixels(r: Release) -> str:
+    return f"{r.img_size}" if r.img_size else "{}, at most {}".format(*r.test_size) if r.test_size else ""
+
+
+def _evaluation(r: Release) -> str:
+    cut = "squash" if r.crop_mode == "squash" else f"{r.crop_pct:g}"
+    return cut + ("" if r.stats == IMAGENET else ", ½")
+
+
+def _licence(r: Release) -> str:
+    return f"{r.licence or 'not stated'}" + (", **non-commercial**" if r.noncommercial else "")
+
+
+def _file(r: Release, links: dict[str, str]) -> str:
+    """Links to the file, its size and digest where they are known, its mirrors, and where it once was."""
+    label = r.filename or r.hub_id or r.name
+    out = [_by_hand(r, links) if r.by_hand else f"[{_label(label, r.url, links)}]"]
+    out += [f"{r.size / 1e6:,.0f} MB"] if r.size else []
+    out += [f"sha256 `{r.sha256[:8]}`"] if r.sha256 and r.sha256 not in label else []
+    out += [_host(url, label, links) for url in r.mirrors]
+    out += [f"~~{_host(url, label, links)}~~" for url in r.dead]
+    return ", ".join(out)
+
+
+def _by_hand(r: Release, links: dict[str, str]) -> str:
+    return (f"`{r.filename}` " if r.filename else "") + f"by hand: {_host(r.url, r.name, links)}"
+
+
+def _host(url: str, label: str, links: dict[str, str]) -> str:
+    """A link that is called after its host."""
+    host = urlsplit(url).netloc
+    name = HOSTS.get(host, host)
+    return f"[{name}][{_label(f'{label}, {name}', url, links)}]"
+
+
+def _label(wanted: str, url: str, links: dict[str, str]) -> str:
+    """The label of an address, which stands at the end of the page: the one that it has, or a new one."""
+    for label, known in links.items():
+        if known == url:
+            return label
+    label, number = wanted, 2
+    while label in links:
+        label, number = f"{wanted} {number}", number + 1
+    links[label] = url
+    return label
