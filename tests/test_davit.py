@@ -18,7 +18,7 @@ PORTS = {"davit_t": "davit_tiny", "davit_l": "davit_large", "davit_h": "davit_hu
 @pytest.mark.parametrize("name", PORTS)
 def test_the_same_weights_as_timms(name):
     theirs = create_model(PORTS[name], device="meta").state_dict()
-    layout = next(layout for layout in zoo.checkpoint.LAYOUTS["DaViT"] if layout.name == "timm")
+    layout = next(layout for layout in zoo.layouts.LAYOUTS["DaViT"] if layout.name == "timm")
     ours = create_model(name, device="meta").state_dict()
     assert {layout.theirs(key): value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
 

@@ -99,7 +99,7 @@ def test_weights_for_another_window(tmp_path):
 @pytest.mark.parametrize("layout", ["transformers", "transformers-nat"])
 def test_queries_keys_and_values_apart(layout, tmp_path):
     model = trained(small("dinat_b"))
-    found = next(known for known in zoo.checkpoint.LAYOUTS["DiNAT"] if known.name == layout)
+    found = next(known for known in zoo.layouts.LAYOUTS["DiNAT"] if known.name == layout)
     theirs = found.to_theirs(model.state_dict())
     key = next(key for key in theirs if key.endswith("levels.1.layers.0.attention.self.value.weight"))
     assert torch.equal(theirs[key], model.stages[1].blocks[0].attn.fn.qkv.weight[2 * 64 :])

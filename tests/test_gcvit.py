@@ -14,7 +14,7 @@ from zoo.gcvit import GlobalAttention
 from zoo.layouts.tables import swin_table
 
 NAME = "gcvit_s"
-TIMM = next(layout for layout in zoo.checkpoint.LAYOUTS["GCViT"] if layout.name == "timm")
+TIMM = next(layout for layout in zoo.layouts.LAYOUTS["GCViT"] if layout.name == "timm")
 
 
 def windows(model):
@@ -109,7 +109,7 @@ def test_global_attention_is_attention_with_the_same_queries_everywhere():
 def test_tables_for_detection(tmp_path):
     """Released tables are interpolated to the detection windows as its authors' code does it."""
     source = trained(small(NAME))
-    official = zoo.checkpoint.LAYOUTS["GCViT"][0].to_theirs(source.state_dict())
+    official = zoo.layouts.LAYOUTS["GCViT"][0].to_theirs(source.state_dict())
     path = tmp_path / "official.pth.tar"
     torch.save({"state_dict": official}, path)
     model = small(NAME, window_size=24)

@@ -179,7 +179,7 @@ def test_built_for_another_size(tmp_path):
 
 
 def official(model):
-    (layout,) = zoo.checkpoint.LAYOUTS["SGFormer"]
+    (layout,) = zoo.layouts.LAYOUTS["SGFormer"]
     return layout.to_theirs(model.state_dict())
 
 

@@ -2,9 +2,10 @@
 
 from . import biformer, davit, dinat, dinats, gcvit, litv2, maxvit, sgformer, stvit
 from .backbone import Backbone
-from .checkpoint import LoadReport, identify, load_checkpoint
+from .checkpoint import LoadReport, load_checkpoint
 from .errors import CheckpointError, LicenceWarning
-from .reader import Checkpoint, read
+from .reader import Checkpoint, Description, describe, read
+from .recognise import Recognition, identify, recognise
 from .registry import variants
 from .releases import RELEASES, Release
 
@@ -13,11 +14,14 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "CheckpointError",
+    "Description",
     "LicenceWarning",
     "LoadReport",
+    "Recognition",
     "Release",
     "biformer",
     "davit",
+    "describe",
     "dinat",
     "dinats",
     "gcvit",
@@ -26,6 +30,7 @@ __all__ = [
     "load_checkpoint",
     "maxvit",
     "read",
+    "recognise",
     "sgformer",
     "stvit",
     "variants",

@@ -2,15 +2,11 @@
 
 import logging
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.models import resolve_pretrained_cfg
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
@@ -20,15 +16,12 @@ from .blocks import PositionTable, resize_positions, resize_table
 from .convert import Layout, listed
 from .errors import CheckpointError
 from .fetch import locate, warn_of_licence
-from .layouts import LAYOUTS
 from .reader import Checkpoint, read
-from .registry import class_of, variants
+from .recognise import layouts_of, parts, recognise, without_prefix
+from .registry import class_of
 from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
-
-OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
 
 
 @dataclass
@@ -39,6 +32,7 @@ class LoadReport:
     entry        which weights of the file were taken, "raw" or "ema"
     head_remade  the classifier is new: the file has none, or one for another number of classes
     resized      tables of positions that were interpolated: relative ones to other windows, others to other images
+    left_out     parts of the file that were not asked for, and how many tensors each has
     message      all this in one line
     """
 
@@ -46,23 +40,28 @@ class LoadReport:
     entry: str = ""
     head_remade: bool = False
     resized: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     message: str = ""
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, weights: str = "auto") -> LoadReport:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, weights: str = "auto", part: str | None = None
+) -> LoadReport:
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
              belong to, else the raw ones
+    part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
     """
-    layout, entry, state = _select(read(path), type(model), weights)
+    checkpoint, left_out = _part(read(path), part)
+    layout, entry, state = _select(checkpoint, type(model), weights)
     conv = "stem.conv1.weight"
     if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
         state[conv] = adapt_input_conv(model.in_chans, state[conv])
     report = _fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
-    report.layout, report.entry = layout, entry
+    report.layout, report.entry, report.left_out = layout, entry, left_out
     report.message = _message(report, path, model)
     warn_of_licence(find(filename=path))
     return report
@@ -101,64 +100,11 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     return state
 
 
-def identify(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """(model, layout) of every variant that a bare state dict fits, but for the classifier.
-
-    Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
-    """
-    shapes = {
-        (name, layout.name): _shapes(layout.to_ours(state))
-        for name in variants()
-        for layout in layouts_of(class_of(name))
-        if not layout.unknown(state)
-    }
-    # building a variant takes a moment, counting blocks does not
-    shapes = {case: found for case, found in shapes.items() if _depths(found) == _depths_of(case[0])}
-    exact = [case for case, found in shapes.items() if found == _shapes_of(case[0])]
-    return exact or [case for case, found in shapes.items() if _trunk(found) == _trunk(_shapes_of(case[0]))]
-
-
-def _depths(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
-    """Blocks of each stage, by our names of the tensors."""
-    blocks = {match[0] for key in shapes if (match := re.match(r"stages\.\d+\.blocks\.\d+", key))}
-    return dict(Counter(block.split(".")[1] for block in blocks))
-
-
-def _depths_of(name: str) -> dict[str, int]:
-    depths = variants()[name].get("depths")
-    return _depths(_shapes_of(name)) if depths is None else {str(i): depth for i, depth in enumerate(depths)}
-
-
-def _trunk(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    return {
-        key: shape[:1] if key.endswith((".rpb", ".position.table")) else shape
-        for key, shape in shapes.items()
-        if not key.startswith(("head.", "feature_norms."))
-    }
-
-
-@cache
-def _shapes_of(name: str) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return _shapes(class_of(name)(**variants()[name]).state_dict())
-
-
-def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
-    """The layouts that weights of `cls` come in, ours last: it has words for other families' names too."""
-    return (*LAYOUTS.get(cls.__name__, ()), OURS)
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {
-        k: v.shape for k, v in state.items() if not k.startswith("head.fc.") and not k.endswith("num_batches_tracked")
-    }
-
-
 def _select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple[str, str, dict[str, Tensor]]:
     """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for."""
     if weights not in ("auto", "raw", "ema"):
         raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
-    states = {kind: _without_prefix(state) for kind, state in checkpoint.entries.items()}
+    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
     first = next(iter(states))
     if not issubclass(cls, Backbone):
         entry = first if weights == "auto" else weights
@@ -168,7 +114,24 @@ def _select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple
     if weights == "auto":
         entry = _published(cls, layout)
         entry = entry if entry in states else first
-    return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
+    try:
+        return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path} is not of this {cls.__name__}: {error}") from error
+
+
+def _part(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[str, int]]:
+    """The checkpoint with the names of one part alone, and the sizes of the others."""
+    if part is None:
+        return checkpoint, {}
+    entries, left_out = {}, {}
+    for kind, state in checkpoint.entries.items():
+        state = without_prefix(state)
+        left_out = dict(parts(state))
+        if left_out.pop(part, None) is None:
+            raise CheckpointError(f"{checkpoint.path} has no part {part!r}, only {listed(left_out)}")
+        entries[kind] = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+    return Checkpoint(checkpoint.path, entries, checkpoint.meta), left_out
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:
@@ -181,13 +144,6 @@ def _published(cls: type[Backbone], layout: Layout) -> str:
     """Which entry of a file the figures published for `layout` belong to."""
     kinds = {r.weights for r in RELEASES if r.layout == layout.name and class_of(r.model) is cls}
     return "ema" if kinds == {"ema"} else "raw"
-
-
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = dict(state)
-    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
 
 
 def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: str) -> Layout:
@@ -204,9 +160,17 @@ def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: s
 
 
 def _what_it_is(state: Mapping[str, Tensor]) -> str:
-    found = identify(state)
-    # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
-    return f"It holds {' or '.join(name for name, _ in found)} in layout {found[0][1]!r}. " if found else ""
+    found = recognise(state)
+    if found.candidates:
+        # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
+        names = " or ".join(name for name, _ in found.candidates)
+        return f"It holds {names} in layout {found.candidates[0][1]!r}. "
+    for part, count in parts(state).items():
+        inner = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
+        if inner.candidates:
+            others = listed(sorted(parts(state).keys() - {part}))
+            return f"Its {count} {part!r} tensors are {inner.message}; part={part!r} reads them without {others}. "
+    return ""
 
 
 def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
@@ -284,4 +248,6 @@ def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
         )
     if report.resized:
         notes.append(f"{len(report.resized)} tables of positions interpolated to other windows or images")
+    if report.left_out:
+        notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return "; ".join(notes)

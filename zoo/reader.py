@@ -1,59 +1,85 @@
-"""Opens a file of weights and gives its tensors, running nothing that is in it."""
+"""Opens a file of weights and gives its tensors, running nothing that is in it.
 
-import argparse
-import pickle
-import zipfile
+First the file is described: its pickle is followed without calling anything (`pickled.py`), and every size, shape and
+place in it is checked. Only then torch or safetensors reads the tensors, mapped from the file where its format allows.
+"""
+
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from . import archive, described, pickled
+from .described import Storage, TensorInfo
 from .errors import CheckpointError
+from .formats import unfinished, what_else
 
 # where training programs put the weights, and their moving average
-RAW = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights")
-EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema")
+RAW = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights", "student")
+EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema", "teacher")
+OPTIMIZERS = ("optimizer", "optimizers", "lr_scheduler", "scheduler", "scaler", "amp", "loss_scaler")
 
-# Classes that old training programs pickled beside the weights (configurations, arguments, metrics). Names that are not
-# of the standard library or numpy are aliased to a harmless class, never imported.
-_MULTIARRAY = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-ALIASES: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    np.ndarray,
-    *(
-        (OrderedDict, name)
-        for name in ("yacs.config.CfgNode", "easydict.EasyDict", "mmengine.config.config.ConfigDict")
-    ),
-    *(
-        (OrderedDict, name)
-        for name in ("mmcv.utils.config.ConfigDict", "addict.addict.Dict", "mmcv.utils.config.Config")
-    ),
-    *(
-        (getattr(_MULTIARRAY, name), f"numpy.{core}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
-        for core in ("core", "_core")
-    ),
-    *(
-        type(np.dtype(kind))
-        for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
-    ),
-]
+LEGACY = 0x1950A86A20F9469CFC6C  # what torch.save wrote first, before it wrote zip archives
+SAFE_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Inert:
+    """What torch puts in the place of harmless foreign names: takes anything, keeps nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# torch must know the names that `pickled.py` let through; nothing of them is imported
+_INERT = (*pickled.RECORDS, *pickled.PATHS, *pickled.NUMPY, *pickled.SCALAR, *pickled.ARRAY)
+ALIASES: list[Any] = [*((Inert, name) for name in _INERT), *((OrderedDict, name) for name in pickled.MAPPINGS)]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file holds, without its tensors.
+
+    format   "zip", "legacy" (torch before 1.6) or "safetensors"
+    entries  state dicts by kind, "raw" and "ema": name -> type and shape
+    places   kind -> the keys that lead to that state dict in the file, outermost first
+    meta     plain data beside the weights: epoch, figures, arguments; of a safetensors file its metadata
+    """
+
+    path: str
+    format: str
+    entries: dict[str, dict[str, TensorInfo]]
+    places: dict[str, tuple[str, ...]]
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Checkpoint:
-    """What a file holds: `entries` are its state dicts by kind, "raw" and "ema"."""
+    """What a file holds: `entries` are its state dicts by kind, "raw" and "ema"; `meta` as in `Description`."""
 
     path: str
     entries: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -62,87 +88,155 @@ def read(path: str | Path) -> Checkpoint:
     Raises CheckpointError for a file that is missing, empty, truncated, no checkpoint, without weights, or that names
     anything other than tensors and plain data.
     """
+    found = describe(path)
+    tensors = load_file(path) if found.format == "safetensors" else _torch_load(Path(path), found.format)
+    entries = {}
+    for kind, state in found.entries.items():
+        content = tensors
+        for key in found.places[kind]:
+            content = content[key]
+        entries[kind] = {name: content[name] for name in state}
+    return Checkpoint(found.path, entries, found.meta)
+
+
+def describe(path: str | Path) -> Description:
+    """What a file of weights holds, without reading its tensors. Raises CheckpointError as `read` does."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; expected a file of weights")
     try:
-        content = _open(path)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, error)) from error
+        kind, content, meta = _content(path)
+        described.check(content, path.stat().st_size)
+        found = _entries(content)
+        meta |= _beside(content, found)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from error
     except Exception as error:
         # a broken file can fail anywhere in its reader, with anything
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"[:300]
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or no checkpoint ({why})"
         ) from error
-    entries = _entries(content)
-    if not entries:
-        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    if not found:
+        held = ", ".join(map(str, list(content)[:20])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path} holds no state dict: expected tensors by name, found {held or 'nothing'}")
-    return Checkpoint(str(path), entries)
+    states = {kind: state for kind, (_, state) in found.items()}
+    return Description(str(path), kind, states, {kind: place for kind, (place, _) in found.items()}, meta)
 
 
-def _open(path: Path) -> Any:
+def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
+    """Format, described content and metadata of a file."""
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(512)
     if len(head) < 9:
-        raise CheckpointError(f"{path} is {'empty' if not head else 'too short to be a checkpoint'}")
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
-    zipped = head.startswith(b"PK")
-    if zipped:
-        _refuse_bomb(path)
+        raise CheckpointError("is empty" if not head else "is too short to be a checkpoint")
+    if hint := unfinished(path):
+        raise CheckpointError(hint)
+    if head.startswith(b"PK"):
+        return "zip", archive.content(path), {}
+    if head.startswith(b"\x80"):
+        return "legacy", _legacy(path), {}
+    if head[8:9] == b"{":
+        return "safetensors", *_safetensors(path)
+    raise CheckpointError(what_else(head))
+
+
+def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            state = {name: TensorInfo(SAFE_DTYPES[p.get_dtype()], tuple(p.get_shape())) for name, p in parts.items()}
+            return state, dict(file.metadata() or {})
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"is a damaged safetensors file: {error}") from error
+
+
+def _legacy(path: Path) -> Any:
+    """What torch before 1.6 wrote: number, version, machine, content, keys of the storages, and their bytes."""
+    storages: dict[str, Storage] = {}
+
+    def note(identity: Any) -> Storage:
+        storage, key = archive.identified(identity)
+        if storages.setdefault(key, storage) != storage:
+            raise CheckpointError(f"gives storage {key!r} two sizes: refused")
+        return storage
+
+    with path.open("rb") as file:
+        if pickled.describe(file, note) != LEGACY:
+            raise CheckpointError("is a pickle, but not of torch.save: load it where it was made and save its tensors")
+        for _ in range(2):
+            pickled.describe(file, note)
+        content, keys = pickled.describe(file, note), pickled.describe(file, note)
+        _check_storages(file, storages, keys)
+    return content
+
+
+def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> None:
+    """Behind the pickles lie the storages, each behind its number of elements."""
+    if not isinstance(keys, list) or not storages.keys() <= set(map(str, keys)):
+        raise CheckpointError("does not list the storages that its tensors lie in: refused")
+    size = os.fstat(file.fileno()).st_size
+    for key in keys:
+        storage, numel = storages.get(key), int.from_bytes(file.read(8), "little", signed=True)
+        left = size - file.tell()
+        if storage is None or numel != storage.numel or numel * storage.dtype.itemsize > left:
+            said = f"{storage.numel:,} elements" if storage else "nothing"
+            raise CheckpointError(f"says that storage {key!r} has {said}; {left:,} bytes are left: cut off, or refused")
+        file.seek(numel * storage.dtype.itemsize, os.SEEK_CUR)
+
+
+def _torch_load(path: Path, kind: str) -> Any:
     with torch.serialization.safe_globals(ALIASES):
-        # mapped, not read: a file that is refused later has cost no memory
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        try:
+            # mapped, not read: what is not used costs no memory
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"[:300]
+            raise CheckpointError(f"{path} cannot be read by torch ({why})") from error
 
 
-def _refuse_bomb(path: Path) -> None:
-    """torch stores tensors uncompressed; an archive that unfolds to many times its size is no checkpoint."""
-    with zipfile.ZipFile(path) as archive:
-        unfolded = sum(entry.file_size for entry in archive.infolist())
-    if unfolded > 8 * path.stat().st_size + 2**20:
-        raise CheckpointError(f"{path} would unfold from {path.stat().st_size:,} to {unfolded:,} bytes; refused")
+Found = dict[str, tuple[tuple[str, ...], dict[str, TensorInfo]]]
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    text = str(error)
-    name = text.partition("GLOBAL ")[2].partition(" ")[0]
-    if not name:
-        return f"{path} is not a checkpoint that can be read safely: {text.splitlines()[0]}"
-    return (
-        f"{path} asks for {name}, which is not data: refused, and nothing of it was run. If you trust its source, "
-        f"load it there and save only its state dict (torch.save(model.state_dict(), ...) or safetensors)"
-    )
-
-
-def _entries(content: Any) -> dict[str, dict[str, Tensor]]:
+def _entries(content: Any) -> Found:
+    """Kind -> the keys that lead to its state dict, and that."""
     if not isinstance(content, Mapping):
         return {}
     if state := _state(content):
-        return {"raw": state}
+        return {"raw": ((), state)}
     found = {}
     for kind, names in (("raw", RAW), ("ema", EMA)):
         for name in names:
-            if name in content and kind not in found and (state := _nested(content[name])):
-                found[kind] = state
+            if kind not in found and (nested := _nested(content.get(name), (name,))):
+                found[kind] = nested
     return found
 
 
-def _nested(content: Any) -> dict[str, Tensor]:
-    """The state dict in `content`, or one wrapper deeper (an averaged model is often kept as {"module": ...})."""
+def _nested(content: Any, place: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, TensorInfo]] | None:
+    """The state dict in `content`, or up to two wrappers deeper: an average is often kept as {"module": ...}."""
     if not isinstance(content, Mapping):
-        return {}
-    inner = next((content[name] for name in RAW if isinstance(content.get(name), Mapping)), {})
-    return _state(content) or _state(inner)
+        return None
+    if state := _state(content):
+        return place, state
+    inner = [name for name in RAW if isinstance(content.get(name), Mapping)] if len(place) < 3 else []
+    return _nested(content[inner[0]], (*place, inner[0])) if inner else None
 
 
-def _state(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _state(content: Mapping[Any, Any]) -> dict[str, TensorInfo]:
     """The tensors of a mapping that is mostly tensors by name."""
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, TensorInfo)}
     return tensors if 2 * len(tensors) > len(content) else {}
+
+
+def _beside(content: Any, found: Found) -> dict[str, Any]:
+    """Plain data beside the weights, without the states of optimisers."""
+    if not isinstance(content, Mapping) or any(not place for place, _ in found.values()):
+        return {}
+    taken = {place[0] for place, _ in found.values()} | set(OPTIMIZERS)
+    kept = {key: value for key, value in content.items() if key not in taken and not _tensors(value)}
+    return described.plain(kept)
+
+
+def _tensors(value: Any) -> bool:
+    """Whether this is weights of something else."""
+    return isinstance(value, TensorInfo) or (isinstance(value, Mapping) and bool(_state(value)))

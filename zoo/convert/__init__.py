@@ -100,7 +100,7 @@ class Layout:
             if name in out:
                 raise ValueError(f"layout {self.name!r} gives two entries the name {name}")
             change = self._change(name)
-            out[name] = change.to_ours(tensor) if change else tensor
+            out[name] = self._changed(key, tensor, change.to_ours) if change else tensor
         return out
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,10 +111,17 @@ class Layout:
             if name is None:
                 raise ValueError(f"layout {self.name!r} has no name for our {key}")
             change = self._change(key)
-            out[name] = change.to_theirs(tensor) if change else tensor
+            out[name] = self._changed(key, tensor, change.to_theirs) if change else tensor
         for group in self.groups:
             out = _regroup(out, group.units, group.theirs, group.to_theirs)
         return out
+
+    def _changed(self, key: str, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        try:
+            return change(tensor)
+        except (IndexError, RuntimeError) as error:
+            shape = tuple(tensor.shape)
+            raise ValueError(f"layout {self.name!r} expects another shape for {key} than {shape}") from error
 
     def _change(self, name: str) -> Change | None:
         return next((change for template, change in self.changes.items() if _pattern(template).fullmatch(name)), None)

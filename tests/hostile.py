@@ -1,0 +1,269 @@
+"""Files that want to do harm, or only look like checkpoints: each is written by a function of its path and a canary.
+
+Whatever they would run makes the canary, a file that is not there before.
+"""
+
+import io
+import json
+import os
+import pickle
+import stat
+import struct
+import subprocess
+import zipfile
+from collections import OrderedDict
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+HUGE = 2_684_354_560  # float32 elements: 10 GiB
+
+
+class Runs:
+    """Unpickles by calling `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class WithState:
+    """Unpickles by calling its `__setstate__`."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __setstate__(self, state):
+        os.mkdir(state["canary"])
+
+
+class Place:
+    """A storage that a pickle refers to by torch's persistent id."""
+
+    def __init__(self, numel=4, key="0"):
+        self.identity = ("storage", torch.FloatStorage, key, "cpu", numel)
+
+
+class Crafted:
+    """Unpickles as a tensor with this place in its storage."""
+
+    def __init__(self, size, stride, offset=0, place=None, rebuild=torch._utils._rebuild_tensor_v2):
+        self.call = rebuild, (place or Place(), offset, size, stride, False, OrderedDict())
+
+    def __reduce__(self):
+        return self.call
+
+
+class Referring(pickle.Pickler):
+    def persistent_id(self, obj):
+        return obj.identity if isinstance(obj, Place) else None
+
+
+def pickled(content):
+    buffer = io.BytesIO()
+    Referring(buffer, 2).dump(content)
+    return buffer.getvalue()
+
+
+def archive(index, entries=(), compression=zipfile.ZIP_STORED):
+    """What torch.save would write with this pickle, and further entries."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as out:
+        out.writestr("archive/data.pkl", index)
+        out.writestr("archive/data/0", struct.pack("<4f", 1, 2, 3, 4))
+        for name, data in entries:
+            out.writestr(name, data)
+    return buffer.getvalue()
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def legacy(content):
+    return saved(content, _use_new_zipfile_serialization=False)
+
+
+STATE = {"stem.conv1.weight": torch.zeros(3, 7)}
+
+# what asks for something to be run -> the content of the file, by its canary
+RUNNING = {
+    "system": lambda canary: Runs(os.system, f"touch {canary}"),
+    "eval": lambda canary: Runs(eval, f"open({str(canary)!r}, 'w')"),
+    "exec": lambda canary: Runs(exec, f"open({str(canary)!r}, 'w')"),
+    "process": lambda canary: Runs(subprocess.Popen, ["touch", str(canary)]),
+    "open": lambda canary: Runs(open, str(canary), "w"),
+    "imported": lambda canary: Runs(getattr, Runs(__import__, "os"), "system"),
+    "inside weights": lambda canary: {"model": {"a": torch.zeros(1), "b": Runs(os.mkdir, str(canary))}},
+    "nested reduce": lambda canary: Runs(OrderedDict, [["a", Runs(print, Runs(os.mkdir, str(canary)))]]),
+    "a pickle in a pickle": lambda canary: Runs(pickle.loads, pickle.dumps(Runs(os.mkdir, str(canary)))),
+    "a file in a pickle": lambda canary: Runs(torch.load, str(canary)),
+    "setstate": lambda canary: WithState(str(canary)),
+    "a module": lambda canary: nn.Linear(1, 1),
+    "a buffer of 10 GB": lambda canary: Runs(bytearray, 10**10),
+    "a tensor without data": lambda canary: {"w": torch.empty(3, device="meta")},
+    "a sparse tensor": lambda canary: {"w": torch.eye(3).to_sparse()},
+}
+
+
+def nested(opcode, count, end):
+    """A state dict beside something nested `count` deep."""
+    head = pickled({"model": {"w": Crafted((4,), (1,))}})[:-1]
+    return archive(head + b"X\5\0\0\0extra" + opcode * count + end + b"s.")
+
+
+def laughs():
+    """Thirty lists, each of ten references to the one before."""
+    rows = [0]
+    for _ in range(30):
+        rows = [rows] * 10
+    return rows
+
+
+def endless():
+    loop = []
+    loop.append(loop)
+    return loop
+
+
+def with_key(key):
+    return b"}" + key + b"Ns."
+
+
+def jit():
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), buffer)
+    return buffer.getvalue()
+
+
+def with_link():
+    entry = zipfile.ZipInfo("archive/data/1")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return archive(pickled({"w": Crafted((4,), (1,))}), [(entry, "/etc/passwd")])
+
+
+def with_size(size):
+    """The list at the archive's end gives the storage another size than it has."""
+    data = bytearray(saved(STATE))
+    place = data.rindex(b"PK\1\2", 0, data.rindex(b"data/0"))
+    struct.pack_into("<II", data, place + 20, size, size)
+    return bytes(data)
+
+
+def declaring(numel):
+    """Torch's old format, whose storage has this many elements as it says, in the pickle and behind it."""
+    long = b"\x8a\x05" + numel.to_bytes(5, "little")
+    return (
+        legacy(STATE).replace(b"K\x15N", long + b"N").replace((21).to_bytes(8, "little"), numel.to_bytes(8, "little"))
+    )
+
+
+def safetensors(header, data=bytes(16)):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape, begin, end, dtype="F32"):
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}}
+
+
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Google Drive - Virus scan warning</title></head><body>" + bytes(600)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 113456789\n"
+
+# file -> its bytes, by a function, and what the error says
+DATA = {
+    # pickles
+    "state-of-a-class": (lambda: archive(b"cargparse\nNamespace\n}X\1\0\0\0aK\1sb."), "state of what has none"),
+    "state-of-a-tensor": (
+        lambda: archive(pickled(Crafted((4,), (1,)))[:-1] + b"(NK\0)tb."),
+        "state of what has none",
+    ),
+    "call-of-a-value": (lambda: archive(b"]Nq\0\x85R."), "calls what is no name"),
+    "call-of-a-storage": (lambda: archive(b"ctorch\nFloatStorage\nK\1\x85R."), r"calls torch\.FloatStorage"),
+    "encoding": (
+        lambda: archive(pickled(Runs(__import__("_codecs").encode, "a", "punycode"))),
+        "encodes by 'punycode'",
+    ),
+    "stack-global": (lambda: archive(pickle.dumps(Runs(os.system, "true"), 4)), "torch.save does not write"),
+    "extension": (lambda: archive(b"\x82\1."), "EXT1"),
+    "instance": (lambda: archive(b"(S'true'\nios\nsystem\n."), "STRING"),
+    "another-reference": (lambda: archive(b"X\1\0\0\0aQ."), "something other than a storage"),
+    "long-string": (lambda: archive(b"X\xff\xff\xff\xffabc."), "cannot be read"),
+    "long-number": (lambda: archive(b"\x8b\xff\xff\xff\x7f" + b"\1" * 1000 + b"."), "cannot be read"),
+    "long-bytes": (lambda: archive(b"\x8e" + b"\xff" * 8 + b"."), "cannot be read"),
+    "memo": (lambda: archive(b"]r\xff\xff\xff\xffr\xff\xff\xff\x7f."), "holds no state dict"),
+    "unknown-memo": (lambda: archive(b"h\5."), "cannot be read"),
+    "laughs": (lambda: archive(pickled({"model": {"w": Crafted((4,), (1,))}, "x": laughs()})), "unfolds to"),
+    "endless": (lambda: archive(pickled({"model": {"w": Crafted((4,), (1,))}, "x": endless()})), "unfolds to"),
+    "deep-lists": (lambda: nested(b"]", 200_000, b"a" * 199_999), "nested more than"),
+    "deep-tuples": (lambda: nested(b")" + b"\x85" * 199_999, 1, b""), "nested more than"),
+    "deep-key": (lambda: archive(with_key(b")" + b"\x85" * 500_000)), "tuple for a key"),
+    "key-without-end": (lambda: archive(with_key(b")" + b"2\x86" * 200)), "a pickle with DUP"),
+    "many-dicts": (lambda: archive(b"}" * 3_000_000 + b"."), "opcodes"),
+    "long-pickle": (lambda: archive(b"X\0\0\0\x05" + bytes(0x05000000) + b"."), "an index of"),
+    # tensors
+    "stride-negative": (lambda: archive(pickled({"w": Crafted((4,), (-1,), 3)})), "does not lie in"),
+    "stride-huge": (lambda: archive(pickled({"w": Crafted((2,), (2**62,))})), "does not lie in"),
+    "offset-outside": (lambda: archive(pickled({"w": Crafted((2,), (1,), 3)})), "does not lie in"),
+    "offset-negative": (lambda: archive(pickled({"w": Crafted((2,), (1,), -1)})), "does not lie in"),
+    "shape-huge": (lambda: archive(pickled({"w": Crafted((HUGE,), (1,))})), "does not lie in"),
+    "shape-repeated": (lambda: archive(pickled({"w": Crafted((HUGE,), (0,))})), "declares 10,737,418,240 bytes"),
+    "shape-of-many": (lambda: archive(pickled({"w": Crafted((1,) * 5000, (0,) * 5000)})), "does not describe one"),
+    "shape-of-text": (lambda: archive(pickled({"w": Crafted(("a",), (1,))})), "does not describe one"),
+    "storage-huge": (lambda: archive(pickled({"w": Crafted((4,), (1,), place=Place(HUGE))})), "2,684,354,560 elements"),
+    "storage-missing": (lambda: archive(pickled({"w": Crafted((4,), (1,), place=Place(4, "../0"))})), "has 0 bytes"),
+    "legacy-10-gb": (lambda: declaring(HUGE), "2,684,354,560 elements"),
+    "legacy-other-size": (lambda: legacy(STATE).replace((21).to_bytes(8, "little"), bytes(8)), "21 elements"),
+    "legacy-cut-off": (lambda: legacy(STATE)[:-10], "cut off"),
+    "plain-pickle": (lambda: pickle.dumps({"model": [1.0]}, 2), "not of torch.save"),
+    # archives
+    "bomb": (lambda: archive(bytes(200_000_000), compression=zipfile.ZIP_DEFLATED), "would unfold from"),
+    "compressed": (lambda: archive(pickled({}), compression=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
+    "upwards": (lambda: archive(b"}.", [("../escaped", b"x")]), "points outside"),
+    "upwards-inside": (lambda: archive(b"}.", [("archive/data/../../../escaped", b"x")]), "points outside"),
+    "backslashes": (lambda: archive(b"}.", [("archive\\..\\..\\escaped", b"x")]), "points outside"),
+    "absolute": (lambda: archive(b"}.", [("/tmp/escaped", b"x")]), "points outside"),
+    "drive": (lambda: archive(b"}.", [("C:/escaped", b"x")]), "points outside"),
+    "link": (with_link, "holds a link"),
+    "outside": (lambda: archive(b"}.", [("other/data.pkl", b"}.")]), "outside of its folder"),
+    "size-too-large": (lambda: with_size(600), "it does not"),
+    "size-of-gigabytes": (lambda: with_size(0x7FFFFFFF), "would unfold from"),
+    "size-too-small": (lambda: with_size(80), "21 elements, but it has 80 bytes"),
+    "archive-cut-off": (lambda: saved(STATE)[:-200], "cut off or damaged"),
+    "jit": (jit, "is a TorchScript program"),
+    "numpy": (lambda: archive(b"}.", [("archive/w.npy", b"x")]), "archive of numpy's"),
+    "other-archive": (lambda: archive(b"}.").replace(b"data.pkl", b"data.txt"), "it has no data.pkl"),
+    # safetensors
+    "header-beyond": (lambda: safetensors(entry([4], 0, 1600)), "damaged safetensors"),
+    "header-huge-shape": (lambda: safetensors(entry([HUGE], 0, 16)), "damaged safetensors"),
+    "header-overflow": (lambda: safetensors(entry([2**62, 2**62], 0, 16)), "damaged safetensors"),
+    "header-overlap": (
+        lambda: safetensors(entry([4], 0, 16) | {"v": entry([4], 0, 16)["w"]}),
+        "damaged safetensors",
+    ),
+    "header-negative": (lambda: safetensors(entry([-4], 0, 16)), "damaged safetensors"),
+    "header-dtype": (lambda: safetensors(entry([4], 0, 16, "X32")), "damaged safetensors"),
+    "header-no-json": (lambda: safetensors(b"{" * 1000), "damaged safetensors"),
+    "header-longer-than-file": (lambda: (10**10).to_bytes(8, "little") + b"{" + bytes(100), "damaged safetensors"),
+    "safetensors-cut-off": (lambda: save(STATE)[:-10], "damaged safetensors"),
+    # no checkpoints
+    "page": (lambda: PAGE, r"is a web page \('Google Drive - Virus scan warning'\)"),
+    "pointer": (lambda: POINTER, "git-lfs's pointer to a file of 113,456,789 bytes"),
+    "text": (
+        lambda: b"404: Not Found\nhttps://example.org/w.pth",
+        "is text, not weights: it begins with '404: Not Found",
+    ),
+    "zeros": (lambda: bytes(5000), "nothing but zeros"),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(100), "compressed by gzip"),
+    "tar-of-torch": (
+        lambda: b"storages".ljust(257, b"\0") + b"ustar".ljust(255, b"\0"),
+        "tar format of torch before 0.2",
+    ),
+    "tar": (lambda: b"weights.pth".ljust(257, b"\0") + b"ustar".ljust(255, b"\0"), "tar archive of files"),
+    "part.crdownload": (lambda: saved(STATE)[:500], "a download that is not complete"),
+}

@@ -1,0 +1,250 @@
+"""What stands in a pickle of tensors, found by reading it: nothing that it names is imported, built or called.
+
+The standard library's tokeniser gives the opcodes; the few that `torch.save` writes are followed on a stack of plain
+data. A tensor becomes a `TensorInfo`, a class of the written list plain data, and anything else is refused by name.
+So a file is known, with sizes, shapes and bounds checked, before torch reads it.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import torch
+
+from .described import MOST, Name, Other, Record, Storage, TensorInfo
+from .errors import CheckpointError
+
+STORAGES = {
+    f"torch.{word}Storage": dtype
+    for word, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+    }.items()
+} | dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
+DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+# Names that old training programs pickled beside the weights: configurations, arguments, figures, paths.
+MAPPINGS = (
+    "yacs.config.CfgNode",
+    "easydict.EasyDict",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "mmcv.utils.config.Config",
+    "addict.addict.Dict",
+)
+RECORDS = ("argparse.Namespace", "types.SimpleNamespace")
+PATHS = tuple(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))
+NUMPY = ("numpy.dtype", "numpy.ndarray")
+SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+# numpy's letters -> struct's, little-endian
+NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
+NUMBERS |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "b1": "?"}
+
+
+def describe(file: BinaryIO, storage: Callable[[Any], Storage]) -> Any:
+    """The content of the pickle that begins here, as dicts, lists, tuples, numbers, strings and `TensorInfo`.
+
+    file     is left behind the pickle's end
+    storage  makes a `Storage` of torch's persistent id, or raises CheckpointError
+    Raises CheckpointError for a name outside of the written list, for tensors that do not lie in their storages, and
+    where there are too many opcodes.
+    """
+    machine = _Machine(storage)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name == "STOP":
+            return machine.stack.pop()
+        if count == MOST:
+            raise CheckpointError(f"has a pickle of more than {MOST:,} opcodes: refused")
+        if opcode.name not in _Machine.STEPS:
+            raise CheckpointError(f"has a pickle with {opcode.name}, which torch.save does not write: refused")
+        _Machine.STEPS[opcode.name](machine, argument)
+    raise CheckpointError("has a pickle without an end")
+
+
+class _Machine:
+    """The stack of an unpickler, with descriptions on it."""
+
+    STEPS: dict[str, Callable[["_Machine", Any], None]]
+
+    def __init__(self, storage: Callable[[Any], Storage]) -> None:
+        self.storage = storage
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def mark(self, _: None) -> None:
+        self.outer.append(self.stack)
+        self.stack = []
+
+    def name(self, argument: str) -> None:
+        name = argument.replace(" ", ".")
+        if name not in _KNOWN:
+            raise CheckpointError(f"asks for {_spelled(name)}, which is not data: {REFUSED}")
+        self.push(Name(name))
+
+    def tuple(self, count: int | None) -> None:
+        items = self.since_mark() if count is None else [self.stack.pop() for _ in range(count)][::-1]
+        self.push(tuple(items))
+
+    def put(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def extend(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise CheckpointError("appends to what is no list: refused")
+        self.stack[-1].extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise CheckpointError("sets items of what is no mapping: refused")
+        _fill(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+    def pair(self) -> list[Any]:
+        value, key = self.stack.pop(), self.stack.pop()
+        return [key, value]
+
+    def call(self, _: None) -> None:
+        arguments, what = self.stack.pop(), self.stack.pop()
+        make = _MAKERS.get(what.text) if isinstance(what, Name) else None
+        if make is None or not isinstance(arguments, tuple):
+            raise CheckpointError(f"calls {what.text if isinstance(what, Name) else 'what is no name'}: {REFUSED}")
+        self.push(make(*arguments))
+
+    def build(self, _: None) -> None:
+        state, what = self.stack.pop(), self.stack[-1]
+        if isinstance(what, Record) and isinstance(state, dict):
+            _fill(what, state.items())
+        elif isinstance(what, Other):
+            what.detail = (what.detail, state)
+        elif not isinstance(what, dict):
+            raise CheckpointError("changes the state of what has none: refused")
+
+
+REFUSED = "refused, and nothing of it was run"
+
+
+def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
+    """What each opcode does: those that torch.save writes, and so torch.load(weights_only=True) reads."""
+    constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+    steps = {op: (lambda m, _, value=value: m.push(value)) for op, value in constants.items()}
+    arguments = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
+    steps |= dict.fromkeys(arguments, _Machine.push)
+    tuples = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+    steps |= {op: (lambda m, _, count=count: m.tuple(count)) for op, count in tuples.items()}
+    steps |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put)
+    steps |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, place: m.push(m.memo[place]))
+    steps |= dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call)
+    return steps | {
+        "PROTO": lambda m, _: None,
+        "MARK": _Machine.mark,
+        "GLOBAL": _Machine.name,
+        "BUILD": _Machine.build,
+        "EMPTY_LIST": lambda m, _: m.push([]),
+        "EMPTY_DICT": lambda m, _: m.push({}),
+        "APPEND": lambda m, _: m.extend([m.stack.pop()]),
+        "APPENDS": lambda m, _: m.extend(m.since_mark()),
+        "SETITEM": lambda m, _: m.update(m.pair()),
+        "SETITEMS": lambda m, _: m.update(m.since_mark()),
+        "BINPERSID": lambda m, _: m.push(m.storage(m.stack.pop())),
+    }
+
+
+_Machine.STEPS = _steps()
+
+
+def _spelled(name: str) -> str:
+    """As people write it: a pickle says posix for os."""
+    module, _, rest = name.partition(".")
+    written = {"posix": "os", "nt": "os", "__builtin__": "builtins"}.get(module, module)
+    return f"{written}.{rest}"
+
+
+def _fill(mapping: dict[Any, Any], items: Any) -> None:
+    for key, value in items:
+        # a tuple is hashed by going through all that is in it, which may never end
+        if not isinstance(key, (str, int, float, bool, bytes, type(None))):
+            raise CheckpointError(f"has a mapping with a {type(key).__name__} for a key: refused")
+        mapping[key] = value
+
+
+def _tensor(
+    storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None
+) -> TensorInfo:
+    """What torch rebuilds; the elements must lie in the storage."""
+    numbers = [offset, *shape, *stride]
+    whole = isinstance(storage, Storage) and all(type(n) is int for n in numbers)
+    if not whole or len(shape) != len(stride) or len(shape) > 64:
+        raise CheckpointError("describes a tensor by what does not describe one: refused")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    held = storage.numel * storage.dtype.itemsize // (dtype or storage.dtype).itemsize
+    if min(numbers, default=0) < 0 or (0 not in shape and last >= held):
+        raise CheckpointError(
+            f"has a tensor of shape {_short(shape)}, strides {_short(stride)} and offset {offset} that does not lie in "
+            f"its storage of {storage.numel} elements: refused"
+        )
+    return TensorInfo(dtype or storage.dtype, tuple(shape))
+
+
+def _short(numbers: Any) -> str:
+    return str(tuple(numbers[:8])) + (" ..." if len(numbers) > 8 else "")
+
+
+def _typed_tensor(
+    storage: Storage, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Name, *rest: Any
+) -> TensorInfo:
+    return _tensor(storage, offset, shape, stride, dtype=DTYPES[dtype.text])
+
+
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    made: dict[Any, Any] = {}
+    _fill(made, [tuple(pair) for pair in pairs])
+    return made
+
+
+def _number(kind: Other, value: bytes) -> Any:
+    """A scalar of numpy's as a number."""
+    letters, state = kind.detail if isinstance(kind.detail, tuple) else (kind.detail, ())
+    code, order = NUMBERS.get(letters), ">" if state[1:2] == (">",) else "<"
+    return struct.unpack(f"{order}{code}", value)[0] if code else Other("numpy.scalar")
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise CheckpointError(f"encodes by {encoding!r}, which torch.save does not: refused")
+    return text.encode("latin-1")
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": lambda data, *rest: data,
+    "torch.Size": lambda sizes=(): sizes,
+    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "_codecs.encode": _bytes,
+    "numpy.dtype": lambda code, *rest: Other("numpy.dtype", code),
+    **dict.fromkeys(SCALAR, _number),
+    **dict.fromkeys(ARRAY, lambda *rest: Other("numpy.ndarray")),
+    **dict.fromkeys(PATHS, lambda *parts: "/".join(map(str, parts))),
+    **dict.fromkeys(MAPPINGS, _ordered),
+    **dict.fromkeys(RECORDS, lambda: Record()),
+}
+_KNOWN = {*_MAKERS, *STORAGES, *DTYPES, *NUMPY}

@@ -1,0 +1,208 @@
+"""Which model and layout a state dict is of, told from its names and shapes alone."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .convert import Layout
+from .described import TensorInfo
+from .layouts import LAYOUTS
+from .registry import class_of, variants
+from .releases import RELEASES
+
+OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
+COUNTER = "n_averaged"  # torch's AveragedModel keeps it beside the weights
+SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
+
+RANDOM = ("normal_", "uniform_", "trunc_normal_")
+
+State = Mapping[str, Tensor | TensorInfo]
+Shapes = dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a state dict is.
+
+    candidates  (model, layout) of every variant that it fits; several where variants differ in what has no weights
+    exact       False: only the trunk fits, with other windows, or without a head, as for dense prediction
+    model       the variant: the only candidate, or the one that the file's own name picks among them; else None
+    by_name     the name had to pick
+    """
+
+    candidates: tuple[tuple[str, str], ...]
+    exact: bool = True
+    model: str | None = None
+    by_name: bool = False
+
+    @property
+    def message(self) -> str:
+        """What it is, in a sentence."""
+        if not self.candidates:
+            return "no model of the zoo"
+        said = f"{' or '.join(model for model, _ in self.candidates)} in layout {self.candidates[0][1]!r}"
+        if len(self.candidates) > 1:
+            said += ", which differ in what has no weights"
+            said += f": {self.model} by the name of the file" if self.by_name else ": name the model"
+        return said if self.exact else f"{said}, with other windows or another head"
+
+
+def recognise(state: State, name: str = "") -> Recognition:
+    """What a bare state dict is; of a file's `name` only a choice among equals is taken."""
+    candidates, exact = _candidates(without_prefix(state))
+    if len(candidates) < 2:
+        return Recognition(tuple(candidates), exact, candidates[0][0] if candidates else None)
+    model = _named(Path(name).name, [model for model, _ in candidates])
+    return Recognition(tuple(candidates), exact, model, model is not None)
+
+
+def identify(state: State) -> list[tuple[str, str]]:
+    """(model, layout) of every variant that a bare state dict fits, but for the classifier.
+
+    Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
+    """
+    return list(recognise(state).candidates)
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without what wrappers of models put before every name, several deep."""
+    state = {key: value for key, value in state.items() if key != COUNTER}
+    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def parts(state: Mapping[str, Tensor]) -> Counter[str]:
+    """The first words of the names, backbone, decode_head and the like, and how many entries each has."""
+    return Counter(key.partition(".")[0] for key in state)
+
+
+def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
+    """The layouts that weights of `cls` come in, ours last: it has words for other families' names too."""
+    return (*LAYOUTS.get(cls.__name__, ()), OURS)
+
+
+def closest(state: State) -> tuple[str, str, Shapes] | None:
+    """(model, layout, shapes under our names) of the variant that differs least; None where no layout has the names."""
+    found = [
+        (_differences(shapes, _shapes_of(name)), name, layout, shapes)
+        for names, layout, shapes in _under_our_names(without_prefix(state))
+        for name in names
+    ]
+    return min(found, key=lambda case: case[:3])[1:] if found else None
+
+
+def compare(shapes: Shapes, model: str) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, left over, and of another shape, beside those of a variant."""
+    want = _shapes_of(model)
+    other = [key for key in shapes if key in want and shapes[key] != want[key]]
+    return [key for key in want if key not in shapes], [key for key in shapes if key not in want], other
+
+
+def _candidates(state: State) -> tuple[list[tuple[str, str]], bool]:
+    found = []
+    for names, layout, shapes in _under_our_names(state):
+        # building a variant takes a moment, counting blocks and channels does not
+        counts = _depths(shapes), _widths(shapes)
+        found += [(name, layout, shapes) for name in names if _may_be(name, *counts)]
+    exact = [(name, layout) for name, layout, shapes in found if shapes == _shapes_of(name)]
+    trunks = [(name, layout) for name, layout, shapes in found if _trunk(shapes) == _trunk(_shapes_of(name))]
+    return exact or trunks, bool(exact)
+
+
+def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
+    """Models, layout and shapes under our names, for each layout that has a word for every key."""
+    state, classes = {key: _meta(value) for key, value in state.items()}, {}
+    for name in variants():
+        classes.setdefault(class_of(name), []).append(name)
+    cases = [(names, layout) for cls, names in classes.items() for layout in layouts_of(cls)[:-1]]
+    found = []
+    for names, layout in [*cases, (list(variants()), OURS)]:
+        if state and not layout.unknown(state):
+            try:
+                found.append((names, layout.name, _shapes(layout.to_ours(state))))
+            except ValueError:  # the names of this layout, but not its shapes
+                continue
+    return found
+
+
+def _meta(value: Tensor | TensorInfo) -> Tensor:
+    return value.meta() if isinstance(value, TensorInfo) else torch.empty_like(value, device="meta")
+
+
+def _named(file: str, models: Sequence[str]) -> str | None:
+    """The one of `models` that a file's name speaks of; None where it speaks of none, or of several alike."""
+    released = {r.model for r in RELEASES if file and r.url.rpartition("/")[2] == file} & set(models)
+    if len(released) == 1:
+        return released.pop()
+    words = set(re.split(r"[^a-z0-9]+", file.lower()))
+    points = {}
+    for model in models:
+        family, *rest = model.split("_")
+        said = [word in words or SIZES.get(word, word) in words for word in rest]
+        if family in words:
+            points[model] = (sum(said), -said.count(False))
+    best = [model for model in points if points[model] == max(points.values())]
+    return best[0] if len(best) == 1 else None
+
+
+def _depths(shapes: Shapes) -> dict[str, int]:
+    """Blocks of each stage, by our names of the tensors."""
+    blocks = {match[0] for key in shapes if (match := re.match(r"stages\.\d+\.blocks\.\d+", key))}
+    return dict(Counter(block.split(".")[1] for block in blocks))
+
+
+def _widths(shapes: Shapes) -> set[tuple[str, int]]:
+    """Stages with the lengths of their vectors; one of these is the stage's number of channels."""
+    return {(key.split(".")[1], shape[0]) for key, shape in shapes.items() if key[:7] == "stages." and len(shape) == 1}
+
+
+def _may_be(name: str, depths: dict[str, int], widths: set[tuple[str, int]]) -> bool:
+    """Whether a variant has as many blocks in each stage, and as many channels, as far as its table says."""
+    table = variants()[name]
+    if "depths" not in table:
+        return depths == _depths(_shapes_of(name))
+    dims = enumerate(table.get("dims", ()))
+    return depths == {str(i): n for i, n in enumerate(table["depths"])} and all((str(i), d) in widths for i, d in dims)
+
+
+def _trunk(shapes: Shapes) -> Shapes:
+    return {
+        key: shape[:1] if key.endswith((".rpb", ".position.table")) else shape
+        for key, shape in shapes.items()
+        if not key.startswith(("head.", "feature_norms."))
+    }
+
+
+def _differences(shapes: Shapes, want: Shapes) -> int:
+    return len(shapes.items() ^ want.items())
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules that are built in this context give their parameters no values, which takes most of the time."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in RANDOM:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _shapes_of(name: str) -> Shapes:
+    with torch.device("meta"), _Unfilled():
+        return _shapes(class_of(name)(**variants()[name]).state_dict())
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
+    return {
+        k: v.shape for k, v in state.items() if not k.startswith("head.fc.") and not k.endswith("num_batches_tracked")
+    }
