@@ -40,6 +40,15 @@ def implementation(name: str) -> Iterator[None]:
         _settings.pop()
 
 
+def on_threads(x: Tensor) -> bool:
+    """Whether operators on `x` run one by one on several threads of a CPU.
+
+    PyTorch's fused attention gains less from a second thread there than products do.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu") and torch.get_num_threads() > 1
+
+
 def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int | None = KERNEL_CHANNELS) -> str:
     """The implementation that runs: one of `has`, the implementations of `op` that exist.
 

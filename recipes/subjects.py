@@ -6,7 +6,6 @@ The model is found from the weights where none is named, and the release that th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from recipes.config.checks import REMOTE
 from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
+from zoo import releases
 from zoo.releases import RELEASES, Release
 
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
-LOADABLE = {f"{r.model}.{r.tag}": r for r in RELEASES if r.loadable and r.task == "classification"}
+LOADABLE = {r.name: r for r in RELEASES if r.loadable}
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,15 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
 
 def _published(source: str) -> str:
     """timm's name of the model that a release's or the hub's name stands for."""
-    hub = source.partition(":")[2] if source.startswith(REMOTE) else source
-    found = next((name for name, r in LOADABLE.items() if source == name or hub == r.hub_id), None)
-    if found is None and not source.startswith(REMOTE):
+    release = releases.find(source)
+    if release is not None and release.loadable and source != release.model:
+        return release.name
+    if not source.startswith(REMOTE):
         raise ConfigError(
             f"checkpoint={source} is no file or folder and no release{near(source, LOADABLE)}: expected a path, a name "
             "of checkpoints.md such as maxvit_t_tv.tv_in1k, or one of the hub, hf-hub:timm/davit_tiny.msft_in1k"
         )
-    return found or source
+    return source
 
 
 def _model_of(given: str | None, path: Path) -> str:
@@ -105,30 +106,20 @@ def _model_of(given: str | None, path: Path) -> str:
     """
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
-    fits = [fit for fit in zoo.recognise(path) if given in (None, fit[0])]
-    models = {model for model, _ in fits} or {given}
-    releases = {name: r for name, r in LOADABLE.items() if (r.model, r.layout) in fits}
-    named = {name for name, r in releases.items() if is_called(path.name, r)}
-    found = named or releases.keys()
-    models = {releases[name].model for name in named} or models
-    if len(models) > 1:
-        raise ConfigError(
-            f"{path} fits {_listed(models)}, whose tensors are alike: name one with model=, or give the file the name "
-            "that it was released under"
-        )
-    if len(found) > 1:
-        say(f"{path} may be {_listed(found)}; for another than the first: model=timm model.name=<it>", "yellow")
-    (model,) = models
-    name = min(found, key=list(LOADABLE).index, default=model)
-    say(f"{path} is measured as {name}" + ("" if named or not found else ", which its tensors fit"))
-    return name
-
-
-def is_called(name: str, release: Release) -> bool:
-    """Whether a file has the name that it was released under; browsers add a number to a second copy."""
-    stem, _, suffix = release.url.rpartition("/")[2].partition(".")
-    return bool(suffix) and name.startswith(stem) and name.endswith(suffix)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(sorted(names))
+    found = zoo.recognise(next(iter(zoo.describe(path).entries.values())), path.name)
+    layouts = dict(found.candidates)
+    named = releases.find(given, filename=path.name)
+    named = named if named and named.loadable and named.model in (layouts if given is None else (given,)) else None
+    model = given or (named.model if named else found.model)
+    if model is None:
+        raise ConfigError(f"{path} is {found.message}. Name one with model=, or model=timm model.name= for timm's")
+    if named:
+        say(f"{path} is measured as {named.name}")
+        return named.name
+    fits = [r for r in releases.candidates(model, layouts.get(model, "")) if r.loadable]
+    if not fits:
+        say(f"{path} is measured as {model}; no release is known that it could be")
+        return model
+    others = f" (or {' or '.join(r.name for r in fits[1:])}: model=timm model.name=<it>)" if fits[1:] else ""
+    say(f"{path} is measured as {fits[0].name}, by its tensors{others}")
+    return fits[0].name

@@ -140,22 +140,19 @@ def test_training_on_what_is_for_measuring(tmp_path):
 
 
 def test_real_labels(tmp_path):
-    """Image 1 has one label, some have several, some none."""
+    """Some images have one label, some several, some none."""
     real = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
-    several, none = (
-        next(i for i, labels in enumerate(real) if test(labels)) for test in (lambda r: len(r) > 2, lambda r: not r)
-    )
-    for index in (0, several, none):
+    one, several, none = (next(i for i, row in enumerate(real) if len(row) == count) for count in (1, 3, 0))
+    for index in (one, several, none):
         draw(tmp_path / SYNSETS[0] / f"ILSVRC2012_val_{index + 1:08d}.JPEG", index % 200)
     data = make("imagenet_real", root=tmp_path)
-    found = {
-        data.val.where(i)[-13:-5]: [t for t in data.truths[data.val.label(i)].tolist() if t >= 0] for i in range(3)
-    }
-    assert found == {f"{index + 1:08d}": real[index] for index in (0, several, none)}
+    rows = [[truth for truth in data.truths[data.val.label(i)].tolist() if truth >= 0] for i in range(3)]
+    found = {data.val.where(i)[-13:-5]: row for i, row in enumerate(rows)}
+    assert found == {f"{index + 1:08d}": real[index] for index in (one, several, none)}
     metrics = RealMetrics(1000, torch.from_numpy(data.truths))
-    order = [next(i for i in range(3) if f"{index + 1:08d}" in data.val.where(i)) for index in (0, several, none)]
+    order = [next(i for i in range(3) if f"{index + 1:08d}" in data.val.where(i)) for index in (one, several, none)]
     logits = torch.zeros(3, 1000)
-    logits[order[0], (real[0][0] + 1) % 1000] = 1.0  # wrong
+    logits[order[0], (real[one][0] + 1) % 1000] = 1.0  # wrong
     logits[order[1], real[several][-1]] = 1.0  # its last label is as right as its first
     metrics.update(logits, torch.tensor([data.val.label(i) for i in range(3)]))
     assert metrics.compute()["top1"] == 50 and metrics.compute()["scored"] == 2

@@ -4,8 +4,9 @@
     python -m zoo.bench --device cuda --dtype bfloat16 --batch 128 --train
     python -m zoo.bench stvit_s --profile
 
-The share is multiply-adds times two, times images a second, over the rate of a large matrix product measured in the
-same run: what a perfect model would reach is 100 %. Twins take turns, so that a busy moment of the machine hits both.
+The share is multiply-adds times two, times images a second, over the rate of a large matrix product: what a perfect
+model would reach is 100 %. Model, twin and product take turns, so that a busy moment of the machine hits all;
+the column GFLOP/s is the product's.
 With `--profile` it says where the time of each model goes.
 """
 
@@ -22,7 +23,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ops.bench.measure import machine, timings
+from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances, replace
 
 from .bench_profile import by_kind, by_module, render
@@ -54,11 +55,12 @@ DEFAULT = (
 
 @dataclass
 class Row:
-    """What one model and its twin did in one mode, by source; a share is of the machine's own rate."""
+    """What one model and its twin did in one mode, by source; a share is of `rate`, the product in FLOP/s."""
 
     model: str
     mode: str
     gflops: float
+    rate: float
     images_a_second: dict[str, float]
     mib: dict[str, float]
     share: dict[str, float]
@@ -86,18 +88,21 @@ def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Te
     return models, images.contiguous(memory_format=torch.channels_last)
 
 
-def measure(name: str, args: argparse.Namespace, rate: float) -> Row:
-    """Times one model, and its twin where there is one, in turn."""
+def measure(name: str, args: argparse.Namespace) -> Row:
+    """Times one model, its twin where there is one, and a large matrix product, in turn."""
     models, images = build(name, args)
     runs = {
         source: partial(step, torch.compile(model) if args.compile else model, images, args.train)
         for source, model in models.items()
     }
+    runs["product"], size = large_product(args.device, getattr(torch, args.dtype))
     ms, mib = timings(runs, args.repeats, args.device)
+    rate = size / (ms.pop("product") / 1000)
+    mib.pop("product")
     operations = 2e9 * gflops(name) * (3 if args.train else 1)
     speed = {source: args.batch / (value / 1000) for source, value in ms.items()}
     share = {source: operations * value / rate for source, value in speed.items()}
-    return Row(name, mode(args), gflops(name), speed, mib, share)
+    return Row(name, mode(args), gflops(name), rate, speed, mib, share)
 
 
 def profiled(name: str, args: argparse.Namespace) -> list[str]:
@@ -119,11 +124,12 @@ def mode(args: argparse.Namespace) -> str:
 def table(rows: list[Row]) -> str:
     """Markdown: ours, the twin, and ours divided by it."""
     lines = [
-        "| model | mode | GFLOPs | ours, images/s | share | twin | its images/s | its share | ours / twin |",
-        "|---|---|---:|---:|---:|---|---:|---:|---:|",
+        "| model | mode | GFLOPs | GFLOP/s | ours, images/s | share | twin | its images/s | its share | ours / twin |",
+        "|---|---|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row.model, row.mode, f"{row.gflops:.2f}", mark(row, "ours"), f"{row.share['ours']:.0%}"]
+        cells = [row.model, row.mode, f"{row.gflops:.2f}", f"{row.rate / 1e9:.0f}"]
+        cells += [mark(row, "ours"), f"{row.share['ours']:.0%}"]
         twin = next((source for source in row.images_a_second if source != "ours"), None)
         if twin is not None:
             ratio = row.images_a_second["ours"] / row.images_a_second[twin]
@@ -167,18 +173,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.profile:
         profile(args)
         return
-    rate = machine(args.device, getattr(torch, args.dtype), args.repeats).product
     rows, text = [], ""
     for name in args.models or DEFAULT:
-        rows.append(measure(name, args, rate))
+        rows.append(measure(name, args))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-        text = record(args, rows, rate)
+        text = record(args, rows)
     print("\n" + text)
 
 
-def record(args: argparse.Namespace, rows: list[Row], rate: float) -> str:
+def record(args: argparse.Namespace, rows: list[Row]) -> str:
     """The page so far; written after every model, so that a run that is cut off leaves what it measured."""
-    facts = settings(args) | {"matrix product": f"{rate / 1e9:.0f} GFLOP/s"}
+    facts = settings(args)
     text = page("Models", facts, ["", table(rows)])
     if args.out is not None:
         write(args, "models", text)

@@ -228,9 +228,15 @@ class Machine:
 
 def machine(device: str, dtype: torch.dtype, repeats: int) -> Machine:
     """Measured on maps that no cache holds, and on square matrices of 2048 (on a GPU 8192)."""
-    side = 8192 if device == "cuda" else 2048
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    product, operations = large_product(device, dtype)
     source = torch.empty(2**30 if device == "cuda" else 2**27, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    ms, _ = timings({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, repeats, device)
-    return Machine(2 * source.numel() / (ms["copy"] / 1000), 2 * side**3 / (ms["product"] / 1000))
+    ms, _ = timings({"copy": lambda: target.copy_(source), "product": product}, repeats, device)
+    return Machine(2 * source.numel() / (ms["copy"] / 1000), operations / (ms["product"] / 1000))
+
+
+def large_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], int]:
+    """A product of square matrices of 2048 (on a GPU 8192), and its operations."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    return lambda: a @ b, 2 * side**3

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import choose
+from ..dispatch import choose, on_threads
 from . import reference
 
 HAS = ("torch", "reference")
+CACHED = 2**22  # bytes
 
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
@@ -20,8 +21,8 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     scale      of the logits; None: D ** -0.5
     returns    (B, H, W, heads, D)
 
-    `torch` is scaled_dot_product_attention, which is the fused kernel wherever there is one; but on a CPU, where
-    gradients of up to 64 keys are wanted, it is two products and a softmax.
+    `torch` is scaled_dot_product_attention, which is the fused kernel wherever there is one; but on a CPU, for up to 64
+    keys, it is two products and a softmax where gradients are wanted, or several threads have a small map.
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
@@ -44,10 +45,18 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     H, W = q.shape[1], q.shape[2]
     q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
-    learned = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.is_cpu and learned and k.shape[2] <= 64:
-        # on CPUs the gradients of so few keys are faster by products
+    if q.is_cpu and k.shape[2] <= 64 and divided(q, k, v):
         out = (q * scale @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).unflatten(1, [H, W])
+
+
+def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether few keys are faster by products: for gradients, and on several threads where the cache holds logits."""
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return True
+    if torch.jit.is_scripting():
+        return False
+    else:
+        return on_threads(q) and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED

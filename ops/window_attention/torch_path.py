@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import on_threads
+
 CACHED = 2**22  # bytes of the maps, queries to result, of the images that are attended at once without gradients
 
 
@@ -97,14 +99,11 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int) -> bo
 
 
 def few(x: Tensor) -> int:
-    """Up to how many keys products are faster without gradients: several threads speed them up more than what is fused.
-
-    Measured on two threads and on one.
-    """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
-        if eager(x) and torch.get_num_threads() > 1:
-            return 64
-    return 16
+    """Up to how many keys products are faster without gradients."""
+    if torch.jit.is_scripting():
+        return 16
+    else:
+        return 64 if on_threads(x) else 16
 
 
 def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
@@ -115,7 +114,7 @@ def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, s
     N, K = q.shape[1], k.shape[1]
     if not fused(q, k, v, mask, K):
         if mask is None:
-            logits = torch.bmm(q * scale, k.transpose(1, 2))
+            logits = torch.baddbmm(q.new_empty([1, 1, 1]), q, k.transpose(1, 2), beta=0, alpha=scale)
         else:
             logits = mask.expand(-1, N, -1).repeat(q.shape[0] // mask.shape[0], 1, 1)
             logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
