@@ -40,7 +40,7 @@ def test_every_option_composes(group, option):
     if group != "recipe":
         assert {key: cfg[group][key] for key in own} == own
     if f"- {group}: " in (CONF / "eval.yaml").read_text():
-        assert compose([f"{group}={option}"], name="eval")[group] == cfg[group] or group == "data"
+        assert compose([f"{group}={option}", "checkpoint=x.pth"], name="eval")[group] == cfg[group] or group == "data"
 
 
 @pytest.mark.parametrize("model", sorted({model for table in papers.tables().values() for model in table["models"]}))
