@@ -153,7 +153,7 @@ def test_another_file_than_was_released(monkeypatch, site, cache):
 
 def test_names_that_only_look_like_digests(site):
     source = trained(small(MODEL))
-    for name in ("model-224.pth", "model-cafe.pth"):
+    for name in ("model-224.pth", "model-cafe.pth", "model-20230131.pth"):
         torch.save(state_of(source), site.folder / name)
         assert same(
             small(MODEL, pretrained=True, pretrained_cfg_overlay={"url": f"{site.url}/{name}"}), state_of(source)

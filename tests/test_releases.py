@@ -5,12 +5,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import timm
+import torch
 import torchvision
 
 import golden
 import zoo
 from families import RECORDS, TIMM_MODELS
 from test_golden import FOLDER
+from zoo import fetch
 from zoo.checkpoint import layouts_of
 from zoo.published import GFLOPS, PARAMETERS
 from zoo.registry import class_of
@@ -31,13 +33,14 @@ def is_page(url):
 @pytest.mark.parametrize("release", RELEASES, ids=lambda r: f"{r.name}-{r.method or r.source}")
 def test_rows(release):
     r = release
-    assert (r.model in zoo.variants()) or r.foreign
-    assert bool(r.tag) <= (r.task == "classification" and not r.foreign and bool(r.layout))
+    assert r.model in zoo.variants() or r.foreign
+    if r.tag:
+        assert r.task == "classification" and r.layout and not r.foreign
+        assert r.img_size and r.crop_pct and r.wrapper is not None
     assert r.task in (*TASKS, "features") and family(r) in FAMILIES and r.metrics.keys() <= METRICS.keys()
     assert all(0 < value < 100 for value in r.metrics.values())
-    assert r.by_hand == is_page(r.url) and all(
-        url.startswith(("https://", "gs://")) for url in (r.url, *r.mirrors, *r.dead)
-    )
+    assert r.by_hand == is_page(r.url)
+    assert all(url.startswith(("https://", "gs://")) for url in (r.url, *r.mirrors, *r.dead))
     assert r.licence is None or r.noncommercial or r.licence in PERMISSIVE
     assert r.params and (r.gflops or r.num_classes != 1000)
     assert r.method or r.task not in ("detection", "segmentation")
@@ -57,11 +60,18 @@ def test_rows_are_told_apart():
 
 
 def test_digests_in_file_names_are_in_the_table():
-    named = [r for r in RELEASES if "-" in r.filename and r.url.endswith(f"-{r.sha256 or '?'}.pth")]
-    assert len(named) >= 15  # torchvision, timm's GC ViT and its own models, mmpretrain
-    assert all(
-        r.sha256 for r in RELEASES if "nvidia-" in r.filename or "_sw-" in r.filename or "3rdparty" in r.filename
-    )
+    digests = {r.name: match[1] for r in RELEASES if (match := fetch.DIGEST.search(r.filename))}
+    assert len(digests) == 15  # torchvision's, timm's of GC ViT and of its own models, mmpretrain's
+    assert digests == {
+        r.name: r.sha256 for r in RELEASES if r.name in digests and r.filename.endswith(f"{r.sha256}.pth")
+    }
+
+
+@pytest.mark.parametrize(("wrapper", "weights"), sorted({(r.wrapper, r.weights) for r in LOADABLE}))
+def test_wrappers_are_opened(tmp_path, wrapper, weights):
+    state = {"stem.conv1.weight": torch.zeros(2)}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "file.pth")
+    assert list(zoo.read(tmp_path / "file.pth").entries) == [weights]
 
 
 def test_noncommercial_weights_are_nvidias():

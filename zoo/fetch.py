@@ -16,7 +16,9 @@ from .errors import CheckpointError, LicenceWarning
 from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # in a file's name, as torch.hub has it
+DIGEST = re.compile(
+    r"-(?=\d*[a-f])([0-9a-f]{8,64})\."
+)  # in a file's name, as torch.hub has it; digits alone are a date
 
 _warned: set[Release] = set()
 

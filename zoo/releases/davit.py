@@ -129,7 +129,7 @@ def _official(size: str) -> Release:
         url=SHARE + share,
         by_hand=True,
         mirrors=(DRIVE.format(drive),),
-        seen="not opened; a personal share, which may expire",
+        seen="a personal share, which may expire",
         wrapper="state_dict",
         licence=None,
         code_licence="mit",
@@ -152,6 +152,7 @@ def _mmpretrain(size: str) -> Release:
         wrapper=None,
         licence=None,
         code_licence="apache-2.0",
+        crop_pct=None,
         foreign="in mmpretrain's names, which no layout here has; the authors' and timm's files hold the weights",
     )
 
@@ -172,7 +173,7 @@ def _dense(method: str, size: str) -> Release:
         url=SHARE + share,
         by_hand=True,
         mirrors=(DRIVE.format(drive),),
-        seen="not opened; a personal share, which may expire",
+        seen="a personal share, which may expire",
         wrapper="state_dict",
         licence=None,
         code_licence="mit",

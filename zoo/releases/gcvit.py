@@ -87,7 +87,7 @@ def _official(model: str, file: str) -> Release:
         hub_id="nvidia/GCViT",
         file=f"gcvit_{file}.pth.tar",
         dead=(DRIVE + drive,) if drive else (),
-        seen="listed by the hub, not opened",
+        seen="the hub lists them",
         sha256=sha256,
         size=SIZES.get(file),
         wrapper="state_dict",

@@ -62,10 +62,13 @@ the file, that call says from where, and where to put it.
   row), COCO, ADE20K or Cityscapes. *mIoU, scales* is that of several scales, mirrored.
 - **params**, in millions, are counted, and **GFLOPs**, billions of multiply-adds for one image, are as the source
   prints them. Of whole detectors and segmenters both are the source's.
+- **pixels** of a side; of a detector the short one, and the most of the long one.
 - **evaluation**: the part of the image's side that is kept, from the centre; *squash* resizes to a square instead. All
   interpolation is bicubic. *½* marks mean and deviation 0.5 in place of ImageNet's.
 - **licence** is that of the weights. *Not stated* means that nobody granted anything. Non-commercial weights warn when
   they are loaded.
+- **layout**: how `zoo` calls the names in a file. It was compared with names that the source wrote, or is *not
+  verified*.
 - Links were not opened for this table; ~~those struck out~~ were reported dead.
 """
 
@@ -73,11 +76,11 @@ the file, that call says from where, and where to put it.
 def render(releases: Iterable[Release], unreleased: Iterable[Unreleased] = ()) -> str:
     """The table as Markdown: families, in each its tasks, in each its sources; then what cannot be loaded."""
     releases, links = list(releases), {}
-    ours = [r for r in releases if not r.foreign]
-    parts = {title: list(_family(key, ours, links)) for key, title in FAMILIES.items()}
+    families = {t: [r for r in releases if family(r) == key and not r.foreign] for key, t in FAMILIES.items()}
+    parts = {title: list(_family(rows, links)) for title, rows in families.items()}
     parts[NOT_OURS] = list(_foreign([r for r in releases if r.foreign], links))
     parts[UNRELEASED] = list(_unreleased(unreleased))
-    contents = [f"- [{title}](#{_anchor(title)}): {_summary(title, releases)}".removesuffix(": ") for title in parts]
+    contents = (f"- [{title}](#{title.lower().replace(' ', '-')}){_summary(families.get(title))}" for title in parts)
     sections = (line for title, lines in parts.items() for line in ("", f"## {title}", *lines))
     references = (f"[{label}]: {url}" for label, url in links.items())
     return "\n".join((HEADER, *contents, *sections, "", *references)) + "\n"
@@ -89,31 +92,28 @@ def family(row: Release | Unreleased) -> str:
     return SAME_FAMILY.get(first, first)
 
 
-def _summary(title: str, releases: list[Release]) -> str:
+def _summary(rows: Sequence[Release] | None) -> str:
     """How many files of a family there are, by task."""
-    rows = [r for r in releases if FAMILIES.get(family(r)) == title and not r.foreign]
+    if not rows:
+        return ""
     counts = {name: sum(r.task == task for r in rows) for task, name in TASKS.items()}
-    return ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count)
+    said = ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count)
+    return f": {said}" + (" (non-commercial)" if all(r.noncommercial for r in rows) else "")
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _family(key: str, releases: list[Release], links: dict[str, str]) -> Iterator[str]:
+def _family(rows: Sequence[Release], links: dict[str, str]) -> Iterator[str]:
     for task, title in TASKS.items():
-        rows = [r for r in releases if family(r) == key and r.task == task]
-        if rows:
+        if group := [r for r in rows if r.task == task]:
             yield from ("", f"### {title}")
-            yield from _groups(rows, links)
+            yield from _groups(group, links)
 
 
-def _foreign(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
+def _foreign(rows: Iterable[Release], links: dict[str, str]) -> Iterator[str]:
     yield from ("", "Listed so that nobody looks for them in vain.")
     yield from _groups(rows, links)
 
 
-def _groups(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
+def _groups(rows: Iterable[Release], links: dict[str, str]) -> Iterator[str]:
     """A paragraph and a table for each source."""
     key = lambda r: (r.source, r.foreign, r.layout, r.verified, r.wrapper, r.code_licence)  # noqa: E731
     for _, group in groupby(rows, key):
@@ -129,10 +129,9 @@ def _about(r: Release) -> str:
         facts.append(f"weights under `{r.wrapper}`")
     if r.layout:
         facts.append(f"layout `{r.layout}`" + ("" if r.verified else ", **not verified**"))
-    if r.seen != "not opened":
-        facts.append(r.seen)
-    source = f"**{r.source[0].upper() if r.source.startswith('the ') else r.source[0]}{r.source[1:]}**"
-    return f"{source} ({'; '.join(facts)})" + (f": {r.foreign}." if r.foreign else "")
+    facts += [r.seen] if r.seen else []
+    source = r.source.replace("the ", "The ", 1) if r.source.startswith("the ") else r.source
+    return f"**{source}** ({'; '.join(facts)})" + (f": {r.foreign}." if r.foreign else "")
 
 
 def _table(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
@@ -166,7 +165,7 @@ def _figures(rows: Sequence[Release | Unreleased]) -> dict[str, list[str]]:
     """The columns of methods, published figures and costs, as far as there are any."""
     columns = {"method": [r.method for r in rows]}
     columns |= {title: [_number(r.metrics.get(name), 1, 2) for r in rows] for name, title in METRICS.items()}
-    columns["params"] = [_number(r.params, 1, 1) for r in rows]
+    columns["params"] = [_number(r.params, 0 if r.method else 1, 1) for r in rows]
     columns["GFLOPs"] = [_number(r.gflops, 0, 2) for r in rows]
     return {title: cells for title, cells in columns.items() if any(cells)}
 
@@ -194,10 +193,12 @@ def _number(value: float | None, least: int, most: int) -> str:
 
 
 def _pixels(r: Release) -> str:
-    return f"{r.img_size}" if r.img_size else "{}, at most {}".format(*r.test_size) if r.test_size else ""
+    return f"{r.img_size}" if r.img_size else "{}/{}".format(*r.test_size) if r.test_size else ""
 
 
 def _evaluation(r: Release) -> str:
+    if r.crop_pct is None:
+        return ""
     cut = "squash" if r.crop_mode == "squash" else f"{r.crop_pct:g}"
     return cut + ("" if r.stats == IMAGENET else ", ½")
 
@@ -212,20 +213,20 @@ def _file(r: Release, links: dict[str, str]) -> str:
     out = [_by_hand(r, links) if r.by_hand else f"[{_label(label, r.url, links)}]"]
     out += [f"{r.size / 1e6:,.0f} MB"] if r.size else []
     out += [f"sha256 `{r.sha256[:8]}`"] if r.sha256 and r.sha256 not in label else []
-    out += [_host(url, label, links) for url in r.mirrors]
-    out += [f"~~{_host(url, label, links)}~~" for url in r.dead]
+    out += [_host(url, r.model, links) for url in r.mirrors]
+    out += [f"~~{_host(url, r.model, links)}~~" for url in r.dead]
     return ", ".join(out)
 
 
 def _by_hand(r: Release, links: dict[str, str]) -> str:
-    return (f"`{r.filename}` " if r.filename else "") + f"by hand: {_host(r.url, r.name, links)}"
+    return (f"`{r.filename}` " if r.filename else "") + f"by hand: {_host(r.url, r.model, links)}"
 
 
-def _host(url: str, label: str, links: dict[str, str]) -> str:
-    """A link that is called after its host."""
+def _host(url: str, model: str, links: dict[str, str]) -> str:
+    """A link that is called after its host, and in the source after its model."""
     host = urlsplit(url).netloc
     name = HOSTS.get(host, host)
-    return f"[{name}][{_label(f'{label}, {name}', url, links)}]"
+    return f"[{name}][{_label(model, url, links)}]"
 
 
 def _label(wanted: str, url: str, links: dict[str, str]) -> str:

@@ -38,7 +38,7 @@ class Release:
     by_hand     `url` is a page for a browser: the file is loaded once it has been downloaded there
     mirrors     other addresses of the same file
     dead        addresses that once led to it, and were reported not to
-    seen        what is known of the link: none was opened for this table
+    seen        what else is known of the link; none was opened for this table
     sha256      of the file, whole or its first digits, where a source gives it; `size` in bytes likewise
     wrapper     the key that holds the weights in the file, "" for a bare state dict, None where that is not known
     weights     "raw" or "ema": which entry of the file the published figure belongs to
@@ -46,7 +46,8 @@ class Release:
     verified    whether that layout was compared with a list of names that its source wrote
     licence, code_licence  of the weights and of the code beside them as the source states them, None where it does not
     stats       (mean, std) of the normalisation, on the scale 0..1
-    crop_pct, crop_mode, interpolation  evaluation preprocessing as timm names it; "squash" ignores the aspect ratio
+    crop_pct, crop_mode, interpolation  evaluation preprocessing as timm names it; "squash" ignores the aspect ratio; no
+                crop_pct where the source does not say how it evaluates
     foreign     why it is not ours to load, "" if it is
     note        what else matters
     """
@@ -70,7 +71,7 @@ class Release:
     by_hand: bool = False
     mirrors: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
-    seen: str = "not opened"
+    seen: str = ""
     sha256: str | None = None
     size: int | None = None
     wrapper: str | None = ""
@@ -79,7 +80,7 @@ class Release:
     verified: bool = True
     num_classes: int = 1000
     stats: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET
-    crop_pct: float = 0.875
+    crop_pct: float | None = 0.875
     crop_mode: str = "center"
     interpolation: str = "bicubic"
     foreign: str = ""
