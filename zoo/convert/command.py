@@ -52,12 +52,12 @@ def convert(
     """
     found = recognise(next(iter(checkpoint.entries.values())), hint(checkpoint.path, checkpoint.meta))
     if model is None and not found.candidates:
-        raise CheckpointError(
-            f"{checkpoint.path} is no model of the zoo as it is: name one with --model to see why not"
-        )
+        raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is: name one by --model, or a --part")
     model = model or found.model
-    # candidates differ in what has no weights, and so have the same layouts
-    cls = class_of(model or found.candidates[0][0])
+    classes = {class_of(name) for name in ([model] if model else (name for name, _ in found.candidates))}
+    if len(classes) > 1:
+        raise CheckpointError(f"{checkpoint.path} is {found.message}, by --model")
+    (cls,) = classes
     target = next((layout for layout in layouts_of(cls) if layout.name == to), None)
     if target is None:
         known = ", ".join(layout.name for layout in layouts_of(cls))
