@@ -108,6 +108,9 @@ def test_laws(layout, entries, cls, args):
     back = layout.to_theirs(ours)
     assert back.keys() == state.keys() - dropped
     assert all(torch.equal(back[key], state[key]) for key in back)
+    whole = layout.to_theirs(ours, constants=True)
+    assert {key: value.shape for key, value in whole.items()} == {key: value.shape for key, value in state.items()}
+    assert all(whole[key].dtype == state[key].dtype for key in dropped)
 
 
 @pytest.mark.parametrize("name", LAYOUT_CASES, ids="-".join)
@@ -117,8 +120,8 @@ def test_every_rule_matches_something(name):
     for theirs, ours in layout.rules.items():
         alone = Layout("alone", {theirs: ours})
         assert any(alone.ours(key) for key in keys), f"no key for {theirs}"
-    for template in layout.drop:
-        assert any(Layout("alone", {}, (template,)).drops(key) for key in keys), f"nothing to drop for {template}"
+    for template, constant in layout.drop.items():
+        assert any(Layout("alone", {}, {template: constant}).drops(key) for key in keys), f"nothing to drop: {template}"
     names = {layout.ours(key) for key in keys if not layout.drops(key)}
     for template in layout.changes:
         only = Layout("alone", {template: template})

@@ -8,6 +8,7 @@ from .reader import Checkpoint, Description, describe, read
 from .recognise import Recognition, identify, recognise
 from .registry import variants
 from .releases import RELEASES, Release
+from .share import push_to_hub, save_for_hf
 
 __all__ = [
     "RELEASES",
@@ -29,8 +30,10 @@ __all__ = [
     "litv2",
     "load_checkpoint",
     "maxvit",
+    "push_to_hub",
     "read",
     "recognise",
+    "save_for_hf",
     "sgformer",
     "stvit",
     "variants",

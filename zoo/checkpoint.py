@@ -17,7 +17,7 @@ from .convert import Layout, listed
 from .errors import CheckpointError
 from .fetch import locate, warn_of_licence
 from .reader import Checkpoint, read
-from .recognise import layouts_of, parts, recognise, without_prefix
+from .recognise import layouts_of, parts, recognise, recognised_part, without_prefix
 from .registry import class_of
 from .releases import RELEASES, find
 
@@ -54,8 +54,8 @@ def load_checkpoint(
     part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
     """
-    checkpoint, left_out = _part(read(path), part)
-    layout, entry, state = _select(checkpoint, type(model), weights)
+    checkpoint, left_out = part_of(read(path), part)
+    layout, entry, state = select(checkpoint, type(model), weights)
     conv = "stem.conv1.weight"
     if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
         state[conv] = adapt_input_conv(model.in_chans, state[conv])
@@ -77,7 +77,7 @@ def overlay_with_weights(cls: type[Backbone], name: str, kwargs: Mapping[str, An
         checkpoint = read(locate(cfg.to_dict(), name, kwargs.get("cache_dir")))
     else:
         checkpoint = Checkpoint("the given state dict", {"raw": cfg.state_dict})
-    layout, entry, state = _select(checkpoint, cls, "auto")
+    layout, entry, state = select(checkpoint, cls, "auto")
     _logger.info("%s: layout %r, %s weights", checkpoint.path, layout, entry)
     overlay |= {"state_dict": state, "file": None, "source": None}
     if "head.fc.weight" in state:
@@ -100,7 +100,7 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     return state
 
 
-def _select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple[str, str, dict[str, Tensor]]:
+def select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple[str, str, dict[str, Tensor]]:
     """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for."""
     if weights not in ("auto", "raw", "ema"):
         raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
@@ -120,7 +120,7 @@ def _select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple
         raise CheckpointError(f"{checkpoint.path} is not of this {cls.__name__}: {error}") from error
 
 
-def _part(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[str, int]]:
+def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[str, int]]:
     """The checkpoint with the names of one part alone, and the sizes of the others."""
     if part is None:
         return checkpoint, {}
@@ -165,11 +165,10 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
         # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
         names = " or ".join(name for name, _ in found.candidates)
         return f"It holds {names} in layout {found.candidates[0][1]!r}. "
-    for part, count in parts(state).items():
-        inner = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
-        if inner.candidates:
-            others = listed(sorted(parts(state).keys() - {part}))
-            return f"Its {count} {part!r} tensors are {inner.message}; part={part!r} reads them without {others}. "
+    if inner := recognised_part(state):
+        part, within = inner
+        others = listed(sorted(parts(state).keys() - {part}))
+        return f"Its part {part!r} is {within.message}; part={part!r} reads it without {others}. "
     return ""
 
 

@@ -8,6 +8,7 @@ So a file is known, with sizes, shapes and bounds checked, before torch reads it
 import pickletools
 import struct
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import torch
@@ -243,7 +244,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": lambda code, *rest: Other("numpy.dtype", code),
     **dict.fromkeys(SCALAR, _number),
     **dict.fromkeys(ARRAY, lambda *rest: Other("numpy.ndarray")),
-    **dict.fromkeys(PATHS, lambda *parts: "/".join(map(str, parts))),
+    **dict.fromkeys(PATHS, lambda *parts: str(PurePosixPath(*map(str, parts)))),
     **dict.fromkeys(MAPPINGS, _ordered),
     **dict.fromkeys(RECORDS, lambda: Record()),
 }

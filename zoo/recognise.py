@@ -37,12 +37,14 @@ class Recognition:
     exact       False: only the trunk fits, with other windows, or without a head, as for dense prediction
     model       the variant: the only candidate, or the one that the file's own name picks among them; else None
     by_name     the name had to pick
+    classes     outputs of the classifier; None where there is none
     """
 
     candidates: tuple[tuple[str, str], ...]
     exact: bool = True
     model: str | None = None
     by_name: bool = False
+    classes: int | None = None
 
     @property
     def message(self) -> str:
@@ -52,17 +54,26 @@ class Recognition:
         said = f"{' or '.join(model for model, _ in self.candidates)} in layout {self.candidates[0][1]!r}"
         if len(self.candidates) > 1:
             said += ", which differ in what has no weights"
-            said += f": {self.model} by the name of the file" if self.by_name else ": name the model"
+            said += f": {self.model} by its name" if self.by_name else ": name the model"
         return said if self.exact else f"{said}, with other windows or another head"
 
 
 def recognise(state: State, name: str = "") -> Recognition:
     """What a bare state dict is; of a file's `name` only a choice among equals is taken."""
-    candidates, exact = _candidates(without_prefix(state))
-    if len(candidates) < 2:
-        return Recognition(tuple(candidates), exact, candidates[0][0] if candidates else None)
-    model = _named(Path(name).name, [model for model, _ in candidates])
-    return Recognition(tuple(candidates), exact, model, model is not None)
+    state = without_prefix(state)
+    candidates, exact = _candidates(state)
+    if not candidates:
+        return Recognition((), exact=False)
+    models = [model for model, _ in candidates]
+    model = models[0] if len(models) == 1 else _named(Path(name).name, models)
+    by_name = model is not None and len(models) > 1
+    return Recognition(tuple(candidates), exact, model, by_name, _classes(state, *candidates[0]))
+
+
+def hint(path: str, meta: Mapping[str, Any]) -> str:
+    """The name that may pick a model among equals: what the file's metadata says, or what the file is called."""
+    said = meta.get("model")
+    return said if isinstance(said, str) else path
 
 
 def identify(state: State) -> list[tuple[str, str]]:
@@ -84,6 +95,15 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def parts(state: Mapping[str, Tensor]) -> Counter[str]:
     """The first words of the names, backbone, decode_head and the like, and how many entries each has."""
     return Counter(key.partition(".")[0] for key in state)
+
+
+def recognised_part(state: State) -> tuple[str, Recognition] | None:
+    """The part of a file of several that is a model of the zoo, a detector's backbone say; None where none is."""
+    for part in parts(state):
+        found = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
+        if found.candidates:
+            return part, found
+    return None
 
 
 def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
@@ -133,6 +153,12 @@ def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
             except ValueError:  # the names of this layout, but not its shapes
                 continue
     return found
+
+
+def _classes(state: State, model: str, layout: str) -> int | None:
+    known = next(known for known in layouts_of(class_of(model)) if known.name == layout)
+    weight = state.get(known.theirs("head.fc.weight") or "")
+    return None if weight is None else weight.shape[0]
 
 
 def _meta(value: Tensor | TensorInfo) -> Tensor:

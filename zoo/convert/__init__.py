@@ -1,5 +1,7 @@
 """From a published layout of names to ours and back: a strict engine, and tables as its data (`layouts/`).
 
+`python -m zoo.convert` does it for files.
+
 A rule is a pair of templates, theirs -> ours. `{i}`, `{j}` stand for a number, `{i+1}` for a number that is one more
 than `{i}` of the other side. A rule speaks of a whole key or of a module: `stem.0.1` covers `stem.0.1.weight`, and what
 follows it is kept.
@@ -40,19 +42,31 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """An entry that holds no knowledge, an index table say: dropped on the way to ours, made again on the way back.
+
+    beside  their template of an entry that stands beside each of these, with the same numbers
+    make    that entry -> this one; ValueError where it does not say enough
+    """
+
+    beside: str
+    make: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one source names and writes the tensors of one class of model.
 
     name       short name of the source: "timm", "torchvision", "official", ...
     rules      their template -> our template
-    drop       their templates of entries that hold no knowledge (index tables) and are recomputed here
+    drop       their templates of entries that hold no knowledge, and how these are made
     changes    our template -> how the tensor differs
     groups     tensors to be regrouped before the rules; one that is not complete is left, and so is unknown
     """
 
     name: str
     rules: Mapping[str, str]
-    drop: tuple[str, ...] = ()
+    drop: Mapping[str, Constant] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
 
@@ -103,8 +117,8 @@ class Layout:
             out[name] = self._changed(key, tensor, change.to_ours) if change else tensor
         return out
 
-    def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `to_ours`, without the entries that it dropped."""
+    def to_theirs(self, state: Mapping[str, Tensor], *, constants: bool = False) -> dict[str, Tensor]:
+        """The inverse of `to_ours`; without the entries that it dropped, unless these `constants` are asked for."""
         out = {}
         for key, tensor in state.items():
             name = self.theirs(key)
@@ -114,6 +128,15 @@ class Layout:
             out[name] = self._changed(key, tensor, change.to_theirs) if change else tensor
         for group in self.groups:
             out = _regroup(out, group.units, group.theirs, group.to_theirs)
+        return out | self._constants(out) if constants else out
+
+    def _constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of their state dict that hold no knowledge."""
+        out = {}
+        for template, constant in self.drop.items():
+            for key in state:
+                if (match := _pattern(constant.beside).fullmatch(key)) and not match["rest"]:
+                    out[_fill(template, match)] = constant.make(state[key])
         return out
 
     def _changed(self, key: str, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -169,3 +192,10 @@ def listed(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def parse(argv: list[str] | None):
+    """The arguments of `python -m zoo.convert`, as its `--help` lists them."""
+    from .command import parse
+
+    return parse(argv)

@@ -2,7 +2,8 @@
 
 import torch
 
-from ..convert import Group, Layout
+from ..convert import Constant, Group, Layout
+from .tables import natten_index
 
 BLOCK = "stages.{i}.blocks.{j}"
 
@@ -89,7 +90,8 @@ DINATS = Layout(
 _BLOCKS = [_block(f"layers.{n}", f"stages.{n // 3}.blocks.{n % 3}") for n in range(12)]
 _RULES = PATCHES | HEAD | {theirs: ours for block in _BLOCKS for theirs, ours in block.items()}
 ISOTROPIC = Layout("official", rules=_RULES)
-VITRPB = Layout("official", rules=_RULES, drop=tuple(f"layers.{n}.attn.relative_position_index" for n in range(12)))
+_INDEX = Constant("layers.{i}.attn.rpb", natten_index)
+VITRPB = Layout("official", rules=_RULES, drop={"layers.{i}.attn.relative_position_index": _INDEX})
 
 LAYOUTS = {
     "DiNAT": (DINAT, _transformers("transformers", "dinat"), _transformers("transformers-nat", "nat")),

@@ -1,7 +1,7 @@
 """GC ViT: its authors' classification and detection code, and timm's ports of their weights."""
 
-from ..convert import Change, Layout
-from .tables import swin_table, to_swin_table
+from ..convert import Change, Constant, Layout
+from .tables import swin_index, swin_table, to_swin_table
 
 BLOCK = "stages.{i}.blocks.{j}"
 QUERY = "stages.{i}.query.convs.{j}"
@@ -61,7 +61,11 @@ OFFICIAL = Layout(
         "norm": "head.before",
         "head": "head.fc",
     },
-    drop=("levels.{i}.blocks.{j}.attn.relative_position_index",),
+    drop={
+        "levels.{i}.blocks.{j}.attn.relative_position_index": Constant(
+            "levels.{i}.blocks.{j}.attn.relative_position_bias_table", swin_index
+        )
+    },
     changes=TABLES | {f"{gate}.se.{layer}.weight": KERNEL for gate in GATES for layer in ("fc1", "fc2")},
 )
 TIMM = Layout(

@@ -1,7 +1,7 @@
 """MaxViT: timm's ports of the authors' weights, and torchvision's own."""
 
-from ..convert import Change, Layout
-from .tables import swin_table, to_swin_table
+from ..convert import Change, Constant, Layout
+from .tables import swin_index, swin_table, to_swin_table
 
 B = "stages.{i}.blocks.{j}"
 
@@ -71,10 +71,10 @@ TORCHVISION = Layout(
         "classifier.3": "head.after.fc",
         "classifier.5": "head.fc",
     },
-    drop=(
-        "blocks.{i}.layers.{j}.layers.window_attention.attn_layer.1.relative_position_index",
-        "blocks.{i}.layers.{j}.layers.grid_attention.attn_layer.1.relative_position_index",
-    ),
+    drop={
+        f"{layers}.relative_position_index": Constant(f"{layers}.relative_position_bias_table", swin_index)
+        for layers in (f"blocks.{{i}}.layers.{{j}}.layers.{kind}_attention.attn_layer.1" for kind in ("window", "grid"))
+    },
     changes={
         f"{B}.block_attn.fn.rpb": Change(swin_table, to_swin_table),
         f"{B}.grid_attn.fn.rpb": Change(swin_table, to_swin_table),

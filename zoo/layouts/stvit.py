@@ -1,11 +1,17 @@
 """STViT: its authors' code, in which all layers are convolutions."""
 
-from ..convert import Change, Layout
+import torch
+
+from ..convert import Change, Constant, Layout
 
 THEIRS, OURS = "layers.{i}.blocks.{j}", "stages.{i}.blocks.{j}"
 
 # convolutions with a 1 x 1 kernel there, linear layers here
 KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, None, None])
+# one-hot kernels that gather and spread neighbours, in every block
+ONE_HOT = Constant(
+    f"{THEIRS}.attn.stoken_refine.qkv.weight", lambda weight: torch.eye(9, dtype=weight.dtype).view(9, 1, 3, 3)
+)
 FACTORS = Change(lambda gamma: gamma.flatten(), lambda gamma: gamma.view(1, -1, 1, 1))
 
 OFFICIAL = Layout(
@@ -28,8 +34,7 @@ OFFICIAL = Layout(
         "norm": "head.before.norm",
         "head": "head.fc",
     },
-    # one-hot kernels that gather and spread neighbours
-    drop=(f"{THEIRS}.attn.unfold.weights", f"{THEIRS}.attn.fold.weights"),
+    drop={f"{THEIRS}.attn.unfold.weights": ONE_HOT, f"{THEIRS}.attn.fold.weights": ONE_HOT},
     changes={
         **{f"{OURS}.attn.fn.refine.{layer}.weight": KERNEL for layer in ("qkv", "proj")},
         **{f"{OURS}.mlp.fn.{layer}.weight": KERNEL for layer in ("fc1", "fc2")},

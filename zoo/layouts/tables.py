@@ -1,5 +1,8 @@
 """Tables of relative positions as others write them."""
 
+import math
+
+import torch
 from torch import Tensor
 
 
@@ -15,3 +18,24 @@ def swin_table(table: Tensor) -> Tensor:
 
 def to_swin_table(table: Tensor) -> Tensor:
     return table.flatten(1).T.flip(0).contiguous()
+
+
+def swin_index(table: Tensor) -> Tensor:
+    """Swin's index table for ((2w-1)**2, heads) relative positions, (w*w, w*w): where query - key is in that table."""
+    return _index(table.shape[0]).T.contiguous()
+
+
+def natten_index(table: Tensor) -> Tensor:
+    """The same for a table (heads, 2w-1, 2w-1) by key - query."""
+    return _index(table.shape[1] * table.shape[2])
+
+
+def _index(entries: int) -> Tensor:
+    """(w*w, w*w), from query and key to key - query among the entries of a table for square windows."""
+    side = math.isqrt(entries)
+    if side * side != entries:
+        raise ValueError(f"a table of {entries} relative positions is not of square windows: which ones is not known")
+    window = (side + 1) // 2
+    places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (w*w, 2)
+    apart = places[None] - places[:, None] + window - 1  # (query, key, 2)
+    return apart[..., 0] * side + apart[..., 1]

@@ -1,0 +1,163 @@
+"""Recognition by names and shapes: wrong file names, stacked prefixes, files mixed up, parts of detectors."""
+
+import pytest
+import torch
+
+import zoo
+from families import ALIKE
+from zoo.checkpoint import layouts_of, load_checkpoint, part_of
+from zoo.reader import Checkpoint
+from zoo.recognise import Recognition, recognise
+from zoo.registry import class_of, variants
+from zoo.releases import RELEASES
+
+# a released variant of each class
+MODELS = [
+    *("maxvit_t", "maxvit_t_tv", "gcvit_xxt", "davit_t", "biformer_t", "biformer_stl", "biformer_stl_nchw", "litv2_s"),
+    *("sgformer_s", "stvit_s", "dinat_t", "dinats_t", "nat_iso_s", "vitrpb_s"),
+]
+CASES = [(model, layout.name) for model in MODELS for layout in layouts_of(class_of(model))]
+
+
+def state_of(model, layout="official"):
+    """A state dict without memory, as its source would name it."""
+    with torch.device("meta"):
+        state = class_of(model)(**variants()[model]).state_dict()
+    known = next(known for known in layouts_of(class_of(model)) if known.name == layout)
+    return known.to_theirs(state, constants=True)
+
+
+def alike(model):
+    """Models that no weights tell apart, and models that are one and the same."""
+    same = {n for n, args in variants().items() if (class_of(n), args) == (class_of(model), variants()[model])}
+    return same | next((group for group in ALIKE if model in group), set())
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES, ids=str)
+def test_wrongly_named(model, layout):
+    """The name of another family's file, and four wrappers around the names, change nothing."""
+    state = prefixed(state_of(model, layout), "module._orig_mod.backbone.encoder.")
+    found = recognise(state, "gcvit_1k_base.pth.tar" if model != "gcvit_xxt" else "maxvit_t-bc5ab103.pth")
+    # the second STL model differs from the first in what the zoo does not write differently
+    models = {"biformer_stl", "biformer_stl_nchw"} if (model[:12], layout) == ("biformer_stl", "zoo") else alike(model)
+    assert found.exact and set(found.candidates) == {(name, layout) for name in models}
+    assert found.classes == 1000 and not found.by_name
+    assert found.model == (None if len(models) > 1 else model)
+
+
+def test_mixed_up():
+    """Two files that have each other's name."""
+    names = {"davit_t": "biformer_tiny_best.pth", "biformer_t": "davit-tiny.pth"}
+    assert [recognise(state_of(model), name).model for model, name in names.items()] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("file", "model"),
+    [
+        ("nat_tiny.pth", "nat_t"),
+        ("dinat_tiny_in1k_224.pth", "dinat_t"),
+        ("downloads/DiNAT-Tiny.safetensors", "dinat_t"),
+        ("nat_mini_1k.pth", "nat_m"),
+        ("dinat_large_in22k.pth", "dinat_l"),
+        ("dinat_large_in22k_in1k_384.pth", "dinat_l_384"),
+        ("nat_iso_small.pth", "nat_iso_s"),
+        ("dinats_large.pth", "dinats_l"),
+        ("weights.pth", None),
+        ("nat_and_dinat.pth", None),
+        ("davit_t.pth", None),
+        ("natural.pth", None),
+    ],
+)
+def test_names_pick_among_equals(file, model):
+    holds = model or "nat_t"
+    found = recognise(state_of(holds), file)
+    assert found.model == model and found.by_name == (model is not None)
+    assert {name for name, _ in found.candidates} == alike(holds)
+    said = "name the model" if model is None else f"{model} by its name"
+    assert "differ in what has no weights" in found.message and said in found.message
+
+
+@pytest.mark.parametrize("group", ALIKE, ids=min)
+def test_released_files_of_models_that_are_alike(group):
+    files = {r.url.rpartition("/")[2]: r.model for r in RELEASES if r.model in group and r.loadable and not r.by_hand}
+    state = state_of(min(group))
+    assert {file: recognise(state, file).model for file in files} == files
+
+
+def test_counter_of_an_average():
+    state = prefixed(state_of("gcvit_xxt"), "module.") | {"n_averaged": torch.zeros((), dtype=torch.long)}
+    assert recognise(state).model == "gcvit_xxt"
+
+
+def test_another_classifier():
+    state = state_of("davit_t") | {"head.weight": torch.empty(21, 768), "head.bias": torch.empty(21)}
+    assert recognise(state).classes == 21
+    del state["head.weight"], state["head.bias"]
+    found = recognise(state)
+    assert (found.model, found.classes, found.exact) == ("davit_t", None, True)
+
+
+def test_no_model_of_the_zoo():
+    assert recognise({}) == recognise({"cls_token": torch.zeros(1)}) == Recognition((), exact=False)
+    # our names with other shapes, and the authors' names with shapes that cannot be turned into ours
+    assert recognise({"stem.conv1.weight": torch.zeros(3)}).candidates == ()
+    wrong = state_of("stvit_s")
+    wrong["layers.0.blocks.0.attn.stoken_refine.qkv.weight"] = torch.zeros(3)
+    assert recognise(wrong).candidates == ()
+
+
+def test_of_wrong_shapes():
+    wrong = state_of("stvit_s")
+    wrong["layers.0.blocks.0.attn.stoken_refine.qkv.weight"] = torch.zeros(3)
+    with torch.device("meta"):
+        model = class_of("stvit_s")(**variants()["stvit_s"])
+    with pytest.raises(zoo.CheckpointError, match=r"expects another shape for .*qkv\.weight than \(3,\)"):
+        zoo.checkpoint.select(Checkpoint("w.pth", {"raw": wrong}), type(model), "auto")
+
+
+def detector(model):
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in state_of(model).items()}
+    parts = {
+        "neck.conv.weight": torch.zeros(1),
+        "bbox_head.fc.weight": torch.zeros(1),
+        "bbox_head.fc.bias": torch.zeros(1),
+    }
+    return prefixed(prefixed(state, "backbone.") | parts, "module.")
+
+
+def test_a_part(tmp_path):
+    """A detector's backbone is read where it is asked for, and the rest reported."""
+    path, model = tmp_path / "detector.pth", class_of("gcvit_xxt")(**variants()["gcvit_xxt"])
+    torch.save({"state_dict": detector("gcvit_xxt")}, path)
+    with pytest.raises(
+        zoo.CheckpointError, match=r"'backbone' is gcvit_xxt .*part='backbone' reads it without bbox_head, neck"
+    ):
+        load_checkpoint(model, path)
+    report = load_checkpoint(model, path, part="backbone")
+    assert report.left_out == {"neck": 1, "bbox_head": 2} and "left out: neck (1 tensors)" in report.message
+    assert model.stem.conv1.weight.abs().sum() == 0
+    with pytest.raises(zoo.CheckpointError, match=r"has no part 'trunk', only backbone, neck, bbox_head"):
+        load_checkpoint(model, path, part="trunk")
+
+
+def test_a_part_of_nothing():
+    checkpoint = Checkpoint("w.pth", {"raw": {"a.b": torch.zeros(1)}})
+    assert part_of(checkpoint, None) == (checkpoint, {})
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        pytest.param(r, marks=() if r.model in MODELS else pytest.mark.slow, id=f"{r.model}.{r.tag}")
+        for r in RELEASES
+        if r.loadable
+    ],
+)
+def test_released_layouts_convert(release):
+    """The layout that a row names exists, holds all of the model, and is what a file in it is recognised as."""
+    state = state_of(release.model, release.layout)
+    assert (release.model, release.layout) in recognise(state).candidates

@@ -1,0 +1,121 @@
+"""Write the weights of a file in another layout: the zoo's, their authors', timm's or torchvision's.
+
+    python -m zoo.convert gcvit_1k_tiny.pth.tar gcvit_t.safetensors
+    python -m zoo.convert model.safetensors given_back.pth --to official --wrapper model
+
+Model and layout are recognised from the file. Every tensor comes back bit for bit, in its own precision. Entries that
+hold no knowledge are left out of the zoo's layout and computed again on the way back: tables of relative position
+indices (for square windows; other windows are refused), STViT's one-hot kernels. Not carried over: optimisers, epochs
+and whatever else stands beside the weights, the second of raw and averaged weights, prefixes such as `module.`, and
+parts of the file that are no backbone.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoint import part_of, select
+from ..errors import CheckpointError
+from ..files import sha256, whole
+from ..layouts import LAYOUTS
+from ..reader import Checkpoint, read
+from ..recognise import OURS, hint, layouts_of, recognise
+from ..registry import class_of, variants
+
+NAMES = [OURS.name, *dict.fromkeys(layout.name for layouts in LAYOUTS.values() for layout in layouts)]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A state dict in the layout that was asked for, and what it was."""
+
+    state: dict[str, Tensor]
+    model: str | None
+    source_layout: str
+    entry: str
+
+
+def convert(
+    checkpoint: Checkpoint, *, to: str = OURS.name, model: str | None = None, weights: str = "auto"
+) -> Converted:
+    """The weights of a checkpoint in layout `to`.
+
+    model    a variant of the zoo; None: recognised from names and shapes
+    weights  "raw", "ema" or "auto", as `load_checkpoint` has it
+    Raises CheckpointError where the model is not recognised, or has no such layout, or it says less than that needs.
+    """
+    found = recognise(next(iter(checkpoint.entries.values())), hint(checkpoint.path, checkpoint.meta))
+    if model is None and not found.candidates:
+        raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is: name one by --model, or a --part")
+    model = model or found.model
+    classes = {class_of(name) for name in ([model] if model else (name for name, _ in found.candidates))}
+    if len(classes) > 1:
+        raise CheckpointError(f"{checkpoint.path} is {found.message}, by --model")
+    (cls,) = classes
+    target = next((layout for layout in layouts_of(cls) if layout.name == to), None)
+    if target is None:
+        known = ", ".join(layout.name for layout in layouts_of(cls))
+        raise CheckpointError(f"{cls.__name__} has no layout {to!r}, only {known}")
+    layout, entry, ours = select(checkpoint, cls, weights)
+    try:
+        state = target.to_theirs(ours, constants=True)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path} cannot be written in layout {to!r}: {error}") from error
+    # parts of one tensor share its memory; files of safetensors have room for each
+    return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry)
+
+
+def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], wrapper: str | None) -> None:
+    """Write safetensors with metadata, or by torch.save, bare or under the key `wrapper`."""
+    if out.suffix == ".safetensors":
+        save_file(dict(state), out, metadata={"format": "pt", **metadata})
+    else:
+        torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="a file of weights")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors or .pth")
+    parser.add_argument("--to", choices=NAMES, default=OURS.name, help="the layout to write (%(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="a model of the zoo; default: as recognised")
+    parser.add_argument("--weights", choices=("auto", "raw", "ema"), default="auto", help="which of the file's weights")
+    parser.add_argument("--part", metavar="NAME", help="of a file of several parts, convert this one: backbone")
+    parser.add_argument("--wrapper", metavar="KEY", help="write a .pth as {KEY: weights}, as authors' programs read it")
+    parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
+    args = parser.parse_args(argv)
+    if args.out.suffix not in (".safetensors", ".pth"):
+        parser.error(f"OUT is {args.out}: its name must end in .safetensors or .pth")
+    if args.wrapper and args.out.suffix != ".pth":
+        parser.error("--wrapper is for .pth: safetensors have no keys around the weights")
+    if args.model is not None and args.model not in variants():
+        parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        checkpoint, left_out = part_of(read(args.source), args.part)
+        made = convert(checkpoint, to=args.to, model=args.model, weights=args.weights)
+        metadata = {"layout": args.to, "weights": made.entry, "source": args.source.name}
+        metadata |= {"source_sha256": sha256(args.source)} | ({"model": made.model} if made.model else {})
+        with whole(args.out, force=args.force) as temporary:
+            write(temporary, made.state, metadata, args.wrapper)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 2
+    name = made.model or "one of several models that no weights tell apart"
+    print(f"{args.source}: {name}, {made.entry} weights, layout {made.source_layout!r} -> {args.to!r}")
+    if left_out:
+        print(f"left out: {', '.join(left_out)}")
+    print(f"written: {args.out}, {len(made.state)} tensors, {args.out.stat().st_size:,} bytes")
+    return 0

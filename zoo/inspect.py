@@ -1,0 +1,201 @@
+"""What is in files of weights: model, layout, wrapper, epoch, and what is missing or left over.
+
+    python -m zoo.inspect gcvit_1k_tiny.pth.tar
+    python -m zoo.inspect downloads --json
+
+Names and shapes are read, not the tensors, and nothing of a file is run. The exit code is 1 where one cannot be read.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .convert import listed
+from .described import TensorInfo
+from .errors import CheckpointError
+from .files import sha256
+from .reader import describe
+from .recognise import (
+    closest,
+    compare,
+    hint,
+    parts,
+    recognise,
+    recognised_part,
+    without_prefix,
+)
+from .releases import RELEASES
+
+SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
+    """What JSON can hold of what is in a file; `error` where it cannot be read. `keys`: every name, type and shape."""
+    said: dict[str, Any] = {"file": str(path)}
+    if path.is_file():
+        digest = sha256(path)
+        said |= {"bytes": path.stat().st_size, "sha256": digest, "releases": releases(path.name, digest)}
+    try:
+        found = describe(path)
+    except CheckpointError as error:
+        return said | {"error": str(error)}
+    said |= {"format": found.format, "weights": {kind: ".".join(place) for kind, place in found.places.items()}}
+    said |= _what(next(iter(found.entries.values())), hint(str(path), found.meta)) | {"meta": found.meta}
+    return said | ({"keys": {kind: _keys(state) for kind, state in found.entries.items()}} if keys else {})
+
+
+def _keys(state: Mapping[str, TensorInfo]) -> dict[str, str]:
+    return {key: f"{_kind(info)} {list(info.shape)}" for key, info in state.items()}
+
+
+def _kind(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")
+
+
+def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
+    """Prefix, model, layout and sizes of a state dict; what is missing or left over beside the closest model."""
+    state = without_prefix(wrapped)
+    found = recognise(state, name)
+    said: dict[str, Any] = {"prefix": _prefix(wrapped, state), "tensors": len(wrapped), "parts": dict(parts(state))}
+    said |= {"said": found.message, "model": found.model, "models": [model for model, _ in found.candidates]}
+    said |= {"layout": found.candidates[0][1] if found.candidates else None, "classes": found.classes}
+    learned = [i for key, i in state.items() if i.dtype.is_floating_point and not key.endswith(STATISTICS)]
+    said |= {"parameters": sum(i.numel for i in learned), "dtypes": dict(Counter(map(_kind, state.values())))}
+    if not found.candidates and (inner := recognised_part(state)):
+        return said | {"part": f"{inner[0]}: {inner[1].message}"}
+    near = None if found.candidates and found.exact else closest(state)
+    if near is not None:
+        model, layout, shapes = near
+        names = ("missing", "left_over", "of_another_shape")
+        said |= {"closest": model, "layout": layout} | dict(zip(names, compare(shapes, model), strict=True))
+    return said
+
+
+def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) -> str:
+    """What stands before every name; an average's counter has none."""
+    first = next(iter(state), "")
+    return next((key.removesuffix(first) for key in wrapped if key.endswith(first)), "")
+
+
+def releases(name: str, digest: str) -> list[str]:
+    """Releases whose file has this name, and whether its SHA-256 is theirs, as far as the source gives its digits."""
+    found = []
+    for release in RELEASES:
+        if release.url.rpartition("/")[2].partition("?")[0] == name:
+            tag = f"{release.model}.{release.tag}" if release.tag else release.model
+            same = {True: "same SHA-256", False: "another SHA-256"}[digest.startswith(release.sha256 or "")]
+            found.append(f"{tag} ({release.source}{f', {same}' if release.sha256 else ''})")
+    return found
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    """The files that are named, and those of weights, by their endings, in the folders that are."""
+    found: list[Path] = []
+    for path in paths:
+        inner = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+        found += inner
+    return found
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of weights, or folders of them")
+    parser.add_argument("--keys", action="store_true", help="also every name, type and shape")
+    parser.add_argument("--json", action="store_true", help="JSON, one list, instead of tables")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    paths = files(args.files)
+    if not paths:
+        print(f"no file of weights ({', '.join(SUFFIXES)}) in {', '.join(map(str, args.files))}", file=sys.stderr)
+        return 1
+    found = [inspect(path, keys=args.keys) for path in paths]
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+    return int(any("error" in said for said in found))
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """Tables of what `inspect` found: one of several files, or one of a file."""
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        sys.exit("tables need rich: pip install rich, or ask for --json")
+    console = Console()
+    console.print(_one(found[0]) if len(found) == 1 else _several(found))
+    for said in found:
+        for kind, keys in said.get("keys", {}).items():
+            console.print(_table([f"{said['file']}: {kind}", "type and shape"], keys.items()))
+        if "error" in said and len(found) > 1:
+            console.print(said["error"], markup=False, highlight=False)
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # names may hold what rich takes for markup
+    return table
+
+
+def _several(found: Iterable[Mapping[str, Any]]) -> Any:
+    columns = ("file", "model", "layout", "weights", "M", "classes", "epoch", "release")
+    return _table(columns, map(_row, found))
+
+
+def _row(said: Mapping[str, Any]) -> list[str]:
+    name = Path(said["file"]).name
+    if "error" in said:
+        return [name, "cannot be read", *[""] * 6]
+    near = f"closest: {said['closest']}" if "closest" in said else "none of the zoo"
+    cells = [
+        name,
+        said["model"] or " or ".join(said["models"]) or near,
+        said["layout"] or "",
+        ", ".join(said["weights"]),
+    ]
+    cells += [f"{said['parameters'] / 1e6:.1f}", str(said["classes"] or ""), str(said["meta"].get("epoch", ""))]
+    return [*cells, "\n".join(said["releases"])]
+
+
+def _one(said: Mapping[str, Any]) -> Any:
+    shown = {
+        key: value for key, value in said.items() if key not in ("file", "keys") and value not in (None, [], {}, "")
+    }
+    return _table(["", said["file"]], [(key.replace("_", " "), _cell(key, value)) for key, value in shown.items()])
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "meta":
+        return "\n".join(f"{name}: {_short(item)}" for name, item in value.items())
+    if key in ("missing", "left_over", "of_another_shape"):
+        return f"{len(value)}: {listed(value)}"
+    if key == "weights":
+        return ", ".join(f"{kind} ({place or 'bare'})" for kind, place in value.items())
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 200 else f"{text[:200]} ..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Models as folders and as repositories of the Hugging Face hub, through timm's own functions, with a model card.
+
+What is written here is loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and `"hf-hub:USER/NAME"`,
+after `import zoo`, with the image size, channels, classes and other arguments that the model was built with.
+"""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from timm.models import push_to_hf_hub
+from timm.models import save_for_hf as save_by_timm
+from timm.models._hub import generate_readme
+from timm.models._input import get_model_input_config
+from torch import nn
+
+from .errors import CheckpointError
+
+USE = """
+```python
+import timm
+import zoo
+
+model = timm.create_model("{name}", pretrained=True)
+```
+"""
+
+
+def save_for_hf(
+    model: nn.Module, folder: str | Path, *, description: str = "", licence: str | None = None, **kwargs: Any
+) -> Path:
+    """Write model.safetensors, config.json and README.md, a model card, into `folder`; return it.
+
+    description  what the card says of how the model was trained
+    licence      of the weights, as the hub spells it; default: that of the weights that the model was built with
+    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config
+    Raises ValueError for a model that `timm.create_model` did not build, CheckpointError where the disk does not take
+    it: then no file has changed.
+    """
+    folder = Path(folder)
+    said = _card(model, f"local-dir:{folder}", description, licence)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+            save_by_timm(model, temporary, safe_serialization=True, **kwargs)
+            (Path(temporary) / "README.md").write_text(generate_readme(said, folder.name), encoding="utf-8")
+            for file in sorted(Path(temporary).iterdir()):
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise CheckpointError(f"could not write {folder}: {error}") from error
+    return folder
+
+
+def push_to_hub(
+    model: nn.Module, repository: str, *, description: str = "", licence: str | None = None, **kwargs: Any
+) -> Any:
+    """Upload a model to the Hugging Face hub as `save_for_hf` writes it, the card only where there is none yet.
+
+    kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
+    """
+    said = _card(model, f"hf-hub:{repository}", description, licence)
+    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **kwargs)
+
+
+def _card(model: nn.Module, name: str, description: str, licence: str | None) -> dict[str, Any]:
+    """What timm's model card is filled with."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not cfg or not cfg.get("architecture"):
+        raise ValueError(
+            f"{type(model).__name__} was not built by timm.create_model: its name and arguments are unknown"
+        )
+    size = " x ".join(map(str, get_model_input_config(model)["input_size"]))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    details = {"Architecture": cfg["architecture"], "Params (M)": f"{parameters:.1f}", "Input": size}
+    details |= {"Classes": model.num_classes} | ({"Weights from": cfg["origin_url"]} if cfg.get("origin_url") else {})
+    return {
+        "tags": ["image-classification", "timm"],
+        "license": licence or cfg.get("license") or "unknown",
+        "description": description or f"`{cfg['architecture']}`, an image classification model.",
+        "details": details,
+        "usage": USE.format(name=name),
+    }
