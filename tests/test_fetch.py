@@ -219,6 +219,23 @@ def test_hub_files_are_verified(monkeypatch, hub):
     small(name, pretrained=True)  # a second warning would be an error
 
 
+def test_what_the_hub_says_of_a_file(monkeypatch, tmp_path):
+    """Large files lie in the hub's cache under their digest; the error names the blob, which the link leads back to."""
+    source = trained(small("davit_t"))
+    save_file(state_of(source), tmp_path / "whole")
+    blob, link = tmp_path / "blobs" / sha256(tmp_path / "whole"), tmp_path / "snapshots" / "model.safetensors"
+    for folder in (blob.parent, link.parent):
+        folder.mkdir()
+    link.symlink_to(blob)
+    blob.write_bytes((tmp_path / "whole").read_bytes())
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: str(link))
+    assert same(small("davit_t", pretrained=True), state_of(source))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(zoo.CheckpointError, match=f"{blob} is not the file .* expected {blob.name}.*delete it"):
+        small("davit_t", pretrained=True)
+    assert blob.exists()
+
+
 def test_licence_of_a_file(tmp_path):
     """A file that has kept its name is known, by timm's way and by ours; other files and other licences say nothing."""
     source = small("gcvit_xxt")

@@ -155,6 +155,7 @@ NAMES = {
     "hf-hub:timm/maxvit_base_tf_384.in21k_ft_in1k": "maxvit_b_384.timm_tf_in21k_ft_in1k",
     "hf_hub:timm/davit_base.msft_in1k@main": "davit_b.timm_msft_in1k",
     "https://huggingface.co/timm/davit_small.msft_in1k": "davit_s.timm_msft_in1k",
+    "https://huggingface.co/timm/davit_small.msft_in1k/tree/main": "davit_s.timm_msft_in1k",
     "shi-labs/dinat-mini-in1k-224": "dinat_m",
     "timm/maxvit_rmlp_pico_rw_256.sw_in1k": "maxvit_rmlp_pico_rw_256",
     # which one is not said, or there is none

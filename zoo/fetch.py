@@ -20,6 +20,8 @@ DIGEST = re.compile(
     r"-(?=\d*[a-f])([0-9a-f]{8,64})\."
 )  # in a file's name, as torch.hub has it; digits alone are a date
 
+WHOLE = re.compile(r"[0-9a-f]{64}")
+
 _warned: set[Release] = set()
 
 
@@ -28,7 +30,7 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
 
     Order: file (or folder), hub id, URL; a file that only a person can download is looked for in `cache_dir`, by
     default where torch.hub keeps its own. All but the user's own file is verified, where its SHA-256 is known: from the
-    table of releases, or its first digits from the name in the URL.
+    table of releases, from the hub, or its first digits from the name in the URL.
     Raises CheckpointError if there is nothing to load, it cannot be downloaded, or it is not what was released.
     """
     if cfg.get("file"):
@@ -38,7 +40,8 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
     release = _release(cfg, model)
     if cfg.get("hf_hub_id"):
         path = _from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename"), cache_dir)
-        _verify(path, release.sha256 if release else None)
+        blob = path.resolve()  # what the hub keeps as a large file, it keeps under its SHA-256
+        _verify(blob, (release and release.sha256) or (blob.name if WHOLE.fullmatch(blob.name) else None))
     elif cfg.get("url"):
         path = _from_url(cfg["url"], release.sha256 if release else None, cache_dir)
     elif release:

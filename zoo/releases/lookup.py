@@ -13,7 +13,7 @@ COPY = re.compile(
     r"(?:\s*\(\d{1,3}\)|(?:\s-\s|\s|_|-)copy(?:\s*\(?\d{1,3}\)?)?|-\d{1,2})(?=\.(?:pth|pt|tar|bin|safetensors|pkl)\b|$)"
     r"|(?<=[a-z])\.\d{1,2}$"
 )
-HUB = re.compile(r"(?:hf[-_]hub:|https?://(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:@[\w./-]+)?/?")
+HUB = re.compile(r"(?:hf[-_]hub:|https?://(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:@[\w./-]+)?(?:/tree/.*|/)?")
 IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a folder of the hub's cache
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause")
 
