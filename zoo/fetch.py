@@ -16,10 +16,8 @@ from .errors import CheckpointError, LicenceWarning
 from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-DIGEST = re.compile(
-    r"-(?=\d*[a-f])([0-9a-f]{8,64})\."
-)  # in a file's name, as torch.hub has it; digits alone are a date
-
+# the first digits of a SHA-256 in a file's name, as torch.hub has them; decimal ones alone are a date
+DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")
 WHOLE = re.compile(r"[0-9a-f]{64}")
 
 _warned: set[Release] = set()

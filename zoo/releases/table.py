@@ -98,7 +98,7 @@ class Release:
 
     @property
     def noncommercial(self) -> bool:
-        """Whether the licence of the weights forbids commercial use; one that is not stated permits nothing either."""
+        """Whether the stated licence of the weights forbids commercial use."""
         return bool(NOT_COMMERCIAL.search(self.licence or ""))
 
     @property
