@@ -75,6 +75,17 @@ def test_safetensors(tmp_path, source):
     assert same(model, state_of(source))
 
 
+@pytest.mark.parametrize("begins", [b"\x80\x04", b"PK"])
+def test_safetensors_that_begins_like_a_pickle_or_an_archive(tmp_path, begins):
+    """The first bytes are the length of the header, whatever that is."""
+    path, state = tmp_path / "model.safetensors", {"stem.conv1.weight": torch.randn(2)}
+    save_file(state, path, {"note": "x" * 999})
+    longer = int.from_bytes(begins, "little") - int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(state, path, {"note": "x" * (999 + longer)})
+    assert path.read_bytes().startswith(begins)
+    assert torch.equal(read(path).entries["raw"]["stem.conv1.weight"], state["stem.conv1.weight"])
+
+
 def test_raw_and_averaged(tmp_path, source):
     path = tmp_path / "both.pth"
     other = trained(small(NAME, drop_rate=0.5))

@@ -132,12 +132,12 @@ def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
         raise CheckpointError("is empty" if not head else "is too short to be a checkpoint")
     if hint := unfinished(path):
         raise CheckpointError(hint)
+    if head[8:9] == b"{":  # before it stands a number, which may look like the beginning of the others
+        return "safetensors", *_safetensors(path)
     if head.startswith(b"PK"):
         return "zip", archive.content(path), {}
     if head.startswith(b"\x80"):
         return "legacy", _legacy(path), {}
-    if head[8:9] == b"{":
-        return "safetensors", *_safetensors(path)
     raise CheckpointError(what_else(head))
 
 
