@@ -28,7 +28,7 @@ from .recognise import (
     recognised_part,
     without_prefix,
 )
-from .releases import RELEASES
+from .releases import find
 
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -38,14 +38,14 @@ def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
     """What JSON can hold of what is in a file; `error` where it cannot be read. `keys`: every name, type and shape."""
     said: dict[str, Any] = {"file": str(path)}
     if path.is_file():
-        digest = sha256(path)
-        said |= {"bytes": path.stat().st_size, "sha256": digest, "releases": releases(path.name, digest)}
+        said |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     try:
         found = describe(path)
     except CheckpointError as error:
         return said | {"error": str(error)}
     said |= {"format": found.format, "weights": {kind: ".".join(place) for kind, place in found.places.items()}}
     said |= _what(next(iter(found.entries.values())), hint(str(path), found.meta)) | {"meta": found.meta}
+    said["release"] = release(path, said["model"], said["sha256"])
     return said | ({"keys": {kind: _keys(state) for kind, state in found.entries.items()}} if keys else {})
 
 
@@ -82,15 +82,13 @@ def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) 
     return next((key.removesuffix(first) for key in wrapped if key.endswith(first)), "")
 
 
-def releases(name: str, digest: str) -> list[str]:
-    """Releases whose file has this name, and whether its SHA-256 is theirs, as far as the source gives its digits."""
-    found = []
-    for release in RELEASES:
-        if release.url.rpartition("/")[2].partition("?")[0] == name:
-            tag = f"{release.model}.{release.tag}" if release.tag else release.model
-            same = {True: "same SHA-256", False: "another SHA-256"}[digest.startswith(release.sha256 or "")]
-            found.append(f"{tag} ({release.source}{f', {same}' if release.sha256 else ''})")
-    return found
+def release(path: Path, model: str | None, digest: str) -> str | None:
+    """The release whose file has this name, and whether its SHA-256 is that, as far as the source gives its digits."""
+    found = find(model, filename=path) or find(filename=path)
+    if found is None or not found.sha256:
+        return found and f"{found.name} ({found.source})"
+    same = "the same" if digest.startswith(found.sha256) else "ANOTHER"
+    return f"{found.name} ({found.source}), {same} SHA-256"
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
@@ -170,7 +168,7 @@ def _row(said: Mapping[str, Any]) -> list[str]:
         ", ".join(said["weights"]),
     ]
     cells += [f"{said['parameters'] / 1e6:.1f}", str(said["classes"] or ""), str(said["meta"].get("epoch", ""))]
-    return [*cells, "\n".join(said["releases"])]
+    return [*cells, said["release"] or ""]
 
 
 def _one(said: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from .convert import Layout
 from .described import TensorInfo
 from .layouts import LAYOUTS
 from .registry import class_of, variants
-from .releases import RELEASES
+from .releases import find
 
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
@@ -65,7 +65,7 @@ def recognise(state: State, name: str = "") -> Recognition:
     if not candidates:
         return Recognition((), exact=False)
     models = [model for model, _ in candidates]
-    model = models[0] if len(models) == 1 else _named(Path(name).name, models)
+    model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
     return Recognition(tuple(candidates), exact, model, by_name, _classes(state, *candidates[0]))
 
@@ -167,10 +167,10 @@ def _meta(value: Tensor | TensorInfo) -> Tensor:
 
 def _named(file: str, models: Sequence[str]) -> str | None:
     """The one of `models` that a file's name speaks of; None where it speaks of none, or of several alike."""
-    released = {r.model for r in RELEASES if file and r.url.rpartition("/")[2] == file} & set(models)
+    released = [model for model in models if find(model, filename=file)]
     if len(released) == 1:
-        return released.pop()
-    words = set(re.split(r"[^a-z0-9]+", file.lower()))
+        return released[0]
+    words = set(re.split(r"[^a-z0-9]+", Path(file).name.lower()))
     points = {}
     for model in models:
         family, *rest = model.split("_")

@@ -33,8 +33,9 @@ def save_for_hf(
     """Write model.safetensors, config.json and README.md, a model card, into `folder`; return it.
 
     description  what the card says of how the model was trained
-    licence      of the weights, as the hub spells it; default: that of the weights that the model was built with
-    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config
+    licence      of the weights, as the hub spells it; default: that of the release whose tag the model was built with
+    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config; the last
+                 is by default the size of images that the model was built for
     Raises ValueError for a model that `timm.create_model` did not build, CheckpointError where the disk does not take
     it: then no file has changed.
     """
@@ -43,7 +44,7 @@ def save_for_hf(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-            save_by_timm(model, temporary, safe_serialization=True, **kwargs)
+            save_by_timm(model, temporary, safe_serialization=True, **_sized(model, kwargs))
             (Path(temporary) / "README.md").write_text(generate_readme(said, folder.name), encoding="utf-8")
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, folder / file.name)
@@ -60,7 +61,12 @@ def push_to_hub(
     kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
     """
     said = _card(model, f"hf-hub:{repository}", description, licence)
-    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **kwargs)
+    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **_sized(model, kwargs))
+
+
+def _sized(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """timm would note the size of the release's images for a model built for another."""
+    return {"data_config": {"input_size": get_model_input_config(model)["input_size"]}, **kwargs}
 
 
 def _card(model: nn.Module, name: str, description: str, licence: str | None) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def _card(model: nn.Module, name: str, description: str, licence: str | None) ->
     size = " x ".join(map(str, get_model_input_config(model)["input_size"]))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     details = {"Architecture": cfg["architecture"], "Params (M)": f"{parameters:.1f}", "Input": size}
-    details |= {"Classes": model.num_classes} | ({"Weights from": cfg["origin_url"]} if cfg.get("origin_url") else {})
+    details["Classes"] = model.num_classes
     return {
         "tags": ["image-classification", "timm"],
         "license": licence or cfg.get("license") or "unknown",

@@ -1,0 +1,286 @@
+"""`python -m zoo.convert`, `zoo.inspect` and `zoo.export`, as their users meet them."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import golden
+import hostile
+import zoo
+from families import RECORDS
+from test_checkpoint import state_of
+from test_golden import FOLDER, is_dense
+from test_models import small, trained
+from zoo import export, inspect
+from zoo.convert import command
+
+GCVIT = "gc_vit_xxtiny_224x224"
+
+
+def official(stem, dtype=torch.float32):
+    return golden.official_state_dict(golden.load(FOLDER / f"{stem}.json"), dtype)
+
+
+def learned(stem):
+    return [key for key, _, kind in golden.load(FOLDER / f"{stem}.json")["entries"] if kind == "value"]
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A file as GC ViT's authors released it, with what training programs keep beside the weights."""
+    path = tmp_path / "gcvit_1k_xxtiny.pth.tar"
+    beside = {"epoch": 299, "arch": "gc_vit_xxtiny", "metric": np.float64(79.9), "history": np.arange(3.0)}
+    beside["args"] = argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/runs/one"), size=(224, 224))
+    beside["optimizer"] = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"state_dict": official(GCVIT), **beside}, path)
+    return path
+
+
+# one of every kind of layout; test_convert.py has the laws of all
+FAST = {GCVIT, "torchvision_maxvit_t_224x224", "stvit_small_224x224", "timm_davit_tiny_224x224", "vitrpb_small_224x224"}
+ROUNDS = [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in RECORDS if not is_dense(s)]
+
+
+@pytest.mark.parametrize("stem", ROUNDS)
+def test_there_and_back(stem, tmp_path, capsys):
+    """Every learned tensor comes back bit for bit; what holds no knowledge comes back with its shape and type."""
+    state, source, layout = official(stem), tmp_path / "released.pth", layout_of(stem)
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, source)
+    ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
+    model = ["--model", RECORDS[stem]]
+    assert command.main([str(source), str(ours), *model]) == 0
+    assert command.main([str(ours), str(back), "--to", layout, "--wrapper", "model", *model]) == 0
+    assert f"layout 'zoo' -> '{layout}'" in capsys.readouterr().out
+    found = torch.load(back, weights_only=True)["model"]
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in state.items()}
+    assert all(torch.equal(found[key], state[key]) for key in learned(stem))
+
+
+def layout_of(stem):
+    return next((name for name in ("timm", "torchvision") if stem.startswith(name)), "official")
+
+
+def test_index_tables_are_torchvisions(tmp_path):
+    """Torchvision's own model keeps them: what is computed again is what stands there."""
+    model = timm.create_model("maxvit_t_tv")
+    layout = zoo.layouts.LAYOUTS["TorchvisionMaxViT"][0]
+    theirs = torchvision.models.maxvit_t().state_dict()
+    made = layout.to_theirs(model.state_dict(), constants=True)
+    tables = [key for key in theirs if key.endswith("relative_position_index")]
+    assert made.keys() == theirs.keys() and len(tables) == 22
+    assert all(torch.equal(made[key], theirs[key]) for key in tables)
+
+
+def test_windows_that_are_not_square(tmp_path, capsys):
+    source, out = tmp_path / "w.safetensors", tmp_path / "w.pth"
+    save_file(state_of(small("gcvit_s", img_size=(256, 320))), source)
+    assert command.main([str(source), str(out), "--to", "official", "--model", "gcvit_s"]) == 2
+    assert "is not of square windows" in capsys.readouterr().err and not out.exists()
+    assert command.main([str(source), str(out), "--to", "timm", "--model", "gcvit_s"]) == 0
+
+
+def test_metadata(released, tmp_path):
+    out = tmp_path / "ours.safetensors"
+    assert command.main([str(released), str(out)]) == 0
+    with safe_open(out, framework="pt") as file:
+        said = file.metadata()
+    assert said.pop("source_sha256") == zoo.files.sha256(released)
+    wanted = {"format": "pt", "model": "gcvit_xxt", "layout": "zoo", "weights": "raw", "source": released.name}
+    assert said == wanted
+
+
+def test_metadata_tells_models_apart(tmp_path):
+    """A converted file says which of the models it is that no weights tell apart."""
+    source, out = tmp_path / "weights.pth", tmp_path / "ours.safetensors"
+    torch.save(official("dinat_mini_160x192"), source)
+    assert zoo.recognise(zoo.read(source).entries["raw"]).model is None
+    assert command.main([str(source), str(out), "--model", "dinat_m"]) == 0
+    assert inspect.inspect(out)["model"] == "dinat_m"
+    assert command.main([str(source), str(out), "--force"]) == 0
+    assert inspect.inspect(out)["models"] == ["nat_m", "dinat_m"]
+
+
+def test_models_of_several_classes(tmp_path, capsys):
+    """Both STL models are written alike in the zoo's layout, but not in their authors'."""
+    source, out = tmp_path / "weights.safetensors", tmp_path / "out.pth"
+    save_file(timm.create_model("biformer_stl").state_dict(), source)
+    assert command.main([str(source), str(out), "--to", "official"]) == 2
+    assert "biformer_stl or biformer_stl_nchw" in capsys.readouterr().err
+    assert command.main([str(source), str(out), "--to", "official", "--model", "biformer_stl_nchw"]) == 0
+
+
+def test_raw_and_averaged(tmp_path):
+    source, out, state = tmp_path / "both.pth", tmp_path / "out.safetensors", official(GCVIT)
+    torch.save({"state_dict": state, "state_dict_ema": {k: v + 1 for k, v in state.items()}}, source)
+    for weights, added in (("raw", 0), ("ema", 1)):
+        assert command.main([str(source), str(out), "--to", "official", "--weights", weights, "--force"]) == 0
+        assert torch.equal(load_file(out)["norm.weight"], state["norm.weight"] + added)
+
+
+def test_part_of_a_detector(tmp_path, capsys):
+    source, out = tmp_path / "detector.pth", tmp_path / "out.safetensors"
+    state = {f"backbone.{key}": value for key, value in official(GCVIT).items()} | {"neck.weight": torch.zeros(2)}
+    torch.save({"state_dict": state, "meta": {"CLASSES": ("cat", "dog")}}, source)
+    assert command.main([str(source), str(out)]) == 2
+    assert "--part" in capsys.readouterr().err
+    assert command.main([str(source), str(out), "--part", "backbone"]) == 0
+    assert "left out: neck" in capsys.readouterr().out
+    assert "gcvit_xxt" in inspect.inspect(source)["part"]
+
+
+def test_nothing_is_overwritten(released, tmp_path, capsys):
+    out = tmp_path / "out.pth"
+    out.write_text("mine")
+    assert command.main([str(released), str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err and out.read_text() == "mine"
+    assert command.main([str(released), str(out), "--force"]) == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk(released, tmp_path, monkeypatch, capsys):
+    def fail(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert command.main([str(released), str(tmp_path / "out.pth")]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [released]
+
+
+def test_what_convert_does_not_do(released, tmp_path, capsys):
+    out = str(tmp_path / "out.pth")
+    assert command.main([str(released), out, "--to", "torchvision"]) == 2
+    assert "GCViT has no layout 'torchvision', only official, timm, zoo" in capsys.readouterr().err
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    assert command.main([str(tmp_path / "vit.pth"), out]) == 2
+    assert "no model of the zoo" in capsys.readouterr().err
+    assert command.main([str(tmp_path / "vit.pth"), out, "--model", "davit_t"]) == 2
+    assert "no name for cls_token" in capsys.readouterr().err
+    for wrong in (["a", "b.onnx"], ["a", "b.pth", "--model", "x"], ["a", "b.safetensors", "--wrapper", "model"]):
+        with pytest.raises(SystemExit):
+            command.parse(wrong)
+
+
+def test_what_is_in_a_file(released):
+    said = inspect.inspect(released, keys=True)
+    assert said["meta"]["epoch"] == 299 and said["meta"]["metric"] == 79.9
+    assert said["meta"]["args"] == {"lr": 0.1, "output": "/runs/one", "size": [224, 224]}
+    assert said["meta"]["history"] == "<numpy.ndarray>" and "optimizer" not in said["meta"]
+    assert (said["format"], said["weights"], said["prefix"]) == ("zip", {"raw": "state_dict"}, "")
+    assert (said["model"], said["layout"], said["classes"]) == ("gcvit_xxt", "official", 1000)
+    assert said["parameters"] == 11_995_428 and said["dtypes"] == {"float32": 226, "int64": 12}
+    assert said["release"] == "gcvit_xxt.nvidia_in1k (NVIDIA)"
+    assert said["keys"]["raw"]["norm.weight"] == "float32 [512]"
+    assert "missing" not in said and json.loads(json.dumps(said)) == said
+
+
+def test_releases_are_known_by_name_and_digest(tmp_path):
+    path = tmp_path / "maxvit_t-bc5ab103.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    assert inspect.release(path, None, "bc5ab103" + "0" * 56).endswith("the same SHA-256")
+    assert inspect.inspect(path)["release"].endswith("ANOTHER SHA-256")
+
+
+def test_what_differs(tmp_path):
+    path, state = tmp_path / "file.pth", official(GCVIT)
+    del state["norm.weight"]
+    state["head.weight"] = torch.zeros(5, 512)
+    state["levels.0.blocks.0.mlp.fc1.bias"] = torch.zeros(3)
+    torch.save({"model_ema": {"module": {f"module.{k}": v for k, v in state.items()}}}, path)
+    said = inspect.inspect(path)
+    assert said["weights"] == {"ema": "model_ema.module"} and said["prefix"] == "module."
+    assert (said["closest"], said["models"], said["model"]) == ("gcvit_xxt", [], None)
+    assert said["missing"] == ["head.before.weight"] and said["left_over"] == []
+    assert said["of_another_shape"] == ["stages.0.blocks.0.mlp.fn.fc1.bias"]
+
+
+def test_tables(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "page.pth").write_bytes(hostile.PAGE)
+    assert inspect.main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
+    assert inspect.main([str(released), "--keys"]) == 0
+    said = capsys.readouterr().out
+    assert "11,995,428" in said and "epoch: 299" in said and "norm.weight" in said
+    assert inspect.main([str(released), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model"] == "gcvit_xxt"
+    (tmp_path / "none").mkdir()
+    assert inspect.main([str(tmp_path / "none")]) == 1
+    assert "no file of weights" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shared(tmp_path):
+    model = trained(small("maxvit_t"))
+    return model, zoo.save_for_hf(model, tmp_path / "shared")
+
+
+def test_export_program(shared, tmp_path, capsys):
+    model, folder = shared
+    out = tmp_path / "model.pt2"
+    assert export.main([str(folder), str(out), "--size", "64", "96", "--dynamic"]) == 0
+    said = capsys.readouterr().out
+    assert "any number of images x 3 x 64 x 96" in said and "random images: differs by" in said
+    assert "smooth images: differs by" in said and "agree on 100%" in said
+    x = torch.randn(5, 3, 64, 96)
+    torch.testing.assert_close(torch.export.load(out).module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_export_onnx(shared, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    assert export.main([str(shared[1]), str(out), "--size", "64", "64", "--batch", "2"]) == 0
+    assert f"{out.stat().st_size:,} bytes, opset 18" in (said := capsys.readouterr().out) and "agree on 100%" in said
+    assert export.main([str(shared[1]), str(out), "--size", "64", "64"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_export_says_what_differs(shared, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "model.pt2"
+    monkeypatch.setattr(export, "export", lambda model, image, out, dynamic: out.write_bytes(b"program"))
+    monkeypatch.setattr(export, "reader", lambda path: lambda image: shared[0](image) + 1)
+    assert export.main([str(shared[1]), str(out), "--size", "64", "64"]) == 1
+    assert "over the tolerance of 0.0001 on random and smooth images" in capsys.readouterr().err and out.exists()
+    monkeypatch.setattr(export, "reader", lambda path: lambda image: shared[0](image) * torch.nan)
+    assert export.main([str(shared[1]), str(out), "--size", "64", "64", "--force"]) == 1
+
+
+def test_export_without_a_runtime(shared, tmp_path, monkeypatch, capsys):
+    found = export.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    monkeypatch.setattr(export, "export", lambda model, image, out, dynamic: out.write_bytes(b"onnx"))
+    assert export.main([str(shared[1]), str(tmp_path / "model.onnx")]) == 0
+    assert "not compared with PyTorch: that needs onnxruntime, pip install" in capsys.readouterr().out
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        export.parse(["davit_t", "model.onnx"])
+    assert "ONNX needs onnx and onnxscript: pip install" in capsys.readouterr().err
+
+
+def test_what_is_exported(released, tmp_path, capsys):
+    """A file's model with its weights and classes; a name's."""
+    model = export.build(str(released))
+    assert model.pretrained_cfg["architecture"] == "gcvit_xxt" and not model.training
+    assert torch.equal(model.head.before.weight, official(GCVIT)["norm.weight"])
+    assert export.build("davit_t").pretrained_cfg["architecture"] == "davit_t"
+    state = official("dinat_mini_160x192") | {"head.weight": torch.zeros(7, 512), "head.bias": torch.zeros(7)}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(zoo.CheckpointError, match=r"nat_m or dinat_m .* Give --model"):
+        export.build(str(tmp_path / "weights.pth"))
+    assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
+    assert export.main(["no_such_model", str(tmp_path / "x.pt2")]) == 2
+    assert "neither a file, nor a folder, nor a model" in capsys.readouterr().err
+    for wrong in (["a", "b.pth"], ["a", "b.pt2", "--model", "x"], ["a", "b.pt2", "--size", "8", "8"]):
+        with pytest.raises(SystemExit):
+            export.parse(wrong)

@@ -1,0 +1,92 @@
+"""Folders and repositories that timm builds our models from again, as they were."""
+
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import zoo
+from families import SMALL
+from test_models import every_small, small, trained
+
+
+def same(one, other, size=(64, 96), channels=3):
+    x = torch.randn(2, channels, *size)
+    return torch.equal(one.eval()(x), other.eval()(x))
+
+
+@every_small
+def test_local_folder(name, tmp_path):
+    model = trained(small(name))
+    folder = zoo.save_for_hf(model, tmp_path / "shared")
+    assert {file.name for file in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert again.num_classes == 7 and same(model, again)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3
+
+
+def test_other_sizes_and_channels(tmp_path):
+    model = trained(small("maxvit_t", img_size=(96, 160), in_chans=1, drop_path_rate=0.3))
+    folder = zoo.save_for_hf(model, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "maxvit_t" and config["pretrained_cfg"]["input_size"] == [1, 96, 160]
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert again.img_size == (96, 160) and same(model, again, (96, 160), channels=1)
+    larger = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=128)
+    assert larger.img_size == (128, 128) and larger(torch.randn(1, 1, 128, 128)).isfinite().all()
+    model.set_input_size((128, 128))
+    zoo.save_for_hf(model, folder)
+    assert same(timm.create_model(f"local-dir:{folder}", pretrained=True), model, (128, 128), channels=1)
+
+
+def test_hub(tmp_path, monkeypatch):
+    """The uploaded folder, given back as a repository, is the model; nothing of this test leaves the machine."""
+    kept = tmp_path / "repository"
+
+    class Api:
+        def __init__(self, **kwargs):
+            pass
+
+        def create_repo(self, repository, **kwargs):
+            return type("Url", (), {"repo_id": repository})
+
+        def file_exists(self, **kwargs):
+            return False
+
+        def upload_folder(self, folder_path, **kwargs):
+            kept.mkdir()
+            for file in sorted(type(kept)(folder_path).iterdir()):
+                (kept / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr("timm.models._hub.HfApi", Api)
+    model = trained(small("gcvit_s", img_size=96))
+    zoo.push_to_hub(model, "someone/gcvit", description="Trained on [digits](https://example.org).", licence="mit")
+    assert {file.name for file in kept.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    card = (kept / "README.md").read_text()
+    assert "license: mit" in card and "Trained on [digits]" in card and '"hf-hub:someone/gcvit"' in card
+
+    def download(repository, name, **kwargs):
+        assert repository == "someone/gcvit"
+        return str(kept / name)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    again = timm.create_model("hf-hub:someone/gcvit", pretrained=True)
+    assert again.img_size == (96, 96) and same(model, again, (96, 96))
+
+
+def test_licence_is_the_weights(tmp_path):
+    model = timm.create_model("gcvit_s.nvidia_in1k", **SMALL["gcvit_s"])
+    zoo.save_for_hf(model, tmp_path)
+    assert "license: cc-by-nc-sa-4.0" in (tmp_path / "README.md").read_text()
+
+
+def test_what_cannot_be_shared(tmp_path):
+    with pytest.raises(ValueError, match=r"Linear was not built by timm\.create_model"):
+        zoo.save_for_hf(nn.Linear(1, 1), tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(zoo.CheckpointError, match="could not write"):
+        zoo.save_for_hf(small("davit_t"), tmp_path / "file")
