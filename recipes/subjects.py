@@ -18,9 +18,10 @@ from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
 from zoo import releases
+from zoo.inspect import SUFFIXES
+from zoo.recognise import hint
 from zoo.releases import RELEASES, Release
 
-SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
 
 
@@ -106,7 +107,8 @@ def _model_of(given: str | None, path: Path) -> str:
     """
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
-    found = zoo.recognise(next(iter(zoo.describe(path).entries.values())), path.name)
+    file = zoo.describe(path)
+    found = zoo.recognise(next(iter(file.entries.values())), hint(str(path), file.meta))
     layouts = dict(found.candidates)
     named = releases.find(given, filename=path.name)
     named = named if named and named.loadable and named.model in (layouts if given is None else (given,)) else None
@@ -117,6 +119,7 @@ def _model_of(given: str | None, path: Path) -> str:
         say(f"{path} is measured as {named.name}")
         return named.name
     fits = [r for r in releases.candidates(model, layouts.get(model, "")) if r.loadable]
+    fits = [r for r in fits if found.classes in (None, r.num_classes)]
     if not fits:
         say(f"{path} is measured as {model}; no release is known that it could be")
         return model
