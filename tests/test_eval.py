@@ -54,6 +54,16 @@ def test_a_file_of_the_run_gives_the_same(run, tmp_path):
     assert (there["top1"], there["loss"]) == (here["top1"], pytest.approx(here["loss"]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["amp=bfloat16", "channels_last=true", "compile=true"])
+def test_faster_ways_find_the_same(run, tmp_path, how):
+    evaluate_here(f"run={run}", f"out={tmp_path / 'plain'}")
+    evaluate_here(f"run={run}", f"out={tmp_path / 'faster'}", f"hardware.{how}")
+    plain, faster = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("plain", "faster"))
+    assert faster["loss"] == pytest.approx(plain["loss"], rel=0.02) and abs(faster["top1"] - plain["top1"]) < 3
+    assert faster["amp"] == ("bfloat16" if how.startswith("amp") else None)
+
+
 def test_predict_names_the_classes(run, tmp_path, capsys):
     digit = Image.fromarray((load_digits().images[3] * 15).astype("uint8"))
     digit.resize((120, 90)).save(tmp_path / "cat 1.png")

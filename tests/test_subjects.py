@@ -14,6 +14,7 @@ from timm.data import create_transform, resolve_data_config
 
 import golden
 from families import BUILT_WITH, RECORDS
+from ranks import on_ranks
 from recipes import config, measured, subjects
 from recipes.config import ConfigError
 from recipes.data import imagenet
@@ -122,6 +123,19 @@ def test_several_become_one_table(tmp_path, small, images, capsys):
     assert [row["top1"] for row in table] == sorted((row["top1"] for row in table), reverse=True)
     assert {path.name for path in out.iterdir()} >= {"one.pth.json", "two.pt.json", "one.pth-classes.csv", "two.pt.png"}
     assert "broken.pth is not measured" in capsys.readouterr().out
+
+
+def test_three_processes_answer_as_one(tmp_path, small, images):
+    """Four images: each process has at most two, and none is counted twice."""
+    given = (f"checkpoint={small / 'one.pth'}", "data=imagenet", f"data.root={images}", "predictions=true")
+    evaluate_here(*given, f"out={tmp_path / 'alone'}")
+    assert on_ranks(3, evaluate_here, *given, f"out={tmp_path / 'many'}") == [None] * 3
+    alone, many = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "many"))
+    timed = {"images_per_s", "loss"}
+    assert {k: v for k, v in many.items() if k not in timed} == {k: v for k, v in alone.items() if k not in timed}
+    assert many["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    for file in ("eval-classes.csv", "eval-images.csv"):
+        assert (tmp_path / "many" / file).read_text() == (tmp_path / "alone" / file).read_text()
 
 
 def find(source, *overrides):

@@ -85,7 +85,7 @@ class Normalize:
     """ToTensor and Normalize of torchvision in one, the same bits in a third of the time."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+        self.mean, self.std = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.finish(self.planes(image))
@@ -95,8 +95,17 @@ class Normalize:
         return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
     def finish(self, planes: Tensor) -> Tensor:
-        """(..., 3, H, W) uint8 -> float32, normalised; a batch or its images, the bits are the same."""
-        return planes.float().div_(255).sub_(self.mean).div_(self.std)
+        """(..., 3, H, W) uint8 -> float32, normalised; a batch or its images, the bits are the same.
+
+        By numpy, an image at a time: it stays in the cache, and no thread waits for a core that a worker has.
+        """
+        result = np.empty(planes.shape, np.float32)
+        images = planes.numpy().reshape(-1, *planes.shape[-3:])
+        for image, out in zip(images, result.reshape(images.shape), strict=True):
+            np.divide(image, np.float32(255), out=out, dtype=np.float32)
+            np.subtract(out, self.mean, out=out)
+            np.divide(out, self.std, out=out)
+        return torch.from_numpy(result)
 
 
 def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
