@@ -119,9 +119,9 @@ def compare(model: nn.Module, run: Run, batches: dict[str, Tensor]) -> list[Diff
     found = []
     for name, batch in batches.items():
         want, got = model(batch), run(batch)
-        absolute = float((want - got).abs().max())
+        absolute, largest = float((want - got).abs().max()), float(want.abs().max())
         agreeing = float((want.argmax(-1) == got.argmax(-1)).float().mean())
-        found.append(Difference(name, absolute, absolute / float(want.abs().max()), agreeing))
+        found.append(Difference(name, absolute, absolute / (largest or 1.0), agreeing))
     return found
 
 

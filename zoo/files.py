@@ -24,9 +24,7 @@ def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save says RuntimeError for a full disk
-        if isinstance(error, CheckpointError):
-            raise
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
     state = without_prefix(wrapped)
     found = recognise(state, name)
     said: dict[str, Any] = {"prefix": _prefix(wrapped, state), "tensors": len(wrapped), "parts": dict(parts(state))}
-    said |= {"said": found.message, "model": found.model, "models": [model for model, _ in found.candidates]}
+    said |= {"summary": found.message, "model": found.model, "models": [model for model, _ in found.candidates]}
     said |= {"layout": found.candidates[0][1] if found.candidates else None, "classes": found.classes}
     learned = [i for key, i in state.items() if i.dtype.is_floating_point and not key.endswith(STATISTICS)]
     said |= {"parameters": sum(i.numel for i in learned), "dtypes": dict(Counter(map(_kind, state.values())))}

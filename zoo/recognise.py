@@ -22,7 +22,6 @@ OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "f
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
 COUNTER = "n_averaged"  # torch's AveragedModel keeps it beside the weights
 SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
-
 RANDOM = ("normal_", "uniform_", "trunc_normal_")
 
 State = Mapping[str, Tensor | TensorInfo]

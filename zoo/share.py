@@ -34,10 +34,10 @@ def save_for_hf(
 
     description  what the card says of how the model was trained
     licence      of the weights, as the hub spells it; default: that of the release whose tag the model was built with
-    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config; the
-                 last is by default the size of images that the model was built for
-    Raises ValueError for a model that `timm.create_model` did not build, CheckpointError where the disk does not take
-    it: then no file has changed.
+    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config (by
+                 default the size of images that the model was built for)
+    Each file is written whole or not at all. Raises ValueError for a model that `timm.create_model` did not build,
+    CheckpointError where the disk does not take it.
     """
     folder = Path(folder)
     said = _card(model, f"local-dir:{folder}", description, licence)

@@ -75,8 +75,11 @@ def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], w
     """Write safetensors with metadata, or by torch.save, bare or under the key `wrapper`."""
     if out.suffix == ".safetensors":
         save_file(dict(state), out, metadata={"format": "pt", **metadata})
-    else:
+        return
+    try:
         torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
+    except RuntimeError as error:  # what torch says where a disk is full
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
