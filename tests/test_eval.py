@@ -57,8 +57,10 @@ def test_a_file_of_the_run_gives_the_same(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["amp=bfloat16", "channels_last=true", "compile=true"])
 def test_faster_ways_find_the_same(run, tmp_path, how):
-    evaluate_here(f"run={run}", f"out={tmp_path / 'plain'}")
-    evaluate_here(f"run={run}", f"out={tmp_path / 'faster'}", f"hardware.{how}")
+    file = find_checkpoint(run).path / "ema.safetensors"
+    given = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", f"checkpoint={file}"]
+    evaluate_here(*given, f"out={tmp_path / 'plain'}")
+    evaluate_here(*given, f"out={tmp_path / 'faster'}", f"hardware.{how}")
     plain, faster = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("plain", "faster"))
     assert faster["loss"] == pytest.approx(plain["loss"], rel=0.02) and abs(faster["top1"] - plain["top1"]) < 3
     assert faster["amp"] == ("bfloat16" if how.startswith("amp") else None)
