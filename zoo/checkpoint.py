@@ -55,13 +55,14 @@ def load_checkpoint(
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
     """
     checkpoint, left_out = part_of(read(path), part)
-    layout, entry, state = select(checkpoint, type(model), weights)
+    checkpoint, unused = _without_unused(checkpoint, model)
+    layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
     conv = "stem.conv1.weight"
     if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
         state[conv] = adapt_input_conv(model.in_chans, state[conv])
     report = _fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
-    report.layout, report.entry, report.left_out = layout, entry, left_out
+    report.layout, report.entry, report.left_out = layout, entry, left_out | unused
     report.message = _message(report, path, model)
     warn_of_licence(find(filename=path))
     return report
@@ -100,16 +101,21 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     return state
 
 
-def select(checkpoint: Checkpoint, cls: type[nn.Module], weights: str) -> tuple[str, str, dict[str, Tensor]]:
-    """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for."""
+def select(
+    checkpoint: Checkpoint, cls: type[nn.Module], weights: str, layouts: tuple[Layout, ...] | None = None
+) -> tuple[str, str, dict[str, Tensor]]:
+    """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for.
+
+    layouts  those that the file may be in; by default those of a backbone's class, or none for what is no backbone
+    """
     if weights not in ("auto", "raw", "ema"):
         raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
     states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
     first = next(iter(states))
-    if not issubclass(cls, Backbone):
+    if layouts is None and not issubclass(cls, Backbone):
         entry = first if weights == "auto" else weights
         return "as is", entry, _entry(states, entry, checkpoint.path)
-    layout = _recognise(states[first], layouts_of(cls), checkpoint.path)
+    layout = _recognise(states[first], layouts or layouts_of(cls), checkpoint.path)
     entry = weights
     if weights == "auto":
         entry = _published(cls, layout)
@@ -132,6 +138,21 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
             raise CheckpointError(f"{checkpoint.path} has no part {part!r}, only {listed(left_out)}")
         entries[kind] = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
     return Checkpoint(checkpoint.path, entries, checkpoint.meta), left_out
+
+
+def _layouts(model: nn.Module) -> tuple[Layout, ...] | None:
+    """The layouts of what is more than a backbone, a segmenter say; it knows them itself."""
+    return model.layouts() if hasattr(model, "layouts") else None
+
+
+def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoint, dict[str, int]]:
+    """The checkpoint without the parts that `model` was built without, and the sizes of these."""
+    if not hasattr(model, "unused"):
+        return checkpoint, {}
+    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
+    unused = {part: count for part, count in parts(next(iter(states.values()))).items() if model.unused(part)}
+    entries = {k: {n: t for n, t in state.items() if n.partition(".")[0] not in unused} for k, state in states.items()}
+    return Checkpoint(checkpoint.path, entries, checkpoint.meta), unused
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:

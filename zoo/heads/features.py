@@ -1,0 +1,49 @@
+"""The maps that heads read: of the zoo's models, or of any timm model with `features_only`."""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from ..layouts import LAYOUTS
+from ..registry import class_of, variants
+
+
+def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A model that gives at least `levels` maps of an image, fine to coarse; the heads read its last ones.
+
+    backbone  a name for timm.create_model(features_only=True, **kwargs), which then gives the `levels` coarsest maps,
+              in the zoo with norms of their own where the family's published dense models have them; or such a model
+    Raises ValueError where it is a module that gives no features, or too few, or where it is given arguments as well.
+    """
+    if isinstance(backbone, str):
+        kwargs.setdefault("out_indices", tuple(range(-levels, 0)))
+        if normed(backbone):
+            kwargs.setdefault("feature_norms", True)
+        backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, **kwargs)
+    elif pretrained or kwargs:
+        given = ", ".join([*(["pretrained"] if pretrained else []), *kwargs])
+        raise ValueError(f"the backbone is a module, so {given} cannot be given: build it with them")
+    found = getattr(backbone, "feature_info", None)
+    if not hasattr(found, "channels"):
+        raise ValueError(f"{type(backbone).__name__} gives no features: create it with timm's features_only=True")
+    if len(found.channels()) < levels:
+        raise ValueError(f"the head reads {levels} levels; {type(backbone).__name__} gives {len(found.channels())}")
+    return backbone
+
+
+def normed(name: str) -> bool:
+    """Whether the published dense models of this variant's family put a norm on every level."""
+    model = name.partition(".")[0]
+    layouts = LAYOUTS.get(class_of(model).__name__, ()) if model in variants() else ()
+    return any("feature_norms.{i}" in layout.rules.values() for layout in layouts)
+
+
+def maps(backbone: nn.Module, images: Tensor, levels: int) -> list[Tensor]:  # (B, 3, H, W) -> [(B, C, h, w)]
+    """The last `levels` maps; some of timm's models give (B, h, w, C), and say so."""
+    features = list(backbone(images))[-levels:]
+    return [x.permute(0, 3, 1, 2) for x in features] if nhwc(backbone) else features
+
+
+def nhwc(backbone: nn.Module) -> bool:
+    return getattr(getattr(backbone, "output_fmt", None), "value", "NCHW") == "NHWC"

@@ -1,0 +1,57 @@
+"""Feature Pyramid Networks, https://arxiv.org/abs/1612.03144: every level gets what the coarser ones know."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXTRAS = ("pool", "input", "output")
+
+
+class FPN(nn.Module):
+    """Maps of a backbone, fine to coarse -> as many maps of `width` channels, and `extra` coarser ones.
+
+    extra       levels below the last, each of half the size
+    extra_from  what they are: "pool" every second pixel of the level above; or 3 x 3 convolutions of stride 2, of which
+                the first reads the last map of the backbone ("input", RetinaNet) or the last output ("output")
+    extra_relu  a ReLU before every such convolution but the first
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int = 256,
+        *,
+        extra: int = 0,
+        extra_from: str = "pool",
+        extra_relu: bool = False,
+    ) -> None:
+        super().__init__()
+        if extra_from not in EXTRAS:
+            raise ValueError(f"extra_from is {extra_from!r}; it must be one of {', '.join(EXTRAS)}")
+        self.extra = extra
+        self.extra_from = extra_from
+        self.extra_relu = extra_relu
+        self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        if extra_from != "pool":
+            first = channels[-1] if extra_from == "input" else width
+            self.outputs.extend(nn.Conv2d(width if i else first, width, 3, 2, 1) for i in range(extra))
+        for conv in (*self.laterals, *self.outputs):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:  # [(B, C, H, W)] -> [(B, width, H, W)]
+        maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for i in reversed(range(len(maps) - 1)):
+            maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
+        outputs = [output(x) for output, x in zip(self.outputs, maps)]  # noqa: B905 (the extra levels follow)
+        return outputs + self._coarser(features[-1], outputs[-1])
+
+    def _coarser(self, last_input: Tensor, last_output: Tensor) -> list[Tensor]:
+        if self.extra_from == "pool":
+            return [last_output[..., :: 2**i, :: 2**i] for i in range(1, self.extra + 1)]
+        maps = [last_input if self.extra_from == "input" else last_output]
+        for i, conv in enumerate(self.outputs[len(self.laterals) :]):
+            maps.append(conv(F.relu(maps[-1]) if i and self.extra_relu else maps[-1]))
+        return maps[1:]

@@ -1,0 +1,77 @@
+"""How a segmenter is asked about whole images: at once, in windows that overlap, at several scales and mirrored.
+
+Nothing here turns gradients off or changes the model's mode. `size` (H, W) is that of the original image, where the
+network saw a resized one: logits are first resized to what the network saw, then to this.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .layers import resize
+
+Size = tuple[int, int]
+Infer = Callable[[nn.Module, Tensor], Tensor]
+
+
+def whole(model: nn.Module, images: Tensor, size: Size | None = None) -> Tensor:
+    """Logits (B, classes, H, W) of images (B, 3, H, W) in one pass, at their own size or at `size`."""
+    return resize(model(images), size or images.shape[-2:])
+
+
+def slide(model: nn.Module, images: Tensor, crop: Size, stride: Size, size: Size | None = None) -> Tensor:
+    """Logits as of `whole`: the mean over windows of `crop` pixels, every `stride` pixels.
+
+    The last window of a row or column ends at the border; a side shorter than the crop is one window. Raises ValueError
+    where the stride would leave pixels between windows.
+    """
+    if any(not 0 < step <= side for side, step in zip(crop, stride, strict=True)):
+        raise ValueError(
+            f"stride is {tuple(stride)} for windows of {tuple(crop)}: it must be 1 up to the window's side"
+        )
+    rows, columns = (_windows(*sides) for sides in zip(images.shape[-2:], crop, stride, strict=True))
+    total = count = None
+    for row in rows:
+        for column in columns:
+            logits = model(images[..., row, column])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
+                count = logits.new_zeros(images.shape[-2:])
+            total[..., row, column] += logits
+            count[row, column] += 1
+    return resize(total / count, size or images.shape[-2:])
+
+
+def augmented(
+    model: nn.Module,
+    images: Tensor,
+    scales: Sequence[float | Size] = (1.0,),
+    flip: bool = True,
+    infer: Infer = whole,
+    size: Size | None = None,
+) -> Tensor:
+    """Probabilities (B, classes, H, W), the mean over the images at several scales, plain and mirrored.
+
+    scales  factors on the images' sides, or sizes (H, W)
+    flip    take each scale mirrored as well
+    infer   (model, images) -> logits: `whole`, or `slide` with its windows filled in
+    """
+    size, total = size or images.shape[-2:], 0
+    for scale in scales:
+        scaled = resize(images, _scaled(images, scale))
+        for mirrored in (False, True) if flip else (False,):
+            logits = infer(model, scaled.flip(-1)).flip(-1) if mirrored else infer(model, scaled)
+            total = total + resize(logits, size).softmax(1)
+    return total / (len(scales) * (1 + flip))
+
+
+def _windows(side: int, crop: int, stride: int) -> list[slice]:
+    count = max(side - crop + stride - 1, 0) // stride + 1
+    starts = [min(i * stride, max(side - crop, 0)) for i in range(count)]
+    return [slice(start, start + crop) for start in starts]
+
+
+def _scaled(images: Tensor, scale: float | Size) -> Size:
+    if isinstance(scale, (int, float)):
+        return tuple(max(1, int(side * scale + 0.5)) for side in images.shape[-2:])
+    return tuple(scale)

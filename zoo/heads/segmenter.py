@@ -1,0 +1,157 @@
+"""Semantic segmentation: a backbone, a head that labels every pixel, and an auxiliary one for training."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..convert import Layout
+from ..layouts.segmenters import segmenter_layouts
+from ..recognise import OURS, layouts_of
+from .fcn import FCN
+from .features import backbone_of, maps
+from .fpn import FPN
+from .layers import resize
+from .semantic_fpn import SemanticFPN
+from .upernet import UPerNet
+
+HEADS = ("upernet", "semantic_fpn", "fcn")
+AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
+
+
+class Segmenter(nn.Module):
+    """Logits of every pixel of images of any size, or, given labels, losses.
+
+    backbone        gives maps of an image, fine to coarse; the last `levels` are read
+    neck            those maps -> what the heads read
+    decode_head     -> logits at the finest of these maps
+    auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decode_head: nn.Module,
+        *,
+        levels: int = 4,
+        neck: nn.Module | None = None,
+        auxiliary_head: nn.Module | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Identity() if neck is None else neck
+        self.decode_head = decode_head
+        self.auxiliary_head = auxiliary_head
+        self.levels = levels
+        self.ignore_index = ignore_index
+        self.num_classes = decode_head.classifier.out_channels
+        # what zoo.load_checkpoint makes anew for another number of classes
+        self.pretrained_cfg = {"classifier": ("decode_head.classifier", "auxiliary_head.classifier")}
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W) int64 the losses of the heads.
+
+        The losses, "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size.
+        """
+        size = images.shape[-2:]
+        if targets is not None and targets.shape != (len(images), *size):
+            raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
+        features = self.neck(maps(self.backbone, images, self.levels))
+        logits = self.decode_head(features)
+        if targets is None:
+            return resize(logits, size)
+        losses = {"decode": pixel_loss(logits, targets, self.ignore_index)}
+        if self.auxiliary_head is not None:
+            loss = pixel_loss(self.auxiliary_head(features), targets, self.ignore_index)
+            losses["auxiliary"] = AUXILIARY_WEIGHT * loss
+        return losses
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """How files name a whole segmenter with this backbone: mmseg's names around each of its layouts, then ours."""
+        model = getattr(self.backbone, "model", None)
+        if isinstance(model, Backbone):
+            *released, _ = layouts_of(type(model))
+            return segmenter_layouts(released, OURS, "backbone.model.")
+        return segmenter_layouts([], None, "backbone.")
+
+    def unused(self, part: str) -> bool:
+        """Whether a part of a file is to be left out: the auxiliary head, where the model was built without one."""
+        return part == "auxiliary_head" and self.auxiliary_head is None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        model = self.backbone if hasattr(self.backbone, "set_grad_checkpointing") else self.backbone.model
+        model.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"{prefix}{name}" for prefix, model in self._inner("no_weight_decay") for name in model()}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate, by name, as the backbone's own `lr_scales`."""
+        return {
+            f"{prefix}{name}": scale for prefix, model in self._inner("lr_scales") for name, scale in model().items()
+        }
+
+    def _inner(self, method: str) -> list[tuple[str, Any]]:
+        """A method of the backbone, or of the model that timm wrapped, and what stands before that one's names."""
+        candidates = (("backbone.", self.backbone), ("backbone.model.", getattr(self.backbone, "model", None)))
+        return [(prefix, getattr(model, method)) for prefix, model in candidates if hasattr(model, method)][:1]
+
+
+def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """Cross entropy of logits (B, classes, h, w), resized to `targets` (B, H, W), summed over the labelled pixels.
+
+    It is divided by the number of all pixels, ignored ones too, as for the published models: a sparsely labelled batch
+    weighs less, and one without any label gives 0, where the mean over labelled pixels would be NaN.
+    """
+    logits = resize(logits, targets.shape[-2:])
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / targets.numel()
+
+
+def segmenter(
+    backbone: str | nn.Module,
+    num_classes: int,
+    *,
+    head: str = "upernet",
+    channels: int | None = None,
+    auxiliary: bool = True,
+    dropout: float = 0.1,
+    ignore_index: int = 255,
+    pretrained: bool = False,
+    **backbone_kwargs: Any,
+) -> Segmenter:
+    """A segmenter over any backbone of the zoo, or any timm model with `features_only`.
+
+    backbone      a name for timm.create_model, which gets `pretrained` and `backbone_kwargs`, or a model made with
+                  features_only=True. A zoo model named here has a norm on every level if its family's published dense
+                  models have them
+    head          "upernet", "semantic_fpn", or "fcn" (on the last level)
+    channels      512 by default; for "semantic_fpn" 256 in the pyramid, and half of it in the head
+    auxiliary     with an FCN of 256 channels on the last level but one; "semantic_fpn" has none
+    dropout       of whole channels, before the classifiers
+    ignore_index  the label of pixels that do not count
+    Raises ValueError for a head of another name, or a backbone that does not give the levels that the head reads.
+    """
+    if head not in HEADS:
+        raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
+    auxiliary = auxiliary and head != "semantic_fpn"
+    levels = 1 + auxiliary if head == "fcn" else 4
+    backbone = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
+    dims, reductions = backbone.feature_info.channels()[-levels:], backbone.feature_info.reduction()[-levels:]
+    neck = None
+    if head == "semantic_fpn":
+        width = channels or 256
+        neck = FPN(dims, width)
+        decode = SemanticFPN(width, num_classes, reductions=reductions, channels=width // 2, dropout=dropout)
+    elif head == "upernet":
+        decode = UPerNet(dims, num_classes, channels=channels or 512, dropout=dropout)
+    else:
+        decode = FCN(dims[-1], num_classes, channels=channels or 512, dropout=dropout)
+    second = auxiliary_head(dims[-2], num_classes, dropout=dropout) if auxiliary else None
+    return Segmenter(backbone, decode, levels=levels, neck=neck, auxiliary_head=second, ignore_index=ignore_index)
+
+
+def auxiliary_head(dim: int, num_classes: int, *, channels: int = AUXILIARY_CHANNELS, dropout: float = 0.1) -> FCN:
+    """The auxiliary head of the published models, on the last level but one."""
+    return FCN(dim, num_classes, level=-2, channels=channels, depth=1, concat=False, dropout=dropout)

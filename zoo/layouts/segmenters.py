@@ -1,0 +1,59 @@
+"""Segmenters in mmsegmentation's names: `backbone.` in a layout of the backbone's class, `neck.` and the heads."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..convert import Constant, Group, Layout
+
+NECK = {"neck.lateral_convs.{i}.conv": "neck.laterals.{i}", "neck.fpn_convs.{i}.conv": "neck.outputs.{i}"}
+# convolution and norm
+BLOCKS = {
+    "psp_modules.{i}.1": "pools.{i}",
+    "bottleneck": "bottleneck",
+    "lateral_convs.{i}": "laterals.{i}",
+    "fpn_convs.{i}": "outputs.{i}",
+    "fpn_bottleneck": "fuse",
+    "scale_heads.{i}.{j}": "scales.{i}.{j}",
+    "convs.{i}": "convs.{i}",
+    "conv_cat": "concat",
+}
+PARTS = {"conv": "conv", "bn": "norm"}
+
+
+def _head(prefix: str) -> dict[str, str]:
+    blocks = BLOCKS.items()
+    rules = {f"{prefix}.{theirs}.{t}": f"{prefix}.{ours}.{o}" for theirs, ours in blocks for t, o in PARTS.items()}
+    return rules | {f"{prefix}.conv_seg": f"{prefix}.classifier"}
+
+
+HEADS = NECK | _head("decode_head") | _head("auxiliary_head")
+OUR_HEADS = {ours: ours for ours in HEADS.values()}
+
+
+def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: str) -> tuple[Layout, ...]:
+    """The layouts of a segmenter: mmseg's around each layout `released` for its backbone, and ours around its `own`.
+
+    prefix  what stands before the backbone's names in the model. A backbone that has no layouts, one of timm's, is
+            named in files as in the model
+    """
+    if own is None:
+        same = {prefix.rstrip("."): prefix.rstrip(".")}
+        return Layout("mmseg", rules=same | HEADS), Layout("zoo", rules=same | OUR_HEADS)
+    theirs = [_around(layout, f"mmseg-{layout.name}", "backbone.", prefix, HEADS) for layout in released]
+    return *theirs, _around(own, own.name, prefix, prefix, OUR_HEADS)
+
+
+def _around(layout: Layout, name: str, theirs: str, ours: str, heads: dict[str, str]) -> Layout:
+    """The layout of a backbone with its names behind prefixes, and rules for heads beside it."""
+    return Layout(
+        name,
+        rules={theirs + a: ours + b for a, b in layout.rules.items()} | heads,
+        drop={theirs + a: Constant(theirs + constant.beside, constant.make) for a, constant in layout.drop.items()},
+        changes={ours + b: change for b, change in layout.changes.items()},
+        groups=tuple(_behind(group, theirs) for group in layout.groups),
+    )
+
+
+def _behind(group: Group, prefix: str) -> Group:
+    names = {part: tuple(prefix + name for name in getattr(group, part)) for part in ("theirs", "units")}
+    return replace(group, **names)
