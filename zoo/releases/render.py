@@ -58,6 +58,17 @@ model = timm.create_model("biformer_t", pretrained=True, pretrained_cfg_overlay=
 A name like `model.tag` is a pretrained tag of timm's once `zoo` is imported. Where only a person with a browser gets
 the file, that call says from where, and where to put it.
 
+UPerNet and Semantic FPN load whole, from the file as downloaded, backbone and heads; DiNAT dilates for what it segments,
+which no file says, and `segmentation_640` is that of its large model:
+
+```python
+from zoo.heads import segmenter
+
+model = segmenter("dinat_t", 150, dilations="segmentation")  # DiNAT, NAT, DaViT: UPerNet with its auxiliary head
+model = segmenter("litv2_s", 150, head="semantic_fpn")
+zoo.load_checkpoint(model, "litv2_s_fpn_r50_512x512_80k_ade20k.pth")  # strict about names and shapes
+```
+
 - **Figures** are the source's own, in percent, on the validation images of ImageNet-1k (with the evaluation in the
   row), COCO, ADE20K or Cityscapes. *mIoU, scales* is that of several scales, mirrored.
 - **params**, in millions, are counted, and **GFLOPs**, billions of multiply-adds for one image, are as the source
