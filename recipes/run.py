@@ -111,9 +111,9 @@ class Run:
             saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
             raise type(error)(f"{error}\n{saved}") from error
 
-    def evaluated(self, step: int) -> bool:
+    def evaluated(self, step: int, score: str) -> bool:
         """Whether the log has the evaluation of a step."""
-        return any(line["step"] == step and "val_loss" in line for line in history(self.metrics))
+        return any(line["step"] == step and f"val_{score}" in line for line in history(self.metrics))
 
     def best(self, score: str) -> float | None:
         """The score of the best checkpoint."""
