@@ -148,7 +148,8 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
 
 def described(run: Path) -> SimpleNamespace:
     """What a run noted about its data, so that its model can be asked where the data is not."""
-    return SimpleNamespace(**json.loads((run / "data.json").read_text()))
+    noted = {"left_out": (), **json.loads((run / "data.json").read_text())}  # runs older than that key lack it
+    return SimpleNamespace(**noted)
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | None = None, data: Any = None) -> None:

@@ -79,7 +79,7 @@ class Run:
         _refuse_used(self.folder)  # by a process that was quicker
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
         note_session(self.folder, overrides, 0)
-        kept = ("num_classes", "class_names", "img_size")
+        kept = ("num_classes", "class_names", "img_size", "left_out")
         _replace(self.folder / "data.json", json.dumps({key: getattr(data, key) for key in kept}))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
