@@ -251,11 +251,12 @@ def test_ade20k(tmp_path):
     for split in ("training", "validation"):
         picture(tmp_path / "images" / split / "ADE_1.jpg")
         mask(tmp_path / "annotations" / split / "ADE_1.png", (0, 150))
+    mask(tmp_path / "annotations" / "training" / "ADE_1.png", (255, 1))
     table = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
     table += "".join(f"{number}\t0.1\t1\t1\t0\tthing {number}, object\n" for number in range(1, 151))
     (tmp_path / "objectInfo150.txt").write_text(table)
     data = build("segment", "data=ade20k", f"data.root={tmp_path}")
-    assert values(data.train) == values(data.val) == [[149, 255]]
+    assert (values(data.train), values(data.val)) == ([[0, 255]], [[149, 255]])
     assert data.num_classes == 150 and data.class_names[149] == "thing 150, object"
 
 
@@ -350,6 +351,9 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.class_names=gone.txt"], "cannot read the names of the classes"),
         (["data.train_images=../images"], "leads out of its folder"),
         (["data.val_masks=/etc"], "leads out of its folder"),
+        (["data.label_ids=[3,3]"], "data.label_ids=[3, 3]: expected different numbers"),
+        (["data.label_ids=[255]"], "each 0 ... 254"),
+        (["data.num_classes=300"], "has 300 classes: a mask tells 255 apart at the most"),
         (["data.left_out=[sky]"], "data.left_out names 'sky', which is no class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
     ],

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from recipes.config import ConfigError
 from recipes.data import DataError
 from recipes.run import find_checkpoint
 from recipes.settings import RunError
+from test_families_train import FAMILIES, smallest
 
 TINY = [
     "model=timm", "model.name=test_resnet", "data.img_size=64", "data.train_count=16", "data.val_count=7",
@@ -152,3 +154,16 @@ def test_what_cannot_begin(tmp_path, task, override, said):
         train_here(tmp_path, f"task={task}", *TINY, override)
     assert said in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["segment", "detect"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_begins_to_learn(tmp_path, family, task):
+    own = [f"model={smallest(FAMILIES[family])}", "data.img_size=64", "data.train_count=64", "data.val_count=4"]
+    steps = ["data.batch_size=8", "train.steps=16", "train.log_every=1", "sched.warmup=0", "train.save_every=16"]
+    train_here(tmp_path, *TASKS[task], *own, *steps, "name=run")
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    first, last = fmean(losses[:3]), fmean(losses[-3:])
+    print(f"{family} {task}: loss {first:.3f} -> {last:.3f}")
+    assert last < 0.9 * first

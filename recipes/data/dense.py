@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Records(Protocol):
         """boxes (N, 4) float32 xyxy, labels, area, crowd (N,), masks (N, H, W) bool if wanted, and `size` (H, W)."""
 
 
-class Dense(Source):
+class Dense(Source, ABC):
     """A split with dense labels; everything drawn is a function of (seed, epoch, index), as in its base.
 
     classes    how many there are, to check labels against
@@ -163,6 +163,8 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
     prep = preprocessing(cfg)
     splits = SPLITS if "augment" in cfg else SPLITS[1:]
     found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
+    if kind == "semantic" and len(names) > IGNORE:
+        raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask tells {IGNORE} apart at the most")
     options |= {"classes": len(names), "normalize": Normalize(prep.mean, prep.std)}
     sources = {
         split: _source(cfg, records, split, kind, prep, options) for records, split in zip(found, splits, strict=True)

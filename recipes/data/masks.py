@@ -22,8 +22,7 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.files import stamp
 from recipes.data.folder import SUFFIXES
 from recipes.data.images import open_labels
-
-IGNORE = 255
+from recipes.data.paired import IGNORE
 
 
 class Classes:
@@ -33,7 +32,7 @@ class Classes:
         self.table = None
         if ids is not None:
             self.table = np.full(256, IGNORE, np.uint8)
-            self.table[ids] = np.arange(len(ids))
+            self.table[list(ids)] = np.arange(len(ids))
 
     def __call__(self, labels: np.ndarray, where: str) -> np.ndarray:
         if self.table is None:
@@ -91,7 +90,10 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     Raises DataError for folders, lists and columns that are not there, images without a mask, and names that lead out
     of their folder.
     """
-    classes = Classes(list(range(1, 256)) if cfg.reduce_zero_label else cfg.label_ids)
+    ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
+    if ids is not None and (len(set(ids)) < len(ids) or not all(0 <= label < IGNORE for label in ids)):
+        raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... {IGNORE - 1}")
+    classes = Classes(ids)
     read = _rows if cfg.source == "arrow_masks" else _files
     return [read(cfg, split, classes) for split in splits], class_names(cfg)
 
