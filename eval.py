@@ -13,6 +13,7 @@ from recipes import shell
 
 shell.answer("eval")  # completion of the command line must not wait for the imports below
 
+import glob
 import json
 import time
 from pathlib import Path
@@ -22,17 +23,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 from rich.progress import track
-from rich.table import Table
 from torch import nn
 
 from recipes import config, distributed, hardware, measured, subjects
 from recipes.checkpoint import Checkpoint
 from recipes.data.build import decoding, preprocessing
 from recipes.data.images import open_rgb
-from recipes.data.transforms import eval_transform
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
 from recipes.measured import Answers, Measurement
+from recipes.pictures import save_picture
 from recipes.provenance import versions
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
             raise config.ConfigError(
                 f"predict={cfg.predict} asks one model: give one checkpoint=, not {len(others) + 1}"
             )
-        answer(subjects.find(cfg, source).cfg, cfg.predict)
+        answer(subjects.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
     else:
         of_weights(cfg, subjects.sources(cfg))
 
@@ -63,7 +63,7 @@ def of_run(cfg: DictConfig, run: Path) -> None:
     with open_dict(own):
         own.pop("augment", None)  # what was learned from is not needed any more
     if cfg.predict is not None:
-        answer(own, cfg.predict, checkpoint, described(run))
+        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, described(run))
         return
     about = {"name": run.name, "model": own.model.name, "weights": str(checkpoint.path)}
     found = measure(own, about, checkpoint, answers=cfg.predictions)
@@ -120,7 +120,8 @@ def measure(
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {"device": str(machine.device), "amp": cfg.hardware.amp, "date": time.strftime("%Y-%m-%d"), **versions()}
     record = measured.record({**about, **where}, values, int(values.get("scored", len(data.val))), published) | how
-    return Measurement(record, list(values), task, data, metrics, noted.table(data) if answers else [])
+    keys = [key for key in values if "/" not in key]  # without those of single classes
+    return Measurement(record, keys, task, data, metrics, noted.table(data) if answers else [])
 
 
 def conclude(cfg: DictConfig, found: list[Measurement]) -> None:
@@ -147,22 +148,34 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
 
 def described(run: Path) -> SimpleNamespace:
     """What a run noted about its data, so that its model can be asked where the data is not."""
-    return SimpleNamespace(**json.loads((run / "data.json").read_text()))
+    noted = {"left_out": (), **json.loads((run / "data.json").read_text())}  # runs older than that key lack it
+    return SimpleNamespace(**noted)
 
 
-def answer(cfg: DictConfig, path: str, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
-    """Print the five likeliest classes of an image; `data` is looked for where it is not given."""
+def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
+    """Print what is in the images, and draw it in where it lies in a place; `data` is looked for if there is none."""
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = data or task.build_data()
-    model = machine.place(load(task, data, checkpoint))
-    pixels = eval_transform(**vars(preprocessing(cfg)))(open_rgb(path, path, decoding(cfg)))  # (3, H, W)
-    images, _ = machine.send(pixels[None], torch.zeros(1))
-    with torch.no_grad(), machine.autocast():
-        shares = task.predict(model.eval(), images)[0].float().softmax(-1)
-    table = Table("class", "probability", title=path)
-    for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
-        table.add_row(data.class_names[index], f"{100 * share:.2f} %")
-    CONSOLE.print(table)
+    model = machine.place(load(task, data, checkpoint)).eval()
+    for path in matching(pattern):
+        image = open_rgb(path, path, decoding(cfg))
+        images, _ = machine.send(task.prepare(image), None)
+        with torch.no_grad(), machine.autocast():
+            predictions = task.predict(model, images)
+        table, picture = task.answer(image, predictions, data, path)
+        CONSOLE.print(table)
+        if picture is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            save_picture(picture, out / f"{Path(path).stem}-found.png")
+            say(f"written: {out / Path(path).stem}-found.png")
+
+
+def matching(pattern: str) -> list[str]:
+    """The file of that name, or the files that a pattern with * names. Raises RunError where there is none."""
+    found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+    if not found:
+        raise RunError(f"predict={pattern} names no file")
+    return found
 
 
 def watch(batches: Any, total: int) -> Any:

@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> float | None:
     now.position = partial(plan.position, cfg, plans, data.train)
     if run.resumed:
         now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
-        now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step))
+        now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
     distributed.first(lambda: run.begin(config.overrides(), data))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
@@ -148,7 +148,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
 
 def validate(run: Run, machine, task, data, now: State, logs) -> None:
     """Measure the weights, note how good they are, and keep them where they are the best so far."""
-    values, _ = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
+    values, metrics = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
     now.model.train()
     now.due = False
     better = now.best is None or values[task.score] > now.best
@@ -157,6 +157,7 @@ def validate(run: Run, machine, task, data, now: State, logs) -> None:
         run.save(now, best=values)
     logs.evaluation(now.step, values, now.weights, better)  # last: a run that goes on believes it
     distributed.first(lambda: run.draw(task.score, every=60))
+    distributed.first(lambda: logs.picture(now.step, task.show(data, metrics)))
 
 
 if __name__ == "__main__":

@@ -56,13 +56,29 @@ model = timm.create_model(
 
 RGB images of {size} pixels, {interpolation}, crop {crop_pct}; mean {mean}, deviation {std}."""
 
+USE_HEADS = """\
+```python
+from safetensors.torch import load_file
+from zoo.heads import {function}
+
+model = {function}(
+    {arguments},
+)
+model.load_state_dict(load_file("{file}"))
+```
+
+RGB images at any size; mean {mean}, deviation {std}.
+
+![true and found](validation.png)"""
+KINDS = {"classify": "image-classification", "segment": "image-segmentation", "detect": "object-detection"}
+
 
 def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint | None) -> str:
     """The card in Markdown; `best` is the checkpoint that it speaks of, if there is one already."""
     starts = sessions(folder)
     last, typed = starts[-1], "- {started}, from step {from_step}: `python {command}`"
     return CARD.format(
-        task="image-classification" if cfg.task.name == "classify" else cfg.task.name,
+        task=KINDS.get(cfg.task.name, cfg.task.name),
         dataset=cfg.data.hub or cfg.data.name,
         name=folder.name,
         model=cfg.model.name,
@@ -83,7 +99,7 @@ def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
 
 
 def _results(best: Checkpoint) -> str:
-    rows = [f"| {key} | {value:.4f} |" for key, value in best.state["metrics"].items()]
+    rows = [f"| {key} | {value:.4f} |" for key, value in best.state["metrics"].items() if "/" not in key]
     head = [f"The best weights, `{best.state['weights']}` after step {best.state['step']}:", "", "| metric | value |"]
     return "\n".join([*head, "|---|---:|", *rows])
 
@@ -91,12 +107,15 @@ def _results(best: Checkpoint) -> str:
 def _use(cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str:
     given = {key: value for key, value in model.created_with.items() if key != "pretrained"}
     name = given.pop("model_name")
-    arguments = [f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())]
+    arguments = ",\n    ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())])
     seen: dict[str, Any] = vars(preprocessing(cfg))
     file = best.path / f"{best.state['weights']}.safetensors"
+    if model.created_by != "create_model":
+        colours = {key: seen[key] for key in ("mean", "std")}
+        return USE_HEADS.format(function=model.created_by, arguments=arguments, file=file, **colours)
     shown = {key: seen[key] for key in ("interpolation", "crop_pct", "mean", "std")}
     size = " x ".join(str(side) for side in seen["size"])
-    return USE.format(arguments=",\n    ".join(arguments), file=file, classes=data.num_classes, size=size, **shown)
+    return USE.format(arguments=arguments, file=file, classes=data.num_classes, size=size, **shown)
 
 
 def _git(state: dict[str, Any] | None) -> str:

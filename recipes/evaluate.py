@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from recipes import data, distributed
 from recipes.hardware import Hardware
@@ -60,6 +60,7 @@ def evaluate(
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics
 
 
-def _nothing(built: data.Data) -> tuple[Tensor, Tensor]:
+def _nothing(built: data.Data) -> tuple[Any, Any]:
+    """A batch of one black image without a label."""
     height, width = (built.img_size,) * 2 if isinstance(built.img_size, int) else built.img_size
-    return torch.zeros(1, 3, height, width), torch.zeros(1)
+    return built.val.blank(torch.zeros(3, height, width))

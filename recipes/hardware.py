@@ -86,9 +86,17 @@ class Hardware:
         """Around a part of a batch: gradients travel with the last one of a step, sharded ones with each: memory."""
         return nullcontext() if last or self.parallel != "ddp" else forward.no_sync()
 
-    def send(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
-        return images, targets.to(self.device, non_blocking=True)
+    def send(self, images: Any, targets: Any) -> tuple[Any, Any]:
+        """A batch on this device: tensors, also those in lists and dictionaries; what is none stays as it is."""
+        return self._sent(images), self._sent(targets)
+
+    def _sent(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            form = self.memory_format if value.ndim == 4 and value.is_floating_point() else torch.preserve_format
+            return value.to(self.device, memory_format=form, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._sent(item) for key, item in value.items()}
+        return [self._sent(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def setup(cfg: DictConfig) -> Hardware:

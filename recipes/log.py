@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from recipes.clock import STARTUP
+from recipes.pictures import save_picture
 from recipes.plan import Plan
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -33,9 +35,11 @@ class LogError(RuntimeError):
 
 
 class Sink(Protocol):
-    """Takes one dictionary of numbers a line."""
+    """Takes one dictionary of numbers a line, and pictures."""
 
     def write(self, line: dict[str, Any]) -> None: ...
+
+    def picture(self, step: int, image: Image.Image) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,6 +61,10 @@ class Jsonl:
             raise LogError(
                 f"could not write {self.file.name}: {error}; the checkpoints are whole: resume={self.folder} goes on"
             ) from error
+
+    def picture(self, step: int, image: Image.Image) -> None:
+        """A line of text holds none: it lies beside the file."""
+        save_picture(image, self.folder / "validation.png")
 
     def close(self) -> None:
         self.file.close()
@@ -178,12 +186,17 @@ class Log:
     def evaluation(self, step: int, values: dict[str, float], which: str, best: bool) -> None:
         """Note the validation metrics of the weights after `step` steps; `which` says raw or ema weights."""
         self.write({"step": step, "epoch": step / self.per_epoch, **{f"val_{k}": v for k, v in values.items()}})
-        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if "/" not in key)
         say(f"step {step}  validation ({which} weights)  {text}{'  best so far' if best else ''}")
 
     def write(self, line: dict[str, Any]) -> None:
         for sink in self.sinks:
             sink.write(line)
+
+    def picture(self, step: int, image: Image.Image | None) -> None:
+        """Hand on what the weights after `step` steps found, where there is anything to see."""
+        for sink in self.sinks if image is not None else ():
+            sink.picture(step, image)
 
     def watch(self, batches: Iterable[Any], total: int) -> Iterator[Any]:
         """Show a second bar while these batches are evaluated."""

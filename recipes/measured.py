@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from recipes import distributed
+from recipes.config import ConfigError
 from recipes.log import CONSOLE, say
 
 Record = dict[str, Any]
@@ -41,7 +42,12 @@ class Answers:
         self.most, self.rows, self.seen = most, [], 0
 
     def note(self, predictions: Tensor, targets: Tensor) -> None:
-        """Logits (B, classes) and labels (B,) of the next batch of this process."""
+        """Logits (B, classes) and labels (B,) of the next batch of this process.
+
+        Raises ConfigError for predictions of another kind.
+        """
+        if not isinstance(predictions, Tensor):
+            raise ConfigError("predictions=true keeps the classes of whole images; predict=path/*.jpg shows all others")
         shares, classes = predictions.float().softmax(-1).cpu().topk(min(self.most, predictions.shape[1]))
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
             index = distributed.rank() + self.seen * distributed.size()  # how an evaluation deals images out

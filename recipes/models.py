@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -16,8 +17,15 @@ from recipes.log import say
 OURS = {"name", "pretrained", "checkpoint", "weights", "num_classes", "img_size", "drop_path_rate"}
 
 
-def create(cfg: DictConfig, data: Data, *, pretrained: bool = True) -> nn.Module:
+Make = Callable[..., nn.Module]  # called with a name and arguments
+
+
+def create(
+    cfg: DictConfig, data: Data, *, pretrained: bool = True, make: Make = timm.create_model, **head: Any
+) -> nn.Module:
     """Build `model.name` for this data and load `model.pretrained` or `model.checkpoint` unless `pretrained=False`.
+
+    make  what builds it; `head` are further arguments of that function, None is left to its default
 
     `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take.
@@ -30,7 +38,8 @@ def create(cfg: DictConfig, data: Data, *, pretrained: bool = True) -> nn.Module
     for key in wishes:
         if given.get(key) is not None:
             options[key] = given[key]
-    model = _build(cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
+    options |= {key: value for key, value in head.items() if value is not None}
+    model = _build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
         report = zoo.load_checkpoint(model, cfg.model.checkpoint, weights=cfg.model.weights)
         if report.head_remade and "train" not in cfg:
@@ -39,13 +48,14 @@ def create(cfg: DictConfig, data: Data, *, pretrained: bool = True) -> nn.Module
     return model
 
 
-def _build(name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
+def _build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
     """Build with as many of the wishes as the model's constructor takes, and say which it does not."""
     wishes = {key: value for key, value in wishes.items() if value is not None}
     while True:
         try:
-            model = timm.create_model(name, **options, **wishes)
-            model.created_with = {"model_name": name, **options, **wishes}  # for the card of the run
+            model = make(name, **options, **wishes)
+            # for the card of the run
+            model.created_by, model.created_with = make.__name__, {"model_name": name, **options, **wishes}
             return model
         except TypeError as error:
             refused = next((key for key in wishes if f"argument '{key}'" in str(error)), None)

@@ -9,9 +9,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 from torch import Tensor
 
 WRITTEN_OUT = 20  # up to so many classes names and counts are legible
+MOST_BARS = 60
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
@@ -79,6 +81,27 @@ def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
     axes.set_ylabel("true")
     accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
     axes.set_title(f"{counts.sum().item()} images, {100 * accuracy:.2f} % right\n{_worst(shares, names)}")
+    save_figure(figure, path)
+
+
+def draw_found(path: Path, picture: Image.Image | None, values: dict[str, float], title: str) -> None:
+    """A picture of what was found, if there is one, beside a bar for each class, the lowest first.
+
+    values  of the classes, in percent
+    """
+    ranked = sorted(values.items(), key=lambda item: item[1])
+    if len(ranked) > MOST_BARS:
+        title = f"{title}, the {MOST_BARS} lowest of {len(ranked)} classes"
+    ranked = ranked[:MOST_BARS]
+    figure = Figure(figsize=(17, max(6.0, 0.2 * len(ranked))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    left.axis("off")
+    if picture is not None:
+        left.imshow(picture)
+    right.barh([name for name, _ in ranked], [value for _, value in ranked])
+    right.set_xlim(0, 100)
+    right.set_title(title)
+    right.grid(alpha=0.3, axis="x")
     save_figure(figure, path)
 
 

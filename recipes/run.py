@@ -79,7 +79,7 @@ class Run:
         _refuse_used(self.folder)  # by a process that was quicker
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
         note_session(self.folder, overrides, 0)
-        kept = ("num_classes", "class_names", "img_size")
+        kept = ("num_classes", "class_names", "img_size", "left_out")
         _replace(self.folder / "data.json", json.dumps({key: getattr(data, key) for key in kept}))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
@@ -111,9 +111,9 @@ class Run:
             saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
             raise type(error)(f"{error}\n{saved}") from error
 
-    def evaluated(self, step: int) -> bool:
+    def evaluated(self, step: int, score: str) -> bool:
         """Whether the log has the evaluation of a step."""
-        return any(line["step"] == step and "val_loss" in line for line in history(self.metrics))
+        return any(line["step"] == step and f"val_{score}" in line for line in history(self.metrics))
 
     def best(self, score: str) -> float | None:
         """The score of the best checkpoint."""

@@ -1,4 +1,7 @@
-"""What a task is: the six things that training and evaluation ask of it. They never ask which task it is."""
+"""What a task is: the six things that training and evaluation ask of it, and how it shows what it finds.
+
+They never ask which task it is.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from omegaconf import DictConfig
+from PIL import Image
+from rich.table import Table
 from torch import Tensor, nn
 
 from recipes.data import Data
@@ -41,20 +46,35 @@ class Task(ABC):
         """Training and validation sets."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, images: Tensor, targets: Any, *, draw: int) -> Tensor:
+    def loss(self, model: nn.Module, images: Any, targets: Any, *, draw: int) -> Tensor:
         """Mean training loss of a micro-batch; `draw` numbers the micro-batches of the run and seeds what is random."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, images: Tensor) -> Any:
+    def predict(self, model: nn.Module, images: Any) -> Any:
         """Predictions in evaluation mode, as the metrics take them."""
 
     @abstractmethod
     def metrics(self, data: Data) -> Metrics:
-        """Fresh metrics; `compute` includes `loss` and `score`."""
+        """Fresh metrics; `compute` includes `score`, and `loss` where predictions have one.
+
+        A key with a stroke, `iou/cat`, is of one class: it is logged but not printed after every evaluation.
+        """
 
     @abstractmethod
     def picture(self, path: Path, data: Data, metrics: Metrics) -> None:
         """Draw what an evaluation found as a PNG."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Any:
+        """A person's own image as a batch that `predict` takes."""
+
+    @abstractmethod
+    def answer(self, image: Image.Image, predictions: Any, data: Data, name: str) -> tuple[Table, Image.Image | None]:
+        """What `predict` found in that image, in words and, where labels lie in the image, drawn into it."""
+
+    def show(self, data: Data, metrics: Metrics) -> Image.Image | None:
+        """What was found in a few images of an evaluation, beside what is true; None where labels lie in no place."""
+        return None
 
     def classes(self, data: Data, metrics: Metrics) -> list[dict[str, Any]]:
         """What an evaluation found class by class, a row each, where that means something."""

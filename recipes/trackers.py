@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from recipes.config import ConfigError
 from recipes.log import Sink
@@ -44,6 +46,11 @@ class Wandb:
     def write(self, line: dict[str, Any]) -> None:
         self.run.log(line)
 
+    def picture(self, step: int, image: Image.Image) -> None:
+        import wandb
+
+        self.run.log({"step": step, "val_picture": wandb.Image(image)})
+
     def close(self) -> None:
         self.run.finish()
 
@@ -61,6 +68,9 @@ class TensorBoard:
             if key != "step" and math.isfinite(value):
                 group = "validation" if key.startswith("val_") else "training"
                 self.writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, line["step"])
+
+    def picture(self, step: int, image: Image.Image) -> None:
+        self.writer.add_image("validation/picture", np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

@@ -35,8 +35,10 @@ def test_every_model_composes(model):
 
 @pytest.mark.parametrize("group, option", [(group, option) for group in GROUPS for option in checks.options(group)])
 def test_every_option_composes(group, option):
-    cfg = compose([f"{group}={option}"])
+    alone = [] if group == "recipe" else ["~recipe/by_task"]  # which changes keys of the task
+    cfg = compose([f"{group}={option}", *alone])
     own = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    own.pop("defaults", None)
     if group != "recipe":
         assert {key: cfg[group][key] for key in own} == own
     if f"- {group}: " in (CONF / "eval.yaml").read_text():
@@ -50,13 +52,26 @@ def test_every_published_recipe_composes(model):
         assert cfg[key] == value, key
 
 
-@pytest.mark.parametrize("name", ["quick", "paper"])
+@pytest.mark.parametrize("name", ["quick", "paper", "by_task/quick_segment", "by_task/quick_detect"])
 def test_recipes_invent_no_keys(name):
     """The struct flag guards the command line only: a mistyped key in a file would be a new key."""
     keys = {
         key for key in checks.flat(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")) if not key.startswith("paper.")
     }
-    assert keys <= set(checks.base("train"))
+    task = OmegaConf.load(CONF / "task" / f"{name.partition('_')[2].partition('_')[2] or 'classify'}.yaml")
+    assert keys <= set(checks.base("train")) | {f"task.{key}" for key in task}
+
+
+def test_a_task_brings_its_data_and_its_quick_recipe():
+    for task in ("segment", "detect"):
+        cfg = compose([f"task={task}"])
+        quick = checks.flat(OmegaConf.load(CONF / "recipe" / "by_task" / f"quick_{task}.yaml"))
+        assert cfg.data.name == "scenes" and len(quick) >= 5
+        assert {key: checks.flat(cfg)[key] for key in quick} == quick
+        assert compose([f"task={task}"], name="eval").data.name == "scenes"
+    cfg = compose(["data=ade20k", "task=segment", "data.batch_size=4", "task.head=fcn"])
+    assert (cfg.data.name, cfg.data.batch_size, cfg.task.head) == ("ade20k", 4, "fcn")
+    assert compose([]).data.name == "digits" and "head" not in compose([]).task
 
 
 def test_paper_tables_are_complete():
@@ -122,6 +137,9 @@ ERRORS = [
     (["model.weights=emma"], "did you mean ema"),
     (["recipe=paper", "model=maxvit_xl"], "no published recipe for maxvit_xl"),
     (["recipe=paper", "model=timm", "model.name=resnet50"], "no published recipe for resnet50"),
+    (["recipe=paper", "task=segment"], "recipe=paper is about classification, this is task=segment"),
+    (["task=segment", "task.inference=slid"], "did you mean slide"),
+    (["task=detect", "task.inference=slide"], "unknown key 'task.inference'"),
     (["recipe=paper", "paper.phase=imagenet22k"], "paper.phase=imagenet22k is not published for maxvit_t"),
     (["+optim.lr=3"], "optim.lr=3"),
     (["~nothing"], "'nothing' does not exist"),

@@ -5,7 +5,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TRAINING = ("hydra", "omegaconf", "datasets", "wandb", "sklearn", "matplotlib", "rich", "torchmetrics", "pyarrow")
+TRAINING = (
+    "hydra",
+    "omegaconf",
+    "datasets",
+    "wandb",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "torchmetrics",
+    "pyarrow",
+    "pycocotools",
+)
 
 
 def imported(statement, *without):

@@ -22,6 +22,7 @@ CHOICES = {
     "data.on_bad_image": ("raise", "replace"),
     "data.jpeg": ("scaled", "full"),
     "data.cache": (None, "ram", "disk"),
+    "task.inference": ("whole", "slide"),
     "augment.re_mode": ("const", "rand", "pixel"),
     "sched.sched": ("cosine", "linear", "constant"),
     "sched.unit": ("epochs", "steps"),
@@ -31,16 +32,24 @@ CHOICES = {
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
     "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
-    "data.cache_dir", "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
+    "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks", "data.train_list",
+    "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
+    "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
-INTEGERS = {"train.steps", "model.num_classes", "data.num_classes", "data.workers", "hardware.threads"}
+INTEGERS = {
+    "train.steps", "model.num_classes", "data.num_classes", "data.train_count", "data.val_count", "data.long_side",
+    "data.workers", "hardware.threads", "task.channels",
+}  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
     "sched.warmup", "sched.cooldown",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
-LISTS = {"data.mean", "data.std", "augment.scale", "augment.ratio", "optim.betas"}
+LISTS = {
+    "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
+    "task.stride",
+}  # fmt: skip
 SIZES = {"data.img_size", "model.img_size", "img_size"}
 TEXTS = {"checkpoint"}
 NOTHING = {
@@ -68,6 +77,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
     if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
         raise ConfigError(NOTHING[name])
+    if "paper" in cfg and cfg.task.name != "classify":
+        raise ConfigError(f"recipe=paper is about classification, this is task={cfg.task.name}: expected recipe=quick")
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase)
     OmegaConf.resolve(cfg)
@@ -148,7 +159,9 @@ def _files(group: str) -> list[str]:
 def _option(group: str, option: str) -> DictConfig:
     if group == "model":
         return ConfigStore.instance().load(f"model/{option}.yaml").node
-    return OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text())
+    found = OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text())
+    found.pop("defaults", None)  # of the options of other groups
+    return found
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:

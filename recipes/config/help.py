@@ -8,7 +8,7 @@ from recipes.config.groups import register
 
 USAGE = {
     "train": "Train an image model.",
-    "eval": "Measure weights on a data set, beside what was published, or classify one image.",
+    "eval": "Measure weights on a data set, beside what was published, or look at images.",
 }
 CLOSING = """
 Any key can be given as key=value (optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says.

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,11 @@ class Arrow(Encoded):
         self.files = "\0".join(stamp(file["filename"]) for file in table.cache_files)
 
     def encoded(self, index: int) -> File:
-        cell = self.table[index][self.image_key]
+        return self.file(index, self.image_key)
+
+    def file(self, index: int, key: str) -> File:
+        """The encoded image in a column of a row."""
+        cell = self.table[index][key]
         if not cell or not (cell["bytes"] or cell["path"]):
             raise BadImage(f"{self.where(index)} holds no image")
         return io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]
@@ -49,15 +54,29 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
     cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, no network.
     Raises DataError if there is neither network nor copy, and for a split or column that is not there.
     """
+    found = [_rows(*table_of(cfg, name), cfg, name) for name in (cfg[f"{split}_split"] for split in splits)]
+    return [rows for rows, _ in found], found[0][1]
+
+
+def table_of(cfg, split: str) -> tuple[Any, Any]:
+    """The package `datasets` and its table of a split, of the folder cfg.root or of the hub.
+
+    Raises DataError where either is not there.
+    """
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
-    found = []
-    for split in (cfg[f"{split}_split"] for split in splits):
-        table = _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
-        found.append(_rows(datasets, table, cfg, split))
-    return [rows for rows, _ in found], found[0][1]
+    return datasets, _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
+
+
+def check_column(table, cfg, option: str, split: str) -> None:
+    """Raise DataError unless the table has the column that cfg[option] names."""
+    if cfg[option] not in table.column_names:
+        raise DataError(
+            f"{cfg.name}, split {split!r}, has no column {cfg[option]!r} but {', '.join(table.column_names)}: "
+            f"give data.{option}="
+        )
 
 
 def _from_hub(datasets, cfg, split: str):
@@ -98,11 +117,7 @@ def _local(datasets, cfg, split: str):
 
 def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
     for option in ("image_key", "label_key"):
-        if cfg[option] not in table.column_names:
-            raise DataError(
-                f"{cfg.name}, split {split!r}, has no column {cfg[option]!r} but {', '.join(table.column_names)}: "
-                f"give data.{option}="
-            )
+        check_column(table, cfg, option, split)
     labels = np.asarray(table.select_columns(cfg.label_key).with_format("numpy")[:][cfg.label_key], dtype=np.int64)
     feature = table.features[cfg.label_key]
     count = cfg.num_classes or int(labels.max(initial=-1)) + 1

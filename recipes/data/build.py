@@ -32,6 +32,7 @@ class Data:
     subset       the model's classes that the labels number; None for all
     truths       (N, most) all labels of each validation image, padded with -1, where one does not say it all (ReaL); a
                  validation label is then the number of the image
+    left_out     classes that do not count in means over classes
     """
 
     train: Source | None
@@ -43,6 +44,7 @@ class Data:
     img_size: int | Size
     subset: tuple[int, ...] | None = None
     truths: np.ndarray | None = None
+    left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) 
         seed=cfg.seed,
         replace=cfg.data.on_bad_image == "replace",
         late=learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None,  # a kept image is a whole one
-        cache=_cache(cfg.data, records, split),
+        cache=cache_of(cfg.data, records, split),
     )
 
 
@@ -150,10 +152,14 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
     readers = {"arrow": arrow, "tar": tar, "parquet": parquet, "imagenet": imagenet}
     if data.source in readers:
         return readers[data.source].load(data, splits)
-    raise DataError(f"data.source={data.source} is unknown: expected digits, folder, {', '.join(readers)}")
+    raise DataError(
+        f"data.source={data.source} has no label of a whole image: expected digits, folder, {', '.join(readers)}; "
+        "or give task=segment or task=detect"
+    )
 
 
-def _cache(data: DictConfig, records: Records, split: str) -> Cache | None:
+def cache_of(data: DictConfig, records: Any, split: str) -> Cache | None:
+    """Where cfg.data lets the decoded images of a split be kept, if anywhere."""
     if data.cache is None:
         return None
     if not isinstance(records, Encoded):
@@ -162,4 +168,4 @@ def _cache(data: DictConfig, records: Records, split: str) -> Cache | None:
         )
     root = Path(data.root).expanduser().resolve() if data.root else data.hub
     path = cache_path(data.cache_dir, data.source, root, split, records.decoding) if data.cache == "disk" else None
-    return Cache(len(records.labels), int(data.cache_gb * 1e9), path)
+    return Cache(len(records), int(data.cache_gb * 1e9), path)

@@ -15,6 +15,9 @@ class Encoded(ABC):
     labels: np.ndarray  # (N,) int64
     decoding = Decoding()
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     @abstractmethod
     def encoded(self, index: int) -> File:
         """The image file, or a file object of its bytes; raises DataError where there is none."""

@@ -70,6 +70,17 @@ def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Im
         return to_rgb(image)
 
 
+def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.ndarray:
+    """(H, W) integers of an image of one channel, as they are in the file; of a palette the indices.
+
+    Raises DataError if the file cannot be read, and BadImage if it can but has several channels or is no image.
+    """
+    with _named(name), _opened(file, decoding) as image:
+        if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+            raise ValueError(f"a mask has one channel of classes, this one is {image.mode}")
+        return np.array(image)
+
+
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
     """As open_rgb, but a colour JPEG comes undecoded, so that a crop of it may be decoded at a smaller size."""
     with _named(name):

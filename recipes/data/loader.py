@@ -9,12 +9,13 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from recipes.data import law
 from recipes.data.errors import DataError
@@ -141,7 +142,7 @@ def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tup
                 raise DataError(batch.message)
             (images, labels), news = batch
             source.note(news)
-            yield (source.normalize.finish(images) if images.dtype == torch.uint8 else images), labels
+            yield source.finish(images), labels
     except RuntimeError as error:
         if isinstance(error, DataError):
             raise
@@ -218,8 +219,8 @@ class _Samples(Dataset):
         return samples, source.take_news()
 
 
-def _collate(found: Any) -> Any:
-    return found if isinstance(found, _Failure) else (default_collate(found[0]), found[1])
+def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
+    return found if isinstance(found, _Failure) else (collate(found[0]), found[1])
 
 
 def _start_worker(_: int) -> None:
@@ -232,12 +233,13 @@ def _start_worker(_: int) -> None:
 def _loader(source: Source, workers: int) -> DataLoader:
     # without a GPU the workers have no core more than this process: sending bytes, a quarter of floats, saves more
     late = workers > 0 and source.normalize is not None and not torch.cuda.is_available()
+    # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
+    copied = copy.copy(source)
     return DataLoader(
-        # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
-        _Samples(copy.copy(source), finish=not late),
+        _Samples(copied, finish=not late),
         batch_sampler=_Planned(),
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, collate=copied.collate),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -18,6 +18,7 @@ class Stream(IntEnum):
     WORKERS = 3
     REPLACE = 4
     BUFFER = 5
+    SCENES = 6
 
 
 def seed_of(*key: int) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms as tv
 
 from recipes.data.cache import Cache
@@ -106,7 +107,7 @@ class Source(Dataset):
         why = None
         for chosen in itertools.chain([index], self._others(index, epoch)):
             try:
-                image = self._transformed(chosen, (epoch, index, copy), finish)
+                drawn = self._drawn(chosen, (epoch, index, copy), finish)
             except BadImage as error:
                 if not self.replace:
                     raise DataError(f"{error}. Replace or remove it, or give data.on_bad_image=replace") from error
@@ -114,17 +115,30 @@ class Source(Dataset):
                 continue
             if why:
                 self.news.append(Replaced(index, chosen, why))
-            return image, self.label(chosen)
+            return drawn
         raise DataError(f"{why}; nor could any of the {OTHERS} images drawn to replace it be decoded")
 
     def _others(self, index: int, epoch: int) -> Iterator[int]:
         for attempt in range(OTHERS if self.replace else 0):
             yield seed_of(Stream.REPLACE, self.seed, epoch, index, attempt) % len(self)
 
-    def _transformed(self, index: int, draws: tuple[int, int, int], finish: bool) -> Tensor:
+    def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
+        """Image and label of a record; `draws` (epoch, index, copy) seed what the transform draws."""
         image: Image.Image | Jpeg = self.records.late(index) if self.late else self.image(index)
         reseed(Stream.SAMPLE, self.seed, *draws)
-        return self.transform(image) if finish else self.normalize.planes(self.steps(image))
+        return self.transform(image) if finish else self.normalize.planes(self.steps(image)), self.label(index)
+
+    def collate(self, samples: list[tuple[Tensor, Any]]) -> Any:
+        """Samples as a batch."""
+        return default_collate(samples)
+
+    def blank(self, image: Tensor) -> tuple[Any, Any]:
+        """A batch as `collate` makes it of an image (3, H, W) that has no label."""
+        return image[None], torch.zeros(1)
+
+    def finish(self, images: Any) -> Any:
+        """Images of a batch as the model takes them, where `draw` left that to be done."""
+        return self.normalize.finish(images) if images.dtype == torch.uint8 else images
 
     def take_news(self) -> list[Replaced]:
         """The samples that `draw` replaced since this was asked last."""

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from recipes import data, distributed, models, task
+from recipes.data.build import preprocessing
+from recipes.data.transforms import eval_transform
 from recipes.plots import draw_confusion
 
 BOLD = 0.3  # mean probability of the likeliest class above which a model is called confident
@@ -105,6 +109,16 @@ class Task(task.Task):
         if data.truths is not None:
             return RealMetrics(data.num_classes, torch.from_numpy(data.truths))
         return Metrics(len(data.class_names), data.subset)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return eval_transform(**vars(preprocessing(self.cfg)))(image)[None]  # (1, 3, H, W)
+
+    def answer(self, image: Image.Image, predictions: Tensor, data: data.Data, name: str) -> tuple[Table, None]:
+        """The five likeliest classes."""
+        shares, table = predictions[0].float().softmax(-1), Table("class", "probability", title=name)
+        for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
+            table.add_row(data.class_names[index], f"{100 * share:.2f} %")
+        return table, None
 
     def picture(self, path: Path, data: data.Data, metrics: Metrics) -> None:
         if not isinstance(metrics, RealMetrics):  # with several labels an image is in no one row

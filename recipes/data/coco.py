@@ -1,0 +1,184 @@
+"""Objects with boxes and masks in COCO's JSON (https://cocodataset.org/#format-data), images in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.data.encoded import Encoded
+from recipes.data.errors import BadImage, DataError
+from recipes.data.files import stamp
+from recipes.data.masks import safe
+from recipes.log import say
+
+
+class Coco(Encoded):
+    """The images of one split; what is said of each is JSON in one string, for workers that copy what they touch."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]):
+        self.folder = folder
+        encoded = [json.dumps(row).encode() for row in rows]
+        self.ends, self.rows = np.cumsum([0, *map(len, encoded)]), b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def where(self, index: int) -> str:
+        return os.path.join(self.folder, self._row(index)["file"])
+
+    def encoded(self, index: int) -> str:
+        return self.where(index)
+
+    def stamp(self, index: int) -> str:
+        return stamp(self.where(index))
+
+    def instances(self, index: int, *, masks: bool) -> dict[str, Any]:
+        row = self._row(index)
+        objects, size = row["objects"], tuple(row["size"])
+        corners = np.array([thing["bbox"] for thing in objects], np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        found = {
+            "boxes": corners,
+            "labels": np.array([thing["label"] for thing in objects], np.int64),
+            "area": np.array([thing["area"] for thing in objects], np.float32),
+            "crowd": np.array([thing["crowd"] for thing in objects], bool),
+            "size": size,
+        }
+        if masks:
+            shapes = [outlined(thing["segmentation"], size, self.where(index)) for thing in objects]
+            found["masks"] = np.stack(shapes) if shapes else np.zeros((0, *size), bool)
+        return found
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return json.loads(self.rows[self.ends[index] : self.ends[index + 1]])
+
+
+def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """(H, W) bool mask of polygons, or of a run-length code. Raises BadImage for what is neither."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(shape, list):
+            code = mask.merge(mask.frPyObjects(shape, *size))
+        else:
+            code = mask.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
+        drawn = mask.decode(code).astype(bool)
+    # pycocotools raises plain Exceptions beside those of missing keys
+    except Exception as error:
+        raise BadImage(f"{where} has an object whose segmentation cannot be read: {error}") from error
+    if drawn.shape != size:
+        given, said = (" x ".join(map(str, reversed(sides))) for sides in (drawn.shape, size))
+        raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
+    return drawn
+
+
+def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Coco], list[str]]:
+    """Images of each split ("train", "val"), and the names of the categories; to learn from, those with an object.
+
+    Raises DataError for what is missing, files that are not COCO's, and names that lead out of their folder.
+    """
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"data={cfg.name} needs the package pycocotools: pip install pycocotools") from error
+    found = {split: _split(cfg, split) for split in splits}
+    names = found["val"][2]
+    if any(others != names for _, _, others in found.values()):
+        raise DataError(f"{cfg.train_json} and {cfg.val_json} have other categories: expected the same in both")
+    if "train" in found:
+        folder, rows, _ = found["train"]
+        found["train"] = (folder, _to_learn_from(rows, cfg.name), names)
+    return [Coco(folder, rows) for folder, rows, _ in found.values()], list(names.values())
+
+
+def _to_learn_from(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    kept = [row for row in rows if any(not thing["crowd"] for thing in row["objects"])]
+    if not kept:
+        raise DataError(f"no training image of {name} has an object: there is nothing to learn")
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} training images without an object are left out")
+    return kept
+
+
+def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
+    """The folder of the images, what is said of each, and the categories."""
+    if cfg.root is None:
+        raise DataError(f"data={cfg.name} needs data.root=<folder with {cfg.train_json} and {cfg.train_images}>")
+    root = Path(cfg.root).expanduser()
+    file, images = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("json", "images"))
+    if not (root / images).is_dir():
+        raise DataError(f"{root} has no folder {images}: give data.root=, data.{split}_images=")
+    content = _content(root / file)
+    names = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
+    return root / images, _rows(content, list(names), str(root / file)), names
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the annotations {path}: {error}") from error
+    missing = [
+        key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
+    ]
+    if missing:
+        raise DataError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
+    return content
+
+
+def _rows(content: dict[str, Any], categories: list[int], file: str) -> list[dict[str, Any]]:
+    """What `Coco` keeps of each image, in the order of the file."""
+    try:
+        rows = {
+            image["id"]: {
+                "file": safe(image["file_name"], file),
+                "size": [image["height"], image["width"]],
+                "objects": [],
+            }
+            for image in content["images"]
+        }
+        empty = 0
+        for entry in content["annotations"]:
+            thing = _thing(entry, categories, file)
+            if entry["image_id"] not in rows:
+                raise DataError(
+                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which it has not"
+                )
+            if thing is None:
+                empty += 1
+            else:
+                rows[entry["image_id"]]["objects"].append(thing)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: an entry lacks what COCO's format asks for: {type(error).__name__}: {error}"
+        ) from error
+    if empty:
+        say(f"{file}: {empty} objects whose boxes have no size are left out")
+    return list(rows.values())
+
+
+def _thing(entry: dict[str, Any], categories: list[int], file: str) -> dict[str, Any] | None:
+    """An object, None where its box has no size."""
+    box = [float(number) for number in entry["bbox"]]
+    if entry["category_id"] not in categories:
+        known = ", ".join(map(str, categories[:10]))
+        raise DataError(
+            f"{file}: annotation {entry.get('id')} is of category {entry['category_id']}: expected one of {known}, ..."
+        )
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise DataError(f"{file}: annotation {entry.get('id')} has the box {box}: expected x, y, width and height")
+    if min(box[2:]) <= 0:
+        return None
+    return {
+        "bbox": box,
+        "label": categories.index(entry["category_id"]),
+        "area": float(entry.get("area", box[2] * box[3])),
+        "crowd": bool(entry.get("iscrowd", 0)),
+        "segmentation": entry.get("segmentation", []),
+    }

@@ -1,0 +1,215 @@
+"""Sources whose labels lie in the image: a class for every pixel, or boxes and masks of objects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from recipes.data import coco, masks, paired, scenes
+from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, decoding, preprocessing
+from recipes.data.encoded import Encoded
+from recipes.data.errors import BadImage, DataError
+from recipes.data.paired import IGNORE
+from recipes.data.seeding import Stream, reseed
+from recipes.data.source import Source
+from recipes.data.transforms import Normalize
+
+READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
+
+
+class Records(Protocol):
+    """Where images and their labels lie. Each offers one of the last two, or both."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+    def where(self, index: int) -> str: ...
+
+    def semantic(self, index: int) -> np.ndarray:
+        """(H, W) integers: a class, or 255 for what is not labelled."""
+
+    def instances(self, index: int, *, masks: bool) -> dict[str, Any]:
+        """boxes (N, 4) float32 xyxy, labels, area, crowd (N,), masks (N, H, W) bool if wanted, and `size` (H, W)."""
+
+
+class Dense(Source, ABC):
+    """A split with dense labels; everything drawn is a function of (seed, epoch, index), as in its base.
+
+    classes    how many there are, to check labels against
+    normalize  what comes after the transform
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        transform: Callable[..., Any],
+        *,
+        normalize: Normalize,
+        classes: int,
+        train: bool,
+        **options: Any,
+    ):
+        super().__init__(records, transform, **options)
+        self.normalize, self.classes, self.train = normalize, classes, train
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @abstractmethod
+    def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What belongs to an image of `size` (H, W), as the transform takes it; BadImage where it does not fit."""
+
+    def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
+        image = self.image(index)
+        target = self.target(index, image.size[::-1])
+        reseed(Stream.SAMPLE, self.seed, *draws)
+        planes = tv_tensors.Image(F.pil_to_tensor(image))
+        # in evaluation the image alone is rescaled: what is found is measured at the image's own size
+        planes, target = self.transform(planes, target) if self.train else (self.transform(planes), target)
+        planes = planes.as_subclass(Tensor).contiguous()
+        plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
+        extra = {"index": draws[1], "size": (image.height, image.width)}
+        return self.normalize.finish(planes) if finish else planes, {**plain, **extra}
+
+    def collate(self, samples: list[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
+        """Lists: images may have different sizes."""
+        images, targets = zip(*samples, strict=True)
+        return list(images), list(targets)
+
+    def blank(self, image: Tensor) -> tuple[Any, Any]:
+        return [image], [{}]
+
+    def finish(self, images: Any) -> Any:
+        if isinstance(images, Tensor):
+            return super().finish(images)
+        return [super(Dense, self).finish(image) for image in images]
+
+
+class Semantic(Dense):
+    """A class for every pixel. Training batches are (B, 3, H, W) and (B, H, W) int64, those of an evaluation lists."""
+
+    def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        labels, where = self.records.semantic(index), self.where(index)
+        if labels.shape != size:
+            raise BadImage(f"{where} has {_said(size)} pixels and its mask {_said(labels.shape)}: expected the same")
+        wrong = (labels != IGNORE) & ((labels < 0) | (labels >= self.classes))
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0].tolist()
+            raise BadImage(
+                f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}: expected "
+                f"0 ... {self.classes - 1}, or {IGNORE} for what is not labelled"
+            )
+        return {"labels": tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))}
+
+    def collate(self, samples: list[tuple[Tensor, Any]]) -> Any:
+        images, targets = super().collate(
+            [(image, {**target, "labels": target["labels"].long()}) for image, target in samples]
+        )
+        if not self.train:
+            return images, targets
+        return torch.stack(images), torch.stack([target["labels"] for target in targets])
+
+
+class Instances(Dense):
+    """Boxes and masks. Batches are lists; crowds, which are no single object, are left out in training alone.
+
+    masks  whether masks are wanted beside the boxes
+    """
+
+    def __init__(self, *args: Any, masks: bool, **options: Any):
+        super().__init__(*args, **options)
+        self.masks = masks
+
+    def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        found, where = self.records.instances(index, masks=self.masks), self.where(index)
+        if tuple(found["size"]) != size:
+            raise BadImage(f"{where} has {_said(size)} pixels, its objects are of an image of {_said(found['size'])}")
+        labels = found["labels"]
+        if len(labels) and not (labels.min() >= 0 and labels.max() < self.classes):
+            raise BadImage(f"{where} has an object of class {labels.max()}: expected 0 ... {self.classes - 1}")
+        kept = ~found["crowd"] if self.train else np.ones(len(labels), bool)
+        boxes = torch.from_numpy(found["boxes"][kept])
+        target = {
+            "boxes": F.clamp_bounding_boxes(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)),
+            **{key: torch.from_numpy(found[key][kept]) for key in ("labels", "area", "crowd")},
+        }
+        return target | ({"masks": tv_tensors.Mask(torch.from_numpy(found["masks"][kept]))} if self.masks else {})
+
+
+KINDS = {"semantic": Semantic, "instances": Instances}
+
+
+def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
+    """The data of a dense task; `kind` says which labels: semantic or instances, whose `masks` option is passed on.
+
+    Raises DataError if the data cannot be used as asked, or has no such labels.
+    """
+    if cfg.data.source not in READERS:
+        there = ", ".join(READERS)
+        raise DataError(
+            f"data={cfg.data.name} has one label an image, task={cfg.task.name} needs them in the image: "
+            f"expected data.source {there}, as data=scenes has"
+        )
+    prep = preprocessing(cfg)
+    splits = SPLITS if "augment" in cfg else SPLITS[1:]
+    found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
+    if kind == "semantic" and len(names) > IGNORE:
+        raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask tells {IGNORE} apart at the most")
+    options |= {"classes": len(names), "normalize": Normalize(prep.mean, prep.std)}
+    sources = {
+        split: _source(cfg, records, split, kind, prep, options) for records, split in zip(found, splits, strict=True)
+    }
+    left_out = [_index(name, names) for name in cfg.data.left_out] if kind == "semantic" else []
+    return Data(
+        train=sources.get("train"),
+        val=sources["val"],
+        num_classes=len(names),
+        class_names=list(names),
+        mean=prep.mean,
+        std=prep.std,
+        img_size=prep.size[0] if prep.size[0] == prep.size[1] else prep.size,
+        left_out=tuple(left_out),
+    )
+
+
+def _source(
+    cfg: DictConfig, records: Any, split: str, kind: str, prep: Preprocessing, options: dict[str, Any]
+) -> Dense:
+    if not hasattr(records, kind):
+        raise DataError(f"data={cfg.data.name} has no {kind} labels, which task={cfg.task.name} needs")
+    if isinstance(records, Encoded):
+        records.decoding = decoding(cfg)
+    learns = split == "train"
+    transform = paired.evaluation(cfg.data)
+    if learns:
+        transform = paired.training(cfg.data, cfg.task, prep.size, prep.mean, semantic=kind == "semantic")
+    return KINDS[kind](
+        records,
+        transform,
+        train=learns,
+        name=f"the {WORDS[split]} set of {cfg.data.name}",
+        seed=cfg.seed,
+        replace=cfg.data.on_bad_image == "replace",
+        cache=cache_of(cfg.data, records, split),
+        **options,
+    )
+
+
+def _index(name: str, names: list[str]) -> int:
+    if name not in names:
+        raise DataError(f"data.left_out names {name!r}, which is no class: expected some of {', '.join(names[:20])}")
+    return names.index(name)
+
+
+def _said(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, reversed(size)))

@@ -1,0 +1,189 @@
+"""Images with label maps beside them: two folders of files, or two columns of parquet files.
+
+A mask is a PNG of one channel (palettes are read as their indices) whose values are classes; 255 is not labelled.
+
+ADE20K       images/training/*.jpg, annotations/training/*.png; 0 is no class, 1 the first: data.reduce_zero_label
+Cityscapes   leftImg8bit/train/<city>/*_leftImg8bit.png, gtFine/train/<city>/*_gtFine_labelIds.png; data.label_ids
+Pascal VOC   JPEGImages/*.jpg, SegmentationClass/*.png, and lists of names for each split
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from recipes.data import arrow
+from recipes.data.encoded import Encoded
+from recipes.data.errors import BadImage, DataError
+from recipes.data.files import stamp
+from recipes.data.folder import SUFFIXES
+from recipes.data.images import open_labels
+from recipes.data.paired import IGNORE
+
+
+class Classes:
+    """What the values in a mask mean: numbers of classes, unless `ids` says which value is class 0, 1, ..."""
+
+    def __init__(self, ids: list[int] | None):
+        self.table = None
+        if ids is not None:
+            self.table = np.full(256, IGNORE, np.uint8)
+            self.table[list(ids)] = np.arange(len(ids))
+
+    def __call__(self, labels: np.ndarray, where: str) -> np.ndarray:
+        if self.table is None:
+            return labels
+        if labels.size and (labels.min() < 0 or labels.max() > 255):
+            raise BadImage(f"the mask of {where} has label {labels.max()}: expected 0 ... 255")
+        return self.table[labels]
+
+
+class MaskFiles(Encoded):
+    """Images and masks of one split; `names` are pairs of paths below `root`."""
+
+    def __init__(self, root: Path, names: list[tuple[str, str]], classes: Classes):
+        self.root, self.classes, self.count = root, classes, len(names)
+        encoded = [os.fsencode(name) for pair in names for name in pair]
+        # one string, as a million small objects would be copied into every worker
+        self.ends, self.names = np.cumsum([0, *map(len, encoded)]), b"".join(encoded)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def where(self, index: int) -> str:
+        return self._path(2 * index)
+
+    def encoded(self, index: int) -> str:
+        return self._path(2 * index)
+
+    def stamp(self, index: int) -> str:
+        return stamp(self._path(2 * index))
+
+    def semantic(self, index: int) -> np.ndarray:
+        path = self._path(2 * index + 1)
+        return self.classes(open_labels(path, path, self.decoding), self.where(index))
+
+    def _path(self, number: int) -> str:
+        first, end = self.ends[number : number + 2]
+        return os.path.join(self.root, os.fsdecode(self.names[first:end]))
+
+
+class MaskRows(arrow.Arrow):
+    """Rows of an Arrow table with a column of images and one of masks."""
+
+    def __init__(self, table: Any, image_key: str, mask_key: str, classes: Classes, name: str):
+        super().__init__(table, image_key, np.zeros(len(table), np.int64), name)
+        self.mask_key, self.classes = mask_key, classes
+
+    def semantic(self, index: int) -> np.ndarray:
+        where = self.where(index)
+        return self.classes(open_labels(self.file(index, self.mask_key), f"the mask of {where}", self.decoding), where)
+
+
+def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Any], list[str]]:
+    """Images and masks of each split ("train", "val"), and class names, of what the `data` group describes.
+
+    Raises DataError for folders, lists and columns that are not there, images without a mask, and names that lead out
+    of their folder.
+    """
+    ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
+    if ids is not None and (len(set(ids)) < len(ids) or not all(0 <= label < IGNORE for label in ids)):
+        raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... {IGNORE - 1}")
+    classes = Classes(ids)
+    read = _rows if cfg.source == "arrow_masks" else _files
+    return [read(cfg, split, classes) for split in splits], class_names(cfg)
+
+
+def class_names(cfg) -> list[str]:
+    """data.class_names: a list, or a file below data.root; else numbers, as many as data.num_classes says."""
+    if isinstance(cfg.class_names, str) and cfg.root is not None:
+        return _names_of_file(Path(cfg.root).expanduser() / safe(cfg.class_names, "data.class_names"))
+    if cfg.class_names is not None and not isinstance(cfg.class_names, str):
+        return list(cfg.class_names)
+    if cfg.num_classes is None:
+        raise DataError(f"data={cfg.name} needs data.num_classes=, or data.class_names=[first,second,...]")
+    return [str(label) for label in range(cfg.num_classes)]
+
+
+def _names_of_file(path: Path) -> list[str]:
+    """One name a line; of a table with a header, ADE20K's, the last column."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the names of the classes: {error}; give data.class_names=[...]") from error
+    table = bool(lines) and "\t" in lines[0]
+    return [line.split("\t")[-1].strip() for line in lines[table:] if line.strip()]
+
+
+def _files(cfg, split: str, classes: Classes) -> MaskFiles:
+    if cfg.root is None:
+        raise DataError(f"data={cfg.name} needs data.root=<folder with {cfg.train_images} and {cfg.train_masks}>")
+    root = Path(cfg.root).expanduser()
+    images, masks = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("images", "masks"))
+    for folder in (images, masks):
+        if not (root / folder).is_dir():
+            raise DataError(f"{root} has no folder {folder}: expected {images} and {masks} for data={cfg.name}")
+    found = _listed(cfg, root, images, split) if cfg[f"{split}_list"] else _walked(root / images, cfg.image_suffix)
+    if not found:
+        raise DataError(f"{root / images} has no image (*{cfg.image_suffix or ', *'.join(SUFFIXES)})")
+    pairs = [(f"{images}/{name}", f"{masks}/{_stem(name, cfg.image_suffix)}{cfg.mask_suffix}") for name in found]
+    missing = [pair for pair in pairs if not (root / pair[1]).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(pairs)} images in {root / images} have no mask: for {missing[0][0]} expected "
+            f"{missing[0][1]}; data.mask_suffix={cfg.mask_suffix} is what a mask has in place of the image's suffix"
+        )
+    return MaskFiles(root, pairs, classes)
+
+
+def _walked(folder: Path, suffix: str | None) -> list[str]:
+    wanted = (suffix,) if suffix else SUFFIXES
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        kept = [
+            file for file in files if not file.startswith(".") and file.lower().endswith(tuple(map(str.lower, wanted)))
+        ]
+        found += [os.path.relpath(os.path.join(parent, file), folder) for file in kept]
+    return sorted(found)
+
+
+def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
+    """The images that a list names, without their suffix."""
+    path = root / safe(cfg[f"{split}_list"], f"data.{split}_list")
+    try:
+        names = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the list of the split {split!r}: {error}") from error
+    found = [f"{safe(name, str(path))}{cfg.image_suffix or '.jpg'}" for name in names]
+    lost = [name for name in found if not (root / images / name).is_file()]
+    if lost:
+        raise DataError(f"{path} names {lost[0].rpartition('.')[0]}, but {root / images / lost[0]} is not there")
+    return found
+
+
+def safe(name: str, where: str) -> str:
+    """A relative path that stays below the folder it is meant for. Raises DataError for another."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise DataError(f"{where} names {name!r}, which leads out of its folder: expected a path below it")
+    return name
+
+
+def _stem(name: str, suffix: str | None) -> str:
+    return name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
+
+
+def _rows(cfg, split: str, classes: Classes) -> MaskRows:
+    name = cfg[f"{split}_split"]
+    datasets, table = arrow.table_of(cfg, name)
+    for option in ("image_key", "mask_key"):
+        arrow.check_column(table, cfg, option, name)
+    columns = table.select_columns([cfg.image_key, cfg.mask_key])
+    for key in (cfg.image_key, cfg.mask_key):
+        columns = columns.cast_column(key, datasets.Image(decode=False))
+    return MaskRows(columns, cfg.image_key, cfg.mask_key, classes, f"{cfg.name}, split {name!r}")

@@ -1,0 +1,133 @@
+"""Transforms of an image together with its label map, or with its boxes and masks: torchvision's v2 and what it lacks.
+
+An image is a tv_tensors.Image, (3, H, W) uint8. A target is a dictionary: `labels`, a tv_tensors.Mask (H, W); or
+`boxes`, tv_tensors.BoundingBoxes, `masks`, a tv_tensors.Mask (N, H, W), and what belongs to each box. All draw from
+torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+IGNORE = 255  # the label of pixels that are not learned from
+TRIES = 10  # crops that are drawn where one class fills them
+
+
+class Rescale(v2.Transform):
+    """Resize, keeping the shape: the short side to `short`, but the long one to no more than `long`.
+
+    short   pixels, of several one is drawn; None: only the long side is looked at, and without it the size stays
+    jitter  both are multiplied by a number drawn from this range: scale jitter; with (0.1, 2) large-scale jitter,
+            https://arxiv.org/abs/2012.07177
+    """
+
+    def __init__(self, short: Sequence[int] | None = None, long: int | None = None, jitter: Sequence[float] = (1, 1)):
+        super().__init__()
+        self.short, self.long, self.jitter = short, long, jitter
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = _size(flat_inputs)
+        limits = []
+        if self.short is not None:
+            drawn = self.short[int(torch.randint(len(self.short), ()))]
+            limits.append(drawn / min(height, width))
+        if self.long is not None:
+            limits.append(self.long / max(height, width))
+        scale = min(limits, default=1.0) * float(torch.empty(()).uniform_(*self.jitter))
+        return {"size": [max(1, round(side * scale)) for side in (height, width)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, params["size"], antialias=True)
+
+
+class Crop(v2.Transform):
+    """A random crop of `size` (height, width), or as much as there is.
+
+    cap  of a label map: the largest share of the labelled pixels that one class may have; such a crop is drawn anew,
+         ten times at most. 1 takes the first.
+    """
+
+    def __init__(self, size: tuple[int, int], cap: float = 1.0):
+        super().__init__()
+        self.size, self.cap = size, cap
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = _size(flat_inputs)
+        crop = (min(self.size[0], height), min(self.size[1], width))
+        labels = next((item for item in flat_inputs if isinstance(item, tv_tensors.Mask)), None)
+        for _ in range(TRIES if self.cap < 1 else 1):
+            top, left = (
+                int(torch.randint(side - part + 1, ())) for side, part in zip((height, width), crop, strict=True)
+            )
+            if self.cap >= 1 or _is_mixed(labels[top : top + crop[0], left : left + crop[1]], self.cap):
+                break
+        return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PadTo(v2.Transform):
+    """Pad below and to the right up to `size` (height, width): images with `colour`, masks with `label`."""
+
+    def __init__(self, size: tuple[int, int], colour: Sequence[float], label: int):
+        super().__init__()
+        self.size, self.colour, self.label = size, [round(255 * part) for part in colour], label
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = _size(flat_inputs)
+        return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not any(params["padding"]):
+            return inpt
+        return F.pad(inpt, fill=self.label if isinstance(inpt, tv_tensors.Mask) else self.colour, **params)
+
+
+class Sound(v2.Transform):
+    """Leave out objects of which nothing is left to see: boxes without a pixel, or masks without one."""
+
+    def forward(self, image: tv_tensors.Image, target: dict[str, Any]) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        boxes = target["boxes"]
+        kept = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        if "masks" in target:
+            kept &= target["masks"].flatten(1).any(1)
+        kept = kept.as_subclass(Tensor)
+        return image, {key: tv_tensors.wrap(value[kept], like=value) for key, value in target.items()}
+
+
+def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float], *, semantic: bool) -> v2.Compose:
+    """What the `data` and `task` groups say: rescale, crop and pad to `size` if asked for, mirror, distort colours."""
+    short = [data.short_side] if isinstance(data.short_side, int) else data.short_side
+    steps = [Rescale(short, data.long_side, task.jitter)]
+    if task.crop:
+        steps.append(Crop(size, task.category_cap if semantic else 1.0))
+    steps.append(v2.RandomHorizontalFlip(data.hflip))
+    if task.photometric:
+        steps.append(v2.RandomPhotometricDistort())
+    if task.crop:
+        steps.append(PadTo(size, mean, IGNORE if semantic else 0))
+    return v2.Compose(steps if semantic else [*steps, Sound()])
+
+
+def evaluation(data: Any) -> Rescale:
+    """The image at its own size, or at the largest of `data.short_side`."""
+    short = data.short_side
+    return Rescale(None if short is None else [short] if isinstance(short, int) else [max(short)], data.long_side)
+
+
+def _size(flat_inputs: list[Any]) -> tuple[int, int]:
+    height, width = F.get_size(next(item for item in flat_inputs if isinstance(item, tv_tensors.Image)))
+    return height, width
+
+
+def _is_mixed(labels: Tensor, cap: float) -> bool:
+    counts = torch.bincount(labels[labels != IGNORE].flatten().int())
+    return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < cap

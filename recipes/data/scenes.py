@@ -1,0 +1,182 @@
+"""Scenes: scikit-learn's scans of digits on textured grounds, with the exact mask and box of each. No download.
+
+Scene `index` of a split is a function of (data.split_seed, split, index) and the size: the same for every seed of a
+run, so that runs are measured on the same images. The scans are split first; none is seen in both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from recipes.data import digits
+from recipes.data.errors import DataError
+from recipes.data.seeding import Stream
+
+SPLITS = ("train", "val")
+BACKGROUND = 10  # the class of all that is no digit
+SIDES = (0.25, 0.5)  # of a scan, as shares of the scene's short side
+SHRINK = 0.97  # from one try to place a scan to the next
+SEEN = 0.8  # of its pixels must be left of every object, whatever lies over it
+CONTRAST = 90.0  # grey levels, at the least, between a digit and the ground under it
+MOST = 12  # things; more would have to lie over each other
+SMALLEST = 32  # pixels of the short side
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A scan in a scene, those before it lie under it.
+
+    row   of the split's scans
+    ink   (side, side) share of the ink in each pixel; it is the digit's pixel from one half on
+    """
+
+    row: int
+    label: int
+    top: int
+    left: int
+    ink: np.ndarray
+    colour: np.ndarray
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        side = len(self.ink)
+        return slice(self.top, self.top + side), slice(self.left, self.left + side)
+
+
+class Scenes:
+    """`count` scenes of `size` (height, width), of `things` (fewest, most) scans each."""
+
+    def __init__(
+        self, scans: digits.Digits, count: int, size: tuple[int, int], things: tuple[int, int], key: tuple[int, int]
+    ):
+        self.scans, self.count, self.size, self.things, self.key = scans, count, size, things, key
+        self.kept: tuple[int, Any] = (-1, None)  # image and labels of one scene are asked for one after the other
+
+    def __len__(self) -> int:
+        return self.count
+
+    def where(self, index: int) -> str:
+        return f"scene {index} of {self.count}"
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._scene(index)[0])
+
+    def semantic(self, index: int) -> np.ndarray:
+        _, things, owner = self._scene(index)
+        classes = np.array([*(thing.label for thing in things), BACKGROUND], np.uint8)
+        return classes[owner]  # the last where there is no thing: -1
+
+    def instances(self, index: int, *, masks: bool) -> dict[str, Any]:
+        _, things, owner = self._scene(index)
+        seen = owner == np.arange(len(things))[:, None, None]  # (N, H, W)
+        found = {
+            "boxes": np.stack([box(mask) for mask in seen]),
+            "labels": np.array([thing.label for thing in things], np.int64),
+            "area": seen.sum((1, 2)).astype(np.float32),
+            "crowd": np.zeros(len(things), bool),
+            "size": self.size,
+        }
+        return found | ({"masks": seen} if masks else {})
+
+    def things_of(self, index: int) -> list[Thing]:
+        """The scans of a scene, from the lowest to the uppermost."""
+        return self._scene(index)[1]
+
+    def _scene(self, index: int) -> tuple[np.ndarray, list[Thing], np.ndarray]:
+        """(H, W, 3) uint8 image, its things, and (H, W) which of them is seen, -1 for none."""
+        if self.kept[0] != index:
+            self.kept = (index, self._made(index))
+        return self.kept[1]
+
+    def _made(self, index: int) -> tuple[np.ndarray, list[Thing], np.ndarray]:
+        rng = np.random.default_rng([Stream.SCENES, *self.key, index])
+        ground = texture(rng, self.size)
+        things, owner = [], np.full(self.size, -1)
+        for _ in range(int(rng.integers(self.things[0], self.things[1] + 1))):
+            thing, owner = self._placed(rng, ground, things, owner)
+            things.append(thing)
+        image = ground.copy()
+        for thing in things:
+            part, ink = image[thing.place], thing.ink[..., None]
+            image[thing.place] = part + (thing.colour - part) * ink
+        return image.round().clip(0, 255).astype(np.uint8), things, owner
+
+    def _placed(
+        self, rng: np.random.Generator, ground: np.ndarray, things: list[Thing], owner: np.ndarray
+    ) -> tuple[Thing, np.ndarray]:
+        """One more thing, smaller with every try, where it leaves enough of all others to be seen."""
+        sizes = [(thing.ink >= 0.5).sum() for thing in things]
+        for attempt in itertools.count():
+            side = round(min(self.size) * float(rng.uniform(*SIDES)) * SHRINK**attempt)
+            thing = self._thing(rng, ground, max(side, 8))
+            covered = owner.copy()
+            covered[thing.place][thing.ink >= 0.5] = len(things)
+            left = np.bincount(covered[covered >= 0], minlength=len(things))
+            if all(left[number] >= SEEN * size for number, size in enumerate(sizes)):
+                return thing, covered
+
+    def _thing(self, rng: np.random.Generator, ground: np.ndarray, side: int) -> Thing:
+        row = int(rng.integers(len(self.scans.labels)))
+        top, left = (int(rng.integers(length - side + 1)) for length in self.size)
+        scan = Image.fromarray(self.scans.scans[row]).resize((side, side), Image.Resampling.BICUBIC)
+        ink = np.asarray(scan, np.float32) / 255
+        colour = contrasting(rng, float(ground[top : top + side, left : left + side].mean()))
+        return Thing(row, int(self.scans.labels[row]), top, left, ink, colour)
+
+
+def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) float32 ground: noise of several grains in two colours, and stripes."""
+    height, width = size
+    grey = np.zeros(size, np.float32)
+    for grain in (2, 4, 8, 16, 32):
+        noise = Image.fromarray(rng.standard_normal((grain + 1, grain + 1), np.float32))
+        grey += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / grain**0.5
+    angle, waves, phase = rng.uniform(0, np.pi), rng.uniform(2, 12), rng.uniform(0, 2 * np.pi)
+    down, right = np.mgrid[0:height, 0:width].astype(np.float32) / min(size)
+    grey += rng.uniform(0, 1) * np.sin(2 * np.pi * waves * (down * np.sin(angle) + right * np.cos(angle)) + phase)
+    share = ((grey - grey.min()) / (grey.max() - grey.min()))[..., None].astype(np.float32)
+    middle = rng.uniform(40, 215, 3)
+    one, other = (np.clip(middle + rng.uniform(-40, 40, 3), 0, 255).astype(np.float32) for _ in range(2))
+    return one + (other - one) * share + 4 * rng.standard_normal((height, width, 1), np.float32)
+
+
+def contrasting(rng: np.random.Generator, grey: float) -> np.ndarray:
+    """A colour whose three channels are all `CONTRAST` above a grey, or all below, whichever has more room."""
+    low, high = (0.0, grey - CONTRAST) if grey > 127.5 else (grey + CONTRAST, 255.0)
+    return rng.uniform(max(low, 0), min(max(high, 0), 255), 3).astype(np.float32)
+
+
+def box(mask: np.ndarray) -> np.ndarray:
+    """(4,) float32 x0, y0, x1, y1 of a mask (H, W): its pixels lie between the edges."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Scenes], list[str]]:
+    """Scenes of each split ("train", "val"), and class names; the last one of a label map is the background.
+
+    Raises DataError for numbers of which no scene can be made.
+    """
+    _check(cfg, size)
+    scans = dict(zip(SPLITS, digits.load(size, cfg.val_fraction, cfg.split_seed), strict=True))
+    found = [
+        Scenes(scans[split], cfg[f"{split}_count"], size, tuple(cfg.things), (cfg.split_seed, SPLITS.index(split)))
+        for split in splits
+    ]
+    return found, [*digits.CLASSES, *(["background"] if kind == "semantic" else [])]
+
+
+def _check(cfg, size: tuple[int, int]) -> None:
+    if min(size) < SMALLEST:
+        raise DataError(f"data.img_size={cfg.img_size} is too small for scenes: at least {SMALLEST} pixels a side")
+    if len(cfg.things) != 2 or not 1 <= cfg.things[0] <= cfg.things[1] <= MOST:
+        raise DataError(f"data.things={list(cfg.things)}: expected [fewest,most] scans a scene, 1 to {MOST}")
+    for key in ("train_count", "val_count"):
+        if cfg[key] < 1:
+            raise DataError(f"data.{key}={cfg[key]}: expected at least one scene")

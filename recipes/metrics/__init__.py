@@ -1,0 +1,1 @@
+"""What dense predictions are measured by."""

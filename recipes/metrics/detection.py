@@ -1,0 +1,155 @@
+"""Average precision of boxes and masks as COCO defines it, by pycocotools.
+
+https://cocodataset.org/#detection-eval
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recipes import distributed
+from recipes.config import ConfigError
+from recipes.data import DataError
+
+SHOWN = 6  # predictions that are kept for a picture
+KINDS = {"bbox": "box", "segm": "mask"}  # pycocotools' name: ours
+STATS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "ar100": 8}
+
+
+class Detection:
+    """Box AP, and mask AP where predictions have masks, in percent; every image counts once, whoever saw it.
+
+    Predictions are brought to the size of their image before they are compared. What the processes found is put
+    together in the order of images, so that equal scores are ranked as one process would rank them.
+    """
+
+    def __init__(self, names: Sequence[str], masks: bool):
+        self.names, self.kinds = names, ("bbox", "segm") if masks else ("bbox",)
+        self.tools = _pycocotools()
+        self.images: dict[int, dict[str, Any]] = {}
+        self.values: dict[str, float] = {}  # what `compute` found
+        self.shown: list[tuple[dict[str, Any], dict[str, Any]]] = []  # prediction at the image's size, target
+
+    def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[dict[str, Any]]) -> None:
+        """A prediction has boxes (N, 4) xyxy, labels, scores, perhaps masks (N, h, w), and its `size` (h, w).
+
+        A target has `index` and `size` of its image, boxes, labels, `area`, `crowd`, perhaps masks, at that size.
+        """
+        for prediction, target in zip(predictions, targets, strict=True):
+            prediction = at_size(prediction, target["size"])
+            self.images[int(target["index"])] = {
+                "size": tuple(map(int, target["size"])),
+                "true": self._records(target, area=target["area"].tolist(), iscrowd=target["crowd"].int().tolist()),
+                "found": self._records(prediction, score=prediction["scores"].tolist()),
+            }
+            if len(self.shown) < SHOWN:
+                kept = {key: value.cpu() for key, value in target.items() if isinstance(value, Tensor)}
+                self.shown.append((prediction, {**kept, "index": target["index"]}))
+
+    def compute(self) -> dict[str, float]:
+        """Of all processes, which must all come here. Raises DataError where there is no object to find."""
+        images = {index: image for part in distributed.gathered(self.images) for index, image in part.items()}
+        self.values = distributed.first(lambda: self._measured(dict(sorted(images.items()))))
+        return self.values
+
+    def _measured(self, images: dict[int, dict[str, Any]]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for kind in self.kinds:
+            measured = evaluated(images, len(self.names), kind)
+            values |= {f"{KINDS[kind]}_{key}": round(100 * float(measured.stats[at]), 4) for key, at in STATS.items()}
+            values |= {f"{KINDS[kind]}_ap/{name}": value for name, value in self._each(measured)}
+        if values["box_ap"] < 0:
+            raise DataError("the validation set has no object to find: there is nothing to measure")
+        return {key: value for key, value in values.items() if value >= 0}  # -1: there are no such objects
+
+    def _each(self, measured: Any) -> list[tuple[str, float]]:
+        """AP of each class: mean over thresholds and recalls, all areas, 100 detections."""
+        precision = measured.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, classes)
+        return [(name, round(100 * float(precision[..., k].mean()), 4)) for k, name in enumerate(self.names)]
+
+    def _records(self, objects: dict[str, Any], **more: list[Any]) -> list[dict[str, Any]]:
+        boxes = objects["boxes"].double().cpu().numpy().reshape(-1, 4)
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()  # x, y, width, height
+        columns = {"bbox": boxes, "category_id": (objects["labels"].cpu() + 1).tolist(), **more}
+        if "segm" in self.kinds:
+            masks = objects["masks"].cpu().numpy().astype(np.uint8).transpose(1, 2, 0)  # (H, W, N)
+            columns["segmentation"] = self.tools.encode(np.asfortranarray(masks))
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """Boxes and masks that belong to an image of `prediction["size"]`, for the same image at another size (H, W).
+
+    Masks come as shares of 0 ... 1, (N, h, w) or (N, 1, h, w), and go as bool.
+    """
+    size, before = tuple(map(int, size)), tuple(map(int, prediction["size"]))
+    found = {key: prediction[key].detach().cpu() for key in ("boxes", "labels", "scores")} | {"size": size}
+    found["boxes"] = found["boxes"] * torch.tensor([size[1] / before[1], size[0] / before[0]] * 2)
+    if "masks" in prediction:
+        found["masks"] = _masks_at(prediction["masks"].detach().flatten(0, -3), size)
+    return found
+
+
+def _masks_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, h, w) shares -> (N, *size) bool, one after the other: many large ones would not fit the memory."""
+    drawn = torch.zeros(len(masks), *size, dtype=torch.bool)
+    for place, mask in zip(drawn, masks, strict=True):
+        if mask.shape != size:
+            mask = F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]
+        place.copy_(mask >= 0.5)
+    return drawn
+
+
+def evaluated(images: dict[int, dict[str, Any]], classes: int, kind: str) -> Any:
+    """pycocotools' COCOeval, run; `kind` is bbox or segm. What it prints is left out."""
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        measured = COCOeval(_coco(images, "true", classes, kind), _coco(images, "found", classes, kind), kind)
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+    return measured
+
+
+def _coco(images: dict[int, dict[str, Any]], which: str, classes: int, kind: str) -> Any:
+    """Records as pycocotools' own reader would hold them; it cannot read a file without any detection."""
+    from pycocotools.coco import COCO
+
+    records = [{"image_id": index, "iscrowd": 0, **record} for index in images for record in images[index][which]]
+    for number, record in enumerate(records, 1):
+        record["id"] = number
+        record.setdefault("area", _area(record, kind))
+    coco = COCO()
+    coco.dataset = {
+        "images": [
+            {"id": index, "height": image["size"][0], "width": image["size"][1]} for index, image in images.items()
+        ],
+        "categories": [{"id": number} for number in range(1, classes + 1)],
+        "annotations": records,
+    }
+    coco.createIndex()
+    return coco
+
+
+def _area(record: dict[str, Any], kind: str) -> float:
+    """Of a detection, which is small, medium or large by what is measured; pycocotools takes boxes for masks too."""
+    return (
+        float(_pycocotools().area(record["segmentation"])) if kind == "segm" else record["bbox"][2] * record["bbox"][3]
+    )
+
+
+def _pycocotools() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ConfigError("task=detect needs the package pycocotools: pip install pycocotools") from error
+    return mask

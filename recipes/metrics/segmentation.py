@@ -1,0 +1,95 @@
+"""Intersection over union and accuracies of label maps, from one confusion matrix of the whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+
+from recipes.data import DataError
+
+IGNORE = 255  # pixels of this label are not counted
+SHOWN = 6  # predictions that are kept for a picture
+
+
+class Confusion(Metric):
+    """(classes, classes) int64 counts of pixels, rows are true classes; torchmetrics adds those of all processes up.
+
+    torchmetrics' own compares every pixel with every pair of classes where algorithms must be deterministic.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.classes = classes
+        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, found: Tensor, true: Tensor) -> None:
+        """Label maps of one shape, int64."""
+        counted = true != IGNORE
+        pairs = true[counted] * self.classes + found[counted]
+        self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.counts.shape)
+
+    def compute(self) -> Tensor:
+        return self.counts
+
+
+class Segmentation:
+    """mIoU, mean and overall accuracy in percent, IoU of each class, and the mean cross entropy of a labelled pixel.
+
+    left_out  classes that are predicted like others but do not count in the means over classes
+    Each image is measured at its own size: logits are enlarged to the label map, then the largest is taken.
+    """
+
+    def __init__(self, names: Sequence[str], left_out: Sequence[int] = ()):
+        self.names, self.left_out = names, left_out
+        self.confusion = Confusion(len(names))
+        self.loss = MeanMetric().set_dtype(torch.float64)
+        self.shown: list[tuple[Tensor, dict[str, Any]]] = []  # (H, W) predicted labels, target
+
+    def update(self, predictions: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:
+        """`predictions` are logits (classes, h, w); a target holds `labels`, (H, W) int64."""
+        for logits, target in zip(predictions, targets, strict=True):
+            true = target["labels"].to(logits.device)
+            logits = at_size(logits.float(), true.shape)
+            found = logits.argmax(0)
+            self.confusion.update(found.cpu(), true.cpu())
+            if counted := int((true != IGNORE).sum()):
+                entropy = F.cross_entropy(logits[None], true[None], ignore_index=IGNORE)
+                self.loss.update(entropy.double().cpu(), weight=counted)
+            if len(self.shown) < SHOWN:
+                self.shown.append((found.cpu(), {**target, "labels": true.cpu()}))
+
+    def compute(self) -> dict[str, float]:
+        """Of all processes, which must all come here. Raises DataError where no pixel counts."""
+        counts = self.confusion.compute()
+        if not counts.sum():
+            raise DataError("no pixel of the validation set has a label: there is nothing to measure")
+        return {**scores(counts, self.names, self.left_out), "loss": self.loss.compute().item()}
+
+
+def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """(classes, h, w) -> (classes, *size), bilinearly."""
+    if logits.shape[1:] == tuple(size):
+        return logits
+    return F.interpolate(logits[None], tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def scores(counts: Tensor, names: Sequence[str], left_out: Sequence[int] = ()) -> dict[str, float]:
+    """`miou`, `macc`, `aacc` and `iou/<name>` in percent.
+
+    IoU is right / (true + found - right). A class that is neither true nor found anywhere has none and is in no mean;
+    accuracy (right / true) is that of the classes which are there. `aacc` counts all pixels, of classes left out too.
+    """
+    right, true, found = counts.diagonal().double(), counts.sum(1).double(), counts.sum(0).double()
+    iou, accuracy = 100 * right / (true + found - right), 100 * right / true  # 0 / 0 is nan
+    kept = torch.ones(len(names), dtype=torch.bool)
+    kept[list(left_out)] = False
+    means = {"miou": iou[kept].nanmean(), "macc": accuracy[kept].nanmean(), "aacc": 100 * right.sum() / true.sum()}
+    each = {f"iou/{name}": value for name, value in zip(names, iou, strict=True) if not value.isnan()}
+    return {key: round(value.item(), 4) for key, value in (means | each).items()}

@@ -1,0 +1,80 @@
+"""Object detection and instance segmentation: boxes, and masks, of objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.table import Table
+from torch import Tensor, nn
+
+from recipes import models, task
+from recipes.data import Data, dense
+from recipes.metrics.detection import Detection, at_size
+from recipes.pictures import beside, with_objects
+from recipes.plots import draw_found
+from recipes.tasks.segment import prepared
+
+WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
+SURE = 0.5  # the score from which a person is told of an object
+
+
+class Task(task.Task):
+    """A detector of zoo.heads over any backbone; its losses are summed."""
+
+    score = "box_ap"
+
+    @property
+    def masks(self) -> bool:
+        return self.cfg.task.head in WITH_MASKS
+
+    def build_data(self) -> Data:
+        return dense.build(self.cfg, "instances", masks=self.masks)
+
+    def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
+        from zoo.heads import detector
+
+        return models.create(self.cfg, data, pretrained=pretrained, make=detector, head=self.cfg.task.head)
+
+    def loss(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], *, draw: int) -> Tensor:
+        return sum(model(images, targets).values())
+
+    def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
+        """Boxes, labels, scores and perhaps masks of each image, at the `size` of what the model sees."""
+        found = model(images)
+        return [{**objects, "size": image.shape[1:]} for objects, image in zip(found, images, strict=True)]
+
+    def metrics(self, data: Data) -> Detection:
+        return Detection(data.class_names, self.masks)
+
+    def picture(self, path: Path, data: Data, metrics: Detection) -> None:
+        values = metrics.values
+        each = {key.removeprefix("box_ap/"): value for key, value in values.items() if key.startswith("box_ap/")}
+        draw_found(path, self.show(data, metrics), each, f"box AP, mean {values['box_ap']:.2f} %")
+
+    def classes(self, data: Data, metrics: Detection) -> list[dict[str, Any]]:
+        keys = ["box_ap", *(["mask_ap"] if self.masks else [])]
+        return [
+            {"class": name, **{key: metrics.values.get(f"{key}/{name}", "") for key in keys}}
+            for name in data.class_names
+        ]
+
+    def show(self, data: Data, metrics: Detection) -> Image.Image | None:
+        pairs = []
+        for found, target in metrics.shown:
+            image, true = data.val.image(target["index"]), {key: target[key] for key in found if key in target}
+            pairs.append([with_objects(image, part, data.class_names, least=SURE) for part in (true, found)])
+        return beside(pairs, data.class_names) if pairs else None
+
+    def prepare(self, image: Image.Image) -> list[Tensor]:
+        return [prepared(self.cfg, image)]
+
+    def answer(self, image: Image.Image, predictions: list[Any], data: Data, name: str) -> tuple[Table, Image.Image]:
+        """The objects that are more likely there than not, and the image with them."""
+        found, table = at_size(predictions[0], image.size[::-1]), Table("class", "score", "x, y, x, y", title=name)
+        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+        for label, score, box in rows:
+            if score >= SURE:
+                table.add_row(data.class_names[label], f"{100 * score:.1f} %", ", ".join(f"{edge:.0f}" for edge in box))
+        return table, with_objects(image, found, data.class_names, least=SURE)

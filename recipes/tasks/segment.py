@@ -1,0 +1,110 @@
+"""Semantic segmentation: one label a pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from recipes import models, task
+from recipes.data import Data, dense
+from recipes.data.build import preprocessing
+from recipes.data.paired import IGNORE, evaluation
+from recipes.data.transforms import Normalize
+from recipes.metrics.segmentation import Segmentation, at_size
+from recipes.pictures import beside, with_labels
+from recipes.plots import draw_found
+
+HEAD = ("head", "channels", "auxiliary", "dropout")  # keys of cfg.task that the model is built with
+
+
+class Task(task.Task):
+    """A segmentation head of zoo.heads over any backbone; the losses of both heads are summed."""
+
+    score = "miou"
+
+    def build_data(self) -> Data:
+        return dense.build(self.cfg, "semantic")
+
+    def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
+        from zoo.heads import segmenter
+
+        head = {key: self.cfg.task[key] for key in HEAD}
+        return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, ignore_index=IGNORE, **head)
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
+        return sum(model(images, targets).values())  # targets: (B, H, W)
+
+    def predict(self, model: nn.Module, images: list[Tensor]) -> list[Tensor]:
+        """Logits (classes, h, w) of each image, at the size of what the model sees."""
+        if len({image.shape for image in images}) == 1:
+            return list(self._logits(model, torch.stack(images)))
+        return [self._logits(model, image[None])[0] for image in images]
+
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        from zoo.heads import inference
+
+        cfg = self.cfg.task
+        run = inference.whole
+        if cfg.inference == "slide":
+            crop = preprocessing(self.cfg).size
+            stride = cfg.stride or [max(1, side * 2 // 3) for side in crop]
+            run = lambda model, images: inference.slide(model, images, crop, tuple(stride))  # noqa: E731
+        if list(cfg.scales) == [1.0] and not cfg.flip:
+            return run(model, images)
+        return inference.augmented(model, images, list(cfg.scales), cfg.flip, run)
+
+    def metrics(self, data: Data) -> Segmentation:
+        return Segmentation(data.class_names, data.left_out)
+
+    def picture(self, path: Path, data: Data, metrics: Segmentation) -> None:
+        values = metrics.compute()
+        each = {key.removeprefix("iou/"): value for key, value in values.items() if key.startswith("iou/")}
+        draw_found(path, self.show(data, metrics), each, f"IoU, mean {values['miou']:.2f} %")
+
+    def classes(self, data: Data, metrics: Segmentation) -> list[dict[str, Any]]:
+        values, counts = metrics.compute(), metrics.confusion.compute()
+        return [
+            {
+                "class": name,
+                "pixels": int(counts[index].sum()),
+                "right": int(counts[index, index]),
+                "iou": values.get(f"iou/{name}", ""),
+            }
+            for index, name in enumerate(data.class_names)
+        ]
+
+    def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
+        pairs = []
+        for found, target in metrics.shown:
+            image, true = data.val.image(target["index"]), target["labels"]
+            pairs.append([with_labels(image, labels, data.num_classes, bare=data.left_out) for labels in (true, found)])
+        return beside(pairs, data.class_names) if pairs else None
+
+    def prepare(self, image: Image.Image) -> list[Tensor]:
+        return [prepared(self.cfg, image)]
+
+    def answer(self, image: Image.Image, predictions: list[Tensor], data: Data, name: str) -> tuple[Table, Image.Image]:
+        """The share of each class, and the image tinted by classes."""
+        labels = at_size(predictions[0].float(), image.size[::-1]).argmax(0).cpu()
+        shares, table = (
+            labels.flatten().bincount(minlength=data.num_classes) / labels.numel(),
+            Table("class", "pixels", title=name),
+        )
+        for index in shares.argsort(descending=True).tolist():
+            if shares[index]:
+                table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %")
+        return table, with_labels(image, labels, data.num_classes, bare=data.left_out)
+
+
+def prepared(cfg, image: Image.Image) -> Tensor:
+    """(3, h, w) float32: an image as an evaluation takes it."""
+    prep = preprocessing(cfg)
+    planes = evaluation(cfg.data)(tv_tensors.Image(F.pil_to_tensor(image)))
+    return Normalize(prep.mean, prep.std).finish(planes.as_subclass(Tensor))

@@ -1,0 +1,169 @@
+"""Segmentation and detection through the loop, the evaluation and the questions of a person with images."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation
+import standin
+from children import flags_restored, lines, note_overrides, train_here
+from ranks import on_ranks
+from recipes import config
+from recipes.checkpoint import Store
+from recipes.config import ConfigError
+from recipes.data import DataError
+from recipes.run import find_checkpoint
+from recipes.settings import RunError
+from test_families_train import FAMILIES, smallest
+
+TINY = [
+    "model=timm", "model.name=test_resnet", "data.img_size=64", "data.train_count=16", "data.val_count=7",
+    "data.batch_size=4", "data.eval_batch_size=2", "data.workers=0", "train.steps=4", "train.eval_every=0.5",
+    "train.save_every=2", "train.log_every=1", "sched.warmup=0", "logger=tensorboard",
+]  # fmt: skip
+SCORE = {"segment": "miou", "detect": "box_ap", "masks": "box_ap"}
+TASKS = {
+    "segment": ["task=segment"],
+    "detect": ["task=detect", "task.head=fcos"],
+    "masks": ["task=detect", "task.head=mask_rcnn"],
+}
+
+
+def evaluate_here(*overrides: str) -> None:
+    with flags_restored():
+        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def heads():
+    with pytest.MonkeyPatch.context() as patch:
+        standin.patch(patch)
+        yield
+
+
+@pytest.fixture(scope="module", params=["segment", "detect", pytest.param("masks", marks=pytest.mark.slow)])
+def run(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    train_here(folder, *TASKS[request.param], *TINY, f"name={request.param}")
+    note_overrides(folder / request.param, [*TASKS[request.param], *TINY])
+    return folder / request.param
+
+
+def test_the_loop_trains_and_measures(run):
+    losses = [line["loss"] for line in lines(run) if "loss" in line]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    score = f"val_{SCORE[run.name]}"
+    measured = [line for line in lines(run) if score in line]
+    assert [line["step"] for line in measured] == [2, 4] and ("val_loss" in measured[0]) == (run.name == "segment")
+    kind = "iou" if run.name == "segment" else "box_ap"
+    assert [key for key in measured[0] if key.startswith(f"val_{kind}/")][:2] == [f"val_{kind}/0", f"val_{kind}/1"]
+    with Image.open(run / "validation.png") as picture:
+        assert picture.width > 1000 and len(picture.getcolors(1 << 24)) > 1000
+
+
+def test_trackers_get_the_picture(run):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = events.EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in read.Images("validation/picture")] == [2, 4]
+
+
+def test_the_card_loads_the_model(run, monkeypatch):
+    card = (run / "README.md").read_text()
+    assert "image-segmentation" in card or "object-detection" in card
+    said: dict = {}
+    monkeypatch.chdir(run)
+    exec(re.search(r"```python\n(.*?)```", card, re.S)[1], said)
+    best = find_checkpoint(run)
+    weights = best.tensors(best.state["weights"])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in said["model"].state_dict().items())
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        if path.name != "step-00000002":
+            shutil.rmtree(path)
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    file = Path("checkpoints", "step-00000004", "model.safetensors")
+    assert (run / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
+    assert numbers(run) == numbers(tmp_path / "run")
+
+
+def numbers(run: Path) -> list[dict]:
+    keys = ("step", "loss", "val_miou", "val_box_ap")
+    return [{key: line[key] for key in keys if key in line} for line in lines(run)]
+
+
+def test_an_evaluation_finds_the_number_of_the_training(run, tmp_path):
+    evaluate_here(f"run={run}", f"out={tmp_path}")
+    found = json.loads((tmp_path / "eval.json").read_text())
+    best, _ = Store(run / "checkpoints").newest("best")
+    for key, value in best.state["metrics"].items():
+        if key != "images_per_s":
+            assert found[key] == pytest.approx(value, rel=1e-6), key
+    assert found["images"] == 7
+    classes = (tmp_path / "eval-classes.csv").read_text().splitlines()
+    assert len(classes) == 1 + (11 if run.name == "segment" else 10) and classes[1].startswith("0,")
+    with Image.open(tmp_path / "eval.png") as picture:
+        assert picture.width > 1000
+    with pytest.raises(ConfigError, match="predictions=true keeps the classes of whole images"):
+        evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+
+
+def test_two_processes_measure_what_one_does(run, tmp_path):
+    """Seven images in batches of two: one process has an image more, and a batch more, than the other."""
+    evaluate_here(f"run={run}", f"out={tmp_path / 'one'}")
+    assert on_ranks(2, evaluate_here, f"run={run}", f"out={tmp_path / 'two'}") == [None, None]
+    one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
+    keys = [key for key in one if key.startswith(("miou", "macc", "aacc", "iou/", "box_", "mask_"))]
+    assert len(keys) > 4 and [one[key] for key in keys] == [two[key] for key in keys]
+    assert one.get("loss", 0) == pytest.approx(two.get("loss", 0), rel=1e-5)
+
+
+def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):
+    for name, size in (("a", (90, 50)), ("b c", (33, 70))):
+        Image.new("RGB", size, "teal").save(tmp_path / f"{name}.png")
+    evaluate_here(f"run={run}", config.quote("predict", f"{tmp_path}/*.png"), f"out={tmp_path / 'found'}")
+    assert sorted(os.listdir(tmp_path / "found")) == ["a-found.png", "b c-found.png"]
+    said = capsys.readouterr().out
+    assert "a.png" in said and ("pixels" in said if run.name == "segment" else "score" in said)
+    if run.name == "segment":
+        assert Image.open(tmp_path / "found" / "a-found.png").size == (90, 50)
+    with pytest.raises(RunError, match="names no file"):
+        evaluate_here(f"run={run}", f"predict={tmp_path}/*.bmp")
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "said"),
+    [
+        ("segment", "task.head=upper", "unknown head 'upper'"),
+        ("segment", "data=digits", "data=digits has one label an image"),
+        ("segment", "data.train_count=3", "fewer than one batch of 4"),
+        ("detect", "data=ade20k", "data=ade20k needs data.root="),
+    ],
+)
+def test_what_cannot_begin(tmp_path, task, override, said):
+    with pytest.raises((ConfigError, DataError)) as error:
+        train_here(tmp_path, f"task={task}", *TINY, override)
+    assert said in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["segment", "detect"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_begins_to_learn(tmp_path, family, task):
+    own = [f"model={smallest(FAMILIES[family])}", "data.img_size=64", "data.train_count=64", "data.val_count=4"]
+    steps = ["data.batch_size=8", "train.steps=16", "train.log_every=1", "sched.warmup=0", "train.save_every=16"]
+    train_here(tmp_path, *TASKS[task], *own, *steps, "name=run")
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    first, last = fmean(losses[:3]), fmean(losses[-3:])
+    print(f"{family} {task}: loss {first:.3f} -> {last:.3f}")
+    assert last < 0.9 * first
