@@ -26,8 +26,8 @@ def _head(prefix: str) -> dict[str, str]:
     return rules | {f"{prefix}.conv_seg": f"{prefix}.classifier"}
 
 
-HEADS = NECK | _head("decode_head") | _head("auxiliary_head")
-OUR_HEADS = {ours: ours for ours in HEADS.values()}
+HEADS = Layout("mmseg", rules=NECK | _head("decode_head") | _head("auxiliary_head"))
+OUR_HEADS = Layout("zoo", rules={ours: ours for ours in HEADS.rules.values()})
 
 
 def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: str) -> tuple[Layout, ...]:
@@ -38,18 +38,18 @@ def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: st
     """
     if own is None:
         same = {prefix.rstrip("."): prefix.rstrip(".")}
-        return Layout("mmseg", rules=same | HEADS), Layout("zoo", rules=same | OUR_HEADS)
-    theirs = [_around(layout, f"mmseg-{layout.name}", "backbone.", prefix, HEADS) for layout in released]
-    return *theirs, _around(own, own.name, prefix, prefix, OUR_HEADS)
+        return Layout("mmseg", rules=same | HEADS.rules), Layout("zoo", rules=same | OUR_HEADS.rules)
+    theirs = [around(layout, f"mmseg-{layout.name}", "backbone.", prefix, HEADS) for layout in released]
+    return *theirs, around(own, own.name, prefix, prefix, OUR_HEADS)
 
 
-def _around(layout: Layout, name: str, theirs: str, ours: str, heads: dict[str, str]) -> Layout:
-    """The layout of a backbone with its names behind prefixes, and rules for heads beside it."""
+def around(layout: Layout, name: str, theirs: str, ours: str, heads: Layout) -> Layout:
+    """The layout of a backbone with its names behind prefixes, and that of heads beside it."""
     return Layout(
         name,
-        rules={theirs + a: ours + b for a, b in layout.rules.items()} | heads,
+        rules={theirs + a: ours + b for a, b in layout.rules.items()} | heads.rules,
         drop={theirs + a: Constant(theirs + constant.beside, constant.make) for a, constant in layout.drop.items()},
-        changes={ours + b: change for b, change in layout.changes.items()},
+        changes={ours + b: change for b, change in layout.changes.items()} | heads.changes,
         groups=tuple(_behind(group, theirs) for group in layout.groups),
     )
 

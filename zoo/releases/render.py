@@ -58,8 +58,8 @@ model = timm.create_model("biformer_t", pretrained=True, pretrained_cfg_overlay=
 A name like `model.tag` is a pretrained tag of timm's once `zoo` is imported. Where only a person with a browser gets
 the file, that call says from where, and where to put it.
 
-UPerNet and Semantic FPN load whole, from the file as downloaded, backbone and heads; DiNAT dilates for what it segments,
-which no file says, and `segmentation_640` is that of its large model:
+UPerNet and Semantic FPN load whole, from the file as downloaded, backbone and heads; DiNAT dilates for what it
+segments, which no file says, and `segmentation_640` is that of its large model:
 
 ```python
 from zoo.heads import segmenter

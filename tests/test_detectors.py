@@ -1,0 +1,203 @@
+"""Detection: mmdet's maps in float64, its anchors and pooling, any backbone, images without objects, training."""
+
+import math
+
+import pytest
+import torch
+from timm.models import FeatureInfo
+from torch import nn
+from torchvision.models.detection.image_list import ImageList
+
+import golden
+import zoo
+from test_heads import DIMS, Given, inputs, load
+from zoo.heads import Detector, detector
+from zoo.heads.anchors import AlignedPooler, Anchors
+from zoo.heads.fpn import FPN
+from zoo.heads.paste import paste
+
+HEADS = ("mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet", "fcos")
+
+
+def released(tmp_path, record):
+    torch.save({"state_dict": golden.official_state_dict(record)}, tmp_path / "released.pth")
+    return tmp_path / "released.pth"
+
+
+def check_gradients(maps, record):
+    for x, where, want in zip(maps, record["input_grad_positions"], record["input_grad_samples"], strict=True):
+        if where is None:
+            assert x.grad is None
+        else:
+            assert golden.relative_error(golden.samples(x.grad, where), golden.unpack(want)) < 1e-8
+
+
+class Pools(nn.Module):
+    """A backbone without weights."""
+
+    def __init__(self):
+        super().__init__()
+        rows = [{"num_chs": 3, "reduction": 4 * 2**i, "module": f"{i}"} for i in range(4)]
+        self.feature_info = FeatureInfo(rows, (0, 1, 2, 3))
+
+    def forward(self, x):
+        return [nn.functional.avg_pool2d(x, 4 * 2**i) for i in range(4)]
+
+
+def check_outputs(outputs, record):
+    assert len(outputs) == len(record["outputs"])
+    sum((x * golden.probe(x.shape)).sum() for x in outputs).backward()
+    for x, want in zip(outputs, record["outputs"], strict=True):
+        got = golden.samples(x, want["positions"]) if "positions" in want else x.detach()
+        packed = want["samples"] if "positions" in want else want["full"]
+        assert list(x.shape) == want["shape"]
+        assert golden.relative_error(got, golden.unpack(packed)) < 1e-9
+
+
+def test_fpn(tmp_path):
+    record = load("det_fpn_maskrcnn_128x160")
+    model = Detector(Given(), FPN(DIMS, extra=1), nn.Identity(), 80, zoo.heads.detection.RCNN).double()
+    zoo.load_checkpoint(model, released(tmp_path, record))
+    maps = inputs(record)
+    check_outputs(model.neck(maps), record)
+    check_gradients(maps, record)
+
+
+def test_retinanet(tmp_path):
+    record = load("det_retinanet_neck_head_72x120")
+    model = detector(Given(), 80, head="retinanet").double()
+    assert zoo.load_checkpoint(model, released(tmp_path, record)).layout == "mmdet"
+    maps, heads = inputs(record), model.heads.head
+    levels = model.neck(maps[1:])
+    scores, boxes = heads.classification_head, heads.regression_head
+    outputs = [scores.cls_logits(scores.conv(x)) for x in levels] + [boxes.bbox_reg(boxes.conv(x)) for x in levels]
+    check_outputs(outputs, record)
+    check_gradients(maps, record)
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_background_moves_to_the_front(head, tmp_path):
+    """mmdet: the last row of the classifier is the background, which has no box and no mask."""
+    model = detector(Pools(), 3, head=head, channels=16)
+    layout = next(layout for layout in model.layouts() if layout.name == "mmdet")
+    state = layout.to_theirs(model.state_dict())
+    stage = ".0" if head.startswith("cascade") else ""
+    names = [f"roi_head.bbox_head{stage}.fc_cls", f"roi_head.bbox_head{stage}.fc_reg"]
+    assert [len(state[f"{name}.bias"]) for name in names] == [4, 12]
+    assert len(state[f"roi_head.mask_head{stage}.conv_logits.bias"]) == 3
+    state[f"{names[0]}.bias"] = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    torch.save({"state_dict": state}, tmp_path / "file.pth")
+    zoo.load_checkpoint(model, tmp_path / "file.pth")
+    first = model.heads.roi_heads[0] if stage else model.heads.roi_heads
+    assert first.box_predictor.cls_score.bias.tolist() == [9, 1, 2, 3]
+    assert first.box_predictor.bbox_pred.weight[:4].count_nonzero() == 0
+    assert first.mask_predictor.mask_fcn_logits.weight[0].count_nonzero() == 0
+
+
+def test_anchors_are_not_rounded_and_a_stride_apart():
+    maps = [torch.zeros(1, 1, 2, 3, dtype=torch.float64)]
+    # a padded image whose sides are no multiple of the map's
+    boxes = Anchors([64], [[10.0]])(ImageList(torch.zeros(1, 3, 150, 200), [(150, 200)]), maps)[0].view(2, 3, 3, 4)
+    half = torch.tensor([5 * math.sqrt(2), 5 / math.sqrt(2)], dtype=torch.float64)  # width, height at a ratio of 1/2
+    centre = torch.tensor([128.0, 64.0], dtype=torch.float64)
+    torch.testing.assert_close(boxes[1, 2, 0], torch.cat([centre - half, centre + half]), rtol=1e-14, atol=0)
+
+
+def test_pooling_reads_the_middle_of_pixels():
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
+    pooled = AlignedPooler([4], 2)({"0": ramp}, [torch.tensor([[16.0, 16.0, 48.0, 48.0]])], [(128, 128)])
+    # the left half of the box spans the pixels 4 to 7 of the map, whose mean is 5.5
+    torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([5.5, 9.5]))
+
+
+def test_paste():
+    mask = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[None, None]
+    out = paste(mask, torch.tensor([[2.0, 1.0, 6.0, 3.0]]), (4, 8))
+    assert out.shape == (1, 1, 4, 8)
+    # the mask's two columns are centred at 3 and 5; beyond them it fades towards 0 outside of the box
+    torch.testing.assert_close(out[0, 0, 1], torch.tensor([0, 0, 0, 0.25, 0.75, 0.75, 0, 0]))
+
+
+def batch(objects=True):
+    images = [torch.randn(3, 65, 90), torch.randn(3, 96, 80)]
+    targets = []
+    for image in images:
+        count = 2 if objects and image is images[0] else 0
+        boxes = torch.tensor([[5.0, 5.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]])[:count]
+        masks = torch.zeros(count, *image.shape[1:], dtype=torch.uint8)
+        masks[:, 12:38, 22:38] = 1
+        targets.append({"boxes": boxes, "labels": torch.tensor([0, 4])[:count], "masks": masks})
+    return images, targets
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_trains_and_detects(head):
+    """On timm's ResNet; an image, or all, may hold no object."""
+    torch.manual_seed(0)
+    model = detector("resnet18", 5, head=head, channels=32 if head == "fcos" else 16)
+    for objects in (False, True):
+        loss = sum(model.train()(*batch(objects)).values())
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    images, _ = batch()
+    with torch.no_grad():
+        found = model.eval()(images)
+    for image, one in zip(images, found, strict=True):
+        assert len(one["boxes"]) == len(one["scores"]) == len(one["labels"])
+        assert set(one["labels"].tolist()) <= set(range(5))
+        if "mask" in head:
+            assert one["masks"].shape == (len(one["boxes"]), 1, *image.shape[1:]) and len(one["boxes"]) > 0
+
+
+@pytest.mark.parametrize("head", ["retinanet", "faster_rcnn"])
+def test_loss_falls(head):
+    torch.manual_seed(0)
+    model, (images, targets) = detector("resnet18", 5, head=head, channels=16), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(14):
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_norms_of_features_that_are_read():
+    """RetinaNet leaves the finest map: no norm of it waits for a gradient, and a file's is left aside."""
+    model = detector("nat_m", 2, head="retinanet", channels=8)
+    norms = model.backbone.model.feature_norms
+    assert [type(norm) for norm in norms] == [nn.Identity, nn.LayerNorm, nn.LayerNorm, nn.LayerNorm]
+    layout = model.layouts()[0]
+    assert layout.drops("backbone.norm0.weight") and not layout.drops("backbone.norm1.weight")
+
+
+@pytest.mark.parametrize(
+    "change,says",
+    [
+        ({"labels": torch.tensor([0, 5])}, "labels are 0 to 5; expected 0 to 4"),
+        ({"boxes": torch.tensor([[5.0, 5, 5, 9], [0, 0, 9, 9]])}, "no width"),
+        ({"boxes": torch.zeros(3, 4)}, r"boxes are \(3, 4\) for 2 labels"),
+        ({"masks": torch.zeros(2, 9, 9)}, r"masks are \(2, 9, 9\)"),
+    ],
+)
+def test_bad_targets(change, says):
+    model, (images, targets) = detector(Pools(), 5, channels=8), batch()
+    with pytest.raises(ValueError, match=f"target 0: .*{says}"):
+        model(images, [targets[0] | change, targets[1]])
+
+
+def test_bad_calls():
+    model, (images, targets) = detector(Pools(), 5, channels=8), batch()
+    with pytest.raises(ValueError, match="in train mode and got no targets"):
+        model(images)
+    with pytest.raises(ValueError, match="in eval mode and got targets"):
+        model.eval()(images, targets)
+    with pytest.raises(ValueError, match="head is 'yolo'"):
+        detector(Pools(), 5, head="yolo")
+    with pytest.raises(ValueError, match="no anchors"):
+        detector(Pools(), 5, head="fcos", anchor_size=8)
+    with pytest.raises(ValueError, match="channels is 16; FCOS norms groups of them, 32 in all"):
+        detector(Pools(), 5, head="fcos", channels=16)

@@ -1,0 +1,80 @@
+"""Anchors and pooling of regions as mmdet computes them, in torchvision's classes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+
+class Anchors(AnchorGenerator):
+    """Anchors whose sides are not rounded, a fixed number of pixels apart.
+
+    torchvision rounds them, and takes for their distance the side of the padded image by that of the map.
+
+    strides        pixels of the image per pixel of each map
+    sizes          sides of the square anchors of each map, in pixels
+    aspect_ratios  height by width, of all maps
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    ) -> None:
+        super().__init__(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
+        self.strides = tuple(strides)
+        self.exact = self.cell_anchors
+
+    def generate_anchors(
+        self,
+        scales: Sequence[float],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """(ratios * scales, 4) corners around a centre at 0."""
+        with torch.device(device):
+            roots = torch.tensor(aspect_ratios, dtype=dtype).sqrt()[:, None]
+            sides = torch.tensor(scales, dtype=dtype)[None]
+            widths, heights = (sides / roots).flatten(), (sides * roots).flatten()
+        return torch.stack([-widths, -heights, widths, heights], 1) / 2
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """For each image, (N, 4) boxes of all maps: by map, row, column, ratio, size."""
+        like = feature_maps[0]
+        # from the exact ones each time: a cast to half precision must not stay
+        self.cell_anchors = [cell.to(like.device, like.dtype) for cell in self.exact]
+        strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors([x.shape[2:] for x in feature_maps], strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
+class AlignedPooler(MultiScaleRoIAlign):
+    """RoIAlign whose samples stand at the centres of pixels, as many as a region has pixels.
+
+    torchvision's own is off by half a pixel and takes two a bin, and no argument of it changes the first.
+
+    strides  pixels of the image per pixel of each map; the finest serves regions of up to 56 * 2 pixels a side
+    """
+
+    def __init__(self, strides: Sequence[int], output_size: int) -> None:
+        super().__init__([str(i) for i in range(len(strides))], output_size, sampling_ratio=0)
+        self.strides = tuple(strides)
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """(regions of all images, C, output_size, output_size)."""
+        maps = [x[name] for name in self.featmap_names]
+        images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        regions = torch.cat([images, torch.cat(boxes)], 1)
+        sides = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
+        levels = torch.floor(torch.log2(sides / 56 + 1e-6)).clamp(0, len(maps) - 1)
+        out = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
+        for level, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            here = torch.where(levels == level)[0]
+            pooled = roi_align(feature, regions[here].to(feature.dtype), self.output_size, 1 / stride, 0, aligned=True)
+            out[here] = pooled.to(out.dtype)
+        return out

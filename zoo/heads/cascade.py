@@ -1,0 +1,154 @@
+"""Cascade (Mask) R-CNN, which torchvision has not: stages of heads on regions that each stage improves for the next."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
+
+from .anchors import AlignedPooler
+from .dense_detectors import Targets
+from .rcnn import TwoStage, rcnn_heads
+
+IOUS = (0.5, 0.6, 0.7)
+BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+LOSS_WEIGHTS = (1.0, 0.5, 0.25)
+Shapes = list[tuple[int, int]]
+
+
+def cascade_heads(
+    channels: int, num_classes: int, strides: list[int], *, anchor_size: float = 8, **kwargs: Any
+) -> TwoStage:
+    """Heads of Cascade Mask R-CNN (https://arxiv.org/abs/1712.00726) as with NAT, DiNAT and GC ViT.
+
+    Three stages, each with four convolutions and a linear layer for boxes, whose batch norms are synchronised over
+    devices in the published runs, and with a mask head. The loss of boxes is 10 times GIoU, class by class.
+
+    Arguments as of `rcnn_heads`; `kwargs` are those of the network that proposes regions.
+    """
+    rpn = rcnn_heads(channels, num_classes, strides, masks=False, anchor_size=anchor_size, **kwargs).rpn
+    stages = [_stage(channels, num_classes + 1, strides[:-1], *row) for row in zip(IOUS, BOX_WEIGHTS, strict=True)]
+    return TwoStage(rpn, CascadeRoIHeads(stages))
+
+
+def _stage(channels: int, classes: int, strides: list[int], iou: float, weights: tuple[float, ...]) -> RoIHeads:
+    return RoIHeads(
+        AlignedPooler(strides, 7),
+        FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], nn.BatchNorm2d),
+        FastRCNNPredictor(1024, classes),
+        fg_iou_thresh=iou,
+        bg_iou_thresh=iou,
+        batch_size_per_image=512,
+        positive_fraction=0.25,
+        bbox_reg_weights=weights,
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        mask_roi_pool=AlignedPooler(strides, 14),
+        mask_head=MaskRCNNHeads(channels, [256] * 4, 1),
+        mask_predictor=MaskRCNNPredictor(256, 256, classes),
+    )
+
+
+class CascadeRoIHeads(nn.ModuleList):
+    """Stages of torchvision's `RoIHeads`, called like one of them. Scores and masks are means over the stages."""
+
+    def forward(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes, targets: Targets | None = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if targets is None:
+            return self._detect(features, proposals, image_shapes), {}
+        losses: dict[str, Tensor] = {}
+        for i, (stage, weight) in enumerate(zip(self, LOSS_WEIGHTS, strict=True)):
+            found, proposals = _train(stage, features, proposals, image_shapes, targets)
+            losses |= {f"{name}_{i}": weight * loss for name, loss in found.items()}
+        return [], losses
+
+    def _detect(self, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes) -> list[dict[str, Tensor]]:
+        scores = []
+        for i, stage in enumerate(self):
+            logits, deltas = _boxes(stage, features, proposals, shapes)
+            scores.append(logits)
+            if i < len(self) - 1:
+                proposals = _refine(stage, proposals, deltas, logits[:, 1:].argmax(1) + 1, shapes)
+        mean = torch.stack(scores).mean(0)
+        found = self[-1].postprocess_detections(mean, deltas, proposals, shapes)
+        out = [dict(zip(("boxes", "scores", "labels"), row, strict=True)) for row in zip(*found, strict=True)]
+        masks = [self._masks(stage, features, out, shapes) for stage in self]
+        for i, detections in enumerate(out):
+            detections["masks"] = torch.stack([stage[i] for stage in masks]).mean(0)
+        return out
+
+    @staticmethod
+    def _masks(stage: RoIHeads, features: dict[str, Tensor], found: list[dict[str, Tensor]], shapes: Shapes) -> Any:
+        logits = _mask_logits(stage, features, [detections["boxes"] for detections in found], shapes)
+        return maskrcnn_inference(logits, [detections["labels"] for detections in found])
+
+
+def _boxes(
+    stage: RoIHeads, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes
+) -> tuple[Tensor, Tensor]:
+    return stage.box_predictor(stage.box_head(stage.box_roi_pool(features, proposals, shapes)))
+
+
+def _mask_logits(stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], shapes: Shapes) -> Tensor:
+    return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(features, boxes, shapes)))
+
+
+def _decode(stage: RoIHeads, proposals: list[Tensor], deltas: Tensor, labels: Tensor) -> Tensor:
+    """(N, 4): each region moved by the deltas of its class."""
+    boxes = stage.box_coder.decode(deltas, proposals).reshape(len(deltas), deltas.shape[1] // 4, 4)
+    return boxes[torch.arange(len(labels), device=labels.device), labels]
+
+
+def _refine(stage: RoIHeads, proposals: list[Tensor], deltas: Tensor, labels: Tensor, shapes: Shapes) -> list[Tensor]:
+    """The regions of each image for the next stage."""
+    boxes = _decode(stage, proposals, deltas.detach(), labels).split([len(boxes) for boxes in proposals])
+    return [clip_boxes_to_image(box, shape) for box, shape in zip(boxes, shapes, strict=True)]
+
+
+def _train(
+    stage: RoIHeads, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes, targets: Targets
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The losses of a stage, not weighted yet, and the regions for the next."""
+    proposals, matches, labels, _ = stage.select_training_samples(proposals, targets)
+    logits, deltas = _boxes(stage, features, proposals, shapes)
+    flat = torch.cat(labels)
+    losses = {"loss_classifier": F.cross_entropy(logits, flat)}
+    positive = flat > 0
+    losses["loss_box_reg"] = _box_loss(stage, proposals, deltas, flat, positive, matches, targets)
+    inside = [torch.where(label > 0)[0] for label in labels]
+    boxes = [box[i] for box, i in zip(proposals, inside, strict=True)]
+    matched = [match[i] for match, i in zip(matches, inside, strict=True)]
+    masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+    losses["loss_mask"] = maskrcnn_loss(_mask_logits(stage, features, boxes, shapes), boxes, masks, classes, matched)
+    refined = _refine(stage, proposals, deltas, torch.where(positive, flat, logits[:, 1:].argmax(1) + 1), shapes)
+    # the objects themselves, which the sampling adds, are added again by the next stage
+    kept = [~_among(box, t["boxes"]) for box, t in zip(proposals, targets, strict=True)]
+    return losses, [box[keep] for box, keep in zip(refined, kept, strict=True)]
+
+
+def _box_loss(
+    stage: RoIHeads,
+    proposals: list[Tensor],
+    deltas: Tensor,
+    labels: Tensor,
+    positive: Tensor,
+    matches: list[Tensor],
+    targets: Targets,
+) -> Tensor:
+    """10 * GIoU loss of the regions that hold an object, by the number of all."""
+    boxes = _decode(stage, proposals, deltas, labels)[positive]
+    held = zip(targets, matches, (label > 0 for label in labels.split([len(m) for m in matches])), strict=True)
+    objects = torch.cat([t["boxes"][match[inside]] for t, match, inside in held])
+    loss = generalized_box_iou_loss(boxes, objects.to(boxes.dtype), reduction="sum")
+    return 10 * loss / max(1, len(labels))
+
+
+def _among(boxes: Tensor, objects: Tensor) -> Tensor:
+    """Which of (N, 4) boxes are one of (M, 4)."""
+    return (boxes[:, None] == objects.to(boxes.dtype)[None]).all(2).any(1)

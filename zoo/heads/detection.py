@@ -1,0 +1,188 @@
+"""Detection of objects: a backbone, an FPN, and torchvision's heads, in mmdet's arithmetic where that is the published.
+
+What of mmdet's files is exact: with RetinaNet, Faster and Mask R-CNN all but the pixels of an image that another
+library resized: maps, boxes, scores, labels, and masks. Cascade's files follow mmdet's names, but were never compared
+with its answers. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load. Training
+differs in what torchvision does differently: smooth L1 in place of L1 for boxes, 2000 proposals in place of 1000, and
+RetinaNet's loss is averaged over the objects of each image, not of the batch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from ..backbone import Backbone
+from ..convert import Layout
+from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_layouts
+from ..recognise import OURS, layouts_of
+from .cascade import cascade_heads
+from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
+from .features import backbone_of, maps
+from .fpn import FPN
+from .paste import paste
+from .rcnn import TwoStage, rcnn_heads
+
+# head -> how many features it reads, the layout of mmdet's files
+HEADS = {
+    "mask_rcnn": (4, RCNN),
+    "faster_rcnn": (4, RCNN),
+    "cascade_mask_rcnn": (4, CASCADE),
+    "retinanet": (3, RETINANET),
+    "fcos": (3, NO_RELEASE),
+}
+
+
+def detector(
+    backbone: str | nn.Module,
+    num_classes: int,
+    *,
+    head: str = "mask_rcnn",
+    channels: int = 256,
+    anchor_size: float | None = None,
+    pretrained: bool = False,
+    head_kwargs: dict[str, Any] | None = None,
+    **backbone_kwargs: Any,
+) -> "Detector":
+    """A detector on any backbone of the zoo, and on any model of timm that gives features at strides of 4 to 32.
+
+    backbone     a name for `timm.create_model`, which gets `pretrained` and `backbone_kwargs`; or a module that gives a
+                 list of NCHW maps, fine to coarse, and has timm's `feature_info`
+    num_classes  without a background
+    head         "mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet" or "fcos"
+    channels     of the pyramid
+    anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; FCOS has none
+    head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN)
+    Raises ValueError for an unknown head, anchors for FCOS, or a backbone whose maps do not halve from one to the next.
+    """
+    if head not in HEADS:
+        raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
+    levels, layout = HEADS[head]
+    features = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
+    dims, strides = (
+        values[-levels:] for values in (features.feature_info.channels(), features.feature_info.reduction())
+    )
+    if any(2 * fine != coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
+        raise ValueError(
+            f"the features are at strides {list(strides)}; a detector needs each to be twice the one before"
+        )
+    kwargs = dict(head_kwargs or {})
+    if anchor_size is not None:
+        if head == "fcos":
+            raise ValueError("anchor_size is given, and FCOS has no anchors")
+        kwargs["anchor_size"] = anchor_size
+    if head == "fcos" and channels % 32:
+        raise ValueError(f"channels is {channels}; FCOS norms groups of them, 32 in all, which must divide it")
+    dense = head in ("retinanet", "fcos")
+    neck = FPN(dims, channels, extra=2, extra_from="input") if dense else FPN(dims, channels, extra=1)
+    strides = [*strides, *(strides[-1] * 2**i for i in range(1, 3 if dense else 2))]
+    return Detector(features, neck, _heads(head, channels, num_classes, strides, kwargs), num_classes, layout)
+
+
+def _heads(head: str, channels: int, num_classes: int, strides: list[int], kwargs: dict[str, Any]) -> nn.Module:
+    if head == "retinanet":
+        return RetinaNetHeads(channels, num_classes, strides, **kwargs)
+    if head == "fcos":
+        return FCOSHeads(channels, num_classes, strides, **kwargs)
+    if head == "cascade_mask_rcnn":
+        return cascade_heads(channels, num_classes, strides, **kwargs)
+    return rcnn_heads(channels, num_classes, strides, masks=head == "mask_rcnn", **kwargs)
+
+
+class Detector(nn.Module):
+    """Images to detections, or, in training and with targets, to losses.
+
+    backbone     (B, 3, H, W) -> maps, fine to coarse; has timm's `feature_info`
+    neck         maps -> maps of one width, and coarser ones
+    heads        `ImageList`, maps, targets -> losses, or detections; a `TwoStage` counts labels from 1
+    num_classes  without a background
+    layout       of mmdet's files
+    """
+
+    def __init__(self, backbone: nn.Module, neck: FPN, heads: nn.Module, num_classes: int, layout: Layout) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.heads = heads
+        self.num_classes = num_classes
+        self.layout = layout
+        self.levels = len(neck.laterals)
+        self.first_label = 1 if isinstance(heads, TwoStage) else 0
+        self.divisor = backbone.feature_info.reduction()[-1]
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """How files name a whole detector with this backbone: mmdet's names around each of its layouts, then ours."""
+        model = getattr(self.backbone, "model", None)
+        if not isinstance(model, Backbone):
+            return detector_layouts(self.layout, [], None, "backbone.")
+        *released, _ = layouts_of(type(model))
+        unread = {i for i, norm in enumerate(model.feature_norms) if isinstance(norm, nn.Identity)}
+        return detector_layouts(self.layout, released, OURS, "backbone.model.", unread)
+
+    @property
+    def has_masks(self) -> bool:
+        return any(name.endswith("mask_head") for name, _ in self.heads.named_modules())
+
+    def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
+        """Losses by name, whose sum is what to minimise, in training; detections, one dict an image, in evaluation.
+
+        images   (3, h, w) each, normalised; they are filled with zeros at the bottom and right to one size
+        targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, labels (N) from 0, and where the head makes
+                 masks, masks (N, h, w); N may be 0
+        A detection has boxes, labels and scores, and masks (N, 1, h, w) of probabilities, pasted into the image.
+
+        Raises ValueError for targets that are missing, not of this form, or given in evaluation.
+        """
+        if self.training != (targets is not None):
+            state, given = ("train", "no") if self.training else ("eval", "")
+            raise ValueError(
+                f"the detector is in {state} mode and got {given} targets".replace("  ", " ")
+                + "; it gives losses in train mode with targets, and detections in eval mode without"
+            )
+        if targets is not None:
+            targets = self._checked(images, targets)
+        batch = self._batch(images)
+        features = self.neck(maps(self.backbone, batch.tensors, self.levels))
+        out = self.heads(batch, features, targets)
+        return out if targets is not None else self._finish(out, batch.image_sizes)
+
+    def _batch(self, images: list[Tensor]) -> ImageList:
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        return ImageList(torch.stack(padded), sizes)
+
+    def _checked(self, images: list[Tensor], targets: Targets) -> Targets:
+        if len(images) != len(targets):
+            raise ValueError(f"{len(images)} images and {len(targets)} targets; expected one for each")
+        out = []
+        for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+            if said := self._complaint(image, target):
+                raise ValueError(f"target {i}: {said}")
+            out.append({**target, "labels": target["labels"] + self.first_label})
+        return out
+
+    def _complaint(self, image: Tensor, target: dict[str, Tensor]) -> str:
+        """What is wrong with a target, if anything."""
+        need = ("boxes", "labels", *["masks"] * self.has_masks)
+        if missing := [key for key in need if key not in target]:
+            return f"it has no {', '.join(missing)}"
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
+            return f"boxes are {tuple(boxes.shape)} for {len(labels)} labels; expected (N, 4) for N"
+        if len(boxes) and not (boxes[:, 2:] > boxes[:, :2]).all():
+            return "a box has no width or no height; expected x1 < x2 and y1 < y2"
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            return f"labels are {int(labels.min())} to {int(labels.max())}; expected 0 to {self.num_classes - 1}"
+        if self.has_masks and tuple(target["masks"].shape) != (len(boxes), *image.shape[1:]):
+            return f"masks are {tuple(target['masks'].shape)}; expected {(len(boxes), *image.shape[1:])}"
+        return ""
+
+    def _finish(self, detections: list[dict[str, Tensor]], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        for found, size in zip(detections, sizes, strict=True):
+            found["labels"] = found["labels"] - self.first_label
+            if "masks" in found:
+                found["masks"] = paste(found["masks"], found["boxes"], size)
+        return detections

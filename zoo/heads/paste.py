@@ -1,0 +1,34 @@
+"""Masks of regions, put where they belong in the image."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, 1, m, m) probabilities inside (N, 4) boxes to (N, 1, height, width), 0 outside.
+
+    Each is read, bilinearly, at the centres of the image's pixels; torchvision rounds the boxes first.
+    """
+    out = masks.new_zeros(len(masks), 1, *size)
+    for i, (mask, box) in enumerate(zip(masks, boxes.tolist(), strict=True)):
+        (left, right), (top, bottom) = _span(box[0], box[2], size[1]), _span(box[1], box[3], size[0])
+        x = _places(left, right, box[0], box[2], mask)
+        y = _places(top, bottom, box[1], box[3], mask)
+        grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2)
+        out[i, :, top:bottom, left:right] = F.grid_sample(mask[None], grid[None], align_corners=False)[0]
+    return out
+
+
+def _span(start: float, end: float, side: int) -> tuple[int, int]:
+    """The pixels that a box touches along a side."""
+    return max(math.floor(start), 0), min(math.ceil(end), side)
+
+
+def _places(first: int, last: int, start: float, end: float, like: Tensor) -> Tensor:
+    """Centres of the pixels `first` to `last` in coordinates in which the box goes from -1 to 1."""
+    centres = torch.arange(first, last, dtype=like.dtype, device=like.device) + 0.5
+    return (centres - start) / (end - start) * 2 - 1

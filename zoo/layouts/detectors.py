@@ -1,0 +1,105 @@
+"""Detectors in mmdetection's names: `backbone.` in a layout of the backbone's class, `neck.` and the heads.
+
+Background is the last class there and the first in torchvision's heads, which have rows for its box and its mask too:
+these rows are zeros.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..convert import Change, Constant, Layout
+from .segmenters import NECK, around
+
+
+def _zeros_first(rows: int) -> Change:
+    return Change(lambda x: torch.cat([x.new_zeros(rows, *x.shape[1:]), x]), lambda x: x[rows:])
+
+
+def _last_first(x: Tensor) -> Tensor:
+    return x.roll(1, 0)
+
+
+BACKGROUND = Change(_last_first, lambda x: x.roll(-1, 0))
+RPN = {"rpn_conv": "conv.0.0", "rpn_cls": "cls_logits", "rpn_reg": "bbox_pred"}
+
+
+def _roi_rules(theirs: str, ours: str, box: dict[str, str]) -> dict[str, str]:
+    """Rules of the heads on regions; `theirs` and `ours` hold what numbers a stage of a cascade, or nothing."""
+    heads = f"heads.roi_heads{ours}"
+    return {
+        **{f"roi_head.bbox_head{theirs}.{key}": f"{heads}.{value}" for key, value in box.items()},
+        f"roi_head.bbox_head{theirs}.fc_cls": f"{heads}.box_predictor.cls_score",
+        f"roi_head.bbox_head{theirs}.fc_reg": f"{heads}.box_predictor.bbox_pred",
+        f"roi_head.mask_head{theirs}.convs.{{j}}.conv": f"{heads}.mask_head.{{j}}.0",
+        f"roi_head.mask_head{theirs}.upsample": f"{heads}.mask_predictor.conv5_mask",
+        f"roi_head.mask_head{theirs}.conv_logits": f"{heads}.mask_predictor.mask_fcn_logits",
+    }
+
+
+def _roi_changes(ours: str) -> dict[str, Change]:
+    heads = f"heads.roi_heads{ours}"
+    return {
+        f"{heads}.box_predictor.cls_score": BACKGROUND,
+        f"{heads}.box_predictor.bbox_pred": _zeros_first(4),
+        f"{heads}.mask_predictor.mask_fcn_logits": _zeros_first(1),
+    }
+
+
+def _two_stage(theirs: str, ours: str, box: dict[str, str]) -> Layout:
+    rpn = {f"rpn_head.{key}": f"heads.rpn.head.{value}" for key, value in RPN.items()}
+    return Layout("mmdet", {**NECK, **rpn, **_roi_rules(theirs, ours, box)}, changes=_roi_changes(ours))
+
+
+RCNN = _two_stage("", "", {"shared_fcs.0": "box_head.fc6", "shared_fcs.1": "box_head.fc7"})
+CASCADE = _two_stage(
+    ".{i}",
+    ".{i}",
+    {
+        "shared_convs.{j}.conv": "box_head.{j}.0",
+        "shared_convs.{j}.bn": "box_head.{j}.1",
+        "shared_fcs.0": "box_head.5",
+    },
+)
+RETINANET = Layout(
+    "mmdet",
+    rules={
+        **NECK,
+        "bbox_head.cls_convs.{i}.conv": "heads.head.classification_head.conv.{i}.0",
+        "bbox_head.reg_convs.{i}.conv": "heads.head.regression_head.conv.{i}.0",
+        "bbox_head.retina_cls": "heads.head.classification_head.cls_logits",
+        "bbox_head.retina_reg": "heads.head.regression_head.bbox_reg",
+    },
+)
+NO_RELEASE = Layout("mmdet", rules={})
+OUR_HEADS = Layout("zoo", rules={part: part for part in ("neck", "heads")})
+
+
+def detector_layouts(
+    heads: Layout, released: Iterable[Layout], own: Layout | None, prefix: str, unread: Collection[int] = ()
+) -> tuple[Layout, ...]:
+    """The layouts of a detector: mmdet's around each layout `released` for its backbone, and ours around its `own`.
+
+    heads   mmdet's neck and heads
+    prefix  what stands before the backbone's names in the model. A backbone that has no layouts, one of timm's, is
+            named in files as in the model
+    unread  the levels that the detector does not read; files have norms of them, which are left aside
+    """
+    if own is None:
+        same = {prefix.rstrip("."): prefix.rstrip(".")}
+        return replace(heads, rules=same | heads.rules), Layout("zoo", rules=same | OUR_HEADS.rules)
+    read = (_without_norms(layout, unread) for layout in released)
+    theirs = [around(layout, f"mmdet-{layout.name}", "backbone.", prefix, heads) for layout in read]
+    return *theirs, around(own, own.name, prefix, prefix, OUR_HEADS)
+
+
+def _without_norms(layout: Layout, levels: Collection[int]) -> Layout:
+    norms = [theirs for theirs, ours in layout.rules.items() if ours == "feature_norms.{i}"]
+    drop = {norm.replace("{i}", str(level)): Constant(norm, _unknown) for norm in norms for level in levels}
+    return replace(layout, drop={**layout.drop, **drop})
+
+
+def _unknown(beside: Tensor) -> Tensor:
+    raise ValueError("the model has no norm of a level that it does not read")
