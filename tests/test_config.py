@@ -68,7 +68,7 @@ def test_a_task_brings_its_data_and_its_quick_recipe():
         quick = checks.flat(OmegaConf.load(CONF / "recipe" / "by_task" / f"quick_{task}.yaml"))
         assert cfg.data.name == "scenes" and len(quick) >= 5
         assert {key: checks.flat(cfg)[key] for key in quick} == quick
-        assert compose([f"task={task}"], name="eval").data.name == "scenes"
+        assert compose([f"task={task}", "model=maxvit_t"], name="eval").data.name == "scenes"
     cfg = compose(["data=ade20k", "task=segment", "data.batch_size=4", "task.head=fcn"])
     assert (cfg.data.name, cfg.data.batch_size, cfg.task.head) == ("ade20k", 4, "fcn")
     assert compose([]).data.name == "digits" and "head" not in compose([]).task

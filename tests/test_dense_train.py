@@ -9,6 +9,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import eval as evaluation
@@ -21,6 +22,7 @@ from recipes.config import ConfigError
 from recipes.data import DataError
 from recipes.run import find_checkpoint
 from recipes.settings import RunError
+from recipes.tasks import segment
 from test_families_train import FAMILIES, smallest
 
 TINY = [
@@ -42,9 +44,9 @@ def evaluate_here(*overrides: str) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def heads():
+def detector():
     with pytest.MonkeyPatch.context() as patch:
-        standin.patch(patch)
+        patch.setattr("zoo.heads.detector", standin.detector, raising=False)
         yield
 
 
@@ -127,6 +129,24 @@ def test_two_processes_measure_what_one_does(run, tmp_path):
     assert one.get("loss", 0) == pytest.approx(two.get("loss", 0), rel=1e-5)
 
 
+def test_ways_to_look_at_an_image():
+    """A window as large as the image, and one scale, are the whole image; other ways are other numbers."""
+    cfg = config.compose([*TASKS["segment"], *TINY])
+    task, images = segment.Task(cfg), [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))] * 2
+    model = task.build_model(task.build_data()).eval()
+    found = {}
+    for name, changes in (("whole", {}), ("one", {"inference": "slide"}), ("slide", {"inference": "slide"}),
+                          ("flip", {"flip": True}), ("scales", {"scales": [0.5, 1.0]})):  # fmt: skip
+        task.cfg = OmegaConf.merge(cfg, {"task": changes, "data": {"img_size": 40 if name == "slide" else 64}})
+        with torch.no_grad():
+            logits = task.predict(model, images)
+        assert len(logits) == 2 and logits[0].shape == (11, 64, 64)
+        found[name] = logits[0].softmax(0)
+    assert torch.allclose(found["whole"], found["one"], atol=1e-6)
+    for name in ("slide", "flip", "scales"):
+        assert not torch.allclose(found["whole"], found[name], atol=1e-4), name
+
+
 def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):
     for name, size in (("a", (90, 50)), ("b c", (33, 70))):
         Image.new("RGB", size, "teal").save(tmp_path / f"{name}.png")
@@ -143,7 +163,7 @@ def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "override", "said"),
     [
-        ("segment", "task.head=upper", "unknown head 'upper'"),
+        ("segment", "task.head=upper", "head is 'upper'; it must be one of upernet, semantic_fpn, fcn"),
         ("segment", "data=digits", "data=digits has one label an image"),
         ("segment", "data.train_count=3", "fewer than one batch of 4"),
         ("detect", "data=ade20k", "data=ade20k needs data.root="),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ class Task(task.Task):
         run = inference.whole
         if cfg.inference == "slide":
             crop = preprocessing(self.cfg).size
-            stride = cfg.stride or [max(1, side * 2 // 3) for side in crop]
-            run = lambda model, images: inference.slide(model, images, crop, tuple(stride))  # noqa: E731
+            stride = tuple(cfg.stride or (max(1, side * 2 // 3) for side in crop))
+            run = partial(inference.slide, crop=crop, stride=stride)
         if list(cfg.scales) == [1.0] and not cfg.flip:
             return run(model, images)
-        return inference.augmented(model, images, list(cfg.scales), cfg.flip, run)
+        shares = inference.augmented(model, images, list(cfg.scales), cfg.flip, infer=run)
+        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()  # as logits, for the loss
 
     def metrics(self, data: Data) -> Segmentation:
         return Segmentation(data.class_names, data.left_out)
