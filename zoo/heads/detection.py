@@ -7,6 +7,7 @@ differs in what torchvision does differently: smooth L1 in place of L1 for boxes
 RetinaNet's loss is averaged over the objects of each image, not of the batch.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def detector(
     num_classes  without a background
     head         "mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet" or "fcos"
     channels     of the pyramid
-    anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; FCOS has none
+    anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; not FCOS
     head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN)
     Raises ValueError for an unknown head, anchors for FCOS, or a backbone whose maps do not halve from one to the next.
     """
@@ -64,7 +65,7 @@ def detector(
     dims, strides = (
         values[-levels:] for values in (features.feature_info.channels(), features.feature_info.reduction())
     )
-    if any(2 * fine != coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
+    if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
         raise ValueError(
             f"the features are at strides {list(strides)}; a detector needs each to be twice the one before"
         )
