@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import eval as evaluation
-import standin
 from children import flags_restored, lines, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config
@@ -41,13 +40,6 @@ TASKS = {
 def evaluate_here(*overrides: str) -> None:
     with flags_restored():
         evaluation.main.__wrapped__(config.compose(overrides, "eval"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def detector():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.heads.detector", standin.detector, raising=False)
-        yield
 
 
 @pytest.fixture(scope="module", params=["segment", "detect", pytest.param("masks", marks=pytest.mark.slow)])
