@@ -48,25 +48,38 @@ def released(folder, stem, name=None):
 
 def alone(stem, path, images):
     """The likeliest class of each image and its probability, by timm alone: its transform, its loading of the file."""
+    built = BUILT_WITH.get(stem, {})
     model = timm.create_model(
-        RECORDS[stem], pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **BUILT_WITH.get(stem, {})
+        RECORDS[stem], pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **built
     ).eval()
     named = json.loads((path.parent / "o" / "eval.json").read_text())["model"]
-    transform = create_transform(**resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(named).to_dict()))
+    cfg = timm.get_pretrained_cfg(named).to_dict()
+    if "img_size" in built:
+        cfg["input_size"] = (3, *size_of(built["img_size"]))
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in sorted(images.rglob("*.png"))])
     with torch.no_grad():
         shares = model(pixels).softmax(-1)
     return shares.max(-1)
 
 
-@pytest.mark.parametrize(
-    "stem", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in CLASSIFIERS if s not in BUILT_WITH]
-)
+def size_of(size):
+    return (size, size) if isinstance(size, int) else size
+
+
+def overrides_of(built):
+    """How eval.py is told what a record was built with."""
+    own = {"img_size" if key == "img_size" else f"model.{key}": value for key, value in built.items()}
+    return [f"{key}={list(size_of(value))}" if key == "img_size" else f"{key}={value}" for key, value in own.items()]
+
+
+@pytest.mark.parametrize("stem", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in CLASSIFIERS])
 def test_every_record(tmp_path, stem, images):
     path = released(tmp_path, stem)
     given = f"model={RECORDS[stem]}"  # some are alike but for what has no weights
     evaluate_here(
-        f"checkpoint={path}", given, "data=imagenet", f"data.root={images}", f"out={tmp_path / 'o'}", "predictions=true"
+        *(f"checkpoint={path}", given, "data=imagenet", f"data.root={images}"),
+        *(f"out={tmp_path / 'o'}", "predictions=true", *overrides_of(BUILT_WITH.get(stem, {}))),
     )
     with open(tmp_path / "o" / "eval-images.csv") as file:
         rows = list(csv.DictReader(file))

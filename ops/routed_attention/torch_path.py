@@ -42,8 +42,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> Tensor:
     """Of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; of its shape."""
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
-    if q.is_cpu and keys.shape[2] <= FEW:
-        return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if q.is_cpu and keys.shape[2] <= FEW:
+            return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
     return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
 
 
