@@ -76,7 +76,7 @@ def complete(line: str, script: str = "train.py", *flags: str) -> subprocess.Com
         ("model=davit_", {"model=davit_t", "model=davit_l_384"}),
         ("model=davit_t model.dep", {"model.depths."}),
         ("optim.l", {"optim.lr=", "optim.layer_decay="}),
-        ("rec", {"recipe="}),
+        ("rec", {"recipe"}),
         ("recipe=", {"recipe=quick", "recipe=paper"}),
     ],
 )
