@@ -74,9 +74,10 @@ def of_run(cfg: DictConfig, run: Path) -> None:
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     """Measure one set of weights, or several; of several, those that cannot be measured do not stop the others."""
     found, failed = [], []
-    for source in sources:
+    stems = ["eval"] if len(sources) == 1 else subjects.stems(sources)
+    for source, stem in zip(sources, stems, strict=True):
         try:
-            found.append(of_one(cfg, source, "eval" if len(sources) == 1 else None))
+            found.append(of_one(cfg, source, stem))
         except (CheckpointError, config.ConfigError) as error:
             if len(sources) == 1:
                 raise
@@ -88,14 +89,13 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
         raise RunError(f"{len(failed)} of {len(sources)} could not be measured, see above: {', '.join(failed)}")
 
 
-def of_one(cfg: DictConfig, source: str | None, stem: str | None) -> Measurement:
-    """Measure what one of the `sources` names and write what was found, by default under its own name."""
+def of_one(cfg: DictConfig, source: str | None, stem: str) -> Measurement:
+    """Measure what one of the `sources` names and write what was found as <stem>.json and the like."""
     subject = subjects.find(cfg, source)
     weights = source or ("released" if subject.cfg.model.pretrained else "random")
     about = {"name": subject.name, "model": subject.cfg.model.name, "weights": weights}
     found = measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
-    name = stem or subject.name.replace("/", "-").replace(":", "-")
-    distributed.first(lambda: found.write(Path(cfg.out or "."), name))
+    distributed.first(lambda: found.write(Path(cfg.out or "."), stem))
     found.show()
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import math
 import os
@@ -100,7 +101,9 @@ class Measurement:
         for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
             if rows:
                 write_csv(folder / f"{stem}-{what}.csv", rows)
-        written = [path.name for path in sorted(folder.glob(f"{stem}[.-]*")) if not path.name.startswith(".")]
+        written = [
+            path.name for path in sorted(folder.glob(f"{glob.escape(stem)}[.-]*")) if not path.name.startswith(".")
+        ]
         say(f"written to {folder}: {', '.join(written)}")
 
 

@@ -6,6 +6,7 @@ The model is found from the weights where none is named, and the release that th
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,16 @@ def sources(cfg: DictConfig) -> list[str | None]:
     if given is None:
         return [None]
     given = [given] if isinstance(given, str) else given
-    return [source for text in given for source in (_files(Path(text)) if Path(text).is_dir() else [text])]
+    written_out = (_files(Path(text)) if Path(text).is_dir() else [text] for text in given)
+    return list(dict.fromkeys(source for part in written_out for source in part))
+
+
+def stems(sources: list[str]) -> list[str]:
+    """What the files about each of several sources are called: as its own file, or as its path where two are alike."""
+    names = [Path(source).name if Path(source).is_file() else source for source in sources]
+    alike = {name for name in names if names.count(name) > 1}
+    chosen = (source if name in alike else name for source, name in zip(sources, names, strict=True))
+    return [re.sub(r"[/\\:]", "-", text.lstrip("./")) for text in chosen]
 
 
 def _files(folder: Path) -> list[str]:

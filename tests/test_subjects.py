@@ -151,6 +151,17 @@ def test_three_processes_answer_as_one(tmp_path, small, images):
         assert (tmp_path / "many" / file).read_text() == (tmp_path / "alone" / file).read_text()
 
 
+def test_files_of_one_name_are_kept_apart(tmp_path, small, images):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(small / "one.pth", tmp_path / folder / "model.pth")
+    both = ",".join(str(tmp_path / folder / "model.pth") for folder in ("first", "second"))
+    evaluate_here(f"checkpoint=[{both},{both}]", "data=imagenet", f"data.root={images}", f"out={tmp_path / 'out'}")
+    kept = [path.name for path in (tmp_path / "out").glob("*model.pth.json")]
+    assert len(json.loads((tmp_path / "out" / "eval.json").read_text())) == len(kept) == 2
+    assert {name.split("-")[-2] for name in kept} == {"first", "second"}
+
+
 def find(source, *overrides):
     cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
     return subjects.find(cfg, *subjects.sources(cfg))
