@@ -93,7 +93,7 @@ def of_one(cfg: DictConfig, source: str | None, stem: str) -> Measurement:
     """Measure what one of the `sources` names and write what was found as <stem>.json and the like."""
     subject = subjects.find(cfg, source)
     weights = source or ("released" if subject.cfg.model.pretrained else "random")
-    about = {"name": subject.name, "model": subject.cfg.model.name, "weights": weights}
+    about = {"name": subject.name if stem == "eval" else stem, "model": subject.cfg.model.name, "weights": weights}
     found = measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
     distributed.first(lambda: found.write(Path(cfg.out or "."), stem))
     found.show()
