@@ -1,4 +1,4 @@
-"""How the authors of each family trained: one table a family, resolved by `recipe=paper`.
+"""How the authors of each family trained: a folder a task, a table a family, resolved by `recipe=paper`.
 
 A table maps a phase to `source`, `published` values, `chosen` values (no source has them) and `models`, each with what
 is its own. Keys are those of the configuration. A new family adds a table, no code.
@@ -14,42 +14,43 @@ from recipes.config.errors import ConfigError, near
 
 
 @cache
-def tables() -> dict[str, dict[str, Any]]:
-    """Phase by phase: {"maxvit/imagenet1k": {"source": ..., "published": ..., "chosen": ..., "models": ...}}."""
+def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
+    """A task's phases: {"maxvit/imagenet1k": {"source": ..., "published": ..., "chosen": ..., "models": ...}}."""
     found = {}
-    for file in sorted(files(__package__).iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".yaml"):
-            phases = OmegaConf.to_container(OmegaConf.create(file.read_text()))
-            phases.pop("_shared", None)
-            found |= {f"{file.name.removesuffix('.yaml')}/{phase}": table for phase, table in phases.items()}
+    for file in sorted((files(__package__) / task).iterdir(), key=lambda file: file.name):
+        phases = OmegaConf.to_container(OmegaConf.create(file.read_text()))
+        phases.pop("_shared", None)
+        found |= {f"{file.name.removesuffix('.yaml')}/{phase}": table for phase, table in phases.items()}
     return found
 
 
-def phases(model: str) -> list[str]:
-    """The phases that are published for a model, the one that `recipe=paper` takes first."""
+def phases(model: str, task: str = "classify") -> list[str]:
+    """The phases that are published for a model and a task, the one that `recipe=paper` takes first."""
     model = model.split(".")[0]
-    return [phase for phase, table in tables().items() if model in table["models"]]
+    return [phase for phase, table in tables(task).items() if model in table["models"]]
 
 
-def values(model: str, phase: str | None = None) -> dict[str, Any]:
+def values(model: str, phase: str | None = None, task: str = "classify") -> dict[str, Any]:
     """Every value of a model's published recipe, by configuration key.
 
     Raises ConfigError if nothing is published for the model, or not that phase.
     """
     model = model.split(".")[0]
-    known = phases(model)
+    known = phases(model, task)
     if not known:
-        models = sorted({name for table in tables().values() for name in table["models"]})
-        raise ConfigError(f"recipe=paper has no published recipe for {model}: expected one of {', '.join(models)}")
+        models = sorted({name for table in tables(task).values() for name in table["models"]})
+        raise ConfigError(
+            f"recipe=paper has no published recipe for {model}, task={task}: expected one of {', '.join(models)}"
+        )
     chosen = next((key for key in known if phase in (None, key, key.split("/")[1])), None)
     if chosen is None:
         there = ", ".join(known)
         raise ConfigError(f"paper.phase={phase} is not published for {model}{near(phase, known)}: expected {there}")
-    table = tables()[chosen]
+    table = tables(task)[chosen]
     return table["published"] | table["chosen"] | table["models"][model]
 
 
 def resolve(key: str, *, _root_: Any) -> Any:
     """The resolver behind ${paper:<key>}."""
-    value = values(_root_.model.name, _root_.paper.phase)[key]
+    value = values(_root_.model.name, _root_.paper.phase, _root_.task.name)[key]
     return OmegaConf.create(value) if isinstance(value, list) else value
