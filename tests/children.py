@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train"])
 SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
+PATIENCE = 800  # seconds until what does not end has hung, on a machine that has much else to do
 
 
 def start(script: str, *overrides: str, cwd: Path) -> subprocess.Popen:
@@ -47,7 +48,7 @@ class Forked(FORKS.Process):
 
     def output(self) -> str:
         """Wait for the end and give back what it said; `exitcode` is set."""
-        self.join(300)
+        self.join(PATIENCE)
         return self.said.read_text()
 
 
@@ -63,16 +64,16 @@ def _train(cwd: Path, said: Path, overrides: tuple[str, ...]) -> None:
 
 def until(child: Forked, happened: Callable[[], bool]) -> None:
     """Look, often, until something has happened; the child must still be running then."""
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + PATIENCE
     while not happened():
         assert child.is_alive(), f"ended too early:\n{child.output()}"
-        assert time.monotonic() < limit, "waited for five minutes"
+        assert time.monotonic() < limit, f"waited for {PATIENCE} s"
         time.sleep(0.001)
 
 
 def finish(child: subprocess.Popen) -> str:
     """Wait for the end and give back what it said; `child.returncode` is set."""
-    output, _ = child.communicate(timeout=300)
+    output, _ = child.communicate(timeout=PATIENCE)
     return output
 
 
@@ -95,10 +96,10 @@ def fail(script: str, *overrides: str, cwd: Path) -> str:
 
 def wait_for(child: subprocess.Popen, happened: Callable[[], bool]) -> None:
     """Look, often, until something has happened; the child must still be running then."""
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + PATIENCE
     while not happened():
         assert child.poll() is None, f"ended too early:\n{finish(child)}"
-        assert time.monotonic() < limit, "waited for five minutes"
+        assert time.monotonic() < limit, f"waited for {PATIENCE} s"
         time.sleep(0.001)
 
 

@@ -17,6 +17,7 @@ from .contest import Contest, Peer, Tensors
 MODES = ("forward", "forward+backward")
 # how far results may be apart, relative to their norm: rounding of sums over a map, not of one product
 APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TURN = 0.01  # seconds
 CACHE = 2**28  # bytes that drive everything else out of a GPU's cache
 
 
@@ -166,15 +167,24 @@ def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[
 
 
 def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
+    """A turn of each repeats what is shorter than TURN, and every second round goes backwards: none always runs
+    after the same other, which may have brought their common inputs into the cache."""
+    counts = {name: max(1, round(TURN / seconds(run))) for name, run in runs.items()}
     turns = []
-    for _ in range(repeats):
-        turns.append({})
-        for name, run in runs.items():
-            start = time.perf_counter()
-            kept = run()
-            turns[-1][name] = 1000 * (time.perf_counter() - start)
-            del kept
+    for turn in range(repeats):
+        order = list(runs)[:: -1 if turn % 2 else 1]
+        turns.append({name: 1000 * seconds(runs[name], counts[name]) for name in order})
     return turns
+
+
+def seconds(run: Callable, count: int = 1) -> float:
+    """Of one of `count` runs."""
+    start = time.perf_counter()
+    for _ in range(count):
+        kept = run()
+    taken = time.perf_counter() - start
+    del kept
+    return taken / count
 
 
 def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:

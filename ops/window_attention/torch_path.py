@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..dispatch import on_threads
 
-CACHED = 2**22  # bytes of the maps, queries to result, of the images that are attended at once without gradients
+CACHED = 2**22  # bytes of a thread's cache for the images that are attended at once without gradients
 
 
 def attend(
@@ -31,15 +31,24 @@ def attend(
     Hx, Wx = H + -H % wh, W + -W % ww
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
         if eager(k) and not learning(q, k, v, bias):
-            out = k.new_empty(B, Hx, Wx, heads, D)
-            placed, step = tiles(out, wh, ww, grid), max(CACHED // (4 * k[0].numel() * k.element_size()), 1)
-            for i in range(0, B, step):
-                few = (t[i : i + step] for t in (q, k, v))
-                placed[i : i + step] = attend_tiles(*few, bias, window, grid, scale, outside)
-            return out[:, :H, :W]
+            step = at_once(k)
+            if step < B:
+                out = k.new_empty(B, Hx, Wx, heads, D)
+                placed = tiles(out, wh, ww, grid)
+                for i in range(0, B, step):
+                    few = (t[i : i + step] for t in (q, k, v))
+                    placed[i : i + step] = attend_tiles(*few, bias, window, grid, scale, outside)
+                return out[:, :H, :W]
     out = attend_tiles(q, k, v, bias, window, grid, scale, outside)
     out = out.permute(0, 3, 1, 4, 2, 5, 6) if grid else out.transpose(2, 3)
     return out.reshape(B, Hx, Wx, heads, D)[:, :H, :W]
+
+
+def at_once(k: Tensor) -> int:
+    """The maps of how many images, queries to result, the caches of all threads hold; shares as even as can be."""
+    B = max(k.shape[0], 1)
+    shares = -(-4 * k.numel() * k.element_size() // (CACHED * torch.get_num_threads()))
+    return -(-B // min(max(shares, 1), B))
 
 
 def eager(x: Tensor) -> bool:
