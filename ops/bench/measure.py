@@ -167,13 +167,13 @@ def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[
 
 
 def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
-    """A turn of each repeats what is shorter than TURN, and every second round goes backwards: none always runs
-    after the same other, which may have brought their common inputs into the cache."""
-    counts = {name: max(1, round(TURN / seconds(run))) for name, run in runs.items()}
+    """A turn repeats each as often as the fastest fits into TURN, and every second round goes backwards: none always
+    runs after the same other, which may have brought their common inputs into the cache."""
+    count = max(1, round(TURN / min(seconds(run) for run in runs.values())))
     turns = []
     for turn in range(repeats):
         order = list(runs)[:: -1 if turn % 2 else 1]
-        turns.append({name: 1000 * seconds(runs[name], counts[name]) for name in order})
+        turns.append({name: 1000 * seconds(runs[name], count) for name in order})
     return turns
 
 
