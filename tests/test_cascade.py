@@ -52,7 +52,7 @@ def test_scores_and_masks_are_means_over_the_stages():
 
 
 def test_each_stage_moves_the_regions_of_the_one_before():
-    """By the deltas of the likeliest class, in tenths, twentieths and thirtieths of the side; the last by each class's."""
+    """By the deltas of the likeliest class, in tenths, twentieths, thirtieths of the side; the last by each class's."""
     right, left = [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]  # the likeliest is 1, or 2
     deltas = [0.0] * 4 + [1.0, 0.0, 0.0, 0.0] + [-1.0, 0.0, 0.0, 0.0]
     found = told([(likely, deltas, [0.0] * 3) for likely in (left, right, right)])

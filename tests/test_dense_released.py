@@ -93,7 +93,7 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
         assert cfg.model.dilations == "segmentation" and cfg.task.channels == 32 and cfg.task.auxiliary
         with pytest.raises(ConfigError, match="holds upernet for 150 classes: expected task=segment"):
             find(unnamed, "task=detect")
-        with pytest.raises(ConfigError, match="nothing to measure. Give the data that it was trained for"):
+        with pytest.raises(ConfigError, match=r"nothing to measure. Give the data that it was trained for"):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)

@@ -180,7 +180,7 @@ def test_what_stops_no_other_image_and_what_stops_all(run, tmp_path, capsys):
     with pytest.raises(DataError, match=r"cannot read the image .*broken.png"):
         evaluate_here(f"run={run}", f"predict={tmp_path / 'broken.png'}")
     for given in (f"predict={tmp_path / 'z.png'}", "data.val_count=1"):
-        with pytest.raises(RunError, match="broken.png.*: give out=|could not write.*broken.png"):
+        with pytest.raises(RunError, match=r"broken.png.*: give out=|could not write.*broken.png"):
             evaluate_here(f"run={run}", given, f"out={tmp_path / 'broken.png'}")
 
 

@@ -44,7 +44,7 @@ def test_folders_that_cannot_be_written(tmp_path):
     assert not (tmp_path / "to").exists()
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "within"):
-        with pytest.raises(RunError, match="cannot be written to .*file.*: give out="):
+        with pytest.raises(RunError, match=r"cannot be written to .*file.*: give out="):
             predict.check_writable(folder)
         with pytest.raises(RunError, match=r"could not write .*a-found\.png: .*give out="):
             predict.write(Image.new("RGB", (3, 3)), folder / "a-found.png")

@@ -99,10 +99,10 @@ class Task(task.Task):
             labels.flatten().bincount(minlength=data.num_classes) / labels.numel(),
             Table("class", "pixels", title=name),
         )
-        tints = colours(data.num_classes)
+        tints = [f"rgb({red},{green},{blue})" for red, green, blue in colours(data.num_classes)]
         for index in shares.argsort(descending=True).tolist():
             if shares[index]:
-                tint = None if index in data.left_out else "rgb({},{},{})".format(*tints[index])
+                tint = None if index in data.left_out else tints[index]
                 table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %", style=tint)
         return table, with_labels(image, labels, data.num_classes, bare=data.left_out)
 

@@ -60,8 +60,8 @@ def _stage(channels: int, classes: int, strides: list[int], iou: float, weights:
 class CascadeRoIHeads(nn.ModuleList):
     """Stages of torchvision's `RoIHeads`, called like one of them.
 
-    As in mmdet's code, which answered for no record: scores are those of the stages' mean logits, masks the mean of their
-    probabilities, boxes the last stage's.
+    As in mmdet's code, with whose answers it was never compared: scores are those of the stages' mean logits, masks the
+    mean of their probabilities, boxes the last stage's.
     """
 
     def forward(
