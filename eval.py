@@ -3,6 +3,7 @@
 python eval.py run=runs/<name>                               # the number that training printed
 python eval.py checkpoint=gcvit_1k_tiny.pth.tar data=imagenet data.root=imagenet    # the model is found from the file
 python eval.py checkpoint=[a.pth,b.pth] data=imagenet data.root=imagenet            # one table; or a folder of files
+python eval.py checkpoint=nat_mini_upernet.pth task=segment data=ade20k data.root=ADEChallengeData2016
 python eval.py run=runs/<name> predict=cat.jpg
 torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image once
 """
@@ -13,7 +14,6 @@ from recipes import shell
 
 shell.answer("eval")  # completion of the command line must not wait for the imports below
 
-import glob
 import json
 import time
 from pathlib import Path
@@ -25,14 +25,14 @@ from omegaconf import DictConfig, open_dict
 from rich.progress import track
 from torch import nn
 
-from recipes import config, distributed, hardware, measured, subjects
+from recipes import config, distributed, hardware, measured, predict, subjects
 from recipes.checkpoint import Checkpoint
+from recipes.data import DataError
 from recipes.data.build import decoding, preprocessing
 from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
 from recipes.measured import Answers, Measurement
-from recipes.pictures import save_picture
 from recipes.provenance import versions
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
@@ -59,20 +59,24 @@ def main(cfg: DictConfig) -> None:
 
 def of_run(cfg: DictConfig, run: Path) -> None:
     """Measure the model that a run kept, or ask it what is in an image."""
-    checkpoint, own = find_checkpoint(run), config_to_evaluate(run, config.overrides())
+    own = config_to_evaluate(run, config.overrides())
+    checkpoint = find_checkpoint(run)
     with open_dict(own):
         own.pop("augment", None)  # what was learned from is not needed any more
     if cfg.predict is not None:
         answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, described(run))
         return
+    out = Path(cfg.out or run)
+    distributed.first(lambda: predict.check_writable(out))
     about = {"name": run.name, "model": own.model.name, "weights": str(checkpoint.path)}
     found = measure(own, about, checkpoint, answers=cfg.predictions)
-    distributed.first(lambda: found.write(Path(cfg.out or run), "eval"))
+    distributed.first(lambda: found.write(out, "eval"))
     found.show()
 
 
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     """Measure one set of weights, or several; of several, those that cannot be measured do not stop the others."""
+    distributed.first(lambda: predict.check_writable(Path(cfg.out or ".")))
     found, failed = [], []
     stems = ["eval"] if len(sources) == 1 else subjects.stems(sources)
     for source, stem in zip(sources, stems, strict=True):
@@ -119,7 +123,8 @@ def measure(
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preprocessing(cfg)).items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {"device": str(machine.device), "amp": cfg.hardware.amp, "date": time.strftime("%Y-%m-%d"), **versions()}
-    record = measured.record({**about, **where}, values, int(values.get("scored", len(data.val))), published) | how
+    count = int(values.get("scored", len(data.val)))
+    record = measured.record({**about, **where}, values, count, published, task.score) | how
     keys = [key for key in values if "/" not in key]  # without those of single classes
     return Measurement(record, keys, task, data, metrics, noted.table(data) if answers else [])
 
@@ -153,29 +158,35 @@ def described(run: Path) -> SimpleNamespace:
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
-    """Print what is in the images, and draw it in where it lies in a place; `data` is looked for if there is none."""
+    """Print what is in the images, and draw it in where it lies in a place; `data` is looked for if there is none.
+
+    Images that cannot be read do not stop the others. One process answers, however many there are.
+    """
+    paths = predict.matching(pattern)
+    if distributed.rank():
+        return
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = data or task.build_data()
     model = machine.place(load(task, data, checkpoint)).eval()
-    for path in matching(pattern):
-        image = open_rgb(path, path, decoding(cfg))
+    unread = []
+    for path, name in zip(paths, predict.names(paths), strict=True):
+        try:
+            image = open_rgb(path, path, decoding(cfg))
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            unread.append(path)
+            say(str(error), "red")
+            continue
         images, _ = machine.send(task.prepare(image), None)
         with torch.no_grad(), machine.autocast():
             predictions = task.predict(model, images)
         table, picture = task.answer(image, predictions, data, path)
         CONSOLE.print(table)
         if picture is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            save_picture(picture, out / f"{Path(path).stem}-found.png")
-            say(f"written: {out / Path(path).stem}-found.png")
-
-
-def matching(pattern: str) -> list[str]:
-    """The file of that name, or the files that a pattern with * names. Raises RunError where there is none."""
-    found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-    if not found:
-        raise RunError(f"predict={pattern} names no file")
-    return found
+            predict.write(picture, out / name)
+    if unread:
+        raise RunError(f"{len(unread)} of {len(paths)} images could not be read, see above: {', '.join(unread)}")
 
 
 def watch(batches: Any, total: int) -> Any:

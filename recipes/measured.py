@@ -114,14 +114,17 @@ def _label(data: Any, label: int) -> int | str:
     return label if data.subset is None else data.subset[label]
 
 
-def record(about: Record, values: dict[str, float], count: int, published: float | None = None) -> Record:
+def record(
+    about: Record, values: dict[str, float], count: int, published: float | None = None, score: str = "top1"
+) -> Record:
     """What is known of one evaluation: `about` it, its values, intervals of its shares and the published figure.
 
     count  images that the shares are of
+    score  the value that the published figure stands beside
     """
     shares = {key: value for key, value in values.items() if key.startswith("top")}
     bounds = {f"{key}_interval": [round(end, 4) for end in interval(share, count)] for key, share in shares.items()}
-    told = {} if published is None else {"published": published, "difference": round(values["top1"] - published, 4)}
+    told = {} if published is None else {"published": published, "difference": round(values[score] - published, 4)}
     return {**about, **values, **bounds, **told}
 
 

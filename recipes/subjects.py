@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import zoo
+from recipes import dense_subjects
 from recipes.config import ConfigError
 from recipes.config.checks import REMOTE
 from recipes.config.errors import near
@@ -40,8 +41,12 @@ class Subject:
     release: Release | None
 
     def published(self) -> float | None:
-        """The top-1 that the source published, in percent, where this is measured on the same images, cut the same."""
-        if self.release is None or self.cfg.data.name != "imagenet":
+        """What the source published, in percent, where this is measured on the same images, cut or resized the same."""
+        if self.release is None:
+            return None
+        if self.cfg.task.name != "classify":
+            return dense_subjects.published(self.cfg, self.release)
+        if self.cfg.data.name != "imagenet":
             return None
         asked, cfg = preprocessing(self.cfg), self.release.cfg()
         there = asked.size, asked.interpolation, asked.crop_pct, asked.crop_mode, asked.mean, asked.std
@@ -90,6 +95,9 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
     if source is not None and not Path(source).is_file():
         cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
     cfg.model.checkpoint = source
+    if source is not None and cfg.task.name != "classify":
+        release = dense_subjects.configure(cfg, Path(source))
+        return Subject(Path(source).name, cfg, release)
     if source is not None:
         cfg.model.name = _model_of(cfg.model.name, Path(source))
     name = cfg.model.name

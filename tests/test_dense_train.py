@@ -21,7 +21,7 @@ from recipes.config import ConfigError
 from recipes.data import DataError
 from recipes.run import find_checkpoint
 from recipes.settings import RunError
-from recipes.tasks import segment
+from recipes.tasks import detect, segment
 from test_families_train import FAMILIES, smallest
 
 TINY = [
@@ -29,11 +29,13 @@ TINY = [
     "data.batch_size=4", "data.eval_batch_size=2", "data.workers=0", "train.steps=4", "train.eval_every=0.5",
     "train.save_every=2", "train.log_every=1", "sched.warmup=0", "logger=tensorboard",
 ]  # fmt: skip
-SCORE = {"segment": "miou", "detect": "box_ap", "masks": "box_ap"}
+SCORE = {"segment": "miou", "detect": "box_ap", "masks": "box_ap", "cascade": "box_ap"}
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("masks", "cascade")]
 TASKS = {
     "segment": ["task=segment"],
     "detect": ["task=detect", "task.head=fcos"],
     "masks": ["task=detect", "task.head=mask_rcnn"],
+    "cascade": ["task=detect", "task.head=cascade_mask_rcnn", "task.channels=32"],
 }
 
 
@@ -42,7 +44,7 @@ def evaluate_here(*overrides: str) -> None:
         evaluation.main.__wrapped__(config.compose(overrides, "eval"))
 
 
-@pytest.fixture(scope="module", params=["segment", "detect", pytest.param("masks", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["segment", "detect", *SLOW])
 def run(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     train_here(folder, *TASKS[request.param], *TINY, f"name={request.param}")
@@ -121,6 +123,21 @@ def test_two_processes_measure_what_one_does(run, tmp_path):
     assert one.get("loss", 0) == pytest.approx(two.get("loss", 0), rel=1e-5)
 
 
+def test_what_is_found_does_not_depend_on_the_batch():
+    """Images of other sizes beside it would be filled up to its size, or it to theirs."""
+    task = detect.Task(config.compose([*TASKS["detect"], *TINY]))
+    model = task.build_model(task.build_data()).eval()
+    model.heads.score_thresh = 0.0
+    images = [
+        torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((64, 64), (96, 37), (64, 64))
+    ]
+    with torch.no_grad():
+        together, alone = task.predict(model, images), [task.predict(model, [image])[0] for image in images]
+    for one, other, image in zip(together, alone, images, strict=True):
+        assert one["size"] == image.shape[1:] and len(one["boxes"]) == len(other["boxes"]) > 10
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
+
+
 def test_ways_to_look_at_an_image():
     """A window as large as the image, and one scale, are the whole image; other ways are other numbers."""
     cfg = config.compose([*TASKS["segment"], *TINY])
@@ -146,10 +163,40 @@ def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "found")) == ["a-found.png", "b c-found.png"]
     said = capsys.readouterr().out
     assert "a.png" in said and ("pixels" in said if run.name == "segment" else "score" in said)
+    if run.name == "detect":  # hardly trained
+        assert "nothing scores 50 % or more" in " ".join(said.split())
     if run.name == "segment":
         assert Image.open(tmp_path / "found" / "a-found.png").size == (90, 50)
     with pytest.raises(RunError, match="names no file"):
         evaluate_here(f"run={run}", f"predict={tmp_path}/*.bmp")
+
+
+def test_what_stops_no_other_image_and_what_stops_all(run, tmp_path, capsys):
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "z.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"1 of 2 images could not be read, see above: .*broken.png"):
+        evaluate_here(f"run={run}", f"predict={tmp_path}", f"out={tmp_path / 'found'}")
+    assert os.listdir(tmp_path / "found") == ["z-found.png"] and "cannot read the image" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"cannot read the image .*broken.png"):
+        evaluate_here(f"run={run}", f"predict={tmp_path / 'broken.png'}")
+    for given in (f"predict={tmp_path / 'z.png'}", "data.val_count=1"):
+        with pytest.raises(RunError, match=r"broken.png.*: give out=|could not write.*broken.png"):
+            evaluate_here(f"run={run}", given, f"out={tmp_path / 'broken.png'}")
+
+
+def test_an_answer_needs_a_run_with_a_checkpoint(run, tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        evaluate_here(f"run={tmp_path / 'none'}", "predict=a.png")
+    shutil.copy(run / "config.yaml", tmp_path)
+    with pytest.raises(RunError, match="has no whole checkpoint yet"):
+        evaluate_here(f"run={tmp_path}", "predict=a.png")
+
+
+def test_two_processes_give_one_answer(run, tmp_path):
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "z.png")
+    given = (f"run={run}", f"predict={tmp_path / 'z.png'}", f"out={tmp_path / 'found'}")
+    assert on_ranks(2, evaluate_here, *given) == [None, None]
+    assert os.listdir(tmp_path / "found") == ["z-found.png"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from timm.models import FeatureInfo
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 
 import golden
 import zoo
@@ -134,7 +135,8 @@ def batch(objects=True):
 def test_trains_and_detects(head):
     """On timm's ResNet; an image, or all, may hold no object."""
     torch.manual_seed(0)
-    model = detector("resnet18", 5, head=head, channels=32 if head == "fcos" else 16)
+    few = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20} if "rcnn" in head else {}
+    model = detector("resnet18", 5, head=head, channels=32 if head == "fcos" else 16, head_kwargs=few)
     for objects in (False, True):
         loss = sum(model.train()(*batch(objects)).values())
         loss.backward()
@@ -148,6 +150,46 @@ def test_trains_and_detects(head):
         assert set(one["labels"].tolist()) <= set(range(5))
         if "mask" in head:
             assert one["masks"].shape == (len(one["boxes"]), 1, *image.shape[1:]) and len(one["boxes"]) > 0
+
+
+# all that a head gives, so that two precisions do not choose differently
+OPEN = {"score_thresh": 0.0, "nms_thresh": 1.0, "topk_candidates": 10000, "detections_per_img": 10000}
+REGIONS = {"rpn_nms_thresh": 1.0, "rpn_post_nms_top_n_test": 100, "rpn_post_nms_top_n_train": 50}
+
+
+@pytest.mark.parametrize("head", [pytest.param(h, marks=pytest.mark.slow if "cascade" in h else ()) for h in HEADS])
+def test_mixed_precision_keeps_places(head):
+    """bfloat16 knows every second pixel from 256 on: nine tenths of the boxes stay within a quarter of one."""
+    torch.manual_seed(0)
+    model = detector(Pools(), 1, head=head, channels=32, head_kwargs=REGIONS if "rcnn" in head else OPEN)
+    image = torch.randn(3, 64, 512)
+    target = {
+        "boxes": torch.tensor([[301.3, 5.1, 377.7, 49.9]]),
+        "labels": torch.tensor([0]),
+        "masks": torch.ones(1, *image.shape[1:], dtype=torch.uint8),
+    }
+    if "rcnn" in head:  # regions are compared, before the few that are best are chosen
+        regions = []
+        model.heads.rpn.register_forward_hook(lambda module, args, out: regions.append(out[0][0]))
+        nn.init.normal_(model.heads.rpn.head.cls_logits.weight, std=1.0)  # scores that differ by more than rounding
+        stages = [stage for stage in model.modules() if isinstance(stage, RoIHeads)]
+        for stage in stages:
+            stage.fg_bg_sampler.batch_size_per_image, stage.detections_per_img = 16, 8
+    losses, boxes = [], []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(model.train()([image], [target]))
+            with torch.no_grad():
+                found = model.eval()([image])[0]
+        boxes.append(regions[-1] if "rcnn" in head else found["boxes"])
+        assert {value.dtype for key, value in found.items() if key != "labels"} == {torch.float32}
+    near = torch.cdist(*boxes, p=math.inf).amin(1)
+    assert len(near) >= 100 and near.quantile(0.9) < 0.25
+    exact, mixed = ({key: float(loss.detach()) for key, loss in each.items()} for each in losses)
+    assert mixed == pytest.approx(exact, rel=0.02, abs=0.01)
+    sum(losses[1].values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("head", ["retinanet", "faster_rcnn"])
@@ -201,3 +243,31 @@ def test_bad_calls():
         detector(Pools(), 5, head="fcos", anchor_size=8)
     with pytest.raises(ValueError, match="channels is 16; FCOS norms groups of them, 32 in all"):
         detector(Pools(), 5, head="fcos", channels=16)
+
+
+@pytest.mark.parametrize("head,layers", [("mask_rcnn", 3), ("cascade_mask_rcnn", 9), ("retinanet", 1)])
+def test_layers_for_other_classes_are_made_anew(head, layers, tmp_path):
+    """A file for other classes keeps all else: an RPN's own classifier too."""
+    large, model = detector(Pools(), 7, head=head, channels=16), detector(Pools(), 3, head=head, channels=16)
+    state = large.layouts()[0].to_theirs(large.state_dict())
+    torch.save(state, tmp_path / "file.pth")
+    assert zoo.load_checkpoint(model, tmp_path / "file.pth").head_remade
+    there, here = large.state_dict(), model.state_dict()
+    other = {name.rpartition(".")[0] for name in here if here[name].shape != there[name].shape}
+    assert len(other) == layers
+    assert all(torch.equal(here[name], there[name]) for name in here if name.rpartition(".")[0] not in other)
+    state.pop("neck.fpn_convs.0.conv.bias")
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(zoo.CheckpointError, match="neck"):
+        zoo.load_checkpoint(model, tmp_path / "file.pth")
+
+
+def test_what_trainers_ask_for():
+    model = detector("litv2_s", 3, head="retinanet", channels=16)
+    names = dict(model.named_parameters())
+    scales = {f"backbone.model.{name}": scale for name, scale in model.backbone.model.lr_scales().items()}
+    assert scales and model.lr_scales() == scales and scales.keys() <= names.keys()
+    kept = detector("maxvit_t", 3, channels=16).no_weight_decay()
+    assert kept and all(name.startswith("backbone.model.stages.") for name in kept)
+    model.set_grad_checkpointing()
+    assert all(stage.grad_checkpointing for stage in model.backbone.model.stages)

@@ -63,11 +63,13 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """(H, W) bool mask of polygons, or of a run-length code. Raises BadImage for what is neither."""
     from pycocotools import mask
 
+    if not shape:
+        raise BadImage(f"{where} has an object without a segmentation; task.head=faster_rcnn learns from boxes alone")
     try:
         if isinstance(shape, list):
             code = mask.merge(mask.frPyObjects(shape, *size))
         else:
-            code = mask.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
+            code = _encoded(shape, size) if isinstance(shape["counts"], list) else shape
         drawn = mask.decode(code).astype(bool)
     # pycocotools raises plain Exceptions beside those of missing keys
     except Exception as error:
@@ -76,6 +78,15 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
         given, said = (" x ".join(map(str, reversed(sides))) for sides in (drawn.shape, size))
         raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
     return drawn
+
+
+def _encoded(shape: dict[str, Any], size: tuple[int, int]) -> Any:
+    """Runs that are written as numbers; pycocotools does not look whether they fill the mask."""
+    from pycocotools import mask
+
+    if sum(shape["counts"]) != math.prod(shape["size"]):
+        raise ValueError(f"its runs are of {sum(shape['counts'])} pixels, its size is {shape['size']}")
+    return mask.frPyObjects(shape, *size)
 
 
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Coco], list[str]]:
@@ -94,6 +105,8 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     if "train" in found:
         folder, rows, _ = found["train"]
         found["train"] = (folder, _to_learn_from(rows, cfg.name), names)
+    for split, (folder, rows, _) in found.items():
+        _check_files(folder, [row["file"] for row in rows], cfg[f"{split}_json"])
     return [Coco(folder, rows) for folder, rows, _ in found.values()], list(names.values())
 
 
@@ -104,6 +117,18 @@ def _to_learn_from(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} training images without an object are left out")
     return kept
+
+
+def _check_files(folder: Path, files: list[str], named_by: str) -> None:
+    """Raise DataError for images that are not there; folders are listed once, which is quicker than to ask for each."""
+    there = {parent: _listed(folder / parent) for parent in {os.path.dirname(file) for file in files}}
+    lost = [file for file in files if os.path.basename(file) not in there[os.path.dirname(file)]]
+    if lost:
+        raise DataError(f"{named_by} names {len(lost)} of {len(files)} images that {folder} has not, such as {lost[0]}")
+
+
+def _listed(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
@@ -150,17 +175,24 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> list[dic
                 raise DataError(
                     f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which it has not"
                 )
-            if thing is None:
+            row = rows[entry["image_id"]]
+            if thing is None or not _is_inside(thing["bbox"], row["size"]):
                 empty += 1
             else:
-                rows[entry["image_id"]]["objects"].append(thing)
+                row["objects"].append(thing)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{file}: an entry lacks what COCO's format asks for: {type(error).__name__}: {error}"
         ) from error
     if empty:
-        say(f"{file}: {empty} objects whose boxes have no size are left out")
+        say(f"{file}: {empty} objects whose boxes have no size, or lie outside of their image, are left out")
     return list(rows.values())
+
+
+def _is_inside(box: list[float], size: list[int]) -> bool:
+    """Whether a part of a box (x, y, width, height) lies in an image of `size` (height, width)."""
+    x, y, width, height = box
+    return x < size[1] and y < size[0] and x + width > 0 and y + height > 0
 
 
 def _thing(entry: dict[str, Any], categories: list[int], file: str) -> dict[str, Any] | None:

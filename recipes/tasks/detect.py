@@ -35,15 +35,24 @@ class Task(task.Task):
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
         from zoo.heads import detector
 
-        return models.create(self.cfg, data, pretrained=pretrained, make=detector, head=self.cfg.task.head)
+        head = {key: self.cfg.task[key] for key in ("head", "channels")}
+        return models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
 
     def loss(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], *, draw: int) -> Tensor:
         return sum(model(images, targets).values())
 
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
-        """Boxes, labels, scores and perhaps masks of each image, at the `size` of what the model sees."""
-        found = model(images)
-        return [{**objects, "size": image.shape[1:]} for objects, image in zip(found, images, strict=True)]
+        """Boxes, labels, scores and perhaps masks of each image, at the `size` of what the model sees.
+
+        Images of several sizes are not seen together: what one is filled up with would be in the other's answer.
+        """
+        alike: dict[Any, list[int]] = {}
+        for index, image in enumerate(images):
+            alike.setdefault(image.shape, []).append(index)
+        found: dict[int, dict[str, Any]] = {}
+        for indices in alike.values():
+            found |= zip(indices, model([images[index] for index in indices]), strict=True)
+        return [{**found[index], "size": image.shape[1:]} for index, image in enumerate(images)]
 
     def metrics(self, data: Data) -> Detection:
         return Detection(data.class_names, self.masks)
@@ -77,4 +86,7 @@ class Task(task.Task):
         for label, score, box in rows:
             if score >= SURE:
                 table.add_row(data.class_names[label], f"{100 * score:.1f} %", ", ".join(f"{edge:.0f}" for edge in box))
+        if not table.rows:
+            best = f"; the highest score is {100 * found['scores'].max():.1f} %" if len(found["scores"]) else ""
+            table.caption = f"nothing scores {100 * SURE:.0f} % or more{best}"
         return table, with_objects(image, found, data.class_names, least=SURE)

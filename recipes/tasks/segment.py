@@ -19,7 +19,7 @@ from recipes.data.build import preprocessing
 from recipes.data.paired import IGNORE, evaluation
 from recipes.data.transforms import Normalize
 from recipes.metrics.segmentation import Segmentation, at_size
-from recipes.pictures import beside, with_labels
+from recipes.pictures import beside, colours, with_labels
 from recipes.plots import draw_found
 
 HEAD = ("head", "channels", "auxiliary", "dropout")  # keys of cfg.task that the model is built with
@@ -93,15 +93,17 @@ class Task(task.Task):
         return [prepared(self.cfg, image)]
 
     def answer(self, image: Image.Image, predictions: list[Tensor], data: Data, name: str) -> tuple[Table, Image.Image]:
-        """The share of each class, and the image tinted by classes."""
+        """The share of each class, in the colour that it has in the picture, and the image tinted by classes."""
         labels = at_size(predictions[0].float(), image.size[::-1]).argmax(0).cpu()
         shares, table = (
             labels.flatten().bincount(minlength=data.num_classes) / labels.numel(),
             Table("class", "pixels", title=name),
         )
+        tints = [f"rgb({red},{green},{blue})" for red, green, blue in colours(data.num_classes)]
         for index in shares.argsort(descending=True).tolist():
             if shares[index]:
-                table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %")
+                tint = None if index in data.left_out else tints[index]
+                table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %", style=tint)
         return table, with_labels(image, labels, data.num_classes, bare=data.left_out)
 
 

@@ -12,6 +12,7 @@ from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from .anchors import AlignedPooler
 from .dense_detectors import Targets
+from .precision import predicts_in_single
 from .rcnn import TwoStage, rcnn_heads
 
 IOUS = (0.5, 0.6, 0.7)
@@ -36,7 +37,7 @@ def cascade_heads(
 
 
 def _stage(channels: int, classes: int, strides: list[int], iou: float, weights: tuple[float, ...]) -> RoIHeads:
-    return RoIHeads(
+    stage = RoIHeads(
         AlignedPooler(strides, 7),
         FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], nn.BatchNorm2d),
         FastRCNNPredictor(1024, classes),
@@ -52,10 +53,16 @@ def _stage(channels: int, classes: int, strides: list[int], iou: float, weights:
         mask_head=MaskRCNNHeads(channels, [256] * 4, 1),
         mask_predictor=MaskRCNNPredictor(256, 256, classes),
     )
+    predicts_in_single(stage.box_predictor, stage.mask_predictor)
+    return stage
 
 
 class CascadeRoIHeads(nn.ModuleList):
-    """Stages of torchvision's `RoIHeads`, called like one of them. Scores and masks are means over the stages."""
+    """Stages of torchvision's `RoIHeads`, called like one of them.
+
+    As in mmdet's code, with whose answers it was never compared: scores are those of the stages' mean logits, masks the
+    mean of their probabilities, boxes the last stage's.
+    """
 
     def forward(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes, targets: Targets | None = None

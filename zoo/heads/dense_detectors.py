@@ -7,6 +7,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from .anchors import Anchors
+from .precision import predicts_in_single
 
 Targets = list[dict[str, Tensor]]
 
@@ -35,6 +36,7 @@ class RetinaNetHeads(RetinaNet):
         kwargs = {"detections_per_img": 100, **kwargs}
         super().__init__(Given(channels), num_classes, anchor_generator=Anchors(strides, sizes), **kwargs)
         del self.transform
+        predicts_in_single(self.head)
 
     def forward(self, images: ImageList, features: list[Tensor], targets: Targets | None = None) -> Any:
         outputs, anchors = self.head(features), self.anchor_generator(images, features)
@@ -55,6 +57,7 @@ class FCOSHeads(FCOS):
         points = Anchors(strides, [[stride] for stride in strides], [1.0])
         super().__init__(Given(channels), num_classes, anchor_generator=points, **kwargs)
         del self.transform
+        predicts_in_single(self.head)
 
     def forward(self, images: ImageList, features: list[Tensor], targets: Targets | None = None) -> Any:
         outputs, anchors = self.head(features), self.anchor_generator(images, features)

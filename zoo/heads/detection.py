@@ -21,7 +21,7 @@ from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_l
 from ..recognise import OURS, layouts_of
 from .cascade import cascade_heads
 from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
-from .features import backbone_of, maps
+from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .paste import paste
 from .rcnn import TwoStage, rcnn_heads
@@ -92,7 +92,13 @@ def _heads(head: str, channels: int, num_classes: int, strides: list[int], kwarg
     return rcnn_heads(channels, num_classes, strides, masks=head == "mask_rcnn", **kwargs)
 
 
-class Detector(nn.Module):
+def _class_layers(heads: nn.Module) -> list[str]:
+    """The layers with rows for each class; the RPN's tell objects from background, whatever the classes are."""
+    ends = ("classification_head.cls_logits", "box_predictor.cls_score", "box_predictor.bbox_pred", "mask_fcn_logits")
+    return [name for name, _ in heads.named_modules() if name.endswith(ends)]
+
+
+class Detector(OverBackbone):
     """Images to detections, or, in training and with targets, to losses.
 
     backbone     (B, 3, H, W) -> maps, fine to coarse; has timm's `feature_info`
@@ -112,6 +118,8 @@ class Detector(nn.Module):
         self.levels = len(neck.laterals)
         self.first_label = 1 if isinstance(heads, TwoStage) else 0
         self.divisor = backbone.feature_info.reduction()[-1]
+        # what zoo.load_checkpoint makes anew for another number of classes
+        self.pretrained_cfg = {"classifier": tuple(f"heads.{name}" for name in _class_layers(heads))}
 
     def layouts(self) -> tuple[Layout, ...]:
         """How files name a whole detector with this backbone: mmdet's names around each of its layouts, then ours."""

@@ -1,5 +1,6 @@
 """The maps that heads read: of the zoo's models, or of any timm model with `features_only`."""
 
+import re
 from typing import Any
 
 import timm
@@ -7,6 +8,47 @@ from torch import Tensor, nn
 
 from ..layouts import LAYOUTS
 from ..registry import class_of, variants
+
+
+class OverBackbone(nn.Module):
+    """A model with a `backbone` of `backbone_of`, which answers what trainers ask a model of timm."""
+
+    backbone: nn.Module
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        model = self.backbone if hasattr(self.backbone, "set_grad_checkpointing") else self.backbone.model
+        model.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"{prefix}{name}" for prefix, model in self._inner("no_weight_decay") for name in model()}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate, by name, as the backbone's own `lr_scales`."""
+        return {
+            f"{prefix}{name}": scale for prefix, model in self._inner("lr_scales") for name, scale in model().items()
+        }
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer-wise learning-rate decay: the backbone's own, and last, at the whole rate, neck and heads.
+
+        Of a timm model that has none for its features each child of the backbone is a layer.
+        """
+        for prefix, matcher in self._inner("group_matcher"):
+            return {name: _behind(prefix, patterns) for name, patterns in matcher(coarse).items()}
+        return {name: rf"{re.escape(f'backbone.{name}')}\." for name, _ in self.backbone.named_children()}
+
+    def _inner(self, method: str) -> list[tuple[str, Any]]:
+        """A method of the backbone, or of the model that timm wrapped, and what stands before that one's names."""
+        candidates = (("backbone.", self.backbone), ("backbone.model.", getattr(self.backbone, "model", None)))
+        return [(prefix, getattr(model, method)) for prefix, model in candidates if hasattr(model, method)][:1]
+
+
+def _behind(prefix: str, patterns: Any) -> Any:
+    """timm's patterns of names, which it matches from the first letter on, for names behind a prefix."""
+    if isinstance(patterns, str):
+        patterns = re.sub(r"(?<!\[)\^", "", patterns)  # an anchor would ask for the prefix's place; [^...] is none
+        return f"{re.escape(prefix)}(?:{patterns})"
+    return [(_behind(prefix, pattern), order) for pattern, order in patterns] if patterns else patterns
 
 
 def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

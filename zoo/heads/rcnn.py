@@ -9,6 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from .anchors import AlignedPooler, Anchors
 from .dense_detectors import Given, Targets
+from .precision import predicts_in_single
 
 
 class TwoStage(nn.Module):
@@ -46,4 +47,5 @@ def rcnn_heads(
         pools["mask_roi_pool"] = AlignedPooler(strides[:-1], 14)
     kind = MaskRCNN if masks else FasterRCNN
     model = kind(Given(channels), num_classes + 1, rpn_anchor_generator=anchors, **{**pools, **kwargs})
+    predicts_in_single(model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor)
     return TwoStage(model.rpn, model.roi_heads)

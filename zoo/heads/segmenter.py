@@ -10,7 +10,7 @@ from ..convert import Layout
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
-from .features import backbone_of, maps
+from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .layers import resize
 from .semantic_fpn import SemanticFPN
@@ -20,7 +20,7 @@ HEADS = ("upernet", "semantic_fpn", "fcn")
 AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
 
 
-class Segmenter(nn.Module):
+class Segmenter(OverBackbone):
     """Logits of every pixel of images of any size, or, given labels, losses.
 
     backbone        gives maps of an image, fine to coarse; the last `levels` are read
@@ -79,24 +79,6 @@ class Segmenter(nn.Module):
     def unused(self, part: str) -> bool:
         """Whether a part of a file is to be left out: the auxiliary head, where the model was built without one."""
         return part == "auxiliary_head" and self.auxiliary_head is None
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        model = self.backbone if hasattr(self.backbone, "set_grad_checkpointing") else self.backbone.model
-        model.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        return {f"{prefix}{name}" for prefix, model in self._inner("no_weight_decay") for name in model()}
-
-    def lr_scales(self) -> dict[str, float]:
-        """Factors on the learning rate, by name, as the backbone's own `lr_scales`."""
-        return {
-            f"{prefix}{name}": scale for prefix, model in self._inner("lr_scales") for name, scale in model().items()
-        }
-
-    def _inner(self, method: str) -> list[tuple[str, Any]]:
-        """A method of the backbone, or of the model that timm wrapped, and what stands before that one's names."""
-        candidates = (("backbone.", self.backbone), ("backbone.model.", getattr(self.backbone, "model", None)))
-        return [(prefix, getattr(model, method)) for prefix, model in candidates if hasattr(model, method)][:1]
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:

@@ -57,6 +57,7 @@ CLASSIFIERS = {
 PARAMS_22K = {"dinat_l": 232.98, "dinat_l_384_k11": 233.18, "dinats_l": 228.57}  # 10^6, counted, with 21,841 classes
 
 # file -> method, and of each size 10^6 parameters and 10^9 multiply-adds of the whole, box and mask AP
+UNSEEN = "the names of its heads were never compared with a file's"
 MASK, CASCADE, UPERNET = "Mask R-CNN 3x", "Cascade Mask R-CNN 3x", "UPerNet 160k"
 DETECTORS = {
     "nat/checkpoints/DET/nat_{}_maskrcnn": (
@@ -191,8 +192,11 @@ def _dense(file: str, size: str) -> dict:
 def _detector(file: str, size: str) -> Release:
     method, sizes = DETECTORS[file]
     params, gflops, box, mask = sizes[size]
+    row = _dense(file, size)
+    if method == CASCADE:
+        row["note"] = "; ".join(filter(None, (UNSEEN, row["note"])))
     return Release(
-        **_dense(file, size),
+        **row,
         data=f"{IN22K if size == 'l' else IN1K}, then {COCO}",
         task="detection",
         method=method,

@@ -69,6 +69,14 @@ model = segmenter("litv2_s", 150, head="semantic_fpn")
 zoo.load_checkpoint(model, "litv2_s_fpn_r50_512x512_80k_ade20k.pth")  # strict about names and shapes
 ```
 
+So do Mask R-CNN and RetinaNet, with `zoo.heads.detector`. `eval.py` builds what a file holds, and knows by the file's
+name what it does not hold, DiNAT or NAT and LITv2's windows:
+
+```bash
+python eval.py checkpoint=nat_mini_upernet.pth task=segment data=ade20k data.root=ADEChallengeData2016
+python eval.py checkpoint=nat_mini_maskrcnn.pth task=detect data=coco data.root=coco
+```
+
 - **Figures** are the source's own, in percent, on the validation images of ImageNet-1k (with the evaluation in the
   row), COCO, ADE20K or Cityscapes. *mIoU, scales* is that of several scales, mirrored.
 - **params**, in millions, are counted, and **GFLOPs**, billions of multiply-adds for one image, are as the source

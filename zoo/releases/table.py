@@ -48,6 +48,7 @@ class Release:
     stats       (mean, std) of the normalisation, on the scale 0..1
     crop_pct, crop_mode, interpolation  evaluation preprocessing as timm names it; "squash" ignores the aspect ratio; no
                 crop_pct where the source does not say how it evaluates
+    arguments   of the model beside its name, where the weights were trained with others and do not show it
     foreign     why it is not ours to load, "" if it is
     note        what else matters
     """
@@ -83,6 +84,7 @@ class Release:
     crop_pct: float | None = 0.875
     crop_mode: str = "center"
     interpolation: str = "bicubic"
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     foreign: str = ""
     note: str = ""
 

@@ -1,0 +1,80 @@
+"""Files of whole segmenters and detectors for eval.py: backbone, head and their sizes are found from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+import zoo
+from recipes.config import ConfigError
+from recipes.log import say
+from recipes.task import create
+from zoo import releases
+from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
+from zoo.recognise import hint
+from zoo.releases import Release
+
+NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark and how `data` calls it
+
+
+def configure(cfg: DictConfig, path: Path) -> Release | None:
+    """Set `model` and `task` of `cfg` to what a file holds; gives the release that it is, where its name says it.
+
+    A file in other names than mmseg's and mmdet's is measured as what the configuration describes. Raises ConfigError
+    for a file of another task, and where the backbone cannot be told.
+    """
+    file = zoo.describe(path)
+    found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
+    if found is None:
+        if cfg.model.name is None:
+            raise ConfigError(
+                f"{path} is no segmenter in mmsegmentation's names and no detector in mmdetection's. Say what it is: "
+                "model=<backbone> task.head=<head>"
+            )
+        return None
+    if found.task != cfg.task.name:
+        raise ConfigError(f"{path} holds {found.head} for {found.classes} classes: expected task={found.task}")
+    model = cfg.model.name or found.backbone.model
+    if model is None:
+        raise ConfigError(
+            f"the backbone of {path} is {found.backbone.message}. Name one with model=, or model=timm model.name="
+        )
+    release = _release(path, model, found.task)
+    _build_as(cfg, model, found, release)
+    title = f", {release.method} of {release.source}" if release else ""
+    say(f"{path} is measured as {found.head} on {model}{title}")
+    return release
+
+
+def published(cfg: DictConfig, release: Release) -> float | None:
+    """The figure of the source, in percent, where this is measured on the same images at the same size."""
+    if cfg.data.name not in NAMES.get(release.benchmark, ()):
+        return None
+    short = cfg.data.short_side
+    size = (short if short is None or isinstance(short, int) else max(short), cfg.data.long_side)
+    if cfg.task.name == "detect":
+        same = size == release.test_size
+    else:
+        plain = cfg.task.inference == "whole" and list(cfg.task.scales) == [1.0] and not cfg.task.flip
+        same = plain and size == (release.img_size, 4 * release.img_size)
+    return release.metrics.get(create(cfg).score) if same else None
+
+
+def _release(path: Path, model: str, task: str) -> Release | None:
+    found = releases.find(model.partition(".")[0], filename=path.name)
+    return found if found and found.task == TASKS[task] else None
+
+
+def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Release | None) -> None:
+    variant = model.partition(".")[0]
+    own = zoo.variants().get(variant, {})
+    wanted: dict[str, Any] = found.arguments(variant) | dict(release.arguments if release else {})
+    with open_dict(cfg):
+        cfg.model.name = model
+        cfg.task.head = found.head
+        cfg.task.update(found.options)
+        for key, value in wanted.items():
+            if cfg.model.get(key, own.get(key)) == own.get(key):  # another value was asked for
+                cfg.model[key] = value

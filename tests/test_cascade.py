@@ -1,0 +1,93 @@
+"""Cascade Mask R-CNN: what three stages make of a region, their losses, and that they learn."""
+
+import math
+
+import pytest
+import torch
+
+from test_detectors import Pools, batch
+from zoo.heads import cascade, detector
+
+STAGES = 3
+
+
+def model(classes=2, samples=16):
+    built = detector(
+        Pools(), classes, head="cascade_mask_rcnn", channels=16, head_kwargs={"rpn_post_nms_top_n_train": 50}
+    )
+    for stage in built.heads.roi_heads:
+        stage.fg_bg_sampler.batch_size_per_image = samples
+    return built
+
+
+def told(rows):
+    """A cascade whose predictors answer with their biases, whatever they see: (logits, deltas, mask logits) a stage."""
+    built = model().eval()
+    for stage, (logits, deltas, masks) in zip(built.heads.roi_heads, rows, strict=True):
+        box, mask = stage.box_predictor, stage.mask_predictor.mask_fcn_logits
+        for layer, bias in ((box.cls_score, logits), (box.bbox_pred, deltas), (mask, masks)):
+            torch.nn.init.zeros_(layer.weight)
+            layer.bias.data = torch.tensor(bias)
+    maps = {str(i): torch.zeros(1, 16, 32 >> i, 32 >> i) for i in range(4)}
+    with torch.no_grad():
+        (found,), losses = built.heads.roi_heads(maps, [torch.tensor([[40.0, 50, 70, 90]])], [(128, 128)])
+    assert losses == {}
+    return {key: value[found["labels"].argsort()] for key, value in found.items()}
+
+
+def test_scores_and_masks_are_means_over_the_stages():
+    """Scores of the mean logits, as published; masks of the mean probabilities."""
+    logits, masks = (
+        ([0.0, 3.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.5]),
+        ([0.0, 2.0, -1.0], [0.0, 0.5, 1.0], [0.0, -3.0, 4.0]),
+    )
+    found = told([(row, [0.0] * 12, mask) for row, mask in zip(logits, masks, strict=True)])
+    parts = [1.0, math.exp(3 / 3), math.exp(1.5 / 3)]
+    assert found["labels"].tolist() == [1, 2]
+    assert found["scores"].tolist() == pytest.approx([part / sum(parts) for part in parts[1:]], rel=1e-5)
+    assert found["masks"].shape == (2, 1, 28, 28)
+    for label in (1, 2):
+        mean = sum(1 / (1 + math.exp(-row[label])) for row in masks) / STAGES
+        assert found["masks"][label - 1].flatten().tolist() == pytest.approx([mean] * 784, rel=1e-5)
+
+
+def test_each_stage_moves_the_regions_of_the_one_before():
+    """By the deltas of the likeliest class, in tenths, twentieths, thirtieths of the side; the last by each class's."""
+    right, left = [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]  # the likeliest is 1, or 2
+    deltas = [0.0] * 4 + [1.0, 0.0, 0.0, 0.0] + [-1.0, 0.0, 0.0, 0.0]
+    found = told([(likely, deltas, [0.0] * 3) for likely in (left, right, right)])
+    moved = -30 / 10 + 30 / 20
+    expected = [[40 + moved + x, 50.0, 70 + moved + x, 90.0] for x in (30 / 30, -30 / 30)]
+    torch.testing.assert_close(found["boxes"], torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_losses_of_three_stages(monkeypatch):
+    built, (images, targets) = model(5), batch()
+    weights, values = (1.0, 0.5, 0.25), []
+    for given in (weights, (1.0,) * STAGES):
+        monkeypatch.setattr(cascade, "LOSS_WEIGHTS", given)
+        torch.manual_seed(0)
+        values.append({key: float(loss.detach()) for key, loss in built(images, targets).items()})
+    kinds = ("loss_classifier", "loss_box_reg", "loss_mask")
+    assert values[0].keys() == {
+        "loss_objectness",
+        "loss_rpn_box_reg",
+        *(f"{k}_{i}" for k in kinds for i in range(STAGES)),
+    }
+    for kind in kinds:
+        for i, weight in enumerate(weights):
+            assert values[1][f"{kind}_{i}"] > 0
+            assert values[0][f"{kind}_{i}"] == pytest.approx(weight * values[1][f"{kind}_{i}"], rel=1e-4)
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    built, (images, targets) = model(5, samples=8), batch()
+    optimizer, losses = torch.optim.AdamW(built.parameters(), lr=5e-4), []
+    for _ in range(6):
+        loss = sum(built(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]

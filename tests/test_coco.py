@@ -1,0 +1,175 @@
+"""Objects in COCO's JSON: read as they are, or refused in words, or left out and counted."""
+
+import json
+
+import pytest
+
+from children import lines, train_here
+from recipes.data import DataError
+from test_dense_data import all_of, build
+from test_masks import picture
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """Two splits of three images: with a polygon, a run-length code and a crowd; with a box; with nothing."""
+    square = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [2, 3, 10, 8], "area": 80.0, "iscrowd": 0,
+              "segmentation": [[2, 3, 12, 3, 12, 11, 2, 11]]}  # fmt: skip
+    code = {**square, "id": 2, "category_id": 3, "bbox": [0, 0, 1, 20], "area": 20.0,
+            "segmentation": {"size": [20, 30], "counts": [0, 20, 580]}}  # fmt: skip
+    things = [
+        square, code, {**code, "id": 3, "iscrowd": 1}, {**square, "id": 4, "image_id": 6},
+        {**square, "id": 5, "image_id": 6, "bbox": [4, 4, 0, 3]},
+    ]  # fmt: skip
+    for split in ("train", "val"):
+        for name in "xyz":
+            picture(tmp_path / split / f"{name}.jpg")
+        files = [{"id": 5 + k, "file_name": f"{name}.jpg", "width": 30, "height": 20} for k, name in enumerate("xyz")]
+        kinds = [{"id": 7, "name": "cat"}, {"id": 3, "name": "ant"}]
+        write(tmp_path / f"{split}.json", {"images": files, "annotations": things, "categories": kinds})
+    return tmp_path
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def coco(folder, *more, **options):
+    return build(
+        "detect",
+        "data=coco_json",
+        f"data.root={folder}",
+        "data.short_side=null",
+        "data.long_side=null",
+        *more,
+        **options,
+    )
+
+
+def test_coco(objects, capsys):
+    data = coco(objects)
+    assert data.class_names == ["ant", "cat"] and (len(data.train), len(data.val)) == (2, 3)
+    said = capsys.readouterr().out
+    assert "1 training images without an object are left out" in said and "1 objects whose boxes have no size" in said
+    _, first = data.train.sample(0, 0)
+    assert first["labels"].tolist() == [1, 0] and first["boxes"].tolist()[0] in ([2, 3, 12, 11], [18, 3, 28, 11])
+    assert first["masks"].flatten(1).sum(1).tolist() == [80, 20]
+    targets = all_of(data.val, train=False, batch_size=3)[0][1]
+    assert [target["crowd"].tolist() for target in targets] == [[False, False, True], [False], []]
+    assert targets[2]["boxes"].shape == (0, 4) and targets[2]["masks"].shape == (0, 20, 30)
+
+
+def test_crops_without_an_object(objects):
+    source = coco(objects, "data.img_size=4", "task.crop=true", "task.jitter=[2.0,2.0]").train
+    found = [source.sample(1, epoch) for epoch in range(30)]
+    empty = [target for _, target in found if not len(target["labels"])]
+    assert 0 < len(empty) < 30 and empty[0]["boxes"].shape == (0, 4) and empty[0]["masks"].shape == (0, 4, 4)
+    assert all(image.shape == (3, 4, 4) for image, _ in found)
+
+
+def change(folder, key, value, at=0, part="annotations"):
+    content = json.loads((folder / "train.json").read_text())
+    content[part][at] = {**content[part][at], key: value}
+    write(folder / "train.json", content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part", "said"),
+    [
+        ("category_id", 9, "annotations", "annotation 1 is of category 9: expected one of 3, 7"),
+        ("image_id", 99, "annotations", "annotation 1 is of image 99, which it has not"),
+        ("bbox", [1, 2, 3], "annotations", "annotation 1 has the box [1.0, 2.0, 3.0]"),
+        ("bbox", [1, 2, float("nan"), 4], "annotations", "annotation 1 has the box [1.0, 2.0, nan, 4.0]"),
+        ("bbox", None, "annotations", "lacks what COCO's format asks for"),
+        ("height", None, "images", "lacks what COCO's format asks for"),
+        ("file_name", "gone.jpg", "images", "names 1 of 2 images that"),
+        ("file_name", "no/such/x.jpg", "images", "has not, such as no/such/x.jpg"),
+        ("file_name", "../val/x.jpg", "images", "which leads out of its folder"),
+        ("file_name", "/etc/passwd", "images", "which leads out of its folder"),
+        ("name", "bat", "categories", "have other categories"),
+    ],
+)
+def test_annotations_that_do_not_fit(objects, key, value, part, said):
+    change(objects, key, value, part=part)
+    with pytest.raises(DataError) as error:
+        coco(objects)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part", "said"),
+    [
+        ("segmentation", [[1, 2]], "annotations", "segmentation cannot be read"),
+        ("segmentation", [], "annotations", "without a segmentation; task.head=faster_rcnn"),
+        ("segmentation", {"size": [9, 9], "counts": [0, 81]}, "annotations", "whose mask is 9 x 9 pixels"),
+        ("segmentation", {"size": [20, 30], "counts": [0, 999]}, "annotations", "its runs are of 999 pixels"),
+        ("segmentation", {"size": [20, 30], "counts": "%%"}, "annotations", "segmentation cannot be read"),
+        ("width", 31, "images", "has an object whose mask is 30 x 20 pixels, the image is said to have 31 x 20"),
+    ],
+)
+def test_bad_objects_are_an_error_or_are_replaced(objects, key, value, part, said):
+    change(objects, key, value, part=part)
+    with pytest.raises(DataError) as error:
+        all_of(coco(objects).train, batch_size=2)
+    assert said in str(error.value)
+    source = coco(objects, "data.on_bad_image=replace").train
+    assert len(all_of(source, batch_size=2)[0][0]) == 2 and source.take_bad() == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"images": []}', "it has no annotations, categories"),
+        ("[]", "is no COCO annotation file"),
+        ("{", "cannot read"),
+    ],
+)
+def test_files_that_are_not_cocos(objects, content, said):
+    (objects / "val.json").write_text(content)
+    with pytest.raises(DataError, match=said):
+        coco(objects)
+
+
+@pytest.mark.parametrize("box", [[30, 2, 5, 5], [-9, 2, 9, 5], [3, 20, 4, 4], [3, -8, 4, 8]])
+def test_boxes_outside_of_their_image_are_left_out(objects, box, capsys):
+    """Beside it, where nobody could find them; those that reach into it are cut."""
+    change(objects, "bbox", box)
+    assert coco(objects).train.sample(0, 0)[1]["labels"].tolist() == [0]
+    assert "2 objects whose boxes have no size, or lie outside of their image" in capsys.readouterr().out
+    change(objects, "bbox", [-4, -4, 10, 12])
+    change(objects, "segmentation", [[-4, -4, 6, -4, 6, 8, -4, 8]])
+    cut = coco(objects).train.sample(0, 0)[1]["boxes"].tolist()[0]
+    assert cut in ([0, 0, 6, 8], [24, 0, 30, 8])
+
+
+def test_nothing_to_learn_or_to_find(objects):
+    content = json.loads((objects / "train.json").read_text())
+    write(objects / "train.json", {**content, "annotations": [content["annotations"][2]]})  # a crowd
+    with pytest.raises(DataError, match="no training image of coco_json has an object"):
+        coco(objects)
+    (objects / "val" / "z.jpg").unlink()
+    write(objects / "train.json", content)
+    with pytest.raises(DataError, match=r"val.json names 1 of 3 images that .*val has not, such as z.jpg"):
+        coco(objects)
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
+def test_odd_images_through_the_loop(objects, tmp_path, head):
+    """37 x 53 pixels, one image measured that has no object."""
+    for split in ("train", "val"):
+        content = json.loads((objects / f"{split}.json").read_text())
+        content["images"] = [{**image, "width": 37, "height": 53} for image in content["images"]]
+        content["annotations"] = [
+            {**thing, "segmentation": [[2, 3, 12, 3, 12, 11, 2, 11]]} for thing in content["annotations"]
+        ]
+        write(objects / f"{split}.json", content)
+        for name in "xyz":
+            picture(objects / split / f"{name}.jpg", (37, 53))
+    train_here(
+        *(tmp_path / "out", "task=detect", f"task.head={head}", "task.channels=16", "model=timm"),
+        *("model.name=test_resnet", "data=coco_json", f"data.root={objects}", "data.short_side=null"),
+        *("data.long_side=null", "data.batch_size=2", "data.eval_batch_size=2", "data.workers=0", "train.steps=2"),
+        *("train.save_every=2", "train.log_every=1", "sched.warmup=0", "name=odd"),
+    )
+    measured = [line for line in lines(tmp_path / "out" / "odd") if "val_box_ap" in line]
+    assert len(measured) >= 1 and measured[-1]["step"] == 2

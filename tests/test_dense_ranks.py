@@ -1,0 +1,106 @@
+"""Segmentation and detection on several processes: one curve, the same metrics, and no process waits for another's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from children import finish, lines, train_here
+from ranks import on_ranks, torchrun
+from recipes import checkpoint, config, distributed, hardware
+from test_dense_train import TINY
+from test_detectors import HEADS, Pools, batch
+from zoo.heads import detector
+
+# batch norms see two images each, whoever computes them
+HALVES = [*TINY, "train.accumulate=2", "train.clip_grad=null"]
+KINDS = {
+    "segment": ["task=segment"],
+    "fcos": ["task=detect", "task.head=fcos"],
+    "mask_rcnn": ["task=detect", "task.head=mask_rcnn", "task.channels=32"],
+    "cascade_mask_rcnn": ["task=detect", "task.head=cascade_mask_rcnn", "task.channels=32", "train.steps=2"],
+}
+FAST = ("segment", "fcos")
+ALL = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS]
+
+
+def curve(run: Path) -> list[dict]:
+    """Losses, norms of gradients and everything measured."""
+    kept = ("step", "loss", "grad_norm")
+    return [
+        {key: v for key, v in line.items() if key in kept or (key.startswith("val_") and "images_per_s" not in key)}
+        for line in lines(run)
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found, problems = checkpoint.Store(run / "checkpoints").newest()
+    assert problems == []
+    return found.tensors("model")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_two_processes_train_as_one(tmp_path, kind):
+    train_here(tmp_path, *KINDS[kind], *HALVES, "name=one")
+    assert on_ranks(2, train_here, tmp_path, *KINDS[kind], *HALVES, "name=two") == [None, None]
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert any(key.startswith(("val_miou", "val_box_ap")) for line in one for key in line)
+    assert two == one
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_are_shared_out(tmp_path, kind):
+    train_here(tmp_path, *KINDS[kind], *HALVES, "name=one")
+    fsdp = [*KINDS[kind], *HALVES, "hardware.parallel=fsdp", "name=two"]
+    assert on_ranks(2, train_here, tmp_path, *fsdp) == [None, None]
+    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        numbers = ("step", "loss", "grad_norm", "val_loss")
+        assert {k: two[k] for k in numbers if k in two} == pytest.approx(
+            {k: one[k] for k in numbers if k in one}, rel=2e-3
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["segment", "fcos", "mask_rcnn"])
+def test_torchrun_trains_and_measures(tmp_path, kind):
+    """As a user types it: the curve of one process, and eval.py's metrics of a run on two processes and on one."""
+    train_here(tmp_path / "runs", *KINDS[kind], *HALVES, "name=one")
+    child = torchrun("train.py", *KINDS[kind], *HALVES, "name=two", cwd=tmp_path)
+    output = finish(child)
+    assert child.returncode == 0, output
+    assert curve(tmp_path / "runs" / "two") == curve(tmp_path / "runs" / "one")
+    found = []
+    for name in ("one", "two"):
+        child = torchrun("eval.py", f"run=runs/{name}", f"out={name}", cwd=tmp_path)
+        output = finish(child)
+        assert child.returncode == 0, output
+        found.append(json.loads((tmp_path / name / "eval.json").read_text()))
+    best, _ = checkpoint.Store(tmp_path / "runs" / "one" / "checkpoints").newest("best")
+    measured = {k: v for k, v in best.state["metrics"].items() if k not in ("images_per_s", "loss")}
+    assert len(measured) > 3
+    for each in found:
+        assert {key: each[key] for key in measured} == measured
+
+
+def step(head: str) -> list[torch.Tensor]:
+    """Gradients after two steps, of which the second meets what the first left; rank 1 has no object to learn from."""
+    cfg = config.compose(["task=detect", "model=timm", "model.name=test_resnet"])
+    distributed.join(cfg)
+    torch.manual_seed(0)
+    model = detector(Pools(), 5, head=head, channels=32)
+    forward = hardware.setup(cfg).wrapped(model)
+    images, targets = batch(objects=distributed.rank() == 0)
+    for _ in range(2):
+        model.zero_grad()
+        sum(forward(images, targets).values()).backward()
+    return [parameter.grad.numpy() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("head", [pytest.param(h, marks=pytest.mark.slow if "cascade" in h else ()) for h in HEADS])
+def test_a_process_without_objects_waits_for_no_gradient(head):
+    one, two = on_ranks(2, step, head)
+    assert all((a == b).all() for a, b in zip(one, two, strict=True)) and any(a.any() for a in one)

@@ -1,0 +1,203 @@
+"""Released segmenters and detectors through eval.py: backbone, head and sizes are found from the file.
+
+The data are made of what the model itself finds, so that only the right model, built and fed rightly, finds it again.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as tools
+from torchvision.transforms.v2 import functional as F
+
+import zoo
+from recipes import config, subjects
+from recipes.config import ConfigError
+from test_eval import evaluate_here
+from zoo.heads import detector, segmenter
+from zoo.heads.recognise import recognise_dense
+from zoo.releases import RELEASES
+
+SIZES = ((64, 96), (75, 53))  # (height, width)
+AS_THEY_ARE = ["data.short_side=null", "data.long_side=null", "data.img_size=64", "data.workers=0"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def save(model, path, changes=()):
+    """The model as a file in the published names, which it then loads itself: rounding is the same."""
+    state = model.layouts()[0].to_theirs(model.state_dict()) | dict(changes)
+    torch.save({"state_dict": state, "meta": {"CLASSES": ("a",)}}, path)
+    zoo.load_checkpoint(model, path)
+    return path
+
+
+def pictures(folder):
+    folder.mkdir(parents=True)
+    rng, found = np.random.default_rng(0), []
+    for number, size in enumerate(SIZES):
+        coarse = rng.integers(0, 255, (6, 7, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+        image.save(folder / f"{number}.png")
+        found.append(F.normalize(F.pil_to_tensor(image).float() / 255, MEAN, STD))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ade(tmp_path_factory):
+    """A DiNAT with UPerNet, dilated for segmentation; images of ADE20K's layout that it has labelled."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("ade")
+    model = segmenter("dinat_m", 150, channels=32, dilations="segmentation").eval()
+    path = save(model, root / "upernet_dinat_mini.pth")
+    (root / "annotations" / "validation").mkdir(parents=True)
+    for number, image in enumerate(pictures(root / "images" / "validation")):
+        with torch.no_grad():
+            labels = model(image[None]).argmax(1)[0]
+        assert len(labels.unique()) > 3
+        Image.fromarray((labels + 1).numpy().astype(np.uint8)).save(
+            root / "annotations" / "validation" / f"{number}.png"
+        )
+    names = "".join(f"thing {number}\n" for number in range(150))
+    (root / "objectInfo150.txt").write_text(names)
+    return root, path
+
+
+def measured(tmp_path, *overrides):
+    evaluate_here(*overrides, *AS_THEY_ARE, f"out={tmp_path}")
+    return json.loads((tmp_path / "eval.json").read_text())
+
+
+def test_a_segmenter_is_found_from_its_file(ade, tmp_path, capsys):
+    root, path = ade
+    here = [f"checkpoint={path}", "task=segment", "data=ade20k", f"data.root={root}", "data.image_suffix=.png"]
+    found = measured(tmp_path, *here)
+    assert found["model"] == "dinat_m" and found["miou"] > 99.9 and found["images"] == 2
+    assert "published" not in found  # which is of short sides of 512
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is measured as upernet on dinat_m, UPerNet 160k of SHI-Labs" in said
+    other = measured(tmp_path, *here, "model=dinat_m", "model.dilations=1")
+    assert other["miou"] < 90  # what is asked for goes before what is usual
+
+
+def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
+    root, path = ade
+    unnamed = path.rename(root / "weights.pth")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"the backbone of .*dinat_m.* which differ in what has no weights.*model="
+        ):
+            find(unnamed, "task=segment", "data=ade20k")
+        cfg = find(unnamed, "task=segment", "data=ade20k", "model=dinat_m").cfg
+        assert cfg.model.dilations == "segmentation" and cfg.task.channels == 32 and cfg.task.auxiliary
+        with pytest.raises(ConfigError, match="holds upernet for 150 classes: expected task=segment"):
+            find(unnamed, "task=detect")
+        with pytest.raises(ConfigError, match=r"nothing to measure. Give the data that it was trained for"):
+            measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
+    finally:
+        unnamed.rename(path)
+
+
+def find(source, *overrides):
+    cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
+    return subjects.find(cfg, *subjects.sources(cfg))
+
+
+def test_published_figures_of_dense_models(ade):
+    _, path = ade
+    assert find(path, "task=segment", "data=ade20k").published() == 45.8
+    for other in ("data.short_side=640", "task.flip=true", "task.inference=slide", "data=voc"):
+        assert find(path, "task=segment", "data=ade20k", other).published() is None, other
+
+
+DETECTORS = {
+    "mask_rcnn": ("nat_m", "nat_mini_maskrcnn.pth", 46.5),
+    "retinanet": ("litv2_s", "retinanet_litv2_s_fpn_1x_coco_ws_4.pth", None),
+}
+
+
+def of_detector(head, folder):
+    """A detector in a file of mmdetection's names, sure enough of what it finds."""
+    torch.manual_seed(1)
+    name, file, _ = DETECTORS[head]
+    own = {"windows": (0, 0, 4, 1)} if name.startswith("litv2") else {}
+    model = detector(name, 3, head=head, channels=16, **own).eval()
+    sure = {"bbox_head.retina_cls.bias": torch.zeros(27)} if head == "retinanet" else {}
+    return model, save(model, folder / file, sure)
+
+
+def annotate(model, root):
+    """What the model finds, as COCO's file of what is there."""
+    names = [{"id": label, "name": f"thing {label}"} for label in (2, 5, 9)]
+    images, things = [], []
+    for number, image in enumerate(pictures(root / "val2017")):
+        with torch.no_grad():
+            found = model([image])[0]
+        assert len(found["boxes"]) > 20
+        height, width = image.shape[1:]
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        masks = found["masks"][:, 0] >= 0.5 if "masks" in found else torch.ones(len(found["boxes"]), height, width)
+        rows = zip(found["boxes"].double(), found["labels"].tolist(), masks, strict=True)
+        for box, label, mask in rows:
+            code = tools.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+            size = (box[2:] - box[:2]).tolist()
+            things.append({
+                "id": len(things) + 1, "image_id": number, "category_id": names[label]["id"], "iscrowd": 0,
+                "bbox": [*box[:2].tolist(), *size], "area": size[0] * size[1],
+                "segmentation": {"size": [height, width], "counts": code["counts"].decode()},
+            })  # fmt: skip
+    (root / "annotations").mkdir()
+    content = {"images": images, "annotations": things, "categories": names}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("head", [pytest.param("mask_rcnn", marks=pytest.mark.slow), "retinanet"])
+def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
+    model, path = of_detector(head, tmp_path)
+    annotate(model, tmp_path)
+    here = [f"checkpoint={path}", "task=detect", "data=coco", f"data.root={tmp_path}"]
+    found = measured(tmp_path / "out", *here)
+    assert found["model"] == DETECTORS[head][0] and found["box_ap"] > 99
+    assert ("mask_ap" in found) == (head == "mask_rcnn") and found.get("mask_ap", 99) > 60
+    assert f"is measured as {head} on {DETECTORS[head][0]}" in " ".join(capsys.readouterr().out.split())
+    subject = find(path, "task=detect", "data=coco")
+    assert subject.published() == DETECTORS[head][2]
+    assert subject.cfg.model.get("windows") == ([0, 0, 4, 1] if head == "retinanet" else None)
+
+
+def test_names_of_mask_rcnn_as_published():
+    """Neck and heads as mmdetection names them; those of RetinaNet and of segmenters are held to records."""
+    model = detector("resnet18", 80, head="mask_rcnn", channels=16)
+    names = {key: list(value.shape) for key, value in model.layouts()[0].to_theirs(model.state_dict()).items()}
+    modules = {key.rpartition(".")[0] for key in names if not key.startswith("backbone.")}
+    assert modules == {
+        *(f"neck.{convs}.{i}.conv" for convs in ("lateral_convs", "fpn_convs") for i in range(4)),
+        *(f"rpn_head.rpn_{part}" for part in ("conv", "cls", "reg")),
+        *(f"roi_head.bbox_head.{part}" for part in ("shared_fcs.0", "shared_fcs.1", "fc_cls", "fc_reg")),
+        *(f"roi_head.mask_head.convs.{i}.conv" for i in range(4)),
+        *(f"roi_head.mask_head.{part}" for part in ("upsample", "conv_logits")),
+    }
+    assert names["roi_head.bbox_head.fc_cls.weight"] == [81, 1024] and names["roi_head.bbox_head.fc_reg.bias"] == [320]
+    assert names["roi_head.mask_head.conv_logits.weight"] == [80, 256, 1, 1]
+
+
+def test_rows_whose_heads_no_one_compared_say_so():
+    for release in RELEASES:
+        if release.task == "detection" and not release.foreign:
+            assert ("were never compared" in release.note) == release.method.startswith("Cascade")
+
+
+def test_what_is_in_files():
+    """Names and shapes suffice; what is in neither library's names is nothing."""
+    for head, options in (("upernet", {"auxiliary": False}), ("semantic_fpn", {}), ("fcn", {"auxiliary": True})):
+        model = segmenter("resnet18", 7, head=head, channels=24, **options)
+        found = recognise_dense(model.layouts()[0].to_theirs(model.state_dict()))
+        assert (found.task, found.head, found.classes, found.options["channels"]) == ("segment", head, 7, 24)
+        assert found.options.get("auxiliary", False) == options.get("auxiliary", False)
+        assert found.backbone.candidates == () and found.arguments("resnet18") == {}
+    for head in ("mask_rcnn", "faster_rcnn", "cascade_mask_rcnn", "retinanet"):
+        model = detector("resnet18", 7, head=head, channels=24)
+        found = recognise_dense(model.layouts()[0].to_theirs(model.state_dict()))
+        assert (found.task, found.head, found.classes, found.options) == ("detect", head, 7, {"channels": 24})
+    assert recognise_dense(model.state_dict()) is None

@@ -1,0 +1,188 @@
+"""Images with label maps beside them: read from every layout, or refused in words."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.data import DataError
+from test_dense_data import all_of, build
+
+
+def picture(path, size=(30, 20), colour=(90, 120, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def mask(path, values, size=(30, 20), mode="L"):
+    """Halves of two labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.full(size[::-1], values[0], np.uint8)
+    labels[:, size[0] // 2 :] = values[1]
+    image = Image.fromarray(labels)
+    if mode == "P":
+        image.putpalette([channel for number in range(256) for channel in (255 - number, number, 9)])
+    image.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b", "deep/c"):
+            picture(tmp_path / "images" / split / f"{name}.jpg")
+            mask(tmp_path / "masks" / split / f"{name}.png", (0, 2))
+    return tmp_path
+
+
+def masks(folder, *more):
+    overrides = ["data=masks", f"data.root={folder}", "data.num_classes=3", "data.short_side=null", "data.img_size=32"]
+    return build("segment", *overrides, *more)
+
+
+def values(source):
+    return [sorted(np.unique(source.records.semantic(index)).tolist()) for index in range(len(source))]
+
+
+def test_masks(folder):
+    data = masks(folder, "data.class_names=[cat,dog,elk]")
+    assert (len(data.train), len(data.val), data.class_names) == (3, 3, ["cat", "dog", "elk"])
+    assert data.train.where(2).endswith("images/train/deep/c.jpg") and values(data.train) == [[0, 2]] * 3
+    images, labels = all_of(data.train, batch_size=3)[0]
+    assert images.shape == (3, 3, 32, 32) and {0, 2} <= set(labels.unique().tolist()) <= {0, 2, 255}
+    (folder / "names.txt").write_text("x\ny\nz z\n")
+    assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
+    assert masks(folder).class_names == ["0", "1", "2"]
+
+
+def test_ade20k(tmp_path):
+    for split in ("training", "validation"):
+        picture(tmp_path / "images" / split / "ADE_1.jpg")
+        mask(tmp_path / "annotations" / split / "ADE_1.png", (0, 150))
+    mask(tmp_path / "annotations" / "training" / "ADE_1.png", (255, 1))
+    table = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
+    table += "".join(f"{number}\t0.1\t1\t1\t0\tthing {number}, object\n" for number in range(1, 151))
+    (tmp_path / "objectInfo150.txt").write_text(table)
+    data = build("segment", "data=ade20k", f"data.root={tmp_path}")
+    assert (values(data.train), values(data.val)) == ([[0, 255]], [[149, 255]])
+    assert data.num_classes == 150 and data.class_names[149] == "thing 150, object"
+
+
+def test_ade20k_as_parquet(tmp_path):
+    import datasets
+
+    rows = {"image": [], "annotation": []}
+    for key, image in (("image", Image.new("RGB", (30, 20))), ("annotation", Image.new("L", (30, 20), 7))):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        rows[key] = [{"bytes": buffer.getvalue(), "path": None}] * 2
+    features = datasets.Features({key: datasets.Image() for key in rows})
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}-0.parquet")
+    overrides = ["data=ade20k_hub", f"data.root={tmp_path}", "data.short_side=null", "data.img_size=32"]
+    data = build("segment", *overrides)
+    assert values(data.train) == [[6], [6]] and all_of(data.train, batch_size=2)[0][1].shape == (2, 32, 32)
+    with pytest.raises(DataError, match=r"no column 'mask' but image, annotation: give data.mask_key="):
+        build("segment", *overrides, "data.mask_key=mask")
+
+
+def test_cityscapes(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / "leftImg8bit" / split / "ulm" / "ulm_0_leftImg8bit.png")
+        mask(tmp_path / "gtFine" / split / "ulm" / "ulm_0_gtFine_labelIds.png", (7, 4))
+        mask(tmp_path / "gtFine" / split / "ulm" / "ulm_0_gtFine_labelTrainIds.png", (18, 255))
+    overrides = ["data=cityscapes", f"data.root={tmp_path}"]
+    data = build("segment", *overrides)
+    assert values(data.train) == [[0, 255]] and (data.num_classes, data.class_names[18]) == (19, "bicycle")
+    given = ["data.mask_suffix=_gtFine_labelTrainIds.png", "data.label_ids=null"]
+    assert values(build("segment", *overrides, *given).val) == [[18, 255]]
+
+
+def test_voc(tmp_path):
+    for number in (1, 2, 3):
+        picture(tmp_path / "JPEGImages" / f"2007_{number}.jpg")
+        mask(tmp_path / "SegmentationClass" / f"2007_{number}.png", (0, 255 if number == 1 else 20), mode="P")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_1\n2007_3\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    overrides = ["data=voc", f"data.root={tmp_path}"]
+    data = build("segment", *overrides)
+    assert values(data.train) == [[0, 255], [0, 20]] and (len(data.val), data.class_names[20]) == (1, "tvmonitor")
+    (lists / "val.txt").write_text("2007_9\n")
+    with pytest.raises(DataError, match=r"val.txt names 2007_9, but .*2007_9.jpg is not there"):
+        build("segment", *overrides)
+    (lists / "val.txt").write_text("../../2007_2\n")
+    with pytest.raises(DataError, match="leads out of its folder"):
+        build("segment", *overrides)
+
+
+def spoil(folder, what):
+    path = folder / "masks" / "train" / "b.png"
+    if what == "size":
+        mask(path, (0, 1), size=(20, 30))
+    elif what == "label":
+        mask(path, (0, 3))
+    elif what == "colours":
+        picture(path)
+    else:
+        path.write_bytes(path.read_bytes()[:40])
+
+
+SPOILT = {
+    "size": "b.jpg has 30 x 20 pixels and its mask 20 x 30: expected the same",
+    "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255",
+    "colours": "a mask has one channel of classes, this one is RGB",
+    "bytes": "cannot read the image",
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
+    spoil(folder, what)
+    with pytest.raises(DataError) as error:
+        all_of(masks(folder).train, batch_size=3)
+    assert SPOILT[what] in str(error.value) and "data.on_bad_image=replace" in str(error.value)
+    source = masks(folder, "data.on_bad_image=replace").train
+    assert len(all_of(source, batch_size=3)[0][0]) == 3 and source.take_bad() == 1
+    assert "bad image in the training set of masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["data.root=null"], "needs data.root=<folder with images/train and masks/train>"),
+        (["data.train_masks=labels"], "has no folder labels"),
+        (["data.mask_suffix=_mask.png"], "3 of 3 images in"),
+        (["data.image_suffix=.tif"], "has no image (*.tif)"),
+        (["data.num_classes=null"], "needs data.num_classes=, or data.class_names="),
+        (["data.class_names=gone.txt"], "cannot read the names of the classes"),
+        (["data.train_images=../images"], "leads out of its folder"),
+        (["data.val_masks=/etc"], "leads out of its folder"),
+        (["data.label_ids=[3,3]"], "data.label_ids=[3, 3]: expected different numbers"),
+        (["data.label_ids=[255]"], "each 0 ... 254"),
+        (["data.num_classes=300"], "has 300 classes: a mask tells 255 apart at the most"),
+        (["data.left_out=[sky]"], "data.left_out names 'sky', which is no class"),
+        (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
+    ],
+)
+def test_folders_that_do_not_fit(folder, more, said):
+    with pytest.raises(DataError) as error:
+        masks(folder, *more)
+    assert said in str(error.value)
+
+
+def test_a_task_needs_its_kind_of_labels(folder):
+    with pytest.raises(DataError, match="data=digits has one label an image, task=segment needs them in the image"):
+        build("segment", "data=digits")
+    with pytest.raises(DataError, match="data=masks has no instances labels, which task=detect needs"):
+        build("detect", "data=masks", f"data.root={folder}", "data.num_classes=3")
+
+
+def test_odd_sizes(folder):
+    """Images of one pixel, and much longer than wide, are rescaled, cropped and padded like all others."""
+    for number, size in enumerate([(1, 1), (301, 2), (3, 157)]):
+        picture(folder / "images" / "train" / f"{number}.jpg", size)
+        mask(folder / "masks" / "train" / f"{number}.png", (1, 1), size)
+    images, labels = all_of(masks(folder, "data.short_side=24", "data.long_side=96").train, batch_size=6)[0]
+    assert images.shape == (6, 3, 32, 32) and images.isfinite().all() and 1 in labels

@@ -1,0 +1,50 @@
+"""A person's own images: which are meant, what their pictures are called, and folders that cannot be written."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from recipes import predict
+from recipes.settings import RunError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.PNG", "deep/a.png", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_which_images_are_meant(folder):
+    def named(pattern):
+        return [str(Path(path).relative_to(folder)) for path in predict.matching(f"{folder}{pattern}")]
+
+    assert named("") == named("/") == ["a.jpg", "b.PNG"]
+    assert named("/**/*.png") == ["deep/a.png"] and named("/a.jpg") == ["a.jpg"]
+    (folder / "x[1].jpg").touch()
+    assert named("/x[1].jpg") == ["x[1].jpg"]
+    with pytest.raises(RunError, match=r"predict=.*/\*.gif names no file$"):
+        named("/*.gif")
+    (folder / "empty").mkdir()
+    with pytest.raises(RunError, match="names no file of an image"):
+        named("/empty")
+
+
+def test_pictures_of_images_that_are_called_alike():
+    paths = ["photos/a.jpg", "photos/a.png", "../more/a.jpg", "photos/b.jpg"]
+    names = ["photos-a.jpg-found.png", "photos-a.png-found.png", "more-a.jpg-found.png", "b-found.png"]
+    assert predict.names(paths) == names
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    predict.check_writable(tmp_path / "to" / "be" / "made")
+    assert not (tmp_path / "to").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "within"):
+        with pytest.raises(RunError, match=r"cannot be written to .*file.*: give out="):
+            predict.check_writable(folder)
+        with pytest.raises(RunError, match=r"could not write .*a-found\.png: .*give out="):
+            predict.write(Image.new("RGB", (3, 3)), folder / "a-found.png")

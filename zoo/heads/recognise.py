@@ -1,0 +1,78 @@
+"""What whole segmenters and detectors are, told from names and shapes in files of mmsegmentation and mmdetection."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..described import TensorInfo
+from ..recognise import Recognition, recognise, without_prefix
+from ..registry import variants
+
+CONV = "conv.weight"
+# head -> a tensor that it alone has, the tensor whose rows are the channels
+SEGMENTERS = {
+    "upernet": ("decode_head.psp_modules.0.1." + CONV, "decode_head.bottleneck." + CONV),
+    "semantic_fpn": ("decode_head.scale_heads.0.0." + CONV, "neck.lateral_convs.0." + CONV),
+    "fcn": ("decode_head.convs.0." + CONV, "decode_head.convs.0." + CONV),
+}
+# head -> a tensor that those before it have not, rows for each class, rows beside those of classes
+DETECTORS = {
+    "cascade_mask_rcnn": ("roi_head.mask_head.0.conv_logits.bias", 1, 0),
+    "mask_rcnn": ("roi_head.mask_head.conv_logits.bias", 1, 0),
+    "faster_rcnn": ("roi_head.bbox_head.fc_cls.bias", 1, 1),
+    "retinanet": ("bbox_head.retina_cls.bias", 9, 0),
+}
+TASKS = {"segment": "segmentation", "detect": "detection"}
+
+
+@dataclass(frozen=True)
+class DenseRecognition:
+    """What a file of a whole model for dense prediction is.
+
+    task      "segment" or "detect": `zoo.heads.segmenter` builds it, or `zoo.heads.detector`
+    head      as that function calls it
+    classes   without a background
+    options   further arguments of that function: channels, and of a segmenter whether it has an auxiliary head
+    backbone  what its backbone is
+    """
+
+    task: str
+    head: str
+    classes: int
+    backbone: Recognition
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, model: str) -> dict[str, Any]:
+        """What the authors of a backbone build it with for this task, where a file cannot say it: DiNAT's dilations."""
+        dilates = isinstance(variants().get(model, {}).get("dilations"), str)
+        return {"dilations": TASKS[self.task]} if dilates else {}
+
+
+def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") -> DenseRecognition | None:
+    """What a state dict in mmseg's or mmdet's names is, None where it is neither; of a file's `name` as `recognise`."""
+    state = without_prefix(state)
+    found = _segmenter(state) or _detector(state)
+    if found is None:
+        return None
+    trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return DenseRecognition(*found[:3], recognise(trunk, name), found[3])
+
+
+def _segmenter(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]] | None:
+    for head, (mark, wide) in SEGMENTERS.items():
+        if {mark, wide, "decode_head.conv_seg.bias"} <= state.keys():
+            options = {"channels": state[wide].shape[0]}
+            if head != "semantic_fpn":
+                options["auxiliary"] = "auxiliary_head.conv_seg.bias" in state
+            return "segment", head, state["decode_head.conv_seg.bias"].shape[0], options
+    return None
+
+
+def _detector(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]] | None:
+    wide = "neck.lateral_convs.0." + CONV
+    for head, (mark, each, beside) in DETECTORS.items():
+        if {mark, wide} <= state.keys():
+            return "detect", head, (state[mark].shape[0] - beside) // each, {"channels": state[wide].shape[0]}
+    return None
