@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from recipes.config import compose
-from recipes.data import DataError, batches, dense, paired
+from recipes.data import batches, dense, paired
 from recipes.data.seeding import reseed
 from recipes.data.transforms import Normalize
 
