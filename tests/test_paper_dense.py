@@ -225,7 +225,8 @@ def test_what_does_not_decay_is_what_the_authors_name(phase, family, variant, fa
 def test_the_first_phase_is_the_default():
     for task, model, head in (
         ("segment", "biformer_s", "upernet"), ("segment", "litv2_s", "semantic_fpn"),
-        ("detect", "davit_t", "mask_rcnn"), ("detect", "dinat_b", "cascade_mask_rcnn"), ("detect", "maxvit_t", "cascade_mask_rcnn"),
+        ("detect", "davit_t", "mask_rcnn"), ("detect", "dinat_b", "cascade_mask_rcnn"),
+        ("detect", "maxvit_t", "cascade_mask_rcnn"),
     ):  # fmt: skip
         assert compose(["recipe=paper", f"task={task}", f"model={model}"]).task.head == head
     short = compose(["recipe=paper", "task=detect", "model=davit_t"])
