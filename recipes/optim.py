@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -17,15 +19,20 @@ from recipes.config.errors import near
 from recipes.log import say
 from recipes.plan import Plan
 
-OURS = {"lr", "lr_base_batch"}  # keys of cfg.optim that do not go to timm
+# keys of cfg.optim that do not go to timm
+OURS = {"lr", "lr_base_batch", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of a step: linear warm-up, then cosine, linear or constant, then `cooldown` steps at `min_lr`.
+    """Learning rate of a step: linear warm-up, then a decay, then `cooldown` steps at `min_lr`. Lengths are in steps.
 
-    The decay runs over the steps between warm-up and cooldown, both excluded; all lengths are in steps.
-    Cosine as in SGDR (Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, eq. 5), without restarts.
+    shape         cosine, as in SGDR (Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, eq. 5), without restarts;
+                  linear; constant; poly, the share that is left to the power of `power`; or step, a factor of `gamma`
+                  at each of `milestones`, never below `min_lr`
+    warmup_ratio  None: the rate rises from `warmup_lr` to the peak, and the decay runs over the steps between warm-up
+                  and cooldown, both excluded. A number, as in OpenMMLab's libraries: the decay runs from step 0, and in
+                  the warm-up it is multiplied by a factor that rises from this number to 1
     """
 
     steps: int
@@ -35,17 +42,29 @@ class Schedule:
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     cooldown: int = 0
+    warmup_ratio: float | None = None
+    power: float = 1.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
 
     def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup
+        warm = step / self.warmup if step < self.warmup else 1.0
+        if self.warmup_ratio is not None:
+            return self._decayed(step, 0) * (self.warmup_ratio + (1 - self.warmup_ratio) * warm)
+        if warm < 1:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * warm
+        return self._decayed(step, self.warmup)
+
+    def _decayed(self, step: int, begin: int) -> float:
         if step >= self.steps - self.cooldown:
             return self.min_lr
         if self.shape == "constant":
             return self.lr
-        done = (step - self.warmup) / (self.steps - self.warmup - self.cooldown)
-        left = 1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return self.min_lr + (self.lr - self.min_lr) * left
+        if self.shape == "step":
+            return max(self.min_lr, self.lr * self.gamma ** bisect_right(self.milestones, step))
+        done = (step - begin) / (self.steps - begin - self.cooldown)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.shape == "cosine" else 1 - done
+        return self.min_lr + (self.lr - self.min_lr) * (left**self.power if self.shape == "poly" else left)
 
 
 def base_lr(cfg: DictConfig) -> float:
@@ -55,7 +74,10 @@ def base_lr(cfg: DictConfig) -> float:
 
 
 def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
-    """The learning-rate schedule of a run; `sched.warmup` and `sched.cooldown` are counted in epochs or in steps."""
+    """The learning-rate schedule of a run.
+
+    `sched.warmup` and `sched.cooldown` are counted in epochs or in steps, `sched.milestones` in epochs.
+    """
     sched = cfg.sched
     unit = {"epochs": plan.per_epoch, "steps": 1}[sched.unit]
     warmup, cooldown = round(sched.warmup * unit), round(sched.cooldown * unit)
@@ -64,16 +86,24 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
             f"a cooldown of {cooldown} steps does not fit into {plan.steps}: train longer (train.epochs, train.steps) "
             "or lower sched.cooldown"
         )
+    if sched.sched == "step" and not sched.milestones:
+        raise ConfigError(
+            "sched.sched=step falls at milestones, and there are none: sched.milestones=[8,11], in epochs"
+        )
     if warmup >= plan.steps:
         say(f"this run of {plan.steps} steps ends within its warm-up of {warmup}; lower sched.warmup to learn more")
-    return Schedule(plan.steps, base_lr(cfg), sched.sched, warmup, sched.warmup_lr, sched.min_lr, cooldown)
+    milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
+    shape = {"power": sched.power, "milestones": milestones, "gamma": sched.gamma, "warmup_ratio": sched.warmup_ratio}
+    return Schedule(plan.steps, base_lr(cfg), sched.sched, warmup, sched.warmup_lr, sched.min_lr, cooldown, **shape)
 
 
 def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser `optim.opt` over the model's groups: layer decay, and no weight decay for norms and biases.
 
-    Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate.
-    Raises ConfigError for an optimiser timm does not know and for an option that the optimiser does not take.
+    Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate unless
+    `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`.
+    Raises ConfigError for an optimiser timm does not know, for an option that the optimiser does not take, and for
+    names in `optim.no_decay` that no parameter has.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
@@ -84,25 +114,61 @@ def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
-    if hasattr(model, "lr_scales"):  # timm's models have no such method
-        scale_rates(optimizer, {model.get_parameter(name): scale for name, scale in model.lr_scales().items()})
+    decays = dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
+    regroup(optimizer, lambda group, parameter: {"weight_decay": decays.get(parameter, group["weight_decay"])})
+    scales = lr_scales(cfg, model)
+    if scales:
+        regroup(optimizer, lambda group, p: {"lr_scale": group.get("lr_scale", 1.0) * scales.get(p, 1.0)})
     return optimizer
 
 
-def scale_rates(optimizer: torch.optim.Optimizer, scales: Mapping[Tensor, float]) -> None:
-    """Split the groups so that each parameter in `scales` learns at that factor of its group's rate.
+def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
+    """Factors on the learning rate: those of the backbone and of what stands on it, times the model's own."""
+    backbone, head = cfg.optim.backbone_lr_scale, cfg.optim.head_lr_scale
+    named, scales = dict(model.named_parameters()), {}
+    if (backbone, head) != (1, 1):
+        inside = backbone_names(model)
+        scales = {parameter: backbone if name in inside else head for name, parameter in named.items()}
+    if cfg.optim.model_lr_scales and hasattr(model, "lr_scales"):  # timm's models have no such method
+        scales |= {named[name]: scale * scales.get(named[name], 1.0) for name, scale in model.lr_scales().items()}
+    return scales
+
+
+def backbone_names(model: nn.Module) -> set[str]:
+    """The parameters of a dense model's backbone, or all of a classifier's but those of its last layer."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    if not hasattr(model, "get_classifier"):
+        return {name for name in names.values() if name.startswith("backbone.")}
+    last = model.get_classifier()
+    for layer in last if isinstance(last, tuple | list) else (last,):  # distilled models have two
+        for parameter in layer.parameters():
+            names.pop(parameter)
+    return set(names.values())
+
+
+def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tensor]:
+    """The parameters whose names fit one of the patterns."""
+    found = []
+    for pattern in patterns or []:
+        fits = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
+        if not fits:
+            some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
+            raise ConfigError(f"{key}: no parameter fits {pattern}; the model's are called {some}, ...")
+        found += fits
+    return found
+
+
+def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Tensor], dict[str, Any]]) -> None:
+    """Split the groups so that each parameter has its own options, `own(group, parameter)`.
 
     Done on the finished optimiser: timm makes the groups, and what else it writes into them is kept.
     """
-    if not scales:
-        return
     groups = []
     for group in optimizer.param_groups:
-        parts: dict[float, list[Tensor]] = {}
+        parts: dict[tuple, list[Tensor]] = {}
         for parameter in group["params"]:
-            parts.setdefault(scales.get(parameter, 1.0), []).append(parameter)
-        whole = group.get("lr_scale", 1.0)
-        groups += [{**group, "params": part, "lr_scale": whole * scale} for scale, part in parts.items()]
+            parts.setdefault(tuple(own(group, parameter).items()), []).append(parameter)
+        groups += [{**group, **dict(options), "params": part} for options, part in parts.items()]
     # in place: timm's Lookahead shares the list with the optimiser inside it
     optimizer.param_groups[:] = groups
 

@@ -93,7 +93,8 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
     for key, value in {"steps of the run": steps, **counts}.items():
         if value < 1:
             raise ConfigError(f"{key}: {value} is too few; at least 1")
-    return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(cfg.train.eval_every * per_epoch)))
+    every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
+    return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(every)))
 
 
 def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ FREE = (
     "resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every",
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
-SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every")
+SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
 
 
 class RunError(RuntimeError):

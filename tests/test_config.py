@@ -1,5 +1,6 @@
 """The configuration: everything composes, the command line goes first, errors say what to type."""
 
+import inspect
 import multiprocessing
 import os
 import shlex
@@ -16,6 +17,7 @@ from recipes.config import ConfigError, checks, compose, help_text, main, quote
 from recipes.config import overrides as given
 from recipes.config.groups import register
 from recipes.config.quoting import reads_as
+from zoo.releases import RELEASES, UNRELEASED
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes" / "conf"
@@ -52,14 +54,27 @@ def test_every_published_recipe_composes(model):
         assert cfg[key] == value, key
 
 
-@pytest.mark.parametrize("name", ["quick", "paper", "by_task/quick_segment", "by_task/quick_detect"])
+TASKS = ("classify", "segment", "detect")
+FILES = [
+    "quick",
+    "by_task/quick_segment",
+    "by_task/quick_detect",
+    "paper",
+    *(f"by_task/paper_{task}" for task in TASKS),
+]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_recipes_invent_no_keys(name):
     """The struct flag guards the command line only: a mistyped key in a file would be a new key."""
     keys = {
         key for key in checks.flat(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")) if not key.startswith("paper.")
     }
     task = OmegaConf.load(CONF / "task" / f"{name.partition('_')[2].partition('_')[2] or 'classify'}.yaml")
-    assert keys <= set(checks.base("train")) | {f"task.{key}" for key in task}
+    hardware = OmegaConf.load(CONF / "hardware" / "auto.yaml")
+    models = {key for model in zoo.variants() for key in inspect.signature(zoo.registry.class_of(model)).parameters}
+    groups = {"task": task, "hardware": hardware, "model": models}
+    assert keys <= set(checks.base("train")) | {f"{group}.{key}" for group, own in groups.items() for key in own}
 
 
 def test_a_task_brings_its_data_and_its_quick_recipe():
@@ -74,14 +89,35 @@ def test_a_task_brings_its_data_and_its_quick_recipe():
     assert compose([]).data.name == "digits" and "head" not in compose([]).task
 
 
-def test_paper_tables_are_complete():
+@pytest.mark.parametrize("task", TASKS)
+def test_paper_tables_are_complete(task):
     """Every key that recipe=paper asks for is in every table, either published or chosen, and no other."""
-    text = yaml.safe_load((CONF / "recipe" / "paper.yaml").read_text())
-    asked = {key for key, value in checks.flat(OmegaConf.create(text)).items() if str(value).startswith("${paper:")}
-    for phase, table in papers.tables().items():
+    asked = set()
+    for name in ("paper", f"by_task/paper_{task}"):
+        text = OmegaConf.create(yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text()))
+        asked |= {key for key, value in checks.flat(text).items() if str(value).startswith("${paper:")}
+    for phase, table in papers.tables(task).items():
         assert not table["published"].keys() & table["chosen"].keys() - {"train.ema", "sched.warmup_lr"} or phase, phase
         for model, own in table["models"].items():
             assert table["published"].keys() | table["chosen"].keys() | own.keys() == asked, (phase, model)
+
+
+def test_dense_tables_say_what_was_published():
+    """The figures beside a recipe are those of the tables of releases, of the same model and method."""
+    methods = {
+        "ade20k_upernet_160k": "UPerNet 160k", "ade20k_semfpn_80k": "Semantic FPN 80k",
+        "coco_maskrcnn_1x": "Mask R-CNN 1x", "coco_maskrcnn_3x": "Mask R-CNN 3x", "coco_retinanet_1x": "RetinaNet 1x",
+        "coco_retinanet_3x": "RetinaNet 3x", "coco_cascade_maskrcnn_3x": "Cascade Mask R-CNN 3x",
+        "coco_cascade_maskrcnn_paper": "Cascade Mask R-CNN, 896 pixels",
+        "coco_cascade_maskrcnn_modelgarden": "Cascade Mask R-CNN, 640 pixels",
+    }  # fmt: skip
+    known = [(found.model, found.method, found.metrics) for found in (*RELEASES, *UNRELEASED)]
+    for task in TASKS[1:]:
+        for phase, table in papers.tables(task).items():
+            method = methods[phase.split("/")[1].partition("_ws")[0]]
+            assert table["results"].keys() == table["models"].keys()
+            for model, metrics in table["results"].items():
+                assert (model, method, metrics) in known, (phase, model)
 
 
 def test_paper_phases():
@@ -137,7 +173,7 @@ ERRORS = [
     (["model.weights=emma"], "did you mean ema"),
     (["recipe=paper", "model=maxvit_xl"], "no published recipe for maxvit_xl"),
     (["recipe=paper", "model=timm", "model.name=resnet50"], "no published recipe for resnet50"),
-    (["recipe=paper", "task=segment"], "recipe=paper is about classification, this is task=segment"),
+    (["recipe=paper", "task=segment"], "no published recipe for maxvit_t, task=segment: expected one of biformer_b"),
     (["task=segment", "task.inference=slid"], "did you mean slide"),
     (["task=detect", "task.inference=slide"], "unknown key 'task.inference'"),
     (["recipe=paper", "paper.phase=imagenet22k"], "paper.phase=imagenet22k is not published for maxvit_t"),

@@ -185,6 +185,42 @@ def test_several_short_sides_are_all_drawn():
     assert paired.evaluation(data)(image).shape == (3, 40, 50)
 
 
+def test_sides_go_up_to_a_multiple():
+    data = OmegaConf.create({"short_side": 50, "long_side": 70, "side_multiple": 32})
+    assert paired.evaluation(data)(tv_tensors.Image(torch.zeros(3, 100, 200, dtype=torch.uint8))).shape == (3, 64, 96)
+    data.side_multiple = None
+    assert paired.evaluation(data)(tv_tensors.Image(torch.zeros(3, 100, 200, dtype=torch.uint8))).shape == (3, 35, 70)
+
+
+def test_parts_are_drawn_within_limits():
+    image = tv_tensors.Image(torch.zeros(3, 500, 300, dtype=torch.uint8))
+    sizes = [tuple(paired.PartOf(384, 600)(image).shape[1:]) for _ in range(60)]
+    assert {width for _, width in sizes} == {300}
+    heights = {height for height, _ in sizes}
+    assert min(heights) >= 384 and max(heights) <= 500 and len(heights) > 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_parts_are_resized_as_often_as_asked_for(share):
+    """What is resized whole keeps its shape, 1 : 2; of a part at 400 to 600 pixels at most 600 are left."""
+    data = OmegaConf.create({"short_side": [40, 48], "long_side": 133, "hflip": 0.0})
+    task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": share})
+    transform = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False)
+    reseed(0)
+    whole, kept = 0, []
+    for _ in range(60):
+        boxes = tv_tensors.BoundingBoxes([[20.0, 10.0, 30.0, 40.0]], format="XYXY", canvas_size=(50, 100))
+        image = tv_tensors.Image(torch.zeros(3, 50, 100, dtype=torch.uint8))
+        image, target = transform(image, {"boxes": boxes})
+        height, width = image.shape[1:]
+        assert min(height, width) in (40, 48)
+        whole += width == 2 * height
+        kept.append(len(target["boxes"]))
+        assert (target["boxes"] >= 0).all() and (target["boxes"][:, 2] <= width).all()
+    assert {0.0: whole == 60, 0.5: 15 < whole < 45, 1.0: whole == 0}[share]
+    assert (0 in kept) == (share > 0)
+
+
 def test_crops_are_capped():
     """One class fills all but a corner: with a cap the crop looks for it."""
     labels = torch.zeros(64, 64, dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """The learning rate of every step and every parameter."""
 
+import math
 import shutil
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 
 from children import SMALL, note_overrides, train_here
 from recipes import checkpoint, config, optim
+from recipes.plan import Plan
 from recipes.tasks import classify
+from recipes.tasks import detect as detection
+from recipes.tasks import segment as segmentation
 
 LITV2 = [
     "model=litv2_s", "model.dims=[32,64,128,128]", "model.depths=[1,1,2,1]", "model.heads=[1,2,4,4]",
@@ -23,6 +27,63 @@ def test_schedule_is_a_function_of_the_step():
     linear = optim.Schedule(100, 1.0, "linear", min_lr=0.0)
     assert [linear(step) for step in (0, 25, 75)] == [1.0, 0.75, 0.25]
     assert {optim.Schedule(100, 1.0, "constant")(step) for step in range(100)} == {1.0}
+
+
+def rates(overrides, steps, per_epoch):
+    """The rates of a composed configuration, whose data fills `per_epoch` steps."""
+    cfg = config.compose(overrides)
+    length = steps if cfg.train.steps is None else cfg.train.steps
+    assert length == steps
+    rate = optim.schedule(cfg, Plan(1, 1, 1, per_epoch, steps, per_epoch))
+    return lambda *asked: [rate(step) for step in asked]
+
+
+def near(*values):
+    return pytest.approx(values, rel=1e-9, abs=1e-18)
+
+
+def test_poly_by_iteration_with_a_warm_up_from_a_ratio():
+    """mmsegmentation's 160k: (1 - n / 160000), times what rises from 1e-6 to 1 over 1500 steps."""
+    rate = rates(["recipe=paper", "task=segment", "model=davit_t"], 160000, 1263)
+    assert rate(0, 750) == near(6e-5 * 1e-6, 6e-5 * (1 - 750 / 160000) * (1e-6 + (1 - 1e-6) / 2))
+    assert rate(1500, 80000, 159999) == near(6e-5 * (1 - 1500 / 160000), 3e-5, 6e-5 / 160000)
+
+
+def test_poly_to_a_floor_without_warm_up():
+    rate = rates(["recipe=paper", "task=segment", "model=litv2_s"], 80000, 1263)
+    assert rate(0, 40000) == near(1e-4, 1e-6 + 99e-6 * 0.5**0.9)
+    assert rate(79999) == near(1e-6 + 99e-6 * (1 / 80000) ** 0.9)
+
+
+def test_cosine_with_a_warm_up_from_a_ratio():
+    chosen = ["model=biformer_s", "paper.phase=ade20k_semfpn_80k"]
+    rate = rates(["recipe=paper", "task=segment", *chosen], 80000, 631)
+    assert rate(0, 40000, 60000) == near(2e-5, 2e-12 + (2e-4 - 2e-12) / 2, 2e-12 + (2e-4 - 2e-12) * (2 - 2**0.5) / 4)
+    assert rate(500) == near((2e-12 + (2e-4 - 2e-12) * (1 + math.cos(math.pi * 500 / 80000)) / 2) * 0.55)
+
+
+@pytest.mark.parametrize(("model", "epochs", "falls"), [("biformer_s", 12, (8, 11)), ("nat_m", 36, (27, 33))])
+def test_steps_at_epochs(model, epochs, falls):
+    """mmdetection's 1x and 3x, of 7330 steps an epoch: a tenth from the first step after these epochs on."""
+    rate = rates(["recipe=paper", "task=detect", f"model={model}"], epochs * 7330, 7330)
+    first, second = (epoch * 7330 for epoch in falls)
+    assert rate(0, 250, 500) == near(1e-7, 1e-4 * (0.001 + 0.999 / 2), 1e-4)
+    assert rate(first - 1, first, second - 1, second, epochs * 7330 - 1) == near(1e-4, 1e-5, 1e-5, 1e-6, 1e-6)
+
+
+def test_a_decay_that_ends_before_the_run():
+    """MaxViT-S: 6000 steps up from 0, a cosine to 90,000, then nothing, as its file has it."""
+    chosen = ["model=maxvit_s", "paper.phase=coco_cascade_maskrcnn_modelgarden"]
+    rate = rates(["recipe=paper", "task=detect", *chosen], 115750, 462)
+    assert rate(0, 3000, 6000, 48000, 90000, 115749) == near(0, 1.5e-3, 3e-3, 1.5e-3, 0, 0)
+
+
+def test_steps_need_milestones():
+    with pytest.raises(config.ConfigError, match=r"sched\.milestones=\[8,11\], in epochs"):
+        rates(["sched.sched=step", "train.steps=70"], 70, 7)
+    rate = rates(["sched.sched=step", "sched.milestones=[8,2.5]", "sched.gamma=0.5", "optim.lr=1.0", "sched.min_lr=0.3",
+                  "sched.warmup=0", "train.steps=100"], 100, 10)  # fmt: skip
+    assert rate(24, 25, 79, 80, 99) == near(1, 0.5, 0.5, 0.3, 0.3)
 
 
 def test_optimizer_groups():
@@ -75,6 +136,67 @@ def test_a_model_s_own_factors_multiply_those_of_layer_decay(monkeypatch):
     alone = by_name(*made(*LITV2, "optim.layer_decay=0.5"), "lr_scale")
     assert len({alone[name] for name in OFFSETS}) == 3
     assert scales == {name: alone[name] * (0.01 if name in OFFSETS else 1) for name in alone}
+
+
+TINY = ["model=nat_m", "model.dims=[32,32,32,32]", "model.depths=[1,2,1,1]", "data.img_size=64", "data.train_count=8"]
+
+
+def dense(task, *overrides):
+    cfg = config.compose([f"task={task.__name__.rpartition('.')[2]}", *TINY, *overrides])
+    it = task.Task(cfg)
+    model = it.build_model(it.build_data())
+    return model, optim.create(cfg, model)
+
+
+@pytest.mark.parametrize("task", [segmentation, detection], ids=["segment", "detect"])
+def test_factors_of_backbone_and_heads(task):
+    model, optimizer = dense(task, "optim.backbone_lr_scale=0.1", "optim.head_lr_scale=10")
+    optim.set_lr(optimizer, 0.5)
+    rates = by_name(model, optimizer, "lr")
+    assert rates == {name: pytest.approx(0.05 if name.startswith("backbone.") else 5.0) for name in rates}
+    assert len(set(rates.values())) == 2
+
+
+@pytest.mark.parametrize("task", [segmentation, detection], ids=["segment", "detect"])
+def test_layer_decay_below_heads(task):
+    """Five blocks in four stages; a stage's downsampler goes with its first, norms of levels with the last of all."""
+    model, optimizer = dense(task, "optim.layer_decay=0.5")
+    scales = by_name(model, optimizer, "lr_scale")
+    begins = {0: 1, 1: 2, 2: 4, 3: 5}
+    assert sum(name.startswith("backbone.model.feature_norms.") for name in scales) >= 6
+    for name, scale in scales.items():
+        part, _, rest = name.removeprefix("backbone.model.").partition(".")
+        number = rest.split(".")
+        layer = {"stem": 0, "feature_norms": 5}.get(part, 6)
+        if part == "stages":
+            layer = begins[int(number[0])] + (int(number[2]) if number[1] == "blocks" else 0)
+        assert scale == 0.5 ** (6 - layer), name
+
+
+def test_factors_of_a_classifier_and_of_its_own():
+    model, optimizer = made(*LITV2, "optim.backbone_lr_scale=0.5")
+    scales = by_name(model, optimizer, "lr_scale")
+    assert scales == {name: 0.005 if name in OFFSETS else 1.0 if name.startswith("head.fc") else 0.5 for name in scales}
+    model, optimizer = made(*LITV2, "optim.model_lr_scales=false")
+    optim.set_lr(optimizer, 0.5)
+    assert set(by_name(model, optimizer, "lr").values()) == {0.5}
+
+
+def test_names_that_do_not_decay():
+    chosen = [
+        "optim.filter_bias_and_bn=false",
+        "optim.no_decay=[backbone.*.rpb,backbone.*norm*]",
+        "optim.layer_decay=null",
+    ]
+    model, optimizer = dense(segmentation, *chosen, "optim.weight_decay=0.01")
+    decays = by_name(model, optimizer, "weight_decay")
+    spared = {name for name, decay in decays.items() if decay == 0}
+    inside = {name for name in decays if name.startswith("backbone.")}
+    assert spared == {name for name in inside if "norm" in name or name.endswith("rpb")}
+    assert {decays[name] for name in decays.keys() - spared} == {0.01}
+    assert any("norm" in name for name in decays.keys() - inside) and any(n.endswith("bias") for n in inside - spared)
+    with pytest.raises(config.ConfigError, match=r"optim\.no_decay: no parameter fits \*pos_embed; the model's are"):
+        dense(segmentation, "optim.no_decay=[*pos_embed]")
 
 
 def test_a_model_of_timm_s_has_one_rate():

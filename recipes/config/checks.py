@@ -24,7 +24,7 @@ CHOICES = {
     "data.cache": (None, "ram", "disk"),
     "task.inference": ("whole", "slide"),
     "augment.re_mode": ("const", "rand", "pixel"),
-    "sched.sched": ("cosine", "linear", "constant"),
+    "sched.sched": ("cosine", "linear", "constant", "poly", "step"),
     "sched.unit": ("epochs", "steps"),
     "hardware.amp": (None, "bfloat16", "float16"),
     "hardware.parallel": ("ddp", "fsdp"),
@@ -37,18 +37,19 @@ TEXT = {
     "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
 INTEGERS = {
-    "train.steps", "model.num_classes", "data.num_classes", "data.train_count", "data.val_count", "data.long_side",
+    "train.steps", "train.eval_steps", "data.side_multiple",
+    "model.num_classes", "data.num_classes", "data.train_count", "data.val_count", "data.long_side",
     "data.workers", "hardware.threads", "task.channels",
 }  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown",
+    "sched.warmup", "sched.cooldown", "sched.warmup_ratio",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
     "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
-    "task.stride",
+    "optim.no_decay", "task.stride",
 }  # fmt: skip
 SIZES = {"data.img_size", "model.img_size", "img_size"}
 TEXTS = {"checkpoint"}
@@ -77,10 +78,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
     if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
         raise ConfigError(NOTHING[name])
-    if "paper" in cfg and cfg.task.name != "classify":
-        raise ConfigError(f"recipe=paper is about classification, this is task={cfg.task.name}: expected recipe=quick")
     if "paper" in cfg:
-        papers.values(cfg.model.name, cfg.paper.phase)
+        papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
     OmegaConf.resolve(cfg)
     defaults = base(name)
     typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)

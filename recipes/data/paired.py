@@ -26,11 +26,18 @@ class Rescale(v2.Transform):
     short   pixels, of several one is drawn; None: only the long side is looked at, and without it the size stays
     jitter  both are multiplied by a number drawn from this range: scale jitter; with (0.1, 2) large-scale jitter,
             https://arxiv.org/abs/2012.07177
+    multiple  pixels: each side goes up to a multiple of these, which changes the shape a little; None: it stays
     """
 
-    def __init__(self, short: Sequence[int] | None = None, long: int | None = None, jitter: Sequence[float] = (1, 1)):
+    def __init__(
+        self,
+        short: Sequence[int] | None = None,
+        long: int | None = None,
+        jitter: Sequence[float] = (1, 1),
+        multiple: int | None = None,
+    ):
         super().__init__()
-        self.short, self.long, self.jitter = short, long, jitter
+        self.short, self.long, self.jitter, self.multiple = short, long, jitter, multiple or 1
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = _size(flat_inputs)
@@ -41,7 +48,8 @@ class Rescale(v2.Transform):
         if self.long is not None:
             limits.append(self.long / max(height, width))
         scale = min(limits, default=1.0) * float(torch.empty(()).uniform_(*self.jitter))
-        return {"size": [max(1, round(side * scale)) for side in (height, width)]}
+        sides = [max(1, round(side * scale)) for side in (height, width)]
+        return {"size": [-(-side // self.multiple) * self.multiple for side in sides]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.resize(inpt, params["size"], antialias=True)
@@ -60,7 +68,7 @@ class Crop(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = _size(flat_inputs)
-        crop = (min(self.size[0], height), min(self.size[1], width))
+        crop = self.sides(height, width)
         labels = next((item for item in flat_inputs if isinstance(item, tv_tensors.Mask)), None)
         for _ in range(TRIES if self.cap < 1 else 1):
             top, left = (
@@ -70,8 +78,27 @@ class Crop(v2.Transform):
                 break
         return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
 
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Of the crop from an image of this size."""
+        return min(self.size[0], height), min(self.size[1], width)
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.crop(inpt, **params)
+
+
+class PartOf(Crop):
+    """A random crop whose sides are drawn, each on its own, `least` to `most` pixels, or all there are."""
+
+    def __init__(self, least: int, most: int):
+        super().__init__((most, most))
+        self.least = least
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        down, across = (
+            int(torch.randint(min(self.least, side), most + 1, ()))
+            for side, most in zip((height, width), super().sides(height, width), strict=True)
+        )
+        return down, across
 
 
 class PadTo(v2.Transform):
@@ -107,6 +134,8 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
     """What the `data` and `task` groups say: rescale, crop and pad to `size` if asked for, mirror, distort colours."""
     short = [data.short_side] if isinstance(data.short_side, int) else data.short_side
     steps = [Rescale(short, data.long_side, task.jitter)]
+    if task.get("precrop"):  # of detection: the second of DETR's two ways, https://arxiv.org/abs/2005.12872, A.4
+        steps.insert(0, v2.RandomApply([Rescale([400, 500, 600]), PartOf(384, 600)], task.precrop))
     if task.crop:
         steps.append(Crop(size, task.category_cap if semantic else 1.0))
     steps.append(v2.RandomHorizontalFlip(data.hflip))
@@ -120,7 +149,8 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
 def evaluation(data: Any) -> Rescale:
     """The image at its own size, or at the largest of `data.short_side`."""
     short = data.short_side
-    return Rescale(None if short is None else [short] if isinstance(short, int) else [max(short)], data.long_side)
+    short = None if short is None else [short] if isinstance(short, int) else [max(short)]
+    return Rescale(short, data.long_side, multiple=data.get("side_multiple"))  # runs of older versions lack the key
 
 
 def _size(flat_inputs: list[Any]) -> tuple[int, int]:

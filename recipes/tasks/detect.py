@@ -35,7 +35,8 @@ class Task(task.Task):
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
         from zoo.heads import detector
 
-        head = {key: self.cfg.task[key] for key in ("head", "channels")}
+        keys = ("head", "channels", "norm_eval")  # older runs lack the last two
+        head = {key: self.cfg.task.get(key) for key in keys}
         return models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
 
     def loss(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], *, draw: int) -> Tensor:

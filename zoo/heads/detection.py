@@ -43,6 +43,7 @@ def detector(
     head: str = "mask_rcnn",
     channels: int = 256,
     anchor_size: float | None = None,
+    norm_eval: bool = False,
     pretrained: bool = False,
     head_kwargs: dict[str, Any] | None = None,
     **backbone_kwargs: Any,
@@ -55,6 +56,7 @@ def detector(
     head         "mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet" or "fcos"
     channels     of the pyramid
     anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; not FCOS
+    norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts learn
     head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN)
     Raises ValueError for an unknown head, anchors for FCOS, or a backbone whose maps do not halve from one to the next.
     """
@@ -79,7 +81,8 @@ def detector(
     dense = head in ("retinanet", "fcos")
     neck = FPN(dims, channels, extra=2, extra_from="input") if dense else FPN(dims, channels, extra=1)
     strides = [*strides, *(strides[-1] * 2**i for i in range(1, 3 if dense else 2))]
-    return Detector(features, neck, _heads(head, channels, num_classes, strides, kwargs), num_classes, layout)
+    heads = _heads(head, channels, num_classes, strides, kwargs)
+    return Detector(features, neck, heads, num_classes, layout, norm_eval=norm_eval)
 
 
 def _heads(head: str, channels: int, num_classes: int, strides: list[int], kwargs: dict[str, Any]) -> nn.Module:
@@ -106,9 +109,19 @@ class Detector(OverBackbone):
     heads        `ImageList`, maps, targets -> losses, or detections; a `TwoStage` counts labels from 1
     num_classes  without a background
     layout       of mmdet's files
+    norm_eval    batch norms of the backbone stay in evaluation mode
     """
 
-    def __init__(self, backbone: nn.Module, neck: FPN, heads: nn.Module, num_classes: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: FPN,
+        heads: nn.Module,
+        num_classes: int,
+        layout: Layout,
+        *,
+        norm_eval: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
@@ -120,6 +133,15 @@ class Detector(OverBackbone):
         self.divisor = backbone.feature_info.reduction()[-1]
         # what zoo.load_checkpoint makes anew for another number of classes
         self.pretrained_cfg = {"classifier": tuple(f"heads.{name}" for name in _class_layers(heads))}
+        self.norm_eval = norm_eval
+        self.train()
+
+    def train(self, mode: bool = True) -> "Detector":
+        super().train(mode)
+        for module in self.backbone.modules() if self.norm_eval else ():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        return self
 
     def layouts(self) -> tuple[Layout, ...]:
         """How files name a whole detector with this backbone: mmdet's names around each of its layouts, then ours."""
