@@ -35,7 +35,8 @@ class Task(task.Task):
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
         from zoo.heads import detector
 
-        return models.create(self.cfg, data, pretrained=pretrained, make=detector, head=self.cfg.task.head)
+        head = {key: self.cfg.task[key] for key in ("head", "channels")}
+        return models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
 
     def loss(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], *, draw: int) -> Tensor:
         return sum(model(images, targets).values())
