@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 import zoo
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.log import say
+from recipes.run import find_checkpoint
 
-OURS = {"name", "pretrained", "checkpoint", "weights", "num_classes", "img_size", "drop_path_rate"}
+OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -45,7 +47,37 @@ def create(
         if report.head_remade and "train" not in cfg:
             raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
         say(report.message)
+    if cfg.model.get("backbone") is not None and pretrained:
+        start_backbone(model, cfg.model.backbone)
     return model
+
+
+def start_backbone(model: nn.Module, folder: str) -> None:
+    """Copy the backbone of a run's best weights into that of a dense model, which may have norms that the run had not.
+
+    Raises ConfigError where the model has no backbone of its own, or the run is one of another model.
+    """
+    if not hasattr(model, "backbone"):
+        raise ConfigError(f"model.backbone={folder} is for segmentation and detection; here use model.checkpoint")
+    found, inner = find_checkpoint(Path(folder)), getattr(model.backbone, "model", model.backbone)
+    want = inner.state_dict()
+    state = _bare(found.tensors(found.state["weights"]), "backbone.", "model.")
+    same = {name: state[name] for name in want if name in state and state[name].shape == want[name].shape}
+    if other := [name for name in want if name not in same and not name.startswith("feature_norms.")]:
+        raise ConfigError(
+            f"model.backbone={folder} is the run of another model: {len(other)} tensors of this one's backbone are not "
+            f"in it or have another shape, {other[0]} among them"
+        )
+    inner.load_state_dict(want | same)
+    say(f"the backbone starts from {found.path}, {found.state['weights']} weights")
+
+
+def _bare(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """What lies behind each prefix in turn, where anything does, without it."""
+    for prefix in prefixes:
+        inner = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state = inner or state
+    return state
 
 
 def _build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:

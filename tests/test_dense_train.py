@@ -92,6 +92,19 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
     assert numbers(run) == numbers(tmp_path / "run")
 
 
+def test_a_backbone_starts_from_that_of_another_run(run, tmp_path):
+    """Before any step it is what that run ended with, whatever its task was."""
+    cfg = config.compose([*TASKS["segment"], *TINY, f"model.backbone={run}"])
+    task, best = segment.Task(cfg), find_checkpoint(run)
+    found, weights = task.build_model(task.build_data()).backbone.state_dict(), best.tensors(best.state["weights"])
+    shared = [name for name in found if f"backbone.{name}" in weights]
+    assert len(shared) > 50 and all(torch.equal(found[name], weights[f"backbone.{name}"]) for name in shared)
+    with pytest.raises(ConfigError, match="is the run of another model"):
+        train_here(tmp_path, *TASKS["segment"], *TINY, "model.name=resnet18", f"model.backbone={run}")
+    with pytest.raises(ConfigError, match="is for segmentation and detection"):
+        train_here(tmp_path, "data=digits", *TINY[:3], "train.steps=4", f"model.backbone={run}")
+
+
 def numbers(run: Path) -> list[dict]:
     keys = ("step", "loss", "val_miou", "val_box_ap")
     return [{key: line[key] for key in keys if key in line} for line in lines(run)]

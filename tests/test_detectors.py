@@ -207,6 +207,16 @@ def test_loss_falls(head):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("head", ["mask_rcnn", "retinanet"])
+def test_a_backbone_with_maps_of_one_stride(head, tmp_path):
+    small = {"depths": (1, 1, 1, 1), "dim": 32, "channels": 16}
+    model, (images, targets) = detector("nat_iso_s", 5, head=head, **small), batch()
+    sum(model(images, targets).values()).backward()
+    assert all(p.grad is not None for p in model.parameters()) and model.divisor == 32
+    torch.save(model.state_dict(), tmp_path / "file.pth")
+    assert zoo.load_checkpoint(detector("nat_iso_s", 5, head=head, **small), tmp_path / "file.pth").layout == "zoo"
+
+
 def test_norms_of_features_that_are_read():
     """RetinaNet leaves the finest map: no norm of it waits for a gradient, and a file's is left aside."""
     model = detector("nat_m", 2, head="retinanet", channels=8)

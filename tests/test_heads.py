@@ -13,6 +13,7 @@ import golden
 import zoo
 from zoo.heads import Segmenter, inference, segmenter
 from zoo.heads.fpn import FPN
+from zoo.heads.plain import pyramid_of
 from zoo.heads.segmenter import AUXILIARY_WEIGHT, auxiliary_head, pixel_loss
 from zoo.heads.semantic_fpn import SemanticFPN
 from zoo.heads.upernet import UPerNet
@@ -138,6 +139,29 @@ def whole(tmp_path_factory):
     model = Segmenter(Tiny(), decode, auxiliary_head=second).double().eval()
     assert zoo.load_checkpoint(model, path).layout == "mmseg"
     return record, model
+
+
+def test_weights_of_classes():
+    """As mmseg's: a weighted sum over the labelled pixels, divided by the number of all."""
+    logits, targets = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    targets[0, 0] = 255
+    weights = torch.tensor([1.0, 0.25, 3.0])
+    each = F.cross_entropy(logits, targets, ignore_index=255, reduction="none")
+    want = sum(float(weights[label]) * each[targets == label].sum() for label in range(3)) / 40
+    torch.testing.assert_close(pixel_loss(logits, targets, 255, weights), want)
+    model = segmenter("resnet18", 3, channels=8, class_weights=weights.tolist()).eval()
+    images, targets = torch.randn(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.long)
+    plain = segmenter("resnet18", 3, channels=8).eval()
+    plain.load_state_dict(model.state_dict())
+    losses, others = model(images, targets), plain(images, targets)
+    for name in ("decode", "auxiliary"):
+        torch.testing.assert_close(losses[name], 0.25 * others[name])
+    with torch.no_grad():
+        shares, weighted = model(images).softmax(1), plain(images).softmax(1) / weights[:, None, None]
+    torch.testing.assert_close(shares, weighted / weighted.sum(1, keepdim=True))
+    for wrong in ([1, 2], [1, 2, 0]):
+        with pytest.raises(ValueError, match="expected a number above 0 for each of 3 classes"):
+            segmenter("resnet18", 3, channels=8, class_weights=wrong)
 
 
 INFERENCE = {
@@ -305,6 +329,24 @@ def test_maps_with_channels_last_and_levels_of_one_size():
     assert swin.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
     vit = segmenter("vit_tiny_patch16_224", 3, head="semantic_fpn", channels=8, depth=4, dynamic_img_size=True)
     assert vit.eval()(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("head", ["upernet", "semantic_fpn"])
+def test_a_pyramid_of_maps_that_have_one_stride(head, tmp_path):
+    small = {"depths": (1, 1, 1, 1), "dim": 32, "channels": 16}
+    model = segmenter("nat_iso_s", 3, head=head, **small)
+    sizes = []
+    model.pyramid.register_forward_hook(lambda module, args, out: sizes.extend(x.shape[-2:] for x in out))
+    sum(model(torch.randn(2, 3, 64, 96), torch.ones(2, 64, 96, dtype=torch.long)).values()).backward()
+    assert [tuple(size) for size in sizes] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert all(p.grad is not None for p in model.parameters())
+    torch.save(model.state_dict(), tmp_path / "file.pth")
+    assert zoo.load_checkpoint(segmenter("nat_iso_s", 3, head=head, **small), tmp_path / "file.pth").layout == "zoo"
+
+
+def test_strides_of_which_no_pyramid_can_be_made():
+    with pytest.raises(ValueError, match="stride of 14 make no pyramid of 4"):
+        pyramid_of([8] * 4, [14] * 4)
 
 
 def test_a_module_as_backbone():

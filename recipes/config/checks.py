@@ -31,8 +31,8 @@ CHOICES = {
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
-    "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "data.root", "data.hub",
-    "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks", "data.train_list",
+    "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
+    "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks", "data.train_list",
     "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
     "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
@@ -44,7 +44,7 @@ INTEGERS = {
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown", "sched.warmup_ratio",
+    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "task.left_out_weight",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {

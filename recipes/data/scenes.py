@@ -20,9 +20,10 @@ from recipes.data.seeding import Stream
 
 SPLITS = ("train", "val")
 BACKGROUND = 10  # the class of all that is no digit
-SIDES = (0.25, 0.5)  # of a scan, as shares of the scene's short side
-SHRINK = 0.97  # from one try to place a scan to the next
+SIDES = (0.3, 0.5)  # of a scan, as shares of the scene's short side
+SHRINK = 0.97  # of a scan from one try to place it to the next
 SEEN = 0.8  # of its pixels must be left of every object, whatever lies over it
+SHARED = 0.25  # of the smaller of two scans may lie over or under the other, at the first try
 CONTRAST = 90.0  # grey levels, at the least, between a digit and the ground under it
 MOST = 12  # things; more would have to lie over each other
 SMALLEST = 32  # pixels of the short side
@@ -110,24 +111,35 @@ class Scenes:
     def _placed(
         self, rng: np.random.Generator, ground: np.ndarray, things: list[Thing], owner: np.ndarray
     ) -> tuple[Thing, np.ndarray]:
-        """One more thing, smaller with every try, where it leaves enough of all others to be seen."""
+        """One more thing where it leaves enough of all others to be seen; each try is smaller and may share more."""
         sizes = [(thing.ink >= 0.5).sum() for thing in things]
         for attempt in itertools.count():
-            side = round(min(self.size) * float(rng.uniform(*SIDES)) * SHRINK**attempt)
-            thing = self._thing(rng, ground, max(side, 8))
+            room = SHRINK**attempt
+            side = max(round(min(self.size) * float(rng.uniform(*SIDES)) * room), 8)
+            top, left = (int(rng.integers(length - side + 1)) for length in self.size)
+            if any(shared((top, left, side), other) * room > SHARED for other in things):
+                continue
+            thing = self._thing(rng, ground, top, left, side)
             covered = owner.copy()
             covered[thing.place][thing.ink >= 0.5] = len(things)
-            left = np.bincount(covered[covered >= 0], minlength=len(things))
-            if all(left[number] >= SEEN * size for number, size in enumerate(sizes)):
+            visible = np.bincount(covered[covered >= 0], minlength=len(things))
+            if all(visible[number] >= SEEN * size for number, size in enumerate(sizes)):
                 return thing, covered
 
-    def _thing(self, rng: np.random.Generator, ground: np.ndarray, side: int) -> Thing:
+    def _thing(self, rng: np.random.Generator, ground: np.ndarray, top: int, left: int, side: int) -> Thing:
         row = int(rng.integers(len(self.scans.labels)))
-        top, left = (int(rng.integers(length - side + 1)) for length in self.size)
         scan = Image.fromarray(self.scans.scans[row]).resize((side, side), Image.Resampling.BICUBIC)
         ink = np.asarray(scan, np.float32) / 255
         colour = contrasting(rng, float(ground[top : top + side, left : left + side].mean()))
         return Thing(row, int(self.scans.labels[row]), top, left, ink, colour)
+
+
+def shared(square: tuple[int, int, int], other: Thing) -> float:
+    """What a square (top, left, side) and a scan have in common, as a share of the smaller of the two."""
+    (*corner, side), length = square, len(other.ink)
+    places = zip(corner, (other.top, other.left), strict=True)
+    down, right = (max(0, min(a + side, b + length) - max(a, b)) for a, b in places)
+    return down * right / min(side, length) ** 2
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -141,15 +153,14 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     down, right = np.mgrid[0:height, 0:width].astype(np.float32) / min(size)
     grey += rng.uniform(0, 1) * np.sin(2 * np.pi * waves * (down * np.sin(angle) + right * np.cos(angle)) + phase)
     share = ((grey - grey.min()) / (grey.max() - grey.min()))[..., None].astype(np.float32)
-    middle = rng.uniform(40, 215, 3)
+    middle = rng.uniform(20, 110, 3)
     one, other = (np.clip(middle + rng.uniform(-40, 40, 3), 0, 255).astype(np.float32) for _ in range(2))
     return one + (other - one) * share + 4 * rng.standard_normal((height, width, 1), np.float32)
 
 
 def contrasting(rng: np.random.Generator, grey: float) -> np.ndarray:
-    """A colour whose three channels are all `CONTRAST` above a grey, or all below, whichever has more room."""
-    low, high = (0.0, grey - CONTRAST) if grey > 127.5 else (grey + CONTRAST, 255.0)
-    return rng.uniform(max(low, 0), min(max(high, 0), 255), 3).astype(np.float32)
+    """A colour whose three channels are all `CONTRAST` above a grey: light ink, as in the scans."""
+    return rng.uniform(min(grey + CONTRAST, 240), 255, 3).astype(np.float32)
 
 
 def box(mask: np.ndarray) -> np.ndarray:

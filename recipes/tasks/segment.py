@@ -37,7 +37,8 @@ class Task(task.Task):
         from zoo.heads import segmenter
 
         head = {key: self.cfg.task[key] for key in HEAD}
-        return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, ignore_index=IGNORE, **head)
+        loss = {"ignore_index": IGNORE, "class_weights": class_weights(self.cfg, data)}
+        return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         return sum(model(images, targets).values())  # targets: (B, H, W)
@@ -105,6 +106,14 @@ class Task(task.Task):
                 tint = None if index in data.left_out else tints[index]
                 table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %", style=tint)
         return table, with_labels(image, labels, data.num_classes, bare=data.left_out)
+
+
+def class_weights(cfg, data: Data) -> list[float] | None:
+    """What a pixel of each class counts in the loss; None: all the same."""
+    weight = cfg.task.get("left_out_weight", 1.0)  # older runs lack it
+    if weight == 1:
+        return None
+    return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
 
 
 def prepared(cfg, image: Image.Image) -> Tensor:

@@ -48,6 +48,8 @@ class RetinaNetHeads(RetinaNet):
 class FCOSHeads(FCOS):
     """Maps of an FPN to losses, or to detections (https://arxiv.org/abs/1904.01355); as in torchvision.
 
+    Scores count from 0.05 on, as for the published models; torchvision's 0.2 leaves out what average precision counts.
+
     channels  of each map
     strides   pixels of the image per pixel of each map
     kwargs    of `torchvision.models.detection.FCOS`
@@ -55,6 +57,7 @@ class FCOSHeads(FCOS):
 
     def __init__(self, channels: int, num_classes: int, strides: list[int], **kwargs: Any) -> None:
         points = Anchors(strides, [[stride] for stride in strides], [1.0])
+        kwargs = {"score_thresh": 0.05, **kwargs}
         super().__init__(Given(channels), num_classes, anchor_generator=points, **kwargs)
         del self.transform
         predicts_in_single(self.head)

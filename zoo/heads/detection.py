@@ -24,6 +24,7 @@ from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
 from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .paste import paste
+from .plain import pyramid_of
 from .rcnn import TwoStage, rcnn_heads
 
 # head -> how many features it reads, the layout of mmdet's files
@@ -48,7 +49,7 @@ def detector(
     head_kwargs: dict[str, Any] | None = None,
     **backbone_kwargs: Any,
 ) -> "Detector":
-    """A detector on any backbone of the zoo, and on any model of timm that gives features at strides of 4 to 32.
+    """A detector on any backbone of the zoo, and on any model of timm with features at strides of 4 to 32, or at one.
 
     backbone     a name for `timm.create_model`, which gets `pretrained` and `backbone_kwargs`; or a module that gives a
                  list of NCHW maps, fine to coarse, and has timm's `feature_info`
@@ -67,6 +68,7 @@ def detector(
     dims, strides = (
         values[-levels:] for values in (features.feature_info.channels(), features.feature_info.reduction())
     )
+    pyramid, strides = pyramid_of(dims, strides)
     if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
         raise ValueError(
             f"the features are at strides {list(strides)}; a detector needs each to be twice the one before"
@@ -80,9 +82,11 @@ def detector(
         raise ValueError(f"channels is {channels}; FCOS norms groups of them, 32 in all, which must divide it")
     dense = head in ("retinanet", "fcos")
     neck = FPN(dims, channels, extra=2, extra_from="input") if dense else FPN(dims, channels, extra=1)
+    divisor = strides[-1]
     strides = [*strides, *(strides[-1] * 2**i for i in range(1, 3 if dense else 2))]
     heads = _heads(head, channels, num_classes, strides, kwargs)
-    return Detector(features, neck, heads, num_classes, layout, norm_eval=norm_eval)
+    options = {"pyramid": pyramid, "divisor": divisor, "norm_eval": norm_eval}
+    return Detector(features, neck, heads, num_classes, layout, **options)
 
 
 def _heads(head: str, channels: int, num_classes: int, strides: list[int], kwargs: dict[str, Any]) -> nn.Module:
@@ -106,9 +110,11 @@ class Detector(OverBackbone):
 
     backbone     (B, 3, H, W) -> maps, fine to coarse; has timm's `feature_info`
     neck         maps -> maps of one width, and coarser ones
+    pyramid      makes maps of several strides of the backbone's, where they all have one, for the neck
     heads        `ImageList`, maps, targets -> losses, or detections; a `TwoStage` counts labels from 1
     num_classes  without a background
     layout       of mmdet's files
+    divisor      sides of images are filled up to multiples of it; None = the stride of the backbone's last map
     norm_eval    batch norms of the backbone stay in evaluation mode
     """
 
@@ -120,17 +126,20 @@ class Detector(OverBackbone):
         num_classes: int,
         layout: Layout,
         *,
+        pyramid: nn.Module | None = None,
+        divisor: int | None = None,
         norm_eval: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pyramid = nn.Identity() if pyramid is None else pyramid
         self.neck = neck
         self.heads = heads
         self.num_classes = num_classes
         self.layout = layout
         self.levels = len(neck.laterals)
         self.first_label = 1 if isinstance(heads, TwoStage) else 0
-        self.divisor = backbone.feature_info.reduction()[-1]
+        self.divisor = divisor or backbone.feature_info.reduction()[-1]
         # what zoo.load_checkpoint makes anew for another number of classes
         self.pretrained_cfg = {"classifier": tuple(f"heads.{name}" for name in _class_layers(heads))}
         self.norm_eval = norm_eval
@@ -175,7 +184,7 @@ class Detector(OverBackbone):
         if targets is not None:
             targets = self._checked(images, targets)
         batch = self._batch(images)
-        features = self.neck(maps(self.backbone, batch.tensors, self.levels))
+        features = self.neck(self.pyramid(maps(self.backbone, batch.tensors, self.levels)))
         out = self.heads(batch, features, targets)
         return out if targets is not None else self._finish(out, batch.image_sizes)
 

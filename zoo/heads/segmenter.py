@@ -1,7 +1,9 @@
 """Semantic segmentation: a backbone, a head that labels every pixel, and an auxiliary one for training."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from .fcn import FCN
 from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .layers import resize
+from .plain import pyramid_of
 from .semantic_fpn import SemanticFPN
 from .upernet import UPerNet
 
@@ -24,9 +27,12 @@ class Segmenter(OverBackbone):
     """Logits of every pixel of images of any size, or, given labels, losses.
 
     backbone        gives maps of an image, fine to coarse; the last `levels` are read
-    neck            those maps -> what the heads read
+    pyramid         those maps, where they all have one stride, -> maps of several
+    neck            these maps -> what the heads read
     decode_head     -> logits at the finest of these maps
     auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
+    class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned first,
+                    not what is predicted: logits are those of pixels that all count the same
     """
 
     def __init__(
@@ -35,18 +41,23 @@ class Segmenter(OverBackbone):
         decode_head: nn.Module,
         *,
         levels: int = 4,
+        pyramid: nn.Module | None = None,
         neck: nn.Module | None = None,
         auxiliary_head: nn.Module | None = None,
         ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pyramid = nn.Identity() if pyramid is None else pyramid
         self.neck = nn.Identity() if neck is None else neck
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
+        weights = None if class_weights is None else _checked(class_weights, self.num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
         # what zoo.load_checkpoint makes anew for another number of classes
         self.pretrained_cfg = {"classifier": ("decode_head.classifier", "auxiliary_head.classifier")}
 
@@ -58,15 +69,21 @@ class Segmenter(OverBackbone):
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
             raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
-        features = self.neck(maps(self.backbone, images, self.levels))
+        features = self.neck(self.pyramid(maps(self.backbone, images, self.levels)))
         logits = self.decode_head(features)
         if targets is None:
-            return resize(logits, size)
-        losses = {"decode": pixel_loss(logits, targets, self.ignore_index)}
+            return resize(self._unweighted(logits), size)
+        losses = {"decode": self._loss(logits, targets)}
         if self.auxiliary_head is not None:
-            loss = pixel_loss(self.auxiliary_head(features), targets, self.ignore_index)
-            losses["auxiliary"] = AUXILIARY_WEIGHT * loss
+            losses["auxiliary"] = AUXILIARY_WEIGHT * self._loss(self.auxiliary_head(features), targets)
         return losses
+
+    def _unweighted(self, logits: Tensor) -> Tensor:
+        """What weights learn is shares times weights (Elkan, The foundations of cost-sensitive learning, 2001)."""
+        return logits if self.class_weights is None else logits - self.class_weights.log()[:, None, None]
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return pixel_loss(logits, targets, self.ignore_index, self.class_weights)
 
     def layouts(self) -> tuple[Layout, ...]:
         """How files name a whole segmenter with this backbone: mmseg's names around each of its layouts, then ours."""
@@ -81,14 +98,23 @@ class Segmenter(OverBackbone):
         return part == "auxiliary_head" and self.auxiliary_head is None
 
 
-def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+def _checked(weights: Sequence[float], classes: int) -> Tensor:
+    if len(weights) != classes or min(weights) <= 0:
+        raise ValueError(f"class_weights is {list(weights)}; expected a number above 0 for each of {classes} classes")
+    return torch.tensor(list(weights), dtype=torch.float32)
+
+
+def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tensor | None = None) -> Tensor:
     """Cross entropy of logits (B, classes, h, w), resized to `targets` (B, H, W), summed over the labelled pixels.
 
     It is divided by the number of all pixels, ignored ones too, as for the published models: a sparsely labelled batch
     weighs less, and one without any label gives 0, where the mean over labelled pixels would be NaN.
+
+    weights  (classes) factors on the pixels of each class, which do not change the number that is divided by
     """
     logits = resize(logits, targets.shape[-2:])
-    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / targets.numel()
+    loss = F.cross_entropy(logits, targets, weights, ignore_index=ignore_index, reduction="sum")
+    return loss / targets.numel()
 
 
 def segmenter(
@@ -100,6 +126,7 @@ def segmenter(
     auxiliary: bool = True,
     dropout: float = 0.1,
     ignore_index: int = 255,
+    class_weights: Sequence[float] | None = None,
     pretrained: bool = False,
     **backbone_kwargs: Any,
 ) -> Segmenter:
@@ -107,12 +134,13 @@ def segmenter(
 
     backbone      a name for timm.create_model, which gets `pretrained` and `backbone_kwargs`, or a model made with
                   features_only=True. A zoo model named here has a norm on every level if its family's published dense
-                  models have them
+                  models have them. Of maps that all have one stride, as ViT's, a `PlainPyramid` is made
     head          "upernet", "semantic_fpn", or "fcn" (on the last level)
     channels      512 by default; for "semantic_fpn" 256 in the pyramid, and half of it in the head
     auxiliary     with an FCN of 256 channels on the last level but one; "semantic_fpn" has none
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
+    class_weights what a pixel of each class counts in the losses, above 0; None: all the same
     Raises ValueError for a head of another name, or a backbone that does not give the levels that the head reads.
     """
     if head not in HEADS:
@@ -121,6 +149,7 @@ def segmenter(
     levels = 1 + auxiliary if head == "fcn" else 4
     backbone = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
     dims, reductions = backbone.feature_info.channels()[-levels:], backbone.feature_info.reduction()[-levels:]
+    pyramid, reductions = pyramid_of(dims, reductions)
     neck = None
     if head == "semantic_fpn":
         width = channels or 256
@@ -131,7 +160,9 @@ def segmenter(
     else:
         decode = FCN(dims[-1], num_classes, channels=channels or 512, dropout=dropout)
     second = auxiliary_head(dims[-2], num_classes, dropout=dropout) if auxiliary else None
-    return Segmenter(backbone, decode, levels=levels, neck=neck, auxiliary_head=second, ignore_index=ignore_index)
+    parts = {"pyramid": pyramid, "neck": neck, "auxiliary_head": second}
+    loss = {"ignore_index": ignore_index, "class_weights": class_weights}
+    return Segmenter(backbone, decode, levels=levels, **parts, **loss)
 
 
 def auxiliary_head(dim: int, num_classes: int, *, channels: int = AUXILIARY_CHANNELS, dropout: float = 0.1) -> FCN:

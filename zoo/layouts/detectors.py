@@ -74,7 +74,7 @@ RETINANET = Layout(
     },
 )
 NO_RELEASE = Layout("mmdet", rules={})
-OUR_HEADS = Layout("zoo", rules={part: part for part in ("neck", "heads")})
+OUR_HEADS = Layout("zoo", rules={part: part for part in ("pyramid", "neck", "heads")})
 
 
 def detector_layouts(

@@ -1,0 +1,49 @@
+"""A pyramid for backbones that have none: ViT and the isotropic models give all their maps at one stride."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class PlainPyramid(nn.Module):
+    """Maps of one stride -> as many maps, each of half the stride of the next; the last but one keeps its own.
+
+    As BEiT has it for segmentation (https://arxiv.org/abs/2106.08254): transposed convolutions enlarge, max pooling
+    makes smaller.
+
+    dims  channels of the maps, shallowest first, three or more; they stay
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        doublings = range(len(dims) - 2, -2, -1)
+        self.scales = nn.ModuleList(_scale(dim, count) for dim, count in zip(dims, doublings, strict=True))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:  # [(B, C, h, w)] -> [(B, C, 2^n h, 2^n w)]
+        return [scale(x) for scale, x in zip(self.scales, features, strict=True)]
+
+
+def pyramid_of(dims: Sequence[int], reductions: Sequence[int]) -> tuple[nn.Module, list[int]]:
+    """What makes a pyramid of a backbone's maps (nothing where they are one, or are too few), and its strides.
+
+    Raises ValueError where the finest would be no whole number of pixels from one pixel to the next.
+    """
+    levels = len(reductions)
+    if levels < 3 or len(set(reductions)) > 1:
+        return nn.Identity(), list(reductions)
+    finer = 2 ** (levels - 2)
+    if reductions[0] % finer:
+        raise ValueError(
+            f"maps at a stride of {reductions[0]} make no pyramid of {levels}: a multiple of {finer} would"
+        )
+    return PlainPyramid(dims), [reductions[0] * 2**i // finer for i in range(levels)]
+
+
+def _scale(dim: int, doublings: int) -> nn.Module:
+    if doublings < 0:
+        return nn.MaxPool2d(2)
+    layers: list[nn.Module] = []
+    for i in range(doublings):
+        layers += [nn.BatchNorm2d(dim), nn.GELU()] if i else []
+        layers.append(nn.ConvTranspose2d(dim, dim, 2, 2))
+    return nn.Sequential(*layers)
