@@ -32,8 +32,8 @@ CHOICES = {
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
     "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
-    "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks", "data.train_list",
-    "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
+    "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks",
+    "data.train_list", "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
     "augment.interpolation", "augment.auto_augment", "hardware.device",
 }  # fmt: skip
 INTEGERS = {

@@ -31,8 +31,8 @@ class Segmenter(OverBackbone):
     neck            these maps -> what the heads read
     decode_head     -> logits at the finest of these maps
     auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
-    class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned first,
-                    not what is predicted: logits are those of pixels that all count the same
+    class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned
+                    first, not what is predicted: logits are those of pixels that all count the same
     """
 
     def __init__(
