@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .picture import ShowError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-QUERY, REACH, RULES = "#ffb703", "#2ec4f1", "#ffffff"
+OWN, REACH, RULES = "#ffb703", "#2ec4f1", "#ffffff"
 SIDE = 2.6  # inches of a panel
 DPI = 100
 
@@ -86,7 +87,7 @@ def outline(ax: Any, labels: Tensor, token: tuple[float, float], colour: str = R
 def mark(ax: Any, position: Sequence[int], token: tuple[float, float]) -> None:
     """The query: the token at (row, column) of a map."""
     y, x = ((p + 0.5) * side for p, side in zip(position, token, strict=True))
-    ax.plot(x, y, "o", markersize=6, markerfacecolor=QUERY, markeredgecolor="black", markeredgewidth=0.9)
+    ax.plot(x, y, "o", markersize=6, color="white", markeredgecolor="black")
 
 
 def note(ax: Any, text: str, cell: Sequence[int], side: tuple[float, float]) -> None:
@@ -111,14 +112,18 @@ def matrix(ax: Any, values: Tensor, label: str) -> None:
     ax.set_title(label, fontsize=8)
 
 
-def lengths(ax: Any, size: Tensor) -> None:
-    """A legend for `heat(1 / size, cmap="viridis")`: what the colours of run lengths mean."""
+def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
+    """How many tokens are merged with each of a map (h, w), the fewer the brighter, and what the colours mean."""
     from matplotlib import colormaps
 
-    largest = 1 / size.min()
-    for length in sorted(size.unique().tolist()):
-        colour = colormaps["viridis"](0.15 + 0.65 * float(1 / length / largest))
-        ax.plot([], [], "s", color=colour, markersize=5, label=f"{length}")
+    def colour(length: float) -> tuple[float, ...]:
+        return colormaps["viridis"](0.95 - 0.85 * math.log(length) / max(math.log(longest), 1))
+
+    longest = float(size.max())
+    colours = {length: colour(length) for length in sorted(size.unique().tolist())}
+    _over(ax, np.array([[(*colours[n][:3], 0.7) for n in row] for row in size.tolist()]), token)
+    for length, shade in colours.items():
+        ax.plot([], [], "s", color=shade, markersize=5, label=f"{length}")
     ax.legend(fontsize=6, loc="lower right", handletextpad=0.1, borderpad=0.3, labelspacing=0.2, framealpha=0.85)
 
 
@@ -129,9 +134,8 @@ def colours(ax: Any, values: Tensor, label: str) -> None:
 
 
 def cell(ax: Any, place: Sequence[int]) -> None:
-    """A frame around the cell at (row, column) of `colours`."""
-    ax.plot([place[1]], [place[0]], "s", markersize=9, markerfacecolor="none", markeredgecolor="white")
-    ax.plot([place[1]], [place[0]], "o", markersize=4, color=QUERY, markeredgecolor="black")
+    """A mark in the cell at (row, column) of `colours`."""
+    ax.plot([place[1]], [place[0]], "o", markersize=6, color="white", markeredgecolor="black")
 
 
 def tile(ax: Any, values: Tensor, label: str) -> None:

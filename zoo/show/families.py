@@ -49,7 +49,7 @@ NEIGHBORHOODS = View(
 )
 FIELD = View(
     "field",
-    "How much each pixel of the image moves the units in the middle of a stage's feature (square root), and the share "
+    "How much each pixel of the image moves the units in the middle of a stage's feature (cube root), and the share "
     "of the image that makes up 90 % of that.",
     "figure 1 of Luo et al. 2016, arXiv:1701.04128",
     field.fields,
@@ -88,7 +88,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
         View(
             "query",
             "Above, the queries that the whole image shares, as colours (their three principal components); below, how "
-            "much one of them (amber) attends to the tokens of every window.",
+            "much one of them (dot) attends to the tokens of every window.",
             "those of the query generator and of global attention in GC ViT, arXiv:2206.09959",
             shared.global_query,
         ),

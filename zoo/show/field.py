@@ -59,5 +59,5 @@ def fields(look: Look) -> Drawn:
     figure, axes = canvas.panels(1, len(found), look.title("effective receptive fields"), ratio=look.ratio)
     for ax, stage, field in zip(axes[0], stages, found.values(), strict=True):
         canvas.backdrop(ax, look.image, f"stage {stage}: 90 % in {covered(field):.1%} of the image")
-        canvas.tiles(ax, field**0.5, (1, 1), cmap="inferno", vmin=0, vmax=1)
+        canvas.tiles(ax, field ** (1 / 3), (1, 1), cmap="inferno", vmin=0, vmax=1)
     return figure, found

@@ -36,7 +36,7 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
     model = create(name or found, img_size, **({} if classes is None else {"num_classes": classes}))
     report = load_checkpoint(model, checkpoint, part=part)
     print(report.message)
-    return model, (name or found).partition(".")[0], f"weights of {Path(checkpoint).name}"
+    return model, (name or found).partition(".")[0], f"weights of {'/'.join(Path(checkpoint).parts[-4:])}"
 
 
 def of_file(path: str) -> tuple[str | None, int | None, str | None]:

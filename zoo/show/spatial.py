@@ -92,7 +92,7 @@ def routes(look: Look) -> Drawn:
         found = attended(ax, look, call, look.token(call), label)
         cell = region(call)
         side = look.pixels(call, cell)
-        canvas.outline(ax, numbered(regions, [own]), side, canvas.QUERY)
+        canvas.outline(ax, numbered(regions, [own]), side, canvas.OWN)
         for rank, number in enumerate(routed[:9].tolist()):
             canvas.note(ax, str(rank + 1), divmod(number, regions[1]), side)
         data |= {f"{name}_{call.stage}": value for name, value in found.items()} | {f"routes_{call.stage}": routed}

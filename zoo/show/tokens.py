@@ -25,8 +25,7 @@ def significance(look: Look) -> Drawn:
         canvas.backdrop(above, look.image, f"stage {call.stage}: significance")
         canvas.heat(above, stretched(received), token)
         canvas.backdrop(below, look.image, f"{run.numel()} tokens become {int(run.max()) + 1}")
-        canvas.heat(below, 1 / size, token, cmap="viridis")
-        canvas.lengths(below, size)
+        canvas.lengths(below, size, token)
         data |= {f"significance_{call.stage}": received, f"run_{call.stage}": run, f"size_{call.stage}": size}
     return figure, data
 
