@@ -91,12 +91,14 @@ MODULES = [command for command in commands() if command[:2] == ["python", "-m"] 
 def test_module_commands_are_understood(command):
     _, _, module, *arguments = command
     given = vars(importlib.import_module(module).parse(arguments))
-    assert {str(value) for value in arguments if not value.startswith("--")} <= set(flattened(given.values()))
+    values = {text.partition("=")[2] or text for text in arguments if not text.startswith("--")}
+    assert values <= set(flattened(given.values()))
 
 
 def flattened(values):
     for value in values:
-        yield from map(str, value if isinstance(value, list) else [value])
+        yield ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield from map(str, value if isinstance(value, list) else ())
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python" and c not in MODULES], ids=" ".join)

@@ -1,0 +1,20 @@
+"""Pictures of what a model's attention does with an image.
+
+    from zoo import show
+
+    model = timm.create_model("biformer_t.rayleizhu_in1k", pretrained=True)
+    for picture in show.pictures(model, "cat.jpg", query=(120, 90)):
+        display(picture)  # in a notebook; elsewhere picture.save("inside")
+
+What is drawn is what the model computed on this image: its forward pass is recorded call by call, and the attention of
+a query is the derivative of the recorded call. Nothing is computed a second time by a formula of this package's own.
+"""
+
+from .calls import Call, record
+from .command import parse
+from .families import names, pictures
+from .field import receptive_field
+from .image import photograph
+from .picture import Picture, ShowError
+
+__all__ = ["Call", "Picture", "ShowError", "names", "parse", "photograph", "pictures", "receptive_field", "record"]

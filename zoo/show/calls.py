@@ -1,0 +1,94 @@
+"""What a forward pass asks of `ops`: every call in order, its arguments, its result and the module that made it."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+import ops
+
+OPS = {getattr(ops, name) for name in ops.__all__}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op.
+
+    op         the function of `ops`
+    module     dotted name of the module that called it, as in `model.get_submodule`
+    arguments  by the names of the op's signature, those left out by their defaults
+    result     what it returned
+    """
+
+    op: Callable[..., Any]
+    module: str
+    arguments: dict[str, Any]
+    result: Any
+
+    @property
+    def stage(self) -> int:
+        return int(self.module.split(".")[1])
+
+    @property
+    def block(self) -> int:
+        return int(self.module.split(".")[3])
+
+    def again(self, **changed: Any) -> Any:
+        """The op's result with some of the arguments changed."""
+        return self.op(**{**self.arguments, **changed})
+
+    def with_arguments(self, **changed: Any) -> "Call":
+        return replace(self, arguments={**self.arguments, **changed})
+
+
+def record(model: nn.Module, x: Tensor) -> list[Call]:
+    """The calls of ops in a forward pass of `model` on images `x`, (B, C, H, W), in evaluation mode.
+
+    The model is traced by torch.fx, for which every op is one call, and its graph is run: the same operators on the
+    same parameters as the model's own forward pass. Neither hooks nor anything else are left in the model.
+    """
+    tracer = NodePathTracer(
+        leaf_modules=tuple(get_notrace_modules()), autowrap_functions=tuple(get_notrace_functions())
+    )
+    with evaluating(model), torch.no_grad():
+        graph = fx.GraphModule(model, tracer.trace(model))
+        noted = _Noted(graph, tracer.node_to_qualname)
+        noted.run(x)
+    return noted.calls
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _Noted(fx.Interpreter):
+    """Runs a graph and notes the calls of ops."""
+
+    def __init__(self, graph: fx.GraphModule, paths: dict[fx.Node, str]) -> None:
+        super().__init__(graph)
+        self.paths = paths
+        self.calls: list[Call] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function" or n.target not in OPS:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        bound = inspect.signature(n.target).bind(*args, **kwargs)
+        bound.apply_defaults()
+        result = n.target(*args, **kwargs)
+        self.calls.append(Call(n.target, self.paths[n].rpartition(".")[0], dict(bound.arguments), result))
+        return result

@@ -1,0 +1,32 @@
+"""DaViT's channel groups: channels as tokens, each of which is an image of the whole map."""
+
+from __future__ import annotations
+
+from ops import channel_attention
+
+from . import canvas
+from .attention import channel_weights
+from .look import Drawn, Look
+from .picture import ShowError
+
+SHOWN = 4
+
+
+def channel_groups(look: Look) -> Drawn:
+    """What the channels of a group take of each other, and, for one channel, those that it takes most of."""
+    calls = look.of(channel_attention)
+    figure, axes = canvas.panels(len(calls), 2 + SHOWN, look.title("channel groups"), ratio=look.ratio)
+    data = {}
+    for axes_of, call in zip(axes, calls, strict=True):
+        found = channel_weights(call)  # (heads, D, D)
+        group = look.head or 0
+        if not -len(found) <= group < len(found):
+            raise ShowError(f"head is {group}: stage {call.stage} has {len(found)}, 0 to {len(found) - 1}")
+        matrix, before, after = found[group], call.arguments["q"][0, :, :, group], call.result[0, :, :, group]
+        canvas.matrix(axes_of[0], matrix, f"stage {call.stage}, group {group} of {len(found)}")
+        channel = int(matrix.diagonal().argmin())  # the one that changes most
+        for ax, taken in zip(axes_of[1:-1], matrix[channel].topk(SHOWN).indices.tolist(), strict=True):
+            canvas.tile(ax, before[..., taken], f"channel {taken}, {float(matrix[channel, taken]):.0%}")
+        canvas.tile(axes_of[-1], after[..., channel], f"become channel {channel}")
+        data |= {f"matrix_{call.stage}": found}
+    return figure, data

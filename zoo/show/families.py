@@ -1,0 +1,186 @@
+"""Which pictures there are of which family, and making them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..backbone import Backbone
+from ..biformer import BiFormer
+from ..davit import DaViT
+from ..dinat import DiNAT
+from ..dinats import Isotropic, VitRPB
+from ..gcvit import GCViT
+from ..litv2 import LITv2
+from ..maxvit import MaxViT
+from ..sgformer import SGFormer
+from ..stvit import STViT
+from . import channels, field, image, shared, spatial, tokens
+from .calls import record
+from .look import Drawn, Look
+from .picture import Picture, ShowError
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of picture.
+
+    name     of files, and what `only` takes
+    caption  what one sees
+    figure   of the paper, that it corresponds to
+    draw     (figure, data) of a look
+    """
+
+    name: str
+    caption: str
+    figure: str
+    draw: Callable[[Look], Drawn]
+
+
+ATTENDED = "The tokens that a query attends to (outlined) and how much (warm)"
+DINAT = "figure 1 of DiNAT, arXiv:2209.15001"
+NEIGHBORHOODS = View(
+    "neighborhoods",
+    f"{ATTENDED}, and the same for the token in the corner, whose neighborhood shifts inward and keeps its size.",
+    DINAT,
+    spatial.neighborhoods,
+)
+FIELD = View(
+    "field",
+    "How much each pixel of the image moves the units in the middle of a stage's feature (cube root), and the share "
+    "of the image that makes up 90 % of that.",
+    "figure 1 of Luo et al. 2016, arXiv:1701.04128",
+    field.fields,
+)
+VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
+    MaxViT: (
+        View(
+            "axes",
+            f"{ATTENDED}, in two partitions: the tile around it, and tokens spaced evenly over the whole map.",
+            "figure 3 of MaxViT, arXiv:2204.01697",
+            spatial.block_and_grid,
+        ),
+    ),
+    DiNAT: (NEIGHBORHOODS,),
+    Isotropic: (NEIGHBORHOODS,),
+    VitRPB: (View("windows", f"{ATTENDED}: the whole map.", DINAT, spatial.windows),),
+    BiFormer: (
+        View(
+            "routes",
+            "The query's region (amber), the regions that it is routed to (outlined, the first nine numbered by rank), "
+            "and how much the query attends to their tokens (warm).",
+            "figure 1 (f) of BiFormer, arXiv:2303.08810",
+            spatial.routes,
+        ),
+    ),
+    LITv2: (
+        View(
+            "halves",
+            "What a query attends to through its heads for high and for low frequencies (warm), and the spectra of "
+            "what both give, with the constant part in the middle.",
+            "figure 1 of LITv2, arXiv:2205.13213, and that of frequency magnitudes",
+            spatial.high_and_low,
+        ),
+    ),
+    GCViT: (
+        View(
+            "query",
+            "Above, the queries that the whole image shares, as colours (their three principal components); below, how "
+            "much one of them (dot) attends to the tokens of every window.",
+            "those of the query generator and of global attention in GC ViT, arXiv:2206.09959",
+            shared.global_query,
+        ),
+    ),
+    DaViT: (
+        View("windows", f"{ATTENDED}: its window.", "figure 1 (a) of DaViT, arXiv:2204.03645", spatial.windows),
+        View(
+            "channels",
+            "What each channel of a group takes of the others (a row each, square root); the four that one channel "
+            "takes most of, each an image of the whole map; and what becomes of it.",
+            "figure 1 (b) of DaViT, arXiv:2204.03645",
+            channels.channel_groups,
+        ),
+    ),
+    SGFormer: (
+        View(
+            "significance",
+            "Above, how much attention tokens receive; below, how many are merged into one.",
+            "figures 3 and 4 of SG-Former, arXiv:2308.12216",
+            tokens.significance,
+        ),
+    ),
+    STViT: (
+        View(
+            "superpixels",
+            "Above, borders between tokens that belong to different super tokens; below, how much of a token its "
+            "strongest super token has, of nine.",
+            "figure 2 of STViT, arXiv:2211.11167",
+            tokens.superpixels,
+        ),
+    ),
+}
+
+
+def views(model: nn.Module) -> tuple[View, ...]:
+    """What there is to see of a model: its family's pictures, and the receptive field that any model has."""
+    own = next((VIEWS[cls] for cls in type(model).__mro__ if cls in VIEWS), ())
+    return (*own, FIELD)
+
+
+def names(model: nn.Module) -> list[str]:
+    """The names of the pictures that there are of a model."""
+    return [view.name for view in views(model)]
+
+
+def pictures(
+    model: nn.Module,
+    photo: image.Given = "flower",
+    *,
+    query: tuple[int, int] | None = None,
+    stage: int | None = None,
+    block: int = 0,
+    head: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    only: Sequence[str] | None = None,
+    note: str = "",
+) -> list[Picture]:
+    """Pictures of what a model does with an image; of models that are not of the zoo, their receptive fields.
+
+    photo     a file, an image of Pillow's, or "flower" or "china", which come with scikit-learn
+    query     (y, x), the pixel whose attention is looked at, of the image as the model sees it; None: the middle
+    stage     its number, from 0; None: all that there are
+    block     which of a stage's blocks of the kind that is looked at, from the end if negative
+    head      None: the mean of all
+    img_size  pixels a side, or (height, width), to which the image is cut: any size that the model runs at. None: the
+              size that it is made for
+    only      names of pictures, of `names(model)`; None: all
+    note      words about the weights, for the titles
+    The model is left as it was. Raises ShowError for what is not there: an image, a query outside of it, a stage, a
+    block, a head, a picture that the family does not have.
+    """
+    chosen = _chosen(model, only)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size or image.size_of(model)
+    seen = image.cut(image.load(photo), size)
+    query = (size[0] // 2, size[1] // 2) if query is None else query
+    if not (0 <= query[0] < size[0] and 0 <= query[1] < size[1]):
+        raise ShowError(f"query is {query[0]},{query[1]}, outside of the image of {size[0]} x {size[1]} (down, across)")
+    x = image.as_input(seen, model)
+    calls = record(model, x) if isinstance(model, Backbone) else []
+    look = Look(model, seen, x, calls, query, stage, block, head, note)
+    return [_picture(view, look) for view in chosen]
+
+
+def _chosen(model: nn.Module, only: Sequence[str] | None) -> list[View]:
+    known = {view.name: view for view in views(model)}
+    if unknown := [name for name in only or () if name not in known]:
+        raise ShowError(
+            f"{type(model).__name__} has no picture {', '.join(unknown)}: expected some of {', '.join(known)}"
+        )
+    return [known[name] for name in only or known]
+
+
+def _picture(view: View, look: Look) -> Picture:
+    figure, data = view.draw(look)
+    return Picture(view.name, figure.get_suptitle(), f"{view.caption} Corresponds to {view.figure}.", figure, data)

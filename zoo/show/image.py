@@ -1,0 +1,66 @@
+"""The image that is looked at: from a file, or a photograph that is there at once, cut to the size of the model."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from .picture import ShowError
+
+PHOTOGRAPHS = ("flower", "china")  # of scikit-learn's, CC BY 2.0
+Given = str | Path | Image.Image
+
+
+def photograph(name: str = "flower") -> Image.Image:
+    """A photograph that comes with scikit-learn: "flower" (by vultilion) or "china" (by danielbuechele), CC BY 2.0.
+
+    Raises ShowError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_sample_image
+    except ModuleNotFoundError:
+        raise ShowError(
+            f'the photograph {name!r} comes with scikit-learn: pip install "attention-backbones[show]", '
+            "or give an image of your own, image=FILE"
+        ) from None
+    return Image.fromarray(load_sample_image(f"{name}.jpg"))
+
+
+def load(image: Given) -> Image.Image:
+    """RGB, from a file, from a name of PHOTOGRAPHS, or as given. Raises ShowError where it cannot be read."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if str(image) in PHOTOGRAPHS:
+        return photograph(str(image))
+    try:
+        return Image.open(image).convert("RGB")
+    except FileNotFoundError:
+        names = " or ".join(PHOTOGRAPHS)
+        raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ShowError(f"{image} cannot be read as an image: {error}") from error
+
+
+def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest part of `size` proportions in the middle, resized to `size`, (height, width)."""
+    return ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+
+
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images that a model is made for."""
+    return getattr(model, "img_size", None) or tuple(resolve_data_config({}, model=model)["input_size"][1:])
+
+
+def as_input(image: Image.Image, model: nn.Module) -> Tensor:
+    """(1, C, H, W), normalised as the model's configuration has it, on its device and in its precision."""
+    like, channels = next(model.parameters()), getattr(model, "in_chans", 3)
+    if channels not in (1, 3):
+        raise ShowError(f"the model takes images of {channels} channels: expected 1 or 3")
+    values = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
+    x = torch.from_numpy(values).reshape(*values.shape[:2], channels).permute(2, 0, 1)[None]
+    cfg = resolve_data_config({}, model=model)
+    mean, std = (torch.tensor(cfg[key][:channels])[:, None, None] for key in ("mean", "std"))
+    return ((x - mean) / std).to(like)

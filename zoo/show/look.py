@@ -1,0 +1,95 @@
+"""One look at a model: the image, what the model did with it, and which part of that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from .calls import Call
+from .picture import ShowError
+
+Drawn = tuple[Any, dict[str, Tensor]]  # a figure of matplotlib's, and the tensors that it shows
+
+
+@dataclass(frozen=True)
+class Look:
+    """What views draw from.
+
+    image   as the model saw it, before normalisation
+    x       (1, C, H, W), what the model saw
+    calls   what its forward pass asked of `ops`; none of a model that is not of the zoo
+    query   (y, x), a pixel of the image
+    stage   the only one that is asked for; None: all
+    block   number of a block among those of a stage that a view can draw, from the end if negative
+    head    the only one that is asked for; None: their mean
+    note    about the weights, for titles
+    """
+
+    model: nn.Module
+    image: Image.Image
+    x: Tensor
+    calls: list[Call]
+    query: tuple[int, int]
+    stage: int | None
+    block: int
+    head: int | None
+    note: str
+
+    def of(self, op: Callable[..., Any], kind: type[nn.Module] = nn.Module, within: str = "") -> list[Call]:
+        """A stage's call of `op` by a module of `kind` whose name ends in `within`: the block's, of each stage that
+        has any. Raises ShowError where none has, or a stage has no such block.
+        """
+        fitting = [
+            call
+            for call in self.calls
+            if call.op is op and isinstance(self.module(call), kind) and call.module.endswith(within)
+        ]
+        stages = sorted({call.stage for call in fitting if self.stage in (None, call.stage)})
+        if not stages:
+            having = ", ".join(map(str, sorted({call.stage for call in fitting}))) or "none"
+            where = "the model" if self.stage is None else f"stage {self.stage}"
+            raise ShowError(f"{where} has no such attention; stages that have: {having}")
+        return [self._block([call for call in fitting if call.stage == stage]) for stage in stages]
+
+    def _block(self, calls: list[Call]) -> Call:
+        if not -len(calls) <= self.block < len(calls):
+            blocks = f"{len(calls)} such block{'s' * (len(calls) > 1)}"
+            raise ShowError(f"block is {self.block}: stage {calls[0].stage} has {blocks}, 0 to {len(calls) - 1}")
+        return calls[self.block]
+
+    @property
+    def ratio(self) -> float:
+        """Height by width of the image."""
+        return self.image.height / self.image.width
+
+    def module(self, call: Call) -> nn.Module:
+        return self.model.get_submodule(call.module)
+
+    def pixels(self, call: Call, cell: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+        """Pixels of the image, down and across, that a cell of tokens of the call's stage stands for."""
+        side = self.model.feature_info[call.stage]["reduction"]
+        return side * cell[0], side * cell[1]
+
+    def token(self, call: Call) -> tuple[int, int]:
+        """(row, column) of the query on the map of a call; where the map dropped its last row, the one before."""
+        shape, side = call.result.shape[1:3], self.pixels(call)
+        y, x = (min(p // s, n - 1) for p, s, n in zip(self.query, side, shape, strict=True))
+        return y, x
+
+    def heads(self, weights: Tensor) -> Tensor:
+        """(heads, ...) -> the head that is asked for, or the mean. Raises ShowError where there is no such head."""
+        if self.head is None:
+            return weights.mean(0)
+        if not -len(weights) <= self.head < len(weights):
+            raise ShowError(f"head is {self.head}: there are {len(weights)}, 0 to {len(weights) - 1}")
+        return weights[self.head]
+
+    def title(self, what: str) -> str:
+        """What every picture says above its panels."""
+        name = getattr(self.model, "pretrained_cfg", {}).get("architecture") or type(self.model).__name__
+        head = "" if self.head is None else f", head {self.head}"
+        return f"{name}: {what}{head}" + (f" ({self.note})" if self.note else "")

@@ -1,0 +1,57 @@
+"""A finished picture: what is drawn, the numbers behind it, and what it shows in words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ShowError(ValueError):
+    """Something that cannot be drawn; the message says what was asked for, what there is, and what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture; notebooks draw it where it is the value of a cell.
+
+    name     of the view, "routes" say
+    title    what model, stage, block and weights
+    caption  what one sees, and the figure of the paper that it corresponds to
+    figure   matplotlib's
+    data     the tensors that are drawn, by name
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    data: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def png(self) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        buffer = io.BytesIO()
+        FigureCanvasAgg(self.figure)
+        self.figure.savefig(buffer, format="png", dpi=self.figure.dpi)
+        return buffer.getvalue()
+
+    def save(self, folder: str | Path, stem: str = "") -> Path:
+        """Write `<stem>-<name>.png` into a folder, which is made where there is none."""
+        path = Path(folder) / f"{stem}{'-' if stem else ''}{self.name}.png"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.png())
+        except OSError as error:
+            raise ShowError(f"could not write {path}: {error}") from error
+        return path
+
+    def _repr_png_(self) -> bytes:
+        return self.png()

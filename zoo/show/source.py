@@ -1,0 +1,62 @@
+"""The model that is looked at: by name, or from a file of weights."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..checkpoint import load_checkpoint
+from ..errors import CheckpointError
+from ..reader import read
+from ..recognise import hint, recognise, recognised_part
+from ..registry import variants
+from .picture import ShowError
+
+RANDOM = "random weights"
+
+
+def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | None) -> tuple[nn.Module, str, str]:
+    """(model, its name without a tag, words about its weights).
+
+    img_size  the zoo's models are made for it, timm's where they can be
+    Raises ShowError for a name that there is not, and CheckpointError for a file that cannot be read, is of no model of
+    the zoo, or not of the one that is named.
+    """
+    if checkpoint is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # so that pictures of random weights can be made again
+            model = create(name, img_size, pretrained="." in name)
+        return model, name.partition(".")[0], f"weights of {name}" if "." in name else RANDOM
+    found, classes, part = of_file(checkpoint)
+    if (name or found) is None:
+        raise CheckpointError(f"{checkpoint} is no model of the zoo, or several alike: name one by model=")
+    model = create(name or found, img_size, **({} if classes is None else {"num_classes": classes}))
+    report = load_checkpoint(model, checkpoint, part=part)
+    print(report.message)
+    return model, (name or found).partition(".")[0], f"weights of {'/'.join(Path(checkpoint).parts[-4:])}"
+
+
+def of_file(path: str) -> tuple[str | None, int | None, str | None]:
+    """What a file is: model, classes, and the part of the file that the model is, where it is one of several."""
+    checkpoint = read(path)
+    state = next(iter(checkpoint.entries.values()))
+    found, part = recognise(state, hint(path, checkpoint.meta)), None
+    if not found.candidates and (inner := recognised_part(state)):
+        part, found = inner
+    return found.model, found.classes, part
+
+
+def create(name: str, img_size: tuple[int, int] | None, **kwargs: Any) -> nn.Module:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, [*variants(), *timm.list_models()], 3)
+        raise ShowError(f"no model is called {architecture}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    if img_size is not None and architecture in variants():
+        kwargs["img_size"] = img_size
+    model = timm.create_model(name, **kwargs)
+    if img_size is not None and architecture not in variants() and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size)
+    return model
