@@ -69,10 +69,11 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
     return Schedule(plan.steps, base_lr(cfg), sched.sched, warmup, sched.warmup_lr, sched.min_lr, cooldown)
 
 
-def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
     """timm's optimiser `optim.opt` over the model's groups: layer decay, and no weight decay for norms and biases.
 
-    Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate.
+    Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate; frozen
+    ones are in no group. What learns `beside` the model has the whole rate and weight decay.
     Raises ConfigError for an optimiser timm does not know and for an option that the optimiser does not take.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
@@ -84,8 +85,13 @@ def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
+    for group in optimizer.param_groups:  # without weight decay timm puts all parameters into one
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     if hasattr(model, "lr_scales"):  # timm's models have no such method
         scale_rates(optimizer, {model.get_parameter(name): scale for name, scale in model.lr_scales().items()})
+    if beside is not None:
+        own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
+        optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see scale_rates
     return optimizer
 
 

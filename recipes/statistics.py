@@ -18,7 +18,8 @@ class Statistics:
 
     def __init__(self, model: nn.Module, plan: Plan):
         kind = nn.modules.batchnorm._NormBase  # of batch norms, synchronised or not, timm's as well
-        norms = [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
+        # those that are not in training mode are frozen
+        norms = [m for m in model.modules() if isinstance(m, kind) and m.training and m.running_mean is not None]
         self.turns = plan.accumulate
         self.tensors = [t for norm in norms for t in (norm.running_mean, norm.running_var)] if plan.parts > 1 else []
         counts = [norm.num_batches_tracked for norm in norms] if plan.parts > 1 else []
