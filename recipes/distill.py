@@ -32,7 +32,7 @@ def hard(student: Tensor, teacher: Tensor) -> Tensor:
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine between the channels of maps (B, C, h, w), the mean over places; the teacher's map is resized."""
-    # of the two it is the one without a gradient, which interpolation has no repeatable one of on GPUs
+    # and not the student's: on GPUs the gradient of interpolation is not repeatable
     teacher = F.interpolate(teacher.float(), student.shape[-2:], mode="bilinear", antialias=True)
     return (1 - F.cosine_similarity(student.float(), teacher, dim=1)).mean()
 

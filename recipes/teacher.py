@@ -51,6 +51,10 @@ class Teacher(nn.Module):
         """The teacher that the `teacher` group names, for the images and classes of `data`. Raises ConfigError."""
         if cfg.checkpoint is not None and weights.is_run(cfg.checkpoint):
             return cls._of_run(cfg, data)
+        if cfg.name is None and cfg.checkpoint is not None:
+            raise ConfigError(
+                f"teacher.checkpoint={cfg.checkpoint} is no folder of a run: give one, or teacher.name= beside a file"
+            )
         if cfg.name is None or not (cfg.pretrained or cfg.checkpoint):
             raise ConfigError(
                 f"teacher.kind={cfg.kind} needs a trained teacher: teacher.checkpoint=runs/<name>, or a model named by "
@@ -62,6 +66,8 @@ class Teacher(nn.Module):
     def _of_run(cls, cfg: DictConfig, data: Data) -> Teacher:
         run = Path(cfg.checkpoint)
         own, noted = load_config(run), SimpleNamespace(**json.loads((run / "data.json").read_text()))
+        if own.task.name != "classify":
+            raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected a classifier's")
         if cfg.name is not None:
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,13 @@ def test_teachers_that_cannot_teach(runs, tmp_path):
     run, digits = f"teacher.checkpoint={runs / 'teacher'}", [str(digit) for digit in range(10)]
     with pytest.raises(ConfigError, match=r"needs a trained teacher: teacher\.checkpoint=runs/<name>"):
         made_teacher(of(10), "teacher.kind=soft", "teacher.name=test_resnet")
+    with pytest.raises(ConfigError, match=r"teacher\.checkpoint=runs/typo is no folder of a run"):
+        made_teacher(of(10), "teacher.kind=soft", "teacher.checkpoint=runs/typo")
+    shutil.copytree(runs / "teacher", tmp_path / "dense")
+    cfg = OmegaConf.load(tmp_path / "dense" / "config.yaml")
+    OmegaConf.save({**cfg, "task": {"name": "segment"}}, tmp_path / "dense" / "config.yaml")
+    with pytest.raises(ConfigError, match="is a run of task=segment"):
+        made_teacher(of(10), "teacher.kind=soft", f"teacher.checkpoint={tmp_path / 'dense'}")
     with pytest.raises(ConfigError, match="a teacher is named, but not what to learn of it"):
         config.compose([run])
     with pytest.raises(ConfigError, match="knows 10 classes, the student learns 3: fine-tune the teacher"):
@@ -224,3 +232,22 @@ def test_models_without_maps(runs):
     cfg = config.compose([f"teacher.checkpoint={runs / 'teacher'}", "teacher.kind=feature"])
     with pytest.raises(ConfigError, match="teacher.kind=feature matches feature maps, and maxvit_t gives none"):
         distill.create(cfg, of(10), nn.Linear(1, 1))
+
+
+# 359 scans to learn from; the teacher, of the student's size, sees them 25 times, the students twice
+FEW = ["model=timm", "model.name=test_resnet", "data.img_size=32", "data.val_fraction=0.8", "data.workers=0"]
+SHORT = [*FEW, "train.epochs=2", "train.eval_every=2", "train.ema=null", "optim.lr=3e-3", "data.batch_size=16"]
+
+
+@pytest.mark.slow
+def test_a_student_beats_its_twin_without_a_teacher(tmp_path):
+    """Same seeds, images and steps, none of the images measured were learned by either."""
+    train_here(tmp_path, *FEW, "train.epochs=25", "train.eval_every=25", "optim.lr=3e-3", "name=teacher")
+    taught = [f"teacher.checkpoint={tmp_path / 'teacher'}", "teacher.kind=soft", "teacher.weight=1.0"]
+    scores = {"twin": [], "student": []}
+    for seed in range(3):
+        for name, own in (("twin", []), ("student", [*taught, "teacher.temperature=4"])):
+            train_here(tmp_path, *SHORT, *own, f"seed={seed}", f"name={name}-{seed}")
+            scores[name].append(lines(tmp_path / f"{name}-{seed}")[-1]["val_top1"])
+    print(f"teacher {lines(tmp_path / 'teacher')[-1]['val_top1']}, {scores}")
+    assert fmean(scores["student"]) > fmean(scores["twin"]) + 1

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from recipes import data, distill, distributed, models, task
+from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
 from recipes.plots import draw_confusion
@@ -105,8 +106,24 @@ class Task(task.Task):
     def build_model(self, data: data.Data, *, pretrained: bool = True) -> nn.Module:
         model = models.create(self.cfg, data, pretrained=pretrained)
         if "augment" in self.cfg:
+            self._check_size(model)
             self.teacher = distill.create(self.cfg, data, model)
         return model
+
+    def _check_size(self, model: nn.Module) -> None:
+        """That the model takes images of `data.eval_img_size`, before an epoch has been trained."""
+        size = preprocessing(self.cfg).size
+        if size == preprocessing(self.cfg, train=True).size:
+            return
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, *size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} takes no images of another size "
+                f"than it is built for ({error}): data.eval_img_size=null, or +model.dynamic_img_size=true of timm's ViTs"
+            ) from error
+        model.train()
 
     def learner(self, model: nn.Module) -> nn.Module:
         return model if self.teacher is None else self.teacher.learner(model)
