@@ -52,7 +52,7 @@ def test_every_published_recipe_composes(model):
         assert cfg[key] == value, key
 
 
-@pytest.mark.parametrize("name", ["quick", "paper", "by_task/quick_segment", "by_task/quick_detect"])
+@pytest.mark.parametrize("name", ["by_task/quick_segment", "by_task/quick_detect", *checks.options("recipe")])
 def test_recipes_invent_no_keys(name):
     """The struct flag guards the command line only: a mistyped key in a file would be a new key."""
     keys = {

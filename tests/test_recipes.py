@@ -44,9 +44,9 @@ PUBLISHED = {
         "task.loss": "binary_cross_entropy",
     },
     "distill": {
-        "train.epochs": 300, "data.batch_size": 1024, "optim.opt": "adamw", "optim.lr": 5e-4, "optim.lr_base_batch": 512,
-        "optim.weight_decay": 0.05, "augment.repeats": 3, "augment.mixup": 0.8, "augment.cutmix": 1.0,
-        "augment.re_prob": 0.25, "augment.label_smoothing": 0.1, "train.drop_path_rate": 0.1, "teacher.kind": "hard",
+        "train.epochs": 300, "data.batch_size": 1024, "optim.opt": "adamw", "optim.lr": 5e-4,
+        "optim.lr_base_batch": 512, "optim.weight_decay": 0.05, "augment.repeats": 3, "augment.mixup": 0.8,
+        "augment.cutmix": 1.0, "augment.re_prob": 0.25, "augment.label_smoothing": 0.1, "train.drop_path_rate": 0.1, "teacher.kind": "hard",
     },
 }  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_binary_cross_entropy_is_a_yes_or_no_about_each_class():
 
 
 def test_three_augmentations():
-    """Grey, solarised or blurred, one of them always, and then colours: nothing that timm leaves out beside policies."""
+    """Grey, solarised or blurred, one of them always, and colours, which timm leaves out beside other policies."""
     cfg = config.compose(["recipe=deit3", "data=digits", "data.img_size=32"])
     built = data.build(cfg)
     *_, policy, jitter = built.train.transform.transforms[-2].transforms
@@ -127,11 +127,15 @@ def test_a_model_may_be_measured_at_another_size(tmp_path):
 
 
 def test_a_model_of_one_size_is_refused_before_it_trains():
+    name = "vit_tiny_patch16_224"
+
     def build(*overrides):
-        task = classify.Task(config.compose([*SMALL, "model.name=test_vit", "data.eval_img_size=48", *overrides]))
+        task = classify.Task(config.compose([*SMALL, f"model.name={name}", "data.eval_img_size=48", *overrides]))
         return task.build_model(task.build_data())
 
-    with pytest.raises(ConfigError, match=r"data\.eval_img_size=48: test_vit takes no images of another size"):
+    with pytest.raises(
+        ConfigError, match=r"data\.eval_img_size=48: vit_tiny_patch16_224 takes no images of another size"
+    ):
         build()
     assert build("+model.dynamic_img_size=true").training
 

@@ -120,8 +120,9 @@ class Task(task.Task):
                 model.eval()(torch.zeros(1, 3, *size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} takes no images of another size "
-                f"than it is built for ({error}): data.eval_img_size=null, or +model.dynamic_img_size=true of timm's ViTs"
+                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} takes no images of another "
+                f"size than it is built for ({error}): give data.eval_img_size=null, or, of timm's ViTs, "
+                "+model.dynamic_img_size=true"
             ) from error
         model.train()
 
