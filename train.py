@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> float | None:
     rng.seed_all(cfg.seed, rng.INIT)
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
-    now = State.create(cfg, model, machine, plans)
+    now = State.create(cfg, model, machine, plans, task.learner)
     now.position = partial(plan.position, cfg, plans, data.train)
     if run.resumed:
         now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
@@ -78,11 +78,11 @@ def main(cfg: DictConfig) -> float | None:
 def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop) -> None:
     """Steps `now.step` to `plans.steps`; what is done at each stands here, in order."""
     cfg, model, optimizer = run.cfg, now.model, now.optimizer
-    forward = machine.wrapped(model)
+    forward = machine.wrapped(now.learner)
     batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
     if now.due:  # the run was stopped in its evaluation
         validate(run, machine, task, data, now, logs)
-    model.train()
+    now.train()
     while now.step < plans.steps and not stop.signal:
         began, step = time.perf_counter(), now.step
         now.begin()
@@ -104,7 +104,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         now.statistics.settle()
 
         now.scaler.unscale_(optimizer)
-        norm = sharding.whole(optim.clip(model, cfg.train.clip_grad))
+        norm = sharding.whole(optim.clip(now.learner, cfg.train.clip_grad))
         loss = distributed.mean(loss)
         loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
         if math.isfinite(loss) and (math.isfinite(norm) or now.scaler.is_enabled()):
@@ -149,7 +149,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
 def validate(run: Run, machine, task, data, now: State, logs) -> None:
     """Measure the weights, note how good they are, and keep them where they are the best so far."""
     values, metrics = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
-    now.model.train()
+    now.train()
     now.due = False
     better = now.best is None or values[task.score] > now.best
     if better:

@@ -168,7 +168,7 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
         plans = plan.make(cfg, data.train)
         rng.seed_all(cfg.seed, rng.INIT)
         ours, other = (machine.place(task.build_model(data)) for _ in range(2))
-        now, stop = State.create(cfg, ours, machine, plans), Stop()
+        now, stop = State.create(cfg, ours, machine, plans, task.learner), Stop()
         run.begin([], data)
         show = {"start": 0, "every": cfg.train.log_every, "memory": machine.memory}
         with Alternating(run.sinks(), now.meter, plans, **show) as logs:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import zoo
+from recipes import weights
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.log import say
@@ -30,7 +31,8 @@ def create(
     make  what builds it; `head` are further arguments of that function, None is left to its default
 
     `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
-    take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take.
+    take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, and for a
+    checkpoint of another model; RunError for a folder without one.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in OURS and value is not None}
@@ -41,15 +43,23 @@ def create(
         if given.get(key) is not None:
             options[key] = given[key]
     options |= {key: value for key, value in head.items() if value is not None}
-    model = _build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
+    model = build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
-        report = zoo.load_checkpoint(model, cfg.model.checkpoint, weights=cfg.model.weights)
-        if report.head_remade and "train" not in cfg:
-            raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
-        say(report.message)
+        _load(model, cfg)
     if cfg.model.get("backbone") is not None and pretrained:
         start_backbone(model, cfg.model.backbone)
     return model
+
+
+def _load(model: nn.Module, cfg: DictConfig) -> None:
+    given, kind = cfg.model.checkpoint, cfg.model.weights
+    if weights.is_run(given):
+        weights.check_model(given, cfg.model.name)
+        given, kind = weights.file_of(given, kind), "auto"  # of the file, which holds nothing else
+    report = zoo.load_checkpoint(model, given, weights=kind)
+    if report.head_remade and "train" not in cfg:
+        raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
+    say(report.message)
 
 
 def start_backbone(model: nn.Module, folder: str) -> None:
@@ -80,7 +90,7 @@ def _bare(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return state
 
 
-def _build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
+def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
     """Build with as many of the wishes as the model's constructor takes, and say which it does not."""
     wishes = {key: value for key, value in wishes.items() if value is not None}
     while True:

@@ -97,11 +97,12 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
     return Schedule(plan.steps, base_lr(cfg), sched.sched, warmup, sched.warmup_lr, sched.min_lr, cooldown, **shape)
 
 
-def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
     """timm's optimiser `optim.opt` over the model's groups: layer decay, and no weight decay for norms and biases.
 
     Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate unless
-    `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`.
+    `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
+    group. What learns `beside` the model has the whole rate and weight decay.
     Raises ConfigError for an optimiser timm does not know, for an option that the optimiser does not take, and for
     names in `optim.no_decay` that no parameter has.
     """
@@ -114,11 +115,16 @@ def create(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
+    for group in optimizer.param_groups:  # without weight decay timm puts all parameters into one
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     decays = dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
     regroup(optimizer, lambda group, parameter: {"weight_decay": decays.get(parameter, group["weight_decay"])})
     scales = lr_scales(cfg, model)
     if scales:
         regroup(optimizer, lambda group, p: {"lr_scale": group.get("lr_scale", 1.0) * scales.get(p, 1.0)})
+    if beside is not None:
+        own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
+        optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see regroup
     return optimizer
 
 

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from recipes import config
-from recipes.config.checks import base, flat
+from recipes.config.checks import base, flat, task_defaults
 from recipes.log import say
 from recipes.provenance import first_overrides
 
@@ -36,7 +36,8 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's configuration with the harmless changes that were asked for; others are refused."""
     stored = load_config(folder)
     asked = _compose(_merge(first_overrides(folder), overrides))
-    was, now, defaults = flat(stored), flat(asked), base("train")
+    was, now = flat(stored), flat(asked)
+    defaults = base("train") | task_defaults(stored.task.name)
     was |= {key: defaults[key] for key in defaults if key not in was}  # keys that are younger than the run
     changed = {key: (was.get(key), now.get(key)) for key in was | now if was.get(key) != now.get(key)}
     lines = [

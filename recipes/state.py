@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from recipes import optim, sharding
 from recipes.checkpoint import SHARDED, Checkpoint
+from recipes.config import ConfigError
 from recipes.data import check_position
+from recipes.freeze import freeze
 from recipes.hardware import Hardware
 from recipes.log import Meter
 from recipes.plan import Plan
 from recipes.statistics import Statistics
+
+Learner = Callable[[nn.Module], nn.Module]
 
 
 @dataclass
@@ -25,6 +29,8 @@ class State:
     """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
 
     split    parts that a step's batch is cut into
+    learner  what a step calls and trains: the model, or a module of `model` and `beside`, what its loss learns with it
+    frozen   modules of the model that stay in evaluation mode
     skipped  how many of the last steps in a row had a gradient that is no number, and changed nothing
     due      the weights of this step are still to be evaluated
     best     the best score so far
@@ -36,6 +42,8 @@ class State:
     scaler: torch.amp.GradScaler
     statistics: Statistics
     split: int
+    learner: nn.Module
+    frozen: list[nn.Module]
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     skipped: int = 0
@@ -46,15 +54,29 @@ class State:
     _begun: bool = False
 
     @classmethod
-    def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware, plan: Plan) -> State:
-        """The state before the first step; the model is shared out over the devices where they share it."""
+    def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware, plan: Plan, learner: Learner) -> State:
+        """The state before the first step; the model is shared out over the devices where they share it.
+
+        learner  called with the model for what is to be trained, see recipes.task
+
+        Raises ConfigError for what cannot be frozen, or not be shared out.
+        """
         model = hardware.synced(model)
+        frozen = freeze(model, cfg.train.freeze)
+        trained = hardware.place(learner(model))
+        if trained is not model and hardware.parallel == "fsdp":
+            raise ConfigError(
+                "hardware.parallel=fsdp shares the model out, but not what its loss learns beside it "
+                "(teacher.kind=feature): give hardware.parallel=ddp"
+            )
         ema = make_ema(cfg, model, foreach=hardware.parallel != "fsdp")
         hardware.shard(model)
         if ema is not None:
             hardware.shard(ema.module)
-        optimizer = optim.create(cfg, model)
-        return cls(model, ema, optimizer, hardware.scaler(), Statistics(model, plan), plan.parts)
+        optimizer = optim.create(cfg, model, None if trained is model else trained.beside)
+        train_mode(trained, frozen)
+        statistics = Statistics(model, plan)
+        return cls(model, ema, optimizer, hardware.scaler(), statistics, plan.parts, trained, frozen)
 
     @property
     def measured(self) -> nn.Module:
@@ -65,6 +87,15 @@ class State:
     def weights(self) -> str:
         """The name of the weights that are evaluated: `ema` or `model`."""
         return "model" if self.ema is None else "ema"
+
+    @property
+    def beside(self) -> nn.Module | None:
+        """What learns beside the model."""
+        return None if self.learner is self.model else self.learner.beside
+
+    def train(self) -> None:
+        """Training mode."""
+        train_mode(self.learner, self.frozen)
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -80,6 +111,7 @@ class State:
         parts = {name: model.state_dict() for name, model in self.models.items()}
         if optimizer:
             parts["optimizer"] = self.optimizer.state_dict()
+            parts |= {} if self.beside is None else {"beside": self.beside.state_dict()}
         return parts
 
     def extras(self) -> dict[str, Any]:
@@ -110,6 +142,8 @@ class State:
             return
         for name, model in self.models.items():
             sharding.load_whole(model, checkpoint.tensors(name))
+        if self.beside is not None:
+            self.beside.load_state_dict(checkpoint.tensors("beside"))
         state = checkpoint.tree("optimizer")
         if sharding.is_sharded(self.model):
             sharding.load_whole_optimizer(self.model, self.optimizer, state)
@@ -137,6 +171,13 @@ class State:
     def done(self) -> None:
         """Count the step that was begun."""
         self.step, self._begun = self.step + 1, False
+
+
+def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:
+    """Training mode, but for frozen modules: their norms keep their statistics, and nothing in them is dropped."""
+    learner.train()
+    for module in frozen:
+        module.eval()
 
 
 def make_ema(cfg: DictConfig, model: nn.Module, foreach: bool = True) -> ModelEmaV3 | None:

@@ -1,4 +1,4 @@
-"""What a task is: the six things that training and evaluation ask of it, and how it shows what it finds.
+"""What a task is: the seven things that training and evaluation ask of it, and how it shows what it finds.
 
 They never ask which task it is.
 """
@@ -45,9 +45,19 @@ class Task(ABC):
     def build_data(self) -> Data:
         """Training and validation sets."""
 
+    def learner(self, model: nn.Module) -> nn.Module:
+        """What a step calls and trains: the model, or a module of `model` and `beside`, what its loss learns with it.
+
+        Of `beside` nothing is evaluated or exported; it is saved to go on with the run.
+        """
+        return model
+
     @abstractmethod
     def loss(self, model: nn.Module, images: Any, targets: Any, *, draw: int) -> Tensor:
-        """Mean training loss of a micro-batch; `draw` numbers the micro-batches of the run and seeds what is random."""
+        """Mean training loss of a micro-batch, `model` being the learner.
+
+        `draw` numbers the micro-batches of the run and seeds what is random.
+        """
 
     @abstractmethod
     def predict(self, model: nn.Module, images: Any) -> Any:

@@ -56,11 +56,10 @@ def test_every_published_recipe_composes(model):
 
 TASKS = ("classify", "segment", "detect")
 FILES = [
-    "quick",
     "by_task/quick_segment",
     "by_task/quick_detect",
-    "paper",
     *(f"by_task/paper_{task}" for task in TASKS),
+    *checks.options("recipe"),
 ]
 
 

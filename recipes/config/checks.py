@@ -23,6 +23,8 @@ CHOICES = {
     "data.jpeg": ("scaled", "full"),
     "data.cache": (None, "ram", "disk"),
     "task.inference": ("whole", "slide"),
+    "task.loss": ("cross_entropy", "binary_cross_entropy"),
+    "teacher.kind": (None, "soft", "hard", "feature"),
     "augment.re_mode": ("const", "rand", "pixel"),
     "sched.sched": ("cosine", "linear", "constant", "poly", "step"),
     "sched.unit": ("epochs", "steps"),
@@ -34,7 +36,8 @@ TEXT = {
     "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
     "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks",
     "data.train_list", "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
-    "augment.interpolation", "augment.auto_augment", "hardware.device",
+    "augment.interpolation", "augment.auto_augment", "hardware.device", "teacher.name",
+    "teacher.checkpoint",
 }  # fmt: skip
 INTEGERS = {
     "train.steps", "train.eval_steps", "data.side_multiple",
@@ -44,15 +47,16 @@ INTEGERS = {
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "task.left_out_weight",
+    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "task.left_out_weight", "task.target_threshold",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
     "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
     "optim.no_decay", "task.stride",
 }  # fmt: skip
-SIZES = {"data.img_size", "model.img_size", "img_size"}
-TEXTS = {"checkpoint"}
+SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
+TEXTS = {"checkpoint", "train.freeze"}
+CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys of classification alone, outside of its own group
 NOTHING = {
     "train": "model=auto finds a model from the weights that eval.py measures: name one to train, model=maxvit_t",
     "eval": "nothing to measure: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
@@ -81,6 +85,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
     OmegaConf.resolve(cfg)
+    _check_task(cfg)
     defaults = base(name)
     typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
     for key, value in flat(cfg).items():
@@ -88,6 +93,20 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     model = cfg.model.name
     if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
         raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
+
+
+def _check_task(cfg: DictConfig) -> None:
+    """That nothing is asked of a task which it does not do, by a recipe or by hand."""
+    asked = [f"task.{key}" for key in cfg.task if f"task.{key}" not in task_defaults(cfg.task.name)]
+    if cfg.task.name != "classify":
+        asked += [key for key in CLASSIFY if OmegaConf.select(cfg, key) is not None]
+    if asked:
+        raise ConfigError(
+            f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe of this task, not one of classification"
+        )
+    teacher = cfg.get("teacher")
+    if teacher is not None and teacher.kind is None and (teacher.name or teacher.checkpoint):
+        raise ConfigError("a teacher is named, but not what to learn of it: give teacher.kind=soft, hard or feature")
 
 
 def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
@@ -127,6 +146,11 @@ def base(name: str) -> dict[str, Any]:
     for key in ("defaults", "hydra"):
         tree.pop(key, None)
     return flat(tree)
+
+
+def task_defaults(name: str) -> dict[str, Any]:
+    """Every key of the file of a task with its default, flat."""
+    return {f"task.{key}": value for key, value in flat(_option("task", name)).items()}
 
 
 def keys(name: str) -> list[str]:

@@ -25,7 +25,7 @@ WORDS = {"train": "training", "val": "validation"}
 
 @dataclass(frozen=True)
 class Data:
-    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what the transforms produce.
+    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what training images have.
 
     train        None in an evaluation
     num_classes  the model's; `class_names` are those of the labels, fewer where there is a subset
@@ -65,15 +65,16 @@ def build(cfg: DictConfig) -> Data:
     Without an `augment` group, as in an evaluation, the training set is neither needed nor looked for.
     Raises DataError if the data cannot be used as asked.
     """
-    prep = preprocessing(cfg)
+    prep, learned = preprocessing(cfg), preprocessing(cfg, train=True)
     splits = SPLITS if "augment" in cfg else SPLITS[1:]
-    found, names = _records(cfg.data, prep.size, splits)
+    found, names = _records(cfg.data, learned.size, splits)
     for records, split in zip(found, splits, strict=True):
         check_labels(records.labels, len(names), f"the {WORDS[split]} set of {cfg.data.name}")
         if isinstance(records, Encoded):
             records.decoding = decoding(cfg)
     truths, subset = _meaning(cfg.data, found[-1], splits)
-    sources = {split: _source(cfg, records, split, prep) for records, split in zip(found, splits, strict=True)}
+    preps = {"train": learned, "val": prep}
+    sources = {split: _source(cfg, records, split, preps[split]) for records, split in zip(found, splits, strict=True)}
     return Data(
         train=sources.get("train"),
         val=sources["val"],
@@ -81,7 +82,7 @@ def build(cfg: DictConfig) -> Data:
         class_names=names,
         mean=prep.mean,
         std=prep.std,
-        img_size=prep.size[0] if prep.size[0] == prep.size[1] else prep.size,
+        img_size=learned.size[0] if learned.size[0] == learned.size[1] else learned.size,
         subset=subset,
         truths=truths,
     )
@@ -117,8 +118,11 @@ def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.
     return truths, imagenet.subset(data)
 
 
-def preprocessing(cfg: DictConfig) -> Preprocessing:
-    """cfg.data's values; what is null there is the model's released preprocessing, else ImageNet's."""
+def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
+    """cfg.data's values; what is null there is the model's released preprocessing, else ImageNet's.
+
+    train  of training images, whose size `data.eval_img_size` does not change
+    """
     known: Mapping[str, Any] = _released(cfg.model.name)
     default = {
         "mean": known.get("mean") or IMAGENET_DEFAULT_MEAN,
@@ -129,7 +133,8 @@ def preprocessing(cfg: DictConfig) -> Preprocessing:
     }
     values = {key: value if cfg.data[key] is None else cfg.data[key] for key, value in default.items()}
     values |= {key: tuple(values[key]) for key in ("mean", "std")}
-    size = cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
+    size = None if train else cfg.data.get("eval_img_size")  # not in runs of the first version
+    size = size or cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
     return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
 
 

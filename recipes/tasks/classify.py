@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from PIL import Image
 from rich.table import Table
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from recipes import data, distributed, models, task
+from recipes import data, distill, distributed, models, task
+from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
 from recipes.plots import draw_confusion
@@ -85,9 +89,13 @@ class RealMetrics(Metrics):
 
 
 class Task(task.Task):
-    """Classification with cross entropy, label smoothing, Mixup and CutMix."""
+    """Classification with (binary) cross entropy, label smoothing, Mixup, CutMix and, where one is given, a teacher."""
 
     score = "top1"
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.teacher: distill.Distillation | None = None
 
     def build_data(self) -> data.Data:
         built = data.build(self.cfg)
@@ -96,11 +104,41 @@ class Task(task.Task):
         return built
 
     def build_model(self, data: data.Data, *, pretrained: bool = True) -> nn.Module:
-        return models.create(self.cfg, data, pretrained=pretrained)
+        model = models.create(self.cfg, data, pretrained=pretrained)
+        if "augment" in self.cfg:
+            self._check_size(model)
+            self.teacher = distill.create(self.cfg, data, model)
+        return model
+
+    def _check_size(self, model: nn.Module) -> None:
+        """That the model takes images of `data.eval_img_size`, before an epoch has been trained."""
+        size = preprocessing(self.cfg).size
+        if size == preprocessing(self.cfg, train=True).size:
+            return
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, *size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} takes no images of another "
+                f"size than it is built for ({error}): give data.eval_img_size=null, or, of timm's ViTs, "
+                "+model.dynamic_img_size=true"
+            ) from error
+        model.train()
+
+    def learner(self, model: nn.Module) -> nn.Module:
+        return model if self.teacher is None else self.teacher.learner(model)
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         images, targets = self.mix(images, targets, seed=self.cfg.seed, step=draw)  # targets: (B, classes)
-        return F.cross_entropy(model(images), targets)
+        own, outputs = partial(self.criterion, targets=targets), model(images)
+        return own(outputs) if self.teacher is None else self.teacher(outputs, images, own)
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """`task.loss` of logits and targets, both (B, classes)."""
+        if self.cfg.task.loss == "cross_entropy":
+            return F.cross_entropy(logits, targets)
+        return BinaryCrossEntropy(target_threshold=self.cfg.task.target_threshold)(logits.float(), targets)
 
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)  # (B, classes)

@@ -1,0 +1,60 @@
+"""Parts of a model that do not learn: no gradients, and norms and dropouts as in an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from recipes.config import ConfigError
+
+
+def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module]:
+    """Stop the gradients of what `train.freeze` names, and give back the modules that are frozen as a whole.
+
+    what  "backbone" is all but the classifier, or the backbone of a dense model; else names of parameters or modules,
+          with * and ? for what differs
+
+    Raises ConfigError for a name that the model has not, and where nothing is left to learn.
+    """
+    if what is None:
+        return []
+    parameters = dict(model.named_parameters())
+    names = _backbone(model) if what == "backbone" else _matching(list(parameters), what)
+    for name in names:
+        parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(f"train.freeze={what} leaves nothing of this {type(model).__name__} to learn")
+    return [module for module in model.modules() if _is_frozen(module)]
+
+
+def _backbone(model: nn.Module) -> list[str]:
+    if not hasattr(model, "get_classifier"):
+        return _matching([name for name, _ in model.named_parameters()], ["backbone"])
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    kept = {parameter for head in heads for parameter in head.parameters()}
+    return [name for name, parameter in model.named_parameters() if parameter not in kept]
+
+
+def _matching(names: list[str], what: str | Sequence[str]) -> list[str]:
+    patterns = [what] if isinstance(what, str) else what
+    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
+    for pattern, matched in found.items():
+        if not matched:
+            there = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise ConfigError(
+                f"train.freeze: the model has no {pattern}; expected backbone, or a list of names that begin with one "
+                f"of {there}, for example [{names[0]}]"
+            )
+    return [name for name in names if any(name in matched for matched in found.values())]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

@@ -1,0 +1,127 @@
+"""The teacher of a distillation: a trained model of the zoo or timm's, or of a run, that answers and never learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import timm
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+import zoo
+from recipes import models, weights
+from recipes.config import ConfigError
+from recipes.data import Data
+from recipes.data.build import preprocessing
+from recipes.settings import load_config
+
+
+class Teacher(nn.Module):
+    """In evaluation mode and without gradients; takes a student's images, normalised and sized as it learned them.
+
+    mean, std    of the teacher; `data` has the student's
+    size         (height, width) that images are resized to; None leaves them as the student sees them
+    class_names  None where they are not known
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        data: Data,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        size: tuple[int, int] | None = None,
+        class_names: list[str] | None = None,
+    ):
+        super().__init__()
+        self.model, self.name, self.size, self.class_names = model, name, size, class_names
+        own, theirs = (torch.tensor([*values]).view(2, 1, 3, 1, 1) for values in ((mean, std), (data.mean, data.std)))
+        self.register_buffer("scale", theirs[1] / own[1])
+        self.register_buffer("shift", (theirs[0] - own[0]) / own[1])
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def create(cls, cfg: DictConfig, data: Data) -> Teacher:
+        """The teacher that the `teacher` group names, for the images and classes of `data`. Raises ConfigError."""
+        if cfg.checkpoint is not None and weights.is_run(cfg.checkpoint):
+            return cls._of_run(cfg, data)
+        if cfg.name is None and cfg.checkpoint is not None:
+            raise ConfigError(
+                f"teacher.checkpoint={cfg.checkpoint} is no folder of a run: give one, or teacher.name= beside a file"
+            )
+        if cfg.name is None or not (cfg.pretrained or cfg.checkpoint):
+            raise ConfigError(
+                f"teacher.kind={cfg.kind} needs a trained teacher: teacher.checkpoint=runs/<name>, or a model named by "
+                "teacher.name= with teacher.pretrained=true or teacher.checkpoint=<file>"
+            )
+        return cls._of_name(cfg, data)
+
+    @classmethod
+    def _of_run(cls, cfg: DictConfig, data: Data) -> Teacher:
+        run = Path(cfg.checkpoint)
+        own, noted = load_config(run), SimpleNamespace(**json.loads((run / "data.json").read_text()))
+        if own.task.name != "classify":
+            raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected a classifier's")
+        if cfg.name is not None:
+            weights.check_model(cfg.checkpoint, cfg.name)
+        own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
+        model, prep = models.create(own, noted), preprocessing(own)
+        zoo.load_checkpoint(model, weights.file_of(cfg.checkpoint))
+        fixed = prep.size if _is_fixed(model) else None
+        size = _pair(cfg.img_size) or fixed
+        return cls(model, own.model.name, data, prep.mean, prep.std, size, noted.class_names)
+
+    @classmethod
+    def _of_name(cls, cfg: DictConfig, data: Data) -> Teacher:
+        options = {"pretrained": cfg.pretrained} if cfg.pretrained else {"num_classes": data.num_classes}
+        model = models.build(timm.create_model, cfg.name, options, {"img_size": cfg.img_size})
+        if cfg.checkpoint is not None:
+            report = zoo.load_checkpoint(model, cfg.checkpoint)
+            if report.head_remade and cfg.kind != "feature":
+                raise ConfigError(f"{report.message}: this teacher cannot tell the {data.num_classes} classes apart")
+        prep = resolve_data_config({}, model=model)
+        fixed = tuple(prep["input_size"][-2:]) if _is_fixed(model) else None
+        return cls(model, cfg.name, data, prep["mean"], prep["std"], _pair(cfg.img_size) or fixed)
+
+    @property
+    def width(self) -> int:
+        """Channels of its last feature map."""
+        return self.model.feature_info[-1]["num_chs"]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, classes)
+        return self.model(self.prepared(images))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, C, h, w)
+        return self.model.forward_intermediates(self.prepared(images), indices=1, intermediates_only=True)[0]
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """The images as the teacher would have read them."""
+        if self.size is not None and images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return images * self.scale + self.shift
+
+    def check_classes(self, count: int, names: list[str]) -> None:
+        """Raises ConfigError where its answers are not about the student's classes."""
+        known = self.model.num_classes
+        if known != count or self.class_names not in (None, names):
+            what = f"{known} classes" if known != count else "other classes, or these in another order"
+            raise ConfigError(
+                f"the teacher {self.name} knows {what}, the student learns {count}: fine-tune the teacher on this data "
+                "(recipe=finetune), or teacher.kind=feature, which asks for no classes"
+            )
+
+
+def _pair(size: int | list[int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def _is_fixed(model: nn.Module) -> bool:
+    return bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))

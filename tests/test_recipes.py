@@ -1,0 +1,225 @@
+"""The recipes that any model takes: what they say, what they compute, that they run."""
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from timm.models import create_model
+
+import zoo
+from children import SMALL, lines, train_here
+from recipes import config, data, optim, papers
+from recipes.config import ConfigError, checks
+from recipes.data import imagenet
+from recipes.data.build import preprocessing
+from recipes.tasks import classify
+from test_dense_train import evaluate_here
+
+MODERN = ("a3", "a2", "deit3", "finetune", "linear_probe", "distill")
+CONF = Path(config.__file__).parents[1] / "conf" / "recipe"
+IMAGENET = ["data=imagenet", "data.root=imagenet"]
+# Wightman, Touvron and Jegou 2021, Table 2; Touvron, Cord and Jegou 2022, Table 1; Touvron et al. 2021, Table 9
+PUBLISHED = {
+    "a2": {
+        "train.epochs": 300, "data.img_size": 224, "data.batch_size": 2048, "data.crop_pct": 0.95, "optim.opt": "lamb",
+        "optim.lr": 5e-3, "optim.weight_decay": 0.02, "sched.warmup": 5, "train.drop_path_rate": 0.05,
+        "augment.repeats": 3, "augment.auto_augment": "rand-m7-mstd0.5-inc1", "augment.mixup": 0.1,
+        "augment.cutmix": 1.0, "augment.label_smoothing": 0.0, "task.loss": "binary_cross_entropy",
+    },
+    "a3": {
+        "train.epochs": 100, "data.img_size": 160, "data.eval_img_size": 224, "data.batch_size": 2048,
+        "data.crop_pct": 0.95, "optim.opt": "lamb", "optim.lr": 8e-3, "optim.weight_decay": 0.02, "sched.warmup": 5,
+        "train.drop_path_rate": 0.0, "augment.repeats": 1, "augment.auto_augment": "rand-m6-mstd0.5-inc1",
+        "augment.mixup": 0.1, "augment.cutmix": 1.0, "augment.label_smoothing": 0.0,
+        "task.loss": "binary_cross_entropy",
+    },
+    "deit3": {
+        "train.epochs": 400, "data.batch_size": 2048, "data.crop_pct": 1.0, "optim.opt": "lamb", "optim.lr": 3e-3,
+        "optim.weight_decay": 0.02, "sched.warmup": 5, "augment.repeats": 3, "augment.auto_augment": "3a",
+        "augment.color_jitter": 0.3, "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.0,
+        "task.loss": "binary_cross_entropy",
+    },
+    "distill": {
+        "train.epochs": 300, "data.batch_size": 1024, "optim.opt": "adamw", "optim.lr": 5e-4,
+        "optim.lr_base_batch": 512, "optim.weight_decay": 0.05, "augment.repeats": 3, "augment.mixup": 0.8,
+        "augment.cutmix": 1.0, "augment.re_prob": 0.25, "augment.label_smoothing": 0.1,
+        "train.drop_path_rate": 0.1, "teacher.kind": "hard",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_recipes_say_what_their_papers_say(recipe):
+    cfg = checks.flat(config.compose([f"recipe={recipe}", *IMAGENET]))
+    assert {key: cfg[key] for key in PUBLISHED[recipe]} == PUBLISHED[recipe]
+
+
+@pytest.mark.parametrize("recipe", MODERN)
+def test_recipes_go_with_every_model(recipe):
+    """A recipe sets nothing of a model, and leaves every choice of group to the command line."""
+    own = checks.flat(OmegaConf.load(CONF / f"{recipe}.yaml"))
+    assert not [key for key in own if key.startswith(("model.", "hardware.", "logger."))]
+    for model in (["model=davit_t"], ["model=timm", "model.name=resnet50"]):
+        flat = checks.flat(config.compose([f"recipe={recipe}", *model, *IMAGENET, "optim.lr=0.123"]))
+        assert {key: flat[key] for key in own if key != "optim.lr"} == {k: own[k] for k in own if k != "optim.lr"}
+        assert flat["optim.lr"] == 0.123
+    assert config.compose([f"recipe={recipe}", "optim=sgd"]).optim.lr == 0.1
+
+
+@pytest.mark.parametrize("recipe", MODERN)
+def test_headers_say_command_hardware_and_what_to_expect(recipe):
+    header = [line for line in (CONF / f"{recipe}.yaml").read_text().splitlines() if line.startswith("# ")]
+    text = "\n".join(header)
+    assert f"train.py recipe={recipe} " in text and "# Hardware: " in text and "o expect: " in text
+    assert "https://arxiv.org/abs/" in text
+
+
+def test_recipes_of_classification_are_refused_elsewhere():
+    for recipe in ("a3", "a2", "deit3", "distill"):
+        with pytest.raises(ConfigError, match=r"task=segment has no (task\.loss|teacher\.kind)"):
+            config.compose([f"recipe={recipe}", "task=segment"])
+    assert config.compose(["recipe=linear_probe", "task=segment"]).train.freeze == "backbone"
+
+
+def test_binary_cross_entropy_is_a_yes_or_no_about_each_class():
+    logits, targets = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[0.7, 0.3, 0.0]])
+
+    def of(*yes):
+        said = [-math.log(1 / (1 + math.exp(-x if y else x))) for x, y in zip((2.0, -1.0, 0.5), yes, strict=True)]
+        return pytest.approx(sum(said) / 3, rel=1e-5)
+
+    def loss(*overrides):
+        task = classify.Task(config.compose(["task.loss=binary_cross_entropy", *overrides]))
+        return task.criterion(logits, targets).item()
+
+    assert loss("task.target_threshold=0.2") == of(True, True, False)
+    assert loss("task.target_threshold=0.5") == of(True, False, False)
+    soft = -(targets * torch.sigmoid(logits).log() + (1 - targets) * torch.sigmoid(-logits).log()).mean()
+    assert loss() == pytest.approx(soft.item(), rel=1e-5)
+    assert config.compose([]).task.loss == "cross_entropy"
+
+
+def test_three_augmentations():
+    """Grey, solarised or blurred, one of them always, and colours, which timm leaves out beside other policies."""
+    cfg = config.compose(["recipe=deit3", "data=digits", "data.img_size=32"])
+    built = data.build(cfg)
+    *_, policy, jitter = built.train.transform.transforms[-2].transforms
+    names = {op.aug_fn.__name__ for (op,) in policy.policy}
+    assert names == {"solarize", "desaturate", "gaussian_blur_rand"}
+    assert type(jitter).__name__ == "ColorJitter" and jitter.brightness == pytest.approx([0.7, 1.3])
+
+
+def test_a_model_may_be_measured_at_another_size(tmp_path):
+    options = [*SMALL, "data.eval_img_size=48", "train.steps=2", "data.workers=0"]
+    cfg = config.compose(options)
+    built = data.build(cfg)
+    assert built.train.sample(0, 0)[0].shape == (3, 32, 32) and built.val.sample(0, 0)[0].shape == (3, 48, 48)
+    assert built.img_size == 32 and preprocessing(cfg).size == (48, 48)
+    train_here(tmp_path, *options, "name=run")
+    trained = [line for line in lines(tmp_path / "run") if "val_loss" in line][-1]
+    evaluate_here(f"run={tmp_path / 'run'}", f"out={tmp_path}")
+    found = OmegaConf.load(tmp_path / "eval.json")
+    assert found.loss == trained["val_loss"] and found.img_size == [48, 48]
+    assert "48 x 48 pixels" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_model_of_one_size_is_refused_before_it_trains():
+    name = "vit_tiny_patch16_224"
+
+    def build(*overrides):
+        task = classify.Task(config.compose([*SMALL, f"model.name={name}", "data.eval_img_size=48", *overrides]))
+        return task.build_model(task.build_data())
+
+    with pytest.raises(
+        ConfigError, match=r"data\.eval_img_size=48: vit_tiny_patch16_224 takes no images of another size"
+    ):
+        build()
+    assert build("+model.dynamic_img_size=true").training
+
+
+def test_windows_are_those_of_the_size_that_is_learned():
+    cfg = config.compose(["model=gcvit_xxt", "data.img_size=160", "data.eval_img_size=224"])
+    task = classify.Task(cfg)
+    model = task.build_model(task.build_data()).eval()
+    same = timm.create_model("gcvit_xxt", num_classes=10, img_size=160)
+    assert {k: t.shape for k, t in model.state_dict().items()} == {k: t.shape for k, t in same.state_dict().items()}
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 10)
+
+
+def test_the_optimiser_of_a_recipe():
+    cfg = config.compose(["recipe=a3", "data.batch_size=1024"])
+    optimizer = optim.create(cfg, create_model("nat_m", device="meta"))
+    assert type(optimizer).__name__ == "Lamb" and optim.base_lr(cfg) == pytest.approx(4e-3)
+    assert config.compose(["recipe=a3", "optim=lamb"]).optim.lr == 5e-3  # typed: it brings its own numbers
+    assert config.compose(["recipe=a3", "optim=adamw"]).optim.opt == "adamw"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    train_here(out, *SMALL, "train.steps=4", "data.workers=0", "name=first")
+    return out / "first"
+
+
+OWN = {
+    "finetune": ["model.checkpoint={first}"],
+    "linear_probe": ["model.checkpoint={first}"],
+    "distill": ["teacher.checkpoint={first}"],
+}
+
+
+@pytest.mark.parametrize("recipe", MODERN)
+def test_recipes_run(first, tmp_path, recipe):
+    own = [text.format(first=first) for text in OWN.get(recipe, [])]
+    small = ["data.batch_size=32", "data.eval_batch_size=128", "train.steps=3", "data.workers=0"]
+    size = ["data.img_size=32", "data.eval_img_size=40"]
+    train_here(tmp_path, *SMALL, f"recipe={recipe}", *own, *size, *small, "name=run")
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert losses[0] < 1 if recipe in ("a3", "a2", "deit3") else losses[0] > 1  # log 2 of a class, or log 10
+
+
+@pytest.fixture(scope="module")
+def imagenet_look_alike(tmp_path_factory):
+    """A thousand folders by synset, two training images of 32 pixels and one validation image in each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for number, synset in enumerate(imagenet.synsets()):
+        for split, count in (("train", 2), ("val", 1)):
+            (root / split / synset).mkdir(parents=True)
+            for index in range(count):
+                colour = (number % 256, number // 4, 80 * index)
+                Image.new("RGB", (32, 32), colour).save(root / split / synset / f"{synset}_{index}.JPEG")
+    return root
+
+
+FAMILIES = sorted({phase.split("/")[0] for phase in papers.tables()})
+
+
+def smallest(family):
+    """The model of a family's tables with the fewest parameters, at its smallest size."""
+    tables = [table for phase, table in papers.tables().items() if phase.split("/")[0] == family]
+    names = {name for table in tables for name in table["models"]}
+    assert names <= zoo.variants().keys()
+    return min(names, key=lambda name: (sum(p.numel() for p in create_model(name, device="meta").parameters()), name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_recipes_run_on_a_thousand_classes(family, imagenet_look_alike, tmp_path):
+    """Twenty steps of recipe=paper, all of it but the size of image and batch."""
+    name = smallest(family)
+    small = ["data.img_size=64", "data.batch_size=8", "data.eval_batch_size=50", "train.steps=20", "train.log_every=1"]
+    given = [f"model={name}", "recipe=paper", "data=imagenet", f"data.root={imagenet_look_alike}", "data.workers=0"]
+    train_here(tmp_path, *given, *small, "name=run")
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    measured = [line for line in lines(tmp_path / "run") if "val_top1" in line]
+    print(f"{name}: loss {losses[0]:.3f} ... {losses[-1]:.3f}, {measured[-1]}")
+    assert len(losses) == 20 and all(map(math.isfinite, losses)) and measured[-1]["step"] == 20
+    assert losses[0] == pytest.approx(math.log(1000), abs=1.0)
+    cfg = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert cfg.optim.lr == papers.values(name)["optim.lr"] and cfg.train.steps == 20
