@@ -27,3 +27,6 @@ docs:
 	$(PYTHON) tests/measure_golden.py
 	$(PYTHON) -m zoo.table README.md
 	$(PYTHON) -m recipes.shell
+	$(PYTHON) -m docs.draw
+	$(PYTHON) -m docs.render
+	$(PYTHON) -m mkdocs build --strict

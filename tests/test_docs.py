@@ -3,17 +3,20 @@
 import importlib
 import json
 import re
-import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from pages import everywhere
+from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 import zoo
 from recipes import config
 from zoo import table
+from zoo.heads import segmenter
 from zoo.published import DIFFERS, GFLOPS
 from zoo.releases import RELEASES, UNRELEASED, render
 
@@ -21,12 +24,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
-
-
 def commands():
-    return [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines() if line]
+    """Every command of the pages, once."""
+    return [list(words) for words in dict.fromkeys(tuple(c) for b in everywhere("bash") for c in b.commands())]
+
+
+# those of a page that is run from top to bottom, marked so, stand on what comes before them
+EXAMPLES = [block for block in everywhere("python") if not block.how]
 
 
 def test_checkpoints_are_rendered_from_the_table():
@@ -34,7 +38,7 @@ def test_checkpoints_are_rendered_from_the_table():
 
 
 def rows():
-    lines = README.partition(table.BEGIN)[2].partition(table.END)[0].splitlines()[2:]
+    lines = table.between(README).splitlines()[2:]
     return {line.split("`")[1]: line for line in lines}
 
 
@@ -68,20 +72,44 @@ def test_cost_of_every_variant():
     assert {name for name in GFLOPS if apart(name)} == DIFFERS.keys()
 
 
-@pytest.mark.parametrize("index", range(len(blocks("python"))))
-def test_python_examples(index, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.page)
+def test_python_examples(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = {"maxvit_t-bc5ab103.pth": "maxvit_t_tv"}
-    for name, model in files.items():
-        layout = zoo.checkpoint.layouts_of(zoo.registry.class_of(model))[0]
-        torch.save(layout.to_theirs(timm.create_model(model).state_dict()), name)
+    files_for(block.text)
 
     def from_hub(repository, name, **kwargs):
         torch.save(timm.create_model("maxvit_t").state_dict(), "hub.pth")
         return "hub.pth"
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
-    exec(compile(blocks("python")[index], "README.md", "exec"), {})
+    monkeypatch.setattr("zoo.fetch._from_url", lambda url, sha256, cache_dir: Path("maxvit_t-bc5ab103.pth"))
+    exec(compile(block.text, block.page, "exec"), {})
+
+
+# files that examples read: the name -> how to make a model that such a file is of
+FILES = {
+    "maxvit_t-bc5ab103.pth": partial(timm.create_model, "maxvit_t_tv"),
+    "biformer_tiny_best.pth": partial(timm.create_model, "biformer_t"),
+    "litv2_s_fpn_r50_512x512_80k_ade20k.pth": partial(segmenter, "litv2_s", 150, head="semantic_fpn"),
+    "best-*/model.safetensors": partial(timm.create_model, "maxvit_t", num_classes=10, img_size=64),
+}
+
+
+def files_for(text):
+    """Write the files that an example reads; authors' files in their names, as far as one class has them."""
+    if "maxvit_t_tv.tv_in1k" in text:
+        text += "maxvit_t-bc5ab103.pth"  # what is downloaded for that name
+    for name, make in FILES.items():
+        if name in text and "*" in name:
+            folder = Path("runs/digits/checkpoints/best-00000002")
+            folder.mkdir(parents=True)
+            save_file(make().state_dict(), folder / "model.safetensors")
+        elif name in text:
+            model = make()
+            state = model.state_dict()
+            if isinstance(model, zoo.Backbone):
+                state = zoo.checkpoint.layouts_of(type(model))[0].to_theirs(state)
+            torch.save(state, name)
 
 
 MODULES = [command for command in commands() if command[:2] == ["python", "-m"] and command[2] != "recipes.data"]
@@ -121,6 +149,18 @@ def test_torchrun_understands(command):
     assert (cfg.model.name or cfg.run or cfg.checkpoint) and int(given.nproc_per_node) == 8
 
 
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "pip"], ids=" ".join)
+def test_extras_exist(command):
+    assert command[:3] == ["pip", "install", "-e"] and command[4:] in ([], ["-c", "constraints.txt"])
+    name = re.fullmatch(r"\.\[(\w+)\]", command[3])[1]
+    assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_targets_exist():
+    targets = {command[1] for command in commands() if command[0] == "make"}
+    assert targets and targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+
 def test_no_command_is_left_out():
-    assert {c[0] for c in commands()} == {"pip", "python", "torchrun"}
+    assert {c[0] for c in commands()} == {"make", "pip", "python", "torchrun"}
     assert len(commands()) >= 9

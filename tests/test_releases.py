@@ -37,7 +37,7 @@ def test_rows(release):
     if r.tag:
         assert r.task == "classification" and r.layout and not r.foreign
         assert r.img_size and r.crop_pct and r.wrapper is not None
-    assert r.task in (*TASKS, "features") and family(r) in FAMILIES and r.metrics.keys() <= METRICS.keys()
+    assert r.task in (*TASKS, "features") and family(r.model) in FAMILIES and r.metrics.keys() <= METRICS.keys()
     assert all(0 < value < 100 for value in r.metrics.values())
     assert r.by_hand == is_page(r.url)
     assert all(url.startswith(("https://", "gs://")) for url in (r.url, *r.mirrors, *r.dead))
@@ -75,8 +75,8 @@ def test_wrappers_are_opened(tmp_path, wrapper, weights):
 
 
 def test_noncommercial_weights_are_nvidias():
-    assert {family(r) for r in RELEASES if r.noncommercial} == {"gcvit"}
-    assert all(r.noncommercial for r in RELEASES if family(r) == "gcvit")
+    assert {family(r.model) for r in RELEASES if r.noncommercial} == {"gcvit"}
+    assert all(r.noncommercial for r in RELEASES if family(r.model) == "gcvit")
 
 
 def verified():
@@ -141,7 +141,7 @@ def test_what_torchvision_says():
 def test_published_without_weights():
     for row in UNRELEASED:
         assert row.model in zoo.variants() or row.model in FAMILIES
-        assert row.metrics and row.metrics.keys() <= METRICS.keys() and row.source and family(row) in FAMILIES
+        assert row.metrics and row.metrics.keys() <= METRICS.keys() and row.source and family(row.model) in FAMILIES
 
 
 NAMES = {

@@ -6,6 +6,7 @@ python -m zoo.table README.md  # puts it between the marks in that file
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,6 @@ from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import candidates
 
-BEGIN, END = "<!-- models -->\n", "<!-- /models -->\n"
 GOLDEN = Path(__file__).parents[1] / "benchmarks" / "golden.json"
 HEADER = """\
 | model | image | parameters | GFLOPs | printed | best published top-1 | error, float64 | float32 |
@@ -74,13 +74,22 @@ def render() -> str:
     return HEADER + "".join(row(name, errors) for name in variants())
 
 
-def insert(text: str, table: str) -> str:
-    """`text` with `table` between its marks. Raises ValueError where there are none."""
-    before, mark, rest = text.partition(BEGIN)
-    _, closing, after = rest.partition(END)
-    if not mark or not closing:
-        raise ValueError(f"expected the lines {BEGIN.strip()} and {END.strip()} around the table")
-    return before + BEGIN + table + END + after
+def insert(text: str, table: str, mark: str = "models") -> str:
+    """`text` with `table` between <!-- mark --> and <!-- /mark -->. Raises ValueError where these lines are missing."""
+    return text.replace(_marked(text, mark), f"<!-- {mark} -->\n{table}<!-- /{mark} -->\n", 1)
+
+
+def between(text: str, mark: str = "models") -> str:
+    """What `insert` put into `text`. Raises ValueError where the marks are missing."""
+    return _marked(text, mark).removeprefix(f"<!-- {mark} -->\n").removesuffix(f"<!-- /{mark} -->\n")
+
+
+def _marked(text: str, mark: str) -> str:
+    """The table and its marks."""
+    found = re.search(rf"^<!-- {mark} -->\n.*?^<!-- /{mark} -->\n", text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError(f"expected the lines <!-- {mark} --> and <!-- /{mark} --> around the table")
+    return found[0]
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ UPerNet and Semantic FPN load whole, from the file as downloaded, backbone and h
 segments, which no file says, and `segmentation_640` is that of its large model:
 
 ```python
+import zoo
 from zoo.heads import segmenter
 
 model = segmenter("dinat_t", 150, dilations="segmentation")  # DiNAT, NAT, DaViT: UPerNet with its auxiliary head
@@ -95,7 +96,7 @@ python eval.py checkpoint=nat_mini_maskrcnn.pth task=detect data=coco data.root=
 def render(releases: Iterable[Release], unreleased: Iterable[Unreleased] = ()) -> str:
     """The table as Markdown: families, in each its tasks, in each its sources; then what cannot be loaded."""
     releases, links = list(releases), {}
-    families = {t: [r for r in releases if family(r) == key and not r.foreign] for key, t in FAMILIES.items()}
+    families = {t: [r for r in releases if family(r.model) == key and not r.foreign] for key, t in FAMILIES.items()}
     parts = {title: list(_family(rows, links)) for title, rows in families.items()}
     parts[NOT_OURS] = list(_foreign([r for r in releases if r.foreign], links))
     parts[UNRELEASED] = list(_unreleased(unreleased))
@@ -105,9 +106,9 @@ def render(releases: Iterable[Release], unreleased: Iterable[Unreleased] = ()) -
     return "\n".join((HEADER, *contents, *sections, "", *references)) + "\n"
 
 
-def family(row: Release | Unreleased) -> str:
+def family(model: str) -> str:
     """The key of `FAMILIES` that a model's name belongs to."""
-    first = row.model.partition("_")[0]
+    first = model.partition("_")[0]
     return SAME_FAMILY.get(first, first)
 
 

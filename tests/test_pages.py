@@ -1,0 +1,182 @@
+"""The site is built strictly and loads nothing from elsewhere; its pages, run from top to bottom, do what they say."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import urlsplit
+
+import pages
+import pytest
+import timm
+import torch
+from PIL import Image
+from pages import ROOT, blocks, edited
+
+import ops
+import zoo
+from docs import draw, render
+
+MARKS = {"models", "variants", "releases", "recipe", "speed", "signature"}
+RUN = [path for path in pages.PAGES if any(block.how for block in blocks(path))]
+
+
+def released_file(folder):
+    """A file as torchvision's of maxvit_t is, with other weights."""
+    layout = zoo.checkpoint.layouts_of(zoo.registry.class_of("maxvit_t_tv"))[0]
+    torch.save(layout.to_theirs(timm.create_model("maxvit_t_tv").state_dict()), folder / "maxvit_t-bc5ab103.pth")
+
+
+def photos(folder):
+    """A folder of photographs of two classes, and one beside it."""
+    for split in ("train", "val"):
+        for shade, name in ((60, "cats"), (200, "dogs")):
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for i in range(4):
+                image = Image.new("RGB", (80, 64), (shade, 10 * i, 90))
+                image.save(folder / "photos" / split / name / f"{i}.jpg")
+    image.save(folder / "cat.jpg")
+
+
+def tree(folder):
+    """A copy of the code, with what the pages speak of beside it."""
+    for name in ("zoo", "ops", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "eval.py"):
+        shutil.copy(ROOT / name, folder)
+    released_file(folder)
+    photos(folder)
+
+
+def run(block, folder):
+    """Do with a block what its comment says."""
+    if block.how == "file":
+        (folder / block.what).parent.mkdir(exist_ok=True)
+        (folder / block.what).write_text(block.text)
+    elif block.how == "edit":
+        (folder / block.what).write_text(edited((folder / block.what).read_text(), block.text))
+    elif block.language == "python":
+        child([sys.executable, "-c", block.text], folder)
+    else:
+        for line in block.text.splitlines():
+            words = shlex.split(line, comments=True) + shlex.split(block.what)
+            child(["bash", "-c", shlex.join(words)], folder)
+
+
+def child(command, folder):
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
+def test_page_from_top_to_bottom(path, tmp_path):
+    tree(tmp_path)
+    for block in blocks(path):
+        if block.how:
+            run(block, tmp_path)
+
+
+def test_quick_start_trains_and_evaluates(tmp_path):
+    tree(tmp_path)
+    first = [block for block in blocks(ROOT / "docs" / "quickstart.md") if block.how][:2]
+    assert [block.commands()[0][1] for block in first] == ["train.py", "eval.py"]
+    for block in first:
+        run(block, tmp_path)
+
+
+def test_every_block_has_a_way_to_be_run():
+    for path in pages.PAGES:
+        text, found = path.read_text(), blocks(path)
+        assert len(re.findall(r"^\s*```", text, re.M)) == 2 * len(found), f"a fenced block of {path} is not understood"
+        comments = re.findall(r"^<!-- (?:(?:run|file|edit)\b.*|/?(\w+)) -->$", text, re.M)
+        assert len(re.findall("^<!--", text, re.M)) == len(comments) and set(comments) <= {"", *MARKS}, f"a comment in {path} is unknown"
+        assert sum(comment == "" for comment in comments) == sum(bool(block.how) for block in found), path
+        for block in found:
+            assert block.language in ("bash", "python", "text") or block.how in ("file", "edit"), block
+
+
+def test_changes_of_the_tree_still_apply():
+    for path in RUN:
+        for block in blocks(path):
+            if block.how == "edit":
+                edited((ROOT / block.what).read_text(), block.text)
+
+
+def test_a_change_that_does_not_apply_is_an_error():
+    assert edited("a\nb\n", " a\n-b\n+c\n") == "a\nc\n"
+    with pytest.raises(ValueError, match="expected once"):
+        edited("a\nb\n", "-c\n+d\n")
+
+
+def test_tables_are_in_step():
+    assert not [path.name for path, text in render.pages().items() if path.read_text() != text], "run `make docs`"
+
+
+def test_figures_are_in_step():
+    found = {path.name: path.read_text() for path in draw.IMAGES.glob("block-*.svg")}
+    assert found == draw.figures(), "run `make docs`"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Loaded(HTMLParser):
+    """What a page loads without being asked, and what it links to."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed") and attrs.get("src"):
+            self.loads.append(attrs["src"])
+        if tag == "link" and attrs.get("rel") != "canonical":
+            self.loads.append(attrs["href"])
+        if tag == "a" and attrs.get("href"):
+            self.links.append(attrs["href"])
+
+
+def read(page):
+    parser = Loaded()
+    parser.feed(page.read_text())
+    return parser
+
+
+def test_site_loads_nothing_from_elsewhere(site):
+    built = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    assert len(built) > 25
+    for page in built:
+        for address in read(page).loads:
+            place = urlsplit(address)
+            assert not place.scheme and not place.netloc, f"{page.name} loads {address}"
+            assert (page.parent / place.path).is_file(), f"{page.name} loads {address}, which is not there"
+    for sheet in (*site.rglob("*.css"), *site.rglob("*.svg")):
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", sheet.read_text()), sheet
+
+
+def test_site_is_read_from_a_folder(site):
+    """Links lead to files, so that no server is needed."""
+    for page in site.rglob("*.html"):
+        for address in read(page).links if page.name != "404.html" else ():
+            place = urlsplit(address)
+            if not place.scheme and place.path:
+                assert (page.parent / place.path).is_file(), f"{page.name} links to {address}"
+
+
+def test_every_family_and_op_has_a_page():
+    assert {path.stem for path in (ROOT / "docs" / "families").glob("*.md")} == {"index", *render.FAMILIES}
+    functions = {name for names, _ in render.OPS.values() for name in names}
+    assert functions | {"implementation"} == set(ops.__all__)
