@@ -27,6 +27,7 @@ docs:
 	$(PYTHON) tests/measure_golden.py
 	$(PYTHON) -m zoo.table README.md
 	$(PYTHON) -m recipes.shell
+	$(PYTHON) -m recipes.papers > docs/recipes.md
 	$(PYTHON) -m docs.draw
 	$(PYTHON) -m docs.render
 	$(PYTHON) -m mkdocs build --strict

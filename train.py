@@ -87,8 +87,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         began, step = time.perf_counter(), now.step
         now.begin()
 
-        lr = schedule(step)
-        optim.set_lr(optimizer, lr)
+        lr = optim.set_lr(optimizer, schedule, step)
 
         loss = 0.0
         for turn in range(plans.accumulate):
@@ -115,8 +114,8 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         now.scaler.update()
         optimizer.zero_grad()
         now.done()
-        if now.ema is not None and not now.skipped:
-            now.ema.update(model, now.step)
+        if now.ema is not None and not now.skipped and now.step % cfg.train.ema_every == 0:
+            now.ema.update(model, now.step // cfg.train.ema_every)
         now.due = plans.evaluates(now.step)
 
         seconds = time.perf_counter() - began

@@ -104,7 +104,7 @@ def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardwa
 def options(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of timm's optimiser."""
     given = {**OmegaConf.to_container(cfg.optim), "lr": optim.base_lr(cfg)}
-    return {key: value for key, value in given.items() if value is not None and key != "lr_base_batch"}
+    return {key: value for key, value in given.items() if value is not None and key not in optim.OURS - {"lr"}}
 
 
 def mixing(cfg: DictConfig, classes: int) -> Mixup:

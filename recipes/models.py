@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import zoo
-from recipes import weights
+from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.log import say
@@ -48,7 +48,20 @@ def create(
         _load(model, cfg)
     if cfg.model.get("backbone") is not None and pretrained:
         start_backbone(model, cfg.model.backbone)
+    if pretrained and "paper" in cfg and not (cfg.model.pretrained or cfg.model.checkpoint):
+        _say_start(cfg)
     return model
+
+
+def _say_start(cfg: DictConfig) -> None:
+    """Say so where the published training began with weights, and this one does not."""
+    begins = papers.starts(cfg.model.name, cfg.paper.phase, cfg.task.name)
+    if begins:
+        say(
+            f"this recipe of {cfg.model.name} starts from {begins}, and none are given: the model begins at random. "
+            "Give model.checkpoint=<file> or model.pretrained=true",
+            "yellow",
+        )
 
 
 def _load(model: nn.Module, cfg: DictConfig) -> None:

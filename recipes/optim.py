@@ -20,7 +20,7 @@ from recipes.log import say
 from recipes.plan import Plan
 
 # keys of cfg.optim that do not go to timm
-OURS = {"lr", "lr_base_batch", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
+OURS = {"lr", "lr_base_batch", "decay", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Schedule:
     shape         cosine, as in SGDR (Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, eq. 5), without restarts;
                   linear; constant; poly, the share that is left to the power of `power`; or step, a factor of `gamma`
                   at each of `milestones`, never below `min_lr`
-    warmup_ratio  None: the rate rises from `warmup_lr` to the peak, and the decay runs over the steps between warm-up
-                  and cooldown, both excluded. A number, as in OpenMMLab's libraries: the decay runs from step 0, and in
-                  the warm-up it is multiplied by a factor that rises from this number to 1
+    warmup_ratio  None: the rate rises from `warmup_lr` to the peak, and the decay follows. A number, as in OpenMMLab's
+                  libraries: the decay runs from step 0, and in the warm-up it is multiplied by a factor that rises from
+                  this number to 1
+    begins        step from which the decay is counted: None = the end of the warm-up; 0, as in timm: the warm-up stands
+                  for the first part of it. It ends where the cooldown begins
+    every         steps for which the rate stays what it is at the first of them
+    shared        what learns at a factor of the rate has the same `warmup_lr` and `min_lr`; else that factor of them
     """
 
     steps: int
@@ -46,25 +50,33 @@ class Schedule:
     power: float = 1.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    begins: int | None = None
+    every: int = 1
+    shared: bool = False
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int, scale: float = 1.0) -> float:
+        """The rate at a step of what learns at `scale` times the peak."""
+        return self._rate(step, scale * self.lr) if self.shared else scale * self._rate(step, self.lr)
+
+    def _rate(self, step: int, peak: float) -> float:
+        step -= step % self.every
         warm = step / self.warmup if step < self.warmup else 1.0
         if self.warmup_ratio is not None:
-            return self._decayed(step, 0) * (self.warmup_ratio + (1 - self.warmup_ratio) * warm)
+            return self._decayed(step, 0, peak) * (self.warmup_ratio + (1 - self.warmup_ratio) * warm)
         if warm < 1:
-            return self.warmup_lr + (self.lr - self.warmup_lr) * warm
-        return self._decayed(step, self.warmup)
+            return self.warmup_lr + (peak - self.warmup_lr) * warm
+        return self._decayed(step, self.warmup if self.begins is None else self.begins, peak)
 
-    def _decayed(self, step: int, begin: int) -> float:
+    def _decayed(self, step: int, begin: int, peak: float) -> float:
         if step >= self.steps - self.cooldown:
             return self.min_lr
         if self.shape == "constant":
-            return self.lr
+            return peak
         if self.shape == "step":
-            return max(self.min_lr, self.lr * self.gamma ** bisect_right(self.milestones, step))
+            return max(self.min_lr, peak * self.gamma ** bisect_right(self.milestones, step))
         done = (step - begin) / (self.steps - begin - self.cooldown)
         left = (1 + math.cos(math.pi * done)) / 2 if self.shape == "cosine" else 1 - done
-        return self.min_lr + (self.lr - self.min_lr) * (left**self.power if self.shape == "poly" else left)
+        return self.min_lr + (peak - self.min_lr) * (left**self.power if self.shape == "poly" else left)
 
 
 def base_lr(cfg: DictConfig) -> float:
@@ -93,8 +105,23 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
     if warmup >= plan.steps:
         say(f"this run of {plan.steps} steps ends within its warm-up of {warmup}; lower sched.warmup to learn more")
     milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
-    shape = {"power": sched.power, "milestones": milestones, "gamma": sched.gamma, "warmup_ratio": sched.warmup_ratio}
-    return Schedule(plan.steps, base_lr(cfg), sched.sched, warmup, sched.warmup_lr, sched.min_lr, cooldown, **shape)
+    scale = cfg.data.batch_size / sched.lr_base_batch if sched.lr_base_batch else 1.0
+    return Schedule(
+        steps=plan.steps,
+        lr=base_lr(cfg),
+        shape=sched.sched,
+        warmup=warmup,
+        warmup_lr=sched.warmup_lr * scale,
+        min_lr=sched.min_lr * scale,
+        cooldown=cooldown,
+        warmup_ratio=sched.warmup_ratio,
+        power=sched.power,
+        milestones=milestones,
+        gamma=sched.gamma,
+        begins={"warmup": None, "start": 0}[sched.decay_from],
+        every={"step": 1, "epoch": plan.per_epoch}[sched.per],
+        shared=sched.shared_floor,
+    )
 
 
 def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -104,7 +131,7 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
     group. What learns `beside` the model has the whole rate and weight decay.
     Raises ConfigError for an optimiser timm does not know, for an option that the optimiser does not take, and for
-    names in `optim.no_decay` that no parameter has.
+    names in `optim.decay` and `optim.no_decay` that no parameter has.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
@@ -117,7 +144,8 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
     for group in optimizer.param_groups:  # without weight decay timm puts all parameters into one
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
-    decays = dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
+    decays = dict.fromkeys(_named(model, cfg.optim.decay, "optim.decay"), cfg.optim.weight_decay)
+    decays |= dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
     regroup(optimizer, lambda group, parameter: {"weight_decay": decays.get(parameter, group["weight_decay"])})
     scales = lr_scales(cfg, model)
     if scales:
@@ -179,10 +207,14 @@ def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Ten
     optimizer.param_groups[:] = groups
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the step's learning rate; a group's `lr_scale` (layer decay, a model's own factors) multiplies it."""
+def set_lr(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
+    """Set the learning rates of a step and return that of parameters without a factor of their own.
+
+    A group's `lr_scale` (layer decay, a model's own factors) multiplies its peak; see `Schedule`.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = schedule(step, group.get("lr_scale", 1.0))
+    return schedule(step)
 
 
 def clip(model: nn.Module, limit: float | None) -> Tensor:

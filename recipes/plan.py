@@ -69,7 +69,8 @@ class Plan:
 def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan:
     """Cut `data.batch_size` images per optimiser step into parts, share them out, and count the steps.
 
-    There are `train.accumulate` parts, or so many times more that every process has the same number.
+    There are `train.accumulate` parts, or so many times more that every process has the same number and none is larger
+    than `train.micro_batch`.
 
     parts  that the run had so far, which are kept where the processes can share them
     Raises ConfigError where the batch does not divide or the training set does not fill one step.
@@ -81,6 +82,7 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
             f"data.batch_size={size} images per step do not divide over train.accumulate={accumulate} micro-batches "
             f"of {world} process(es); choose a multiple of {parts}"
         )
+    parts = _small_enough(size, parts, cfg.train.micro_batch)
     micro = size // parts
     batches = data.batches_per_epoch(source, micro, world=world, repeats=cfg.augment.repeats)
     per_epoch = batches * world // parts
@@ -95,6 +97,15 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
             raise ConfigError(f"{key}: {value} is too few; at least 1")
     every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
     return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(every)))
+
+
+def _small_enough(size: int, parts: int, most: int | None) -> int:
+    """The fewest times `parts` that a batch divides into with at most so many images each."""
+    if most is None:
+        return parts
+    if most < 1:
+        raise ConfigError(f"train.micro_batch={most} is too few; at least 1")
+    return next(n for n in range(parts, size + 1, parts) if size % n == 0 and size // n <= most)
 
 
 def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:

@@ -30,7 +30,8 @@ class State:
 
     split    parts that a step's batch is cut into
     learner  what a step calls and trains: the model, or a module of `model` and `beside`, what its loss learns with it
-    frozen   modules of the model that stay in evaluation mode
+    frozen   modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
+    averaged whether the moving average is what is evaluated, where there is one
     skipped  how many of the last steps in a row had a gradient that is no number, and changed nothing
     due      the weights of this step are still to be evaluated
     best     the best score so far
@@ -44,6 +45,7 @@ class State:
     split: int
     learner: nn.Module
     frozen: list[nn.Module]
+    averaged: bool
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     skipped: int = 0
@@ -62,7 +64,7 @@ class State:
         Raises ConfigError for what cannot be frozen, or not be shared out.
         """
         model = hardware.synced(model)
-        frozen = freeze(model, cfg.train.freeze)
+        frozen = [*freeze(model, cfg.train.freeze), *([model] if cfg.train.eval_mode else [])]
         trained = hardware.place(learner(model))
         if trained is not model and hardware.parallel == "fsdp":
             raise ConfigError(
@@ -76,17 +78,18 @@ class State:
         optimizer = optim.create(cfg, model, None if trained is model else trained.beside)
         train_mode(trained, frozen)
         statistics = Statistics(model, plan)
-        return cls(model, ema, optimizer, hardware.scaler(), statistics, plan.parts, trained, frozen)
+        averaged = ema is not None and cfg.train.ema_evaluated
+        return cls(model, ema, optimizer, hardware.scaler(), statistics, plan.parts, trained, frozen, averaged)
 
     @property
     def measured(self) -> nn.Module:
-        """The module whose weights are evaluated: the moving average where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        """The module whose weights are evaluated."""
+        return self.models[self.weights]
 
     @property
     def weights(self) -> str:
         """The name of the weights that are evaluated: `ema` or `model`."""
-        return "model" if self.ema is None else "ema"
+        return "ema" if self.averaged else "model"
 
     @property
     def beside(self) -> nn.Module | None:

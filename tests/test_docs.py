@@ -15,6 +15,7 @@ from torch.distributed.run import get_args_parser
 
 import zoo
 from recipes import config
+from recipes.papers.render import render as recipes_page
 from zoo import table
 from zoo.heads import segmenter
 from zoo.published import DIFFERS, GFLOPS
@@ -35,6 +36,10 @@ EXAMPLES = [block for block in everywhere("python") if not block.how]
 
 def test_checkpoints_are_rendered_from_the_table():
     assert (ROOT / "checkpoints.md").read_text() == render(RELEASES, UNRELEASED), "run `make docs`"
+
+
+def test_recipes_are_rendered_from_the_tables():
+    assert (ROOT / "docs" / "recipes.md").read_text() == recipes_page(), "run `make docs`"
 
 
 def rows():

@@ -86,12 +86,55 @@ def test_steps_need_milestones():
     assert rate(24, 25, 79, 80, 99) == near(1, 0.5, 0.5, 0.3, 0.3)
 
 
+def test_a_decay_may_be_counted_from_the_start():
+    """As timm's CosineLRScheduler has it: the warm-up replaces the first part of the cosine."""
+    rate = optim.Schedule(100, 1.0, "cosine", warmup=10, min_lr=0.2, cooldown=20, begins=0)
+    assert rate(9) == 0.9 and rate(10) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 8)) / 2)
+    assert rate(40) == pytest.approx(0.6) and rate(80) == rate(99) == 0.2
+
+
+def test_a_rate_may_change_with_the_epoch():
+    rate, smooth = optim.Schedule(100, 1.0, warmup=20, every=10), optim.Schedule(100, 1.0, warmup=20)
+    assert [rate(step) for step in range(100)] == [smooth(step // 10 * 10) for step in range(100)]
+    assert rate(0) == 0 and rate(10) == rate(19) == 0.5
+
+
+def test_ends_are_scaled_or_shared():
+    ends = {"warmup": 10, "warmup_lr": 0.002, "min_lr": 0.1}
+    scaled, shared = optim.Schedule(100, 1.0, **ends), optim.Schedule(100, 1.0, **ends, shared=True)
+    assert [scaled(step, 0.1) for step in range(100)] == pytest.approx([0.1 * scaled(step) for step in range(100)])
+    assert shared(0, 0.1) == 0.002 and {shared(step, 0.1) for step in range(10, 100)} == {0.1}
+    assert [shared(step) for step in range(100)] == [scaled(step) for step in range(100)]
+
+
+def test_ends_follow_the_batch():
+    options = ["data.batch_size=64", "sched.warmup_lr=1e-3", "sched.min_lr=1e-2", "sched.warmup=1"]
+    plans = Plan(64, 1, 1, 10, 30, 10)
+    for base, scale in (("null", 1), ("16", 4)):
+        rate = optim.schedule(config.compose([*options, f"sched.lr_base_batch={base}"]), plans)
+        assert (rate.warmup_lr, rate.min_lr) == pytest.approx((1e-3 * scale, 1e-2 * scale))
+
+
+def test_weight_decay_by_name():
+    model, optimizer = made(*LITV2, "optim.no_decay=['*.fc1.weight']", "optim.decay=['*.norm.weight','head.fc.bias']")
+    decay = by_name(model, optimizer, "weight_decay")
+    for name, parameter in model.named_parameters():
+        spared = name.endswith(".fc1.weight") or parameter.ndim < 2
+        spared = spared and not (name.endswith(".norm.weight") or name == "head.fc.bias")
+        assert decay[name] == (0 if spared else 0.05), name
+    assert {name for name in decay if name.endswith(".fc1.weight")} and decay["head.fc.bias"]
+    scales = by_name(model, optimizer, "lr_scale")
+    assert {name for name in scales if scales[name] != 1} == OFFSETS
+    with pytest.raises(config.ConfigError, match=r"optim.no_decay: no parameter fits \*.table; the model's are called stem"):
+        made(*LITV2, "optim.no_decay=['*.table']")
+
+
 def test_optimizer_groups():
     cfg = config.compose(["optim.layer_decay=0.5", "optim.lr_base_batch=16", "data.batch_size=32"])
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model.group_matcher = lambda coarse=False: {"stem": r"^0", "blocks": r"^(\d+)"}
     optimizer = optim.create(cfg, model)
-    optim.set_lr(optimizer, optim.base_lr(cfg))
+    assert optim.set_lr(optimizer, optim.Schedule(10, optim.base_lr(cfg), "constant"), 3) == 2e-3
     by_shape = {(tuple(g["params"][0].shape), g["lr_scale"]): g for g in optimizer.param_groups}
     scales = sorted({scale for _, scale in by_shape})
     assert len(by_shape) == 4 and scales[0] == 0.5 * scales[1]
@@ -120,7 +163,7 @@ def by_name(model, optimizer, key):
 def test_a_model_s_own_factors_on_the_rate(opt):
     model, optimizer = made(*LITV2, f"optim.opt={opt}")
     for lr in (0.5, 0.2):
-        optim.set_lr(optimizer, lr)
+        optim.set_lr(optimizer, optim.Schedule(10, lr, "constant"), 3)
         rates = by_name(model, optimizer, "lr")
         assert rates == {name: 0.01 * lr if name in OFFSETS else lr for name in rates}
     decay = by_name(model, optimizer, "weight_decay")
@@ -151,7 +194,7 @@ def dense(task, *overrides):
 @pytest.mark.parametrize("task", [segmentation, detection], ids=["segment", "detect"])
 def test_factors_of_backbone_and_heads(task):
     model, optimizer = dense(task, "optim.backbone_lr_scale=0.1", "optim.head_lr_scale=10")
-    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, optim.Schedule(10, 0.5, "constant"), 3)
     rates = by_name(model, optimizer, "lr")
     assert rates == {name: pytest.approx(0.05 if name.startswith("backbone.") else 5.0) for name in rates}
     assert len(set(rates.values())) == 2
@@ -178,7 +221,7 @@ def test_factors_of_a_classifier_and_of_its_own():
     scales = by_name(model, optimizer, "lr_scale")
     assert scales == {name: 0.005 if name in OFFSETS else 1.0 if name.startswith("head.fc") else 0.5 for name in scales}
     model, optimizer = made(*LITV2, "optim.model_lr_scales=false")
-    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, optim.Schedule(10, 0.5, "constant"), 3)
     assert set(by_name(model, optimizer, "lr").values()) == {0.5}
 
 
@@ -201,7 +244,7 @@ def test_names_that_do_not_decay():
 
 def test_a_model_of_timm_s_has_one_rate():
     model, optimizer = made(*SMALL)
-    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, optim.Schedule(10, 0.5, "constant"), 3)
     assert set(by_name(model, optimizer, "lr").values()) == {0.5}
 
 

@@ -187,3 +187,45 @@ def test_ema_warms_up_as_tensorflow_s():
     ema = make_ema(config.compose(["train.ema=0.9"]), torch.nn.Linear(1, 1))
     expected = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
     assert [ema.get_decay(n + 2) for n in range(200)] == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Every checkpoint of three steps whose average moves every second step and is not what is evaluated."""
+    folder = tmp_path_factory.mktemp("kept")
+    how = ["train.steps=3", "train.save_every=1", "train.keep=9", "train.ema_every=2", "train.ema_evaluated=false"]
+    train_here(folder, *SMALL, "sched.warmup=0", *how, "name=run")
+    return checkpoint.Store(folder / "run" / "checkpoints")
+
+
+def weights(store, step, name):
+    return checkpoint.read(store.folder / f"step-{step:08d}").tensors(name)
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_average_may_move_every_so_many_steps(kept):
+    averages = [weights(kept, step, "ema") for step in (1, 2, 3)]
+    models = [weights(kept, step, "model") for step in (1, 2, 3)]
+    assert not same(averages[0], averages[1]) and same(averages[1], averages[2])
+    assert not same(models[1], models[2])
+
+
+def test_the_average_may_be_kept_and_not_evaluated(kept):
+    best, _ = kept.newest("best")
+    assert best.state["weights"] == "model" and same(best.tensors("model"), weights(kept, 3, "model"))
+    assert not same(best.tensors("ema"), best.tensors("model"))
+
+
+def test_learning_in_evaluation_mode(tmp_path):
+    """Parameters move, norms keep their statistics: through an evaluation, and in several parts."""
+    how = ["train.eval_mode=true", "train.steps=4", "train.eval_every=0.04", "train.accumulate=2", "train.ema=null"]
+    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
+    found, _ = checkpoint.Store(tmp_path / "run" / "checkpoints").newest()
+    tensors = found.tensors("model")
+    means = [tensor for name, tensor in tensors.items() if name.endswith("running_mean")]
+    assert means and not any(mean.any() for mean in means)
+    biases = [tensor for name, tensor in tensors.items() if name.endswith("bn1.bias")]
+    assert biases and all(bias.any() for bias in biases)

@@ -28,6 +28,8 @@ CHOICES = {
     "augment.re_mode": ("const", "rand", "pixel"),
     "sched.sched": ("cosine", "linear", "constant", "poly", "step"),
     "sched.unit": ("epochs", "steps"),
+    "sched.per": ("step", "epoch"),
+    "sched.decay_from": ("warmup", "start"),
     "hardware.amp": (None, "bfloat16", "float16"),
     "hardware.parallel": ("ddp", "fsdp"),
 }
@@ -40,19 +42,19 @@ TEXT = {
     "teacher.checkpoint",
 }  # fmt: skip
 INTEGERS = {
-    "train.steps", "train.eval_steps", "data.side_multiple",
+    "train.steps", "train.eval_steps", "train.micro_batch", "data.side_multiple",
     "model.num_classes", "data.num_classes", "data.train_count", "data.val_count", "data.long_side",
     "data.workers", "hardware.threads", "task.channels",
 }  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "task.left_out_weight", "task.target_threshold",
+    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch", "task.left_out_weight", "task.target_threshold",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
     "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
-    "optim.no_decay", "task.stride",
+    "optim.decay", "optim.no_decay", "task.stride",
 }  # fmt: skip
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}

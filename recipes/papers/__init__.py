@@ -1,7 +1,8 @@
 """How the authors of each family trained: a folder a task, a table a family, resolved by `recipe=paper`.
 
 A table maps a phase to `source`, `published` values, `chosen` values (no source has them) and `models`, each with what
-is its own. Keys are those of the configuration. A new family adds a table, no code.
+is its own; `starts` says which weights it begins with, `differs` where sources disagree (the source of the released
+weights is followed) and what keys cannot say. Keys are those of the configuration. A new family adds a table, no code.
 """
 
 from functools import cache
@@ -17,11 +18,21 @@ from recipes.config.errors import ConfigError, near
 def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
     """A task's phases: {"maxvit/imagenet1k": {"source": ..., "published": ..., "chosen": ..., "models": ...}}."""
     found = {}
-    for file in sorted((files(__package__) / task).iterdir(), key=lambda file: file.name):
-        phases = OmegaConf.to_container(OmegaConf.create(file.read_text()))
-        phases.pop("_shared", None)
+    folder = files(__package__) / task
+    common = folder / "_common.yaml"  # anchors for all tables of the folder
+    anchors = common.read_text() if common.is_file() else ""
+    for file in sorted((f for f in folder.iterdir() if not f.name.startswith("_")), key=lambda file: file.name):
+        phases = OmegaConf.to_container(OmegaConf.create(anchors + file.read_text()))
+        phases = {phase: table for phase, table in phases.items() if not phase.startswith("_")}
         found |= {f"{file.name.removesuffix('.yaml')}/{phase}": table for phase, table in phases.items()}
     return found
+
+
+@cache
+def unpublished(task: str = "classify") -> dict[str, str]:
+    """Models of the zoo that nobody described the training of, with the reason."""
+    file = files(__package__) / task / "_unpublished.yaml"
+    return OmegaConf.to_container(OmegaConf.create(file.read_text())) if file.is_file() else {}
 
 
 def phases(model: str, task: str = "classify") -> list[str]:
@@ -30,8 +41,8 @@ def phases(model: str, task: str = "classify") -> list[str]:
     return [phase for phase, table in tables(task).items() if model in table["models"]]
 
 
-def values(model: str, phase: str | None = None, task: str = "classify") -> dict[str, Any]:
-    """Every value of a model's published recipe, by configuration key.
+def find(model: str, phase: str | None = None, task: str = "classify") -> str:
+    """The phase that `recipe=paper` takes for a model, as `tables` names it.
 
     Raises ConfigError if nothing is published for the model, or not that phase.
     """
@@ -39,15 +50,32 @@ def values(model: str, phase: str | None = None, task: str = "classify") -> dict
     known = phases(model, task)
     if not known:
         models = sorted({name for table in tables(task).values() for name in table["models"]})
+        why = f" ({unpublished(task)[model]})" if model in unpublished(task) else ""
         raise ConfigError(
-            f"recipe=paper has no published recipe for {model}, task={task}: expected one of {', '.join(models)}"
+            f"recipe=paper has no published recipe for {model}, task={task}{why}: expected one of {', '.join(models)}"
         )
     chosen = next((key for key in known if phase in (None, key, key.split("/")[1])), None)
     if chosen is None:
         there = ", ".join(known)
         raise ConfigError(f"paper.phase={phase} is not published for {model}{near(phase, known)}: expected {there}")
-    table = tables(task)[chosen]
-    return table["published"] | table["chosen"] | table["models"][model]
+    return chosen
+
+
+def values(model: str, phase: str | None = None, task: str = "classify") -> dict[str, Any]:
+    """Every value of a model's recipe, by configuration key. Raises ConfigError as `find`."""
+    table = tables(task)[find(model, phase, task)]
+    return table["chosen"] | table["published"] | table["models"][model.split(".")[0]]
+
+
+def chosen(model: str, phase: str | None = None, task: str = "classify") -> set[str]:
+    """The keys whose values no source has. Raises ConfigError as `find`."""
+    table = tables(task)[find(model, phase, task)]
+    return table["chosen"].keys() - table["published"].keys() - table["models"][model.split(".")[0]].keys()
+
+
+def starts(model: str, phase: str | None = None, task: str = "classify") -> str | None:
+    """Which weights the training begins with, None where with none. Raises ConfigError as `find`."""
+    return tables(task)[find(model, phase, task)].get("starts")
 
 
 def resolve(key: str, *, _root_: Any) -> Any:

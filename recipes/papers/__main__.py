@@ -1,0 +1,3 @@
+from recipes.papers.render import render
+
+print(render(), end="")

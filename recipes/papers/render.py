@@ -1,0 +1,86 @@
+"""docs/recipes.md, rendered from the tables: python -m recipes.papers > docs/recipes.md"""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from recipes import papers
+from zoo.releases.render import FAMILIES, SAME_FAMILY
+
+TASKS = {"classify": "Classification", "segment": "Segmentation", "detect": "Detection"}
+HEADER = """\
+# How the authors trained
+
+What `recipe=paper` sets, for every model with a published recipe. Rendered from the tables in `recipes/papers`
+(`make docs`). Every value can be given another one on the command line. Where a paper and the repository of its released
+weights differ, the repository is followed, and the other is listed below the table.
+
+A value with \\* is chosen: no source has it. Where the models of a column differ, their values stand below each other,
+in the order of the first row. Keys are those of the configuration; `null` is off, or not given. Precision is the
+machine's (`hardware.amp`) unless a table has it, and no family lets its rate decay by layer (`optim.layer_decay`).
+
+`python -m recipes.schedule recipe=paper model=...` writes out what the optimiser makes of it: the learning rate of
+every step, weight decay and factor on the rate of every parameter, the drop-path rate of every block.
+"""
+
+
+def render() -> str:
+    """The whole page, Markdown."""
+    parts = [HEADER]
+    for task, title in TASKS.items():
+        if (files(papers) / task).is_dir():
+            parts += [f"## {title}", *_families(task), *_unpublished(task)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _families(task: str) -> Iterator[str]:
+    for family, group in groupby(papers.tables(task).items(), key=lambda item: item[0].split("/")[0]):
+        phases = dict(group)
+        yield f"### {FAMILIES[SAME_FAMILY.get(family, family)]}"
+        yield "\n".join(_table(task, phases))
+        yield "\n".join(line for phase, table in phases.items() for line in _remarks(phase, table))
+
+
+def _table(task: str, phases: dict[str, Any]) -> Iterator[str]:
+    """A row for each key, a column for each phase."""
+    yield "| key | " + " | ".join(f"`{phase.split('/')[1]}`" for phase in phases) + " |"
+    yield "|---|" + "---|" * len(phases)
+    first = next(iter(phases))
+    yield "| models | " + " | ".join("<br>".join(table["models"]) for table in phases.values()) + " |"
+    for key in sorted(papers.values(next(iter(phases[first]["models"])), first, task)):
+        yield f"| `{key}` | " + " | ".join(_cell(task, phase, table, key) for phase, table in phases.items()) + " |"
+
+
+def _cell(task: str, phase: str, table: dict[str, Any], key: str) -> str:
+    """The value of a key: one for all models of the phase, or one each, in their order."""
+    found = []
+    for model in table["models"]:
+        star = "*" if key in papers.chosen(model, phase, task) else ""
+        found.append(_text(papers.values(model, phase, task)[key]) + star)
+    same = len(set(found)) == 1
+    return (found[0] if same else "<br>".join(found)).replace("*", r"\*")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _remarks(phase: str, table: dict[str, Any]) -> Iterator[str]:
+    name = f"`{phase.split('/')[1]}`"
+    yield f"- {name}: {table['source']}." + (f" It starts from {table['starts']}." if "starts" in table else "")
+    for line in table.get("differs", []):
+        yield f"    - {line}"
+    for model, metrics in table.get("results", {}).items():
+        yield f"    - {model}: " + ", ".join(f"{metric} {value}" for metric, value in metrics.items()) + " published."
+
+
+def _unpublished(task: str) -> Iterator[str]:
+    found = papers.unpublished(task)
+    if found:
+        yield "### Without a recipe"
+        yield "\n".join(f"- `{model}`: {why}." for model, why in found.items())

@@ -1,0 +1,200 @@
+"""What the optimiser will do in a run, written out without its data: rates, weight decay, drop path.
+
+    python -m recipes.schedule recipe=paper model=dinat_t
+    python -m recipes.schedule recipe=paper model=dinat_t --out dinat_t       # CSV and JSON, every step
+    python -m recipes.schedule model=litv2_s data=imagefolder --images 50000
+
+The arguments are those of train.py. The schedule, the plan of steps and the groups are the run's own; the model is
+built without memory for its weights. With --out a folder gets steps.csv, parameters.csv, blocks.csv and schedule.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from timm.layers import DropPath
+from torch import nn
+
+from recipes import config, optim, plan
+from recipes.data.build import Data, preprocessing
+from recipes.task import create as create_task
+
+IMAGENET = 1_281_167  # training images of ImageNet-1k
+SHOWN = 12  # rows of the printed table of rates
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What the optimiser does with a parameter: `lr_scale` is its factor on the peak of the learning rate."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight_decay: float
+    lr_scale: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run's optimisation: its plan and schedule, and what each parameter and each branch of a block gets.
+
+    drop_path  probability that a branch is dropped, by the name of its module, in the order of the model
+    """
+
+    cfg: DictConfig
+    plan: plan.Plan
+    schedule: optim.Schedule
+    parameters: list[Parameter]
+    drop_path: dict[str, float]
+
+    @cached_property
+    def scales(self) -> list[float]:
+        """The factors on the learning rate, the largest first."""
+        return sorted({parameter.lr_scale for parameter in self.parameters}, reverse=True)
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rates of a step, one for each of `scales`."""
+        return [self.schedule(step, scale) for scale in self.scales]
+
+    def save(self, folder: Path) -> None:
+        """Write steps.csv, parameters.csv, blocks.csv and schedule.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = ([step, step // self.plan.per_epoch, *self.rates(step)] for step in range(self.plan.steps))
+        _csv(folder / "steps.csv", ["step", "epoch", *(_title(scale) for scale in self.scales)], steps)
+        rows = ([p.name, "x".join(map(str, p.shape)), p.weight_decay, p.lr_scale] for p in self.parameters)
+        _csv(folder / "parameters.csv", ["name", "shape", "weight_decay", "lr_scale"], rows)
+        _csv(folder / "blocks.csv", ["name", "drop_path"], self.drop_path.items())
+        (folder / "schedule.json").write_text(json.dumps(self.record(), indent=1) + "\n")
+
+    def record(self) -> dict[str, Any]:
+        """All but the rates of single steps, as plain data."""
+        return {
+            "model": self.cfg.model.name,
+            "plan": asdict(self.plan),
+            "schedule": asdict(self.schedule),
+            "parameters": [asdict(parameter) for parameter in self.parameters],
+            "drop_path": self.drop_path,
+        }
+
+    def text(self) -> str:
+        """A page to read: the steps, the rates at some of them, the groups of parameters, the ramp of drop path."""
+        return "\n".join([*self._steps(), "", *self._rates(), "", *self._groups(), "", *self._ramp()])
+
+    def _steps(self) -> list[str]:
+        made = self.plan
+        line = f"{made.steps} steps, {made.per_epoch} an epoch, of {made.batch} images"
+        return [line + (f" in {made.parts} parts of {made.micro}" if made.parts > 1 else "")]
+
+    def _rates(self) -> list[str]:
+        last, warmup = self.plan.steps - 1, self.schedule.warmup
+        marks = {0, warmup, last, max(last - self.schedule.cooldown, 0)} - {self.plan.steps}
+        marks |= {last * i // (SHOWN - len(marks)) for i in range(SHOWN - len(marks))}
+        rows = [[f"{step}", f"{step / self.plan.per_epoch:.2f}", *map("{:.4g}".format, self.rates(step))]
+                for step in sorted(step for step in marks if step <= last)]  # fmt: skip
+        return _columns([["step", "epoch", *(_title(scale) for scale in self.scales)], *rows])
+
+    def _groups(self) -> list[str]:
+        sizes, names = Counter(), {}
+        for parameter in self.parameters:
+            group = (parameter.weight_decay, parameter.lr_scale)
+            sizes[group] += 1
+            names.setdefault(group, parameter.name)
+        rows = [[f"{decay:g}", f"{scale:g}", f"{sizes[decay, scale]}", names[decay, scale]] for decay, scale in names]
+        return _columns([["weight decay", "factor", "parameters", "the first"], *rows])
+
+    def _ramp(self) -> list[str]:
+        rows = [[name, f"{rate:.4f}"] for name, rate in self.drop_path.items()]
+        return _columns([["branch", "drop path"], *rows]) if rows else ["no drop path"]
+
+
+class Counted:
+    """Stands for a training set of which nothing is known but its size."""
+
+    def __init__(self, name: str, count: int):
+        self.name, self.count = name, count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
+    """What the optimiser of a composed configuration will do with so many training images."""
+    source = Counted(f"the training set of {cfg.data.name}", images)
+    model = build(cfg, source)
+    plans = plan.make(cfg, source)
+    return Written(cfg, plans, optim.schedule(cfg, plans), parameters(model, optim.create(cfg, model)), ramp(model))
+
+
+def build(cfg: DictConfig, source: Counted) -> nn.Module:
+    """The model of a configuration without memory for its weights; a data set that does not say has 1000 classes."""
+    prep, classes = preprocessing(cfg), cfg.data.num_classes or 1000
+    names = [str(number) for number in range(classes)]
+    data = Data(source, source, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
+    with torch.device("meta"):
+        return create_task(cfg).build_model(data, pretrained=False)
+
+
+def parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Parameter]:
+    """What the optimiser's groups say of each parameter, in the order of the model."""
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    return [
+        Parameter(name, tuple(p.shape), groups[p]["weight_decay"], groups[p].get("lr_scale", 1.0))
+        for name, p in model.named_parameters()
+        if p in groups
+    ]
+
+
+def ramp(model: nn.Module) -> dict[str, float]:
+    """The probability with which each branch is dropped."""
+    return {name: module.drop_prob for name, module in model.named_modules() if isinstance(module, DropPath)}
+
+
+def _title(scale: float) -> str:
+    return "lr" if scale == 1 else f"lr x {scale:g}"
+
+
+def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m recipes.schedule", description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="key=value as for train.py; data=imagenet unless given")
+    parser.add_argument("--images", type=int, default=IMAGENET, help="training images; default: those of ImageNet-1k")
+    parser.add_argument("--out", type=Path, help="folder for CSV and JSON")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Print what the optimiser will do, and write it where --out says."""
+    args = parse(sys.argv[1:])
+    with config.reported("train"):
+        given = any(text.startswith("data=") for text in args.overrides)
+        cfg = config.compose([*([] if given else ["data=imagenet"]), *args.overrides])
+        written = write(cfg, args.images)
+    print(written.text())
+    if args.out:
+        written.save(args.out)
+        print(f"\nwritten to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

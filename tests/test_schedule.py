@@ -1,0 +1,209 @@
+"""What the optimiser does under recipe=paper, against the published schedules in closed form, written out here."""
+
+import csv
+import json
+import math
+import re
+
+import pytest
+
+import facts
+from children import SMALL, train_here
+from recipes import plan, schedule
+from recipes.config import ConfigError, compose
+
+FACTS = facts.classification()
+FAST = [
+    ("maxvit_t", "imagenet1k"), ("maxvit_s_384", "imagenet1k_finetune_384"), ("maxvit_b", "imagenet21k"),
+    ("maxvit_xl_512", "imagenet21k_to_1k_512"), ("maxvit_t_tv", "torchvision"), ("nat_s", "imagenet1k"),
+    ("nat_iso_b", "imagenet1k"), ("dinat_t", "imagenet1k"), ("dinats_b", "imagenet1k"), ("vitrpb_s", "imagenet1k"),
+    ("dinat_l", "imagenet22k_to_1k_224"), ("dinats_l_384", "imagenet1k_finetune_384"), ("biformer_s", "imagenet1k"),
+    ("biformer_stl", "imagenet1k"), ("litv2_s", "imagenet1k"), ("litv2_b", "imagenet1k_finetune_384"),
+    ("gcvit_s", "imagenet1k"), ("gcvit_l_384", "imagenet1k_finetune_384"), ("davit_t", "imagenet1k"),
+    ("sgformer_s", "imagenet1k"), ("stvit_b", "imagenet1k"), ("stvit_b", "imagenet1k_finetune_384"),
+]  # fmt: skip
+PUBLISHED = [case for case, fact in FACTS.items() if fact["lr"] is not None]
+CASES = [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in PUBLISHED]
+IMAGES = 1_281_167
+BLOCK = re.compile(r"stages\.\d+\.blocks\.\d+(?:\.(?:window|channel))?")  # DaViT's layers hold two
+
+
+@pytest.fixture(scope="module")
+def written():
+    """What `python -m recipes.schedule` writes of a case, made once."""
+    made = {}
+
+    def make(model, phase):
+        if (model, phase) not in made:
+            cfg = compose(["recipe=paper", f"model={model}", f"paper.phase={phase}", "data=imagenet"])
+            made[model, phase] = schedule.write(cfg, IMAGES)
+        return made[model, phase]
+
+    return make
+
+
+def closed_form(fact, step, per_epoch, scale=1.0):
+    """The published rate of a step, of parameters that learn at `scale` times the peak."""
+    images = fact["batch_size"]
+
+    def absolute(value, rule):
+        return value * images / 512 if rule == "linear/512" else value
+
+    peak, words = scale * absolute(fact["lr"], fact["lr_rule"]), fact["schedule"]
+    if words.startswith("constant"):
+        return peak
+    floor = absolute(fact["min_lr"], fact["min_lr_rule"])
+    warmup, epoch = fact["warmup"], step // per_epoch
+    begin = absolute(warmup.get("from", 0.0), warmup.get("from_rule"))
+    if "per epoch" in words:
+        return timm_cosine(epoch, fact["epochs"], warmup["epochs"], begin, peak, floor)
+    if "per iteration" in words:
+        return timm_cosine(step, fact["epochs"] * per_epoch, warmup["epochs"] * per_epoch, begin, peak, floor)
+    if fact["epochs"] == 400:  # torchvision's script: epochs, from a hundredth of the peak, its default
+        return after_warmup(epoch, 400, warmup["epochs"], peak / 100, peak, floor, cosine)
+    steps = warmup["iters"] if "iters" in warmup else warmup["epochs"] * per_epoch
+    shape = {"cosine": cosine, "linear": lambda share: 1 - share}[words]
+    return after_warmup(step, fact["epochs"] * per_epoch, steps, begin, peak, floor, shape)
+
+
+def cosine(share):
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def timm_cosine(t, length, warmup, begin, peak, floor):
+    """timm's CosineLRScheduler without a prefix: the warm-up replaces the cosine's first part; the floor follows."""
+    if t < warmup:
+        return begin + t * (peak - begin) / warmup
+    return floor + (peak - floor) * cosine(t / length) if t < length else floor
+
+
+def after_warmup(t, length, warmup, begin, peak, floor, shape):
+    if t < warmup:
+        return begin + t * (peak - begin) / warmup
+    return floor + (peak - floor) * shape((t - warmup) / (length - warmup))
+
+
+def telling(steps, per_epoch):
+    """Steps to look at: the ends of epochs, what lies around them, and many between."""
+    around = {start + i for start in range(0, steps, per_epoch) for i in (-1, 0, 1)}
+    return sorted(step for step in around | set(range(0, steps, 197)) if 0 <= step < steps)
+
+
+@pytest.mark.parametrize("model, phase", CASES)
+def test_learning_rate_of_every_step(model, phase, written):
+    fact, made = FACTS[model, phase], written(model, phase)
+    per_epoch = IMAGES // made.plan.batch
+    epochs = fact.get("epochs_run", fact["epochs"])
+    assert made.plan.batch == (fact["batch_size"] or made.plan.batch)
+    assert (made.plan.per_epoch, made.plan.steps) == (per_epoch, epochs * per_epoch)
+    assert made.scales == [1.0, *fact.get("multi_lr", {}).values()]
+    for step in telling(made.plan.steps, per_epoch):
+        expected = [closed_form(fact, step, per_epoch, scale) for scale in made.scales]
+        assert made.rates(step) == pytest.approx(expected, rel=1e-9), step
+
+
+def published_decay(fact, name, shape):
+    """The weight decay that a parameter had in its authors' code, where some had other shapes and names."""
+    rule, table = fact["no_decay"], name.endswith("rpb")
+    if "regex" in rule:  # TensorFlow's names: each vector is a bias, gamma or beta, a table relative_bias
+        return 0 if len(shape) <= 1 or table else fact["weight_decay"]
+    vector = len(shape) <= 1 and not (
+        name.startswith("stages") and name.endswith("gamma") and "STViT" in fact["source"]
+    )
+    spared = (rule["ndim_le_1"] and vector) or (rule["bias"] and name.endswith(".bias"))
+    return 0 if spared or (rule["substrings"] and table) else fact["weight_decay"]
+
+
+@pytest.mark.parametrize("model, phase", CASES)
+def test_weight_decay_and_factor_of_every_parameter(model, phase, written):
+    fact, made = FACTS[model, phase], written(model, phase)
+    if fact["weight_decay"] is None:  # chosen
+        fact = {**fact, "weight_decay": made.cfg.optim.weight_decay}
+    assert len(made.parameters) > 50
+    for p in made.parameters:
+        assert p.weight_decay == published_decay(fact, p.name, p.shape), p.name
+        slow = "multi_lr" in fact and p.name.endswith(".offset.weight")
+        assert p.lr_scale == (fact["multi_lr"]["conv_offset.weight"] if slow else 1.0), p.name
+
+
+def test_tables_and_factors_that_are_no_vectors_are_there(written):
+    """So that the rules about them are tested: decayed tables, spared ones, and STViT's factors."""
+    decays = {
+        (case[0], end): {p.weight_decay for p in written(*case).parameters if p.name.endswith(end)}
+        for case, end in [
+            (("nat_s", "imagenet1k"), "rpb"), (("nat_s", "imagenet1k"), "gamma"), (("gcvit_s", "imagenet1k"), "rpb"),
+            (("maxvit_t", "imagenet1k"), "rpb"), (("maxvit_t_tv", "torchvision"), "rpb"),
+            (("maxvit_t_tv", "torchvision"), "bias"), (("stvit_b", "imagenet1k"), "gamma"),
+            (("sgformer_s", "imagenet1k"), "position.table"),
+        ]
+    }  # fmt: skip
+    spared, whole = {0.0}, {0.05}
+    assert list(decays.values()) == [whole, spared, whole, spared, spared, whole, whole, whole]
+
+
+@pytest.mark.parametrize("model, phase", CASES)
+def test_drop_path_of_every_block(model, phase, written):
+    """A straight line over all blocks from 0 to the rate; the authors' MaxViT ends a block's share before it."""
+    fact, made = FACTS[model, phase], written(model, phase)
+    rate = made.cfg.train.drop_path_rate if fact["drop_path"] is None else fact["drop_path"]
+    blocks = {}
+    for name, drop in made.drop_path.items():
+        blocks.setdefault(BLOCK.match(name)[0], set()).add(round(drop, 12))
+    depths = made.cfg.model.get("depths", [12])  # the isotropic models do not list them
+    count = sum(depths) * (2 if model.startswith("davit") else 1)
+    last = count if model.startswith("maxvit") and model != "maxvit_t_tv" else count - 1
+    assert list(blocks.values()) == [{round(rate * block / last, 12)} for block in range(count)]
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["schedule", "recipe=paper", "model=litv2_s", "train.epochs=2", "sched.warmup=1",
+                                     "--images", "4100", "--out", str(tmp_path)])  # fmt: skip
+    schedule.main()
+    said = capsys.readouterr().out
+    assert "8 steps, 4 an epoch, of 1024 images in 8 parts of 128" in said
+    assert "lr x 0.01" in said and "stages.1.downsample.offset.weight" in said
+    with open(tmp_path / "steps.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == list("00001111")
+    assert float(rows[4]["lr"]) == pytest.approx(1e-5 + (1e-3 - 1e-5) / 2) and float(rows[0]["lr"]) == 1e-6
+    assert [float(row["lr x 0.01"]) for row in rows[4:]] == pytest.approx([1e-5] * 4)
+    record = json.loads((tmp_path / "schedule.json").read_text())
+    assert record["plan"]["steps"] == 8 and record["schedule"]["shape"] == "cosine"
+    for file, key in (("parameters.csv", "parameters"), ("blocks.csv", "drop_path")):
+        assert len((tmp_path / file).read_text().splitlines()) == 1 + len(record[key]) > 20
+
+
+def test_other_data_and_models():
+    cfg = compose(["model=timm", "model.name=resnet18", "data=cifar10", "train.drop_path_rate=0.1", "train.epochs=2"])
+    made = schedule.write(cfg, 320)
+    assert made.plan.steps == 20 and set(made.drop_path.values()) and "drop path" in made.text()
+    assert made.parameters[-2].shape == (10, 512)
+
+
+def test_a_run_learns_at_what_is_written(tmp_path):
+    rate = ["per=epoch", "warmup=1", "cooldown=1", "warmup_lr=1e-4", "min_lr=1e-5", "decay_from=start"]
+    options = [*SMALL, "data.batch_size=400", "train.epochs=3", "optim.layer_decay=0.7"]
+    options += [f"sched.{each}" for each in rate]
+    train_here(tmp_path, *options, "name=run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["lr"] for line in lines if "lr" in line]
+    made = schedule.write(compose(options), 1617)
+    assert len(logged) == made.plan.steps == 12 and len(set(logged)) == 3
+    assert logged == pytest.approx([made.schedule(step) for step in range(12)], rel=1e-3)  # rounded in the log
+    assert len(made.scales) > 2
+
+
+def parts(*overrides):
+    made = plan.make(compose(["data=imagenet", "data.batch_size=1024", *overrides]), schedule.Counted("set", 5000))
+    return made.parts, made.micro
+
+
+def test_parts_are_no_larger_than_asked():
+    assert parts() == (1, 1024)
+    assert parts("train.micro_batch=128") == (8, 128)
+    assert parts("train.micro_batch=100") == (16, 64)
+    assert parts("train.micro_batch=128", "train.accumulate=16") == (16, 64)
+    assert parts("train.micro_batch=2000") == (1, 1024)
+    assert parts("data.batch_size=900", "train.micro_batch=128") == (9, 100)
+    with pytest.raises(ConfigError, match=r"train.micro_batch=0 is too few"):
+        parts("train.micro_batch=0")
