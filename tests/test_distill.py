@@ -109,7 +109,7 @@ def patched(cfg, data, model):
 def runs(tmp_path_factory):
     """A teacher, and a student of each kind, with Mixup and a moving average."""
     out = tmp_path_factory.mktemp("runs")
-    train_here(out, *SMALL, "train.steps=30", "name=teacher")
+    train_here(out, *SMALL, "train.steps=10", "name=teacher")
     for kind in KINDS:
         options = student(out, kind)
         train_here(out, *options, f"name={kind}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[
         raise ShowError('pictures need matplotlib: pip install "attention-backbones[show]"') from None
     size = (SIDE * columns, (SIDE * ratio + 0.28) * rows + 0.3)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    figure.suptitle(title, fontsize=9, color="0.25")
+    figure.suptitle(textwrap.fill(title, 32 * columns, break_long_words=False), fontsize=9, color="0.25")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -49,18 +50,18 @@ def backdrop(ax: Any, image: Image.Image, label: str, *, faded: bool = True) -> 
     ax.set_title(label, fontsize=8)
 
 
-def heat(ax: Any, values: Tensor, token: tuple[float, float], *, cmap: str = "inferno") -> None:
+def heat(ax: Any, values: Tensor, token: tuple[float, float]) -> None:
     """A map (h, w) of non-negative values over the image, 0 transparent; `token` is pixels down and across."""
     from matplotlib import colormaps
 
     shares = (values / values.max().clamp(min=1e-30)).clamp(0, 1).double().cpu().numpy()
-    colours = colormaps[cmap](0.15 + 0.65 * shares)
+    colours = colormaps["inferno"](0.15 + 0.65 * shares)
     colours[..., 3] = 0.75 * shares**0.35
     _over(ax, colours, token)
 
 
 def tiles(ax: Any, values: Tensor, token: tuple[float, float], cmap: str = "viridis", **shown: Any) -> None:
-    """A map (h, w) in opaque colours, or (h, w, 3) as they are."""
+    """A map (h, w) in opaque colours."""
     _over(ax, values.double().cpu().numpy(), token, cmap=cmap, **shown)
 
 
