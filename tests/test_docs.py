@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from pages import everywhere
 from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 import zoo
+from pages import everywhere
 from recipes import config
 from recipes.papers.render import render as recipes_page
 from zoo import table

@@ -125,7 +125,9 @@ def test_weight_decay_by_name():
     assert {name for name in decay if name.endswith(".fc1.weight")} and decay["head.fc.bias"]
     scales = by_name(model, optimizer, "lr_scale")
     assert {name for name in scales if scales[name] != 1} == OFFSETS
-    with pytest.raises(config.ConfigError, match=r"optim.no_decay: no parameter fits \*.table; the model's are called stem"):
+    with pytest.raises(
+        config.ConfigError, match=r"optim.no_decay: no parameter fits \*.table; the model's are called stem"
+    ):
         made(*LITV2, "optim.no_decay=['*.table']")
 
 

@@ -9,16 +9,16 @@ import sys
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
-import pages
 import pytest
 import timm
 import torch
 from PIL import Image
-from pages import ROOT, blocks, edited
 
 import ops
+import pages
 import zoo
 from docs import draw, render
+from pages import ROOT, blocks, edited
 
 MARKS = {"models", "variants", "releases", "recipe", "speed", "signature"}
 RUN = [path for path in pages.PAGES if any(block.how for block in blocks(path))]
@@ -95,7 +95,9 @@ def test_every_block_has_a_way_to_be_run():
         text, found = path.read_text(), blocks(path)
         assert len(re.findall(r"^\s*```", text, re.M)) == 2 * len(found), f"a fenced block of {path} is not understood"
         comments = re.findall(r"^<!-- (?:(?:run|file|edit)\b.*|/?(\w+)) -->$", text, re.M)
-        assert len(re.findall("^<!--", text, re.M)) == len(comments) and set(comments) <= {"", *MARKS}, f"a comment in {path} is unknown"
+        assert len(re.findall("^<!--", text, re.M)) == len(comments) and set(comments) <= {"", *MARKS}, (
+            f"a comment in {path} is unknown"
+        )
         assert sum(comment == "" for comment in comments) == sum(bool(block.how) for block in found), path
         for block in found:
             assert block.language in ("bash", "python", "text") or block.how in ("file", "edit"), block

@@ -146,7 +146,10 @@ def interpolation(_, value, fact):
 
 
 def loss(_, value, fact):
-    return {"task.loss": "binary_cross_entropy", "augment.label_smoothing": float(re.fullmatch(r"sigmoid, label smoothing (.*)", value)[1])}
+    return {
+        "task.loss": "binary_cross_entropy",
+        "augment.label_smoothing": float(re.fullmatch(r"sigmoid, label smoothing (.*)", value)[1]),
+    }
 
 
 READ = {

@@ -49,7 +49,8 @@ INTEGERS = {
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
     "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch", "task.left_out_weight", "task.target_threshold",
+    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch",
+    "task.left_out_weight", "task.target_threshold",
 }  # fmt: skip
 SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {

@@ -13,8 +13,8 @@ HEADER = """\
 # How the authors trained
 
 What `recipe=paper` sets, for every model with a published recipe. Rendered from the tables in `recipes/papers`
-(`make docs`). Every value can be given another one on the command line. Where a paper and the repository of its released
-weights differ, the repository is followed, and the other is listed below the table.
+(`make docs`). Every value can be given another one on the command line. Where a paper and the repository of its
+released weights differ, the repository is followed, and the other is listed below the table.
 
 A value with \\* is chosen: no source has it. Where the models of a column differ, their values stand below each other,
 in the order of the first row. Keys are those of the configuration; `null` is off, or not given. Precision is the
