@@ -231,11 +231,10 @@ def test_merged_values_do_not_depend_on_their_order(path):
 
 
 def test_every_model_has_its_place():
-    """A variant of the facts that is none of the zoo's would be an error in `facts`; a model in none of them is listed."""
+    """A variant of the facts that is none of the zoo's would be an error in `facts`; a model in none is listed."""
     unpublished = yaml.safe_load((CLASSIFY / "_unpublished.yaml").read_text())
-    ablations = {
-        f"litv2_s_a{share}" for share in ("00", "02", "04", "05", "07", "09", "10")
-    }  # of the README, as LITv2-S
+    # of the README, as LITv2-S
+    ablations = {f"litv2_s_a{share}" for share in ("00", "02", "04", "05", "07", "09", "10")}
     named = {model for model, _ in FACTS}
     assert not named & (ablations | unpublished.keys())
     assert set(zoo.variants()) == named | ablations | unpublished.keys()
