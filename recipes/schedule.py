@@ -28,6 +28,7 @@ from torch import nn
 
 from recipes import config, optim, plan
 from recipes.data.build import Data, preprocessing
+from recipes.freeze import freeze
 from recipes.task import create as create_task
 
 IMAGENET = 1_281_167  # training images of ImageNet-1k
@@ -141,11 +142,13 @@ def build(cfg: DictConfig, source: Counted) -> nn.Module:
     names = [str(number) for number in range(classes)]
     data = Data(source, source, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
     with torch.device("meta"):
-        return create_task(cfg).build_model(data, pretrained=False)
+        model = create_task(cfg).build_model(data, pretrained=False)
+    freeze(model, cfg.train.freeze)
+    return model
 
 
 def parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Parameter]:
-    """What the optimiser's groups say of each parameter, in the order of the model."""
+    """What the optimiser's groups say of each parameter that learns, in the order of the model."""
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     return [
         Parameter(name, tuple(p.shape), groups[p]["weight_decay"], groups[p].get("lr_scale", 1.0))

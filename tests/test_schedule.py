@@ -178,6 +178,8 @@ def test_other_data_and_models():
     made = schedule.write(cfg, 320)
     assert made.plan.steps == 20 and set(made.drop_path.values()) and "drop path" in made.text()
     assert made.parameters[-2].shape == (10, 512)
+    frozen = schedule.write(compose(["model=maxvit_t", "data=cifar10", "train.freeze=backbone"]), 320)
+    assert [p.name for p in frozen.parameters] == ["head.fc.weight", "head.fc.bias"]
 
 
 def test_a_run_learns_at_what_is_written(tmp_path):
