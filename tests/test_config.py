@@ -109,7 +109,7 @@ def test_every_paper_value_can_be_given_another():
         value = recipe[key]
         number = 7 if value is None else not value if isinstance(value, bool) else None
         number = [item / 3 for item in value] if isinstance(value, list) else number
-        others[key] = words.get(key, value + 1 if number is None else number)
+        others[key] = words[key] if key in words else value + 1 if number is None else number
     typed = [f"{key}={str(value).replace(' ', '')}" for key, value in others.items()]
     cfg = checks.flat(compose(["recipe=paper", "model=dinat_t", *typed]))
     assert {key: cfg[key] for key in others} == others

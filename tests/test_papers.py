@@ -4,6 +4,7 @@ Nothing of recipes/ is imported: the configurations come from a process of their
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,7 +53,10 @@ ELSEWHERE = {
 @pytest.fixture(scope="module")
 def composed():
     cases = list(FACTS)
-    run = subprocess.run([sys.executable, SCRIPT], input=json.dumps(cases), capture_output=True, text=True, check=True)
+    # beside the script lies a folder `ops`, of tests, which hides the package if an editable install has a finder
+    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    options = {"input": json.dumps(cases), "capture_output": True, "text": True, "check": True, "env": env}
+    run = subprocess.run([sys.executable, SCRIPT], **options)
     return dict(zip(cases, json.loads(run.stdout), strict=True))
 
 

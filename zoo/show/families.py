@@ -183,4 +183,10 @@ def _chosen(model: nn.Module, only: Sequence[str] | None) -> list[View]:
 
 def _picture(view: View, look: Look) -> Picture:
     figure, data = view.draw(look)
-    return Picture(view.name, figure.get_suptitle(), f"{view.caption} Corresponds to {view.figure}.", figure, data)
+    return Picture(
+        view.name,
+        " ".join(figure.get_suptitle().split()),
+        f"{view.caption} Corresponds to {view.figure}.",
+        figure,
+        data,
+    )
