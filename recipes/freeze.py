@@ -21,7 +21,7 @@ def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module
     if what is None:
         return []
     parameters = dict(model.named_parameters())
-    names = _backbone(model) if what == "backbone" else _matching(list(parameters), what)
+    names = backbone_names(model) if what == "backbone" else _matching(list(parameters), what)
     for name in names:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
@@ -29,11 +29,12 @@ def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module
     return [module for module in model.modules() if _is_frozen(module)]
 
 
-def _backbone(model: nn.Module) -> list[str]:
+def backbone_names(model: nn.Module) -> list[str]:
+    """The parameters of a dense model's backbone, or all of a classifier's but those of its last layer."""
     if not hasattr(model, "get_classifier"):
-        return _matching([name for name, _ in model.named_parameters()], ["backbone"])
+        return [name for name, _ in model.named_parameters() if name.startswith("backbone.")]
     heads = model.get_classifier()
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    heads = heads if isinstance(heads, tuple | list) else (heads,)  # distilled models have two
     kept = {parameter for head in heads for parameter in head.parameters()}
     return [name for name, parameter in model.named_parameters() if parameter not in kept]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recipes.config import ConfigError
 from recipes.config.errors import near
+from recipes.freeze import backbone_names
 from recipes.log import say
 from recipes.plan import Plan
 
@@ -161,23 +162,11 @@ def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
     backbone, head = cfg.optim.backbone_lr_scale, cfg.optim.head_lr_scale
     named, scales = dict(model.named_parameters()), {}
     if (backbone, head) != (1, 1):
-        inside = backbone_names(model)
+        inside = set(backbone_names(model))
         scales = {parameter: backbone if name in inside else head for name, parameter in named.items()}
     if cfg.optim.model_lr_scales and hasattr(model, "lr_scales"):  # timm's models have no such method
         scales |= {named[name]: scale * scales.get(named[name], 1.0) for name, scale in model.lr_scales().items()}
     return scales
-
-
-def backbone_names(model: nn.Module) -> set[str]:
-    """The parameters of a dense model's backbone, or all of a classifier's but those of its last layer."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    if not hasattr(model, "get_classifier"):
-        return {name for name in names.values() if name.startswith("backbone.")}
-    last = model.get_classifier()
-    for layer in last if isinstance(last, tuple | list) else (last,):  # distilled models have two
-        for parameter in layer.parameters():
-            names.pop(parameter)
-    return set(names.values())
 
 
 def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tensor]:

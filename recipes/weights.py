@@ -15,14 +15,12 @@ def is_run(given: str) -> bool:
 
 
 def file_of(given: str, weights: str = "auto") -> Path:
-    """The file itself, or that of a run's best checkpoint (its newest where none has been evaluated).
+    """Of a run's best checkpoint, or its newest where none has been evaluated.
 
-    weights  of a run: "auto" those that it measured, "raw", or "ema"
+    weights  "auto" those that it measured, "raw", or "ema"
 
     Raises RunError for a folder that holds no run, for a run without a whole checkpoint, and for weights it lacks.
     """
-    if not is_run(given):
-        return Path(given)
     load_config(Path(given))
     found = find_checkpoint(Path(given))
     part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]

@@ -38,8 +38,7 @@ TEXT = {
     "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
     "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks",
     "data.train_list", "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
-    "augment.interpolation", "augment.auto_augment", "hardware.device", "teacher.name",
-    "teacher.checkpoint",
+    "augment.interpolation", "augment.auto_augment", "hardware.device", "teacher.name", "teacher.checkpoint",
 }  # fmt: skip
 INTEGERS = {
     "train.steps", "train.eval_steps", "train.micro_batch", "data.side_multiple",
