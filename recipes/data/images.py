@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -11,9 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from recipes.data.errors import BadImage, DataError
+from zoo.images import formats
 
-# no others: for some, EPS among them, Pillow starts another program
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 File = str | Path | IO[bytes]
 
 
@@ -111,14 +109,8 @@ class Jpeg:
             return image
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # a small build of Pillow lacks some
-
-
 def _opened(file: File, decoding: Decoding) -> Image.Image:
-    image = Image.open(file, formats=_formats())
+    image = Image.open(file, formats=formats())
     width, height = image.size
     if width * height > decoding.max_pixels:
         image.close()

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from ..images import formats
 from .picture import ShowError
 
 PHOTOGRAPHS = ("flower", "china")  # of scikit-learn's, CC BY 2.0
@@ -36,7 +37,7 @@ def load(image: Given) -> Image.Image:
     if str(image) in PHOTOGRAPHS:
         return photograph(str(image))
     try:
-        return Image.open(image).convert("RGB")
+        return Image.open(image, formats=formats()).convert("RGB")
     except FileNotFoundError:
         names = " or ".join(PHOTOGRAPHS)
         raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn") from None
