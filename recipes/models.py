@@ -48,18 +48,20 @@ def create(
         _load(model, cfg)
     if cfg.model.get("backbone") is not None and pretrained:
         start_backbone(model, cfg.model.backbone)
-    if pretrained and "paper" in cfg and not (cfg.model.pretrained or cfg.model.checkpoint):
+    if pretrained and "paper" in cfg:
         _say_start(cfg)
     return model
 
 
 def _say_start(cfg: DictConfig) -> None:
     """Say so where the published training began with weights, and this one does not."""
+    given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.get("backbone")  # older runs lack the last
     begins = papers.starts(cfg.model.name, cfg.paper.phase, cfg.task.name)
-    if begins:
+    if begins and not given:
+        other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=runs/<name>"
         say(
             f"this recipe of {cfg.model.name} starts from {begins}, and none are given: the model begins at random. "
-            "Give model.checkpoint=<file> or model.pretrained=true",
+            f"Give model.pretrained=true or {other}",
             "yellow",
         )
 

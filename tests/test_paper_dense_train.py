@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from children import lines, train_here
+from recipes import models
 from recipes.config import compose
 from recipes.plan import Plan
 from recipes.statistics import Statistics
@@ -49,6 +50,19 @@ def test_a_recipe_starts_from_a_file_of_a_classifier(tmp_path):
     inner = model.backbone.model
     assert torch.equal(inner.stages[2].blocks[3].attn.fn.rpb, classifier.stages[2].blocks[3].attn.fn.rpb)
     assert [block.attn.fn.dilation for block in inner.stages[2].blocks] == [1, 2, 1, 3, 1, 4]
+
+
+@pytest.mark.parametrize("given", [[], ["model.backbone=runs/digits"]])
+def test_a_recipe_that_starts_from_nothing_says_so(given, monkeypatch, capsys):
+    cfg = compose([
+        "recipe=paper", "task=segment", "model=dinat_m", "data=scenes", "data.train_count=8", "data.val_count=2",
+        "task.channels=32", "model.dims=[32,32,32,32]", *given,
+    ])  # fmt: skip
+    monkeypatch.setattr(models, "start_backbone", lambda model, folder: None)
+    task = segment.Task(cfg)
+    task.build_model(task.build_data())
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("starts from weights of an ImageNet classifier, and none are given" in said) == (not given)
 
 
 def picture(path, values, mode="RGB"):
