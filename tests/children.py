@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -135,6 +136,15 @@ def train_here(folder: Path, *overrides: str) -> None:
     """What train.py does, in this process."""
     with flags_restored():
         train.main.__wrapped__(config.compose([*overrides, f"out={folder}"]))
+
+
+def lost_after(step: int, run: Path, copy: Path) -> Path:
+    """A copy of a run that was lost after a step, the only one that it has a checkpoint of."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if path.name != f"step-{step:08}":
+            shutil.rmtree(path)
+    return copy
 
 
 def note_overrides(run: Path, overrides: list[str]) -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from steps import losses_of
 from test_detectors import Pools, batch
 from zoo.heads import cascade, detector
 
@@ -83,11 +84,5 @@ def test_losses_of_three_stages(monkeypatch):
 def test_loss_falls():
     torch.manual_seed(0)
     built, (images, targets) = model(5, samples=8), batch()
-    optimizer, losses = torch.optim.AdamW(built.parameters(), lr=5e-4), []
-    for _ in range(6):
-        loss = sum(built(images, targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of(built, images, targets, lr=5e-4, steps=6)
     assert losses[-1] < 0.9 * losses[0]

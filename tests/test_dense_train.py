@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import eval as evaluation
-from children import flags_restored, lines, note_overrides, train_here
+from children import flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config
 from recipes.checkpoint import Store
@@ -82,14 +82,11 @@ def test_the_card_loads_the_model(run, monkeypatch):
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").iterdir():
-        if path.name != "step-00000002":
-            shutil.rmtree(path)
-    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    again = lost_after(2, run, tmp_path / "run")
+    train_here(tmp_path, f"resume={again}")
     file = Path("checkpoints", "step-00000004", "model.safetensors")
-    assert (run / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
-    assert numbers(run) == numbers(tmp_path / "run")
+    assert (run / file).read_bytes() == (again / file).read_bytes()
+    assert numbers(run) == numbers(again)
 
 
 def test_a_backbone_starts_from_that_of_another_run(run, tmp_path):

@@ -11,6 +11,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 import golden
 import zoo
+from steps import losses_of
 from test_heads import DIMS, Given, inputs, load
 from zoo.heads import Detector, detector
 from zoo.heads.anchors import AlignedPooler, Anchors
@@ -196,14 +197,7 @@ def test_mixed_precision_keeps_places(head):
 def test_loss_falls(head):
     torch.manual_seed(0)
     model, (images, targets) = detector("resnet18", 5, head=head, channels=16), batch()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(14):
-        loss = sum(model(images, targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of(model, images, targets, lr=2e-3, steps=14)
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -11,18 +10,15 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from torch import nn
 
 import eval as evaluation
 import train
 import zoo
-from children import SMALL, flags_restored, lines, note_overrides, train_here
-from families import SMALL as FAMILIES
+from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
-from recipes import checkpoint, config, distributed, hardware, log, plan, sharding
+from recipes import checkpoint, config, distributed, log, plan
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
-from recipes.hardware import Hardware
 from recipes.run import RunError, find_checkpoint
 from recipes.tasks import classify
 
@@ -129,14 +125,14 @@ def test_what_sharded_processes_leave(runs):
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path, begun, ranks, parallel):
-    run = half(runs / begun, tmp_path / "run")
+    run = lost_after(3, runs / begun, tmp_path / "run")
     assert on_ranks(ranks, train_here, tmp_path, f"resume={run}", f"hardware.parallel={parallel}") == [None] * ranks
     assert_same_curve(run, runs / "alone")
 
 
 @pytest.mark.parametrize("begun", ["ddp", "fsdp"])
 def test_as_many_processes_end_with_the_same_bits(runs, tmp_path, begun):
-    run = half(runs / begun, tmp_path / "run")
+    run = lost_after(3, runs / begun, tmp_path / "run")
     assert on_ranks(2, train_here, tmp_path, f"resume={run}") == [None, None]
     assert curve(run) == curve(runs / begun)
     for file in ("step-00000006/model.safetensors", "step-00000006/sharded/__1_0.distcp"):
@@ -146,22 +142,13 @@ def test_as_many_processes_end_with_the_same_bits(runs, tmp_path, begun):
             assert whole.read_bytes() == (run / "checkpoints" / file).read_bytes()
 
 
-def half(run: Path, copy: Path) -> Path:
-    """A copy of a run that was lost after its third step."""
-    shutil.copytree(run, copy)
-    for path in (copy / "checkpoints").iterdir():
-        if path.name != "step-00000003":
-            shutil.rmtree(path)
-    return copy
-
-
 @pytest.mark.slow
 def test_three_processes_go_on_with_the_same_bits(tmp_path):
     """Three gradients have an order of summation, which must not depend on when a process was started."""
     thirds = [*SHARED, "data.batch_size=36", "train.accumulate=3"]
     assert on_ranks(3, train_here, tmp_path, *thirds, "name=whole") == [None] * 3
     note_overrides(tmp_path / "whole", thirds)
-    run = half(tmp_path / "whole", tmp_path / "run")
+    run = lost_after(3, tmp_path / "whole", tmp_path / "run")
     assert on_ranks(3, train_here, tmp_path, f"resume={run}") == [None] * 3
     ours, theirs = weights(run), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -341,97 +328,6 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(ConfigError, match=r"of 3 process.es.; choose a multiple of 3"):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
-
-
-@pytest.mark.parametrize("device", ["cuda:0", "mps"])
-def test_a_device_that_processes_cannot_share(monkeypatch, device):
-    monkeypatch.setattr(distributed, "size", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(ConfigError, match="cannot be shared by 2 processes"):
-        hardware.setup(config.compose([f"hardware.device={device}"]))
-
-
-def test_synchronised_norms_are_refused_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(ConfigError, match="SyncBatchNorm trains on GPUs alone, this is the cpu"):
-        hardware.setup(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
-
-
-@pytest.mark.parametrize("name", ["maxvit_t", "biformer_t", "stvit_b", "test_resnet", "efficientnet_b0"])
-def test_synchronised_norms_keep_names_and_answers(name):
-    small = FAMILIES.get(name, {})
-    model = timm.create_model(name, num_classes=3, **small).eval()
-    images = torch.randn(2, 3, 64, 64)
-    before, keys = model(images), list(model.state_dict())
-    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    machine = Hardware(torch.device("cpu"), None, torch.preserve_format, False, "ddp", sync_bn=True)
-    model = machine.synced(model)
-    assert norms == sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) > 0
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert list(model.state_dict()) == keys
-    assert torch.equal(model(images), before)  # in evaluation they are batch norms
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        ("test_resnet", {"BasicBlock", "Bottleneck"}),
-        ("test_vit", {"Block"}),
-        ("test_convnext", {"ConvNeXtBlock"}),
-        ("test_efficientnet", {"ConvBnAct", "EdgeResidual", "InvertedResidual"}),
-        ("swin_tiny_patch4_window7_224", {"SwinTransformerBlock"}),
-    ],
-)
-def test_blocks_of_timm_s_models(name, kinds):
-    model = timm.create_model(name, device="meta")
-    assert {type(block).__name__ for block in sharding.blocks(model)} == kinds
-
-
-def test_blocks_of_our_models():
-    for name, small in FAMILIES.items():
-        found = sharding.blocks(timm.create_model(name, device="meta", **small))
-        assert len(found) == sum(small["depths"]), name
-
-
-def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
-    """How far the logits and the norm of the gradient of a sharded model are from the whole one's."""
-    distributed.join(config.compose([]))
-    small = FAMILIES.get(name, {"num_classes": 10})
-    torch.manual_seed(0)
-    model = timm.create_model(name, **small)
-    images = torch.randn(2, 3, 64, 64)
-    machine = Hardware(torch.device("cpu"), hardware.DTYPES.get(amp), torch.preserve_format, False, "fsdp")
-    found = []
-    for shard in (False, True):
-        if shard:
-            machine.shard(model)
-            model.zero_grad()
-        with machine.autocast():
-            logits = model(images)
-        logits.float().square().mean().backward()
-        norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        found.append((logits.detach().float(), norm))
-    (logits, norm), (same, other) = found
-    return ((logits - same).norm() / logits.norm()).item(), abs(other / norm - 1).item()
-
-
-@pytest.mark.parametrize(
-    ("name", "amp", "limit"),
-    [
-        ("maxvit_t", "bfloat16", 0.05),
-        ("test_resnet", None, 1e-4),
-        pytest.param("test_resnet", "bfloat16", 0.05, marks=pytest.mark.slow),
-    ],
-)
-def test_a_sharded_model_computes_as_a_whole_one(name, amp, limit):
-    assert max(map(max, on_ranks(2, sharded_as_whole, name, amp))) < limit
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_computes_sharded(name):
-    assert max(map(max, on_ranks(2, sharded_as_whole, name, None))) < 1e-4
 
 
 def test_alone_nothing_is_asked():

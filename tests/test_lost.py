@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import train
-from children import SMALL, Forked, fork, lines, note_overrides, train_here, trained, until
+from children import SMALL, Forked, fork, lines, lost_after, note_overrides, train_here, trained, until
 from recipes import config
 from recipes.checkpoint import Store
 from recipes.run import open_run
@@ -293,12 +293,9 @@ def test_steps_without_a_gradient_are_skipped(tmp_path, monkeypatch, capsys):
     assert [line["step"] for line in found if line.get("skipped")] == [4, 5, 7]
     assert all(line["loss"] is None for line in found if line.get("skipped"))
     # gone on with from between two skipped steps, it counts on and ends the same
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for path in (tmp_path / "cut" / "checkpoints").iterdir():
-        if path.name != "step-00000004":
-            shutil.rmtree(path)
-    note_overrides(tmp_path / "cut", [*options, "name=whole"])
-    train_here(tmp_path, f"resume={tmp_path / 'cut'}")
+    cut = lost_after(4, tmp_path / "whole", tmp_path / "cut")
+    note_overrides(cut, [*options, "name=whole"])
+    train_here(tmp_path, f"resume={cut}")
     assert "from step 4" in capsys.readouterr().out
     for part in ("model", "ema", "optimizer"):
         file = Path("checkpoints") / "step-00000012" / f"{part}.safetensors"

@@ -1,0 +1,215 @@
+"""Whole segmenters: files in the published layout and in ours, any backbone, any size, learning."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import golden
+import zoo
+from steps import losses_of
+from zoo.heads import segmenter
+from zoo.heads.plain import pyramid_of
+
+FOLDER = Path(__file__).parent / "golden"
+# record of a backbone, and how the model is built
+FILES = {
+    "dinat": ("dinat_tiny_seg_256x320", "dinat_t", {"channels": 32, "dilations": "segmentation"}),
+    "davit": ("seg_DaViT_tiny_250x318", "davit_t", {"channels": 32}),
+    "litv2": ("seg_litv2_s_250x318", "litv2_s", {"head": "semantic_fpn"}),
+}
+
+
+def backbone_state(record):
+    """The record's backbone. DiNAT's is a classifier: its norm becomes the last level's, the others are filled."""
+    state = golden.official_state_dict(record)
+    if "norm.weight" in state:
+        for part in ("weight", "bias"):
+            state[f"norm3.{part}"] = state.pop(f"norm.{part}")
+            del state[f"head.{part}"]
+            for i, dim in enumerate((64, 128, 256)):
+                state |= golden.filled([(f"norm{i}.{part}", [dim], "value")])
+    return {f"backbone.{key}": value for key, value in state.items()}
+
+
+def answer(record, maps):
+    means = [x.mean((2, 3)) for x in maps]
+    state = golden.official_state_dict(record)
+    return (
+        F.linear(means[-1], state["head.weight"], state["head.bias"]) if "head.weight" in state else torch.cat(means, 1)
+    )
+
+
+@pytest.mark.parametrize("family", ["dinat", pytest.param("davit", marks=pytest.mark.slow), "litv2"])
+@torch.no_grad()
+def test_files_of_segmenters_load(family, tmp_path):
+    """The backbone within then gives its record's maps, and the file that we write of it is theirs again."""
+    stem, name, kwargs = FILES[family]
+    record = golden.load(FOLDER / f"{stem}.json")
+    model = segmenter(name, 150, dtype=torch.float64, **kwargs).double().eval()
+    theirs = model.layouts()[0].theirs
+    heads = [(theirs(k), v) for k, v in model.state_dict().items() if not k.startswith("backbone.")]
+    kinds = [(key, list(value.shape), "value" if value.is_floating_point() else "integer") for key, value in heads]
+    state = backbone_state(record) | golden.filled(kinds)
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "released.pth")
+    report = zoo.load_checkpoint(model, tmp_path / "released.pth")
+    assert report.layout == "mmseg-official" and not report.head_remade and not report.left_out
+    maps = model.backbone(golden.image(*record["size"]))
+    assert golden.relative_error(answer(record, maps), golden.unpack(record["logits"])) < 1e-9
+    written = model.layouts()[0].to_theirs(model.state_dict())
+    assert written.keys() == state.keys() and all(torch.equal(written[k], state[k]) for k in written)
+
+
+def test_whole_files_have_the_published_names():
+    """Of the heads, from the records; those of the backbones are the records' own."""
+    for stem, kwargs in (("semfpn_64x64", {"head": "semantic_fpn"}), ("uperhead_c64_60x84", {"channels": 64})):
+        model = segmenter("resnet18", 150, auxiliary=False, **kwargs)
+        names = {model.layouts()[0].theirs(k): list(v.shape) for k, v in model.state_dict().items()}
+        want = {key: shape for key, shape, _ in golden.load(FOLDER / "heads" / f"{stem}.json")["entries"]}
+        assert {k: v for k, v in names.items() if not k.startswith("backbone.")} == want
+
+
+def tiny(**kwargs):
+    return segmenter("dinat_m", 5, **{"channels": 16, "dims": (32, 64, 64, 64), "depths": (1, 1, 1, 1), **kwargs})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small segmenter and its file in the published layout."""
+    model, path = tiny(), tmp_path_factory.mktemp("small") / "small.pth"
+    torch.save({"state_dict": model.layouts()[0].to_theirs(model.state_dict())}, path)
+    return model, path
+
+
+def test_own_files_load(small, tmp_path):
+    model, _ = small
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    other = tiny()
+    assert zoo.load_checkpoint(other, tmp_path / "own.pth").layout == "zoo"
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_auxiliary_head_is_left_out_where_the_model_has_none(small):
+    report = zoo.load_checkpoint(tiny(auxiliary=False), small[1])
+    assert report.left_out == {"auxiliary_head": 8} and "auxiliary_head (8 tensors)" in report.message
+
+
+def test_auxiliary_head_is_missed(small, tmp_path):
+    state = {k: v for k, v in zoo.read(small[1]).entries["raw"].items() if not k.startswith("auxiliary_head.")}
+    torch.save(state, tmp_path / "without.pth")
+    with pytest.raises(zoo.CheckpointError, match=r"missing: auxiliary_head\.convs"):
+        zoo.load_checkpoint(tiny(), tmp_path / "without.pth")
+
+
+def test_classifiers_for_other_classes_are_made_anew(small):
+    model = segmenter("dinat_m", 7, channels=16, dims=(32, 64, 64, 64), depths=(1, 1, 1, 1))
+    before = model.decode_head.classifier.weight.clone()
+    report = zoo.load_checkpoint(model, small[1])
+    assert report.head_remade and "7 classes" in report.message
+    assert torch.equal(before, model.decode_head.classifier.weight)
+    assert torch.equal(model.decode_head.fuse.conv.weight, small[0].decode_head.fuse.conv.weight)
+
+
+@pytest.mark.parametrize("kwargs", [{"channels": 24}, {"feature_norms": False}, {"head": "semantic_fpn"}])
+def test_files_of_other_segmenters_are_refused(small, kwargs):
+    model = tiny(**kwargs)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(zoo.CheckpointError):
+        zoo.load_checkpoint(model, small[1])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["upernet", "semantic_fpn", "fcn"])
+def test_timm_backbone_of_odd_sizes(head, tmp_path):
+    model = segmenter("resnet18", 4, head=head, channels=16).eval()
+    images, targets = torch.randn(2, 3, 45, 71), torch.randint(4, (2, 45, 71))
+    with torch.no_grad():
+        assert model(images).shape == (2, 4, 45, 71)
+    losses = model.train()(images, targets)
+    assert losses.keys() == ({"decode"} if head == "semantic_fpn" else {"decode", "auxiliary"})
+    sum(losses.values()).backward()
+    # of a ResNet that gives fewer levels, timm has dropped what is behind them: every parameter takes part
+    assert all(p.grad is not None for p in model.parameters())
+    torch.save({"state_dict": model.layouts()[0].to_theirs(model.state_dict())}, tmp_path / "file.pth")
+    assert zoo.load_checkpoint(model, tmp_path / "file.pth").layout == "mmseg"
+
+
+@torch.no_grad()
+def test_maps_with_channels_last_and_levels_of_one_size():
+    swin = segmenter("swin_tiny_patch4_window7_224", 3, channels=8, img_size=64, window_size=2, depths=(1, 1, 1, 1))
+    assert swin.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+    vit = segmenter("vit_tiny_patch16_224", 3, head="semantic_fpn", channels=8, depth=4, dynamic_img_size=True)
+    assert vit.eval()(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("head", ["upernet", "semantic_fpn"])
+def test_a_pyramid_of_maps_that_have_one_stride(head, tmp_path):
+    small = {"depths": (1, 1, 1, 1), "dim": 32, "channels": 16}
+    model = segmenter("nat_iso_s", 3, head=head, **small)
+    sizes = []
+    model.pyramid.register_forward_hook(lambda module, args, out: sizes.extend(x.shape[-2:] for x in out))
+    sum(model(torch.randn(2, 3, 64, 96), torch.ones(2, 64, 96, dtype=torch.long)).values()).backward()
+    assert [tuple(size) for size in sizes] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert all(p.grad is not None for p in model.parameters())
+    torch.save(model.state_dict(), tmp_path / "file.pth")
+    assert zoo.load_checkpoint(segmenter("nat_iso_s", 3, head=head, **small), tmp_path / "file.pth").layout == "zoo"
+
+
+def test_strides_of_which_no_pyramid_can_be_made():
+    with pytest.raises(ValueError, match="stride of 14 make no pyramid of 4"):
+        pyramid_of([8] * 4, [14] * 4)
+
+
+def test_a_module_as_backbone():
+    backbone = timm.create_model("resnet18", features_only=True)  # five levels: the last four are read
+    assert segmenter(backbone, 3, channels=8).backbone is backbone
+    with pytest.raises(ValueError, match="features_only=True"):
+        segmenter(nn.Conv2d(3, 4, 1), 3)
+    with pytest.raises(ValueError, match="reads 4 levels"):
+        segmenter(timm.create_model("resnet18", features_only=True, out_indices=(3, 4)), 3)
+    with pytest.raises(ValueError, match="drop_path_rate cannot be given"):
+        segmenter(backbone, 3, drop_path_rate=0.1)
+
+
+def test_norms_where_the_published_dense_models_have_them():
+    from zoo.heads.features import normed
+
+    families = ("dinat_t", "nat_m", "davit_t", "litv2_s", "biformer_t", "gcvit_xxt", "maxvit_t", "stvit_s", "resnet18")
+    assert [name for name in families if not normed(name)] == ["maxvit_t", "stvit_s", "resnet18"]
+    assert sum(isinstance(m, nn.LayerNorm) for m in tiny().backbone.model.feature_norms) == 4
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"'unet'.*upernet, semantic_fpn, fcn"):
+        segmenter("resnet18", 3, head="unet")
+    with pytest.raises(ValueError, match=r"\(1, 32, 33\)"):
+        tiny()(torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 33, dtype=torch.long))
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    model = tiny(dropout=0.0)
+    images, targets = (
+        torch.randn(2, 3, 64, 64),
+        torch.randint(5, (2, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2),
+    )
+    losses = losses_of(model, images, targets, lr=3e-3, steps=16)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@torch.no_grad()
+def test_exports():
+    model, images = tiny().eval(), torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), model(images))
+
+
+def test_what_trainers_ask_for():
+    model = segmenter("litv2_s", 3, head="semantic_fpn", channels=16)
+    names = dict(model.named_parameters())
+    assert model.lr_scales() and model.lr_scales().keys() <= names.keys()
+    assert segmenter("swin_tiny_patch4_window7_224", 3, channels=8, depths=(1, 1, 1, 1)).no_weight_decay() is not None
+    model.set_grad_checkpointing()
+    assert all(stage.grad_checkpointing for stage in model.backbone.model.stages)

@@ -1,0 +1,103 @@
+"""A model that processes share out: which blocks, which norms, on which devices, and that it computes the same."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from families import SMALL as FAMILIES
+from ranks import on_ranks
+from recipes import config, distributed, hardware, sharding
+from recipes.config import ConfigError
+from recipes.hardware import Hardware
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_device_that_processes_cannot_share(monkeypatch, device):
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="cannot be shared by 2 processes"):
+        hardware.setup(config.compose([f"hardware.device={device}"]))
+
+
+def test_synchronised_norms_are_refused_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(ConfigError, match="SyncBatchNorm trains on GPUs alone, this is the cpu"):
+        hardware.setup(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "biformer_t", "stvit_b", "test_resnet", "efficientnet_b0"])
+def test_synchronised_norms_keep_names_and_answers(name):
+    small = FAMILIES.get(name, {})
+    model = timm.create_model(name, num_classes=3, **small).eval()
+    images = torch.randn(2, 3, 64, 64)
+    before, keys = model(images), list(model.state_dict())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    machine = Hardware(torch.device("cpu"), None, torch.preserve_format, False, "ddp", sync_bn=True)
+    model = machine.synced(model)
+    assert norms == sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) > 0
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(images), before)  # in evaluation they are batch norms
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("test_resnet", {"BasicBlock", "Bottleneck"}),
+        ("test_vit", {"Block"}),
+        ("test_convnext", {"ConvNeXtBlock"}),
+        ("test_efficientnet", {"ConvBnAct", "EdgeResidual", "InvertedResidual"}),
+        ("swin_tiny_patch4_window7_224", {"SwinTransformerBlock"}),
+    ],
+)
+def test_blocks_of_timm_s_models(name, kinds):
+    model = timm.create_model(name, device="meta")
+    assert {type(block).__name__ for block in sharding.blocks(model)} == kinds
+
+
+def test_blocks_of_our_models():
+    for name, small in FAMILIES.items():
+        found = sharding.blocks(timm.create_model(name, device="meta", **small))
+        assert len(found) == sum(small["depths"]), name
+
+
+def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
+    """How far the logits and the norm of the gradient of a sharded model are from the whole one's."""
+    distributed.join(config.compose([]))
+    small = FAMILIES.get(name, {"num_classes": 10})
+    torch.manual_seed(0)
+    model = timm.create_model(name, **small)
+    images = torch.randn(2, 3, 64, 64)
+    machine = Hardware(torch.device("cpu"), hardware.DTYPES.get(amp), torch.preserve_format, False, "fsdp")
+    found = []
+    for shard in (False, True):
+        if shard:
+            machine.shard(model)
+            model.zero_grad()
+        with machine.autocast():
+            logits = model(images)
+        logits.float().square().mean().backward()
+        norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        found.append((logits.detach().float(), norm))
+    (logits, norm), (same, other) = found
+    return ((logits - same).norm() / logits.norm()).item(), abs(other / norm - 1).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "limit"),
+    [
+        ("maxvit_t", "bfloat16", 0.05),
+        ("test_resnet", None, 1e-4),
+        pytest.param("test_resnet", "bfloat16", 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_computes_as_a_whole_one(name, amp, limit):
+    assert max(map(max, on_ranks(2, sharded_as_whole, name, amp))) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_computes_sharded(name):
+    assert max(map(max, on_ranks(2, sharded_as_whole, name, None))) < 1e-4
