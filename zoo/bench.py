@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
-from ops.bench.report import circumstances, replace
+from ops.bench.report import circumstances, overwrite
 
 from .bench_profile import by_kind, by_module, render
 from .registry import class_of, variants
@@ -188,7 +188,7 @@ def record(args: argparse.Namespace, rows: list[Row]) -> str:
     if args.out is not None:
         write(args, "models", text)
         numbers = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        replace(args.out / f"{stem(args, 'models')}.json", numbers)
+        overwrite(args.out / f"{stem(args, 'models')}.json", numbers)
     return text
 
 
@@ -217,7 +217,7 @@ def stem(args: argparse.Namespace, what: str) -> str:
 
 def write(args: argparse.Namespace, what: str, text: str) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    replace(args.out / f"{stem(args, what)}.md", text)
+    overwrite(args.out / f"{stem(args, what)}.md", text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast each op is beside its peers, on the very calls that the models make, in one run.
 
-    python -m ops.bench --device cuda --minutes 25                    # everything, the most important first
+    python -m ops.bench --device cuda --minutes 25 --jobs 8           # everything, the most important first
     python -m ops.bench window_attention --device cpu --batch 2       # one op
 
 Before anything is timed all peers must agree, in results and in gradients. Timings alternate between the peers and are
@@ -13,63 +13,20 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from .cases import BASE, MODELS, SMALL, Call, calls
+from .cases import MODELS, SMALL
 from .contests import CONTESTS
+from .jobs import Job, asked, plan, sides
 from .measure import MODES, Machine, Row, machine, measure, told
-from .report import chart, circumstances, numbers, replace, write
+from .prepare import prepare
+from .report import chart, circumstances, numbers, overwrite, write
 
 BATCHES = {"224": 128, "800x1344": 2}  # by image; on a CPU 8 and 1
 DTYPES = ("bfloat16", "float32", "float16")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A call with the image and batch it is for, in one dtype."""
-
-    call: Call
-    stages: tuple[str, ...]
-    image: str
-    batch: int
-    dtype: str
-
-
-def plan(args: argparse.Namespace) -> list[Job]:
-    """All that the command line asks for, most important first.
-
-    Dtypes and images in the order they are given; T variants before B; within these the ops take turns, beginning with
-    the earliest stages, whose maps are the largest.
-    """
-    jobs = []
-    for dtype in args.dtypes:
-        for image, batch in zip(args.images, args.batches, strict=True):
-            for models in (SMALL, BASE):
-                chosen = {name: MODELS[name] for name in models if name in args.models}
-                jobs += in_turn([Job(c, tuple(s), image, batch, dtype) for c, s in calls(sides(image), chosen).items()])
-    return [job for job in jobs if job.call.op in args.ops and args.cases in f"{job.call.op} {job.call}"]
-
-
-def in_turn(jobs: Sequence[Job]) -> list[Job]:
-    """The first of each op, then the second of each."""
-    seen: dict[str, int] = {}
-    turns = []
-    for job in jobs:
-        seen[job.call.op] = turn = seen.get(job.call.op, 0) + 1
-        turns.append(turn)
-    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
-
-
-def sides(image: str) -> tuple[int, int]:
-    """ "224" or "800x1344" as (rows, columns). Raises ValueError unless both are multiples of 32."""
-    numbers = [int(side) for side in image.split("x")]
-    if len(numbers) > 2 or any(side < 32 or side % 32 for side in numbers):
-        raise ValueError(f"image is {image}: expected one or two multiples of 32, as 224 or 800x1344")
-    return numbers[0], numbers[-1]
 
 
 def run(job: Job, args: argparse.Namespace) -> list[Row]:
@@ -81,7 +38,8 @@ def run(job: Job, args: argparse.Namespace) -> list[Row]:
         try:
             contest = CONTESTS[job.call.op](job.call, job.batch, args.device, dtype)
             if mode == "forward" or contest.learned:
-                options = {"repeats": args.repeats, "device": args.device, "dtype": dtype, "only": args.peers}
+                options = {"repeats": args.repeats, "device": args.device, "dtype": dtype}
+                options["asked"] = partial(asked, job, args)
                 rows.append(measure(job.call, contest, row, **options))
         except Exception as error:  # as when inputs do not fit; the calls that are left may still be measured
             row.missing["ours"] = told(error)
@@ -105,6 +63,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
+    parser.add_argument("--compiled", type=int, help="compiled peers only in so many calls of each op; default: in all")
+    parser.add_argument("--jobs", type=int, help="on a GPU: compile in so many processes before anything is timed")
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--minutes", type=int, help="begin no further call after so many; default: until all is done")
@@ -147,8 +107,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("the chart needs matplotlib, which is not installed: pip install matplotlib")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    started, rows, machines = time.monotonic(), [], {}
     jobs = plan(args)
+    if args.jobs is not None and args.device == "cuda":
+        prepare(jobs, args)
+    started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
     done = 0
     for job in jobs:
@@ -179,7 +141,7 @@ def finish(
     args: argparse.Namespace, stem: str, rows: list[Row], facts: dict[str, str], machines: dict[str, Machine]
 ) -> None:
     if args.json is not None:
-        replace(args.json, numbers(rows, facts, machines))
+        overwrite(args.json, numbers(rows, facts, machines))
     if rows:
         chart(args.out / f"{stem}.png", rows, facts["device"])
     failed = [

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+COMPILED = ("torch compiled", "flex")  # peers that a compiler makes for each call anew, which takes seconds
+
 Tensors = dict[str, Tensor]
 Result = Tensor | tuple[Tensor, ...]
 

@@ -98,13 +98,20 @@ def disagreement(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> s
 
 
 def measure(
-    call: Call, contest: Contest, row: Row, *, repeats: int, device: str, dtype: torch.dtype, only: list[str] | None
+    call: Call,
+    contest: Contest,
+    row: Row,
+    *,
+    repeats: int,
+    device: str,
+    dtype: torch.dtype,
+    asked: Callable[[str], bool],
 ) -> Row:
     """Fills `row`: peers that fail or disagree with the first that does not are missing, the others are timed."""
     wanted: dict[bool, list[Tensor]] = {}
     runs = {}
     for name, peer in contest.all_peers(device).items():
-        if only is None or name in ("ours", *only):
+        if name == "ours" or asked(name):
             outcome = attempt(peer, contest, row.mode, dtype, wanted)
             if isinstance(outcome, str):
                 row.missing[name] = outcome

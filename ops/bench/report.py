@@ -114,11 +114,11 @@ def chart(path: Path, rows: Sequence[Row], device: str) -> None:
 def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> None:
     """The table as <stem>.md and the numbers as <stem>.json."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    replace(stem.with_suffix(".md"), render(rows, facts, machines))
-    replace(stem.with_suffix(".json"), numbers(rows, facts, machines))
+    overwrite(stem.with_suffix(".md"), render(rows, facts, machines))
+    overwrite(stem.with_suffix(".json"), numbers(rows, facts, machines))
 
 
-def replace(path: Path, text: str) -> None:
+def overwrite(path: Path, text: str) -> None:
     """Write a file that is whole or as it was: a run may be cut off while it writes."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)

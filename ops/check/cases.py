@@ -95,7 +95,7 @@ def routed_case(name, H, W, regions, topk, *, D=8):
     route = ops.route_regions(q, k, regions, topk)  # the float64 ranking, whatever the dtype under test
 
     def call(qkv, impl="auto"):
-        return ops.routed_attention(*qkv.unbind(3), regions=regions, topk=topk, route=route, impl=impl)
+        return ops.routed_attention(*qkv.unbind(3), regions, topk, route.to(qkv.device), impl=impl)
 
     return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, D)}, call)
 
@@ -133,7 +133,8 @@ def reallocate_case(name, H, W, runs, shares):
         return {"x": random(2, H, W, 6), **weights, "biases": random(len(runs), 1)}
 
     def call(x, biases, impl="auto", **weights):
-        sequences = ops.reallocate_tokens(x, None, list(weights.values()), list(biases), shares, order, impl=impl)
+        merge = list(weights.values()), list(biases)
+        sequences = ops.reallocate_tokens(x, None, *merge, shares, order.to(x.device), impl=impl)
         return torch.cat(sequences, 1)
 
     return Case("reallocate_tokens", name, make, call)
@@ -155,5 +156,5 @@ def gradients(case: Case, inputs: dict[str, Tensor], impl: str) -> list[Tensor]:
     """The output and the gradient of every input, zeros where there is none."""
     inputs = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = case.call(impl=impl, **inputs)
-    probe = random(*out.shape, seed=7).to(out.dtype)
+    probe = random(*out.shape, seed=7).to(out)
     return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), probe, materialize_grads=True)]

@@ -1,21 +1,24 @@
 """Check every op on this machine, by one command.
 
-    python -m ops.check --device cuda                  # kernels in three precisions, memory, graphs: minutes
+    python -m ops.check --device cuda --jobs 8         # kernels in three precisions, memory, graphs: minutes
     python -m ops.check --device cpu                   # the fast path of CPUs
     python -m ops.check --device cpu --interpret       # the kernels too, by Triton's interpreter: slowly
 
-Each case is compared with its reference in float64, the result and every gradient. The exit code is 1 where something
-is not as it should be.
+Each case is compared with its reference in float64, the result and every gradient, on a GPU in each configuration that
+the tuner may take. The exit code is 1 where something is not as it should be.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # what it imports must not come before --interpret is read
     from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
+PLACES = {"float32": 1, "float16": 2, "bfloat16": 2}  # how many configurations a kernel has at most
 
 
 @dataclass
@@ -42,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--interpret", action="store_true", help="on the CPU: kernels too, by Triton's interpreter")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--cases", default="", help="only cases whose name contains this, <op>-<name>")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile and compare, default: 1")
     parser.add_argument("--json", type=Path, help="a file for what was found")
     return parser.parse_args(argv)
 
@@ -70,33 +75,72 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+@dataclass(frozen=True)
+class Task:
+    """One case by one implementation in one dtype; kernels in one of their configurations."""
+
+    case: str
+    impl: str
+    dtype: str
+    device: str
+    place: int = 0
+
+
 def laws(args: argparse.Namespace) -> Iterator[Finding]:
     """One finding for each implementation, op and dtype."""
+    groups = {}
     for impl in ["torch"] + ["triton"] * (args.device == "cuda" or args.interpret):
         # the interpreter multiplies bfloat16 wrongly
         dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
         for op, cases in grouped(args, impl).items():
             for dtype in dtypes:
-                yield law(op, cases, impl, dtype, args.device)
+                places = PLACES[dtype] if impl == "triton" and args.device == "cuda" else 1
+                tasks = [Task(str(c), impl, dtype, args.device, place) for c in cases for place in range(places)]
+                groups[f"{impl} {dtype}", op] = tasks
+    with workers(args.jobs) as run:
+        answers = run(shares_of, [task for tasks in groups.values() for task in tasks])
+        for (check, op), tasks in groups.items():
+            yield law(check, op, {task: next(answers) for task in tasks})
 
 
-def law(op: str, cases: list[Case], impl: str, dtype: str, device: str) -> Finding:
-    """The largest share of the allowed error over the cases of an op, or those that break the law."""
+@contextmanager
+def workers(jobs: int) -> Iterator[Callable]:
+    """`map`, over so many processes."""
+    if jobs == 1:
+        yield map
+        return
+    # a process that has begun to use a GPU cannot be forked
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def shares_of(task: Task) -> dict[str, float] | str:
+    """The shares of the allowed error, or how the implementation failed."""
     import torch
 
-    from .law import broken, shares
+    from ..launching import configuration
+    from .law import shares
+    from .tables import BY_NAME
+
+    try:
+        with configuration(task.place):
+            return shares(BY_NAME[task.case], task.impl, getattr(torch, task.dtype), task.device)
+    except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
+        return first_line(error)
+
+
+def law(check: str, op: str, answers: dict[Task, dict[str, float] | str]) -> Finding:
+    """The largest share of the allowed error over the cases of an op, or those that break the law."""
+    from .law import broken
 
     worst, bad = 0.0, []
-    for case in cases:
-        try:
-            found = shares(case, impl, getattr(torch, dtype), device)
-        except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
-            bad.append(f"{case}: {first_line(error)}")
-            continue
-        bad += [f"{case}: {broken(found)}"] * bool(broken(found))
-        worst = max(worst, *found.values())
-    text = "; ".join(bad) or f"{len(cases)} cases, at most {worst:.2f} of the allowed error"
-    return Finding(f"{impl} {dtype}", op, not bad, text)
+    for task, found in answers.items():
+        name = f"{task.case} in configuration {task.place + 1}" if task.place else task.case
+        wrong = found if isinstance(found, str) else broken(found)
+        bad += [f"{name}: {wrong}"] * bool(wrong)
+        worst = max(worst, *([] if isinstance(found, str) else found.values()), 0.0)
+    cases = len({task.case for task in answers})
+    return Finding(check, op, not bad, "; ".join(bad) or f"{cases} cases, at most {worst:.2f} of the allowed error")
 
 
 def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:

@@ -138,6 +138,8 @@ LARGE = {
     "window_attention-grid_odd",
 }
 
+BY_NAME = {str(case): case for case in (*CASES, *RELEASED, *EXTREME)}
+
 
 def with_kernels(case: Case) -> bool:
     """Whether a case is one for kernels."""
