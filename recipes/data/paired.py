@@ -70,11 +70,12 @@ class Crop(v2.Transform):
         height, width = _size(flat_inputs)
         crop = self.sides(height, width)
         labels = next((item for item in flat_inputs if isinstance(item, tv_tensors.Mask)), None)
-        for _ in range(TRIES if self.cap < 1 else 1):
+        first = self.cap >= 1 or crop == (height, width)  # any will do, or there is no other
+        for _ in range(1 if first else TRIES):
             top, left = (
                 int(torch.randint(side - part + 1, ())) for side, part in zip((height, width), crop, strict=True)
             )
-            if self.cap >= 1 or _is_mixed(labels[top : top + crop[0], left : left + crop[1]], self.cap):
+            if first or _is_mixed(labels[top : top + crop[0], left : left + crop[1]], self.cap):
                 break
         return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
 
