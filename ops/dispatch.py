@@ -20,6 +20,7 @@ NAMES = ("auto", "triton", "torch", "reference")
 VARIABLE = "ZOO_ATTENTION"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_CHANNELS = 128  # of a head, at most
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: no compiler can follow the question
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
 _settings: list[str] = []
@@ -91,6 +92,6 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "the package triton is not installed"
     return None

@@ -18,7 +18,8 @@ MODES = ("forward", "forward+backward")
 # how far results may be apart, relative to their norm: rounding of sums over a map, not of one product
 APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 TURN = 0.01  # seconds
-CACHE = 2**28  # bytes that drive everything else out of a GPU's cache
+CACHE = 2**30  # bytes that drive everything else out of a GPU's cache
+AHEAD = 0.004  # seconds that a GPU is kept busy while a run is launched
 
 
 @dataclass
@@ -195,13 +196,16 @@ def seconds(run: Callable, count: int = 1) -> float:
 
 
 def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
-    """By events on the stream; before each run the cache is overwritten, which also hides the time of its launches."""
+    """By events on the stream. Before each run memory is overwritten: long enough that all of its launches are waiting
+    when it begins, so that the processor's time is not in it, and more than the cache holds."""
     filler = torch.empty(CACHE, dtype=torch.int8, device="cuda")
+    once = elapsed(lambda: [filler.zero_() for _ in range(10)]) / 10
     turns = []
     for _ in range(repeats):
         events = {}
         for name, run in runs.items():
-            filler.zero_()
+            for _ in range(1 + round(1000 * AHEAD / once)):
+                filler.zero_()
             events[name] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             events[name][0].record()
             run()
@@ -209,6 +213,16 @@ def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
         torch.cuda.synchronize()
         turns.append({name: start.elapsed_time(end) for name, (start, end) in events.items()})
     return turns
+
+
+def elapsed(run: Callable) -> float:
+    """Milliseconds on the stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
 
 
 def held_on_gpu(run: Callable) -> float:

@@ -92,12 +92,25 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
 
 def routed_case(name, H, W, regions, topk, *, D=8):
     q, k, _ = packed(2, H, W, 2, D).unbind(3)
-    route = ops.route_regions(q, k, regions, topk)  # the float64 ranking, whatever the dtype under test
+    # the float64 ranking, whatever the dtype under test
+    route = on_devices(ops.route_regions(q, k, regions, topk))
 
     def call(qkv, impl="auto"):
-        return ops.routed_attention(*qkv.unbind(3), regions, topk, route.to(qkv.device), impl=impl)
+        return ops.routed_attention(*qkv.unbind(3), regions, topk, route(qkv.device), impl=impl)
 
     return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, D)}, call)
+
+
+def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:
+    """The tensor on a device, copied there once: no CUDA graph could hold the copy."""
+    copies = {t.device: t}
+
+    def there(device: torch.device) -> Tensor:
+        if device not in copies:
+            copies[device] = t.to(device)
+        return copies[device]
+
+    return there
 
 
 def channel_case(name, H, W, heads, D):
@@ -126,7 +139,7 @@ def super_case(name, H, W, cell, iterations=1, differentiable=False, *, C=6):
 
 
 def reallocate_case(name, H, W, runs, shares):
-    order = ops.rank_tokens(random(2, H, W))
+    order = on_devices(ops.rank_tokens(random(2, H, W)))
 
     def make():
         weights = {f"weight{i}": random(1, run, seed=i) for i, run in enumerate(runs)}
@@ -134,7 +147,7 @@ def reallocate_case(name, H, W, runs, shares):
 
     def call(x, biases, impl="auto", **weights):
         merge = list(weights.values()), list(biases)
-        sequences = ops.reallocate_tokens(x, None, *merge, shares, order.to(x.device), impl=impl)
+        sequences = ops.reallocate_tokens(x, None, *merge, shares, order(x.device), impl=impl)
         return torch.cat(sequences, 1)
 
     return Case("reallocate_tokens", name, make, call)

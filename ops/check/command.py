@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")
     began, findings = time.perf_counter(), []
-    for finding in (*laws(args), *machine(args)):
+    for finding in chain(laws(args), machine(args)):
         findings.append(finding)
         mark = "ok    " if finding.ok else "FAILED"
         print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)

@@ -108,7 +108,7 @@ def load_table(Bias, head, WH: tl.constexpr, WW: tl.constexpr):
         i = tl.arange(0, triton.next_power_of_2(N))
         return tl.load(Bias + head * N + i, mask=i < N, other=0.0).to(tl.float32) * LOG2E
     else:
-        return None
+        return tl.zeros([1], tl.float32)  # not looked at
 
 
 @triton.jit
@@ -120,10 +120,11 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
     if Bias is not None:
         entry = ordinal(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
         entry = tl.where(attended, entry, 0)
-        if table is None:
-            logits += tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + entry).to(tl.float32) * LOG2E
-        else:
+        N: tl.constexpr = (2 * WH - 1) * (2 * WW - 1)
+        if N <= LARGEST:
             logits += look_up(table, entry)
+        else:
+            logits += tl.load(Bias + head * N + entry).to(tl.float32) * LOG2E
     return tl.where(attended, logits, float("-inf"))
 
 

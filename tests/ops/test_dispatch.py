@@ -1,12 +1,12 @@
 """Which implementation runs, and what is said when one cannot."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ops
+from ops import dispatch
 from ops.check.cases import packed, random
 from ops.dispatch import choose
 
@@ -18,13 +18,13 @@ GPU = SimpleNamespace(
 
 
 def test_auto_takes_the_best_that_runs(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     assert choose("auto", GPU, op="op", has=ALL) == "triton"
     assert choose("auto", CPU, op="op", has=ALL) == "torch"
     assert choose("auto", SimpleNamespace(**vars(GPU) | {"dtype": torch.float64}), op="op", has=ALL) == "torch"
     assert choose("auto", GPU, op="op", has=BOTH) == "torch"
     assert choose("auto", GPU, op="op", has=("reference",)) == "reference"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     assert choose("auto", GPU, op="op", has=ALL) == "torch"
 
 
@@ -75,7 +75,7 @@ def test_what_is_named_never_falls_back(monkeypatch):
         choose("triton", CPU, op="op", has=ALL)
     with pytest.raises(RuntimeError, match=r"the tensors are torch.float64"):
         choose("triton", SimpleNamespace(**vars(GPU) | {"dtype": torch.float64}), op="op", has=ALL)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="the package triton is not installed"):
         choose("triton", GPU, op="op", has=ALL)
     q, k, v = packed(1, 4, 4, 1, 4).unbind(3)
