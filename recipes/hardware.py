@@ -133,7 +133,10 @@ def _device(name: str) -> torch.device:
     if not available.get(kind):
         there = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"hardware.device={name} is not available here; there is {there}")
-    return torch.device(name) if distributed.size() == 1 else _own_device(name)
+    if distributed.size() > 1:
+        return _own_device(name)
+    # a GPU is meant by its number throughout: torch.cuda.set_device takes no other
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def _own_device(name: str) -> torch.device:

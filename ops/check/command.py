@@ -90,7 +90,7 @@ class Task:
 def laws(args: argparse.Namespace) -> Iterator[Finding]:
     """One finding for each implementation, op and dtype."""
     groups = {}
-    for impl in ["torch"] + ["triton"] * (args.device == "cuda" or args.interpret):
+    for impl in ["triton"] * (args.device == "cuda" or args.interpret) + ["torch"]:
         # the interpreter multiplies bfloat16 wrongly
         dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
         for op, cases in grouped(args, impl).items():
