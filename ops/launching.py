@@ -36,6 +36,9 @@ FORWARD = Choices(half=(choice(4, 2), choice(8, 1)), float32=(choice(8, 1, 128),
 # For backward passes, and what else has no loop to load ahead in or too many products alive for a second stage.
 BACKWARD = Choices(half=(choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
 
+# For tiles of which little is computed.
+SMALL = Choices(half=(choice(4, 2), choice(2, 2)), float32=(choice(4, 1),))
+
 
 def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
     """Makes a function a kernel that exists in a few configurations.

@@ -1,15 +1,16 @@
 """Super tokens as Triton kernels: pixels meet the 3 x 3 tokens around their cell, in three products.
 
-`relate` gives nine numbers to every pixel, `collect` sums pixels into tokens, `spread` sums tokens into pixels; each is
-the gradient of the other two. The nine tokens are 16 lanes. Tokens gather their pixels: nothing is added by atomics.
+`relate` gives nine numbers to every pixel, `contribute` and `collect` sum pixels into tokens, `spread` sums tokens
+into pixels; each is the gradient of the other two. The nine tokens are 16 lanes. Pixels are read once: each cell says
+what it contributes to the tokens around it, which these then gather. Nothing is added by atomics.
 """
 
 import triton
 from triton import language as tl
 
-from ..launching import FORWARD, tuned
+from ..launching import FORWARD, SMALL, tuned
 
-SIZES = ("H", "W", "h", "w")  # arguments that change with the map
+SIZES = ("H", "W", "h", "w", "count")  # arguments that change with the map
 
 
 @triton.jit
@@ -70,43 +71,63 @@ def relate_kernel(
     tl.store(Out + place, logits.to(Out.dtype.element_ty), mask=inside[:, None] & (lane < 9)[None, :])
 
 
-@tuned(SIZES, FORWARD)
-def collect_kernel(
-    X, Affinity, Out, Total, strides_x, strides_a, C, H, W, h, w,
-    CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+@tuned(SIZES, SMALL)
+def contribute_kernel(
+    X, Affinity, Parts, Totals, strides_x, strides_a, C, H, W, h, w,
+    CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Out[n] = sum_i affinity[i, n] x[i] over the 3 x 3 cells around the token n; Out (B, h, w, C) is contiguous.
+    """What the pixels of a cell add to the nine tokens around it: sum_i affinity[i, n] x[i].
 
-    With Total (B, h, w) it is an average: divided by the sum of the affinities, which Total receives. Pixels by which
-    cells reach beyond the map are zeros, shared evenly among nine tokens, and count in that sum.
+    Parts (B, h, w, 9, C) and, where there are any, Totals (B, h, w, 9), sums of the affinities, are contiguous float32.
+    Pixels by which cells reach beyond the map are zeros, shared evenly among nine tokens, and count in the totals.
     """
     sizes = H, W, h, w
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
-    block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    token, image = rest % (h * w), rest // (h * w)
-    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    value = tl.zeros([BLOCK_C], tl.float32)
-    total = 0.0
+    block, flat = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    cell, image = flat % (h * w), flat // (h * w)
+    channel, lane = block * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, 16)
+    sums, total = tl.zeros([16, BLOCK_C], tl.float32), tl.zeros([16], tl.float32)
+    for part in range(parts):
+        y, x, inside = locate(cell, part, sizes, CH, CW, BLOCK_P)
+        pixels = load_rows(X, strides_x, image, y, x, inside, channel, C)
+        affinity = load_rows(Affinity, strides_a, image, y, x, inside, lane, 9).to(pixels.dtype)
+        sums += tl.dot(tl.trans(affinity), pixels, input_precision=PRECISION)
+        total += tl.sum(affinity.to(tl.float32), 0)
+    place = flat.to(tl.int64) * 9 + lane
+    tl.store(Parts + place[:, None] * C + channel[None, :], sums, mask=(lane < 9)[:, None] & (channel < C)[None, :])
+    if Totals is not None:
+        on_map = tl.minimum(H - cell // w * CH, CH) * tl.minimum(W - cell % w * CW, CW)
+        tl.store(Totals + place, total + (CH * CW - on_map) / 9.0, mask=(lane < 9) & (block == 0))
+
+
+@tuned(SIZES, SMALL)
+def collect_kernel(
+    Parts, Totals, Out, Total, count, C, h, w, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Out[n], the sum of what the 3 x 3 cells around each of `count` tokens contribute; Out (B, h, w, C) is contiguous.
+
+    With Totals it is an average: divided by the sum of the affinities, which Total (B, h, w) receives.
+    """
+    blocks = tl.cdiv(C, BLOCK_C)
+    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    token, channel = tile * BLOCK_T + tl.arange(0, BLOCK_T), block * BLOCK_C + tl.arange(0, BLOCK_C)
+    row, column = token // w % h, token % w
+    value, total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32), tl.zeros([BLOCK_T], tl.float32)
     for lane in range(9):
-        row, column = token // w + lane // 3 - 1, token % w + lane % 3 - 1
-        known = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        for part in range(parts):
-            y, x, inside = locate(row * w + column, part, sizes, CH, CW, BLOCK_P)
-            inside &= known
-            pixels = load_rows(X, strides_x, image, y, x, inside, channel, C)
-            # seen from that cell the token lies at the mirrored place
-            place = image.to(tl.int64) * strides_a[0] + y.to(tl.int64) * strides_a[1] + x * strides_a[2]
-            affinity = tl.load(Affinity + place + (8 - lane) * strides_a[3], mask=inside, other=0.0).to(tl.float32)
-            value += tl.sum(affinity[:, None] * pixels.to(tl.float32), 0)
-            total += tl.sum(affinity, 0)
-        on_map = tl.minimum(H - row * CH, CH) * tl.minimum(W - column * CW, CW)
-        total += tl.where(known, (CH * CW - on_map) / 9.0, 0.0)
-    token_place = image.to(tl.int64) * h * w + token
-    if Total is not None:
-        value /= total + 1e-12
-        tl.store(Total + token_place, total, mask=block == 0)
-    tl.store(Out + token_place * C + channel, value.to(Out.dtype.element_ty), mask=channel < C)
+        down, right = row + lane // 3 - 1, column + lane % 3 - 1
+        known = (token < count) & (down >= 0) & (down < h) & (right >= 0) & (right < w)
+        # seen from that cell the token lies at the mirrored place
+        place = (token + (lane // 3 - 1) * w + lane % 3 - 1).to(tl.int64) * 9 + (8 - lane)
+        mask = known[:, None] & (channel < C)[None, :]
+        value += tl.load(Parts + place[:, None] * C + channel[None, :], mask=mask, other=0.0)
+        if Totals is not None:
+            total += tl.load(Totals + place, mask=known, other=0.0)
+    if Totals is not None:
+        value /= (total + 1e-12)[:, None]
+        tl.store(Total + token, total, mask=(token < count) & (block == 0))
+    place = token.to(tl.int64)[:, None] * C + channel[None, :]
+    tl.store(Out + place, value.to(Out.dtype.element_ty), mask=(token < count)[:, None] & (channel < C)[None, :])
 
 
 @tuned(SIZES, FORWARD)

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from ..launching import launch, precision
 from ..registration import register, under_autocast
 from . import reference
-from .kernels import collect_kernel, relate_kernel, spread_kernel
+from .kernels import collect_kernel, contribute_kernel, relate_kernel, spread_kernel
 
 PIXELS, CHANNELS = 64, 64  # of a tile, at most
+TOKENS = 16  # of a tile
 
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
@@ -45,11 +46,15 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
     """(B, h, w, C): sums, or averages, of the pixels around each token; and what averages were divided by."""
     B, H, W, C = x.shape
     h, w = -(-H // cell[0]), -(-W // cell[1])
-    out = x.new_empty((B, h, w, C))
+    sums = x.new_empty((B, h, w, 9, C), dtype=torch.float32)
+    totals = x.new_empty((B, h, w, 9), dtype=torch.float32) if averaged else None
+    given = (x, affinity, sums, totals, x.stride(), affinity.stride(), C, H, W, h, w)
+    tiles, blocks = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision()), -(-C // CHANNELS)
+    launch(contribute_kernel, B * h * w * blocks, *given, CH=cell[0], CW=cell[1], **tiles)
+    out, count = x.new_empty((B, h, w, C)), B * h * w
     total = x.new_empty((B, h, w), dtype=torch.float32) if averaged else None
-    given = (x, affinity, out, total, x.stride(), affinity.stride(), C, H, W, h, w)
-    programs = B * h * w * -(-C // CHANNELS)
-    launch(collect_kernel, programs, *given, CH=cell[0], CW=cell[1], BLOCK_P=pixels(cell), BLOCK_C=CHANNELS)
+    programs = -(-count // TOKENS) * blocks
+    launch(collect_kernel, programs, sums, totals, out, total, count, C, h, w, BLOCK_T=TOKENS, BLOCK_C=CHANNELS)
     return out, total
 
 

@@ -6,7 +6,7 @@ No two programs write to one place. The gradient of the tokens is gathered too: 
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, FORWARD, tuned
+from ..launching import BACKWARD, FORWARD, SMALL, tuned
 from ..tiles import LOG2E, load_tokens, offset
 
 # arguments that change with the map
@@ -102,58 +102,76 @@ def load_pixels(X, strides, image, pixel, width, known, channel, C):
     return tl.load(X + start[:, None] + channel[None, :] * strides[3], mask=mask, other=0.0)
 
 
-@tuned(SIZES, FORWARD)
+@triton.jit
+def members_of(ranked, step, first, last, number, start, run, runs, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
+    """In RUNS x MEMBERS lanes: of each run from `number` on the members from `start` on. Member, run, pixel, known."""
+    lane = tl.arange(0, RUNS * MEMBERS)
+    member, number = start + lane % MEMBERS, number + lane // MEMBERS
+    rank = first + number * run + member
+    known = (member < run) & (number < runs) & (rank < last)
+    return member, number, tl.load(ranked + rank * step, mask=known, other=0), known
+
+
+@tuned(SIZES, SMALL)
 def merge_kernel(
     X, Order, Weights, Bias, Out, strides_x, strides_o, first, last, place, run, merged, W, C,
-    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The runs of one group, in both orders: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
+    """RUNS runs of one group, in one order: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
 
     The group reaches from the token `first` to before `last`, in runs of `run`; `place` is its first in Out.
     """
     runs, blocks = tl.cdiv(last - first, run), tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    number, rest = rest % runs, rest // runs
+    tile, rest = rest % tl.cdiv(runs, RUNS), rest // tl.cdiv(runs, RUNS)
     order, image = rest % 2, rest // 2
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
-    sums = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, run, BLOCK):
-        member = start + tl.arange(0, BLOCK)
-        rank = first + number * run + member
-        known = (member < run) & (rank < last)
-        pixel = tl.load(ranked + rank * strides_o[2], mask=known, other=0)
+    weighed = tl.zeros([RUNS * MEMBERS, BLOCK_C], tl.float32)
+    for start in range(0, run, MEMBERS):
+        member, _, pixel, known = members_of(
+            ranked, strides_o[2], first, last, tile * RUNS, start, run, runs, RUNS, MEMBERS
+        )
         weight = tl.load(Weights + member, mask=member < run, other=0.0).to(tl.float32)
-        tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
-        sums += tl.sum(weight[:, None] * tokens.to(tl.float32), 0)
-    sums += tl.load(Bias).to(tl.float32)
-    out = ((image * 2 + order).to(tl.int64) * merged + place + number) * C + channel
-    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=channel < C)
+        weighed += weight[:, None] * load_pixels(X, strides_x, image, pixel, W, known, channel, C).to(tl.float32)
+    sums = tl.sum(weighed.reshape(RUNS, MEMBERS, BLOCK_C), 1) + tl.load(Bias).to(tl.float32)
+    number = tile * RUNS + tl.arange(0, RUNS)
+    out = ((image * 2 + order).to(tl.int64) * merged + place + number)[:, None] * C + channel[None, :]
+    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=(number < runs)[:, None] & (channel < C)[None, :])
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, SMALL)
 def backward_weight_kernel(
-    X, Order, Grad, DWeight, strides_x, strides_o, strides_g, first, last, place, run, W, C,
-    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    X, Order, Grad, Sums, strides_x, strides_o, strides_g, first, last, place, run, W, C,
+    RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """For each run of one group the gradients of the weights; DWeight is (B * 2 * runs, run)."""
-    runs, parts = tl.cdiv(last - first, run), tl.cdiv(run, BLOCK)
+    """For RUNS runs of one group the gradients of its weights, and behind them that of its bias.
+
+    Sums is (B * 2 * tiles of runs, run + 1).
+    """
+    runs, parts = tl.cdiv(last - first, run), tl.cdiv(run, MEMBERS)
     part, flat = tl.program_id(0) % parts, tl.program_id(0) // parts
-    number, rest = flat % runs, flat // runs
+    tile, rest = flat % tl.cdiv(runs, RUNS), flat // tl.cdiv(runs, RUNS)
     order, image = rest % 2, rest // 2
-    member = part * BLOCK + tl.arange(0, BLOCK)
-    rank = first + number * run + member
-    known = (member < run) & (rank < last)
     ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
-    pixel = tl.load(ranked + rank * strides_o[2], mask=known, other=0)
-    start = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + (place + number) * strides_g[2]
-    sums = tl.zeros([BLOCK], tl.float32)
-    for begin in range(0, C, BLOCK_C):
-        channel = begin + tl.arange(0, BLOCK_C)
+    member, number, pixel, known = members_of(
+        ranked, strides_o[2], first, last, tile * RUNS, part * MEMBERS, run, runs, RUNS, MEMBERS
+    )
+    begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + (place + number).to(tl.int64) * strides_g[2]
+    weighed, total = tl.zeros([RUNS * MEMBERS], tl.float32), tl.zeros([RUNS * MEMBERS], tl.float32)
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
         tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
-        grad = tl.load(Grad + start + channel * strides_g[3], mask=channel < C, other=0.0)
-        sums += tl.sum(tokens.to(tl.float32) * grad.to(tl.float32)[None, :], 1)
-    tl.store(DWeight + flat.to(tl.int64) * run + member, sums, mask=member < run)
+        mask = (number < runs)[:, None] & (channel < C)[None, :]
+        grad = tl.load(Grad + begin[:, None] + channel[None, :] * strides_g[3], mask=mask, other=0.0).to(tl.float32)
+        weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
+        total += tl.sum(grad, 1)
+    member = part * MEMBERS + tl.arange(0, MEMBERS)
+    out = Sums + flat.to(tl.int64) * (run + 1)
+    tl.store(out + member, tl.sum(weighed.reshape(RUNS, MEMBERS), 0), mask=member < run)
+    # each run was met once by every of its members
+    total = tl.sum(tl.where(tl.arange(0, RUNS * MEMBERS) % MEMBERS == 0, total, 0.0), 0)
+    tl.store(out + run, total, mask=part == 0)
 
 
 @tuned(SIZES, BACKWARD)

@@ -19,7 +19,7 @@ from .kernels import (
 )
 
 TILE = 64  # tokens of a tile
-MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time
+MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time, at most
 PROGRAMS = 1024  # about as many share the sums over all queries: a few for each multiprocessor
 
 
@@ -92,13 +92,14 @@ def merged_outputs(
 def merged_forward(x, order, weights, biases, runs, shares):
     (out,) = merged_outputs(x, order, weights, biases, runs, shares)
     B, H, W, C = x.shape
-    tiles = dict(BLOCK=MEMBERS, BLOCK_C=CHANNELS)
     for i, (first, last, run, place, start) in enumerate(groups_of(H * W, runs, shares)):
         count = -(-(last - first) // run)
         given = (x, order, weights[start : start + run], biases[i : i + 1], out, x.stride(), order.stride())
-        programs = B * 2 * count * -(-C // CHANNELS)
+        members, together = tile_of(run)
+        programs = B * 2 * -(-count // together) * -(-C // CHANNELS)
+        tile = dict(RUNS=together, MEMBERS=members, BLOCK_C=CHANNELS)
         if programs:
-            launch(merge_kernel, programs, *given, first, last, place, run, out.shape[2], W, C, **tiles)
+            launch(merge_kernel, programs, *given, first, last, place, run, out.shape[2], W, C, **tile)
     return (out,)
 
 
@@ -111,17 +112,25 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     given = (rank, weights.contiguous(), grad, dx, grad.stride(), tuple(runs), tuple(accumulate(shares)))
     blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
     launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(groups), **blocks)
-    dweights, dbiases = [], []
+    sums = []
     for first, last, run, place, _ in groups:
-        count = -(-(last - first) // run)
-        parts = x.new_empty((B * 2 * count, run), dtype=torch.float32)
+        members, together = tile_of(run)
+        runs_of_group = -(-(last - first) // run)
+        tiles = B * 2 * -(-runs_of_group // together)
+        parts = x.new_empty((tiles, run + 1), dtype=torch.float32)
         given = (x, order, grad, parts, x.stride(), order.stride(), grad.stride(), first, last, place, run, W, C)
-        programs = parts.shape[0] * -(-run // MEMBERS)
-        if programs:
-            launch(backward_weight_kernel, programs, *given, BLOCK=MEMBERS, BLOCK_C=CHANNELS)
-        dweights.append(parts.sum(0))
-        dbiases.append(grad[:, :, place : place + count].sum(dtype=torch.float32))
-    return dx, None, torch.cat(dweights).to(weights.dtype), torch.stack(dbiases).to(biases.dtype)
+        tile = dict(RUNS=together, MEMBERS=members, BLOCK_C=CHANNELS)
+        if tiles:
+            launch(backward_weight_kernel, tiles * -(-run // members), *given, **tile)
+        sums.append(parts.sum(0))
+    dweights, dbiases = torch.cat([total[:-1] for total in sums]), torch.stack([total[-1] for total in sums])
+    return dx, None, dweights.to(weights.dtype), dbiases.to(biases.dtype)
+
+
+def tile_of(run: int) -> tuple[int, int]:
+    """How many members of a run a tile holds at a time, and of how many runs."""
+    members = min(triton.next_power_of_2(run), MEMBERS)
+    return members, TILE // members
 
 
 def merged_specification(x, order, weights, biases, runs, shares):
