@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from ..check.command import PLACES
 from ..launching import configuration
 from .contest import COMPILED
 from .contests import CONTESTS
@@ -38,7 +39,7 @@ def warm(job: Job, args: argparse.Namespace) -> None:
             if mode != "forward" and not contest.learned:
                 continue
             peers = contest.all_peers(args.device)
-            for place in (0, 1):
+            for place in range(PLACES[job.dtype]):
                 with configuration(place):
                     answer(peers["ours"], contest, mode)
             for name in COMPILED:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what it imports must not come before --interpret is read
     from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
-PLACES = {"float32": 1, "float16": 2, "bfloat16": 2}  # how many configurations a kernel has at most
+PLACES = {"float32": 1, "float16": 3, "bfloat16": 3}  # how many configurations a kernel has at most
 
 
 @dataclass

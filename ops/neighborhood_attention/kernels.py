@@ -115,7 +115,7 @@ def load_table(Bias, head, WH: tl.constexpr, WW: tl.constexpr):
 def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.constexpr, PRECISION: tl.constexpr):
     """Logits in base 2, (queries, keys); `seen` is what `windows` says of the queries."""
     down, right = keys[0][None, :] - seen[0], keys[1][None, :] - seen[1]
-    attended = (down >= 0) & (down < WH) & (right >= 0) & (right < WW)
+    attended = (down.to(tl.uint32) < WH) & (right.to(tl.uint32) < WW)  # unsigned, what is negative is large
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     if Bias is not None:
         entry = ordinal(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)

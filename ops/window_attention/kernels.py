@@ -16,15 +16,27 @@ SIZES = ("packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
 
 @triton.jit
 def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr):
-    """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map."""
+    """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map.
+
+    Where windows are not packed the window is one number for all lanes.
+    """
     _, H, W, GH, GW, grid = sizes
-    window, token = pack * PACK + lane // PADDED, lane % PADDED
-    a, c = token // WW, token % WW
+    if PACK == 1:
+        window, token = pack, lane
+    else:
+        window, token = pack * PACK + lane // PADDED, lane % PADDED
+    # token // WW, exactly for the up to 1024 tokens of a window: this is computed for the lanes of every layout
+    a = token * (65536 // WW + 1) >> 16
+    c = token - a * WW
     # tokens are 1 apart and windows WH and WW, or the other way round: tokens GH and GW, windows 1
-    y = a * (1 + grid * (GH - 1)) + window // GW * (WH + grid * (1 - WH))
-    x = c * (1 + grid * (GW - 1)) + window % GW * (WW + grid * (1 - WW))
-    real = (token < WH * WW) & (window < GH * GW)
-    return window, a, c, y, x, real, real & (y < H) & (x < W)
+    step_y, step_x = 1 + grid * (GH - 1), 1 + grid * (GW - 1)
+    top, left = window // GW * (WH + grid * (1 - WH)), window % GW * (WW + grid * (1 - WW))
+    inside = (a < tl.cdiv(H - top, step_y)) & (c < tl.cdiv(W - left, step_x))
+    if PACK == 1:
+        real = token < WH * WW
+    else:
+        real = (token < WH * WW) & (window < GH * GW)
+    return window, a, c, top + a * step_y, left + c * step_x, real, real & inside
 
 
 @triton.jit
@@ -47,16 +59,24 @@ def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK
 @triton.jit
 def relate(
     q, k, Bias, head, scale, query, key, queries, keys, attended,
-    WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Logits in base 2, (queries, keys), of tiles number `query` and `key`, which begin as `locate` returns them."""
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-    together = (queries[0][:, None] == keys[0][None, :]) & attended[None, :]
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if Bias is not None:
-        table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PARTS)
-        step = keys[1] * (2 * WW - 1) + keys[2] + ((WH - 1) * (2 * WW - 1) + WW - 1) - before
-        entry = step[None, :] - (queries[1] * (2 * WW - 1) + queries[2])[:, None]
-        logits += look_up(table, tl.where(together & queries[5][:, None], entry, 0))
+        table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PADDED * PACK // BLOCK)
+        # lanes behind the last token stand where that does: every pair has an entry
+        last: tl.constexpr = (WH - 1) * (2 * WW - 1) + WW - 1
+        from_query = tl.minimum(queries[1] * (2 * WW - 1) + queries[2], last)
+        to_key = tl.minimum(keys[1] * (2 * WW - 1) + keys[2], last) + (last - before)
+        logits = tl.fma(logits, scale * LOG2E, look_up(table, to_key[None, :] - from_query[:, None]))
+    else:
+        logits *= scale * LOG2E
+    if PACK == 1:
+        together = attended[None, :]
+    else:
+        together = (queries[0][:, None] == keys[0][None, :]) & attended[None, :]
     return tl.where(together, logits, float("-inf"))
 
 
@@ -86,6 +106,12 @@ def load_queries(Q, strides, image, head, queries, SHARED: tl.constexpr, D: tl.c
 
 
 @triton.jit
+def finite(best):
+    """The largest logits; 0 for lanes without any key, which are never stored."""
+    return tl.where(best == float("-inf"), 0.0, best)
+
+
+@triton.jit
 def number(image, queries, sizes):
     """Each lane's pixel, numbered over all images."""
     return (image.to(tl.int64) * sizes[1] + queries[3]) * sizes[2] + queries[4]
@@ -107,20 +133,31 @@ def forward_kernel(
     lanes = tl.arange(0, BLOCK)
     queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for other in range(parts):
-        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        logits = relate(q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
-        new = tl.maximum(best, tl.max(logits, 1))
-        # lanes without any key stay finite: they are never stored
-        base = tl.where(new == float("-inf"), 0.0, new)
-        p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
-        total = total * shrink + tl.sum(p, 1)
-        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        best = new
+    if parts == 1:
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, queries, D, BLOCK_D)
+        logits = relate(
+            q, k, Bias, head, scale, 0, 0, queries, queries, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
+        )
+        best = tl.max(logits, 1)
+        p = tl.exp2(logits - finite(best)[:, None])
+        total = tl.sum(p, 1)
+        out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    else:
+        best = tl.full([BLOCK], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+        for other in range(parts):
+            keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+            k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+            logits = relate(
+                q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
+            )
+            new = tl.maximum(best, tl.max(logits, 1))
+            base = finite(new)
+            p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
+            total = total * shrink + tl.sum(p, 1)
+            out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+            best = new
     total = tl.where(total == 0.0, 1.0, total)
     token = number(image, queries, sizes)
     store_tokens(Out, token, head, heads, queries[6], out / total[:, None], D, BLOCK_D)
@@ -154,7 +191,9 @@ def backward_queries_kernel(
     for other in range(parts):
         keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        logits = relate(q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
+        logits = relate(
+            q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
+        )
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
@@ -173,22 +212,75 @@ def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, W
 
 
 @tuned(SIZES, BACKWARD)
-def backward_keys_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
+def backward_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile of keys in each of `share` packs, and what is summed over these: of bias, of K0 and V0.
+    """Where a window is one tile: all gradients of `share` packs, those of bias, of K0 and V0 summed over these.
 
-    Where a window is one tile, the gradients of the queries too: nothing is computed twice then.
+    What is complete is stored at once: registers are what limits how many programs a multiprocessor has.
     """
+    sizes = heads, H, W, GH, GW, grid
+    head, group = tl.program_id(0) % heads, tl.program_id(0) // heads
+    lanes = tl.arange(0, BLOCK)
+    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
+    dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    for flat in range(group * share, tl.minimum(group * share + share, total)):
+        pack, image = flat % packs, flat // packs
+        tokens = locate(lanes, pack, sizes, WH, WW, PADDED, PACK)
+        token, inside = number(image, tokens, sizes), tokens[6]
+        beyond = (tokens[5] & (inside == 0))[:, None]
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+        q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
+        grad = load_tokens(Grad, offset(strides_g, image, head, tokens[3], tokens[4]), strides_g, inside, D, BLOCK_D)
+        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+        logits = relate(q, k, Bias, head, scale, 0, 0, tokens, tokens, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION)
+        p = tl.exp2(logits - lse[:, None])
+        dv = tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+        store_tokens(DV, token, head, heads, inside, dv, D, BLOCK_D)
+        if K0 is not None:
+            dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
+        dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+        ds = p * (dp - tl.sum(p * dp, 1)[:, None])
+        if DPairs is not None:
+            pairs += ds
+        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION) * scale
+        store_tokens(DK, token, head, heads, inside, dk, D, BLOCK_D)
+        if K0 is not None:
+            dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
+        dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION) * scale
+        store_tokens(DQ, query_place(image, tokens, sizes, SHARED, WH, WW), head, heads, inside, dq, D, BLOCK_D)
+    if K0 is not None:
+        store_outside(DOutside, group, head, heads, dk0, dv0, D, BLOCK_D)
+    if DPairs is not None:
+        place = (group * heads + head).to(tl.int64) * (BLOCK * BLOCK) + lanes[:, None] * BLOCK + lanes[None, :]
+        tl.store(DPairs + place, pairs)
+
+
+@triton.jit
+def store_outside(DOutside, place, head, heads, dk0, dv0, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The gradients of K0 and V0 that one program has; DOutside is (programs of a head, heads, 2, D)."""
+    d = tl.arange(0, BLOCK_D)
+    start = (place * heads + head).to(tl.int64) * (2 * D) + d
+    tl.store(DOutside + start, dk0, mask=d < D)
+    tl.store(DOutside + start + D, dv0, mask=d < D)
+
+
+@tuned(SIZES, BACKWARD)
+def backward_keys_kernel(
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
+    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Where a window is several tiles: gradients of a tile of keys in each of `share` windows, and of K0 and V0."""
     sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED * PACK // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, group = rest % parts, rest // parts
     lanes = tl.arange(0, BLOCK)
-    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
@@ -202,24 +294,14 @@ def backward_keys_kernel(
             start = offset(strides_g, image, head, queries[3], queries[4])
             grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
             lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+            delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
             logits = relate(
-                q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION
+                q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
             )
             p = tl.exp2(logits - lse[:, None])
-            dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-            if parts == 1:
-                delta = tl.sum(p * dp, 1)
-            else:
-                delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-            ds = p * (dp - delta[:, None])
+            ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
             dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
-            if parts == 1:
-                dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION) * scale
-                place = query_place(image, queries, sizes, SHARED, WH, WW)
-                store_tokens(DQ, place, head, heads, inside, dq, D, BLOCK_D)
-                if DPairs is not None:
-                    pairs += ds
         dk *= scale
         token = number(image, keys, sizes)
         store_tokens(DK, token, head, heads, keys[6], dk, D, BLOCK_D)
@@ -229,13 +311,7 @@ def backward_keys_kernel(
             dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
             dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
     if K0 is not None:
-        d = tl.arange(0, BLOCK_D)
-        place = ((group * parts + part) * heads + head).to(tl.int64) * (2 * D) + d
-        tl.store(DOutside + place, dk0, mask=d < D)
-        tl.store(DOutside + place + D, dv0, mask=d < D)
-    if parts == 1 and DPairs is not None:
-        place = (group * heads + head).to(tl.int64) * (BLOCK * BLOCK) + lanes[:, None] * BLOCK + lanes[None, :]
-        tl.store(DPairs + place, pairs)
+        store_outside(DOutside, group * parts + part, head, heads, dk0, dv0, D, BLOCK_D)
 
 
 @tuned(SIZES, BACKWARD)
@@ -263,7 +339,9 @@ def backward_bias_kernel(
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
         delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-        logits = relate(q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, BLOCK, parts, PRECISION)
+        logits = relate(
+            q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
+        )
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         pairs += tl.exp2(logits - lse[:, None]) * (dp - delta[:, None])
     N: tl.constexpr = PADDED * PACK

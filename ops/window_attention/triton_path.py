@@ -8,7 +8,13 @@ from ..launching import launch, precision
 from ..registration import register, under_autocast
 from ..tiles import collect_table
 from . import reference
-from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
+from .kernels import (
+    backward_bias_kernel,
+    backward_kernel,
+    backward_keys_kernel,
+    backward_queries_kernel,
+    forward_kernel,
+)
 
 TILE = 64  # lanes of queries, and of keys, that meet in one product
 PROGRAMS = 1024  # about as many share a sum over all windows: a few for each multiprocessor
@@ -101,19 +107,23 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
     if plan.shared:
         # one query serves all windows: what each of them gives it is kept apart, then summed
         dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
-    delta = pairs = None
-    if plan.parts > 1:
+    summed = plan.outside or (bias is not None and plan.parts == 1)
+    groups, share = plan.groups(plan.heads * plan.parts) if summed else (plan.total, 1)
+    outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
+    cut = (*strides, plan.total, share, *plan.sizes, scale)
+    pairs = None
+    if plan.parts == 1:
+        if bias is not None:
+            pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
+        made = (dq, dk, dv, pairs, outside)
+        launch(backward_kernel, groups * plan.heads, *given, lse, *made, *cut, **plan.constants)
+    else:
         delta = lse.new_empty(lse.shape)
         programs = plan.total * plan.parts * plan.heads
         last = (out, lse, dq, delta, *strides, *plan.sizes, scale)
         launch(backward_queries_kernel, programs, *given, *last, **plan.constants)
-    summed = (bias is not None and plan.parts == 1) or plan.outside
-    groups, share = plan.groups(plan.heads * plan.parts) if summed else (plan.total, 1)
-    if bias is not None and plan.parts == 1:
-        pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-    outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
-    last = (lse, delta, dq, dk, dv, pairs, outside, *strides, plan.total, share, *plan.sizes, scale)
-    launch(backward_keys_kernel, groups * plan.parts * plan.heads, *given, *last, **plan.constants)
+        programs = groups * plan.parts * plan.heads
+        launch(backward_keys_kernel, programs, *given, lse, delta, dk, dv, outside, *cut, **plan.constants)
     if bias is not None and plan.parts > 1:
         groups, share = plan.groups(plan.heads * plan.parts**2)
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
