@@ -210,7 +210,8 @@ def test_a_batch_in_parts_is_said(monkeypatch):
     assert planned(*paper).said(None, None) == [
         "1024 images a step: 8 parts of 128, one after the other on one process"
     ]
-    assert planned().said(None, None) == []
+    assert planned().said(None, None) == planned().said(None, 1) == []
+    assert planned().said(None, 2)[0] == "1024 images a step: all at once, on one process"
     monkeypatch.setattr(plan.distributed, "size", lambda: 2)
     assert planned(*paper).said("ddp", None) == ["1024 images a step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
 

@@ -37,8 +37,7 @@ PHASES = {
     "imagenet21k_to_1k_finetune_384": "imagenet21k_to_1k_384",
     "imagenet21k_to_1k_finetune_512": "imagenet21k_to_1k_512",
 }
-
-
+# data of the facts -> task here
 DENSE = {"ade20k": "segment", "coco": "detect"}
 
 
