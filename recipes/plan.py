@@ -54,12 +54,16 @@ class Plan:
 
     def said(self, parallel: str | None, before: int | None) -> list[str]:
         """How the batch is kept, for the log; `before` is how many parts it had so far."""
-        where = f"{self.world} processes ({parallel})" if self.world > 1 else "one process"
-        parts = f"{self.parts} parts of {self.micro}"
-        lines = [f"{self.batch} images a step: {parts}, {self.accumulate} on each of {where}"]
+        each = f"{self.accumulate} on each of {self.world} processes ({parallel})"
+        where = each if self.world > 1 else "one after the other on one process"
+        cut = f"{self.parts} parts of {self.micro}, {where}" if self.parts > 1 else "all at once, on one process"
+        lines = [f"{self.batch} images a step: {cut}"]
         if before not in (None, self.parts):
-            lines += [f"the parts were {before} before: other images than then are normed and mixed with each other"]
-        return lines if before or self.parts > 1 else []
+            return [
+                *lines,
+                f"the parts were {before} before: other images than then are normed and mixed with each other",
+            ]
+        return lines if self.parts > 1 else []
 
     def evaluates(self, step: int) -> bool:
         """Whether the weights after `step` steps are evaluated."""

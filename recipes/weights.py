@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import zoo
 from recipes.config import ConfigError
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, load_config
@@ -31,7 +33,13 @@ def file_of(given: str, weights: str = "auto") -> Path:
 
 
 def check_model(given: str, name: str) -> None:
-    """Raises ConfigError where a run trained another model than `name`; tags of weights do not count."""
+    """Raises ConfigError where a run trained another model than `name`; tags of weights and sizes do not count."""
     own = load_config(Path(given)).model.name
-    if own.split(".")[0] != name.split(".")[0]:
+    if _variant(own) != _variant(name):
         raise ConfigError(f"the run {given} trained {own}, and this is {name}: give model={own}, or another checkpoint")
+
+
+def _variant(name: str) -> str:
+    """A name without its tag, of the zoo's without its size too: maxvit_t_384 has maxvit_t's weights, resized."""
+    name = name.split(".")[0]
+    return re.sub(r"_\d{3}(_k\d+)?$", "", name) if name in zoo.variants() else name

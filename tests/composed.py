@@ -2,8 +2,8 @@
 
 python tests/composed.py < cases.json > composed.json
 
-Takes a list of [model, phase] and gives for each what recipe=paper makes of it: the flat configuration, and which of
-its values are marked as chosen.
+Takes a list of [model, phase, task] and gives for each what recipe=paper makes of it: the flat configuration, and which
+of the recipe's keys are published and which chosen, as its table has it.
 """
 
 import json
@@ -12,12 +12,16 @@ import sys
 from recipes import papers
 from recipes.config import checks, compose
 
+DATA = {"classify": "imagenet", "segment": "ade20k", "detect": "coco"}
+
 
 def main():
     found = []
-    for model, phase in json.load(sys.stdin):
-        cfg = compose(["recipe=paper", f"model={model}", f"paper.phase={phase}", "data=imagenet"])
-        found.append({"cfg": checks.flat(cfg), "chosen": sorted(papers.chosen(model, phase))})
+    for model, phase, task in json.load(sys.stdin):
+        case = [f"task={task}", f"data={DATA[task]}", f"model={model}", f"paper.phase={phase}"]
+        keys, chosen = papers.values(model, phase, task).keys(), papers.chosen(model, phase, task)
+        kinds = {"published": sorted(keys - chosen), "chosen": sorted(chosen)}
+        found.append({"cfg": checks.flat(compose(["recipe=paper", *case])), **kinds})
     json.dump(found, sys.stdout)
 
 

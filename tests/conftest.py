@@ -5,6 +5,8 @@ import os
 # two test processes on two cores, each with its own threads, would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("published")

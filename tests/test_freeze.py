@@ -154,6 +154,23 @@ def test_a_run_s_folder_is_its_best_weights(first):
     assert not all(torch.equal(tensor, best.tensors("model")[name]) for name, tensor in best.tensors("ema").items())
 
 
+def test_fine_tuning_at_another_size_starts_from_a_run(tmp_path):
+    """As recipe=paper does: MaxViT, DiNAT and GC ViT have a name for each size, and tables for each window."""
+    small = ["data=digits", "model.depths=[1,1,1,1]", "model.dims=[32,32,32,32]", "data.workers=0"]
+    run = ["data.img_size=64", "data.batch_size=8", "train.steps=1", "data.eval_batch_size=256", "name=first"]
+    train_here(tmp_path, "recipe=paper", "model=maxvit_t", *small, *run)
+    large = [*small, "data.img_size=96", f"model.checkpoint={tmp_path / 'first'}"]
+    task = classify.Task(config.compose(["recipe=paper", "model=maxvit_t_384", *large]))
+    ours, theirs = task.build_model(task.build_data()).state_dict(), find_checkpoint(tmp_path / "first").tensors("ema")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if not name.endswith("rpb"))
+    tables = [name for name in ours if name.endswith("rpb")]
+    assert len(tables) == 8 and {(theirs[name].shape[-1], ours[name].shape[-1]) for name in tables} == {(3, 5)}
+    task.cfg.model.name = "maxvit_s_384"
+    with pytest.raises(ConfigError, match="trained maxvit_t, and this is maxvit_s_384: give model=maxvit_t"):
+        task.build_model(task.build_data())
+
+
 def test_folders_that_are_no_start(first, tmp_path):
     with pytest.raises(RunError, match=r"holds no run: .*config\.yaml is not there"):
         made(tmp_path)

@@ -1,4 +1,4 @@
-"""Published recipes of dense tasks where they are used: what a model is built with, and a few steps on tiny data."""
+"""Published recipes of dense tasks in use: which is taken, what a model is built with, a few steps on tiny data."""
 
 import json
 
@@ -8,14 +8,55 @@ import timm
 import torch
 from PIL import Image
 
+import facts
 from children import lines, train_here
 from recipes import models
-from recipes.config import compose
+from recipes.config import ConfigError, compose
 from recipes.plan import Plan
 from recipes.statistics import Statistics
 from recipes.tasks import segment
 from zoo.heads import detector
 from zoo.recognise import layouts_of
+
+# families, or sizes of them, whose dense training is not in the fact base, with the reason
+UNPUBLISHED = {
+    ("segment", "maxvit_t"): "the authors report no ADE20K",
+    ("segment", "gcvit_t"): "neither code nor recipe",
+    ("segment", "davit_s"): "the released files are of size T",
+    ("segment", "sgformer_s"): "neither code nor recipe",
+    ("segment", "stvit_s"): "neither code nor recipe",
+    ("detect", "gcvit_s"): "the released files are of size T",
+    ("detect", "davit_b"): "the released files are of size T",
+    ("detect", "sgformer_s"): "neither code nor recipe",
+    ("detect", "stvit_b"): "neither code nor recipe",
+}
+
+
+@pytest.mark.parametrize(("task", "model"), UNPUBLISHED)
+def test_what_is_not_published_is_refused(task, model):
+    assert (model, task) not in {(model, task) for model, _, task in facts.dense()}
+    with pytest.raises(ConfigError, match=f"no published recipe for {model}, task={task}: expected one of .*litv2_s"):
+        compose(["recipe=paper", f"task={task}", f"model={model}"])
+
+
+def test_the_first_phase_is_the_default():
+    for task, model, head in (
+        ("segment", "biformer_s", "upernet"), ("segment", "litv2_s", "semantic_fpn"),
+        ("detect", "davit_t", "mask_rcnn"), ("detect", "dinat_b", "cascade_mask_rcnn"),
+        ("detect", "maxvit_t", "cascade_mask_rcnn"),
+    ):  # fmt: skip
+        assert compose(["recipe=paper", f"task={task}", f"model={model}"]).task.head == head
+    short = compose(["recipe=paper", "task=detect", "model=davit_t"])
+    assert (short.train.epochs, short.data.batch_size) == (12, 16)
+    with pytest.raises(ConfigError, match=r"paper\.phase=coco_maskrcnn_3x is not published for biformer_s"):
+        compose(["recipe=paper", "task=detect", "model=biformer_s", "paper.phase=coco_maskrcnn_3x"])
+
+
+def test_the_command_line_beats_a_dense_recipe():
+    given = ["model.n_win=7", "hardware.amp=null", "task.head=fcn", "optim.no_decay=[*rpb]", "train.drop_path_rate=0.0"]
+    cfg = compose([*given, "recipe=paper", "task=segment", "model=biformer_s"])
+    assert (cfg.model.n_win, cfg.hardware.amp, cfg.task.head) == (7, None, "fcn")
+    assert (cfg.optim.no_decay, cfg.train.drop_path_rate, cfg.train.steps) == (["*rpb"], 0.0, 160000)
 
 
 def test_norms_of_the_backbone_may_keep_their_statistics():

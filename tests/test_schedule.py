@@ -195,9 +195,25 @@ def test_a_run_learns_at_what_is_written(tmp_path):
     assert len(made.scales) > 2
 
 
+def planned(*overrides):
+    return plan.make(compose(["data=imagenet", "data.batch_size=1024", *overrides]), schedule.Counted("set", 5000))
+
+
 def parts(*overrides):
-    made = plan.make(compose(["data=imagenet", "data.batch_size=1024", *overrides]), schedule.Counted("set", 5000))
+    made = planned(*overrides)
     return made.parts, made.micro
+
+
+def test_a_batch_in_parts_is_said(monkeypatch):
+    """One device does what the authors' did together, or two half of it each; what is whole needs no word."""
+    paper = ["recipe=paper", "model=biformer_t"]
+    assert planned(*paper).said(None, None) == [
+        "1024 images a step: 8 parts of 128, one after the other on one process"
+    ]
+    assert planned().said(None, None) == planned().said(None, 1) == []
+    assert planned().said(None, 2)[0] == "1024 images a step: all at once, on one process"
+    monkeypatch.setattr(plan.distributed, "size", lambda: 2)
+    assert planned(*paper).said("ddp", None) == ["1024 images a step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
 
 
 def test_parts_are_no_larger_than_asked():

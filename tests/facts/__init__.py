@@ -1,5 +1,6 @@
 """What is published about the training of each family, and which model and phase here it is about."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -36,17 +37,33 @@ PHASES = {
     "imagenet21k_to_1k_finetune_384": "imagenet21k_to_1k_384",
     "imagenet21k_to_1k_finetune_512": "imagenet21k_to_1k_512",
 }
+# data of the facts -> task here
+DENSE = {"ade20k": "segment", "coco": "detect"}
 
 
 def classification():
     """{(model, phase): what is published}; a variant that the zoo has not is a KeyError."""
+    return {
+        (_model(task, family, variant), _phase(task, variant)): fact
+        for task, family, variant, fact in _records("imagenet")
+    }
+
+
+def dense():
+    """{(model, phase, task): what is published} of segmentation and detection; a variant as in `classification`."""
+    return {
+        (NAMES[family][re.sub(r"_(ws)?\d+$", "", variant)], _dense_phase(phase, variant), DENSE[data]): fact
+        for data in DENSE
+        for phase, family, variant, fact in _records(data)
+    }
+
+
+def _records(data):
     recipes = yaml.load(FILE.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["recipes"]
-    found = {}
-    for task in (task for task in recipes if task.startswith("imagenet")):
+    for task in (task for task in recipes if task.startswith(data)):
         for family, variants in recipes[task].items():
             for variant, fact in variants.items():
-                found[_model(task, family, variant), _phase(task, variant)] = fact
-    return found
+                yield task, family, variant, fact
 
 
 def _model(task, family, variant):
@@ -58,3 +75,8 @@ def _model(task, family, variant):
 
 def _phase(task, variant):
     return "torchvision" if variant.startswith("torchvision") else PHASES[task]
+
+
+def _dense_phase(phase, variant):
+    """LITv2's windows are phases of their own: small_ws2 of coco_maskrcnn_1x is of coco_maskrcnn_1x_ws2."""
+    return f"{phase}_{variant.split('_')[1]}" if "_ws" in variant else phase
