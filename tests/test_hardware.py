@@ -1,15 +1,17 @@
 """What a run does on a GPU, as far as a machine without one can tell."""
 
 import os
+import platform
 import shutil
 
 import pytest
 import torch
 
 from children import SMALL, flags_restored, note_overrides, train_here
-from recipes import config, hardware
+from recipes import config, data, hardware, provenance
 from recipes.checkpoint import read
 from recipes.config import ConfigError
+from recipes.data import build
 
 
 @pytest.fixture
@@ -69,3 +71,18 @@ def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, befo
 def scaled(monkeypatch, enabled: bool) -> None:
     """Let losses be scaled, or not, as float16 on a GPU is."""
     monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))
+
+
+@pytest.mark.parametrize(("asked", "named"), [("cpu", platform.machine()), ("auto", "a GPU"), ("cuda:1", "a GPU")])
+def test_the_device_that_is_noted_is_the_one_in_use(tmp_path, gpus, monkeypatch, asked, named):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    provenance.note_session(tmp_path, [], 0, asked)
+    assert provenance.last_session(tmp_path)["device"] == named
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_memory_is_pinned_for_a_gpu_that_is_used(gpus, monkeypatch, used):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    source = build(config.compose(SMALL)).train
+    loader = data.loader._loader(source, 0)
+    assert loader.pin_memory == used
