@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -115,8 +116,10 @@ def setup(cfg: DictConfig) -> Hardware:
         )
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    if hardware.deterministic if hardware.deterministic is not None else device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+    strict = device.type == "cpu" if hardware.deterministic is None else hardware.deterministic
+    torch.use_deterministic_algorithms(strict)  # or not: the run before, of a sweep, may have asked for it
+    if strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products raise on a GPU
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
         torch.backends.cudnn.benchmark = False
     memory_format = torch.channels_last if hardware.channels_last else torch.preserve_format
@@ -135,8 +138,21 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"hardware.device={name} is not available here; there is {there}")
     if distributed.size() > 1:
         return _own_device(name)
-    # a GPU is meant by its number throughout: torch.cuda.set_device takes no other
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+    return _gpu(name) if kind == "cuda" else torch.device(name)
+
+
+def _gpu(name: str) -> torch.device:
+    """A GPU by its number, which torch.cuda.set_device wants; without one the GPU that torch has chosen."""
+    device, here = torch.device(name), torch.cuda.device_count()
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.index >= here:
+        raise ConfigError(f"hardware.device={name} is not available here; there is {_range(here)}")
+    return device
+
+
+def _range(here: int) -> str:
+    return "cuda:0" if here == 1 else f"cuda:0 to cuda:{here - 1}"
 
 
 def _own_device(name: str) -> torch.device:

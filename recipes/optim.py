@@ -223,5 +223,5 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:  # a count of steps has none
                 values[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

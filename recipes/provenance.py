@@ -45,8 +45,8 @@ def first_overrides(folder: Path) -> list[str]:
     return first_session(folder)["overrides"]
 
 
-def note_session(folder: Path, overrides: list[str], step: int) -> None:
-    """Append this start of the run, which goes on from `step`."""
+def note_session(folder: Path, overrides: list[str], step: int, device: str) -> None:
+    """Append this start of the run, which goes on from `step`, on the `device` that the configuration asks for."""
     line = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": step,
@@ -55,7 +55,7 @@ def note_session(folder: Path, overrides: list[str], step: int) -> None:
         "sweep": os.environ.get(SWEEP),
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": _named(device),
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "job": distributed.job(),
@@ -76,6 +76,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return {**found, "torch": torch.__version__}  # with its build: CUDA, ROCm or CPU
+
+
+def _named(device: str) -> str:
+    on_gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else platform.machine()
 
 
 def _git() -> dict[str, Any] | None:

@@ -69,7 +69,7 @@ class Run:
             if self.known:
                 self.store.set_aside(newer_than=self.step if self.resumed else -1)
                 _drop_lines(self.metrics, self.step)
-                note_session(self.folder, overrides, self.step)
+                note_session(self.folder, overrides, self.step, self.cfg.hardware.device)
             else:
                 self._make(overrides, data)
 
@@ -78,7 +78,7 @@ class Run:
         _lock(self.folder)
         _refuse_used(self.folder)  # by a process that was quicker
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
-        note_session(self.folder, overrides, 0)
+        note_session(self.folder, overrides, 0, self.cfg.hardware.device)
         kept = ("num_classes", "class_names", "img_size", "left_out")
         _replace(self.folder / "data.json", json.dumps({key: getattr(data, key) for key in kept}))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run

@@ -131,7 +131,8 @@ class State:
         """
         check_position(checkpoint.state.get("data"), self.position(checkpoint.state["step"]))
         self._load_tensors(checkpoint)
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if checkpoint.state["scaler"]:  # empty where the loss was not scaled so far, on a CPU or in bfloat16
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]
         self.skipped = checkpoint.state.get("skipped", 0)  # not in checkpoints of the first version

@@ -231,8 +231,9 @@ def _start_worker(_: int) -> None:
 
 
 def _loader(source: Source, workers: int) -> DataLoader:
+    on_gpu = torch.cuda.is_initialized()  # where the model is by now, if the run uses one
     # without a GPU the workers have no core more than this process: sending bytes, a quarter of floats, saves more
-    late = workers > 0 and source.normalize is not None and not torch.cuda.is_available()
+    late = workers > 0 and source.normalize is not None and not on_gpu
     # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
     copied = copy.copy(source)
     return DataLoader(
@@ -242,7 +243,7 @@ def _loader(source: Source, workers: int) -> DataLoader:
         collate_fn=partial(_collate, collate=copied.collate),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_gpu,
         # the loader draws a seed for its workers: from here, not from the caller's random state
         generator=torch.Generator().manual_seed(seed_of(Stream.WORKERS, source.seed)),
     )

@@ -1,0 +1,88 @@
+"""What a run does on a GPU, as far as a machine without one can tell."""
+
+import os
+import platform
+import shutil
+
+import pytest
+import torch
+
+from children import SMALL, flags_restored, note_overrides, train_here
+from recipes import config, data, hardware, provenance
+from recipes.checkpoint import read
+from recipes.config import ConfigError
+from recipes.data import build
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> list[torch.device]:
+    """Two GPUs, of which torch has chosen the second; the list is of those that are chosen from then on."""
+    chosen: list[torch.device] = []
+
+    def choose(device: torch.device) -> None:
+        if device.index is None:  # as torch.cuda.set_device does
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+        chosen.append(device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what a run sets is undone
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with flags_restored():
+        yield chosen
+
+
+@pytest.mark.parametrize(("asked", "number"), [("auto", 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_is_chosen_by_its_number(gpus, asked, number):
+    machine = hardware.setup(config.compose([f"hardware.device={asked}"]))
+    assert gpus == [machine.device] == [torch.device("cuda", number)]
+
+
+def test_a_gpu_that_is_not_there(gpus):
+    with pytest.raises(ConfigError, match=r"hardware\.device=cuda:2 is not available here; there is cuda:0 to cuda:1"):
+        hardware.setup(config.compose(["hardware.device=cuda:2"]))
+
+
+def test_repeatable_arithmetic_is_for_one_run(gpus):
+    hardware.setup(config.compose(["hardware=gpu", "hardware.deterministic=true"]))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # without it torch refuses matrix products
+    hardware.setup(config.compose(["hardware=gpu"]))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, before):
+    """Begun in bfloat16 and resumed in float16 on a GPU, or the other way round."""
+    options = [*SMALL, "train.steps=2", "train.save_every=1", "sched.warmup=0"]
+    scaled(monkeypatch, before)
+    train_here(tmp_path, *options, "name=run")
+    for name in ("best-00000002", "step-00000002"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+    note_overrides(tmp_path / "run", options)
+    scaled(monkeypatch, not before)
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    steps = [read(path).state for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
+    assert [bool(state["scaler"]) for state in steps] == [before, not before]
+
+
+def scaled(monkeypatch, enabled: bool) -> None:
+    """Let losses be scaled, or not, as float16 on a GPU is."""
+    monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))
+
+
+@pytest.mark.parametrize(("asked", "named"), [("cpu", platform.machine()), ("auto", "a GPU"), ("cuda:1", "a GPU")])
+def test_the_device_that_is_noted_is_the_one_in_use(tmp_path, gpus, monkeypatch, asked, named):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    provenance.note_session(tmp_path, [], 0, asked)
+    assert provenance.last_session(tmp_path)["device"] == named
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_memory_is_pinned_for_a_gpu_that_is_used(gpus, monkeypatch, used):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    source = build(config.compose(SMALL)).train
+    loader = data.loader._loader(source, 0)
+    assert loader.pin_memory == used
