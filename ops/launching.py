@@ -32,7 +32,7 @@ def choice(warps: int, stages: int, registers: int | None = None) -> triton.Conf
 
 # With two warps, tiles of 64 by 64 do not fit into registers. Products of float32 are computed from registers, one
 # number at a time, and need eight warps; without a limit the compiler would rather spill than use all there are. In
-# half precision fewer registers let one more program share a multiprocessor; eight warps are for heads of many channels.
+# half precision fewer registers let one more program share a multiprocessor; heads of many channels need eight warps.
 FORWARD = Choices(half=(choice(4, 2), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 1, 128),))
 # For backward passes, and what else has no loop to load ahead in or too many products alive for a second stage.
 BACKWARD = Choices(half=(choice(4, 1), choice(4, 1, 168), choice(8, 1)), float32=(choice(8, 1),))
