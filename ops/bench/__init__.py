@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
-    parser.add_argument("--compiled", type=int, help="compiled peers only in so many calls of each op; default: in all")
+    parser.add_argument("--compiled", type=int, help="compiled peers only in so many calls of an op at the first image")
     parser.add_argument("--jobs", type=int, help="on a GPU: compile in so many processes before anything is timed")
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=int, default=15)

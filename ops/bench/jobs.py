@@ -56,6 +56,6 @@ def sides(image: str) -> tuple[int, int]:
 
 def asked(job: Job, args: argparse.Namespace, peer: str) -> bool:
     """Whether a peer is to be timed in a job."""
-    if peer in COMPILED and args.compiled is not None and job.turn > args.compiled:
+    if peer in COMPILED and args.compiled is not None and (job.turn > args.compiled or job.image != args.images[0]):
         return False
     return args.peers is None or peer in args.peers

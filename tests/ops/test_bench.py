@@ -1,18 +1,21 @@
 """`python -m ops.bench`: it writes what it says, holds peers to the op, survives their failures, and stops in time."""
 
+import importlib
 import json
 import math
 
 import pytest
 import torch
 
-from ops import bench
+from ops import bench, launching
 from ops.bench.cases import BASE, MODELS, SMALL, Call, call, calls, flops, merged
 from ops.bench.contest import Contest, Peer
 from ops.bench.contests import CONTESTS
+from ops.bench.jobs import asked
 from ops.bench.measure import MODES, Machine, Row, held, measure, traffic
 from ops.bench.report import render
 
+prepare = importlib.import_module("ops.bench.prepare")  # a function of the package has its name
 QUICK = ["products", "sdpa", "timm", "unfold", "gathered", "gather", "softmax"]  # those that are not compiled
 
 
@@ -177,6 +180,30 @@ def test_the_most_important_comes_first():
     half = [job.image for job in jobs if job.dtype == "float32"]
     assert half == sorted(half, key=["224", "800x1344"].index)
     assert {(job.image, job.batch) for job in jobs} == {("224", 128), ("800x1344", 2)}
+
+
+def test_peers_that_are_compiled_are_asked_for_as_often_as_is_said():
+    args = bench.parse(["--device", "cuda", "--models", "davit_t", "--compiled", "2"])
+    jobs = bench.plan(args)
+    told = {(job.image, job.turn) for job in jobs if asked(job, args, "flex")}
+    assert told == {("224", 1), ("224", 2)}
+    assert all(asked(job, args, "sdpa") for job in jobs)
+
+
+def test_what_is_timed_is_compiled_before_in_every_configuration(monkeypatch):
+    args = bench.parse(
+        ["channel_attention", "--models", "davit_t", "--batch", "1", "--dtypes", "bfloat16", "--compiled", "1"]
+    )
+    seen = []
+    monkeypatch.setattr(prepare, "answer", lambda peer, contest, mode: seen.append((mode, launching._fixed)))
+    monkeypatch.setattr(prepare, "attempt", lambda peer, contest, mode, *_: seen.append((mode, peer)))
+    first, second = bench.plan(args)[:2]
+    prepare.warm(first, args)
+    assert [place for mode, place in seen if mode == "forward"][:3] == [0, 1, 2]
+    assert len(seen) == 2 * 4 and launching._fixed is None  # and the one peer that is compiled
+    seen.clear()
+    prepare.warm(second, args)
+    assert len(seen) == 2 * 3
 
 
 def test_defaults_on_a_cpu_are_small():

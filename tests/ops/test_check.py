@@ -26,6 +26,24 @@ def test_all_is_well(capsys, tmp_path):
     assert {"date", "device", "versions", "command"} < set(found)
 
 
+def test_several_processes_find_the_same(capsys):
+    arguments = ["--device", "cpu", "--cases", "channel_attention-", "--dtypes", "float32"]
+    printed = []
+    for jobs in "12":
+        assert main([*arguments, "--jobs", jobs]) == 0
+        printed.append(capsys.readouterr().out.splitlines()[0])
+    assert printed[0] == printed[1] and "cases, at most" in printed[0]
+
+
+def test_what_is_zero_is_measured_by_the_largest():
+    zero = torch.zeros(2, dtype=torch.float64)
+    assert (
+        share(zero, zero.float(), zero.float() + 1e-7, largest=1.0)
+        < 1
+        < share(zero, zero.float(), zero.float() + 1e-6, 1.0)
+    )
+
+
 def test_a_wrong_implementation_is_found(capsys, monkeypatch):
     right = channel.torch_attend
     monkeypatch.setattr(channel, "torch_attend", lambda q, k, v, scale: right(q, k, v, scale * 1.01))

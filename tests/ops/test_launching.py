@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have one configuration", allow_module_level=True)
 
-from ops.launching import launch, precision
+from ops.launching import configuration, launch, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -40,6 +40,17 @@ def test_deterministic_algorithms_leave_nothing_to_the_tuner(kernel, dtype, warp
         torch.use_deterministic_algorithms(False)
     ((grid, _, constants),) = kernel.fn.launched
     assert grid == (3,) and constants["D"] == 32 and constants["num_warps"] == warps
+    assert len(kernel.launched) == 1
+
+
+@pytest.mark.parametrize(("place", "warps"), [(0, 4), (2, 8), (9, 8)])
+def test_a_configuration_can_be_fixed(kernel, place, warps):
+    x = torch.zeros(2, dtype=torch.bfloat16)
+    with configuration(0), configuration(place):
+        launch(kernel, 3, x, D=32)
+    ((_, _, constants),) = kernel.fn.launched
+    assert constants["num_warps"] == warps and not kernel.launched
+    launch(kernel, 3, x, D=32)
     assert len(kernel.launched) == 1
 
 
