@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="on a GPU: compile in so many processes before anything is timed")
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--minutes", type=int, help="begin no further call after so many; default: until all is done")
+    parser.add_argument("--minutes", type=float, help="begin no further call after so many; default: until all is done")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
     parser.add_argument("--json", type=Path, help="a file for the numbers, besides those of --out")
     parser.add_argument(
