@@ -69,7 +69,7 @@ class Plain(Dataset):
 def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardware, plans: plan.Plan) -> Iterator[None]:
     """A training loop as in timm's train.py, with nothing around it; every `next` is an optimiser step."""
     optimizer = create_optimizer_v2(model, **options(cfg))
-    ema = ModelEmaV3(model, decay=cfg.train.ema, use_warmup=True) if cfg.train.ema else None
+    ema = ModelEmaV3(model, decay=cfg.train.ema, use_warmup=cfg.train.ema_warmup) if cfg.train.ema else None
     workers = worker_count(data.train, cfg.data.workers)
     keep = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": machine.device.type == "cuda"}
     loader = DataLoader(Plain(data.train), batch_size=plans.micro, shuffle=True, drop_last=True, **keep)

@@ -187,11 +187,12 @@ def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:
 def make_ema(cfg: DictConfig, model: nn.Module, foreach: bool = True) -> ModelEmaV3 | None:
     """The moving average of the weights with decay `train.ema`, or None.
 
-    The decay of step n is min(train.ema, (1 + n) / (10 + n)), TensorFlow's rule: short runs average over their last
-    tenth, whatever the final decay.
+    With `train.ema_warmup` the decay of step n is min(train.ema, (1 + n) / (10 + n)), TensorFlow's rule: short runs
+    average over their last tenth, whatever the final decay.
 
     foreach  many tensors at once, which must be all sharded or all whole: parameters and buffers of FSDP2 are not
     """
     if cfg.train.ema is None:
         return None
-    return ModelEmaV3(model, decay=cfg.train.ema, foreach=foreach, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    warmup = dict(use_warmup=cfg.train.ema_warmup, warmup_gamma=9.0, warmup_power=1.0)
+    return ModelEmaV3(model, decay=cfg.train.ema, foreach=foreach, **warmup)
