@@ -20,10 +20,10 @@ from recipes.data.seeding import Stream
 
 SPLITS = ("train", "val")
 BACKGROUND = 10  # the class of all that is no digit
-SIDES = (0.3, 0.5)  # of a scan, as shares of the scene's short side
-SHRINK = 0.97  # of a scan from one try to place it to the next
+SIDES = (0.35, 0.65)  # of a scan, as shares of the scene's short side
+SHRINK = 0.985  # of a scan from one try to place it to the next
 SEEN = 0.8  # of its pixels must be left of every object, whatever lies over it
-SHARED = 0.25  # of the smaller of two scans may lie over or under the other, at the first try
+SHARED = 0.3  # of the smaller of two scans may lie over or under the other, at the first try
 CONTRAST = 90.0  # grey levels, at the least, between a digit and the ground under it
 MOST = 12  # things; more would have to lie over each other
 SMALLEST = 32  # pixels of the short side
