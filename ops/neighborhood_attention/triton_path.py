@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..launching import launch, precision
 from ..registration import register, under_autocast
-from ..tiles import collect_table
+from ..tiles import table_gradient
 from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -152,12 +151,12 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse):
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
     last = (lse, delta, dk, dv, outside, *strides, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
-    dbias = None if bias is None else bias_gradient(plan, given, strides, lse, delta).to(bias.dtype)
+    dbias = None if bias is None else bias_gradient(plan, bias, given, strides, lse, delta)
     return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
 
 
-def bias_gradient(plan: Plan, given: tuple, strides: list, lse: Tensor, delta: Tensor) -> Tensor:
-    """(heads, 2*wh - 1, 2*ww - 1), float32."""
+def bias_gradient(plan: Plan, bias: Tensor, given: tuple, strides: list, lse: Tensor, delta: Tensor) -> Tensor:
+    """Of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
     (top, height), (left, width) = plan.rows.span(), plan.columns.span()
     parts = -(-height * width // BLOCK)
     total, *axes = plan.tiles()
@@ -166,12 +165,7 @@ def bias_gradient(plan: Plan, given: tuple, strides: list, lse: Tensor, delta: T
     pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
     last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, plan.scale)
     launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
-    tile, (wh, ww) = plan.rows.tile, (plan.rows.window, plan.columns.window)
-    pairs = pairs.sum(0)[:, : tile * WIDTH, : height * width].unflatten(2, (height, width)).unflatten(1, (tile, WIDTH))
-    # in the middle of what is collected lies the query itself
-    top, left = top + wh - 1, left + ww - 1
-    beyond = [left, WIDTH + 2 * (ww - 1) - left - width, top, tile + 2 * (wh - 1) - top - height]
-    return collect_table(F.pad(pairs, beyond), 2 * wh - 1, 2 * ww - 1)
+    return table_gradient(pairs, bias, (plan.rows.tile, WIDTH), (top, left, height, width))
 
 
 def specification(q, k, v, bias, k0, v0, window, dilation, scale):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..launching import launch, precision
 from ..registration import register, under_autocast
-from ..tiles import collect_table
+from ..tiles import table_gradient
 from . import reference
 from .kernels import (
     backward_bias_kernel,
@@ -129,16 +129,12 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
         last = (lse, delta, pairs, *strides, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
-    dbias = None if pairs is None else table_gradient(pairs, plan.pack, *window).to(bias.dtype)
+    dbias = None
+    if pairs is not None:
+        window = tuple(window)
+        dbias = table_gradient(pairs, bias, window, (0, 0, *window), plan.pack, plan.lanes // plan.pack)
     dq = dq.sum(1).to(q.dtype) if plan.shared else dq
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
-
-
-def table_gradient(pairs: Tensor, pack: int, wh: int, ww: int) -> Tensor:
-    """(groups, heads, lanes, lanes), gradients of logits between lanes -> (heads, 2*wh - 1, 2*ww - 1)."""
-    pairs = pairs.sum(0).unflatten(2, (pack, -1)).unflatten(1, (pack, -1))  # (heads, pack, padded, pack, padded)
-    pairs = pairs.diagonal(dim1=1, dim2=3).sum(-1)[:, : wh * ww, : wh * ww]  # no window has pairs with another
-    return collect_table(pairs.unflatten(2, (wh, ww)).unflatten(1, (wh, ww)), 2 * wh - 1, 2 * ww - 1)
 
 
 def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:
