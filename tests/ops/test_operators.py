@@ -1,5 +1,6 @@
 """The kernels' operators as torch sees them, on any machine: on CPU tensors they compute their references."""
 
+import importlib
 import os
 
 import pytest
@@ -9,15 +10,17 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
-import ops.channel_attention.triton_path
-import ops.neighborhood_attention.triton_path
-import ops.routed_attention.triton_path
-import ops.super_token_attention.triton_path
-import ops.token_reallocation.triton_path
 from ops.check.cases import packed, random
 from ops.registration import NAMESPACE
 from ops.window_attention.triton_path import attend as window_attend
 
+PATHS = [
+    importlib.import_module(f"ops.{op}.triton_path")
+    for op in (
+        *("channel_attention", "neighborhood_attention", "routed_attention"),
+        *("super_token_attention", "token_reallocation"),
+    )
+]
 
 def leaves(*tensors):
     return [t.float().requires_grad_() for t in tensors]
@@ -83,3 +86,11 @@ def test_export_sees_one_operator():
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert names[0] == "attention_backbones.window_attention.default"
     torch.testing.assert_close(program.module()(q), Attention()(q))
+
+
+def test_defined_again_an_operator_is_the_new_one():
+    q, k, v = leaves(*packed(1, 5, 6, 2, 8).unbind(3))
+    before = PATHS[0].attend(q, k, v, 0.1)
+    again = importlib.reload(PATHS[0]).attend(q, k, v, 0.1)
+    torch.testing.assert_close(again, before)
+    torch.library.opcheck(operator("channel_attention"), (q, k, v, 0.1), test_utils="test_autograd_registration")
