@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have one configuration", allow_module_level=True)
 
-from ops.launching import configuration, launch, precision
+from ops.launching import choice, configuration, launch, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -17,7 +17,8 @@ class Kernel:
     """Notes how it is launched, in the place of a kernel and of its tuner."""
 
     def __init__(self, choices=None, fn=None):
-        self.choices, self.fn, self.launched = choices, fn, []
+        self.choices, self.fn, self.launched, self.chosen = choices, fn, [], {}
+        self.best_config = choice(2, 3)
 
     def __getitem__(self, grid):
         return lambda *values, **constants: self.launched.append((grid, values, constants))
@@ -52,6 +53,19 @@ def test_a_configuration_can_be_fixed(kernel, place, warps):
     assert constants["num_warps"] == warps and not kernel.launched
     launch(kernel, 3, x, D=32)
     assert len(kernel.launched) == 1
+
+
+def test_the_tuner_is_asked_once_for_constants_and_dtypes(kernel):
+    x, y = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
+    for values, constants in [((x, None, 5), {"D": 32}), ((x, y, 5), {"D": 32}), ((x, y, 5), {"D": 16})]:
+        before = len(kernel.launched), len(kernel.fn.launched)
+        launch(kernel, 3, *values, **constants)
+        assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1])
+        kernel.best_config = None  # of some other launch
+        launch(kernel, 7, *values, **constants)
+        assert kernel.fn.launched[-1] == ((7,), values, constants | choice(2, 3).all_kwargs())
+        assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1] + 1)
+        kernel.best_config = choice(2, 3)
 
 
 def test_the_tuner_is_asked_by_constants_alone_and_remembers():
