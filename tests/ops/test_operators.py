@@ -22,6 +22,7 @@ PATHS = [
     )
 ]
 
+
 def leaves(*tensors):
     return [t.float().requires_grad_() for t in tensors]
 
