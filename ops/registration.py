@@ -92,7 +92,8 @@ def register(
         return output
 
     def differentiate(ctx: Any, grad: Tensor, *unused: None) -> tuple:
-        given, made, nothing = ctx.saved_tensors[:count], ctx.saved_tensors[count:], [None] * len(ctx.others)
+        kept = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
+        given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
         # the operator is what refuses a second derivative
         if not torch.is_grad_enabled() and unseen((grad, *given)):
             return (*backward(grad, *given, *ctx.others, *made), *nothing)

@@ -8,6 +8,7 @@ from test_neighborhood_recorded import RECORD, answers, unpack
 from test_neighborhood_recorded import name as recorded_name
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
@@ -126,6 +127,14 @@ def test_a_mode_sees_operators_that_are_left_out_without_one():
     assert ours == [f"attention_backbones.window_attention{end}.default" for end in ("", "_backward")]
     for got, want in zip(seen, alone, strict=True):
         assert torch.equal(got, want)
+
+
+def test_checkpointed_gradients_are_the_same():
+    """Each saved tensor may be asked for once there."""
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    (want,) = torch.autograd.grad(window_call(q, None).square().sum(), q)
+    (got,) = torch.autograd.grad(checkpoint(window_call, q, None, use_reentrant=False).square().sum(), q)
+    assert torch.equal(got, want)
 
 
 class Names(TorchDispatchMode):
