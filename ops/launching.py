@@ -130,3 +130,8 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
 def precision() -> str:
     """How `tl.dot` multiplies float32: exactly, unless the user allows TF32 for torch's own matrix products."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def power_of_two(n: int) -> int:
+    """The first that is not below n >= 1. (Called on the host, triton.next_power_of_2 takes many times as long.)"""
+    return 1 << (n - 1).bit_length()

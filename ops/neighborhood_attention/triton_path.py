@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
 from ..tiles import table_gradient
 from ..window_attention import triton_path as windows
@@ -97,7 +96,7 @@ class Plan:
             WW=window[1],
             TW=WIDTH,
             BLOCK=BLOCK,
-            BLOCK_D=max(triton.next_power_of_2(D), 16),
+            BLOCK_D=max(power_of_two(D), 16),
             PRECISION=precision,
         )
 

@@ -3,10 +3,9 @@
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
 from ..tiles import table_gradient
 from . import reference
@@ -47,7 +46,7 @@ class Plan:
         B, H, W, heads, D = k
         wh, ww = window
         tokens, GH, GW = wh * ww, -(-H // wh), -(-W // ww)
-        padded = triton.next_power_of_2(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
+        padded = power_of_two(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
         self.pack = max(TILE // padded, 1)
         self.lanes = padded * self.pack
         self.parts = self.lanes // TILE  # tiles of a window; more than one only where it is not packed
@@ -66,7 +65,7 @@ class Plan:
             PADDED=padded,
             PACK=self.pack,
             BLOCK=TILE,
-            BLOCK_D=max(triton.next_power_of_2(D), 16),
+            BLOCK_D=max(power_of_two(D), 16),
             PRECISION=precision,
         )
 

@@ -9,7 +9,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have one configuration", allow_module_level=True)
 
-from ops.launching import choice, configuration, launch, precision
+import triton
+
+from ops.launching import choice, configuration, launch, power_of_two, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -82,3 +84,7 @@ def test_float32_is_exact_unless_tf32_is_allowed():
         assert precision() == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_powers_of_two_are_triton_s():
+    assert [power_of_two(n) for n in range(1, 300)] == [triton.next_power_of_2(n) for n in range(1, 300)]
