@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -58,7 +60,8 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
         configs = list({str(config): config for config in choices.half + choices.float32}.values())
         options = {"prune_configs_by": prune, "do_bench": brief, "cache_results": True}
         tuner = triton.autotune(configs, key=constants, **options)(kernel)
-        tuner.choices = choices
+        # finding again what it chose takes the tuner longer than a launch does
+        tuner.choices, tuner.chosen = choices, {}
         return tuner
 
     return decorate
@@ -70,6 +73,7 @@ def brief(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:
 
 
 _fixed: int | None = None  # which configuration runs, where none is to be measured
+_tuning = Lock()  # a tuner has one place for what it chose last
 
 
 @contextmanager
@@ -83,30 +87,51 @@ def configuration(place: int) -> Iterator[None]:
         _fixed = before
 
 
+@cache
 def interpreted() -> bool:
     """Whether kernels run on CPU tensors, slowly: TRITON_INTERPRET=1 has to be set before kernels are imported."""
     return bool(triton.knobs.runtime.interpret)
 
 
 def launch(kernel: Any, programs: int, *values: Any, **constants: Any) -> None:
-    """Runs `programs` programs of a kernel; strides pass as tuples.
+    """Runs `programs` programs of a kernel on the device of its first argument, a tensor; strides pass as tuples.
 
     Under torch.use_deterministic_algorithms always the first of its configurations, which is never measured then.
     """
     if is_recording():
         return write_down(kernel, values, constants)
-    device = next(value.device for value in values if isinstance(value, Tensor))
+    index = values[0].device.index
     # Triton launches on the current device, whatever device the tensors are on
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        # what was fastest on one day may not be on another, and adds up in another order
-        place = 0 if torch.are_deterministic_algorithms_enabled() else _fixed
-        if place is not None and not interpreted():
-            choices = kernel.choices.of(values)
-            constants |= choices[min(place, len(choices) - 1)].all_kwargs()
-            kernel = kernel.fn
-        kernel[(programs,)](*values, **constants)
+    with nullcontext() if index is None or index == torch.cuda.current_device() else torch.cuda.device(index):
+        if interpreted():
+            kernel[(programs,)](*values, **constants)
+        else:
+            configured(kernel, programs, values, constants)
+
+
+def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, Any]) -> None:
+    """Runs a kernel in the configuration that is set, or that its tuner chose, which is asked once for each dtype."""
+    # what was fastest on one day may not be on another, and adds up in another order
+    place = 0 if torch.are_deterministic_algorithms_enabled() else _fixed
+    if place is not None:
+        choices = kernel.choices.of(values)
+        options = choices[min(place, len(choices) - 1)].all_kwargs()
+    else:
+        key = (*constants.values(), *[value.dtype for value in values if isinstance(value, Tensor)])
+        options = kernel.chosen.get(key)
+    if options is None:
+        with _tuning:
+            kernel[(programs,)](*values, **constants)
+            kernel.chosen[key] = kernel.best_config.all_kwargs()
+    else:
+        kernel.fn[(programs,)](*values, **constants, **options)
 
 
 def precision() -> str:
     """How `tl.dot` multiplies float32: exactly, unless the user allows TF32 for torch's own matrix products."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def power_of_two(n: int) -> int:
+    """The first that is not below n >= 1. (Called on the host, triton.next_power_of_2 takes many times as long.)"""
+    return 1 << (n - 1).bit_length()

@@ -5,11 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from .launching import interpreted
 from .recording import is_recording
 
 NAMESPACE = "attention_backbones"
+
+ORDINARY = (Tensor, torch.nn.Parameter, type(None))
+
+_libraries: dict[str, torch.library.Library] = {}  # an operator lasts as long as its library
 
 
 def register(
@@ -23,6 +28,8 @@ def register(
     results: int = 2,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The operator `attention_backbones::<name>`, and beside it `<name>_backward`, which has no derivative.
+
+    Returns a function of the same arguments, which calls it where anything wants to see an operator.
 
     arguments      as in an operator's schema, tensors first: "Tensor q, Tensor? bias, int[] window, float scale"
     outputs        (*arguments) -> the tensors that forward returns, not filled; the first is the result, the others are
@@ -64,42 +71,81 @@ def register(
             return gradients(grad, *args)
         return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[:count])
 
-    def define(name: str, given: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> Callable:
-        schema = f"({given}) -> ({tensors(made)})"
-        fake, on_gpu, on_cpu = (alone(function) if made == 1 else function for function in (fake, on_gpu, on_cpu))
-        op = torch.library.custom_op(
-            f"{NAMESPACE}::{name}", on_gpu, mutates_args=(), device_types="cuda", schema=schema
-        )
-        op.register_kernel("cpu")(on_cpu)
-        op.register_fake(fake)
-        return op
-
     op = define(name, arguments, results, like_outputs, forward, on_cpu)
+    run = alone(forward) if results == 1 else forward
     if backward is None:
-        return op
+        return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
     given = ", ".join(["Tensor grad", arguments, *(f"Tensor out{i}" for i in range(results))])
     backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
 
     def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:count], *(output if results > 1 else [output]))
+        made = output if results > 1 else (output,)
+        ctx.save_for_backward(*inputs[:count], *made)
         ctx.others = inputs[count:]
+        # else autograd would fill a gradient of zeros for each
+        ctx.mark_non_differentiable(*made[1:])
+        ctx.set_materialize_grads(False)
 
-    def differentiate(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple:
-        given, made = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+    def run_and_keep(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
+        output = run(*args)
+        keep(ctx, args, output)
+        return output
+
+    def differentiate(ctx: Any, grad: Tensor, *unused: None) -> tuple:
+        kept = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
+        given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
+        # the operator is what refuses a second derivative
+        if not torch.is_grad_enabled() and unseen((grad, *given)):
+            return (*backward(grad, *given, *ctx.others, *made), *nothing)
         if grad.device.type == "cpu" and not interpreted():
             # not by an operator: autograd is off inside one
-            return (*by_specification(grad, *given, *ctx.others), *(None for _ in ctx.others))
+            return (*by_specification(grad, *given, *ctx.others), *nothing)
         found = backward_op(grad, *given, *ctx.others, *made)
         found = found if count > 1 else [found]
-        found = [gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)]
-        return (*found, *(None for _ in ctx.others))
+        return (*(gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)), *nothing)
 
     def refuse(ctx: Any, *grads: Tensor) -> tuple:
         raise RuntimeError(f"the 'triton' kernel of {name} has no second derivative: use impl='torch' for it")
 
-    op.register_autograd(differentiate, setup_context=keep)
-    backward_op.register_autograd(refuse)
-    return op
+    torch.library.register_autograd(op, differentiate, setup_context=keep, lib=_libraries[name])
+    torch.library.register_autograd(backward_op, refuse, lib=_libraries[f"{name}_backward"])
+    function = type(name, (torch.autograd.Function,), {"forward": run_and_keep, "backward": differentiate})
+
+    def call(*args: Any) -> Tensor | tuple[Tensor, ...]:
+        if not unseen(args[:count]):
+            return op(*args)
+        return function.apply(*args) if torch.is_grad_enabled() else run(*args)
+
+    return call
+
+
+def unseen(given: Sequence[Tensor | None]) -> bool:
+    """Whether kernels run on these tensors now, and nothing but autograd looks on: no compiler, mode or subclass.
+
+    Then no operator is needed, which would take the processor longer than all else that a launch does.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if not given[0].is_cuda and not (given[0].is_cpu and interpreted()):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(t) in ORDINARY for t in given)
+
+
+def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> OpOverload:
+    """An operator that returns `made` tensors; one that has the name is no more.
+
+    By a library of its own, since what `torch.library.custom_op` puts around each function takes longer than they do.
+    """
+    _libraries.pop(name, None)
+    library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library.define(f"{name}({arguments}) -> ({tensors(made)})", tags=(torch.Tag.pt2_compliant_tag,))
+    fake, on_gpu, on_cpu = (alone(function) if made == 1 else function for function in (fake, on_gpu, on_cpu))
+    library.impl(name, on_gpu, "CUDA")
+    library.impl(name, on_cpu, "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def learned(argument: Tensor | None) -> bool:

@@ -2,9 +2,11 @@
 
 import triton
 from torch import Tensor
-from torch.nn import functional as F
 from triton import language as tl
 
+from .launching import Choices, choice, launch, tuned
+
+ENTRIES = 64  # of a table, that one program sums
 LOG2E = tl.constexpr(1.4426950408889634)  # softmax is in base 2: exp2 is what the hardware has
 
 
@@ -46,22 +48,52 @@ def look_up(table, entry):
     return tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
 
 
-def collect_table(pairs: Tensor, rows: int, columns: int) -> Tensor:
-    """The gradient of a table of relative positions from the gradients of logits, summed over everything else.
+SIZES = ("queries", "keys", "count", "padded", "tall", "wide", "top", "left", "height", "width", "rows", "columns")
 
-    pairs    (heads, a, c, b, d): query in row a and column c of a tile, key in row b and column d
-    returns  (heads, a + b - 1, c + d - 1) cut to the `rows` and `columns` in its middle; entry (b - a, d - c) counted
-             from the last query. It is a sum along diagonals, in a fixed order and without atomics
+
+@tuned(SIZES, Choices(half=(choice(4, 1),), float32=(choice(4, 1),)))
+def backward_table_kernel(
+    Pairs, Table, queries, keys, count, padded, tall, wide, top, left, height, width, rows, columns,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of entries of a head: each is a sum over all pairs of a query and the key that lies so far from it."""
+    blocks = tl.cdiv(rows * columns, BLOCK)
+    head, entry = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    # the key of a query in row 0 and column 0, in the rectangle of keys
+    y, x = entry // columns - rows // 2 - top, entry % columns - columns // 2 - left
+    start = Pairs + head.to(tl.int64) * queries * keys
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, count * tall * wide, BLOCK):
+        query = first + tl.arange(0, BLOCK)
+        before, token = query // (tall * wide) * padded, query % (tall * wide)
+        row, column = y[None, :] + (token // wide)[:, None], x[None, :] + (token % wide)[:, None]
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        inside &= (query < count * tall * wide)[:, None] & (entry < rows * columns)[None, :]
+        place = (before + token)[:, None] * keys + before[:, None] + row * width + column
+        total += tl.sum(tl.load(start + place, mask=inside, other=0.0), 0)
+    place = head * (rows * columns) + entry
+    tl.store(Table + place, total.to(Table.dtype.element_ty), mask=entry < rows * columns)
+
+
+def table_gradient(
+    pairs: Tensor,
+    bias: Tensor,
+    queries: tuple[int, int],
+    keys: tuple[int, int, int, int],
+    count: int = 1,
+    padded: int = 0,
+) -> Tensor:
+    """The gradient of a table of relative positions from the gradients of logits, in the table's dtype.
+
+    pairs    (groups, heads, lanes of queries, lanes of keys), float32, contiguous
+    bias     (heads, rows, columns), the table; in its middle is the query itself
+    queries  rows and columns of the rectangle that the first lanes are
+    keys     the rectangle of keys: first row and column, counted from the first query, and how many there are of each
+    count    so many rectangles lie behind each other, each in `padded` lanes: pairs of two different ones do not count
+    returns  (heads, rows, columns): sums along diagonals, in a fixed order and without atomics
     """
-    sums = diagonals(pairs.flip(1).permute(0, 2, 4, 1, 3))  # (heads, c, d, a + b - 1)
-    sums = diagonals(sums.permute(0, 3, 1, 2).flip(2))  # (heads, a + b - 1, c + d - 1)
-    top, left = (sums.shape[1] - rows) // 2, (sums.shape[2] - columns) // 2
-    return sums[:, top : top + rows, left : left + columns]
-
-
-def diagonals(x: Tensor) -> Tensor:
-    """(..., n, m) -> (..., n + m - 1): the sums of x[..., i, j] with equal i + j."""
-    n, m = x.shape[-2:]
-    # rows of n + m entries read as rows of one less: each row moves one further to the right than the one before
-    skewed = F.pad(x, [0, n]).flatten(-2)[..., : n * (n + m - 1)]
-    return skewed.unflatten(-1, (n, n + m - 1)).sum(-2)
+    heads, rows, columns = bias.shape
+    pairs, out = pairs.sum(0), bias.new_empty(bias.shape)
+    given = (pairs, out, *pairs.shape[1:], count, padded, *queries, *keys, rows, columns)
+    launch(backward_table_kernel, heads * triton.cdiv(rows * columns, ENTRIES), *given, BLOCK=ENTRIES)
+    return out

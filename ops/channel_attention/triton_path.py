@@ -1,10 +1,9 @@
 """Channel attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
 from . import reference
 from .kernels import gram_kernel, mix_kernel
@@ -58,7 +57,7 @@ def mix(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def constants(D: int) -> dict[str, int | str]:
-    return dict(D=D, BLOCK=TILE, BLOCK_D=max(triton.next_power_of_2(D), 16), PRECISION=precision())
+    return dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision())
 
 
 operator = register(

@@ -4,15 +4,14 @@ Where each line is one window, the op is window attention in a grid, and that op
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
-from ..tiles import collect_table
+from ..tiles import table_gradient
 from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -66,7 +65,7 @@ class Axis:
         return first, max(end for _, end in found) - first
 
 
-def cut(size: tuple[int, int], window: list[int], dilation: list[int]) -> tuple[Axis, Axis]:
+def cut(size: tuple[int, int], window: tuple[int, int], dilation: tuple[int, int]) -> tuple[Axis, Axis]:
     """Rows and columns. The height of a tile is the one that meets the fewest blocks of keys, the largest of equals."""
     # with a larger dilation too, a line has one position of the map, and its other neighbors are all outside
     dh, dw = min(dilation[0], size[0]), min(dilation[1], size[1])
@@ -82,25 +81,23 @@ def cut(size: tuple[int, int], window: list[int], dilation: list[int]) -> tuple[
 
 
 class Plan:
-    """How a call is cut into programs, and the arguments that all its kernels share."""
+    """How calls of one kind are cut into programs, and the numbers that all their kernels share."""
 
-    def __init__(self, k: Tensor, bias, k0, v0, window: list[int], dilation: list[int], scale: float) -> None:
-        self.images, H, W, self.heads, D = k.shape
+    def __init__(self, k: torch.Size, window: tuple[int, int], dilation: tuple[int, int], precision: str) -> None:
+        self.images, H, W, self.heads, D = k
         self.rows, self.columns = axes = cut((H, W), window, dilation)
         self.one_window = all(-(-axis.size // axis.window) == axis.dilation for axis in axes)
         self.outside = any(axis.extended > axis.size for axis in axes)
-        if not self.outside:
-            k0 = v0 = None
-        self.tables = [None if t is None else t.contiguous() for t in (bias, k0, v0)]
-        self.scale = scale
+        self.queries, self.keys = self.tiles(), self.tiles(keys=True)
+        self.around = self.rows.span(), self.columns.span()
         self.constants = dict(
             D=D,
             WH=window[0],
             WW=window[1],
             TW=WIDTH,
             BLOCK=BLOCK,
-            BLOCK_D=max(triton.next_power_of_2(D), 16),
-            PRECISION=precision(),
+            BLOCK_D=max(power_of_two(D), 16),
+            PRECISION=precision,
         )
 
     def tiles(self, keys: bool = False) -> tuple[int, ...]:
@@ -111,6 +108,9 @@ class Plan:
             told += [axis.size, axis.dilation, axis.extended, axis.tile, count]
             total *= axis.dilation * count
         return total, *told
+
+
+plan_of = lru_cache(maxsize=1024)(Plan)  # models call in few ways, and many times in each
 
 
 def outputs(
@@ -129,49 +129,48 @@ def outputs(
 
 
 def forward(q, k, v, bias, k0, v0, window, dilation, scale):
-    plan = Plan(k, bias, k0, v0, window, dilation, scale)
+    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
         return windows.forward(q, k, v, bias, k0, v0, window, True, scale)
     out, lse = outputs(q, k, v, bias, k0, v0, window, dilation, scale)
-    total, *axes = plan.tiles()
-    last = (out, lse, q.stride(), k.stride(), v.stride(), plan.heads, *axes, scale)
-    launch(forward_kernel, total * plan.heads, q, k, v, *plan.tables, *last, **plan.constants)
+    total, *axes = plan.queries
+    tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
+    last = (*tables, out, lse, q.stride(), k.stride(), v.stride(), plan.heads, *axes, scale)
+    launch(forward_kernel, total * plan.heads, q, k, v, *last, **plan.constants)
     return out, lse
 
 
 def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse):
-    plan = Plan(k, bias, k0, v0, window, dilation, scale)
+    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
         return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse)
-    given, strides = (q, k, v, *plan.tables, grad), [t.stride() for t in (q, k, v, grad)]
+    tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
+    given, strides = (q, k, v, *tables, grad), [t.stride() for t in (q, k, v, grad)]
     dq, dk, dv, delta = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), lse.new_empty(lse.shape)
-    total, *axes = plan.tiles()
+    total, *axes = plan.queries
     last = (out, lse, dq, delta, *strides, plan.heads, *axes, scale)
     launch(backward_queries_kernel, total * plan.heads, *given, *last, **plan.constants)
-    total, *axes = plan.tiles(keys=True)
+    total, *axes = plan.keys
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
     last = (lse, delta, dk, dv, outside, *strides, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
-    dbias = None if bias is None else bias_gradient(plan, given, strides, lse, delta).to(bias.dtype)
+    dbias = None if bias is None else bias_gradient(plan, bias, given, strides, lse, delta, scale)
     return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
 
 
-def bias_gradient(plan: Plan, given: tuple, strides: list, lse: Tensor, delta: Tensor) -> Tensor:
-    """(heads, 2*wh - 1, 2*ww - 1), float32."""
-    (top, height), (left, width) = plan.rows.span(), plan.columns.span()
+def bias_gradient(
+    plan: Plan, bias: Tensor, given: tuple, strides: list, lse: Tensor, delta: Tensor, scale: float
+) -> Tensor:
+    """Of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
+    (top, height), (left, width) = plan.around
     parts = -(-height * width // BLOCK)
-    total, *axes = plan.tiles()
+    total, *axes = plan.queries
     share = -(-total // max(PROGRAMS // (plan.heads * parts), 1))
     groups = -(-total // share)
     pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
-    last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, plan.scale)
+    last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, scale)
     launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
-    tile, (wh, ww) = plan.rows.tile, (plan.rows.window, plan.columns.window)
-    pairs = pairs.sum(0)[:, : tile * WIDTH, : height * width].unflatten(2, (height, width)).unflatten(1, (tile, WIDTH))
-    # in the middle of what is collected lies the query itself
-    top, left = top + wh - 1, left + ww - 1
-    beyond = [left, WIDTH + 2 * (ww - 1) - left - width, top, tile + 2 * (wh - 1) - top - height]
-    return collect_table(F.pad(pairs, beyond), 2 * wh - 1, 2 * ww - 1)
+    return table_gradient(pairs, bias, (plan.rows.tile, WIDTH), (top, left, height, width))
 
 
 def specification(q, k, v, bias, k0, v0, window, dilation, scale):

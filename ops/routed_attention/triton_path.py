@@ -1,10 +1,9 @@
 """Routed attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
 from . import reference
 from .kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -45,10 +44,10 @@ def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict
     B, H, W, heads, D = k.shape
     rows, columns = regions
     height, width = H // rows, W // columns
-    lanes = min(max(triton.next_power_of_2(height * width), 16), TILE)
+    lanes = min(max(power_of_two(height * width), 16), TILE)
     parts = -(-height * width // lanes)
     sizes = (rows * columns, parts, route.shape[2], heads, H, W, columns, height, width)
-    channels = max(triton.next_power_of_2(D), 16)
+    channels = max(power_of_two(D), 16)
     tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=TILE, BLOCK_D=channels, PRECISION=precision())
     return B * rows * columns * parts * heads, sizes, tiles
 

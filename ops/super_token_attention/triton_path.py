@@ -1,11 +1,10 @@
 """Super tokens by the kernels beside it: what is launched, and the operators that torch sees."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
 from . import reference
 from .kernels import collect_kernel, contribute_kernel, relate_kernel, spread_kernel
@@ -72,7 +71,7 @@ def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
 
 def pixels(cell: list[int]) -> int:
     """Rows of a tile: the pixels of a cell, in a power of two that a matrix product can take."""
-    return min(max(triton.next_power_of_2(cell[0] * cell[1]), 16), PIXELS)
+    return min(max(power_of_two(cell[0] * cell[1]), 16), PIXELS)
 
 
 def parts(cell: list[int]) -> int:

@@ -3,10 +3,9 @@
 from itertools import accumulate
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register
 from . import reference
 from .kernels import (
@@ -46,7 +45,7 @@ def significance_forward(q, k, window, scale):
     B, H, W, heads, D = q.shape
     keys, parts = k.shape[1] * k.shape[2], -(-H * W // TILE)
     lse = q.new_empty((B, heads, H * W), dtype=torch.float32)
-    tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(triton.next_power_of_2(D), 16), PRECISION=precision())
+    tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision())
     sizes, strides = (heads, H, W), (q.stride(), k.stride())
     launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, keys, k.shape[2], parts, *sizes, scale, **tiles)
     tiles_of_keys = -(-keys // TILE)
@@ -64,7 +63,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     wh, ww = window
     columns, windows = -(-W // ww), -(-H // wh) * -(-W // ww)
     out = q.new_empty((B, H, W), dtype=torch.float32)
-    tiles = dict(BLOCK=max(triton.next_power_of_2(wh * ww), 16), BLOCK_D=max(triton.next_power_of_2(D), 16))
+    tiles = dict(BLOCK=max(power_of_two(wh * ww), 16), BLOCK_D=max(power_of_two(D), 16))
     given = (q, k, out, q.stride(), k.stride(), columns, windows, heads, H, W, scale)
     launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
     return out
@@ -129,7 +128,7 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
 
 def tile_of(run: int) -> tuple[int, int]:
     """How many members of a run a tile holds at a time, and of how many runs."""
-    members = min(triton.next_power_of_2(run), MEMBERS)
+    members = min(power_of_two(run), MEMBERS)
     return members, TILE // members
 
 

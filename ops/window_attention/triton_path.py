@@ -1,12 +1,13 @@
 """Window attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
+from functools import lru_cache
+
 import torch
-import triton
 from torch import Tensor
 
-from ..launching import launch, precision
+from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
-from ..tiles import collect_table
+from ..tiles import table_gradient
 from . import reference
 from .kernels import (
     backward_bias_kernel,
@@ -37,24 +38,24 @@ def attend(
 
 
 class Plan:
-    """How a call is cut into programs, and the arguments that all its kernels share."""
+    """How calls of one kind are cut into programs, and the numbers that all their kernels share."""
 
-    def __init__(self, q: Tensor, k: Tensor, bias, k0, v0, window: list[int], grid: bool) -> None:
-        B, H, W, heads, D = k.shape
+    def __init__(
+        self, q: torch.Size, k: torch.Size, window: tuple[int, int], grid: bool, extended: bool, precision: str
+    ) -> None:
+        B, H, W, heads, D = k
         wh, ww = window
         tokens, GH, GW = wh * ww, -(-H // wh), -(-W // ww)
-        padded = triton.next_power_of_2(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
+        padded = power_of_two(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
         self.pack = max(TILE // padded, 1)
         self.lanes = padded * self.pack
         self.parts = self.lanes // TILE  # tiles of a window; more than one only where it is not packed
         self.packs = -(-GH * GW // self.pack)
         self.total = B * self.packs
         self.heads, self.windows = heads, GH * GW
-        self.shared = q.shape[1:3] != k.shape[1:3]
+        self.shared = q[1:3] != k[1:3]
         # where windows divide the map nothing lies outside
-        k0, v0 = (k0, v0) if H % wh or W % ww else (None, None)
-        self.outside = k0 is not None
-        self.tables = [None if t is None else t.contiguous() for t in (bias, k0, v0)]
+        self.outside = extended and (H % wh > 0 or W % ww > 0)
         self.sizes = (self.packs, heads, H, W, GH, GW, int(grid))
         self.constants = dict(
             D=D,
@@ -64,14 +65,21 @@ class Plan:
             PADDED=padded,
             PACK=self.pack,
             BLOCK=TILE,
-            BLOCK_D=max(triton.next_power_of_2(D), 16),
-            PRECISION=precision(),
+            BLOCK_D=max(power_of_two(D), 16),
+            PRECISION=precision,
         )
 
     def groups(self, programs: int) -> tuple[int, int]:
         """Into how many groups all packs are divided where each has `programs` programs, and the packs of a group."""
         share = -(-self.total // max(PROGRAMS // programs, 1))
         return -(-self.total // share), share
+
+
+def contiguous(*tables: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tables]
+
+
+plan_of = lru_cache(maxsize=1024)(Plan)  # models call in few ways, and many times in each
 
 
 def outputs(
@@ -91,16 +99,19 @@ def outputs(
 
 def forward(q, k, v, bias, k0, v0, window, grid, scale):
     out, lse = outputs(q, k, v, bias, k0, v0, window, grid, scale)
-    plan = Plan(q, k, bias, k0, v0, window, grid)
+    plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision())
     strides = (q.stride(), k.stride(), v.stride())
     programs = plan.total * plan.parts * plan.heads
-    launch(forward_kernel, programs, q, k, v, *plan.tables, out, lse, *strides, *plan.sizes, scale, **plan.constants)
+    tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
+    last = (*tables, out, lse, *strides, *plan.sizes, scale)
+    launch(forward_kernel, programs, q, k, v, *last, **plan.constants)
     return out, lse
 
 
 def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
-    plan = Plan(q, k, bias, k0, v0, window, grid)
-    given = (q, k, v, *plan.tables, grad)
+    window = tuple(window)
+    plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision())
+    given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), grad)
     strides = (q.stride(), k.stride(), v.stride(), grad.stride())
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     dq = q.new_empty(q.shape)
@@ -129,16 +140,11 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
         last = (lse, delta, pairs, *strides, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
-    dbias = None if pairs is None else table_gradient(pairs, plan.pack, *window).to(bias.dtype)
+    dbias = None
+    if pairs is not None:
+        dbias = table_gradient(pairs, bias, window, (0, 0, *window), plan.pack, plan.lanes // plan.pack)
     dq = dq.sum(1).to(q.dtype) if plan.shared else dq
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
-
-
-def table_gradient(pairs: Tensor, pack: int, wh: int, ww: int) -> Tensor:
-    """(groups, heads, lanes, lanes), gradients of logits between lanes -> (heads, 2*wh - 1, 2*ww - 1)."""
-    pairs = pairs.sum(0).unflatten(2, (pack, -1)).unflatten(1, (pack, -1))  # (heads, pack, padded, pack, padded)
-    pairs = pairs.diagonal(dim1=1, dim2=3).sum(-1)[:, : wh * ww, : wh * ww]  # no window has pairs with another
-    return collect_table(pairs.unflatten(2, (wh, ww)).unflatten(1, (wh, ww)), 2 * wh - 1, 2 * ww - 1)
 
 
 def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:

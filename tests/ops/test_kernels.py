@@ -7,6 +7,8 @@ import torch
 from test_neighborhood_recorded import RECORD, answers, unpack
 from test_neighborhood_recorded import name as recorded_name
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
@@ -107,6 +109,44 @@ def test_a_forward_pass_holds_its_result_and_a_log_sum_exp():
 
 def window_call(q, bias):
     return ops.window_attention(q, q, q, bias, window=(4, 4), impl="triton")
+
+
+def test_a_mode_sees_operators_that_are_left_out_without_one():
+    """And gives the same bits."""
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    bias = random(1, 7, 7).to(DEVICE, torch.float32).requires_grad_()
+
+    def run():
+        out = window_call(q, bias)
+        return out, *torch.autograd.grad(out.square().sum(), (q, bias))
+
+    alone = run()
+    with Names() as mode:
+        seen = run()
+    ours = [name for name in mode.names if "window" in name]
+    assert ours == [f"attention_backbones.window_attention{end}.default" for end in ("", "_backward")]
+    for got, want in zip(seen, alone, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_checkpointed_gradients_are_the_same():
+    """Each saved tensor may be asked for once there."""
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    (want,) = torch.autograd.grad(window_call(q, None).square().sum(), q)
+    (got,) = torch.autograd.grad(checkpoint(window_call, q, None, use_reentrant=False).square().sum(), q)
+    assert torch.equal(got, want)
+
+
+class Names(TorchDispatchMode):
+    """Notes which operators are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_second_derivative_is_refused():

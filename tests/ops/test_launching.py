@@ -9,7 +9,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have one configuration", allow_module_level=True)
 
-from ops.launching import configuration, launch, precision
+import triton
+
+from ops.launching import choice, configuration, launch, power_of_two, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -17,7 +19,8 @@ class Kernel:
     """Notes how it is launched, in the place of a kernel and of its tuner."""
 
     def __init__(self, choices=None, fn=None):
-        self.choices, self.fn, self.launched = choices, fn, []
+        self.choices, self.fn, self.launched, self.chosen = choices, fn, [], {}
+        self.best_config = choice(2, 3)
 
     def __getitem__(self, grid):
         return lambda *values, **constants: self.launched.append((grid, values, constants))
@@ -54,6 +57,19 @@ def test_a_configuration_can_be_fixed(kernel, place, warps):
     assert len(kernel.launched) == 1
 
 
+def test_the_tuner_is_asked_once_for_constants_and_dtypes(kernel):
+    x, y = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
+    for values, constants in [((x, None, 5), {"D": 32}), ((x, y, 5), {"D": 32}), ((x, y, 5), {"D": 16})]:
+        before = len(kernel.launched), len(kernel.fn.launched)
+        launch(kernel, 3, *values, **constants)
+        assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1])
+        kernel.best_config = None  # of some other launch
+        launch(kernel, 7, *values, **constants)
+        assert kernel.fn.launched[-1] == ((7,), values, constants | choice(2, 3).all_kwargs())
+        assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1] + 1)
+        kernel.best_config = choice(2, 3)
+
+
 def test_the_tuner_is_asked_by_constants_alone_and_remembers():
     assert set(forward_kernel.keys) == {p.name for p in forward_kernel.fn.params if p.is_constexpr}
     assert not set(forward_kernel.keys) & set(SIZES)
@@ -68,3 +84,7 @@ def test_float32_is_exact_unless_tf32_is_allowed():
         assert precision() == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_powers_of_two_are_triton_s():
+    assert [power_of_two(n) for n in range(1, 300)] == [triton.next_power_of_2(n) for n in range(1, 300)]
