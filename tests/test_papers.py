@@ -107,7 +107,7 @@ READ = {
 def besides(fact):
     """Keys of which prose tells, or another test, or that have no effect here."""
     keys = {"data.mean", "data.std", "train.micro_batch", "optim.no_decay", "optim.decay"}  # below; test_schedule.py
-    keys |= {"task.loss", "train.ema_every"}
+    keys |= {"task.loss", "train.ema_every", "train.ema_warmup"}
     if fact["randaugment"] == TIMM:
         keys |= {"augment.ratio", "augment.hflip", "augment.re_mode", "sched.shared_floor", "train.eval_mode"}
     if not fact["ema"]:
