@@ -188,7 +188,7 @@ def test_ema_warms_up_as_tensorflow_s():
     expected = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
     assert [ema.get_decay(n + 2) for n in range(200)] == pytest.approx(expected)
     ema = make_ema(config.compose(["train.ema=0.9", "train.ema_warmup=false"]), torch.nn.Linear(1, 1))
-    assert [ema.get_decay(n) for n in range(9)] == [0.9] * 9
+    assert [ema.get_decay(n + 2) for n in range(9)] == [0.9] * 9
 
 
 @pytest.fixture(scope="module")
