@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from recipes.config import ConfigError
 from recipes.config.errors import near
@@ -22,6 +23,10 @@ from recipes.plan import Plan
 
 # keys of cfg.optim that do not go to timm
 OURS = {"lr", "lr_base_batch", "decay", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
+
+# have one loop over each tensor on the processor, where torch by itself makes a pass for each operation; on a GPU
+# torch's choice stands
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,11 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
-    names = list_optimizers()
-    if cfg.optim.opt.lower().rpartition("_")[2] not in names:  # timm's lookahead_ is a prefix
+    names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    if name not in names:
         raise ConfigError(f"optim.opt={cfg.optim.opt} is no optimiser of timm's{near(cfg.optim.opt, names)}")
+    if get_optimizer_class(name, bind_defaults=False) in FUSED and _plain(model, beside):
+        options = {"fused": True} | options
     try:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
@@ -155,6 +162,12 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
         optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see regroup
     return optimizer
+
+
+def _plain(*modules: nn.Module | None) -> bool:
+    """Whether everything that learns is an ordinary tensor of the processor: of those a step is fused at no risk."""
+    parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
+    return all(p.device.type == "cpu" and not isinstance(p, DTensor) and p.is_floating_point() for p in parameters)
 
 
 def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:

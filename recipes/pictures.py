@@ -62,7 +62,9 @@ def with_objects(
     if scores is not None:
         said = [f"{name} {score:.2f}" for name, score in zip(said, scores[kept].tolist(), strict=True)]
     boxes = objects["boxes"][kept] * enlarged
-    return F.to_pil_image(draw_bounding_boxes(pixels, boxes, said, colors=tints, width=2))
+    # black on the class's colour: in the colour alone a word is lost on what it speaks of
+    words = {"fill_labels": True, "label_background_colors": tints, "label_colors": "black"}
+    return F.to_pil_image(draw_bounding_boxes(pixels, boxes, said, colors=tints, width=2, **words))
 
 
 def enlargement(image: Image.Image) -> float:

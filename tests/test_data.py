@@ -214,7 +214,7 @@ def test_workers_end_with_a_killed_parent(digits):
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -244,6 +244,20 @@ def test_names_that_do_not_decay():
         dense(segmentation, "optim.no_decay=[*pos_embed]")
 
 
+@pytest.mark.parametrize("opt, fused", [("adamw", True), ("lookahead_adamw", True), ("sgd", True), ("lamb", False)])
+def test_steps_on_the_processor_are_fused_where_torch_can(opt, fused):
+    model = torch.nn.Linear(3, 2)
+    cfg = config.compose([f"optim.opt={opt}"])
+    created = optim.create(cfg, model)
+    assert all(bool(group.get("fused")) == fused for group in created.param_groups)
+    elsewhere = optim.create(cfg, torch.nn.Linear(3, 2, device="meta"))
+    assert not any(group.get("fused") for group in elsewhere.param_groups)
+    model(torch.ones(1, 3)).sum().backward()
+    before = model.weight.detach().clone()
+    created.step()
+    assert not torch.equal(model.weight, before)
+
+
 def test_a_model_of_timm_s_has_one_rate():
     model, optimizer = made(*SMALL)
     optim.set_lr(optimizer, optim.Schedule(10, 0.5, "constant"), 3)

@@ -8,6 +8,7 @@ import copy
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -223,11 +224,19 @@ def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
     return found if isinstance(found, _Failure) else (collate(found[0]), found[1])
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(_: int, *, parent: int) -> None:
+    # torch's own watch takes whoever is the parent when a worker has started for the one to live as long as
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Ctrl-C reaches every process of a terminal: the parent alone decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
 
 
 def _loader(source: Source, workers: int) -> DataLoader:
@@ -241,7 +250,7 @@ def _loader(source: Source, workers: int) -> DataLoader:
         batch_sampler=_Planned(),
         num_workers=workers,
         collate_fn=partial(_collate, collate=copied.collate),
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, parent=os.getpid()),
         persistent_workers=workers > 0,
         pin_memory=on_gpu,
         # the loader draws a seed for its workers: from here, not from the caller's random state

@@ -1,0 +1,65 @@
+"""Ops and models on a GPU that is not there: which tensors torch meets on the way, without a launch."""
+
+import importlib.util
+
+import pytest
+import timm
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import zoo  # noqa: F401  registers the models
+from ops.check.cases import Case
+from ops.check.tables import CASES, RELEASED, with_kernels
+
+ONE_OF_EACH = {case.op: case for case in (*RELEASED, *CASES)}
+IMPLS = ("triton", "torch", "reference") if importlib.util.find_spec("triton") else ("torch", "reference")
+MODELS = ("maxvit_t", "dinat_mini", "biformer_t", "litv2_s", "gcvit_xxt", "davit_t", "sgformer_s", "stvit_s")
+
+
+@pytest.fixture
+def gpu():
+    torch._dynamo.reset()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.device("cuda")
+
+
+def pairs():
+    for case in ONE_OF_EACH.values():
+        for impl in IMPLS:
+            if impl != "triton" or with_kernels(case):
+                yield pytest.param(case, impl, id=f"{case.op}-{impl}")
+
+
+@pytest.mark.parametrize("case, impl", pairs())
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
+def test_an_op_stays_on_its_device(case: Case, impl: str, compiled: bool, request):
+    made = case.make()
+    expected = case.call(impl="reference", **made)
+    device = request.getfixturevalue("gpu")
+    inputs = {name: torch.empty(t.shape, dtype=torch.bfloat16, device=device) for name, t in made.items()}
+
+    def call(**given):
+        return case.call(impl=impl, **given)
+
+    out = (torch.compile(call, fullgraph=True, backend="eager") if compiled else call)(**inputs)
+    assert (out.device.type, out.shape, out.dtype) == ("cuda", expected.shape, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_stays_on_its_device(name, gpu):
+    with gpu:
+        model = timm.create_model(name, num_classes=7).eval()
+        images = torch.empty(2, 3, 224, 224)
+    assert {p.device.type for p in model.parameters()} == {"cuda"}
+    out = model(images)
+    assert (out.device.type, out.shape) == ("cuda", (2, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_one_graph(name, gpu):
+    with gpu:
+        model = timm.create_model(name, num_classes=7)
+        images = torch.empty(2, 3, 224, 224)
+    out = torch.compile(model, fullgraph=True, backend="eager")(images)
+    assert (out.device.type, out.shape) == ("cuda", (2, 7))
