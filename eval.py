@@ -33,7 +33,7 @@ from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
 from recipes.measured import Answers, Measurement
-from recipes.provenance import versions
+from recipes.provenance import named, versions
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
@@ -122,7 +122,12 @@ def measure(
     values, metrics = evaluate(*given, noted.note) if answers else evaluate(*given)
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preprocessing(cfg)).items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
-    how = {"device": str(machine.device), "amp": cfg.hardware.amp, "date": time.strftime("%Y-%m-%d"), **versions()}
+    how = {
+        "device": named(str(machine.device)),
+        "amp": cfg.hardware.amp,
+        "date": time.strftime("%Y-%m-%d"),
+        **versions(),
+    }
     count = int(values.get("scored", len(data.val)))
     record = measured.record({**about, **where}, values, count, published, task.score) | how
     keys = [key for key in values if "/" not in key]  # without those of single classes

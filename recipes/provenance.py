@@ -55,7 +55,7 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
         "sweep": os.environ.get(SWEEP),
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "device": _named(device),
+        "device": named(device),
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "job": distributed.job(),
@@ -78,9 +78,10 @@ def versions() -> dict[str, str]:
     return {**found, "torch": torch.__version__}  # with its build: CUDA, ROCm or CPU
 
 
-def _named(device: str) -> str:
+def named(device: str) -> str:
+    """The GPU's name where a run on `device` (auto, cpu, cuda, cuda:1) computes on one, else the processor's kind."""
     on_gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else platform.machine()
+    return torch.cuda.get_device_name(None if device == "auto" else device) if on_gpu else platform.machine()
 
 
 def _git() -> dict[str, Any] | None:

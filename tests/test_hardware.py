@@ -73,9 +73,11 @@ def scaled(monkeypatch, enabled: bool) -> None:
     monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))
 
 
-@pytest.mark.parametrize(("asked", "named"), [("cpu", platform.machine()), ("auto", "a GPU"), ("cuda:1", "a GPU")])
+@pytest.mark.parametrize(
+    ("asked", "named"), [("cpu", platform.machine()), ("auto", "GPU None"), ("cuda:1", "GPU cuda:1")]
+)
 def test_the_device_that_is_noted_is_the_one_in_use(tmp_path, gpus, monkeypatch, asked, named):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     provenance.note_session(tmp_path, [], 0, asked)
     assert provenance.last_session(tmp_path)["device"] == named
 
