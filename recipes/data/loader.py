@@ -5,10 +5,10 @@ batches. A source in shards is read from front to back in the order that `recipe
 """
 
 import copy
+import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -224,18 +224,17 @@ def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
     return found if isinstance(found, _Failure) else (collate(found[0]), found[1])
 
 
-def _start_worker(_: int, *, parent: int) -> None:
-    # torch's own watch takes whoever is the parent when a worker has started for the one to live as long as
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def _start_worker(_: int) -> None:
+    # torch's own watch knows the parent that a worker has when it begins: too late where that is dead by then
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of a terminal: the parent alone decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(2)
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
     os._exit(1)
 
 
@@ -250,7 +249,7 @@ def _loader(source: Source, workers: int) -> DataLoader:
         batch_sampler=_Planned(),
         num_workers=workers,
         collate_fn=partial(_collate, collate=copied.collate),
-        worker_init_fn=partial(_start_worker, parent=os.getpid()),
+        worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=on_gpu,
         # the loader draws a seed for its workers: from here, not from the caller's random state
