@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from children import finish, lines, train_here
-from ranks import on_ranks, torchrun
+from ranks import assert_bits, on_ranks, torchrun
 from recipes import checkpoint, config, distributed, hardware
 from test_dense_train import TINY
 from test_detectors import HEADS, Pools, batch
@@ -34,13 +34,6 @@ def curve(run: Path) -> list[dict]:
     ]
 
 
-def assert_same(two: list[dict], one: list[dict]) -> None:
-    """All numbers are equal; of the loss of an evaluation the last bits depend on which images are in a batch."""
-    for line, other in zip(two, one, strict=True):
-        ours, theirs = line.pop("val_loss", 0.0), other.pop("val_loss", 0.0)
-        assert ours == pytest.approx(theirs, rel=1e-6) and line == other
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     found, problems = checkpoint.Store(run / "checkpoints").newest()
     assert problems == []
@@ -53,7 +46,7 @@ def test_two_processes_train_as_one(tmp_path, kind):
     assert on_ranks(2, train_here, tmp_path, *KINDS[kind], *HALVES, "name=two") == [None, None]
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert any(key.startswith(("val_miou", "val_box_ap")) for line in one for key in line)
-    assert_same(two, one)
+    assert_bits(two, one)
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -79,7 +72,7 @@ def test_torchrun_trains_and_measures(tmp_path, kind):
     child = torchrun("train.py", *KINDS[kind], *HALVES, "name=two", cwd=tmp_path)
     output = finish(child)
     assert child.returncode == 0, output
-    assert_same(curve(tmp_path / "runs" / "two"), curve(tmp_path / "runs" / "one"))
+    assert_bits(curve(tmp_path / "runs" / "two"), curve(tmp_path / "runs" / "one"))
     found = []
     for name in ("one", "two"):
         child = torchrun("eval.py", f"run=runs/{name}", f"out={name}", cwd=tmp_path)
