@@ -22,6 +22,7 @@ KINDS = {
     "cascade_mask_rcnn": ["task=detect", "task.head=cascade_mask_rcnn", "task.channels=32", "train.steps=2"],
 }
 FAST = ("segment", "fcos")
+BATCHES = 1e-6  # convolutions in float32 answer a batch of one and a batch of two alike but for last bits
 ALL = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS]
 
 
@@ -46,7 +47,7 @@ def test_two_processes_train_as_one(tmp_path, kind):
     assert on_ranks(2, train_here, tmp_path, *KINDS[kind], *HALVES, "name=two") == [None, None]
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert any(key.startswith(("val_miou", "val_box_ap")) for line in one for key in line)
-    assert_bits(two, one)
+    assert_bits(two, one, val_loss=BATCHES)
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -72,7 +73,7 @@ def test_torchrun_trains_and_measures(tmp_path, kind):
     child = torchrun("train.py", *KINDS[kind], *HALVES, "name=two", cwd=tmp_path)
     output = finish(child)
     assert child.returncode == 0, output
-    assert_bits(curve(tmp_path / "runs" / "two"), curve(tmp_path / "runs" / "one"))
+    assert_bits(curve(tmp_path / "runs" / "two"), curve(tmp_path / "runs" / "one"), val_loss=BATCHES)
     found = []
     for name in ("one", "two"):
         child = torchrun("eval.py", f"run=runs/{name}", f"out={name}", cwd=tmp_path)
