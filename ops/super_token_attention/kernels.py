@@ -98,7 +98,8 @@ def contribute_kernel(
     tl.store(Parts + place[:, None] * C + channel[None, :], sums, mask=(lane < 9)[:, None] & (channel < C)[None, :])
     if Totals is not None:
         on_map = tl.minimum(H - cell // w * CH, CH) * tl.minimum(W - cell % w * CW, CW)
-        tl.store(Totals + place, total + (CH * CW - on_map) / 9.0, mask=(lane < 9) & (block == 0))
+        if block == 0:  # not in the mask: there Triton 3.9's interpreter takes no scalar
+            tl.store(Totals + place, total + (CH * CW - on_map) / 9.0, mask=lane < 9)
 
 
 @tuned(SIZES, SMALL)
@@ -125,7 +126,8 @@ def collect_kernel(
             total += tl.load(Totals + place, mask=known, other=0.0)
     if Totals is not None:
         value /= (total + 1e-12)[:, None]
-        tl.store(Total + token, total, mask=(token < count) & (block == 0))
+        if block == 0:
+            tl.store(Total + token, total, mask=token < count)
     place = token.to(tl.int64)[:, None] * C + channel[None, :]
     tl.store(Out + place, value.to(Out.dtype.element_ty), mask=(token < count)[:, None] & (channel < C)[None, :])
 
