@@ -125,6 +125,30 @@ def laughs():
     return rows
 
 
+def doubled(end, deepest=40):
+    """Lists, each of which holds the one before twice, then opcodes that use the last: written out it has no end."""
+    lists = b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(deepest))
+    return b"]q\0" + lists + end.replace(b"LAST", b"h%c" % deepest)
+
+
+def hashed(deepest=40):
+    """The same of tuples, as the type of a number of numpy's."""
+    tuples = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(deepest))
+    kind = b"cnumpy\ndtype\nh%c\x85R" % deepest
+    return b")q\0" + tuples + b"cnumpy.core.multiarray\nscalar\n" + kind + b"N\x86R."
+
+
+def copied():
+    """A mapping of a thousand pairs, made ten thousand times."""
+    pairs = b"K\1N\x86q\0](" + b"h\0" * 1000 + b"eq\1ccollections\nOrderedDict\nq\2"
+    return pairs + b"h\2h\1\x85R" * 10_000 + b"."
+
+
+def listing(keys):
+    """Torch's old format with this pickle in place of the list of its storages."""
+    return b"".join(pickle.dumps(part, 2) for part in (torch.serialization.MAGIC_NUMBER, 1001, {}, {})) + keys
+
+
 def endless():
     loop = []
     loop.append(loop)
@@ -204,6 +228,17 @@ DATA = {
     "deep-tuples": (lambda: nested(b")" + b"\x85" * 199_999, 1, b""), "nested more than"),
     "deep-key": (lambda: archive(with_key(b")" + b"\x85" * 500_000)), "tuple for a key"),
     "key-without-end": (lambda: archive(with_key(b")" + b"2\x86" * 200)), "a pickle with DUP"),
+    "doubled-path": (lambda: archive(doubled(b"cpathlib\nPosixPath\nLAST\x85R.")), "a path or a device by a list"),
+    "doubled-device": (lambda: archive(doubled(b"ctorch\ndevice\nLAST\x85R.")), "a path or a device by a list"),
+    "doubled-codec": (
+        lambda: archive(doubled(b"c_codecs\nencode\nX\1\0\0\0aLAST\x86R.")),
+        "encodes what is no text",
+    ),
+    "doubled-pair": (lambda: archive(doubled(b"ccollections\nOrderedDict\nLAST\x85R.")), "tuple|list for a key"),
+    "doubled-number": (lambda: archive(hashed()), "holds no state dict"),
+    "doubled-storages": (lambda: listing(doubled(b"](LASTe.")), "does not list the storages"),
+    "no-pairs": (lambda: archive(b"ccollections\nOrderedDict\n](K\1e\x85R."), "of what are no pairs"),
+    "copied-pairs": (lambda: archive(copied()), "unfolds to"),
     "many-dicts": (lambda: archive(b"}" * 3_000_000 + b"."), "opcodes"),
     "long-pickle": (lambda: archive(b"X\0\0\0\x05" + bytes(0x05000000) + b"."), "an index of"),
     # tensors

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -150,6 +151,23 @@ def test_other_channels(tmp_path, source, channels):
     summed = source.stem.conv1.weight.sum(1)
     if channels == 1:
         torch.testing.assert_close(model.stem.conv1.weight[:, 0], summed)
+
+
+def test_channels_that_cannot_be_made_others(tmp_path, source):
+    path = tmp_path / "four.pth"
+    torch.save(small(NAME, in_chans=4).state_dict(), path)
+    for channels in (1, 5):
+        refused(path, f"for images of 4 channels, which cannot be made {channels}", small(NAME, in_chans=channels))
+
+
+@pytest.mark.parametrize("given", [{}, {"features_only": True}])
+def test_the_model_keeps_no_second_copy_of_its_weights(tmp_path, source, given):
+    path = tmp_path / "weights.pth"
+    torch.save(state_of(source), path)
+    model = small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **given)
+    assert model.pretrained_cfg["file"] == str(path)
+    fresh = small(NAME, **given)
+    assert len(pickle.dumps(model)) < 1.1 * len(pickle.dumps(fresh))
 
 
 def test_other_windows(tmp_path, source):

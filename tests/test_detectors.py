@@ -1,6 +1,7 @@
 """Detection: mmdet's maps in float64, its anchors and pooling, any backbone, images without objects, training."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -209,6 +210,13 @@ def test_a_backbone_with_maps_of_one_stride(head, tmp_path):
     assert all(p.grad is not None for p in model.parameters()) and model.divisor == 32
     torch.save(model.state_dict(), tmp_path / "file.pth")
     assert zoo.load_checkpoint(detector("nat_iso_s", 5, head=head, **small), tmp_path / "file.pth").layout == "zoo"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_is_pickled(head):
+    model = detector("nat_m", 3, head=head, depths=(1, 1, 1, 1), dims=(32,) * 4, channels=32)
+    again = pickle.loads(pickle.dumps(model))
+    assert [layout.name for layout in again.layouts()] == [layout.name for layout in model.layouts()]
 
 
 def test_norms_of_features_that_are_read():

@@ -8,6 +8,7 @@ import pytest
 
 import hostile
 import zoo
+from zoo import inspect
 
 
 def refused(path, match):
@@ -37,6 +38,15 @@ def test_the_one_who_asks_is_named(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_terminal_is_told_nothing(tmp_path, capsys):
+    path = tmp_path / "hostile.pth"
+    path.write_bytes(hostile.archive(b"cos\x1b[2Kfine\nsystem\n."))
+    assert "os\\x1b[2Kfine.system" in refused(path, "which is not data")
+    path.write_bytes(hostile.saved({"model": hostile.STATE, "epoch": "\x1b]0;x\a", "\x1b[2J": 1}))
+    inspect.main([str(path)])
+    assert "\x1b" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", hostile.DATA)
 def test_refused(tmp_path, name):
     make, match = hostile.DATA[name]
@@ -58,6 +68,7 @@ def test_a_download_that_goes_on(tmp_path):
 CHILD = """
 import json, pathlib, resource, sys
 import zoo
+from zoo import inspect
 
 def memory(kind):
     status = pathlib.Path("/proc/self/status").read_text()

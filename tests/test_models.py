@@ -153,6 +153,52 @@ def test_reset_keeps_device_and_precision(name):
     model = small(name, dtype=torch.float64).eval()
     model.reset_classifier(5)
     assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+    model.reset_classifier(0)
+    model.reset_classifier(5)
+    assert model.head.fc.weight.dtype == torch.float64
+
+
+@every_small
+def test_the_same_size_leaves_parameters_where_they_are(name):
+    model = small(name)
+    before = dict(model.named_parameters())
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(SMALL[name].get("img_size", 224))
+    assert all(p is before[key] for key, p in model.named_parameters())
+
+
+@every_small
+@pytest.mark.parametrize("kind", ["fx", "hook"])
+def test_features_are_in_the_format_that_they_say(name, kind):
+    model = small(name, features_only=True, feature_cls=kind, out_indices=(1, 2)).eval()
+    last = str(model.output_fmt.value).index("C")
+    channels = [feature.shape[last] for feature in model(torch.randn(1, 3, 64, 96))]
+    assert channels == model.feature_info.channels()
+
+
+class Adapter(torch.nn.Module):
+    """In place of a linear layer, with its answers doubled."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return 2 * self.linear(x)
+
+
+@every_small
+def test_a_projection_may_be_wrapped(name):
+    model = trained(small(name))
+    x = torch.randn(1, 3, 80, 80)  # windows reach over the border of maps
+    want = model(x)
+    with torch.no_grad():
+        for module in list(model.modules()):
+            if isinstance(getattr(module, "qkv", None), torch.nn.Linear):
+                for parameter in module.qkv.parameters():
+                    parameter.div_(2)
+                module.qkv = Adapter(module.qkv)
+    torch.testing.assert_close(model(x), want)
 
 
 @every_small

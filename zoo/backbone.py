@@ -68,13 +68,11 @@ class Head(nn.Module):
         return nn.Linear(self.dim, num_classes, self.bias) if num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore
-    def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """A new, freshly initialised classifier; another pooling if `pool` is given."""
-        like = next(self.parameters(), None)
+    def reset(self, num_classes: int, pool: str | None, like: Tensor) -> None:
+        """A new, freshly initialised classifier of the device and dtype of `like`; another pooling if it is given."""
         self.fc = self._classifier(num_classes)
         init_linear(self.fc)
-        if like is not None:
-            self.fc.to(device=like.device, dtype=like.dtype)
+        self.fc.to(device=like.device, dtype=like.dtype)
         if pool is not None:
             self.pool = _pool(pool)
 
@@ -103,6 +101,7 @@ class Backbone(nn.Module):
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
     feature_norm_eps: float = 1e-5
     reduction: int = 32  # pixels of the image per pixel of the last map, along a side
+    output_fmt: str = "NHWC"  # of the stages: what hooks and torch.fx find there, as timm's features_only then says
 
     def __init__(
         self,
@@ -204,7 +203,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier with `num_classes` outputs (0: none); another pooling if `global_pool` is given."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head.reset(num_classes, global_pool, like=next(self.stem.parameters()))
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

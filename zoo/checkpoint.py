@@ -59,7 +59,12 @@ def load_checkpoint(
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
     conv = "stem.conv1.weight"
     if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
-        state[conv] = adapt_input_conv(model.in_chans, state[conv])
+        try:
+            state[conv] = adapt_input_conv(model.in_chans, state[conv])
+        except (AssertionError, NotImplementedError) as error:  # timm's ways to say that it cannot
+            raise CheckpointError(
+                f"{path} is for images of {state[conv].shape[1]} channels, which cannot be made {model.in_chans}"
+            ) from error
     report = _fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.layout, report.entry, report.left_out = layout, entry, left_out | unused
@@ -68,8 +73,13 @@ def load_checkpoint(
     return report
 
 
-def overlay_with_weights(cls: type[Backbone], name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names."""
+def overlay_with_weights(
+    cls: type[Backbone], name: str, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names.
+
+    With it come the entries that these weights displaced, `file` and `source`, where there were any.
+    """
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
     if overlay.get("url") or overlay.get("hf_hub_id"):  # goes before every place that the tag has
         overlay = {"url": None, "hf_hub_id": None, "hf_hub_filename": None} | overlay
@@ -84,7 +94,7 @@ def overlay_with_weights(cls: type[Backbone], name: str, kwargs: Mapping[str, An
     if "head.fc.weight" in state:
         # timm leaves out a classifier that this number says is for other classes
         overlay["num_classes"] = state["head.fc.weight"].shape[0]
-    return overlay
+    return overlay, {key: getattr(cfg, key) for key in ("file", "source") if getattr(cfg, key)}
 
 
 def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = True) -> dict[str, Tensor]:

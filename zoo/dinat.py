@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ops import neighborhood_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, drop_path_rates, init_linear, init_normal
+from .blocks import Block, drop_path_rates, init_linear, init_normal, of_zeros
 from .registry import register
 
 register_notrace_function(neighborhood_attention)
@@ -100,7 +100,8 @@ class NeighborhoodAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
         q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
-        zero = self.qkv.bias.view(3, self.heads, c // self.heads)
+        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
+        zero = zero.view(3, self.heads, c // self.heads)
         x = neighborhood_attention(
             q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=(zero[1], zero[2])
         )

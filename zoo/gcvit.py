@@ -63,7 +63,7 @@ class GlobalAttention(WindowAttention):
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         b, h, w, c = x.shape
         k, v = self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
-        x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=self.outside())
+        x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=self.outside(x))
         return self.proj(x.reshape(b, h, w, c))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .convert import listed
 from .described import TensorInfo
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .files import sha256
 from .reader import describe
 from .recognise import (
@@ -147,7 +147,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # names may hold what rich takes for markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # names may hold what rich takes for markup
     return table
 
 

@@ -17,7 +17,7 @@ from torchvision.ops import deform_conv2d
 from ops import pooled_attention, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, of_zeros, pad_to_multiple
 from .registry import register
 
 register_notrace_function(pooled_attention)
@@ -100,8 +100,9 @@ class HighFrequencies(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
         q, k, v = self.qkv(x).unflatten(-1, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
-        bias = self.qkv.bias.view(3, self.heads, -1)
-        return self.proj(window_attention(q, k, v, None, self.window, outside=(bias[1], bias[2])).flatten(3))
+        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
+        zero = zero.view(3, self.heads, -1)
+        return self.proj(window_attention(q, k, v, None, self.window, outside=(zero[1], zero[2])).flatten(3))
 
 
 class LowFrequencies(nn.Module):

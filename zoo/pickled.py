@@ -82,6 +82,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -126,6 +127,10 @@ class _Machine:
         make = _MAKERS.get(what.text) if isinstance(what, Name) else None
         if make is None or not isinstance(arguments, tuple):
             raise CheckpointError(f"calls {what.text if isinstance(what, Name) else 'what is no name'}: {REFUSED}")
+        if make is _ordered:  # one list of pairs may be named in many calls, each a line of the file and all its pairs
+            self.copied += sum(map(len, arguments))
+        if self.copied > MOST:
+            raise CheckpointError(f"unfolds to more than {MOST:,} values: refused")
         self.push(make(*arguments))
 
     def build(self, _: None) -> None:
@@ -189,9 +194,9 @@ def _tensor(
     storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None
 ) -> TensorInfo:
     """What torch rebuilds; the elements must lie in the storage."""
-    numbers = [offset, *shape, *stride]
-    whole = isinstance(storage, Storage) and all(type(n) is int for n in numbers)
-    if not whole or len(shape) != len(stride) or len(shape) > 64:
+    sized = isinstance(storage, Storage) and len(shape) == len(stride) <= 64
+    numbers = [offset, *shape, *stride] if sized else []
+    if not sized or not all(type(n) is int for n in numbers):
         raise CheckpointError("describes a tensor by what does not describe one: refused")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     held = storage.numel * storage.dtype.itemsize // (dtype or storage.dtype).itemsize
@@ -215,20 +220,33 @@ def _typed_tensor(
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
-    _fill(made, [tuple(pair) for pair in pairs])
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise CheckpointError("makes a mapping of what are no pairs: refused")
+        _fill(made, [pair])
     return made
+
+
+def _word(part: Any) -> str:
+    """Part of a name. A list that holds itself many times over would take for ever to write out."""
+    if not isinstance(part, (str, int)):
+        raise CheckpointError(f"names a path or a device by a {type(part).__name__}: refused")
+    return str(part)
 
 
 def _number(kind: Other, value: bytes) -> Any:
     """A scalar of numpy's as a number."""
     letters, state = kind.detail if isinstance(kind.detail, tuple) else (kind.detail, ())
-    code, order = NUMBERS.get(letters), ">" if state[1:2] == (">",) else "<"
+    code = NUMBERS.get(letters) if isinstance(letters, str) else None
+    order = ">" if state[1:2] == (">",) else "<"
     return struct.unpack(f"{order}{code}", value)[0] if code else Other("numpy.scalar")
 
 
 def _bytes(text: str, encoding: str) -> bytes:
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        raise CheckpointError("encodes what is no text: refused")
     if encoding not in ("latin1", "latin-1"):
-        raise CheckpointError(f"encodes by {encoding!r}, which torch.save does not: refused")
+        raise CheckpointError(f"encodes by {encoding[:40]!r}, which torch.save does not: refused")
     return text.encode("latin-1")
 
 
@@ -239,12 +257,12 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
     "torch._utils._rebuild_parameter": lambda data, *rest: data,
     "torch.Size": lambda sizes=(): sizes,
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.device": lambda *parts: ":".join(map(_word, parts)),
     "_codecs.encode": _bytes,
     "numpy.dtype": lambda code, *rest: Other("numpy.dtype", code),
     **dict.fromkeys(SCALAR, _number),
     **dict.fromkeys(ARRAY, lambda *rest: Other("numpy.ndarray")),
-    **dict.fromkeys(PATHS, lambda *parts: str(PurePosixPath(*map(str, parts)))),
+    **dict.fromkeys(PATHS, lambda *parts: str(PurePosixPath(*map(_word, parts)))),
     **dict.fromkeys(MAPPINGS, _ordered),
     **dict.fromkeys(RECORDS, lambda: Record()),
 }

@@ -173,7 +173,8 @@ def _legacy(path: Path) -> Any:
 
 def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> None:
     """Behind the pickles lie the storages, each behind its number of elements."""
-    if not isinstance(keys, list) or not storages.keys() <= set(map(str, keys)):
+    named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
+    if not named or not storages.keys() <= set(map(str, keys)):
         raise CheckpointError("does not list the storages that its tensors lie in: refused")
     size = os.fstat(file.fileno()).st_size
     for key in keys:

@@ -25,7 +25,8 @@ def register(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> 
     cfgs.update(generate_default_cfgs(_cfgs(cls, variants)))
     for name, args in variants.items():
         _CLASSES[name], _VARIANTS[name] = cls, dict(args)
-        register_model(_entrypoint(cls, name))
+        create = register_model(_entrypoint(cls, name))
+        setattr(module, name, create)  # timm lists it in the module's __all__
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -84,10 +85,10 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     """
     from .checkpoint import adapt, overlay_with_weights
 
+    displaced: dict[str, Any] = {}
     if pretrained:
-        overlay = overlay_with_weights(cls, name, kwargs)
-        kwargs["pretrained_cfg_overlay"] = overlay
-    return build_model_with_cfg(
+        kwargs["pretrained_cfg_overlay"], displaced = overlay_with_weights(cls, name, kwargs)
+    model = build_model_with_cfg(
         _constructor(cls),
         name,
         pretrained,
@@ -95,6 +96,16 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**_VARIANTS[name], **kwargs},
     )
+    _forget_weights(model, displaced)
+    return model
+
+
+def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> None:
+    """timm keeps the configuration, and every copy of the model would have the weights twice."""
+    for part in model.modules():  # a model of features has one in itself
+        cfg = getattr(part, "pretrained_cfg", None)
+        if cfg is not None and cfg.pop("state_dict", None) is not None:
+            cfg.update(displaced)
 
 
 def _constructor(cls: type[Backbone]):

@@ -1,6 +1,6 @@
 """The shared block library. Maps are (B, H, W, C) between modules; what is unique to a family lives in its own file."""
 
-from .attention import WindowAttention, resize_table
+from .attention import WindowAttention, of_zeros, resize_table
 from .block import Block
 from .conv import (
     AvgPool2dSame,
@@ -42,6 +42,7 @@ __all__ = [
     "init_fan_out",
     "init_linear",
     "init_normal",
+    "of_zeros",
     "pad_to_multiple",
     "resize_positions",
     "resize_table",

@@ -23,6 +23,14 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
     return resized[0].to(table.dtype)
 
 
+def of_zeros(layer: nn.Module, x: Tensor) -> Tensor:
+    """(C',): what a projection makes of a token (C,) of zeros, which of a linear layer is its bias.
+
+    A layer that was put in its place, an adapter or a quantised one, is asked: it may have another bias, or none.
+    """
+    return layer.bias if type(layer) is nn.Linear else layer(x.new_zeros([1, x.shape[-1]]))[0]
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias per head and relative position.
 
@@ -66,18 +74,19 @@ class WindowAttention(nn.Module):
 
     @torch.jit.ignore
     def set_window(self, window: tuple[int, int]) -> None:
-        """Attend in windows of another size from now on; the table is interpolated."""
+        """Attend in windows of another size from now on; the table is interpolated, and is then a new parameter."""
         self.window = to_2tuple(window)
         size = (2 * self.window[0] - 1, 2 * self.window[1] - 1)
-        if self.rpb is not None:
+        if self.rpb is not None and tuple(self.rpb.shape[1:]) != size:
             self.rpb = nn.Parameter(resize_table(self.rpb.detach(), size, self.resize), self.rpb.requires_grad)
 
-    def outside(self) -> tuple[Tensor, Tensor] | None:
-        """Key and value, each (heads, D), of a position outside the map: what the projection makes of zeros."""
+    def outside(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Key and value, each (heads, D), of a position outside the map x: what the projection makes of zeros."""
         if not self.filled:
             return None
-        bias = self.qkv.bias.view(-1, self.heads, self.proj.in_features // self.heads)
-        return bias[-2], bias[-1]
+        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
+        zero = zero.view(-1, self.heads, x.shape[-1] // self.heads)
+        return zero[-2], zero[-1]
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
@@ -90,6 +99,6 @@ class WindowAttention(nn.Module):
             window=self.window,
             partition=self.partition,
             scale=self.scale,
-            outside=self.outside(),
+            outside=self.outside(x),
         )
         return self.proj(x.reshape(b, h, w, c))

@@ -82,7 +82,9 @@ class PositionTable(nn.Module):
 
     @torch.jit.ignore
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Be a table for another map from now on; it is interpolated."""
+        """Be a table for another map from now on; it is interpolated, and is then a new parameter."""
+        if tuple(grid) == tuple(self.grid):
+            return
         table = resize_positions(self.table.detach(), self.grid, grid)
         self.grid, self.table = grid, nn.Parameter(table, self.table.requires_grad)
 

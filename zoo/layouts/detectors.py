@@ -6,6 +6,7 @@ these rows are zeros.
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,15 +15,20 @@ from ..convert import Change, Constant, Layout
 from .segmenters import NECK, around
 
 
+# no lambdas: a detector has its layout in it, and is pickled
+def _with_zeros(x: Tensor, rows: int) -> Tensor:
+    return torch.cat([x.new_zeros(rows, *x.shape[1:]), x])
+
+
+def _without(x: Tensor, rows: int) -> Tensor:
+    return x[rows:]
+
+
 def _zeros_first(rows: int) -> Change:
-    return Change(lambda x: torch.cat([x.new_zeros(rows, *x.shape[1:]), x]), lambda x: x[rows:])
+    return Change(partial(_with_zeros, rows=rows), partial(_without, rows=rows))
 
 
-def _last_first(x: Tensor) -> Tensor:
-    return x.roll(1, 0)
-
-
-BACKGROUND = Change(_last_first, lambda x: x.roll(-1, 0))
+BACKGROUND = Change(partial(torch.roll, shifts=1, dims=0), partial(torch.roll, shifts=-1, dims=0))
 RPN = {"rpn_conv": "conv.0.0", "rpn_cls": "cls_logits", "rpn_reg": "bbox_pred"}
 
 
