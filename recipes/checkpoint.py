@@ -73,6 +73,8 @@ class Checkpoint:
             restricted.load(states, self.path / SHARDED)
         except CheckpointException as error:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
+        except restricted.Refused as error:
+            raise CheckpointError(f"could not read the checkpoint {self.path}: {error}") from error
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

@@ -68,5 +68,7 @@ class Planner(dcp.DefaultLoadPlanner):
 
 
 def load(states: dict[str, Any], folder: Path) -> None:
-    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder."""
-    dcp.load(states, storage_reader=Reader(folder), planner=Planner())
+    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder. Raises Refused."""
+    reader = Reader(folder)
+    reader.read_metadata()  # torch 2.9 keeps to itself why it has no index
+    dcp.load(states, storage_reader=reader, planner=Planner())

@@ -13,7 +13,9 @@ def poisoned_memory(monkeypatch):
     def poisoned(make):
         def wrapper(*args, **kwargs):
             out = make(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
+            if out.is_floating_point():
+                out.detach().fill_(float("nan"))
+            return out
 
         return wrapper
 

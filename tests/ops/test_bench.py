@@ -99,6 +99,8 @@ def test_flex_agrees(case, monkeypatch):
     """Not compiled: its score and mask are what is held to the op."""
     from ops.bench import contest
 
+    if torch.__version__ < "2.10" and "grid" in str(case):
+        pytest.skip("FlexAttention of torch 2.9 takes no mask of grids uncompiled")
     monkeypatch.setattr(contest, "compiled", lambda function: function)
     made = CONTESTS[case.op](case, 2, "cpu", torch.float32)
     assert not measured(case, made, only=["flex"]).missing

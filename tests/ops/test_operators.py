@@ -89,6 +89,7 @@ def test_export_sees_one_operator():
     torch.testing.assert_close(program.module()(q), Attention()(q))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch 2.9 crashes where an operator is defined again")
 def test_defined_again_an_operator_is_the_new_one():
     q, k, v = leaves(*packed(1, 5, 6, 2, 8).unbind(3))
     before = PATHS[0].attend(q, k, v, 0.1)
