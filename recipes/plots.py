@@ -51,7 +51,7 @@ def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score:
 
 def _plot(axes: Any, history: list[dict[str, Any]], key: str, label: str | None) -> None:
     points = [(line["step"], line[key]) for line in history if line.get(key) is not None]
-    marker = "." if key.startswith("val") else None
+    marker = "." if key.startswith("val") or len(points) == 1 else None  # no line is drawn of one point
     axes.plot(*(zip(*points, strict=True) if points else ((), ())), label=label, marker=marker)
 
 

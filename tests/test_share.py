@@ -83,6 +83,14 @@ def test_licence_is_the_weights(tmp_path):
     assert "license: cc-by-nc-sa-4.0" in (tmp_path / "README.md").read_text()
 
 
+def test_weights_of_ones_own_have_no_others_licence(tmp_path):
+    zoo.save_for_hf(small("gcvit_s"), tmp_path / "fresh")
+    assert "license: unknown" in (tmp_path / "fresh" / "README.md").read_text()
+    overlay = {"file": str(tmp_path / "fresh" / "model.safetensors")}
+    zoo.save_for_hf(small("gcvit_s", pretrained=True, pretrained_cfg_overlay=overlay), tmp_path / "tuned")
+    assert "license: unknown" in (tmp_path / "tuned" / "README.md").read_text()
+
+
 def test_what_cannot_be_shared(tmp_path):
     with pytest.raises(ValueError, match=r"Linear was not built by timm\.create_model"):
         zoo.save_for_hf(nn.Linear(1, 1), tmp_path / "shared")

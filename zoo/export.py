@@ -54,9 +54,14 @@ def build(source: str, *, model: str | None = None, weights: str = "auto") -> nn
         return _from_file(path, model, weights).eval()
     if path.is_dir():
         return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-    if not timm.is_model(source.partition(".")[0]):
+    name, _, tag = source.partition(".")
+    if not timm.is_model(name):
         raise CheckpointError(f"{source} is neither a file, nor a folder, nor a model of timm's or the zoo's")
-    return timm.create_model(source, pretrained="." in source).eval()
+    try:
+        timm.get_pretrained_cfg(source)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} is neither a file, nor a folder, nor one of {name}'s weights") from error
+    return timm.create_model(source, pretrained=bool(tag)).eval()
 
 
 def _from_file(path: Path, model: str | None, weights: str) -> nn.Module:

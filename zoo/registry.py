@@ -86,6 +86,8 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     from .checkpoint import adapt, overlay_with_weights
 
     displaced: dict[str, Any] = {}
+    # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
+    released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
     if pretrained:
         kwargs["pretrained_cfg_overlay"], displaced = overlay_with_weights(cls, name, kwargs)
     model = build_model_with_cfg(
@@ -97,6 +99,7 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
         **{**_VARIANTS[name], **kwargs},
     )
     _forget_weights(model, displaced)
+    model.of_release = released
     return model
 
 

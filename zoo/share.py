@@ -33,7 +33,8 @@ def save_for_hf(
     """Write model.safetensors, config.json and README.md, a model card, into `folder`; return it.
 
     description  what the card says of how the model was trained
-    licence      of the weights, as the hub spells it; default: that of the release whose tag the model was built with
+    licence      of the weights, as the hub spells it; default: that of the release that the model was built by,
+                 with a tag or `pretrained`, else "unknown"
     kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config (by
                  default the size of images that the model was built for)
     Each file is written whole or not at all. Raises ValueError for a model that `timm.create_model` did not build,
@@ -82,7 +83,7 @@ def _card(model: nn.Module, name: str, description: str, licence: str | None) ->
     details["Classes"] = model.num_classes
     return {
         "tags": ["image-classification", "timm"],
-        "license": licence or cfg.get("license") or "unknown",
+        "license": licence or (getattr(model, "of_release", True) and cfg.get("license")) or "unknown",
         "description": description or f"`{cfg['architecture']}`, an image classification model.",
         "details": details,
         "usage": USE.format(name=name),
