@@ -14,18 +14,16 @@ from recipes import shell
 
 shell.answer("eval")  # completion of the command line must not wait for the imports below
 
-import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, open_dict
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
-from recipes import config, distributed, hardware, measured, predict, subjects
+from recipes import config, distributed, hardware, measured, noted, predict, subjects
 from recipes.checkpoint import Checkpoint
 from recipes.data import DataError
 from recipes.data.build import decoding, preprocessing
@@ -64,12 +62,13 @@ def of_run(cfg: DictConfig, run: Path) -> None:
     with open_dict(own):
         own.pop("augment", None)  # what was learned from is not needed any more
     if cfg.predict is not None:
-        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, described(run))
+        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, noted.described(run))
         return
+    noted.count_classes(run, own.data)
     out = Path(cfg.out or run)
     distributed.first(lambda: predict.check_writable(out))
     about = {"name": run.name, "model": own.model.name, "weights": str(checkpoint.path)}
-    found = measure(own, about, checkpoint, answers=cfg.predictions)
+    found = measure(own, about, checkpoint, run=run, answers=cfg.predictions)
     distributed.first(lambda: found.write(out, "eval"))
     found.show()
 
@@ -109,17 +108,23 @@ def measure(
     about: dict[str, Any],
     checkpoint: Checkpoint | None = None,
     *,
+    run: Path | None = None,
     published: float | None = None,
     answers: bool = False,
 ) -> Measurement:
-    """Evaluate the model of a configuration, with the weights of a run's checkpoint where there is one."""
+    """Evaluate the model of a configuration, with the weights of a run's checkpoint where there is one.
+
+    Raises RunError where the data has other classes than the run.
+    """
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = task.build_data()
+    if run is not None:
+        noted.check_classes(run, data, cfg.data.name)
     model = machine.place(load(task, data, checkpoint))
-    noted = Answers()
+    answered = Answers()
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
-    values, metrics = evaluate(*given, noted.note) if answers else evaluate(*given)
+    values, metrics = evaluate(*given, answered.note) if answers else evaluate(*given)
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preprocessing(cfg)).items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {
@@ -131,7 +136,7 @@ def measure(
     count = int(values.get("scored", len(data.val)))
     record = measured.record({**about, **where}, values, count, published, task.score) | how
     keys = [key for key in values if "/" not in key]  # without those of single classes
-    return Measurement(record, keys, task, data, metrics, noted.table(data) if answers else [])
+    return Measurement(record, keys, task, data, metrics, answered.table(data) if answers else [])
 
 
 def conclude(cfg: DictConfig, found: list[Measurement]) -> None:
@@ -151,15 +156,19 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
         states = {weights: model.state_dict()}
         checkpoint.fill(states)
     else:
-        model.load_state_dict(checkpoint.tensors(weights))
+        _fill(model, checkpoint.tensors(weights), checkpoint.path)
     say(f"{checkpoint.path}: step {checkpoint.state['step']}, {weights} weights")
     return model
 
 
-def described(run: Path) -> SimpleNamespace:
-    """What a run noted about its data, so that its model can be asked where the data is not."""
-    noted = {"left_out": (), **json.loads((run / "data.json").read_text())}  # runs older than that key lack it
-    return SimpleNamespace(**noted)
+def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights of {path} are of another shape than the model that is asked for, as one with tables of "
+            f"positions has at another img_size; measure it at the run's own. {error}"
+        ) from error
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | None = None, data: Any = None) -> None:

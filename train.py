@@ -48,6 +48,7 @@ def main(cfg: DictConfig) -> float | None:
     machine = hardware.setup(cfg)
     task = create_task(cfg)
     data = task.build_data()
+    distributed.first(lambda: run.check_data(data))
     STARTUP.mark("data")
     plans = plan.make(cfg, data.train, run.parts)
     for line in plans.said(machine.parallel, run.parts):
@@ -68,7 +69,7 @@ def main(cfg: DictConfig) -> float | None:
             train(run, machine, task, data, plans, schedule, now, logs, stop)
         except (DataError, NotFinite) as error:
             run.rescue(now, error, stop)
-    finished = now.step == plans.steps and not now.due
+    finished = now.step >= plans.steps and not now.due
     distributed.first(lambda: run.report(task, data, model, finished=finished))
     if not finished:
         sys.exit(stop.code)

@@ -27,7 +27,7 @@ from recipes.config.checks import flat
 from recipes.log import CONSOLE, history, say
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
-from recipes.settings import FREE, RunError, is_in, load_config
+from recipes.settings import FREE, RunError, is_in, load_config, runs_in
 from recipes.task import create as create_task
 
 
@@ -130,7 +130,7 @@ class AfterSweep(Callback):
 
 def show_sweep(out: Path) -> None:
     """Compare the runs in `out` that this sweep made, if there are any."""
-    folders = [path.parent for path in sorted(out.glob("*/sessions.jsonl")) if _of_this_sweep(path.parent)]
+    folders = [path for path in runs_in(out) if _of_this_sweep(path)]
     if folders:
         show(folders, out / f"sweep-{os.environ[SWEEP]}.png")
 

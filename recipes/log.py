@@ -211,7 +211,7 @@ class Log:
 
 
 def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Table:
-    """The evaluations of a run with the training loss before each, the last `rows` of them; the best is marked."""
+    """The last `rows` evaluations of a run, each with the training loss since the one before; the best is marked."""
     table = Table("epoch", "step", "train loss", f"val {score}", "val loss", "lr", "images/s", title="evaluations")
     found, last = [], {}
     for line in history:
@@ -219,6 +219,7 @@ def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Ta
             last = line
         if line.get(f"val_{score}") is not None:
             found.append((line, last))
+            last = {}
     best = max((line[f"val_{score}"] for line, _ in found), default=None)
     for line, train in found[-rows:]:
         value = line[f"val_{score}"]

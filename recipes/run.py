@@ -2,8 +2,8 @@
 
     runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/
 
-README.md is the model's card; config.yaml is the resolved configuration; data.json names the classes; sessions.jsonl
-has a line for every start.
+README.md is the model's card; config.yaml is the resolved configuration; data.json names the classes and
+says how many images there are; sessions.jsonl has a line for every start.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from recipes import card, config, distributed
+from recipes import card, config, distributed, noted
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
 from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, last_session, note_session
-from recipes.settings import RunError, config_to_resume, load_config
+from recipes.settings import RunError, config_to_resume, is_run, load_config, runs_in
 from recipes.state import State
 from recipes.stop import Stop
 from recipes.task import Task
@@ -63,6 +63,11 @@ class Run:
         """Parts that the batch of a step was cut into so far; None at step 0."""
         return self.resumed.state.get("parts") if self.resumed else None
 
+    def check_data(self, data: Data) -> None:
+        """Raise RunError where a run that goes on was begun on other data."""
+        if self.known:
+            noted.check_same(self.folder, data)
+
     def begin(self, overrides: list[str], data: Data) -> None:
         """Make the folder of a new run, or cut the records of a resumed one back to the step that it goes on from."""
         with _writable(self.folder):
@@ -79,8 +84,7 @@ class Run:
         _refuse_used(self.folder)  # by a process that was quicker
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
         note_session(self.folder, overrides, 0, self.cfg.hardware.device)
-        kept = ("num_classes", "class_names", "img_size", "left_out")
-        _replace(self.folder / "data.json", json.dumps({key: getattr(data, key) for key in kept}))
+        _replace(self.folder / noted.FILE, json.dumps(noted.of(data)))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
     def save(self, now: State, best: dict[str, float] | None = None) -> None:
@@ -163,7 +167,7 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
 
     Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
     """
-    folder = _begun(Path(cfg.out), overrides) or _find(cfg)
+    folder = _begun(cfg, overrides) or _find(cfg)
     if folder is None:
         return _new(cfg)
     with _writable(folder):
@@ -204,7 +208,7 @@ def _find(cfg: DictConfig) -> Path | None:
     if cfg.name is not None:
         candidates = [out / _name(cfg)]
     else:
-        candidates = [path.parent for path in out.glob("*/config.yaml") if _same_kind(load_config(path.parent), cfg)]
+        candidates = [path for path in runs_in(out) if _same_kind(load_config(path), cfg)]
     candidates = [path for path in candidates if (path / "config.yaml").is_file()]
     if not candidates:
         say("resume=auto: there is no such run yet, so a new one begins")
@@ -212,12 +216,13 @@ def _find(cfg: DictConfig) -> Path | None:
     return max(candidates, key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
 
 
-def _begun(out: Path, overrides: list[str]) -> Path | None:
+def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
     """The run that this launch worked on before torchrun restarted its processes; None where it has not."""
     if not distributed.restarted():
         return None
     mine = (distributed.job(), overrides)
-    runs = [path.parent for path in out.glob("*/config.yaml")]
+    out = Path(cfg.out)
+    runs = [run for run in (runs_in(out) if cfg.name is None else [out / _name(cfg)]) if is_run(run)]
     last = {run: last_session(run) for run in runs}
     found = [run for run in runs if (last[run].get("job"), last[run]["overrides"]) == mine]
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from recipes import config
 from recipes.config.checks import base, flat, task_defaults
+from recipes.data.build import preprocessing
 from recipes.log import say
-from recipes.provenance import first_overrides
+from recipes.provenance import SESSIONS, first_overrides
 
 # what may change when a run goes on: without any effect on its result, and with one in the last digits
 FREE = (
@@ -18,6 +21,10 @@ FREE = (
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
 SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
+
+# what may be typed beside eval.py's run=: how the command goes, and what is measured and how
+COMMAND = ("run", "predict", "predictions", "out", "img_size")
+MEASURED = ("data", "hardware", "task.inference", "task.stride", "task.scales", "task.flip")
 
 
 class RunError(RuntimeError):
@@ -30,6 +37,20 @@ def load_config(folder: Path) -> DictConfig:
     if not path.is_file():
         raise RunError(f"{folder} holds no run: {path} is not there; pass a folder that train.py made (runs/<name>)")
     return OmegaConf.load(path)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (folder / "config.yaml").is_file() and (folder / SESSIONS).is_file()
+
+
+def runs_in(out: Path) -> Iterator[Path]:
+    """The folders of runs below this one, sorted, however deep their names lie; there are none inside of a run."""
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else ():
+        if is_run(folder):
+            yield folder
+        elif not folder.is_symlink() and not folder.name.startswith("."):
+            yield from runs_in(folder)
 
 
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
@@ -63,8 +84,12 @@ def _compose(overrides: list[str]) -> DictConfig:
         GlobalHydra.instance().hydra = outer
 
 
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
 def _merge(first: list[str], then: list[str]) -> list[str]:
-    return list({text.split("=")[0].lstrip("+~"): text for text in [*first, *then]}.values())
+    return list({_key(text): text for text in [*first, *then]}.values())
 
 
 def is_in(key: str, groups: tuple[str, ...]) -> bool:
@@ -73,13 +98,56 @@ def is_in(key: str, groups: tuple[str, ...]) -> bool:
 
 
 def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
-    """The run's configuration with the `data` and `hardware` overrides of an evaluation.
+    """The run's configuration with what may be typed for an evaluation: see MEASURED, and img_size=.
 
-    Raises RunError where an override names another model or file: the run has its own.
+    Images of another data set are prepared as the run's were, where nothing else is typed, and it is said so.
+    Raises RunError where an override names another model, file or task, the run having its own, or has no effect.
     """
     stored = load_config(folder)
-    own = [text for text in overrides if text.split("=")[0].split(".")[0] in ("model", "checkpoint", "weights")]
+    _refuse_idle(folder, stored, overrides)
+    asked = [text for typed in overrides for text in _sized(typed) if is_in(_key(text), MEASURED)]
+    if not asked:
+        return stored
+    cfg = _compose(_merge(first_overrides(folder), asked))
+    if cfg.data.name != stored.data.name:
+        _keep_preparation(cfg, stored, {_key(text) for text in asked})
+    return cfg
+
+
+def _refuse_idle(folder: Path, stored: DictConfig, overrides: list[str]) -> None:
+    own = [text for text in overrides if is_in(_key(text), ("model", "checkpoint", "weights"))]
     if own:
         raise RunError(f"run={folder} says the model and its weights already; leave out {' '.join(own)}")
-    asked = [text for text in overrides if text.split("=")[0].split(".")[0] in ("data", "hardware")]
-    return _compose(_merge(first_overrides(folder), asked)) if asked else stored
+    free, task = (*COMMAND, *MEASURED), stored.task.name if "task" in stored else None
+    idle = [text for text in overrides if not is_in(_key(text), free) and text != f"task={task}"]
+    if idle:
+        raise RunError(
+            f"run={folder} is measured as it was trained, task={task}: {' '.join(idle)} would change nothing. Leave it "
+            f"out; what can be given is {', '.join(free)}"
+        )
+
+
+def _sized(text: str) -> list[str]:
+    """`img_size=` as keys of `data`; it goes before the run's own size of evaluated images."""
+    if _key(text) != "img_size":
+        return [text]
+    value = text.partition("=")[2]
+    return [] if value == "null" else [f"data.img_size={value}", "data.eval_img_size=null"]
+
+
+def _keep_preparation(cfg: DictConfig, stored: DictConfig, typed: set[str]) -> None:
+    """Let images of another data set reach the model as those did that it was trained on."""
+    there, here = _preparation(stored), _preparation(cfg)
+    kept = {key: there[key] for key in there if there[key] != here[key] and key not in typed}
+    for key, value in kept.items():
+        OmegaConf.update(cfg, key, value)
+    if kept:
+        said = " ".join(f"{key}={value}" for key, value in kept.items())
+        say(f"data={cfg.data.name} is prepared as the run's images were, {said}; what is typed goes before", "yellow")
+
+
+def _preparation(cfg: DictConfig) -> dict[str, Any]:
+    """What is done to images before the model sees them, by the key of `data` that says it."""
+    found = vars(preprocessing(cfg, train=True)).copy()
+    found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.get("eval_img_size")}
+    return {f"data.{key}": list(value) if isinstance(value, tuple) else value for key, value in found.items()}

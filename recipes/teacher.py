@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import timm
 import torch
@@ -14,7 +12,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 import zoo
-from recipes import models, weights
+from recipes import models, noted, weights
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.data.build import preprocessing
@@ -65,17 +63,17 @@ class Teacher(nn.Module):
     @classmethod
     def _of_run(cls, cfg: DictConfig, data: Data) -> Teacher:
         run = Path(cfg.checkpoint)
-        own, noted = load_config(run), SimpleNamespace(**json.loads((run / "data.json").read_text()))
+        own, known = load_config(run), noted.described(run)
         if own.task.name != "classify":
             raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected a classifier's")
         if cfg.name is not None:
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
-        model, prep = models.create(own, noted), preprocessing(own)
+        model, prep = models.create(own, known), preprocessing(own)
         zoo.load_checkpoint(model, weights.file_of(cfg.checkpoint))
         fixed = prep.size if _is_fixed(model) else None
         size = _pair(cfg.img_size) or fixed
-        return cls(model, own.model.name, data, prep.mean, prep.std, size, noted.class_names)
+        return cls(model, own.model.name, data, prep.mean, prep.std, size, known.class_names)
 
     @classmethod
     def _of_name(cls, cfg: DictConfig, data: Data) -> Teacher:

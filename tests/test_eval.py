@@ -92,6 +92,20 @@ def test_run_without_a_checkpoint(tmp_path):
         evaluate_here(f"run={tmp_path}")
 
 
+def test_data_of_other_classes(run):
+    noted = (run / "data.json").read_text()
+    (run / "data.json").write_text(json.dumps({**json.loads(noted), "num_classes": 9}))
+    with pytest.raises(RunError, match=r"cannot be measured on data=digits: the run has 9 classes .* the data 10 \("):
+        evaluate_here(f"run={run}")
+    (run / "data.json").write_text(noted)
+
+
+def test_weights_of_another_shape(run):
+    checkpoint = find_checkpoint(run)
+    with pytest.raises(RunError, match=r"(?s)are of another shape than the model that is asked for.*size mismatch"):
+        evaluation._fill(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)}, checkpoint.path)
+
+
 def test_metrics_count_every_image_once():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(37, 8, generator=generator), torch.randint(8, (37,), generator=generator)

@@ -125,9 +125,12 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert [data.subset[label] for label in labels(data).values()] == [6, 11]
     logits = torch.zeros(1, 1000)
     logits[0, 0], logits[0, 6] = 2.0, 1.0  # tench is none of the 200
-    metrics = Task(config.compose(["model=gcvit_xxt", "data=imagenet_a"], "eval")).metrics(data)
+    task = Task(config.compose(["model=gcvit_xxt", "data=imagenet_a"], "eval"))
+    metrics = task.metrics(data)
     metrics.update(logits, torch.tensor([data.subset.index(6)]))
     assert metrics.compute()["top1"] == 100
+    table, _ = task.answer(None, logits, data, "a.jpg")
+    assert next(iter(table.columns[0].cells)) == imagenet.class_names()[6]
     with pytest.raises(DataError, match=r"is none of the 200 classes of data=imagenet_r: is it another set"):
         make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
 

@@ -71,6 +71,14 @@ def test_table_of_evaluations(runs):
     assert rendered(epoch_table(history, "top1", rows=1)).count("\n") == text.count("\n") - 1
 
 
+def test_no_training_loss_is_shown_twice():
+    """Evaluated twice between two lines of the log: the second time there is nothing new to show."""
+    trained = {"step": 10, "loss": 0.75, "lr": 0.1, "images_per_s": 9.0}
+    history = [trained, *({"step": step, "epoch": step / 6, "val_top1": step / 1.0} for step in (12, 18))]
+    first, second = rendered(epoch_table(history, "top1")).splitlines()[-3:-1]
+    assert "0.7500" in first and "0.7500" not in second and second.count(" - ") == 4  # the loss of validation, too
+
+
 def test_the_card_loads_the_model(runs, monkeypatch):
     card = (runs / "one" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\n") and "trained on `digits`" in card and torch.__version__ in card

@@ -106,6 +106,27 @@ def test_resume_of_a_run_that_is_older_than_a_key(run, tmp_path):
         config_to_resume(tmp_path / "old", ["train.skip_nonfinite=3"])
 
 
+def test_resume_on_other_data(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    note_overrides(copy, QUICK)
+    noted = json.loads((copy / "data.json").read_text())
+    assert noted["images"] == {"train": 1617, "val": 180}
+    (copy / "data.json").write_text(json.dumps({**noted, "images": {"train": 1600, "val": 180}}))
+    with pytest.raises(RunError, match="the run has 1600 training images, the data 1617"):
+        train_here(tmp_path, f"resume={copy}")
+
+
+def test_a_run_that_is_beyond_its_end_is_finished(run, tmp_path, capsys):
+    """As one whose data has become less; it noted no numbers of images."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shorter = [text.replace("train.steps=6", "train.steps=4") for text in QUICK]
+    note_overrides(copy, shorter)
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("steps: 6", "steps: 4"))
+    (copy / "data.json").unlink()
+    train_here(tmp_path, f"resume={copy}")
+    assert "go on with" not in capsys.readouterr().out
+
+
 def test_resume_of_nothing(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         train_here(tmp_path, f"resume={tmp_path}")

@@ -157,8 +157,11 @@ def task_defaults(name: str) -> dict[str, Any]:
 
 def keys(name: str) -> list[str]:
     """Every key that can be given on the command line of `name`.py."""
-    found = [*base(name), *groups()]
-    for group in groups():
+    defaults = OmegaConf.to_container(OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text()).defaults)
+    chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+    own = [group for group in groups() if group in chosen]
+    found = [*base(name), *own]
+    for group in own:
         if group != "recipe":  # a recipe sets keys of the other groups
             found += [f"{group}.{key}" for option in options(group) for key in flat(_option(group, option))]
     return list(dict.fromkeys(found))
@@ -175,6 +178,12 @@ def options(group: str) -> list[str]:
     """The options of a group, sorted."""
     names = ConfigStore.instance().list("model") if group == "model" else _files(group)
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def having(key: str) -> list[str]:
+    """The options of its group that have a key."""
+    group, _, rest = key.partition(".")
+    return [option for option in options(group) if rest in flat(_option(group, option))]
 
 
 def _files(group: str) -> list[str]:

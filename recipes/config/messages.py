@@ -58,8 +58,17 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
 
 
 def _unknown_key(key: str, name: str) -> str:
+    if key in checks.keys(name):
+        return f"unknown key {key!r} here: it is one of {_owners(key)}; `python {name}.py --cfg job` prints every key"
     keys = [known for known in checks.keys(name) if ("." in known) == ("." in key)]
     same = [known for known in checks.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = near(key, keys) if not same else f" (did you mean {' or '.join(same)}?)"
     advice = f"; a further constructor argument of the model is given as +{key}=" if key.startswith("model.") else ""
     return f"unknown key {key!r}{hint}{advice}; `python {name}.py --cfg job` prints every key"
+
+
+def _owners(key: str, most: int = 4) -> str:
+    """The options, none of them chosen, that a key belongs to."""
+    group, found = key.split(".")[0], checks.having(key)
+    said = " or ".join(f"{group}={option}" for option in found[:most])
+    return said + (f" or {len(found) - most} more" if len(found) > most else "")

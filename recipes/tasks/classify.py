@@ -51,8 +51,7 @@ class Metrics:
 
     def among(self, predictions: Tensor) -> Tensor:
         """Logits of the classes that there are to choose among, (B, classes) float32 on the CPU."""
-        logits = predictions.float().cpu()
-        return logits if self.subset is None else logits[:, list(self.subset)]
+        return among(predictions.float().cpu(), self.subset)
 
     def compute(self) -> dict[str, float]:
         """Accuracies in percent and the mean loss, of all processes, which must all come here."""
@@ -60,6 +59,11 @@ class Metrics:
         self.confidence.compute()
         values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
         return {**values, "loss": self.loss.compute().item()}
+
+
+def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
+    """(B, classes) of (B, the model's classes): those of the subset, where there is one."""
+    return logits if subset is None else logits[:, list(subset)]
 
 
 class RealMetrics(Metrics):
@@ -153,7 +157,8 @@ class Task(task.Task):
 
     def answer(self, image: Image.Image, predictions: Tensor, data: data.Data, name: str) -> tuple[Table, None]:
         """The five likeliest classes."""
-        shares, table = predictions[0].float().softmax(-1), Table("class", "probability", title=name)
+        (shares,) = among(predictions.float(), data.subset).softmax(-1)
+        table = Table("class", "probability", title=name)
         for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
             table.add_row(data.class_names[index], f"{100 * share:.2f} %")
         return table, None

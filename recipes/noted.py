@@ -1,0 +1,100 @@
+"""What a run notes about its data in data.json, and later data held against that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipes.data import Data, imagenet
+from recipes.log import say
+from recipes.settings import RunError
+
+FILE = "data.json"
+KEYS = ("num_classes", "class_names", "img_size", "left_out")
+COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the classes
+
+
+def of(data: Data) -> dict[str, Any]:
+    """What a run that begins on this data notes."""
+    images = {"train": len(data.train), "val": len(data.val)}
+    return {**{key: getattr(data, key) for key in KEYS}, "images": images}
+
+
+def read(run: Path) -> dict[str, Any]:
+    """What a run noted; older ones lack some of it."""
+    path = run / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def described(run: Path) -> SimpleNamespace:
+    """The data of a run as far as its model must know it, so that it can be asked where the data is not."""
+    return SimpleNamespace(**{"left_out": (), "subset": None, **read(run)})
+
+
+def count_classes(run: Path, data: DictConfig) -> None:
+    """Let a reader that counts the classes have as many as the run: validation alone may lack the highest."""
+    if data.source in COUNTING and data.num_classes is None:
+        data.num_classes = read(run).get("num_classes")
+
+
+def check_classes(run: Path, data: Data, name: str) -> None:
+    """Raise RunError where a run is to be measured on a data set, called `name`, of other classes than its own."""
+    said = _other_classes(read(run), data)
+    if said is not None:
+        raise RunError(
+            f"run={run} cannot be measured on data={name}: {said}. Give data of the run's classes, in its order; "
+            "a file of weights, checkpoint=, is measured whatever its classes are called"
+        )
+
+
+def check_same(run: Path, data: Data) -> None:
+    """Raise RunError where a run would go on with other classes or another number of training images.
+
+    Another number of validation images is said: what was best so far was measured on others.
+    """
+    then, now = read(run).get("images"), of(data)["images"]
+    lines = [said] if (said := _other_classes(read(run), data)) else []
+    if then is not None and then["train"] != now["train"]:
+        lines.append(f"the run has {then['train']} training images, the data {now['train']}")
+    if lines:
+        raise RunError(
+            f"{run} was begun on other data, and going on would give a run that is neither:\n  "
+            + "\n  ".join(lines)
+            + "\nput the data back as it was to go on, or begin a new run (another name=, no resume)"
+        )
+    if then is not None and then["val"] != now["val"]:
+        say(f"validation has {now['val']} images, not {then['val']} as before: scores do not compare", "yellow")
+
+
+def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
+    """How the classes of the data differ from those of a run; None where they do not, as far as their names tell."""
+    there, here = noted.get("class_names") or [], data.class_names
+    count = noted.get("num_classes", data.num_classes)
+    if count != data.num_classes:
+        return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
+    if data.subset is not None or data.truths is not None or _only_counted(there) or _only_counted(here):
+        return None
+    pairs = zip(_words(there), _words(here), strict=False)
+    place = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+    if place is None:
+        return None
+    first = f"class {place} is {there[place]!r} in the run and {here[place]!r} in the data"
+    return f"{first} (the run: {_listed(there)}; the data: {_listed(here)})"
+
+
+def _only_counted(names: Sequence[str]) -> bool:
+    return all(name == str(index) for index, name in enumerate(names))
+
+
+def _words(names: Sequence[str]) -> Sequence[str]:
+    """The names, ImageNet's in words."""
+    return imagenet.class_names() if tuple(names) == tuple(imagenet.synsets()) else names
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

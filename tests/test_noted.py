@@ -1,0 +1,87 @@
+"""The data of a run, held against data that it is gone on with or measured on."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from recipes import noted
+from recipes.data import Data, imagenet
+from recipes.settings import RunError
+
+ANIMALS = ["ant", "bee", "cow"]
+
+
+def data(names, *, images=12, val=4, **others) -> Data:
+    given = {"num_classes": len(names), "mean": (0.5,) * 3, "std": (0.5,) * 3, "img_size": 32}
+    return Data(**given | {"train": range(images), "val": range(val), "class_names": list(names)} | others)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Writes what a run on some data noted, and gives its folder."""
+
+    def write(*args, **changes):
+        (tmp_path / noted.FILE).write_text(json.dumps(noted.of(data(*args, **changes))))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (
+            ["bee", "cow", "zebra"],
+            "class 0 is 'ant' in the run and 'bee' in the data (the run: ant, bee, cow; the ",
+        ),
+        (["ant", "bee"], "the run has 3 classes (ant, bee, cow), the data 2 (ant, bee)"),
+        (map(str, range(10)), "the data 10 (0, 1, 2, 3, 4, 5, 6, 7, ...)"),
+    ],
+)
+def test_other_classes_are_refused(begun, names, said):
+    run, other = begun(ANIMALS), data(list(names))
+    for check in (lambda: noted.check_classes(run, other, "photos"), lambda: noted.check_same(run, other)):
+        with pytest.raises(RunError) as error:
+            check()
+        assert said in str(error.value)
+
+
+def test_classes_that_may_be_the_same(begun):
+    run = begun(ANIMALS)
+    noted.check_classes(run, data(ANIMALS), "photos")
+    noted.check_classes(run, data("012"), "shards without names")
+    run = begun(imagenet.synsets())
+    noted.check_classes(run, data(imagenet.class_names()), "imagenet_v2")
+    chosen = imagenet.class_names()[6:206]
+    noted.check_classes(run, data(chosen, num_classes=1000, subset=tuple(range(6, 206))), "imagenet_a")
+    noted.check_classes(run, data(imagenet.class_names(), truths=np.zeros((4, 1))), "imagenet_real")
+    with pytest.raises(RunError, match="cannot be measured on data=imagenet_v2: class 0 is 'n01440764' in the run"):
+        noted.check_classes(run, data(imagenet.class_names()[::-1]), "imagenet_v2")
+
+
+def test_a_run_goes_on_with_as_many_images(begun, capsys):
+    run = begun(ANIMALS)
+    noted.check_same(run, data(ANIMALS))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(RunError, match="the run has 12 training images, the data 9\nput the data back"):
+        noted.check_same(run, data(ANIMALS, images=9))
+    noted.check_same(run, data(ANIMALS, val=5))
+    assert "validation has 5 images, not 4 as before" in capsys.readouterr().out
+
+
+def test_runs_that_noted_less(tmp_path):
+    noted.check_same(tmp_path, data(ANIMALS, images=9))
+    (tmp_path / noted.FILE).write_text(json.dumps({"num_classes": 3, "class_names": ANIMALS, "img_size": 32}))
+    noted.check_same(tmp_path, data(ANIMALS, images=9))
+    assert noted.described(tmp_path).left_out == ()
+
+
+def test_validation_may_lack_the_highest_class(begun):
+    """Readers that count are told how many classes there are, unless it was typed."""
+    run = begun(ANIMALS)
+    for source, given, expected in (("tar", None, 3), ("parquet", None, 3), ("arrow", 7, 7), ("folder", None, None)):
+        cfg = OmegaConf.create({"source": source, "num_classes": given})
+        noted.count_classes(run, cfg)
+        assert cfg.num_classes == expected

@@ -1,0 +1,92 @@
+"""The configuration of a run met with what is typed to evaluate it, and run folders found again."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipes import config
+from recipes.config import ConfigError
+from recipes.data.build import preprocessing
+from recipes.run import open_run
+from recipes.settings import RunError, config_to_evaluate, runs_in
+
+SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
+
+
+def begun(folder, *overrides, job=None):
+    """A run's folder as it is before the first step."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*SMALL, *overrides]), resolve=True))
+    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*SMALL, *overrides], "job": job}) + "\n")
+    return folder
+
+
+def test_an_evaluation_at_another_size(tmp_path):
+    run = begun(tmp_path / "run", "data.eval_img_size=48")
+    assert preprocessing(config_to_evaluate(run, [f"run={run}", "out=there"])).size == (48, 48)
+    for typed, size in (("img_size=96", (96, 96)), ("img_size=[64,96]", (64, 96)), ("img_size=null", (48, 48))):
+        assert preprocessing(config_to_evaluate(run, [f"run={run}", typed])).size == size
+
+
+def test_ways_to_look_are_those_of_the_evaluation(tmp_path):
+    run = begun(tmp_path / "run", "task=segment")
+    typed = ["task=segment", "task.flip=true", "task.scales=[0.5,1.0]", "task.inference=slide", "task.stride=[8,8]"]
+    task = config_to_evaluate(run, [f"run={run}", *typed]).task
+    assert (task.flip, task.scales, task.inference, task.stride) == (True, [0.5, 1.0], "slide", [8, 8])
+
+
+@pytest.mark.parametrize("typed", ["seed=3", "task=segment", "task.loss=binary_cross_entropy", "++train.steps=3"])
+def test_what_would_change_nothing_is_refused(tmp_path, typed):
+    run = begun(tmp_path / "run")
+    config_to_evaluate(run, [f"run={run}", "task=classify", "predictions=true"])
+    with pytest.raises(RunError, match="would change nothing") as error:
+        config_to_evaluate(run, [f"run={run}", typed, "hardware=cpu"])
+    assert f" {typed} would" in str(error.value)
+    with pytest.raises(RunError, match=r"says the model and its weights already; leave out weights=ema"):
+        config_to_evaluate(run, ["weights=ema"])
+
+
+def test_another_data_set_is_prepared_as_the_run_s(tmp_path, capsys):
+    run = begun(tmp_path / "run", "data=digits", "data.crop_mode=squash")
+    cfg = config_to_evaluate(run, ["data=cifar10", "data.std=[0.1,0.2,0.3]"])
+    assert cfg.data.hub == "uoft-cs/cifar10"
+    found = preprocessing(cfg)
+    assert (found.mean, found.std, found.size, found.crop_mode) == ((0.5,) * 3, (0.1, 0.2, 0.3), (32, 32), "squash")
+    assert "data=cifar10 is prepared as the run's images were, data.mean=[0.5, 0.5, 0.5]; " in capsys.readouterr().out
+    config_to_evaluate(run, ["data=digits"])
+    assert capsys.readouterr().out == ""
+
+
+def test_sizes_that_the_run_s_data_brought(tmp_path):
+    run = begun(tmp_path / "run", "data=cifar10", "data.img_size=null", "data.eval_img_size=48")
+    found = config_to_evaluate(run, ["data=digits", "data.img_size=40"])
+    assert preprocessing(found).size == (48, 48) and preprocessing(found, train=True).size == (40, 40)
+
+
+def test_a_key_that_was_typed_is_no_near_match():
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.flip' here: it is one of task=segment"):
+        config.compose(["task.flip=true"], "eval")
+    with pytest.raises(ConfigError, match=r"unknown key 'recipe'; "):
+        config.compose(["recipe=quick"], "eval")
+
+
+def test_runs_lie_at_any_depth(tmp_path):
+    for name in ("a", "exp/b", "exp/c/d", "a/wandb/files", ".away/e"):
+        begun(tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "config.yaml").write_text("of: something else")
+    assert [str(run.relative_to(tmp_path)) for run in runs_in(tmp_path)] == ["a", "exp/b", "exp/c/d"]
+    assert list(runs_in(tmp_path / "nothing")) == []
+    typed = [*SMALL, f"out={tmp_path}", "resume=auto"]
+    assert open_run(config.compose(typed), []).folder == tmp_path / "exp/c/d"
+
+
+@pytest.mark.parametrize("name", ["exp/a", None])
+def test_a_restart_finds_its_run_in_a_folder(tmp_path, monkeypatch, name):
+    given = [f"out={tmp_path}", *([f"name={name}"] if name else [])]
+    begun(tmp_path / "exp" / "a", *given, job="launch")
+    begun(tmp_path / "exp" / "other", *given, job="another")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
