@@ -33,7 +33,8 @@ def test_what_makes_no_sense_is_refused(typed):
 
 FINE = [
     "optim.lr=0", "optim.betas=[0.9,0.99,0.999]", "train.clip_grad=null", "augment.auto_augment=3a",
-    "data.crop_pct=1.0", "augment.auto_augment=ta_wide", "augment.auto_augment=augmix-m3-w3", "augment.auto_augment=original",
+    "data.crop_pct=1.0", "augment.auto_augment=ta_wide", "augment.auto_augment=augmix-m3-w3",
+    "augment.auto_augment=original",
     "augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.interpolation=random", "hardware.threads=1",
     "data.workers=0", "train.eval_every=0.1", "data.img_size=[32,64]", "data.val_split=validation",
 ]  # fmt: skip
