@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, distributed, hardware, log, optim, plan, rng, sharding
+from recipes import config, distributed, hardware, log, optim, plan, rng, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.data import DataError
@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> float | None:
     distributed.join(cfg)
     run = distributed.first(lambda: open_run(cfg, config.overrides()))
     cfg = run.cfg
+    distributed.first(lambda: trackers.check(cfg))
     machine = hardware.setup(cfg)
     task = create_task(cfg)
     data = task.build_data()
@@ -107,7 +108,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         norm = sharding.whole(optim.clip(now.learner, cfg.train.clip_grad))
         loss = distributed.mean(loss)
         loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
-        if math.isfinite(loss) and (math.isfinite(norm) or now.scaler.is_enabled()):
+        if math.isfinite(loss) and math.isfinite(norm):
             now.scaler.step(optimizer)
             now.skipped = 0
         else:
@@ -132,7 +133,14 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
 
 
 def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: float) -> None:
-    """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row."""
+    """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row.
+
+    Where float16 overflows at the loss scale of the moment, which then halves, that is no error and only counted.
+    """
+    if math.isfinite(loss) and now.overflows:
+        now.rewind()
+        now.skipped += 1
+        return
     what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
     images = f"the training images were {plan.images_of(run.cfg, plans, data.train, now.step)}"
     if now.skipped >= run.cfg.train.skip_nonfinite:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from recipes import distributed, restricted
+from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"
 CORRUPT = "corrupt-"
@@ -75,31 +76,6 @@ class Checkpoint:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
         except restricted.Refused as error:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {error}") from error
-
-
-def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """Move the tensors of nested dicts and lists into `tensors`; what is returned is plain JSON that says where."""
-    if isinstance(tree, Tensor):
-        tensors[name] = tree
-        return {"tensor": name}
-    if isinstance(tree, dict):
-        items = [[key, pack(value, tensors, f"{name}.{key}".lstrip("."))] for key, value in tree.items()]
-        return {"dict": items}  # as pairs, because JSON would turn the integer keys of optimisers into strings
-    if isinstance(tree, (list, tuple)):
-        return {"list": [pack(value, tensors, f"{name}.{i}".lstrip(".")) for i, value in enumerate(tree)]}
-    return {"value": tree}
-
-
-def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `pack`; tuples come back as lists."""
-    kind, value = next(iter(tree.items()))
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {key: unpack(item, tensors) for key, item in value}
-    if kind == "list":
-        return [unpack(item, tensors) for item in value]
-    return value
 
 
 def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from recipes.log import say
 from recipes.run import find_checkpoint
 
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
-
+OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
 
@@ -32,7 +32,7 @@ def create(
 
     `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, and for a
-    checkpoint of another model; RunError for a folder without one.
+    checkpoint of another model, or released weights that cannot be had; RunError for a folder without one.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in OURS and value is not None}
@@ -120,5 +120,19 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
                 raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
             say(f"{name} takes no {refused}; it is built without it")
             del wishes[refused]
+        except zoo.CheckpointError as error:
+            raise zoo.CheckpointError(str(error).replace(OVERLAY, "model.checkpoint=<file>")) from error
+        except OSError as error:  # no network, or no such file on the hub
+            if not options.get("pretrained"):
+                raise
+            raise ConfigError(_not_released(name, error)) from error
         except ValueError as error:
             raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
+
+
+def _not_released(name: str, error: OSError) -> str:
+    why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"the released weights of {name} could not be downloaded: {why}\nin place of pretrained=true a file that is "
+        "here can be given: model.checkpoint=<file>, or of a teacher teacher.checkpoint=<file>"
+    )

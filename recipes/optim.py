@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -136,14 +136,19 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate unless
     `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
     group. What learns `beside` the model has the whole rate and weight decay.
-    Raises ConfigError for an optimiser timm does not know, for an option that the optimiser does not take, and for
-    names in `optim.decay` and `optim.no_decay` that no parameter has.
+    Raises ConfigError for an optimiser timm does not know or that needs second derivatives, for an option that the
+    optimiser does not take, and for names in `optim.decay` and `optim.no_decay` that no parameter has.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
     names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
     if name not in names:
         raise ConfigError(f"optim.opt={cfg.optim.opt} is no optimiser of timm's{near(cfg.optim.opt, names)}")
+    if get_optimizer_info(name).second_order:
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} needs the second derivatives of the loss, which this loop does not take: "
+            "give another, such as adamw"
+        )
     if get_optimizer_class(name, bind_defaults=False) in FUSED and _plain(model, beside):
         options = {"fused": True} | options
     try:

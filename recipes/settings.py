@@ -56,7 +56,7 @@ def runs_in(out: Path) -> Iterator[Path]:
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's configuration with the harmless changes that were asked for; others are refused."""
     stored = load_config(folder)
-    asked = _compose(_merge(first_overrides(folder), overrides))
+    asked = _compose(_merge(first_overrides(folder), overrides), overrides)
     was, now = flat(stored), flat(asked)
     defaults = base("train") | task_defaults(stored.task.name)
     was |= {key: defaults[key] for key in defaults if key not in was}  # keys that are younger than the run
@@ -76,10 +76,10 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     return asked
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _compose(overrides: list[str], typed: list[str]) -> DictConfig:
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:
-        return config.compose(overrides)
+        return config.compose(overrides, typed=typed)
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -108,7 +108,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     asked = [text for typed in overrides for text in _sized(typed) if is_in(_key(text), MEASURED)]
     if not asked:
         return stored
-    cfg = _compose(_merge(first_overrides(folder), asked))
+    cfg = _compose(_merge(first_overrides(folder), asked), asked)
     if cfg.data.name != stored.data.name:
         _keep_preparation(cfg, stored, {_key(text) for text in asked})
     return cfg

@@ -21,6 +21,8 @@ from recipes.log import Meter
 from recipes.plan import Plan
 from recipes.statistics import Statistics
 
+HALVINGS = 32  # of the loss scale, in a row and from its first value, 2**16: below that no gradient overflows float16
+
 Learner = Callable[[nn.Module], nn.Module]
 
 
@@ -95,6 +97,12 @@ class State:
     def beside(self) -> nn.Module | None:
         """What learns beside the model."""
         return None if self.learner is self.model else self.learner.beside
+
+    @property
+    def overflows(self) -> bool:
+        """Whether too large a loss scale may be why a gradient is no number, as it is in the first steps in float16."""
+        least = 2.0 ** (16 - HALVINGS)
+        return self.scaler.is_enabled() and self.skipped < HALVINGS and self.scaler.get_scale() > least
 
     def train(self) -> None:
         """Training mode."""

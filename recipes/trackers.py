@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,29 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from recipes.config import ConfigError
+from recipes.config import ConfigError, quote
 from recipes.log import Sink
+
+PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError where the package of what `logger=` names is not there; before a run has a folder."""
+    for name in _chosen(cfg):
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError as error:
+            raise ConfigError(f"logger={name} needs a package that is not there: pip install {name}") from error
 
 
 def trackers(cfg: DictConfig, folder: Path, step: int) -> list[Sink]:
-    """What `logger=` names, for a run that begins at `step`. Raises ConfigError where its package is not there."""
-    chosen = {"wandb": cfg.logger.wandb, "tensorboard": cfg.logger.tensorboard}
+    """What `logger=` names, for a run that begins at `step`. Raises ConfigError where Weights & Biases refuses."""
     made = {"wandb": lambda: Wandb(cfg, folder), "tensorboard": lambda: TensorBoard(folder / "tensorboard", step)}
-    try:
-        return [made[name]() for name, wanted in chosen.items() if wanted]
-    except ImportError as error:
-        raise ConfigError(f"logger={error.name} needs a package that is not there: pip install {error.name}") from error
+    return [made[name]() for name in _chosen(cfg)]
+
+
+def _chosen(cfg: DictConfig) -> list[str]:
+    return [name for name in PACKAGES if cfg.logger[name]]
 
 
 class Wandb:
@@ -31,7 +44,7 @@ class Wandb:
     def __init__(self, cfg: DictConfig, folder: Path):
         import wandb
 
-        self.run = wandb.init(
+        options = dict(
             project=cfg.logger.project,
             entity=cfg.logger.entity,
             mode=cfg.logger.mode,
@@ -41,6 +54,14 @@ class Wandb:
             resume="allow",
             config=OmegaConf.to_container(cfg, resolve=True),
         )
+        try:
+            self.run = wandb.init(**options)
+        except wandb.errors.Error as error:  # no account, no network, no such entity
+            resume = shlex.quote(quote("resume", str(folder)))
+            raise ConfigError(
+                f"Weights & Biases refuses the run: {error}\ngo on once it does not, or without it: "
+                f"python train.py {resume} logger.mode=offline"
+            ) from error
         self.run.define_metric("*", step_metric="step")  # a resumed run counts on from its own step, not wandb's
 
     def write(self, line: dict[str, Any]) -> None:

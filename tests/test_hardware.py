@@ -7,11 +7,13 @@ import shutil
 import pytest
 import torch
 
-from children import SMALL, flags_restored, note_overrides, train_here
+import train
+from children import SMALL, flags_restored, lines, note_overrides, train_here
 from recipes import config, data, hardware, provenance
 from recipes.checkpoint import read
 from recipes.config import ConfigError
 from recipes.data import build
+from recipes.tasks import classify
 
 
 @pytest.fixture
@@ -71,6 +73,37 @@ def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, befo
 def scaled(monkeypatch, enabled: bool) -> None:
     """Let losses be scaled, or not, as float16 on a GPU is."""
     monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))
+
+
+def steep(loss, steps):
+    """The same loss, with a gradient that is no number in these steps."""
+
+    def function(self, model, images, targets, *, draw):
+        weight = next(model.parameters())
+        bend = (0 * weight).abs().sum().sqrt() if draw in steps else 0
+        return loss(self, model, images, targets, draw=draw) + bend
+
+    return function
+
+
+SCALED = [*SMALL, "data.batch_size=8", "train.steps=36", "train.save_every=100"]
+
+
+def test_overflows_are_passed_over_and_counted(tmp_path, monkeypatch):
+    scaled(monkeypatch, True)
+    monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, {0, 1, 2, 7}))
+    train_here(tmp_path, *SCALED, "train.steps=10", "name=run")
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found if line.get("skipped")] == [1, 2, 3, 8]
+    (state,) = (read(path).state for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert state["scaler"]["scale"] == 2.0 ** (16 - 4) and state["skipped"] == 0
+
+
+def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):
+    scaled(monkeypatch, True)
+    monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, range(99)))
+    with pytest.raises(train.NotFinite, match=r"(?s)at step 32 .*norm of its gradient nan, as at the 32 before"):
+        train_here(tmp_path, *SCALED, "name=run")
 
 
 @pytest.mark.parametrize(

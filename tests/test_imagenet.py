@@ -55,6 +55,14 @@ def test_folders(tmp_path, names, place):
     assert [data.class_names[index] for index in CLASSES] == ["tench", "stingray", "water ouzel", "toilet tissue"]
 
 
+def test_a_split_of_another_name(tmp_path):
+    val(tmp_path / "val", SYNSETS)
+    with pytest.raises(DataError, match="has no mine/"):
+        make("imagenet", "data.val_split=mine", root=tmp_path)
+    (tmp_path / "val").rename(tmp_path / "mine")
+    assert labels(make("imagenet", "data.val_split=mine", root=tmp_path)) == dict(enumerate(CLASSES))
+
+
 def test_training_needs_its_folder(tmp_path):
     val(tmp_path / "val", SYNSETS)
     cfg = config.compose(["model=gcvit_xxt", "data=imagenet", f"data.root={tmp_path}"])

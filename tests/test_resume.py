@@ -10,6 +10,7 @@ import torch
 
 from children import evaluated, finish, lines, start, succeed, train_here, trained, wait_for
 from recipes import checkpoint, optim, rng
+from recipes.packing import unpack
 
 # the default recipe (augmentation, Mixup, drop path, EMA) on the default model, made small
 DEFAULT = [
@@ -128,6 +129,17 @@ def test_a_state_dict_survives_the_file(tmp_path):
     again = checkpoint.read(tmp_path / "step-1").tree("optimizer")
     assert again["state"][0]["step"] == 3 and torch.equal(again["state"][0]["momenta"][0], torch.eye(2))
     assert again["state"][0]["momenta"][1] is None and again["param_groups"] == [{"lr": 0.1}]
+
+
+def test_what_a_state_dict_holds_beside_tensors(tmp_path):
+    """A list, a tuple and a dtype come back as what they were; a file of before, whose tuples are lists, is read."""
+    tree = {"betas": (0.9, (1, None)), "steps": [1, 2], "dtype": torch.bfloat16, "none": ()}
+    checkpoint.write(tmp_path / "step-1", {"optimizer": tree}, {"step": 1})
+    assert checkpoint.read(tmp_path / "step-1").tree("optimizer") == tree
+    old = {"dict": [["betas", {"list": [{"value": 0.9}, {"tensor": "a"}]}]]}
+    assert unpack(old, {"a": 3}) == {"betas": [0.9, 3]}
+    with pytest.raises(ValueError, match="'load' in the state of an optimiser is no dtype"):
+        unpack({"dtype": "load"}, {})
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):

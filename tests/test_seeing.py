@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from children import SMALL, lines, note_overrides, train_here
 from recipes import compare
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
+from recipes.config import ConfigError
 from recipes.log import epoch_table
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
@@ -49,6 +51,26 @@ def test_tensorboard_and_its_resumption(tmp_path):
         expected = [(line["step"], line[key]) for line in lines(tmp_path / "run") if key in line]
         assert [event.step for event in read.Scalars(tag)] == [step for step, _ in expected]
         assert [event.value for event in read.Scalars(tag)] == pytest.approx([value for _, value in expected])
+
+
+def test_a_tracker_that_cannot_be_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train_here(tmp_path, *QUICK, "logger=wandb", "name=run")
+    with pytest.raises(ConfigError, match=r"logger\.mode=offlin is unknown .did you mean offline"):
+        train_here(tmp_path, *QUICK, "logger=wandb", "logger.mode=offlin", "name=run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_that_refuses_says_how_to_go_on(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**options):
+        raise wandb.errors.UsageError("no account")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"(?s)refuses the run: no account.* resume=\S+run logger.mode=offline"):
+        train_here(tmp_path, *QUICK, "logger=wandb", "name=run")
 
 
 def test_wandb_offline_beside_tensorboard(tmp_path, monkeypatch):

@@ -149,6 +149,21 @@ def test_folders_that_are_wrong(tmp_path, spoil, said):
         make("imagefolder", root=str(tmp_path / "photos"))
 
 
+def test_splits_are_the_folders_that_are_named(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "val").rename(root / "test")
+    (root / "train").rename(root / "learn")
+    data = make("imagefolder", root=str(root), train_split="learn", val_split="test")
+    assert data.train.where(0).startswith(f"{root}/learn/") and data.val.where(0).startswith(f"{root}/test/")
+    with pytest.raises(DataError, match=r"no folder val/: .* or what data.val_split= names.* found learn, test"):
+        make("imagefolder", root=str(root), train_split="learn")
+    (root / "test").rename(root / "validation")
+    assert make("imagefolder", root=str(root), train_split="learn").val.where(0).startswith(f"{root}/validation/")
+    (root / "val").mkdir()
+    with pytest.raises(DataError, match=r"both val/ and validation/: give data.val_split=val"):
+        make("imagefolder", root=str(root), train_split="learn")
+
+
 def test_folder_must_be_named():
     with pytest.raises(DataError, match=r"needs data.root="):
         make("imagefolder")
@@ -236,6 +251,26 @@ def test_parquet_errors(tmp_path):
         (tmp_path / "broken" / "data" / f"{split}-0.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match="cannot read the parquet files of 'train'"):
         make("cifar10", root=str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
+@pytest.mark.parametrize("values, said", [(["cat", "dog"], "'cat'"), ([0.5, 1.0], "0.5"), ([1.0, 0.0], None)])
+def test_labels_are_numbers(tmp_path, source, values, said):
+    rows = {"img": [{"bytes": png((9, 9, 9), "RGB")["bytes"], "path": None}] * 2, "label": values}
+    for split in ("train", "test"):
+        features = {"img": datasets.Image(), "label": datasets.Value(type_of(values))}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    changes = {"root": str(tmp_path), "source": source, "hub": None}
+    if said is None:
+        assert make("cifar10", **changes).val.records.labels.tolist() == [1, 0]
+        return
+    with pytest.raises(DataError, match=rf"column 'label' holds {said}, expected .* give data.label_key="):
+        make("cifar10", **changes)
+
+
+def type_of(values):
+    return "string" if isinstance(values[0], str) else "float64"
 
 
 def test_no_network_and_no_copy(monkeypatch):

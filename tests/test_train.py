@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
 
 import train
+import zoo
 from children import SMALL, finish, lines, note_overrides, start, train_here, trained, wait_for
-from recipes import checkpoint, config, log
+from recipes import checkpoint, config, log, models
 from recipes.settings import RunError, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
@@ -160,6 +162,7 @@ def poisoned(loss, at):
         ("sched.cooldown=1", "cooldown of 50 steps does not fit into 6"),
         ("hardware.device=cuda:9", "hardware.device=cuda:9"),
         ("train.save_every=0", "train.save_every: 0 is too few"),
+        ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
         ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
     ],
@@ -169,6 +172,27 @@ def test_bad_options(tmp_path, override, message):
         train_here(tmp_path, *QUICK, "train.accumulate=2", override)
     assert isinstance(error.value, (config.ConfigError, RuntimeError))
     assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+def test_a_model_of_more_classes_than_the_data(tmp_path):
+    train_here(tmp_path, *QUICK, "train.steps=2", "model.num_classes=12", "augment.mixup=0.2", "name=run")
+    noted = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert noted["num_classes"] == 12 and noted["class_names"][8:] == ["8", "9", "10", "11"]
+    assert "val_top1" in lines(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("no network\nand more"), zoo.CheckpointError(f"do so, or pass {models.OVERLAY}")]
+)
+def test_released_weights_that_cannot_be_had(error):
+    """timm's model, or one of the zoo, asks the hub in vain: the message names the key that takes a file."""
+
+    def unreachable(*_, **options):
+        raise error
+
+    with pytest.raises((config.ConfigError, zoo.CheckpointError), match=r"model.checkpoint=<file>") as raised:
+        models.build(unreachable, "test_resnet", {"pretrained": True}, {"img_size": 32})
+    assert "overlay" not in str(raised.value) and "and more" not in str(raised.value)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -31,15 +31,18 @@ from recipes.config.quoting import quote
 __all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported"]
 
 
-def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
-    """The configuration that `python <name>.py <overrides>` gives, resolved and checked. Raises ConfigError."""
+def compose(overrides: Sequence[str] = (), name: str = "train", typed: Sequence[str] | None = None) -> DictConfig:
+    """The configuration that `python <name>.py <overrides>` gives, resolved and checked. Raises ConfigError.
+
+    typed  those that are new, where others were accepted before, when a run was begun; None = all
+    """
     register()
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
             cfg = hydra.compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides, name)) from error
-    check(cfg, name, overrides)
+    check(cfg, name, overrides if typed is None else typed)
     return cfg
 
 

@@ -12,12 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes import papers
 from recipes.config.errors import ConfigError, near
+from recipes.config.idle import check_read
 from recipes.config.quoting import quote
+from recipes.config.ranges import check_range
 
+INTERPOLATIONS = (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CHOICES = {
     "model.weights": ("auto", "raw", "ema"),
     "weights": ("auto", "raw", "ema"),
     "data.subset": (None, "a", "r"),
+    "data.interpolation": INTERPOLATIONS,
     "data.crop_mode": (None, "center", "squash", "border"),
     "data.on_bad_image": ("raise", "replace"),
     "data.jpeg": ("scaled", "full"),
@@ -25,6 +29,7 @@ CHOICES = {
     "task.inference": ("whole", "slide"),
     "task.loss": ("cross_entropy", "binary_cross_entropy"),
     "teacher.kind": (None, "soft", "hard", "feature"),
+    "augment.interpolation": (*INTERPOLATIONS, "random"),
     "augment.re_mode": ("const", "rand", "pixel"),
     "sched.sched": ("cosine", "linear", "constant", "poly", "step"),
     "sched.unit": ("epochs", "steps"),
@@ -32,6 +37,7 @@ CHOICES = {
     "sched.decay_from": ("warmup", "start"),
     "hardware.amp": (None, "bfloat16", "float16"),
     "hardware.parallel": ("ddp", "fsdp"),
+    "logger.mode": ("online", "offline", "disabled"),
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {
@@ -76,9 +82,10 @@ SAID = {
 
 
 def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
-    """Resolve `cfg` in place; `overrides` are the texts it was made from, for messages.
+    """Resolve `cfg` in place; `overrides` are the texts that were typed for it.
 
-    Raises ConfigError for a value of the wrong kind, an unknown choice or model, and a recipe that is not published.
+    Raises ConfigError for a value of the wrong kind, an unknown choice or model, a recipe that is not published, and
+    for what was typed and makes no sense, or has no effect.
     """
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
@@ -90,11 +97,16 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     _check_task(cfg)
     defaults = base(name)
     typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
-    for key, value in flat(cfg).items():
+    values = flat(cfg)
+    for key, value in values.items():
         _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
     model = cfg.model.name
     if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
         raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
+    mine = {key: values[key] for key in typed if key in values}
+    for key, value in mine.items():
+        check_range(key, value)
+    check_read(cfg, mine, defaults)
 
 
 def _check_task(cfg: DictConfig) -> None:

@@ -118,12 +118,25 @@ def _local(datasets, cfg, split: str):
 def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
     for option in ("image_key", "label_key"):
         check_column(table, cfg, option, split)
-    labels = np.asarray(table.select_columns(cfg.label_key).with_format("numpy")[:][cfg.label_key], dtype=np.int64)
+    column = table.select_columns(cfg.label_key).with_format("numpy")[:][cfg.label_key]
+    labels = numbers(column, f"{cfg.name}, split {split!r}", cfg.label_key)
     feature = table.features[cfg.label_key]
     count = cfg.num_classes or int(labels.max(initial=-1)) + 1
     names = getattr(feature, "names", None) or [str(label) for label in range(count)]
     images = table.select_columns(cfg.image_key).cast_column(cfg.image_key, datasets.Image(decode=False))
     return Arrow(images, cfg.image_key, labels, f"{cfg.name}, split {split!r}"), list(names)
+
+
+def numbers(column: Any, where: str, key: str) -> np.ndarray:
+    """Labels, (N,) int64. Raises DataError for a column of anything but whole numbers."""
+    found = np.asarray(column)
+    whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
+    if len(found) and not whole:
+        raise DataError(
+            f"{where}: the column {key!r} holds {found[:1].tolist()[0]!r}, expected the number of a class: give "
+            "data.label_key= another column, or number the classes, with class_encode_column of `datasets`"
+        )
+    return found.astype(np.int64)
 
 
 def first_line(error: Exception) -> str:

@@ -152,13 +152,11 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
     """The records of each split, and the names of the classes."""
     if data.source == "digits":
         return digits.load(size, data.val_fraction, data.split_seed)[-len(splits) :], digits.CLASSES
-    if data.source == "folder":
-        return folder.load(data.root, splits)
-    readers = {"arrow": arrow, "tar": tar, "parquet": parquet, "imagenet": imagenet}
+    readers = {"folder": folder, "arrow": arrow, "tar": tar, "parquet": parquet, "imagenet": imagenet}
     if data.source in readers:
         return readers[data.source].load(data, splits)
     raise DataError(
-        f"data.source={data.source} has no label of a whole image: expected digits, folder, {', '.join(readers)}; "
+        f"data.source={data.source} has no label of a whole image: expected digits, {', '.join(readers)}; "
         "or give task=segment or task=detect"
     )
 

@@ -15,6 +15,7 @@ from recipes.data.errors import DataError
 from recipes.data.files import replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+VALIDATION = "validation"  # the default of data.val_split
 RACY = 2_000_000_000  # ns; a folder touched so shortly before it was read may change again within one clock tick
 
 
@@ -54,31 +55,37 @@ class Listing:
     scanned: int
 
 
-def load(root: str | None, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
-    """Images of each split ("train", "val"), and the sorted class names, of the folder `root`.
+def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
+    """Images of each split ("train", "val"), and the sorted class names, of the folder cfg.root.
 
-    Raises DataError for a missing folder, an empty class, or classes that differ between train/ and val/.
+    The splits lie in the folders cfg.train_split and cfg.val_split, of which `validation` stands for val/ as well.
+    Raises DataError for a missing folder, an empty class, or classes that differ between the two.
     """
-    if root is None:
+    if cfg.root is None:
         raise DataError("data=imagefolder needs data.root=<folder with train/ and val/>")
-    base = Path(root).expanduser()
+    base = Path(cfg.root).expanduser()
     if not base.is_dir():
-        raise DataError(f"data.root={root} is no folder: expected one with train/ and val/")
-    listings = {split: _of_split(base, split) for split in splits}
+        raise DataError(f"data.root={cfg.root} is no folder: expected one with train/ and val/")
+    folders = [_of_split(base, split, cfg[f"{split}_split"]) for split in splits]
+    listings = [list_classes(folder) for folder in folders]
     if len(listings) == 2:
-        _same_classes(base, **listings)
-    return [Folder(base / split, listing) for split, listing in listings.items()], list(listings["val"].classes)
+        _same_classes(folders, listings)
+    return list(map(Folder, folders, listings)), list(listings[-1].classes)
 
 
-def _of_split(base: Path, split: str) -> Listing:
-    folder = base / split
-    if not folder.is_dir():
-        found = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
-        raise DataError(
-            f"{base} has no folder {split}/: expected train/ and val/, each with a folder a class; "
-            f"found {found or 'nothing'}"
-        )
-    return list_classes(folder)
+def _of_split(base: Path, split: str, name: str) -> Path:
+    """The folder of a split; `validation`, the default for all sources, means val/ as well, but never one of two."""
+    places = ["val", name] if name == VALIDATION else [name]
+    found = [base / place for place in places if (base / place).is_dir()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{base} has both val/ and {name}/: give data.val_split=val, or move one of them away")
+    there = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
+    raise DataError(
+        f"{base} has no folder {places[0]}/: expected train/ and val/, or what data.{split}_split= names, each with a "
+        f"folder a class; found {there or 'nothing'}"
+    )
 
 
 def list_classes(folder: Path) -> Listing:
@@ -97,11 +104,14 @@ def list_classes(folder: Path) -> Listing:
     return listing
 
 
-def _same_classes(base: Path, train: Listing, val: Listing) -> None:
-    only = {"train": train.classes.keys() - val.classes.keys(), "val": val.classes.keys() - train.classes.keys()}
-    if any(only.values()):
-        said = "; ".join(f"only in {split}/: {', '.join(sorted(names)[:8])}" for split, names in only.items() if names)
-        raise DataError(f"the class folders of {base}/train and {base}/val differ: {said}. Give both the same folders")
+def _same_classes(folders: list[Path], listings: list[Listing]) -> None:
+    train, val = (listing.classes.keys() for listing in listings)
+    only = [(folder.name, sorted(names)[:8]) for folder, names in zip(folders, (train - val, val - train), strict=True)]
+    if train != val:
+        said = "; ".join(f"only in {name}/: {', '.join(names)}" for name, names in only if names)
+        raise DataError(
+            f"the class folders of {folders[0]} and {folders[1]} differ: {said}. Give both the same folders"
+        )
 
 
 def _scan(folder: Path) -> Listing:

@@ -90,7 +90,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
         found, names = arrow.load(cfg, splits)
         _check_order(names, cfg.name)
     else:
-        found = [_folder(Path(cfg.root).expanduser(), split, cfg.name) for split in splits]
+        found = [_folder(Path(cfg.root).expanduser(), split, cfg[f"{split}_split"]) for split in splits]
     chosen = subset(cfg)
     if chosen is None:
         return found, list(class_names())
@@ -100,7 +100,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
 
 
 def _folder(root: Path, split: str, name: str) -> Folder:
-    folder = _place(root, split)
+    folder = _place(root, split, name)
     listing = list_classes(folder)
     numbers = _numbers(list(listing.classes), folder)
     records = Folder(folder, listing)
@@ -108,18 +108,22 @@ def _folder(root: Path, split: str, name: str) -> Folder:
     return records
 
 
-def _place(root: Path, split: str) -> Path:
-    """The folder of class folders: a split's own, the root itself, or the only folder in the root (archives)."""
-    for folder in (root / place for place in PLACES[split]):
+def _place(root: Path, split: str, name: str) -> Path:
+    """The folder of class folders: a split's own, the root itself, or the only folder in the root (archives).
+
+    A `name` of the split that is none of the common ones is its folder, and no other will do.
+    """
+    places = PLACES[split] if name in PLACES[split] else (name,)
+    for folder in (root / place for place in places):
         if folder.is_dir():
             return folder
     inside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if split == "val" and inside:
+    if split == "val" and inside and places == PLACES["val"]:
         if any(map(_is_class, inside)):
             return root
         if len(inside) == 1 and any(_is_class(entry.name) for entry in os.scandir(root / inside[0])):
             return root / inside[0]
-    found, places = ", ".join(inside[:8]) or "no folders", " or ".join(f"{place}/" for place in PLACES[split])
+    found, places = ", ".join(inside[:8]) or "no folders", " or ".join(f"{place}/" for place in places)
     raise DataError(
         f"{root} has no {places}: expected it with a folder a class, named "
         f"by synset (n01440764) or number (0 ... 999); found {found}"

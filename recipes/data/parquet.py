@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.arrow import first_line
+from recipes.data.arrow import first_line, numbers
 from recipes.data.errors import DataError
 from recipes.data.files import is_local, of_split
 from recipes.data.shards import Index, Shards, class_names, kept_index
@@ -114,7 +114,9 @@ def _labels(path: str, cfg) -> np.ndarray:
         columns = file.schema_arrow.names
         missing = [option for option in ("image_key", "label_key") if cfg[option] not in columns]
         if not missing:
-            return np.asarray(file.read([cfg.label_key]).column(0).to_numpy(), np.int64)
+            return numbers(file.read([cfg.label_key]).column(0).to_numpy(), path, cfg.label_key)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
     raise DataError(f"{path} has no column {cfg[missing[0]]!r} but {', '.join(columns)}: give data.{missing[0]}=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class Task(task.Task):
         self.teacher: distill.Distillation | None = None
 
     def build_data(self) -> data.Data:
-        built = data.build(self.cfg)
+        built = with_classes(data.build(self.cfg), self.cfg.model.num_classes)
         if "augment" in self.cfg:  # an evaluation has none
             self.mix = data.Mix(self.cfg.augment, built.num_classes)
         return built
@@ -189,6 +190,21 @@ class Task(task.Task):
             f"alone ({100 * right:.2f} %): its classes and the labels are probably in different orders"
             + _renamed(counts, right),
         ]
+
+
+def with_classes(built: data.Data, count: int | None) -> data.Data:
+    """The data for a model of `count` classes (None: of the data's): those that no image has are named by number.
+
+    Raises ConfigError where there are fewer than the data's.
+    """
+    if count is None or count == built.num_classes:
+        return built
+    if count < built.num_classes:
+        raise ConfigError(
+            f"model.num_classes={count} is less than the {built.num_classes} classes of the data: leave it out"
+        )
+    more = [] if built.subset is not None else list(map(str, range(built.num_classes, count)))
+    return replace(built, num_classes=count, class_names=[*built.class_names, *more])
 
 
 def _class(index: int, name: str, counts: Tensor, data: data.Data) -> dict[str, Any]:

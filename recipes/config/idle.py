@@ -1,0 +1,57 @@
+"""Keys that the rest of a configuration leaves without effect: whoever types one expects another thing to happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipes.config.errors import ConfigError
+
+_PARQUET = ("arrow", "parquet", "imagenet", "arrow_masks")
+_MASKS = ("masks", "arrow_masks")
+
+# the sources that read a key of `data`; what is not here, all do
+READ = {
+    "hub": (*_PARQUET, "tar"),  # which says that it reads no hub
+    "root": (*_PARQUET, "tar", "folder", "masks", "coco"),
+    "image_key": _PARQUET, "label_key": ("arrow", "parquet", "imagenet", "tar"),
+    "train_split": (*_PARQUET, "tar", "folder"), "val_split": (*_PARQUET, "tar", "folder"),
+    "num_classes": (*_PARQUET, "tar", "masks"), "shuffle_buffer": ("parquet", "tar"),
+    "val_fraction": ("digits", "scenes"), "split_seed": ("digits", "scenes"),
+    "subset": ("imagenet",), "real": ("imagenet",),
+    "train_count": ("scenes",), "val_count": ("scenes",), "things": ("scenes",),
+    "train_images": ("masks", "coco"), "val_images": ("masks", "coco"),
+    "train_masks": ("masks",), "val_masks": ("masks",), "train_list": ("masks",), "val_list": ("masks",),
+    "image_suffix": ("masks",), "mask_suffix": ("masks",), "mask_key": ("arrow_masks",),
+    "class_names": _MASKS, "reduce_zero_label": _MASKS, "label_ids": _MASKS, "left_out": (*_MASKS, "scenes"),
+    "train_json": ("coco",), "val_json": ("coco",),
+}  # fmt: skip
+TEACHER = ("pretrained", "img_size", "weight", "temperature")
+
+
+def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise ConfigError for a key of `typed`, each with its value, that is not its default and that nothing reads.
+
+    Not where a run has a configuration of its own, with which the command is met later.
+    """
+    if cfg.get("run") is not None or cfg.get("resume") is not None:
+        return
+    for key in (key for key, value in typed.items() if key in defaults and value != defaults[key]):
+        needed = _needed(cfg, key)
+        if needed:
+            raise ConfigError(f"{key}={typed[key]} has no effect here: it needs {needed}")
+
+
+def _needed(cfg: DictConfig, key: str) -> str | None:
+    """What a key needs to have an effect; None where it has one."""
+    group, _, rest = key.partition(".")
+    if group == "data" and cfg.data.source not in READ.get(rest, (cfg.data.source,)):
+        return f"data.source={' or '.join(READ[rest])}, and data={cfg.data.name} has {cfg.data.source}"
+    if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
+        return "teacher.kind=soft, hard or feature"
+    if key == "sched.milestones" and cfg.sched.sched != "step":
+        return f"sched.sched=step, and it is {cfg.sched.sched}"
+    if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
+        return "model.checkpoint=, of which it says the weights"
+    return None

@@ -1,0 +1,79 @@
+"""Which values make sense for the keys that hold numbers: what was typed is held to it, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+from recipes.config.errors import ConfigError
+
+# as mathematicians write intervals: [ and ] with, ( and ) without the end; of every item of a list
+RANGES = {
+    "seed": "[0, inf)",
+    "img_size": "[1, inf)",
+    "model.img_size": "[1, inf)", "model.num_classes": "[1, inf)", "model.drop_rate": "[0, 1]",
+    "model.drop_path_rate": "[0, 1)",
+    "data.num_classes": "[1, inf)", "data.shuffle_buffer": "[1, inf)", "data.val_fraction": "(0, 1)",
+    "data.split_seed": "[0, inf)", "data.long_side": "[1, inf)", "data.side_multiple": "[1, inf)",
+    "data.img_size": "[1, inf)", "data.eval_img_size": "[1, inf)", "data.mean": "[0, 1]", "data.std": "(0, inf)",
+    "data.crop_pct": "(0, inf)", "data.hflip": "[0, 1]", "data.max_pixels": "[1, inf)", "data.cache_gb": "[0, inf)",
+    "data.batch_size": "[1, inf)", "data.eval_batch_size": "[1, inf)", "data.workers": "[0, inf)",
+    "augment.scale": "(0, 1]", "augment.ratio": "(0, inf)", "augment.hflip": "[0, 1]",
+    "augment.color_jitter": "[0, inf)", "augment.re_prob": "[0, 1]", "augment.mixup": "[0, inf)",
+    "augment.cutmix": "[0, inf)", "augment.mix_prob": "[0, 1]", "augment.switch_prob": "[0, 1]",
+    "augment.label_smoothing": "[0, 1)", "augment.repeats": "[1, inf)",
+    "train.accumulate": "[1, inf)", "train.clip_grad": "(0, inf)", "train.skip_nonfinite": "[0, inf)",
+    "train.ema": "[0, 1)", "train.ema_every": "[1, inf)", "train.drop_path_rate": "[0, 1)",
+    "train.eval_every": "(0, inf)", "train.eval_steps": "[1, inf)",
+    "optim.lr": "[0, inf)", "optim.lr_base_batch": "(0, inf)", "optim.weight_decay": "[0, inf)",
+    "optim.betas": "[0, 1)", "optim.eps": "[0, inf)", "optim.momentum": "[0, 1)", "optim.layer_decay": "(0, 1]",
+    "optim.backbone_lr_scale": "[0, inf)", "optim.head_lr_scale": "[0, inf)",
+    "sched.warmup": "[0, inf)", "sched.warmup_lr": "[0, inf)", "sched.warmup_ratio": "[0, inf)",
+    "sched.min_lr": "[0, inf)", "sched.lr_base_batch": "(0, inf)", "sched.cooldown": "[0, inf)",
+    "sched.power": "[0, inf)", "sched.milestones": "[0, inf)", "sched.gamma": "(0, inf)",
+    "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
+    "hardware.threads": "[1, inf)", "hardware.timeout": "(0, inf)",
+}  # fmt: skip
+LENGTHS = {"data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3)}
+RISING = ("augment.scale", "augment.ratio")  # from the least to the most
+
+
+def check_range(key: str, value: Any) -> None:
+    """Raise ConfigError for a number that makes no sense, and for an augmentation that timm cannot read."""
+    if key == "augment.auto_augment":
+        _check_policy(value)
+    elif key in RANGES and value is not None:
+        said = _wrong(key, value if isinstance(value, list) else [value])
+        if said:
+            raise ConfigError(f"{key}={value}: expected {said}".replace(", inf)", ", infinity)"))
+
+
+def _wrong(key: str, items: list[Any]) -> str | None:
+    """What was expected in place of the items; None where they are right."""
+    if key in LENGTHS and len(items) not in LENGTHS[key]:
+        return f"{' or '.join(map(str, LENGTHS[key]))} numbers, {key}=[a,b,...]"
+    if not all(isinstance(item, int | float) and _holds(RANGES[key], item) for item in items):
+        return f"numbers in {RANGES[key]}" if len(items) > 1 else f"a number in {RANGES[key]}"
+    return "the least before the most" if key in RISING and items[0] > items[1] else None
+
+
+def _holds(interval: str, number: float) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
+
+def _check_policy(policy: str | None) -> None:
+    if policy is None or policy == "ta_wide":
+        return
+    made: dict[str, Callable] = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    make = next((made[kind] for kind in made if policy.startswith(kind)), auto_augment_transform)
+    try:
+        make(policy, {"translate_const": 100, "img_mean": (124, 116, 104)})
+    except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"augment.auto_augment={policy} is nothing that timm reads ({error or type(error).__name__}): expected "
+            "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, 3a and their like, or ta_wide"
+        ) from error

@@ -1,0 +1,95 @@
+"""What is typed is held to ranges, and refused where nothing would read it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import recipes
+from recipes.config import ConfigError, checks, compose
+from recipes.config.idle import READ
+from recipes.config.ranges import LENGTHS, RANGES
+
+CONF = Path(recipes.__file__).parent / "conf"
+
+NONSENSE = [
+    "train.eval_every=0", "train.eval_every=-1", "sched.warmup=-5", "augment.label_smoothing=1.5", "augment.mix_prob=5",
+    "augment.hflip=7", "augment.re_prob=2", "augment.scale=[0.9,0.1]", "augment.scale=[0.5]", "augment.scale=[a,b]",
+    "train.ema=1.5", "train.clip_grad=0", "train.clip_grad=-1", "optim.weight_decay=-1", "optim.layer_decay=0",
+    "data.crop_pct=0", "sched.cooldown=-5", "data.img_size=0", "data.img_size=[32,0]", "data.eval_batch_size=-2",
+    "seed=-1", "augment.repeats=0", "train.ema_every=0", "data.workers=-1", "optim.betas=[0.9]", "optim.lr=-1",
+    "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
+    "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", NONSENSE)
+def test_what_makes_no_sense_is_refused(typed):
+    key = typed.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"(?s)^{re.escape(key)}=.*: expected "):
+        compose([typed])
+
+
+FINE = [
+    "optim.lr=0", "optim.betas=[0.9,0.99,0.999]", "train.clip_grad=null", "augment.auto_augment=3a",
+    "data.crop_pct=1.0", "augment.auto_augment=ta_wide", "augment.auto_augment=augmix-m3-w3",
+    "augment.auto_augment=original",
+    "augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.interpolation=random", "hardware.threads=1",
+    "data.workers=0", "train.eval_every=0.1", "data.img_size=[32,64]", "data.val_split=validation",
+]  # fmt: skip
+
+
+def test_what_makes_sense_is_not():
+    for typed in FINE:
+        compose([typed])
+
+
+def test_every_range_is_of_a_key():
+    keys = {*checks.keys("train"), *checks.keys("eval"), "model.drop_path_rate"}
+    assert RANGES.keys() <= keys and LENGTHS.keys() <= RANGES.keys()
+
+
+IDLE = [
+    (["data=imagefolder", "data.hub=foo"], "data.hub=foo has no effect here: it needs data.source=arrow or parquet"),
+    (["data=imagefolder", "data.num_classes=7"], "and data=imagefolder has folder"),
+    (["data=cifar10", "data.val_fraction=0.5"], "needs data.source=digits or scenes"),
+    (["data.val_split=test"], "data.val_split=test has no effect here"),
+    (["teacher.weight=0.9"], "it needs teacher.kind=soft, hard or feature"),
+    (["teacher.pretrained=true"], "it needs teacher.kind="),
+    (["sched.milestones=[3]"], "it needs sched.sched=step, and it is cosine"),
+    (["model.weights=ema"], "it needs model.checkpoint="),
+]
+
+
+@pytest.mark.parametrize("typed, said", IDLE, ids=[" ".join(typed) for typed, _ in IDLE])
+def test_what_nothing_reads_is_refused(typed, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose(typed)
+
+
+def test_what_is_read_is_not():
+    compose(["data=imagefolder", "data.val_split=test"])
+    compose(["teacher.kind=soft", "teacher.weight=0.9"])
+    compose(["sched.sched=step", "sched.milestones=[3]"])
+    compose(["model.weights=ema", "model.checkpoint=a.pth"])
+    compose(["run=runs/a", "data.val_split=test"], "eval")  # its data is another
+    compose(["data=imagefolder", "data.hub=foo", "seed=-1"], typed=["data.root=photos"])  # a run that was begun before
+
+
+def test_sources_read_what_is_said_of_them():
+    """The comment at a key names the sources that read it."""
+    lines = (CONF / "common.yaml").read_text().partition("\ndata:\n")[2].splitlines()
+    comments = {line.split(":")[0].strip(): line.partition("  # ")[2] for line in lines}
+    sources = set().union(*READ.values())
+    for key, read in READ.items():
+        parts = re.findall(r"(?:^|; )([a-z_, ]+):(?= )", comments[key])
+        said = {word for part in parts for word in part.split(", ")}
+        assert said & sources == set(read) - ({"tar"} if key == "hub" else set()), key
+
+
+def test_options_set_what_their_source_reads():
+    for option in checks.options("data"):
+        own = OmegaConf.load(CONF / "data" / f"{option}.yaml")
+        unread = [key for key in own if own.source not in READ.get(key, (own.source,))]
+        assert unread == [], option
