@@ -128,8 +128,17 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
 
 
 def precision() -> str:
-    """How `tl.dot` multiplies float32: exactly, unless the user allows TF32 for torch's own matrix products."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How `tl.dot` multiplies float32: exactly, unless the user allows TF32 for torch's own matrix products.
+
+    Asked so, torch knows whichever of its two ways the user took; the older question is an error after the newer way.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and has_tf32() else "ieee"
+
+
+@cache
+def has_tf32() -> bool:
+    """Whether Triton multiplies in TF32 on this GPU: of AMD's on gfx942 alone."""
+    return torch.version.hip is None or "gfx942" in torch.cuda.get_device_properties().gcnArchName
 
 
 def power_of_two(n: int) -> int:

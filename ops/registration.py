@@ -91,7 +91,9 @@ def register(
         keep(ctx, args, output)
         return output
 
-    def differentiate(ctx: Any, grad: Tensor, *unused: None) -> tuple:
+    def differentiate(ctx: Any, grad: Tensor | None, *unused: None) -> tuple:
+        if grad is None:  # what is made of the result has no gradient
+            return (None,) * (count + len(ctx.others))
         kept = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
         given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
         # the operator is what refuses a second derivative

@@ -66,6 +66,15 @@ def _say_start(cfg: DictConfig) -> None:
         )
 
 
+def check_classes(cfg: DictConfig, data: Data) -> None:
+    """Raise ConfigError where a dense model is to have other classes than the data, by which it is measured."""
+    if cfg.model.num_classes not in (None, data.num_classes):
+        raise ConfigError(
+            f"model.num_classes={cfg.model.num_classes}: the data has {data.num_classes} classes, by which the model "
+            "is measured. Leave it out"
+        )
+
+
 def _load(model: nn.Module, cfg: DictConfig) -> None:
     given, kind = cfg.model.checkpoint, cfg.model.weights
     if weights.is_run(given):

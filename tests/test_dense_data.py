@@ -233,3 +233,17 @@ def test_crops_are_capped():
         cropped = [crop(image, {"labels": tv_tensors.Mask(labels)})[1]["labels"] for _ in range(60)]
         shares[cap] = np.mean([float((part == 0).float().mean()) < 0.75 for part in cropped])
     assert shares[1.0] < 0.25 < 0.6 < shares[0.75]
+
+
+def test_colours_are_distorted_and_channels_stay():
+    image = tv_tensors.Image(torch.tensor([200, 120, 20], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).contiguous())
+    distorted = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        distorted.append(paired.Distort()(image)[:, 0, 0].tolist())
+    assert all(red >= green >= blue for red, green, blue in distorted) and len({*map(tuple, distorted)}) > 20
+
+
+def test_sides_are_rounded_half_up():
+    rescale = paired.Rescale([512])
+    assert rescale(tv_tensors.Image(torch.zeros(3, 1024, 1025, dtype=torch.uint8))).shape == (3, 512, 513)

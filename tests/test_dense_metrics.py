@@ -17,7 +17,7 @@ from ranks import on_ranks
 from recipes import config, distributed
 from recipes.data import DataError
 from recipes.metrics.detection import Detection, at_size
-from recipes.metrics.segmentation import Segmentation
+from recipes.metrics.segmentation import Confusion, Segmentation
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]  # of an elk nothing is there or found
 FILES = Path(__file__).parent / "detections"  # objects and detections in COCO's formats, made up once
@@ -187,3 +187,8 @@ def test_predictions_are_measured_at_the_size_of_their_image():
     assert torch.equal(scaled["masks"][0], expected)
     none = {key: value[:0] for key, value in {**found, "masks": mask}.items()}
     assert at_size({**none, "size": (10, 20)}, (5, 5))["masks"].shape == (0, 5, 5)
+
+
+def test_a_model_of_more_classes_is_not_measured():
+    with pytest.raises(ValueError, match="class 4 was predicted of 3"):
+        Confusion(3).update(torch.full((2, 2), 4), torch.zeros(2, 2, dtype=torch.int64))

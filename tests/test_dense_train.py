@@ -216,11 +216,21 @@ def test_two_processes_give_one_answer(run, tmp_path):
         ("segment", "data=digits", "data=digits has one label an image"),
         ("segment", "data.train_count=3", "fewer than one batch of 4"),
         ("detect", "data=ade20k", "data=ade20k needs data.root="),
+        ("segment", "model.num_classes=20", "the data has 11 classes, by which the model is measured"),
+        ("segment", "task.scales=[]", "task.scales=[]: expected scales of the image above 0"),
+        (
+            "segment",
+            "task.inference=slide task.stride=[200,200]",
+            "expected two numbers from 1 to the window's [64, 64]",
+        ),
+        ("detect", "train.eval_mode=true", "a detector gives losses in training mode alone"),
     ],
 )
 def test_what_cannot_begin(tmp_path, task, override, said):
     with pytest.raises((ConfigError, DataError)) as error:
-        train_here(tmp_path, f"task={task}", *TINY, override)
+        # of other data than scenes there is no count to give
+        tiny = [text for text in TINY if not override.startswith("data=") or "_count" not in text]
+        train_here(tmp_path, f"task={task}", *tiny, *override.split())
     assert said in str(error.value)
     assert not list(tmp_path.iterdir())
 

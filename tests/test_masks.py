@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recipes.data import DataError
@@ -145,6 +146,8 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
     assert SPOILT[what] in str(error.value) and "data.on_bad_image=replace" in str(error.value)
     source = masks(folder, "data.on_bad_image=replace").train
     assert len(all_of(source, batch_size=3)[0][0]) == 3 and source.take_bad() == 1
+    target = source.sample(1, 0)[1]
+    assert target["index"] == 1 and target["shown"] in (0, 2)  # whose picture is drawn: that of b cannot be
     assert "bad image in the training set of masks" in capsys.readouterr().err
 
 
@@ -186,3 +189,21 @@ def test_odd_sizes(folder):
         mask(folder / "masks" / "train" / f"{number}.png", (1, 1), size)
     images, labels = all_of(masks(folder, "data.short_side=24", "data.long_side=96").train, batch_size=6)[0]
     assert images.shape == (6, 3, 32, 32) and images.isfinite().all() and 1 in labels
+
+
+def test_masks_of_one_bit(folder):
+    for path in (folder / "masks" / "val").rglob("*.png"):
+        Image.open(path).point(lambda value: value > 0).convert("1").save(path)
+    labels = [
+        target["labels"]
+        for _, targets in all_of(masks(folder, "data.label_ids=[0,1,2]").val, train=False)
+        for target in targets
+    ]
+    assert set(torch.cat([each.flatten() for each in labels]).tolist()) <= {0, 1, 255}
+
+
+def test_images_of_several_sizes_make_no_batch(folder):
+    picture(folder / "images" / "train" / "b.jpg", size=(20, 30))
+    mask(folder / "masks" / "train" / "b.png", (0, 1), size=(20, 30))
+    with pytest.raises(DataError, match=r"images of \d+ x \d+, \d+ x \d+ pixels make no batch: give task\.crop=true"):
+        all_of(masks(folder, "task.crop=false", "task.jitter=[1,1]").train, batch_size=3)

@@ -38,7 +38,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     """(B, heads, D, D) in float32: the sums over all tokens of x[t, i] * y[t, j]."""
     B, H, W, heads, D = x.shape
     tiles = -(-H * W // TILE)
-    groups = min(tiles, max(PROGRAMS // (B * heads), 1))
+    groups = min(tiles, max(PROGRAMS // max(B * heads, 1), 1))
     share = -(-tiles // groups)
     groups = -(-tiles // share)
     sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)

@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")
+    if not grouped(args, "torch"):
+        sys.exit(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
     began, findings = time.perf_counter(), []
     for finding in chain(laws(args), machine(args)):
         findings.append(finding)

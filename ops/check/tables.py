@@ -119,6 +119,7 @@ EXTREME = [
     window_case("widest", 5, 9, (4, 4), D=128, heads=1, B=1),
     window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
     window_case("long_rows", 4, 40, (3, 33), D=16, heads=1, B=1),
+    window_case("longer_rows", 2, 286, (1, 286), D=16, heads=1, B=1),
     channel_case("widest", 5, 6, 1, 128),
     channel_case("narrow", 5, 6, 2, 17),
     routed_case("larger_than_a_tile", 22, 9, (2, 1), 2),

@@ -165,7 +165,7 @@ def bias_gradient(
     (top, height), (left, width) = plan.around
     parts = -(-height * width // BLOCK)
     total, *axes = plan.queries
-    share = -(-total // max(PROGRAMS // (plan.heads * parts), 1))
+    share = max(-(-total // max(PROGRAMS // (plan.heads * parts), 1)), 1)
     groups = -(-total // share)
     pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
     last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, scale)

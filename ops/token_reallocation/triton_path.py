@@ -49,7 +49,7 @@ def significance_forward(q, k, window, scale):
     sizes, strides = (heads, H, W), (q.stride(), k.stride())
     launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, keys, k.shape[2], parts, *sizes, scale, **tiles)
     tiles_of_keys = -(-keys // TILE)
-    share = -(-parts // max(PROGRAMS // (B * tiles_of_keys), 1))
+    share = -(-parts // max(PROGRAMS // max(B * tiles_of_keys, 1), 1))
     groups = -(-parts // share)
     sums = q.new_empty((groups, B, keys), dtype=torch.float32)
     last = (*strides, keys, k.shape[2], tiles_of_keys, B, share, *sizes, scale)

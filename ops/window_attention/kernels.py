@@ -25,8 +25,11 @@ def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.con
         window, token = pack, lane
     else:
         window, token = pack * PACK + lane // PADDED, lane % PADDED
-    # token // WW, exactly for the up to 1024 tokens of a window: this is computed for the lanes of every layout
-    a = token * (65536 // WW + 1) >> 16
+    # this is computed for the lanes of every layout; the product is off by at most WW / 65536 a token
+    if WW <= 64 and WH * WW <= 1024:
+        a = token * (65536 // WW + 1) >> 16
+    else:
+        a = token // WW
     c = token - a * WW
     # tokens are 1 apart and windows WH and WW, or the other way round: tokens GH and GW, windows 1
     step_y, step_x = 1 + grid * (GH - 1), 1 + grid * (GW - 1)

@@ -71,7 +71,7 @@ class Plan:
 
     def groups(self, programs: int) -> tuple[int, int]:
         """Into how many groups all packs are divided where each has `programs` programs, and the packs of a group."""
-        share = -(-self.total // max(PROGRAMS // programs, 1))
+        share = max(-(-self.total // max(PROGRAMS // programs, 1)), 1)  # of an empty batch there are none
         return -(-self.total // share), share
 
 

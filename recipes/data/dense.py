@@ -78,7 +78,8 @@ class Dense(Source, ABC):
         planes, target = self.transform(planes, target) if self.train else (self.transform(planes), target)
         planes = planes.as_subclass(Tensor).contiguous()
         plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
-        extra = {"index": draws[1], "size": (image.height, image.width)}
+        # an image that cannot be read is replaced: `index` is whose turn it is, `shown` whose image this is
+        extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
         return self.normalize.finish(planes) if finish else planes, {**plain, **extra}
 
     def collate(self, samples: list[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
@@ -117,6 +118,11 @@ class Semantic(Dense):
         )
         if not self.train:
             return images, targets
+        sizes = sorted({_said(image.shape[1:]) for image in images})
+        if len(sizes) > 1:
+            raise DataError(
+                f"images of {', '.join(sizes)} pixels make no batch: give task.crop=true or data.batch_size=1"
+            )
         return torch.stack(images), torch.stack([target["labels"] for target in targets])
 
 

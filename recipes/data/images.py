@@ -76,7 +76,8 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
     with _named(name), _opened(file, decoding) as image:
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise ValueError(f"a mask has one channel of classes, this one is {image.mode}")
-        return np.array(image)
+        labels = np.array(image)
+        return labels.astype(np.uint8) if labels.dtype == bool else labels  # of one bit a pixel
 
 
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":

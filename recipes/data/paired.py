@@ -48,7 +48,7 @@ class Rescale(v2.Transform):
         if self.long is not None:
             limits.append(self.long / max(height, width))
         scale = min(limits, default=1.0) * float(torch.empty(()).uniform_(*self.jitter))
-        sides = [max(1, round(side * scale)) for side in (height, width)]
+        sides = [max(1, int(side * scale + 0.5)) for side in (height, width)]
         return {"size": [-(-side // self.multiple) * self.multiple for side in sides]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -119,6 +119,16 @@ class PadTo(v2.Transform):
         return F.pad(inpt, fill=self.label if isinstance(inpt, tv_tensors.Mask) else self.colour, **params)
 
 
+class Distort(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue, as mmsegmentation's; SSD's, which is torchvision's, also swaps channels.
+
+    Brightness changes by a factor of 7/8 to 9/8, there by a summand of up to 1/8 of white.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return super().make_params(flat_inputs) | {"channel_permutation": None}
+
+
 class Sound(v2.Transform):
     """Leave out objects of which nothing is left to see: boxes without a pixel, or masks without one."""
 
@@ -141,7 +151,7 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
         steps.append(Crop(size, task.category_cap if semantic else 1.0))
     steps.append(v2.RandomHorizontalFlip(data.hflip))
     if task.photometric:
-        steps.append(v2.RandomPhotometricDistort())
+        steps.append(Distort())
     if task.crop:
         steps.append(PadTo(size, mean, IGNORE if semantic else 0))
     return v2.Compose(steps if semantic else [*steps, Sound()])

@@ -41,7 +41,8 @@ class Detection:
     def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[dict[str, Any]]) -> None:
         """A prediction has boxes (N, 4) xyxy, labels, scores, perhaps masks (N, h, w), and its `size` (h, w).
 
-        A target has `index` and `size` of its image, boxes, labels, `area`, `crowd`, perhaps masks, at that size.
+        A target has `index` and `size` of its image, boxes, labels, `area`, `crowd`, perhaps masks, at that size, and
+        `shown`, the image that it is of, where that is another.
         """
         for prediction, target in zip(predictions, targets, strict=True):
             prediction = at_size(prediction, target["size"])
@@ -52,7 +53,7 @@ class Detection:
             }
             if len(self.shown) < SHOWN:
                 kept = {key: value.cpu() for key, value in target.items() if isinstance(value, Tensor)}
-                self.shown.append((prediction, {**kept, "index": target["index"]}))
+                self.shown.append((prediction, {**kept, "shown": target.get("shown", target["index"])}))
 
     def compute(self) -> dict[str, float]:
         """Of all processes, which must all come here. Raises DataError where there is no object to find."""

@@ -31,6 +31,8 @@ class Confusion(Metric):
 
     def update(self, found: Tensor, true: Tensor) -> None:
         """Label maps of one shape, int64."""
+        if found.numel() and int(found.max()) >= self.classes:
+            raise ValueError(f"class {int(found.max())} was predicted of {self.classes}: the model is for other data")
         counted = true != IGNORE
         pairs = true[counted] * self.classes + found[counted]
         self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.counts.shape)

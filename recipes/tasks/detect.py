@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from recipes import models, task
+from recipes.config import ConfigError
 from recipes.data import Data, dense
 from recipes.metrics.detection import Detection, at_size
 from recipes.pictures import beside, with_objects
@@ -35,6 +36,12 @@ class Task(task.Task):
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
         from zoo.heads import detector
 
+        models.check_classes(self.cfg, data)
+        if "train" in self.cfg and self.cfg.train.get("eval_mode"):
+            raise ConfigError(
+                "train.eval_mode=true: a detector gives losses in training mode alone. task.norm_eval=true keeps the "
+                "statistics of its backbone's norms"
+            )
         keys = ("head", "channels", "norm_eval")  # older runs lack the last two
         head = {key: self.cfg.task.get(key) for key in keys}
         return models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
@@ -73,7 +80,7 @@ class Task(task.Task):
     def show(self, data: Data, metrics: Detection) -> Image.Image | None:
         pairs = []
         for found, target in metrics.shown:
-            image, true = data.val.image(target["index"]), {key: target[key] for key in found if key in target}
+            image, true = data.val.image(target["shown"]), {key: target[key] for key in found if key in target}
             pairs.append([with_objects(image, part, data.class_names, least=SURE) for part in (true, found)])
         return beside(pairs, data.class_names) if pairs else None
 

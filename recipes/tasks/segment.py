@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from recipes import models, task
+from recipes.config import ConfigError
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
 from recipes.data.paired import IGNORE, evaluation
@@ -36,9 +37,20 @@ class Task(task.Task):
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
         from zoo.heads import segmenter
 
+        models.check_classes(self.cfg, data)
+        self.check_windows()
         head = {key: self.cfg.task[key] for key in HEAD}
         loss = {"ignore_index": IGNORE, "class_weights": class_weights(self.cfg, data)}
         return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
+
+    def check_windows(self) -> None:
+        """Raise ConfigError for scales and windows with which no image can be measured."""
+        scales, stride, crop = list(self.cfg.task.scales), self.cfg.task.stride, preprocessing(self.cfg).size
+        if not scales or min(scales) <= 0:
+            raise ConfigError(f"task.scales={scales}: expected scales of the image above 0, such as [1.0]")
+        fits = stride is None or (len(stride) == 2 and all(0 < s <= c for s, c in zip(stride, crop, strict=True)))
+        if self.cfg.task.inference == "slide" and not fits:
+            raise ConfigError(f"task.stride={list(stride)}: expected two numbers from 1 to the window's {list(crop)}")
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         return sum(model(images, targets).values())  # targets: (B, H, W)
@@ -86,7 +98,7 @@ class Task(task.Task):
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
         pairs = []
         for found, target in metrics.shown:
-            image, true = data.val.image(target["index"]), target["labels"]
+            image, true = data.val.image(target["shown"]), target["labels"]
             pairs.append([with_labels(image, labels, data.num_classes, bare=data.left_out) for labels in (true, found)])
         return beside(pairs, data.class_names) if pairs else None
 

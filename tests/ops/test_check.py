@@ -94,3 +94,8 @@ def test_plain_attention_that_is_not_fused_is_found(monkeypatch):
     monkeypatch.setattr(ops, "pooled_attention", with_a_mask)
     with pytest.raises(machine.Failed, match="heads of 24 channels"):
         machine.plain_attention("cpu")
+
+
+def test_cases_that_there_are_none_of():
+    with pytest.raises(SystemExit, match="--cases windw: no case has this"):
+        main(["--device", "cpu", "--cases", "windw"])

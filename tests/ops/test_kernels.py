@@ -129,6 +129,32 @@ def test_a_mode_sees_operators_that_are_left_out_without_one():
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize(
+    "op", ["window_attention", "neighborhood_attention", "channel_attention"], ids="{}-float32".format
+)
+def test_an_empty_batch(op):
+    case = next(case for case in FIRST if case.op == op)
+    made = {name: t.to(DEVICE, torch.float32) for name, t in case.make().items()}
+    empty = {name: (t[:0] if t.dim() > 3 else t).requires_grad_() for name, t in made.items()}
+    case.call(impl="triton", **empty).sum().backward()
+    assert all(t.grad is None or not t.grad.any() for t in empty.values())
+
+
+def test_no_gradient_of_the_result():
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.zeros_like(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    (Constant.apply(window_call(q, None)).sum() + q.sum()).backward()
+    assert (q.grad == 1).all()
+
+
 def test_checkpointed_gradients_are_the_same():
     """Each saved tensor may be asked for once there."""
     q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()

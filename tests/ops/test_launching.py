@@ -84,6 +84,18 @@ def test_float32_is_exact_unless_tf32_is_allowed():
         assert precision() == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # after which torch refuses to answer the older way
+    try:
+        assert precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert precision() == "ieee"
+
+
+def test_rows_of_tokens_without_a_division():
+    """As `locate` of window attention finds them where windows are not larger."""
+    for width in range(1, 65):
+        assert all(token * (65536 // width + 1) >> 16 == token // width for token in range(1024))
 
 
 def test_powers_of_two_are_triton_s():
