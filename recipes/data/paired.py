@@ -120,7 +120,7 @@ class PadTo(v2.Transform):
 
 
 class Distort(v2.RandomPhotometricDistort):
-    """Brightness, contrast, saturation and hue, as mmsegmentation's; SSD's, which is torchvision's, also swaps channels.
+    """Brightness, contrast, saturation and hue, as mmsegmentation's; torchvision's, SSD's, swaps channels too.
 
     Brightness changes by a factor of 7/8 to 9/8, there by a summand of up to 1/8 of white.
     """
