@@ -27,6 +27,7 @@ READ = {
     "class_names": _MASKS, "reduce_zero_label": _MASKS, "label_ids": _MASKS, "left_out": (*_MASKS, "scenes"),
     "train_json": ("coco",), "val_json": ("coco",),
 }  # fmt: skip
+SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
 
 
@@ -46,7 +47,7 @@ def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any])
 def _needed(cfg: DictConfig, key: str) -> str | None:
     """What a key needs to have an effect; None where it has one."""
     group, _, rest = key.partition(".")
-    if group == "data" and cfg.data.source not in READ.get(rest, (cfg.data.source,)):
+    if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):
         return f"data.source={' or '.join(READ[rest])}, and data={cfg.data.name} has {cfg.data.source}"
     if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
         return "teacher.kind=soft, hard or feature"
