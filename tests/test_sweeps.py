@@ -112,8 +112,14 @@ def test_completion_knows_every_model():
 GIVEN = [
     ["model=davit_t", "optim.lr=3e-5", "data=cifar10"],
     ["recipe=paper", "model=maxvit_t_tv", "data=imagenet"],
-    ["model=timm", "model.name=resnet50", "+model.act_layer=silu", "data=imagefolder"]
-    + ['data.root="a,b \\"c\\""', "optim.betas=[0.9,0.95]"],
+    [
+        "model=timm",
+        "model.name=resnet50",
+        "+model.act_layer=silu",
+        "data=imagefolder",
+        'data.root="a,b \\"c\\""',
+        "optim.betas=[0.9,0.95]",
+    ],
     ["logger=[wandb,tensorboard]", "logger.mode=offline", "+model.more={a: [1, x], b: null}"],
 ]
 
