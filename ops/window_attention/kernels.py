@@ -25,7 +25,7 @@ def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.con
         window, token = pack, lane
     else:
         window, token = pack * PACK + lane // PADDED, lane % PADDED
-    # this is computed for the lanes of every layout; the product is off by at most WW / 65536 a token
+    # token // WW, computed for the lanes of every layout: exact by a product where tokens times WW are below 65536
     if WW <= 64 and WH * WW <= 1024:
         a = token * (65536 // WW + 1) >> 16
     else:
