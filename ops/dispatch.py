@@ -20,6 +20,9 @@ NAMES = ("auto", "triton", "torch", "reference")
 VARIABLE = "ZOO_ATTENTION"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_CHANNELS = 128  # of a head, at most
+# up to how many channels, and KiB of shared memory that kernels then hold at most, by the bytes of a number
+SHARED = {4: ((32, 64), (64, 96), (128, 160)), 2: ((64, 40), (128, 96))}
+LEAST = 64  # KiB of it that every GPU gives a program which Triton compiles for
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: no compiler can follow the question
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
@@ -92,6 +95,24 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
+    if channels is not None and x.is_cuda and _held(x) > LEAST and _held(x) > _shared_memory(x.device.index):
+        return (
+            f"a head of {x.shape[-1]} channels in {x.dtype} needs {_held(x)} KiB of shared memory, of which this GPU "
+            f"gives a program {_shared_memory(x.device.index)}"
+        )
     if not HAS_TRITON:
         return "the package triton is not installed"
     return None
+
+
+def _held(x: Tensor) -> int:
+    """KiB of shared memory that a program of the kernels for `x` holds at most."""
+    return min(kib for most, kib in SHARED[x.dtype.itemsize] if x.shape[-1] <= most)
+
+
+@torch.compiler.assume_constant_result
+def _shared_memory(device: int) -> int:
+    """KiB of shared memory that one program of a kernel can have on a GPU."""
+    if torch.version.hip:
+        return max(kib for _, kib in SHARED[4])  # kernels hold less there: 64 KiB at most, which all have
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin // 1024

@@ -50,7 +50,7 @@ def register(
         return (specification(*args).contiguous(), *(other.zero_() for other in outputs(*args)[1:]))
 
     def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return filled(grad, backward(grad, *args))
+        return filled(grad, args[:count], backward(grad, *args))
 
     def by_specification(grad: Tensor, *args: Any) -> list[Tensor | None]:
         leaves = [t.detach().requires_grad_() if learned(t) else t for t in args[:count]]
@@ -59,9 +59,10 @@ def register(
         found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if learned(leaf)], grad))
         return [next(found) if learned(leaf) else None for leaf in leaves]
 
-    def filled(grad: Tensor, found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def filled(grad: Tensor, given: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         # an operator has to return tensors: an empty one stands where there is no gradient
-        return tuple(grad.new_empty(0) if t is None else t.contiguous() for t in found)
+        made = zip(given, found, strict=True)
+        return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
 
     def like_outputs(*args: Any) -> tuple[Tensor, ...]:
         return forward(*args) if is_recording() else outputs(*args)

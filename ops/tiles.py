@@ -21,7 +21,8 @@ def offset(strides, image, head, y, x):
 def load_tokens(X, start, strides, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """(N, BLOCK_D): the channels of the tokens that start at `start` (N,); zeros where not inside and from D on."""
     d = tl.arange(0, BLOCK_D)
-    return tl.load(X + start[:, None] + d[None, :] * strides[4], mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    place = start[:, None] + (d.to(tl.int64) * strides[4])[None, :]  # channels lie far apart in a channels-first map
+    return tl.load(X + place, mask=inside[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -46,6 +47,16 @@ def look_up(table, entry):
     Loaded by pointers they would take 64 bits each, and a layout of their own that all of the softmax had to follow.
     """
     return tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
+
+
+@triton.jit
+def balanced(delta, weight, rest):
+    """What a softmax subtracts from the gradients of its probabilities, so that those of a row's logits cancel.
+
+    `delta` (N,) was subtracted, and the row then had probabilities that sum to `weight` and gradients that sum to
+    `rest`, both a rounding away from 1 and 0. K0 stands in many places of a row: its gradient sums what should cancel.
+    """
+    return delta + rest / tl.where(weight == 0.0, 1.0, weight)
 
 
 SIZES = ("queries", "keys", "count", "padded", "tall", "wide", "top", "left", "height", "width", "rows", "columns")

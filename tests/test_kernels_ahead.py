@@ -14,12 +14,14 @@ import triton
 
 import ops
 from ops.ahead import TARGETS, compile, configurations, distinct, name, specialised, table, with_dtype
+from ops.dispatch import SHARED
 from ops.recording import recording
 from zoo import kernels
 from zoo.registry import variants
 
 FAST = ["biformer_t", "davit_t", "maxvit_t", "nat_m", "sgformer_s", "stvit_s"]
 OTHERS = sorted(set(TARGETS) - {"sm_90"})
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +66,24 @@ def test_all_kernels_of_all_models(model):
     assert not [cost for cost in costs if not cost.fits or cost.spills_forward], table(costs)
 
 
-def windows(size, dtype=torch.bfloat16):
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, channels, held", [(d, *row) for d in DTYPES for row in SHARED[d.itemsize]])
+def test_shared_memory_is_what_dispatch_expects(dtype, channels, held):
+    """At its most: window attention in windows of several tiles, neighborhood attention and channel attention."""
+    written = windows(13, dtype, (12, 12), channels)
+    q = torch.empty(1, 9, 9, 2, channels, device="meta", dtype=dtype, requires_grad=True)
+    with recording() as more:
+        ops.neighborhood_attention(q, q, q, None, 3).sum().backward()
+        ops.channel_attention(q, q, q).sum().backward()
+    costs = [compile(launch, "sm_80", c) for launch in distinct(written + more) for c in configurations(launch)]
+    assert max(cost.shared for cost in costs) <= held * 1024, table(costs)
+
+
+def windows(size, dtype=torch.bfloat16, window=(7, 7), channels=32):
     """The launches of one call, forward and backward."""
-    q = torch.empty(1, size, size, 2, 32, device="meta", dtype=dtype, requires_grad=True)
+    q = torch.empty(1, size, size, 2, channels, device="meta", dtype=dtype, requires_grad=True)
     with recording() as written:
-        ops.window_attention(q, q, q, None, window=(7, 7)).sum().backward()
+        ops.window_attention(q, q, q, None, window=window).sum().backward()
     assert q.grad.shape == q.shape and q.grad.is_meta
     return written
 

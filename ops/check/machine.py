@@ -102,14 +102,9 @@ def forward_memory(device: str) -> str:
 
 
 def far_apart(device: str) -> str:
-    """Offsets past 2**31: tokens that lie that far apart in memory, of which little more is touched than they are."""
-    rows, step = 4, 2**30
-    # memory that nothing fills: pages that are never touched cost a CPU nothing
-    storage = torch.UntypedStorage(2 * rows * step, device=device)
-    far = torch.tensor([], dtype=torch.float16, device=device)
-    far.set_(storage, 0, (1, rows, 8, 1, 16), (rows * step, step, 16, 16, 1))
-    near = torch.randn(1, rows, 8, 1, 16, device=device).half()
-    far.copy_(near)
+    """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched."""
+    near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)
+    merge = [torch.ones(1, 2, device=device).half()], [torch.zeros(1, device=device).half()], [1]
     calls = {
         "window": lambda t: ops.window_attention(t, t, t, None, (2, 2), impl="triton"),
         "neighborhood": lambda t: ops.neighborhood_attention(t, t, t, None, 3, impl="triton"),
@@ -117,11 +112,22 @@ def far_apart(device: str) -> str:
         "channel": lambda t: ops.channel_attention(t, t, t, impl="triton"),
         "significance": lambda t: ops.significance(t, t, (2, 2), impl="triton"),
         "super tokens": lambda t: ops.super_tokens(t[..., 0, :], (2, 2), impl="triton")[0],
+        "merged tokens": lambda t: ops.reallocate_tokens(t[..., 0, :], None, *merge, order, impl="triton")[0],
     }
-    for name, call in calls.items():
-        if not torch.equal(call(far), call(near)):
-            raise Failed(f"{name}: wrong where tokens are {step} elements apart")
-    return f"{', '.join(calls)}: tokens up to {(rows - 1) * step} elements apart"
+    for what, strides in (("tokens", (2**32, 2**30, 16, 16, 1)), ("channels", (2**32, 8, 1, 1, 2**28))):
+        far = spread_out(near, strides)
+        for name, call in calls.items():
+            if not torch.equal(call(far), call(near)):
+                raise Failed(f"{name}: wrong where {what} are {max(strides[1:])} elements apart")
+        del far
+    return f"{', '.join(calls)}: tokens, and channels, more than 2**31 elements apart"
+
+
+def spread_out(t: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A copy with these strides, in memory that nothing fills: pages that are never touched cost a CPU nothing."""
+    far = torch.tensor([], dtype=t.dtype, device=t.device)
+    far.set_(torch.UntypedStorage(strides[0] * t.element_size(), device=t.device), 0, t.shape, strides)
+    return far.copy_(t)
 
 
 def large_map(device: str) -> str:

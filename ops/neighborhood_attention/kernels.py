@@ -12,7 +12,7 @@ import triton
 from triton import language as tl
 
 from ..launching import BACKWARD, FORWARD, tuned
-from ..tiles import LOG2E, load_channels, load_tokens, look_up, offset, store_tokens
+from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
 
 LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
 
@@ -203,7 +203,7 @@ def backward_queries_kernel(
     out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
     lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(Delta + token * heads + head, delta, mask=inside)
+    weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     table, seen = load_table(Bias, head, WH, WW), windows(queries, inside, lengths, WH, WW)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     first_row, height = keys_of(top, rows, lengths[0], WH)
@@ -215,6 +215,12 @@ def backward_queries_kernel(
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+        if K0 is not None:
+            weight += tl.sum(p, 1)
+            rest += tl.sum(ds, 1)
+    if K0 is not None:
+        delta = balanced(delta, weight, rest)
+    tl.store(Delta + token * heads + head, delta, mask=inside)
     store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
 
 

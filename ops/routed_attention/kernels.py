@@ -122,7 +122,7 @@ def backward_keys_kernel(
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
     dk, dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     lists = Starts + image.to(tl.int64) * (regions + 1) + region
-    first, last = tl.load(lists), tl.load(lists + 1)
+    first, last = tl.load(lists).to(tl.int32), tl.load(lists + 1).to(tl.int32)  # as `listed` wants its counts
     for start in range(0, (last - first) * height * width, BLOCK_N):
         lane = start + tl.arange(0, BLOCK_N)
         qy, qx, known = listed(Readers, image.to(tl.int64) * regions * topk + first, lane, last - first, sizes)

@@ -26,7 +26,7 @@ def cut(x: Tensor, regions: tuple[int, int]) -> Tensor:
     B, H, W, heads, D = x.shape
     rows, cols = regions
     x = x.reshape(B, rows, H // rows, cols, W // cols, heads, D).transpose(2, 3)
-    return x.reshape(B, rows * cols, -1, heads, D)
+    return x.reshape(B, rows * cols, (H // rows) * (W // cols), heads, D)
 
 
 def join(x: Tensor, regions: tuple[int, int], H: int, W: int) -> Tensor:

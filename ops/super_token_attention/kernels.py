@@ -35,7 +35,7 @@ def around(cell, sizes):
 def load_rows(X, strides, image, y, x, known, channel, C):
     """(N, channels) of the pixels or tokens (y, x) of an image; zeros where not known."""
     start = image.to(tl.int64) * strides[0] + y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
-    place = start[:, None] + channel[None, :] * strides[3]
+    place = start[:, None] + (channel.to(tl.int64) * strides[3])[None, :]
     return tl.load(X + place, mask=known[:, None] & (channel < C)[None, :], other=0.0)
 
 

@@ -30,7 +30,7 @@ def share(pixels: Tensor, tokens: Tensor) -> Tensor:
 
 def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
     """(B, h, w, C): the mean of the pixels around each token, weighed by their affinity to it."""
-    parts = torch.bmm(affinity, pixels).view(B, h, w, 9, -1)
+    parts = torch.bmm(affinity, pixels).view(B, h, w, 9, pixels.shape[2])
     return collect(parts) / (collect(affinity.sum(2).view(B, h, w, 9, 1)) + 1e-12)
 
 

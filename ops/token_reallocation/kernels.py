@@ -99,7 +99,7 @@ def load_pixels(X, strides, image, pixel, width, known, channel, C):
     y, x = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
     start = image.to(tl.int64) * strides[0] + y * strides[1] + x * strides[2]
     mask = known[:, None] & (channel < C)[None, :]
-    return tl.load(X + start[:, None] + channel[None, :] * strides[3], mask=mask, other=0.0)
+    return tl.load(X + start[:, None] + (channel.to(tl.int64) * strides[3])[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -163,7 +163,8 @@ def backward_weight_kernel(
         channel = start + tl.arange(0, BLOCK_C)
         tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
         mask = (number < runs)[:, None] & (channel < C)[None, :]
-        grad = tl.load(Grad + begin[:, None] + channel[None, :] * strides_g[3], mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(Grad + begin[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :], mask=mask, other=0.0)
+        grad = grad.to(tl.float32)
         weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
         total += tl.sum(grad, 1)
     member = part * MEMBERS + tl.arange(0, MEMBERS)
@@ -204,7 +205,7 @@ def backward_tokens_kernel(
             weight = tl.where(here, found.to(tl.float32), weight)
             first, start, weights = last, start + tl.cdiv(last - first, run), weights + run
         begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + place * strides_g[2]
-        grad = tl.load(Grad + begin[:, None] + channel[None, :] * strides_g[3], mask=mask, other=0.0)
+        grad = tl.load(Grad + begin[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :], mask=mask, other=0.0)
         out += weight[:, None] * grad.to(tl.float32)
     place = (image.to(tl.int64) * H * W + pixel)[:, None] * C + channel[None, :]
     tl.store(DX + place, out.to(DX.dtype.element_ty), mask=mask)

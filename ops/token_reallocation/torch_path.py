@@ -78,8 +78,9 @@ def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor],
         else:
             if (end - start) % run > 0:
                 group = F.pad(group, [0, 0, 0, (start - end) % run])
-            group = group.reshape(-1, run, C)
-            group = torch.bmm(weights[i].expand(group.shape[0], -1, -1), group).view(B, 2, -1, C)
+            runs = group.shape[2] // run
+            group = group.reshape(B * 2 * runs, run, C)
+            group = torch.bmm(weights[i].expand(group.shape[0], -1, -1), group).view(B, 2, runs, C)
         merged.append(group + biases[i])
         start = end
     return torch.cat(merged, 2)

@@ -8,7 +8,7 @@ import triton
 from triton import language as tl
 
 from ..launching import BACKWARD, FORWARD, tuned
-from ..tiles import LOG2E, load_channels, load_tokens, look_up, offset, store_tokens
+from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
 
 # arguments that change with the map; the last is 1 where windows are grids, else 0
 SIZES = ("packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
@@ -189,7 +189,7 @@ def backward_queries_kernel(
     d = tl.arange(0, BLOCK_D)
     out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(Delta + token * heads + head, delta, mask=inside)
+    weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for other in range(parts):
         keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
@@ -200,6 +200,12 @@ def backward_queries_kernel(
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+        if K0 is not None:
+            weight += tl.sum(p, 1)
+            rest += tl.sum(ds, 1)
+    if K0 is not None:
+        delta = balanced(delta, weight, rest)
+    tl.store(Delta + token * heads + head, delta, mask=inside)
     place = query_place(image, queries, sizes, SHARED, WH, WW)
     store_tokens(DQ, place, head, heads, inside, dq * scale, D, BLOCK_D)
 
@@ -246,7 +252,10 @@ def backward_kernel(
         if K0 is not None:
             dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        ds = p * (dp - tl.sum(p * dp, 1)[:, None])
+        delta = tl.sum(p * dp, 1)
+        ds = p * (dp - delta[:, None])
+        if K0 is not None:
+            ds = p * (dp - balanced(delta, tl.sum(p, 1), tl.sum(ds, 1))[:, None])
         if DPairs is not None:
             pairs += ds
         dk = tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION) * scale

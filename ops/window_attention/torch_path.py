@@ -79,7 +79,9 @@ def attend_tiles(
     down, right = -H % wh, -W % ww
     shared = q.shape[1] != H or q.shape[2] != W
     mask = relative(bias.to(q.dtype), wh, ww) if bias is not None else None  # (heads, N, N)
+    repeated = False
     if down > 0 or right > 0:
+        repeated = outside is not None and outside[0].requires_grad
         if outside is None:
             hidden = hide(H, W, wh, ww, grid, heads, k)  # (groups * heads, 1, N)
             mask = hidden if mask is None else hidden + mask.repeat(hidden.shape[0] // heads, 1, 1)
@@ -89,19 +91,22 @@ def attend_tiles(
     k, v = tiles(k, wh, ww, grid), tiles(v, wh, ww, grid)
     q = q[:, None, None].expand(k.shape) if shared else tiles(q, wh, ww, grid)
     # the same mask in every window: heads need not be apart
-    if (mask is None or mask.shape[0] == heads) and fused(q, k, v, mask, wh * ww):
+    if (mask is None or mask.shape[0] == heads) and fused(q, k, v, mask, wh * ww, repeated):
         return sdpa(together(q), together(k), together(v), mask, scale).transpose(1, 2).reshape(k.shape)
-    out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale)
+    out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale, repeated)
     return out.view(k.shape[0], k.shape[1], k.shape[2], heads, wh, ww, D).permute(0, 1, 2, 4, 5, 3, 6)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int) -> bool:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repeated: bool) -> bool:
     """Whether PyTorch's fused attention is at hand and faster than products.
 
-    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
+    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much. Its
+    gradients of a row's logits do not sum to zero as closely: one key `repeated` in a row adds what should cancel.
     """
     if not k.is_cpu:
         return True
+    if repeated and k.dtype == torch.float32 and torch.is_grad_enabled():
+        return False
     if not learning(q, k, v, mask):
         return keys > few(k)
     return keys > 64 and (mask is None or not mask.requires_grad)
@@ -115,13 +120,15 @@ def few(x: Tensor) -> int:
         return 64 if on_threads(x) else 16
 
 
-def matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
+def matrices(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float, repeated: bool = False
+) -> Tensor:
     """softmax(scale * q @ k.T + mask) @ v of many matrices q (N, D), k and v (K, D), head after head.
 
     mask (M, 1 or N, K) repeats.
     """
     N, K = q.shape[1], k.shape[1]
-    if not fused(q, k, v, mask, K):
+    if not fused(q, k, v, mask, K, repeated):
         if mask is None:
             logits = torch.baddbmm(q.new_empty([1, 1, 1]), q, k.transpose(1, 2), beta=0, alpha=scale)
         else:

@@ -4,15 +4,22 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from ops.check.cases import gradients
+import ops
+from ops.check.cases import gradients, random
 from ops.check.law import broken, shares
-from ops.check.tables import CASES
+from ops.check.tables import BY_NAME, CASES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_error_is_at_most_twice_the_references(case, dtype):
     found = shares(case, "torch", dtype)
+    assert not broken(found), broken(found)
+
+
+def test_a_key_that_a_row_has_many_times():
+    """Its gradient adds what should cancel, in windows of so many tokens that fused attention would serve."""
+    found = shares(BY_NAME["window_attention-davit_12"], "torch", torch.float32)
     assert not broken(found), broken(found)
 
 
@@ -29,6 +36,24 @@ def test_without_gradients(case):
     with torch.no_grad():
         got, want = case.call(impl="torch", **inputs), case.call(impl="reference", **inputs)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+NONE = {
+    "routed_attention": lambda x, impl: ops.routed_attention(x, x, x, (3, 2), 2, impl=impl),
+    "super_tokens": lambda x, impl: ops.super_tokens(x[..., 0, :], (2, 4), 2, True, impl=impl)[0],
+    "reallocate_tokens": lambda x, impl: ops.reallocate_tokens(
+        x[..., 0, :], x[..., 0, 0], [torch.ones(1, 2, dtype=x.dtype)], [torch.zeros(1, dtype=x.dtype)], [1], impl=impl
+    )[0],
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("op", NONE)
+def test_an_empty_batch(op, impl):
+    x = random(0, 6, 8, 2, 4).requires_grad_()
+    out = NONE[op](x, impl)
+    out.sum().backward()
+    assert out.shape[0] == 0 and x.grad.shape == x.shape
 
 
 SMALL = {

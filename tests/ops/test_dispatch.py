@@ -85,6 +85,30 @@ def test_what_is_named_never_falls_back(monkeypatch):
         ops.pooled_attention(q, k, v)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels", "given", "runs"),
+    [
+        (torch.float32, 32, 64, "triton"),
+        (torch.float32, 64, 64, "torch"),
+        (torch.float32, 64, 99, "triton"),
+        (torch.float32, 65, 99, "torch"),
+        (torch.float32, 128, 163, "triton"),
+        (torch.bfloat16, 64, 64, "triton"),
+        (torch.bfloat16, 128, 64, "torch"),
+        (torch.bfloat16, 128, 99, "triton"),
+    ],
+)
+def test_a_gpu_with_little_shared_memory(monkeypatch, dtype, channels, given, runs):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "_shared_memory", lambda device: given)
+    x = SimpleNamespace(**vars(GPU) | {"dtype": dtype, "shape": (1, channels)})
+    assert choose("auto", x, op="op", has=ALL) == runs
+    assert choose("auto", x, op="op", has=ALL, channels=None) == "triton"
+    if runs == "torch":
+        with pytest.raises(RuntimeError, match=rf"a head of {channels} channels in {dtype} needs .* program {given}:"):
+            choose("triton", x, op="op", has=ALL)
+
+
 Q = packed(2, 6, 8, 2, 4).select(3, 0)
 X = random(2, 6, 8, 4)
 ONE = [random(1, 2)], [random(1)], [1]

@@ -129,8 +129,31 @@ def test_a_mode_sees_operators_that_are_left_out_without_one():
         assert torch.equal(got, want)
 
 
+CANCELLING = {
+    "one_tile": lambda q, k, v, outside: ops.window_attention(q, k, v, None, (7, 7), outside=outside, impl="triton"),
+    "tiles": lambda q, k, v, outside: ops.window_attention(q, k, v, None, (12, 12), outside=outside, impl="triton"),
+    "neighborhood": lambda q, k, v, outside: ops.neighborhood_attention(
+        q, k, v, None, (3, 7), (5, 2), outside=outside, impl="triton"
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CANCELLING.values(), ids=[f"{name}-float32" for name in CANCELLING])
+def test_gradients_of_a_rows_logits_cancel(call):
+    """Where all queries are equal, those of all keys cancel; not better than what is subtracted from them is exact."""
+    for shift in (2, 4):
+        _, k, v = (t.to(DEVICE, torch.float32) for t in packed(1, 13, 12, 1, 16).unbind(3))
+        k0, v0 = (random(1, 16, seed=seed).to(DEVICE, torch.float32) for seed in (1, 2))
+        k, k0 = k.requires_grad_(), k0.requires_grad_()
+        out = call(torch.ones_like(k), k, v + shift, (k0, v0 + shift))
+        dk, dk0 = torch.autograd.grad(out, (k, k0), random(*out.shape, seed=7).to(out))
+        total = dk.double().sum((0, 1, 2)) + dk0.double()
+        size = dk.double().abs().sum((0, 1, 2)) + dk0.double().abs()
+        assert total.abs().max() <= torch.finfo(torch.float32).eps * size.max()
+
+
 @pytest.mark.parametrize(
-    "op", ["window_attention", "neighborhood_attention", "channel_attention"], ids="{}-float32".format
+    "op", ["window_attention", "neighborhood_attention", "channel_attention", "super_tokens"], ids="{}-float32".format
 )
 def test_an_empty_batch(op):
     case = next(case for case in FIRST if case.op == op)
@@ -138,6 +161,16 @@ def test_an_empty_batch(op):
     empty = {name: (t[:0] if t.dim() > 3 else t).requires_grad_() for name, t in made.items()}
     case.call(impl="triton", **empty).sum().backward()
     assert all(t.grad is None or not t.grad.any() for t in empty.values())
+
+
+def test_gradients_have_the_dtypes_of_their_tensors():
+    """What the operator promises a compiler, where tensors are of two dtypes."""
+    tokens, affinity = random(1, 2, 2, 8).to(DEVICE, torch.float32), random(1, 8, 8, 9).to(DEVICE, torch.float16)
+    with Names():  # else no operator is called
+        given = [t.requires_grad_() for t in (tokens, affinity)]
+        out = ops.scatter_super_tokens(*given, (4, 4), impl="triton")
+        found = torch.ops.attention_backbones.super_token_distribute_backward(out, *given, [4, 4], out)
+    assert [t.dtype for t in found] == [torch.float32, torch.float16]
 
 
 def test_no_gradient_of_the_result():
