@@ -93,7 +93,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
 
         loss = 0.0
         for turn in range(plans.accumulate):
-            images, targets = machine.send(*next(batches))
+            images, targets = machine.send(*next(batches), data.train.finish)
             part = plans.part(step, turn)
             rng.seed_all(cfg.seed, rng.MODEL, part)
             with machine.syncing(forward, last=turn == plans.accumulate - 1):

@@ -48,7 +48,7 @@ def evaluate(
     )
     for batch in watch(distributed.together(batches, data.DataError, rounds), rounds):
         # without a batch left, a process still computes with those that have one: sharded models need all of them
-        images, targets = hardware.send(*(_nothing(built) if batch is None else batch))
+        images, targets = hardware.send(*(_nothing(built) if batch is None else batch), built.val.finish)
         with hardware.autocast():
             predictions = task.predict(model, images)
         if batch is not None:

@@ -6,6 +6,7 @@ import inspect
 import os
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -87,17 +88,23 @@ class Hardware:
         """Around a part of a batch: gradients travel with the last one of a step, sharded ones with each: memory."""
         return nullcontext() if last or self.parallel != "ddp" else forward.no_sync()
 
-    def send(self, images: Any, targets: Any) -> tuple[Any, Any]:
-        """A batch on this device: tensors, also those in lists and dictionaries; what is none stays as it is."""
-        return self._sent(images), self._sent(targets)
+    def send(self, images: Any, targets: Any, finish: Callable[[Any], Any] = lambda images: images) -> tuple[Any, Any]:
+        """A batch on this device: tensors, also those in lists and dictionaries; what is none stays as it is.
+
+        finish  what is left to be done to the images, on the device: `Source.finish`
+        """
+        return self._formed(finish(self._sent(images))), self._sent(targets)
 
     def _sent(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            form = self.memory_format if value.ndim == 4 and value.is_floating_point() else torch.preserve_format
-            return value.to(self.device, memory_format=form, non_blocking=True)
+            return value.to(self.device, non_blocking=True)
         if isinstance(value, dict):
             return {key: self._sent(item) for key, item in value.items()}
         return [self._sent(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def _formed(self, images: Any) -> Any:
+        whole = isinstance(images, Tensor) and images.ndim == 4
+        return images.to(memory_format=self.memory_format) if whole else images
 
 
 def setup(cfg: DictConfig) -> Hardware:

@@ -121,3 +121,30 @@ def test_memory_is_pinned_for_a_gpu_that_is_used(gpus, monkeypatch, used):
     source = build(config.compose(SMALL)).train
     loader = data.loader._loader(source, 0)
     assert loader.pin_memory == used
+
+
+def test_a_gpu_normalises_what_it_is_sent():
+    """As bytes a batch has a fourth of the way; the bits are those of a processor."""
+    source = build(config.compose(SMALL)).val
+    batch = torch.stack([source.normalize.planes(source.image(index)) for index in range(3)])
+    whole = source.normalize.finish(batch)
+    assert batch.dtype == torch.uint8 and torch.equal(source.normalize._on_device(batch), whole)
+    assert torch.equal(source.normalize._on_device(batch[0]), whole[0])
+    machine = hardware.setup(config.compose([*SMALL, "hardware.channels_last=true"]))
+    images, _ = machine.send(batch, None, source.finish)
+    assert torch.equal(images, whole) and images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+def test_training_is_the_same_from_bytes(tmp_path, monkeypatch):
+    plain = [*SMALL, "augment.re_prob=0", "train.steps=2"]  # what is erased is noise between normalised values
+    train_here(tmp_path, *plain, "name=floats")
+    kinds, send = [], hardware.Hardware.send
+    monkeypatch.setattr(data.loader, "_on_gpu", lambda: True)
+    monkeypatch.setattr(
+        hardware.Hardware, "send", lambda self, images, *rest: kinds.append(images.dtype) or send(self, images, *rest)
+    )
+    train_here(tmp_path, *plain, "name=bytes")
+    assert set(kinds) == {torch.uint8}
+    floats, from_bytes = ([line.get("loss") for line in lines(tmp_path / name)] for name in ("floats", "bytes"))
+    assert floats == from_bytes and floats[0] is not None

@@ -110,6 +110,8 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `batch_size` images for this rank: ((B, 3, H, W) float32, (B,) int64).
 
+    In a process that uses a GPU images may be uint8: `source.finish` normalises them there, after a fourth of the way.
+
     train  a permutation that is a function of (seed, epoch); the last, short batch is dropped. Rank r takes the r-th
            slice of every `world * batch_size` samples; with `repeats` each image comes that often, augmented anew.
            Of a source in shards the order depends on the numbers of workers and ranks as well, see `recipes.data.law`.
@@ -143,7 +145,7 @@ def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tup
                 raise DataError(batch.message)
             (images, labels), news = batch
             source.note(news)
-            yield source.finish(images), labels
+            yield images if _on_gpu() else source.finish(images), labels
     except RuntimeError as error:
         if isinstance(error, DataError):
             raise
@@ -239,9 +241,8 @@ def _end_with_parent() -> None:
 
 
 def _loader(source: Source, workers: int) -> DataLoader:
-    on_gpu = torch.cuda.is_initialized()  # where the model is by now, if the run uses one
-    # without a GPU the workers have no core more than this process: sending bytes, a quarter of floats, saves more
-    late = workers > 0 and source.normalize is not None and not on_gpu
+    # bytes are a quarter of floats, on the way from a worker and on that to a GPU, which normalises them in no time
+    late = source.normalize is not None and (workers > 0 or _on_gpu())
     # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
     copied = copy.copy(source)
     return DataLoader(
@@ -251,7 +252,12 @@ def _loader(source: Source, workers: int) -> DataLoader:
         collate_fn=partial(_collate, collate=copied.collate),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
-        pin_memory=on_gpu,
+        pin_memory=_on_gpu(),
         # the loader draws a seed for its workers: from here, not from the caller's random state
         generator=torch.Generator().manual_seed(seed_of(Stream.WORKERS, source.seed)),
     )
+
+
+def _on_gpu() -> bool:
+    """Whether this process uses a GPU: the model is there by now, if the run has one."""
+    return torch.cuda.is_initialized()
