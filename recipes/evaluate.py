@@ -34,7 +34,8 @@ def evaluate(
     note   called with the predictions and targets of every batch, as the metrics are
     """
     model.eval()
-    metrics, size, begun = task.metrics(built), cfg.data.eval_batch_size, time.perf_counter()
+    metrics, begun = task.metrics(built), time.perf_counter()
+    size = cfg.data.eval_batch_size or task.eval_batch_size
     rounds = -(-len(built.val) // (size * distributed.size()))
     batches = data.batches(
         built.val,

@@ -30,6 +30,7 @@ class Task(task.Task):
     """A segmentation head of zoo.heads over any backbone; the losses of both heads are summed."""
 
     score = "miou"
+    eval_batch_size = 1  # images come as large as they are
 
     def build_data(self) -> Data:
         return dense.build(self.cfg, "semantic")
@@ -80,7 +81,9 @@ class Task(task.Task):
 
     def picture(self, path: Path, data: Data, metrics: Segmentation) -> None:
         values = metrics.compute()
+        apart = {data.class_names[index] for index in data.left_out}
         each = {key.removeprefix("iou/"): value for key, value in values.items() if key.startswith("iou/")}
+        each = {f"{name} (not in the mean)" if name in apart else name: value for name, value in each.items()}
         draw_found(path, self.show(data, metrics), each, f"IoU, mean {values['miou']:.2f} %")
 
     def classes(self, data: Data, metrics: Segmentation) -> list[dict[str, Any]]:
@@ -96,11 +99,12 @@ class Task(task.Task):
         ]
 
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
-        pairs = []
+        pairs, shown = [], set()
         for found, target in metrics.shown:
             image, true = data.val.image(target["shown"]), target["labels"]
             pairs.append([with_labels(image, labels, data.num_classes, bare=data.left_out) for labels in (true, found)])
-        return beside(pairs, data.class_names) if pairs else None
+            shown |= {*true.unique().tolist(), *found.unique().tolist()}
+        return beside(pairs, data.class_names, shown - {IGNORE, *data.left_out}) if pairs else None
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]
