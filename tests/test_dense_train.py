@@ -251,6 +251,8 @@ def test_two_processes_give_one_answer(run, tmp_path):
             "task.inference=slide task.stride=[200,200]",
             "expected two numbers from 1 to the window's [64, 64]",
         ),
+        ("segment", "task.head=upernet data.batch_size=1", "task.head=upernet cannot learn from one image at a time"),
+        ("segment", "task.head=upernet train.accumulate=4", "task.head=upernet cannot learn from one image at a time"),
         ("detect", "train.eval_mode=true", "a detector gives losses in training mode alone"),
     ],
 )

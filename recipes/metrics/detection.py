@@ -107,11 +107,14 @@ def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
 
 def masks_at(prediction: dict[str, Any], size: tuple[int, int]) -> Iterator[Tensor]:
     """The masks of `at_size`, (H, W) each, one after the other: many large ones would not fit the memory."""
-    from zoo.heads.paste import paste
+    from zoo.heads.paste import within
 
     if "box_masks" in prediction:
-        for mask, box in zip(prediction["box_masks"], boxes_at(prediction, size), strict=True):
-            yield paste(mask[None], box[None], size)[0, 0] >= 0.5
+        for mask, box in zip(prediction["box_masks"], boxes_at(prediction, size).tolist(), strict=True):
+            drawn = torch.zeros(size[1], size[0], dtype=torch.bool).T  # as pycocotools reads it, column by column
+            rows, columns, part = within(mask, box, size)
+            drawn[rows, columns] = part[0] >= 0.5
+            yield drawn
     for mask in prediction["masks"].flatten(0, -3) if "masks" in prediction else ():
         same = mask.shape == size
         yield (mask if same else F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]) >= 0.5

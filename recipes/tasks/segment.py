@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from recipes import models, task
+from recipes import distributed, models, plan, task
 from recipes.config import ConfigError
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
@@ -40,6 +40,7 @@ class Task(task.Task):
 
         models.check_classes(self.cfg, data)
         self.check_windows()
+        self.check_parts(data)
         head = {key: self.cfg.task[key] for key in HEAD}
         loss = {"ignore_index": IGNORE, "class_weights": class_weights(self.cfg, data)}
         return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
@@ -52,6 +53,18 @@ class Task(task.Task):
         fits = stride is None or (len(stride) == 2 and all(0 < s <= c for s, c in zip(stride, crop, strict=True)))
         if self.cfg.task.inference == "slide" and not fits:
             raise ConfigError(f"task.stride={list(stride)}: expected two numbers from 1 to the window's {list(crop)}")
+
+    def check_parts(self, data: Data) -> None:
+        """Raise ConfigError for parts of one image: UPerNet norms a map of one pixel, of which one has no variance."""
+        if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.eval_mode:
+            return
+        together = self.cfg.hardware.sync_bn and distributed.size() > 1
+        if plan.make(self.cfg, data.train).micro == 1 and not together:
+            raise ConfigError(
+                "task.head=upernet cannot learn from one image at a time, as it norms maps of one pixel: give a larger "
+                "data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, hardware.sync_bn=true on "
+                "several GPUs, or task.head=semantic_fpn"
+            )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         return sum(model(images, targets).values())  # targets: (B, H, W)
