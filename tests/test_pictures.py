@@ -1,11 +1,15 @@
 """Pictures of dense predictions: what is drawn, and that what is written can be read."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from PIL import Image
 
+from recipes.config import compose
 from recipes.pictures import SIDE, beside, colours, with_labels, with_objects
 from recipes.plots import draw_found
+from recipes.tasks import detect
 
 NAMES = [f"a class of a long name, {number}" for number in range(150)]
 GREY = (90, 90, 90)
@@ -66,6 +70,19 @@ def test_masks_that_overlap_are_mixed():
     pixel = np.asarray(with_objects(grey(60, 40), found, ["a", "b"]))[30, 30].astype(float)
     red, blue = np.array(colours(2), float)
     assert abs(pixel - (0.25 * np.array(GREY) + 0.25 * red + 0.5 * blue)).max() <= 2
+
+
+def test_an_answer_has_what_is_sure_at_the_size_of_the_image():
+    """The network saw a half of it; masks are pasted into the image itself."""
+    boxes, masks = torch.tensor([[20.0, 30.0, 120.0, 130.0], [150, 5, 190, 40]]), torch.ones(2, 1, 28, 28)
+    found = {"boxes": boxes, "labels": torch.tensor([2, 0]), "scores": torch.tensor([0.9, 0.4]), "box_masks": masks}
+    task = detect.Task(compose(["task=detect", "task.head=mask_rcnn"]))
+    data = SimpleNamespace(class_names=["a", "b", "c"])
+    table, picture = task.answer(grey(400, 300), [{**found, "size": (150, 200)}], data, "x.png")
+    assert table.row_count == 1 and list(table.columns[2].cells) == ["40, 60, 240, 260"]
+    pixels, tint = np.asarray(picture), 0.5 * np.array(GREY) + 0.5 * np.array(colours(3)[2])
+    assert picture.size == (400, 300) and abs(pixels[160, 140] - tint).max() <= 1
+    assert (pixels[20:70, 310:370] == GREY).all()  # of the other, nothing
 
 
 def test_a_picture_is_shown_pixel_for_pixel(tmp_path):

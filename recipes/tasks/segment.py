@@ -56,7 +56,7 @@ class Task(task.Task):
 
     def check_parts(self, data: Data) -> None:
         """Raise ConfigError for parts of one image: UPerNet norms a map of one pixel, of which one has no variance."""
-        if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.eval_mode:
+        if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.get("eval_mode"):
             return
         together = self.cfg.hardware.sync_bn and distributed.size() > 1
         if plan.make(self.cfg, data.train).micro == 1 and not together:
