@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from recipes import data, distributed
+from recipes import data, distributed, sharding
 from recipes.hardware import Hardware
 from recipes.task import Metrics, Task
 
@@ -34,7 +34,8 @@ def evaluate(
     note   called with the predictions and targets of every batch, as the metrics are
     """
     model.eval()
-    metrics, size, begun = task.metrics(built), cfg.data.eval_batch_size, time.perf_counter()
+    metrics, begun = task.metrics(built), time.perf_counter()
+    size = cfg.data.eval_batch_size or task.eval_batch_size
     rounds = -(-len(built.val) // (size * distributed.size()))
     batches = data.batches(
         built.val,
@@ -46,21 +47,16 @@ def evaluate(
         rank=distributed.rank(),
         world=distributed.size(),
     )
-    for batch in watch(distributed.together(batches, data.DataError, rounds), rounds):
-        # without a batch left, a process still computes with those that have one: sharded models need all of them
-        images, targets = hardware.send(*(_nothing(built) if batch is None else batch), built.val.finish)
-        with hardware.autocast():
-            predictions = task.predict(model, images)
-        if batch is not None:
+    with sharding.kept_whole(model):
+        for batch in watch(distributed.together(batches, data.DataError, rounds), rounds):
+            if batch is None:  # of this process; others have one
+                continue
+            images, targets = hardware.send(*batch, built.val.finish)
+            with hardware.autocast():
+                predictions = task.predict(model, images)
             metrics.update(predictions, targets)
             note(predictions, targets)
     values = metrics.compute()  # also waits for the device
     if bad := distributed.total(built.val.take_bad()):
         values["bad_images"] = bad
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics
-
-
-def _nothing(built: data.Data) -> tuple[Any, Any]:
-    """A batch of one black image without a label."""
-    height, width = (built.img_size,) * 2 if isinstance(built.img_size, int) else built.img_size
-    return built.val.blank(torch.zeros(3, height, width))

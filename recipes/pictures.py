@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 SIDE = 320  # pixels of the long side of an image in a picture
-LEGEND = 21  # classes that are named below a picture, at most
+LEGEND = 60  # classes that are named below a picture, at most
 GAP = 4
+TEXT = 12  # pixels of a line's height
+LINE = TEXT + 6
+Pair = tuple[Image.Image, Image.Image]
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -34,65 +39,99 @@ def colours(count: int) -> list[tuple[int, int, int]]:
 
 def with_labels(image: Image.Image, labels: Tensor, classes: int, *, bare: Sequence[int] = ()) -> Image.Image:
     """The image with each pixel tinted by its class, (H, W) integers; `bare` classes, and what has none, are not."""
-    shown = [label for label in labels.unique().tolist() if label < classes and label not in bare]
-    tints = colours(classes)
-    masks = labels == torch.tensor(shown, dtype=labels.dtype)[:, None, None]  # (shown, H, W)
-    pixels = F.pil_to_tensor(image)
-    if shown:
-        pixels = draw_segmentation_masks(pixels, masks, alpha=0.65, colors=[tints[label] for label in shown])
-    return F.to_pil_image(pixels)
+    tinted = (labels < classes) & ~torch.isin(labels, torch.tensor(list(bare), dtype=labels.dtype))
+    tints = np.array(colours(classes), np.uint8)[labels.clamp(max=classes - 1).numpy()]  # (H, W, 3)
+    shaded = Image.blend(image, Image.fromarray(tints), 0.65)
+    return Image.composite(shaded, image, Image.fromarray(tinted.numpy()))
 
 
-def with_objects(
-    image: Image.Image, objects: dict[str, Any], names: Sequence[str], *, least: float = 0.0
-) -> Image.Image:
-    """The image with boxes, classes, scores and, where there are any, masks; without those that score below `least`."""
-    enlarged = enlargement(image)
-    image = image.resize([round(side * enlarged) for side in image.size], Image.Resampling.BICUBIC)
-    scores = objects.get("scores")
-    kept = torch.ones(len(objects["labels"]), dtype=torch.bool) if scores is None else scores >= least
-    pixels, labels = F.pil_to_tensor(image), objects["labels"][kept].tolist()
+def with_objects(image: Image.Image, objects: dict[str, Any], names: Sequence[str]) -> Image.Image:
+    """The image with boxes, classes, scores and, where there are any, masks, all of the image's size."""
+    labels, pixels = objects["labels"].tolist(), F.pil_to_tensor(image)
     if not labels:
         return image
     tints = [colours(len(names))[label] for label in labels]
     if "masks" in objects:
-        masks = F.resize(objects["masks"][kept].float(), list(image.size[::-1])) >= 0.5
-        pixels = draw_segmentation_masks(pixels, masks, alpha=0.5, colors=tints)
+        for mask, tint in zip(objects["masks"], tints, strict=True):  # of several at once what overlaps comes out black
+            pixels = draw_segmentation_masks(pixels, mask, alpha=0.5, colors=tint)
+    size = max(TEXT, max(image.size) // 60)
+    image = F.to_pil_image(draw_bounding_boxes(pixels, objects["boxes"], colors=tints, width=max(2, size // 6)))
     said = [names[label] for label in labels]
-    if scores is not None:
-        said = [f"{name} {score:.2f}" for name, score in zip(said, scores[kept].tolist(), strict=True)]
-    boxes = objects["boxes"][kept] * enlarged
-    # black on the class's colour: in the colour alone a word is lost on what it speaks of
-    words = {"fill_labels": True, "label_background_colors": tints, "label_colors": "black"}
-    return F.to_pil_image(draw_bounding_boxes(pixels, boxes, said, colors=tints, width=2, **words))
+    if "scores" in objects:
+        said = [f"{name}: {score:.2f}" for name, score in zip(said, objects["scores"].tolist(), strict=True)]
+    for box, text, tint in zip(objects["boxes"].tolist(), said, tints, strict=True):
+        _tag(image, box, text, tint, size)
+    return image
 
 
-def enlargement(image: Image.Image) -> float:
-    """By what a small image is enlarged so that what is written into it can be read."""
-    return max(1.0, SIDE / max(image.size))
+def _tag(image: Image.Image, box: Sequence[float], text: str, tint: tuple[int, int, int], size: int) -> None:
+    """Write a text into the upper left corner of a box, or as far from the right border as it needs."""
+    draw = ImageDraw.Draw(image)
+    width, height = draw.textlength(text, _font(size)) + 4, size + 4
+    left, top = (max(0, min(start, most - side)) for start, most, side in zip(box, image.size, (width, height)))  # noqa: B905
+    draw.rectangle((left, top, left + width, top + height), fill=tint)
+    dark = tint[0] * 0.299 + tint[1] * 0.587 + tint[2] * 0.114 < 120  # https://www.w3.org/TR/AERT/#color-contrast
+    draw.text((left + 2, top + height / 2), text, "white" if dark else "black", _font(size), anchor="lm")
 
 
-def beside(pairs: Sequence[tuple[Image.Image, Image.Image]], names: Sequence[str]) -> Image.Image:
-    """Pairs of truth and finding, two pairs in a row, over the names of the classes in their colours."""
-    cells = [[_fitted(image) for image in pair] for pair in pairs]
+def readable(image: Image.Image) -> Image.Image:
+    """A small image enlarged so that what is written into it can be read."""
+    return image if max(image.size) >= SIDE else fitted(image)
+
+
+def fitted(image: Image.Image) -> Image.Image:
+    """The image as large as it is in a picture of several."""
+    scale = SIDE / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def beside(pairs: Sequence[Pair], names: Sequence[str], shown: Collection[int]) -> Image.Image:
+    """Pairs of truth and finding, two pairs in a row, over the names of the classes that they show, with colours."""
+    cells = [[fitted(image) for image in pair] for pair in pairs]
     width, height = (max(cell.size[axis] for pair in cells for cell in pair) + GAP for axis in (0, 1))
-    lines = -(-len(cells) // 2)
-    columns = 2 * min(2, len(cells))
-    sheet = Image.new("RGB", (columns * width, lines * (height + 14) + 20), "white")
+    width, height, columns = max(width, 5 * TEXT), height + LINE, min(2, len(cells))
+    sheet = Image.new("RGB", (columns * (2 * width + 2 * GAP), -(-len(cells) // 2) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, pair in enumerate(cells):
         line, column = divmod(number, 2)
         for turn, (cell, head) in enumerate(zip(pair, ("true", "found"), strict=True)):
-            left, top = (2 * column + turn) * width, line * (height + 14)
-            draw.text((left + GAP, top), head, fill="black")
-            sheet.paste(cell, (left, top + 13))
-    left = GAP
-    for name, colour in list(zip(names, colours(len(names)), strict=True))[:LEGEND]:
-        draw.text((left, sheet.height - 16), name, fill=colour)
-        left += round(draw.textlength(name)) + 10
+            left, top = (2 * column + turn) * width + 2 * column * GAP, line * height
+            draw.text((left + GAP, top + LINE / 2), head, "black", _font(), anchor="lm")
+            sheet.paste(cell, (left, top + LINE))
+    return _above(sheet, _legend(sorted(shown), names, sheet.width))
+
+
+def _above(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (top.width, top.height + bottom.height), "white")
+    sheet.paste(top)
+    sheet.paste(bottom, (0, top.height))
     return sheet
 
 
-def _fitted(image: Image.Image) -> Image.Image:
-    scale = SIDE / max(image.size)
-    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+def _legend(classes: Sequence[int], names: Sequence[str], width: int) -> Image.Image:
+    """A square in the colour of each class before its name, in as many lines as that needs."""
+    tints, left_out = colours(len(names)), len(classes) - LEGEND
+    entries: list[tuple[Any, str]] = [(tints[number], names[number]) for number in classes[:LEGEND]]
+    if left_out > 0:
+        entries.append((None, f"and {left_out} more"))
+    places, across, down = [], GAP, GAP
+    for tint, name in entries:
+        wide = TEXT + 4 + _font().getlength(name)
+        if across > GAP and across + wide > width:
+            across, down = GAP, down + LINE
+        places.append((across, down, tint, name))
+        across += round(wide) + TEXT
+    legend = Image.new("RGB", (width, down + LINE), "white")
+    draw = ImageDraw.Draw(legend)
+    for left, top, tint, name in places:
+        draw.rectangle((left, top, left + TEXT, top + TEXT), fill=tint)
+        draw.text((left + TEXT + 4, top + TEXT / 2), name, "black", _font(), anchor="lm")
+    return legend
+
+
+@cache
+def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
+    """The font of the plots: Pillow's own has one size and a few letters where it is built without FreeType."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

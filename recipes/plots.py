@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
+
+from recipes.pictures import save_picture
 
 WRITTEN_OUT = 20  # up to so many classes names and counts are legible
 MOST_BARS = 60
@@ -85,24 +88,40 @@ def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
 
 
 def draw_found(path: Path, picture: Image.Image | None, values: dict[str, float], title: str) -> None:
-    """A picture of what was found, if there is one, beside a bar for each class, the lowest first.
+    """A picture of what was found, pixel for pixel, if there is one, beside a bar for each class, the lowest on top.
 
     values  of the classes, in percent
     """
     ranked = sorted(values.items(), key=lambda item: item[1])
     if len(ranked) > MOST_BARS:
-        title = f"{title}, the {MOST_BARS} lowest of {len(ranked)} classes"
+        title = f"{title}\nthe {MOST_BARS} lowest of {len(ranked)} classes"
     ranked = ranked[:MOST_BARS]
-    figure = Figure(figsize=(17, max(6.0, 0.2 * len(ranked))), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    left.axis("off")
-    if picture is not None:
-        left.imshow(picture)
-    right.barh([name for name, _ in ranked], [value for _, value in ranked])
-    right.set_xlim(0, 100)
-    right.set_title(title)
-    right.grid(alpha=0.3, axis="x")
-    save_figure(figure, path)
+    figure = Figure(figsize=(5, max(3.0, 1 + 0.2 * len(ranked))), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([name for name, _ in ranked], [value for _, value in ranked])
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axes.set_xlim(0, 110)
+    axes.set_xticks(range(0, 101, 20))
+    axes.margins(y=0.01)
+    axes.invert_yaxis()
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
+    save_picture(_joined(picture, _drawn(figure)), path)
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _joined(left: Image.Image | None, right: Image.Image) -> Image.Image:
+    if left is None:
+        return right
+    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left)
+    sheet.paste(right, (left.width, 0))
+    return sheet
 
 
 def _worst(shares: Tensor, names: list[str]) -> str:

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2304.11277, and torch.distributed.fsdp.fully_shard, which 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,24 @@ def shard(model: nn.Module, device: str, amp: torch.dtype | None) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def kept_whole(model: nn.Module) -> Iterator[None]:
+    """Meanwhile every device has all parameters of a sharded model, and no forward pass of one waits for another's.
+
+    In an evaluation each process asks as often as its images have sizes and windows. All must come here and leave.
+    """
+    parts = [module for module in model.modules() if is_sharded(module)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)  # the outermost keeps its own, by default
+            part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

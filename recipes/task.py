@@ -33,6 +33,7 @@ class Task(ABC):
     """One kind of learning problem. A new task is one module in `recipes/tasks` with a subclass named `Task`."""
 
     score: ClassVar[str]  # the metric that decides which checkpoint is best; higher is better
+    eval_batch_size: ClassVar[int] = 128  # images, where data.eval_batch_size is null
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg

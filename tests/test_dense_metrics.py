@@ -16,8 +16,10 @@ from pycocotools.cocoeval import COCOeval
 from ranks import on_ranks
 from recipes import config, distributed
 from recipes.data import DataError
-from recipes.metrics.detection import Detection, at_size
+from recipes.metrics.detection import Detection, at_size, masks_at
 from recipes.metrics.segmentation import Confusion, Segmentation
+from zoo.heads.paste import paste
+from zoo.heads.segmenter import pixel_loss
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]  # of an elk nothing is there or found
 FILES = Path(__file__).parent / "detections"  # objects and detections in COCO's formats, made up once
@@ -187,6 +189,51 @@ def test_predictions_are_measured_at_the_size_of_their_image():
     assert torch.equal(scaled["masks"][0], expected)
     none = {key: value[:0] for key, value in {**found, "masks": mask}.items()}
     assert at_size({**none, "size": (10, 20)}, (5, 5))["masks"].shape == (0, 5, 5)
+
+
+def discs(count, side=28):
+    """Shares of a disc in a box, steeper than what a network gives."""
+    places = (torch.arange(side) + 0.5) / side * 2 - 1
+    return (4 * (0.9 - torch.hypot(places, places[:, None]))).sigmoid().expand(count, 1, side, side)
+
+
+def test_masks_in_boxes_are_pasted_once_at_the_size_of_the_image():
+    boxes = torch.tensor([[3.3, 2.1, 6.9, 5.2], [0.0, 0.0, 20.0, 10.0]])  # as the network saw them, at a quarter
+    found = {"boxes": boxes, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.8]), "size": (10, 20)}
+    masks = at_size({**found, "box_masks": discs(2)}, (40, 80))["masks"]
+    y, x = torch.meshgrid(torch.arange(40) + 0.5, torch.arange(80) + 0.5, indexing="ij")
+    for mask, (left, top, right, bottom) in zip(masks, (4 * boxes).tolist(), strict=True):
+        across, down = (2 * (x - left) / (right - left) - 1, 2 * (y - top) / (bottom - top) - 1)
+        disc = torch.hypot(across, down) <= 0.9
+        assert (mask & disc).sum() / (mask | disc).sum() > 0.97
+    twice = at_size({**found, "masks": paste(discs(2), boxes, (10, 20))}, (40, 80))["masks"]
+    assert (masks[0] & twice[0]).sum() / (masks[0] | twice[0]).sum() < 0.9
+
+
+def test_masks_in_boxes_are_measured():
+    """Objects that are discs are found as discs, image by image, a mask at a time."""
+    boxes = torch.tensor([[2.0, 3.0, 30.0, 17.0], [20.5, 10.0, 60.0, 39.5]])
+    found = {"boxes": boxes / 2, "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8]), "size": (20, 40)}
+    masks = at_size({**found, "box_masks": discs(2)}, (40, 80))["masks"]
+    area, crowd = masks.sum((1, 2)), torch.zeros(2, dtype=torch.bool)
+    true = {"boxes": boxes, "labels": found["labels"], "masks": masks, "area": area, "crowd": crowd}
+    metrics = Detection(["a", "b"], masks=True)
+    metrics.update([{**found, "box_masks": discs(2)}], [{**true, "index": 0, "size": (40, 80)}])
+    values = metrics.compute()
+    assert values["mask_ap"] == values["box_ap"] == 100
+    many = {**found, "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]).expand(10**6, 4), "box_masks": discs(10**6)}
+    assert next(masks_at(many, (2000, 3000))).shape == (2000, 3000)  # 6 TB of all
+
+
+def test_nothing_of_a_gpu_has_no_fixed_order(monkeypatch):
+    """Where algorithms must be deterministic, torch refuses sums and means within the cross entropy of label maps."""
+    given, entropy = [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *args, **kwargs: given.append(kwargs) or entropy(*args, **kwargs))
+    metrics = Segmentation(NAMES)
+    for logits, target in maps(1):
+        metrics.update([logits], [target])
+        pixel_loss(logits[None], target["labels"][None], 255)
+    assert [kwargs["reduction"] for kwargs in given] == ["none", "none"]
 
 
 def test_a_model_of_more_classes_is_not_measured():

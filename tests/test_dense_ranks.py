@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from children import finish, lines, train_here
 from ranks import assert_bits, on_ranks, torchrun
 from recipes import checkpoint, config, distributed, hardware
+from recipes.evaluate import evaluate
+from recipes.tasks import segment
 from test_dense_train import TINY
 from test_detectors import HEADS, Pools, batch
 from zoo.heads import detector
@@ -105,3 +109,39 @@ def step(head: str) -> list[torch.Tensor]:
 def test_a_process_without_objects_waits_for_no_gradient(head):
     one, two = on_ranks(2, step, head)
     assert all((a == b).all() for a, b in zip(one, two, strict=True)) and any(a.any() for a in one)
+
+
+def measured(root, batch, amp):
+    cfg = config.compose([
+        "task=segment", "task.channels=8", "model=timm", "model.name=test_resnet", "data=masks", f"data.root={root}",
+        "data.num_classes=3", "data.img_size=32", "data.workers=0", f"data.eval_batch_size={batch}",
+        "hardware.parallel=fsdp", "hardware.timeout=60", f"hardware.amp={amp}",
+    ])  # fmt: skip
+    distributed.join(cfg)
+    task, machine = segment.Task(cfg), hardware.setup(cfg)
+    built = task.build_data()
+    torch.manual_seed(0)
+    model = machine.place(task.build_model(built))
+    machine.shard(model)
+    values = [evaluate(cfg, task, model, built, machine)[0] for _ in range(2)]
+    model.train()
+    with machine.autocast():
+        loss = task.loss(model, torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int64), draw=0)
+    loss.backward()
+    return values[0]["miou"], values[1]["miou"], all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["null", "bfloat16"])
+def test_sharded_models_see_images_of_any_size(tmp_path, amp):
+    """One process asks three times, the other once: neither may wait for the other's parameters."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number, size in enumerate([(40, 40), (40, 40), (56, 40), (40, 40), (40, 72)]):
+            for kind, shape in (("images", (*size, 3)), ("masks", size)):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+                drawn = generator.integers(0, 256 if kind == "images" else 3, shape, np.uint8)
+                Image.fromarray(drawn).save(tmp_path / kind / split / f"{number}.png")
+    (alone,), both = on_ranks(1, measured, tmp_path, 1, amp), on_ranks(2, measured, tmp_path, 4, amp)
+    assert alone[0] == alone[1] > 0 and both[0] == both[1] and alone[2]
+    assert both[0] == (alone if amp == "null" else pytest.approx(alone, abs=1.0))

@@ -121,6 +121,21 @@ def test_paste():
     torch.testing.assert_close(out[0, 0, 1], torch.tensor([0, 0, 0, 0.25, 0.75, 0.75, 0, 0]))
 
 
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_masks_stay_in_their_boxes_where_asked(head):
+    torch.manual_seed(0)
+    few = {"rpn_post_nms_top_n_test": 20}
+    model = detector("resnet18", 5, head=head, channels=16, head_kwargs=few).eval()
+    images, _ = batch()
+    with torch.no_grad():
+        pasted, inside = model(images), model(images, paste_masks=False)
+    for image, one, other in zip(images, pasted, inside, strict=True):
+        assert "masks" not in other and other["box_masks"].shape == (len(one["boxes"]), 1, 28, 28)
+        assert len(one["boxes"]) > 0 and torch.equal(
+            one["masks"], paste(other["box_masks"], other["boxes"], image.shape[1:])
+        )
+
+
 def batch(objects=True):
     images = [torch.randn(3, 65, 90), torch.randn(3, 96, 80)]
     targets = []

@@ -13,6 +13,7 @@ import golden
 import zoo
 from zoo.heads import Segmenter, inference, segmenter
 from zoo.heads.fpn import FPN
+from zoo.heads.layers import _means, averages
 from zoo.heads.segmenter import AUXILIARY_WEIGHT, auxiliary_head, pixel_loss
 from zoo.heads.semantic_fpn import SemanticFPN
 from zoo.heads.upernet import UPerNet
@@ -127,6 +128,39 @@ def test_loss_without_labels_is_zero():
     loss = pixel_loss(logits, torch.full((1, 8, 8), 255), 255)
     loss.backward()
     assert loss == 0 and not logits.grad.any()
+
+
+def test_logits_are_enlarged_in_float32():
+    """Under mixed precision the largest class of a pixel is that of the head's own logits, enlarged in full."""
+    torch.manual_seed(0)
+    model, images = segmenter("resnet18", 20, channels=16).eval(), torch.randn(1, 3, 64, 96)
+    small = []
+    for head in (model.decode_head, model.auxiliary_head):
+        head.classifier.register_forward_hook(lambda module, args, out: small.append(out))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, losses = model(images), model(images, torch.zeros(1, 64, 96, dtype=torch.int64))
+    assert {logits.dtype for logits in small} == {torch.bfloat16} and len(small) == 3
+    assert torch.equal(found, F.interpolate(small[0].float(), (64, 96), mode="bilinear"))
+    exact = [pixel_loss(logits.float(), torch.zeros(1, 64, 96, dtype=torch.int64), 255) for logits in small[1:]]
+    assert losses == {"decode": exact[0], "auxiliary": AUXILIARY_WEIGHT * exact[1]}
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6])
+def test_averages_without_atomics(side, monkeypatch):
+    x = torch.randn(2, 3, 5, 13, dtype=torch.float64, requires_grad=True)
+    parts, exact = _means(_means(x, side, 2), side, 3), F.adaptive_avg_pool2d(x, side)
+    assert torch.allclose(parts, exact, rtol=1e-12)
+    weights = torch.randn_like(exact)
+    one, other = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (parts, exact))
+    assert torch.allclose(one, other, rtol=1e-12)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(F, "adaptive_avg_pool2d", lambda *_: pytest.fail("its backward on a GPU is refused"))
+            assert averages(x.to("meta"), side).shape == (2, 3, side, side)
+        assert torch.equal(averages(x, side), exact)  # a CPU's is deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ TEXT = {
 INTEGERS = {
     "train.steps", "train.eval_steps", "train.micro_batch", "data.side_multiple",
     "model.num_classes", "data.num_classes", "data.train_count", "data.val_count", "data.long_side",
-    "data.workers", "hardware.threads", "task.channels",
+    "data.workers", "data.eval_batch_size", "hardware.threads", "task.channels",
 }  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",

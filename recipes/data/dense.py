@@ -87,9 +87,6 @@ class Dense(Source, ABC):
         images, targets = zip(*samples, strict=True)
         return list(images), list(targets)
 
-    def blank(self, image: Tensor) -> tuple[Any, Any]:
-        return [image], [{}]
-
     def finish(self, images: Any) -> Any:
         if isinstance(images, Tensor):
             return super().finish(images)

@@ -132,10 +132,6 @@ class Source(Dataset):
         """Samples as a batch."""
         return default_collate(samples)
 
-    def blank(self, image: Tensor) -> tuple[Any, Any]:
-        """A batch as `collate` makes it of an image (3, H, W) that has no label."""
-        return image[None], torch.zeros(1)
-
     def finish(self, images: Any) -> Any:
         """Images of a batch as the model takes them, where `draw` left that to be done."""
         return self.normalize.finish(images) if images.dtype == torch.uint8 else images

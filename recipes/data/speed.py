@@ -18,6 +18,7 @@ from recipes.data.loader import batches, plan_batches, worker_count
 from recipes.data.shards import Shards
 from recipes.data.source import Source
 from recipes.data.transforms import allow_no_bits
+from recipes.task import Task
 
 Pass = Callable[[], Iterable]
 
@@ -63,7 +64,7 @@ def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: i
     train = split == "train"
     source = data.train if train else data.val
     workers = worker_count(source, cfg.data.workers)
-    size = min(cfg.data.batch_size, len(source)) if train else cfg.data.eval_batch_size
+    size = min(cfg.data.batch_size, len(source)) if train else cfg.data.eval_batch_size or Task.eval_batch_size
     given = dict(batch_size=size, seed=cfg.seed, epoch=0, train=train, workers=workers)
     given |= {"repeats": cfg.augment.repeats} if train else {}
     planned = plan_batches(source, **given)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ STATS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large
 class Detection:
     """Box AP, and mask AP where predictions have masks, in percent; every image counts once, whoever saw it.
 
-    Predictions are brought to the size of their image before they are compared. What the processes found is put
-    together in the order of images, so that equal scores are ranked as one process would rank them.
+    Predictions are brought to the size of their image before they are compared, one mask after the other. What the
+    processes found is put together in the order of images, so that equal scores are ranked as one process would rank
+    them.
     """
 
     def __init__(self, names: Sequence[str], masks: bool):
@@ -36,24 +37,26 @@ class Detection:
         self.tools = _pycocotools()
         self.images: dict[int, dict[str, Any]] = {}
         self.values: dict[str, float] = {}  # what `compute` found
-        self.shown: list[tuple[dict[str, Any], dict[str, Any]]] = []  # prediction at the image's size, target
+        self.shown: list[tuple[dict[str, Any], dict[str, Any]]] = []  # prediction, target
 
     def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[dict[str, Any]]) -> None:
-        """A prediction has boxes (N, 4) xyxy, labels, scores, perhaps masks (N, h, w), and its `size` (h, w).
+        """A prediction has boxes (N, 4) xyxy, labels, scores and its `size` (h, w), and perhaps masks as for `at_size`.
 
         A target has `index` and `size` of its image, boxes, labels, `area`, `crowd`, perhaps masks, at that size, and
         `shown`, the image that it is of, where that is another.
         """
         for prediction, target in zip(predictions, targets, strict=True):
-            prediction = at_size(prediction, target["size"])
+            prediction, size = _here(prediction), tuple(map(int, target["size"]))
+            masks, more = masks_at(prediction, size), {"score": prediction["scores"].tolist()}
+            true = {"area": target["area"].tolist(), "iscrowd": target["crowd"].int().tolist()}
             self.images[int(target["index"])] = {
-                "size": tuple(map(int, target["size"])),
-                "true": self._records(target, area=target["area"].tolist(), iscrowd=target["crowd"].int().tolist()),
-                "found": self._records(prediction, score=prediction["scores"].tolist()),
+                "size": size,
+                "true": self._records(target, target.get("masks", ()), **true),
+                "found": self._records({**prediction, "boxes": boxes_at(prediction, size)}, masks, **more),
             }
             if len(self.shown) < SHOWN:
-                kept = {key: value.cpu() for key, value in target.items() if isinstance(value, Tensor)}
-                self.shown.append((prediction, {**kept, "shown": target.get("shown", target["index"])}))
+                extra = {"size": size, "shown": target.get("shown", target["index"])}
+                self.shown.append((prediction, {**_here(target), **extra}))
 
     def compute(self) -> dict[str, float]:
         """Of all processes, which must all come here. Raises DataError where there is no object to find."""
@@ -76,37 +79,56 @@ class Detection:
         precision = measured.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, classes)
         return [(name, round(100 * float(precision[..., k].mean()), 4)) for k, name in enumerate(self.names)]
 
-    def _records(self, objects: dict[str, Any], **more: list[Any]) -> list[dict[str, Any]]:
+    def _records(self, objects: dict[str, Any], masks: Iterable[Tensor], **more: list[Any]) -> list[dict[str, Any]]:
         boxes = objects["boxes"].double().cpu().numpy().reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()  # x, y, width, height
         columns = {"bbox": boxes, "category_id": (objects["labels"].cpu() + 1).tolist(), **more}
         if "segm" in self.kinds:
-            masks = objects["masks"].cpu().numpy().astype(np.uint8).transpose(1, 2, 0)  # (H, W, N)
-            columns["segmentation"] = self.tools.encode(np.asfortranarray(masks))
+            drawn = (np.asfortranarray(mask.cpu().numpy().astype(np.uint8)) for mask in masks)  # (H, W)
+            columns["segmentation"] = [self.tools.encode(mask) for mask in drawn]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
     """Boxes and masks that belong to an image of `prediction["size"]`, for the same image at another size (H, W).
 
-    Masks come as shares of 0 ... 1, (N, h, w) or (N, 1, h, w), and go as bool.
+    Masks come as shares of 0 ... 1: `masks` (N, h, w) or (N, 1, h, w) of the whole image, or `box_masks` (N, 1, m, m)
+    inside the boxes, which are pasted once, at the size asked for. They go as `masks` (N, H, W) bool.
     """
-    size, before = tuple(map(int, size)), tuple(map(int, prediction["size"]))
-    found = {key: prediction[key].detach().cpu() for key in ("boxes", "labels", "scores")} | {"size": size}
-    found["boxes"] = found["boxes"] * torch.tensor([size[1] / before[1], size[0] / before[0]] * 2)
-    if "masks" in prediction:
-        found["masks"] = _masks_at(prediction["masks"].detach().flatten(0, -3), size)
+    prediction, size = _here(prediction), tuple(map(int, size))
+    found = {key: prediction[key] for key in ("labels", "scores") if key in prediction}
+    found |= {"size": size, "boxes": boxes_at(prediction, size)}
+    if {"masks", "box_masks"} & prediction.keys():
+        found["masks"] = torch.zeros(len(found["boxes"]), *size, dtype=torch.bool)
+        for place, mask in zip(found["masks"], masks_at(prediction, size), strict=True):
+            place.copy_(mask)
     return found
 
 
-def _masks_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, h, w) shares -> (N, *size) bool, one after the other: many large ones would not fit the memory."""
-    drawn = torch.zeros(len(masks), *size, dtype=torch.bool)
-    for place, mask in zip(drawn, masks, strict=True):
-        if mask.shape != size:
-            mask = F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]
-        place.copy_(mask >= 0.5)
-    return drawn
+def masks_at(prediction: dict[str, Any], size: tuple[int, int]) -> Iterator[Tensor]:
+    """The masks of `at_size`, (H, W) each, one after the other: many large ones would not fit the memory."""
+    from zoo.heads.paste import within
+
+    if "box_masks" in prediction:
+        for mask, box in zip(prediction["box_masks"], boxes_at(prediction, size).tolist(), strict=True):
+            drawn = torch.zeros(size[1], size[0], dtype=torch.bool).T  # as pycocotools reads it, column by column
+            rows, columns, part = within(mask, box, size)
+            drawn[rows, columns] = part[0] >= 0.5
+            yield drawn
+    for mask in prediction["masks"].flatten(0, -3) if "masks" in prediction else ():
+        same = mask.shape == size
+        yield (mask if same else F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]) >= 0.5
+
+
+def boxes_at(prediction: dict[str, Any], size: Sequence[int]) -> Tensor:
+    """The boxes of `at_size` alone."""
+    down, across = (int(now) / int(before) for now, before in zip(size, prediction["size"], strict=True))
+    return prediction["boxes"].detach().cpu() * torch.tensor([across, down] * 2)
+
+
+def _here(objects: dict[str, Any]) -> dict[str, Any]:
+    """Where pycocotools computes."""
+    return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in objects.items()}
 
 
 def evaluated(images: dict[int, dict[str, Any]], classes: int, kind: str) -> Any:

@@ -62,8 +62,9 @@ class Segmentation:
             found = logits.argmax(0)
             self.confusion.update(found.cpu(), true.cpu())
             if counted := int((true != IGNORE).sum()):
-                entropy = F.cross_entropy(logits[None], true[None], ignore_index=IGNORE)
-                self.loss.update(entropy.double().cpu(), weight=counted)
+                # a mean within it would be by atomics on a GPU, in no fixed order
+                entropy = F.cross_entropy(logits[None], true[None], ignore_index=IGNORE, reduction="none")
+                self.loss.update(entropy.sum().cpu().double() / counted, weight=counted)
             if len(self.shown) < SHOWN:
                 self.shown.append((found.cpu(), {**target, "labels": true.cpu()}))
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from recipes import models, task
 from recipes.config import ConfigError
 from recipes.data import Data, dense
-from recipes.metrics.detection import Detection, at_size
-from recipes.pictures import beside, with_objects
+from recipes.metrics.detection import Detection, at_size, boxes_at
+from recipes.pictures import beside, fitted, readable, with_objects
 from recipes.plots import draw_found
 from recipes.tasks.segment import prepared
 
@@ -25,6 +25,7 @@ class Task(task.Task):
     """A detector of zoo.heads over any backbone; its losses are summed."""
 
     score = "box_ap"
+    eval_batch_size = 1  # images come as large as they are
 
     @property
     def masks(self) -> bool:
@@ -50,7 +51,7 @@ class Task(task.Task):
         return sum(model(images, targets).values())
 
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
-        """Boxes, labels, scores and perhaps masks of each image, at the `size` of what the model sees.
+        """Boxes, labels, scores and perhaps masks in the boxes of each image, at the `size` of what the model sees.
 
         Images of several sizes are not seen together: what one is filled up with would be in the other's answer.
         """
@@ -59,7 +60,7 @@ class Task(task.Task):
             alike.setdefault(image.shape, []).append(index)
         found: dict[int, dict[str, Any]] = {}
         for indices in alike.values():
-            found |= zip(indices, model([images[index] for index in indices]), strict=True)
+            found |= zip(indices, model([images[index] for index in indices], paste_masks=False), strict=True)
         return [{**found[index], "size": image.shape[1:]} for index, image in enumerate(images)]
 
     def metrics(self, data: Data) -> Detection:
@@ -78,23 +79,31 @@ class Task(task.Task):
         ]
 
     def show(self, data: Data, metrics: Detection) -> Image.Image | None:
-        pairs = []
+        pairs, shown = [], set()
         for found, target in metrics.shown:
-            image, true = data.val.image(target["shown"]), {key: target[key] for key in found if key in target}
-            pairs.append([with_objects(image, part, data.class_names, least=SURE) for part in (true, found)])
-        return beside(pairs, data.class_names) if pairs else None
+            image = fitted(data.val.image(target["shown"]))
+            both = [at_size(objects, image.size[::-1]) for objects in (target, sure(found))]
+            pairs.append([with_objects(image, objects, data.class_names) for objects in both])
+            shown |= {label for objects in both for label in objects["labels"].tolist()}
+        return beside(pairs, data.class_names, shown) if pairs else None
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]
 
     def answer(self, image: Image.Image, predictions: list[Any], data: Data, name: str) -> tuple[Table, Image.Image]:
         """The objects that are more likely there than not, and the image with them."""
-        found, table = at_size(predictions[0], image.size[::-1]), Table("class", "score", "x, y, x, y", title=name)
-        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
-        for label, score, box in rows:
-            if score >= SURE:
-                table.add_row(data.class_names[label], f"{100 * score:.1f} %", ", ".join(f"{edge:.0f}" for edge in box))
+        found, table, picture = sure(predictions[0]), Table("class", "score", "x, y, x, y", title=name), readable(image)
+        boxes = boxes_at(found, image.size[::-1]).tolist()
+        for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), boxes, strict=True):
+            table.add_row(data.class_names[label], f"{100 * score:.1f} %", ", ".join(f"{edge:.0f}" for edge in box))
         if not table.rows:
-            best = f"; the highest score is {100 * found['scores'].max():.1f} %" if len(found["scores"]) else ""
+            scores = predictions[0]["scores"]
+            best = f"; the highest score is {100 * scores.max():.1f} %" if len(scores) else ""
             table.caption = f"nothing scores {100 * SURE:.0f} % or more{best}"
-        return table, with_objects(image, found, data.class_names, least=SURE)
+        return table, with_objects(picture, at_size(found, picture.size[::-1]), data.class_names)
+
+
+def sure(found: dict[str, Any]) -> dict[str, Any]:
+    """The objects that are more likely there than not."""
+    kept = found["scores"] >= SURE
+    return {key: value[kept] if isinstance(value, Tensor) else value for key, value in found.items()}

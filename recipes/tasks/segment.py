@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from recipes import models, task
+from recipes import distributed, models, plan, task
 from recipes.config import ConfigError
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
@@ -30,6 +30,7 @@ class Task(task.Task):
     """A segmentation head of zoo.heads over any backbone; the losses of both heads are summed."""
 
     score = "miou"
+    eval_batch_size = 1  # images come as large as they are
 
     def build_data(self) -> Data:
         return dense.build(self.cfg, "semantic")
@@ -39,6 +40,7 @@ class Task(task.Task):
 
         models.check_classes(self.cfg, data)
         self.check_windows()
+        self.check_parts(data)
         head = {key: self.cfg.task[key] for key in HEAD}
         loss = {"ignore_index": IGNORE, "class_weights": class_weights(self.cfg, data)}
         return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
@@ -51,6 +53,18 @@ class Task(task.Task):
         fits = stride is None or (len(stride) == 2 and all(0 < s <= c for s, c in zip(stride, crop, strict=True)))
         if self.cfg.task.inference == "slide" and not fits:
             raise ConfigError(f"task.stride={list(stride)}: expected two numbers from 1 to the window's {list(crop)}")
+
+    def check_parts(self, data: Data) -> None:
+        """Raise ConfigError for parts of one image: UPerNet norms a map of one pixel, of which one has no variance."""
+        if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.get("eval_mode"):
+            return
+        together = self.cfg.hardware.sync_bn and distributed.size() > 1
+        if plan.make(self.cfg, data.train).micro == 1 and not together:
+            raise ConfigError(
+                "task.head=upernet cannot learn from one image at a time, as it norms maps of one pixel: give a larger "
+                "data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, hardware.sync_bn=true on "
+                "several GPUs, or task.head=semantic_fpn"
+            )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         return sum(model(images, targets).values())  # targets: (B, H, W)
@@ -80,7 +94,9 @@ class Task(task.Task):
 
     def picture(self, path: Path, data: Data, metrics: Segmentation) -> None:
         values = metrics.compute()
+        apart = {data.class_names[index] for index in data.left_out}
         each = {key.removeprefix("iou/"): value for key, value in values.items() if key.startswith("iou/")}
+        each = {f"{name} (not in the mean)" if name in apart else name: value for name, value in each.items()}
         draw_found(path, self.show(data, metrics), each, f"IoU, mean {values['miou']:.2f} %")
 
     def classes(self, data: Data, metrics: Segmentation) -> list[dict[str, Any]]:
@@ -96,11 +112,12 @@ class Task(task.Task):
         ]
 
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
-        pairs = []
+        pairs, shown = [], set()
         for found, target in metrics.shown:
             image, true = data.val.image(target["shown"]), target["labels"]
             pairs.append([with_labels(image, labels, data.num_classes, bare=data.left_out) for labels in (true, found)])
-        return beside(pairs, data.class_names) if pairs else None
+            shown |= {*true.unique().tolist(), *found.unique().tolist()}
+        return beside(pairs, data.class_names, shown - {IGNORE, *data.left_out}) if pairs else None
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]

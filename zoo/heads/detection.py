@@ -165,13 +165,15 @@ class Detector(OverBackbone):
     def has_masks(self) -> bool:
         return any(name.endswith("mask_head") for name, _ in self.heads.named_modules())
 
-    def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
+    def forward(self, images: list[Tensor], targets: Targets | None = None, *, paste_masks: bool = True) -> Any:
         """Losses by name, whose sum is what to minimise, in training; detections, one dict an image, in evaluation.
 
         images   (3, h, w) each, normalised; they are filled with zeros at the bottom and right to one size
         targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, labels (N) from 0, and where the head makes
                  masks, masks (N, h, w); N may be 0
-        A detection has boxes, labels and scores, and masks (N, 1, h, w) of probabilities, pasted into the image.
+        A detection has boxes, labels and scores, and masks (N, 1, h, w) of probabilities, pasted into the image; or,
+        without `paste_masks`, `box_masks` (N, 1, m, m) inside the boxes, which `zoo.heads.paste.paste` puts into an
+        image of any size: pasted once, at the size of the original, they are as exact as they can be, and small before.
 
         Raises ValueError for targets that are missing, not of this form, or given in evaluation.
         """
@@ -186,7 +188,7 @@ class Detector(OverBackbone):
         batch = self._batch(images)
         features = self.neck(self.pyramid(maps(self.backbone, batch.tensors, self.levels)))
         out = self.heads(batch, features, targets)
-        return out if targets is not None else self._finish(out, batch.image_sizes)
+        return out if targets is not None else self._finish(out, batch.image_sizes, paste_masks)
 
     def _batch(self, images: list[Tensor]) -> ImageList:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
@@ -220,9 +222,12 @@ class Detector(OverBackbone):
             return f"masks are {tuple(target['masks'].shape)}; expected {(len(boxes), *image.shape[1:])}"
         return ""
 
-    def _finish(self, detections: list[dict[str, Tensor]], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def _finish(
+        self, detections: list[dict[str, Tensor]], sizes: list[tuple[int, int]], paste_masks: bool
+    ) -> list[dict[str, Tensor]]:
         for found, size in zip(detections, sizes, strict=True):
             found["labels"] = found["labels"] - self.first_label
             if "masks" in found:
-                found["masks"] = paste(found["masks"], found["boxes"], size)
+                masks = found.pop("masks")
+                found |= {"masks": paste(masks, found["boxes"], size)} if paste_masks else {"box_masks": masks}
         return detections

@@ -1,5 +1,6 @@
 """What the segmentation heads share. Maps are (B, C, H, W) here, as timm's `features_only` gives them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,3 +34,17 @@ class PixelHead(nn.Module):
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, H, W) -> (B, C, *size)
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
+    """`F.adaptive_avg_pool2d`, whose backward on a GPU is by atomics: the same by parts where these may not be."""
+    if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_avg_pool2d(x, side)
+    return _means(_means(x, side, 2), side, 3)
+
+
+def _means(x: Tensor, count: int, dim: int) -> Tensor:
+    """Means over `count` parts of an axis, which overlap by a place where it does not divide."""
+    length = x.shape[dim]
+    parts = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+    return torch.cat([x.narrow(dim, start, end - start).mean(dim, keepdim=True) for start, end in parts], dim)

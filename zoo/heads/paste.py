@@ -14,13 +14,20 @@ def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
     Each is read, bilinearly, at the centres of the image's pixels; torchvision rounds the boxes first.
     """
     out = masks.new_zeros(len(masks), 1, *size)
-    for i, (mask, box) in enumerate(zip(masks, boxes.tolist(), strict=True)):
-        (left, right), (top, bottom) = _span(box[0], box[2], size[1]), _span(box[1], box[3], size[0])
-        x = _places(left, right, box[0], box[2], mask)
-        y = _places(top, bottom, box[1], box[3], mask)
-        grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2)
-        out[i, :, top:bottom, left:right] = F.grid_sample(mask[None], grid[None], align_corners=False)[0]
+    for place, mask, box in zip(out, masks, boxes.tolist(), strict=True):
+        rows, columns, part = within(mask, box, size)
+        place[:, rows, columns] = part
     return out
+
+
+def within(mask: Tensor, box: Sequence[float], size: Sequence[int]) -> tuple[slice, slice, Tensor]:
+    """The rows and columns of an image that a box touches, and (1, rows, columns) probabilities there of (1, m, m)."""
+    (left, right), (top, bottom) = _span(box[0], box[2], size[1]), _span(box[1], box[3], size[0])
+    x = _places(left, right, box[0], box[2], mask)
+    y = _places(top, bottom, box[1], box[3], mask)
+    grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2)
+    part = F.grid_sample(mask[None], grid[None], align_corners=False)[0]
+    return slice(top, bottom), slice(left, right), part
 
 
 def _span(start: float, end: float, side: int) -> tuple[int, int]:

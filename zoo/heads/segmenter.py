@@ -16,6 +16,7 @@ from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
+from .precision import predicts_in_single
 from .semantic_fpn import SemanticFPN
 from .upernet import UPerNet
 
@@ -53,6 +54,8 @@ class Segmenter(OverBackbone):
         self.neck = nn.Identity() if neck is None else neck
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
+        # enlarged in bfloat16, logits that differ little come out alike, and another class is the largest
+        predicts_in_single(decode_head, auxiliary_head)
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
@@ -113,8 +116,9 @@ def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tens
     weights  (classes) factors on the pixels of each class, which do not change the number that is divided by
     """
     logits = resize(logits, targets.shape[-2:])
-    loss = F.cross_entropy(logits, targets, weights, ignore_index=ignore_index, reduction="sum")
-    return loss / targets.numel()
+    # a sum within it would be by atomics on a GPU, in no fixed order
+    losses = F.cross_entropy(logits, targets, weights, ignore_index=ignore_index, reduction="none")
+    return losses.sum() / targets.numel()
 
 
 def segmenter(

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ConvBlock, PixelHead, resize
+from .layers import ConvBlock, PixelHead, averages, resize
 
 
 class UPerNet(PixelHead):
@@ -47,5 +46,5 @@ class UPerNet(PixelHead):
 
     def pooled(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, channels, H, W)
         """The coarsest map beside its averages over grids of several sizes."""
-        context = [pool(F.adaptive_avg_pool2d(x, size)) for pool, size in zip(self.pools, self.pool_sizes, strict=True)]
+        context = [pool(averages(x, size)) for pool, size in zip(self.pools, self.pool_sizes, strict=True)]
         return self.bottleneck(torch.cat([x, *(resize(y, x.shape[-2:]) for y in context)], 1))
