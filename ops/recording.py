@@ -1,8 +1,9 @@
 """Launches of kernels written down in place of being run; needs neither a GPU nor triton."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,14 @@ class Launch:
     kernel: Any
     values: tuple
     constants: tuple[tuple[str, Any], ...]
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """To another process a kernel goes by its name."""
+        return _named, (self.kernel.fn.__module__, self.kernel.fn.__name__, self.values, self.constants)
+
+
+def _named(module: str, name: str, values: tuple, constants: tuple) -> Launch:
+    return Launch(getattr(import_module(module), name), values, constants)
 
 
 @contextmanager

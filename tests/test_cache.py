@@ -1,25 +1,22 @@
 """Decoded images that are kept: the same pixels, fewer decodings, within bounds, whatever happens to files."""
 
+import hashlib
 import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from children import FORKS
 from recipes.data import DataError
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from source_cases import all_of, make, photos, same
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -143,33 +140,40 @@ def test_a_file_of_another_kind_is_replaced(tmp_path):
         assert source.image(0).tobytes() == make("imagefolder", root=root).val.image(0).tobytes()
 
 
-CHILD = (
-    "import sys, hashlib; sys.path.insert(0, 'tests'); from source_cases import *; "
-    "s = make('imagefolder', root=sys.argv[1], cache='disk').train; print('begun', flush=True); "
-    "print(hashlib.sha256(b''.join(s.image(i).tobytes() for _ in range(2) for i in range(len(s)))).hexdigest())"
-)
-
-
 def child(root):
-    return subprocess.Popen([sys.executable, "-c", CHILD, root], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    """A process that fills the cache on disk: it says when it begins, then what all images together are."""
+    here, there = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_fill, args=(root, os.environ["XDG_CACHE_HOME"], there))
+    process.start()
+    there.close()
+    return process, here
+
+
+def _fill(root, home, said):
+    os.environ["XDG_CACHE_HOME"] = home
+    source = make("imagefolder", root=root, cache="disk").train
+    said.send("begun")
+    pixels = b"".join(source.image(index).tobytes() for _ in range(2) for index in range(len(source)))
+    said.send(hashlib.sha256(pixels).hexdigest())
 
 
 def test_processes_that_are_killed_leave_the_cache_whole(tmp_path):
     root = str(photos(tmp_path / "photos", count=200))
     for delay in (0.0, 0.02):
-        process = child(root)
-        assert process.stdout.readline() == "begun\n"
+        process, said = child(root)
+        assert said.recv() == "begun"
         time.sleep(delay)
         process.kill()
-        process.wait()
+        process.join()
     plain, kept = (make("imagefolder", root=root, cache=cache).train for cache in (None, "disk"))
     assert all(kept.image(index).tobytes() == plain.image(index).tobytes() for index in range(600))
 
 
 def test_several_processes_fill_one_file(tmp_path):
     root = str(photos(tmp_path / "photos", count=20))
-    said = [process.communicate(timeout=120)[0] for process in [child(root) for _ in range(3)]]
-    assert len(set(said)) == 1 and len(said[0]) > 64
+    said = [said for _, said in [child(root) for _ in range(3)]]
+    assert [each.recv() for each in said] == ["begun"] * 3
+    assert len({each.recv() for each in said}) == 1
     plain, kept = (make("imagefolder", root=root, cache=cache).train for cache in (None, "disk"))
     assert all(kept.image(index).tobytes() == plain.image(index).tobytes() for index in range(60))
 

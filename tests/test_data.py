@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
+from children import FORKS
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, worker_count
 from recipes.data.digits import Digits
 from recipes.data.seeding import preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
 from source_cases import all_of, config, make, same
 
-ROOT = Path(__file__).parents[1]
 MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
 
 
@@ -83,15 +82,19 @@ def test_workers_change_nothing(small):
 
 
 def test_another_process_draws_the_same(digits):
-    code = (
-        "from recipes.config import compose; from recipes.data import *; "
-        "d = build(compose(['augment.auto_augment=rand-m9-mstd0.5-inc1', 'augment.re_prob=0.5', 'data.img_size=32'])); "
-        "print([x.double().sum().item() for x, y in "
-        "batches(d.train, batch_size=7, seed=3, epoch=4, train=True, start=200, workers=1)])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    here = [x.double().sum().item() for x, _ in all_of(digits.train, batch_size=7, seed=3, epoch=4)][200:]
-    assert done.stdout.strip() == str(here) and len(here) == 1437 // 7 - 200, done.stderr
+    here, there = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_draw, args=(there,))
+    process.start()
+    there.close()
+    drawn = here.recv()
+    process.join()
+    expected = [x.double().sum().item() for x, _ in all_of(digits.train, batch_size=7, seed=3, epoch=4)][200:]
+    assert drawn == expected and len(drawn) == 1437 // 7 - 200
+
+
+def _draw(said):
+    stream = batches(make().train, batch_size=7, seed=3, epoch=4, train=True, start=200, workers=1)
+    said.send([x.double().sum().item() for x, _ in stream])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,7 +17,10 @@ from rankings import given, rankings, ranks
 FOLDER = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(params=[pytest.param(r, marks=pytest.mark.slow) if r in SLOW_RECORDS else r for r in RECORDS])
+# of the whole module, so that a file is made once for the tests of its record, which then follow one another
+@pytest.fixture(
+    scope="module", params=[pytest.param(r, marks=pytest.mark.slow) if r in SLOW_RECORDS else r for r in RECORDS]
+)
 def record(request):
     return golden.load(FOLDER / f"{request.param}.json") | {"file": request.param, "model": RECORDS[request.param]}
 
@@ -42,12 +45,13 @@ def answer(model, record, x):
     return torch.cat([feature.mean((2, 3)) for feature in out], 1) if is_dense(record["file"]) else out
 
 
-@pytest.fixture
-def released(record, tmp_path):
+@pytest.fixture(scope="module")
+def released(record, tmp_path_factory):
     """The record's checkpoint as a file in the published layout."""
-    path = tmp_path / "released.pth"
+    path = tmp_path_factory.mktemp("released") / "released.pth"
     torch.save({"model": golden.official_state_dict(record)}, path)
-    return path
+    yield path
+    path.unlink()
 
 
 def test_every_record_is_used():

@@ -79,6 +79,16 @@ def test_shared_memory_is_what_dispatch_expects(dtype, channels, held):
     assert max(cost.shared for cost in costs) <= held * 1024, table(costs)
 
 
+def test_processes_find_and_compile_the_same():
+    alone, shared = (kernels.launches(["biformer_t", "davit_t"], jobs=jobs) for jobs in (1, 2))
+    assert [str(launch) for launch in shared] == [str(launch) for launch in alone]
+    assert all(there.kernel is here.kernel for here, there in zip(alone, shared, strict=True))
+    alone, shared = (
+        kernels.compile_all(kernels.binaries(alone, ["sm_90"], ["bfloat16"], every=False), jobs) for jobs in (1, 2)
+    )
+    assert shared == alone
+
+
 def windows(size, dtype=torch.bfloat16, window=(7, 7), channels=32):
     """The launches of one call, forward and backward."""
     q = torch.empty(1, size, size, 2, channels, device="meta", dtype=dtype, requires_grad=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -228,8 +229,9 @@ def test_interval_is_wilsons():
 
 
 def test_published_figures_belong_to_a_preprocessing():
+    composed = cache(lambda model: config.compose([f"model={model}", "checkpoint=x", "data=imagenet"], "eval"))
     for name, release in subjects.LOADABLE.items():
         if release.top1 is not None:
-            cfg = OmegaConf.merge(config.compose([f"model={release.model}", "checkpoint=x", "data=imagenet"], "eval"))
+            cfg = OmegaConf.merge(composed(release.model))  # a copy
             cfg.model.name = name
             assert subjects.Subject(name, cfg, release).published() == release.top1

@@ -11,9 +11,11 @@ The exit code is 1 where one needs more shared memory than its target has, or sp
 
 import argparse
 import datetime
+import functools
+import itertools
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +27,30 @@ from .registry import class_of, variants
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-_work: list[tuple[Launch, str, Any]] = []  # read by the processes that are forked after it is filled
 
-
-def launches(models: Sequence[str], most: int | None = 2) -> list[Launch]:
+def launches(models: Sequence[str], most: int | None = 2, jobs: int = 1) -> list[Launch]:
     """What one training step of each model launches in bfloat16, each distinct launch once.
 
     At `most` so many blocks a stage are built: the kinds of blocks alternate, so that two launch what all do.
     """
     from ops.ahead import distinct
 
-    found = []
-    for model in models:
-        args = dict(variants()[model])
-        if "depths" in args and most is not None:
-            args["depths"] = tuple(min(depth, most) for depth in args["depths"])
-        with torch.device("meta"):
-            built = class_of(model)(**args).bfloat16()
-            for size in (args["img_size"], args["img_size"] + 13):
-                with recording() as written:
-                    built(torch.empty(2, 3, size, size, dtype=torch.bfloat16)).sum().backward()
-                found += distinct(written)
-    return distinct(found)
+    return distinct(itertools.chain(*_shared(functools.partial(_launches_of, most=most), models, jobs, 1)))
+
+
+def _launches_of(model: str, most: int | None) -> list[Launch]:
+    from ops.ahead import distinct
+
+    args, found = dict(variants()[model]), []
+    if "depths" in args and most is not None:
+        args["depths"] = tuple(min(depth, most) for depth in args["depths"])
+    with torch.device("meta"):
+        built = class_of(model)(**args).bfloat16()
+        for size in (args["img_size"], args["img_size"] + 13):
+            with recording() as written:
+                built(torch.empty(2, 3, size, size, dtype=torch.bfloat16)).sum().backward()
+            found += distinct(written)
+    return found
 
 
 def binaries(
@@ -66,16 +70,22 @@ def binaries(
 
 def compile_all(work: Sequence[tuple[Launch, str, Any]], jobs: int = 1) -> list:
     """The costs of all binaries, as `ops.ahead.Cost`. Raises the compiler's error where a kernel does not build."""
-    _work[:] = work
-    # forked, because a kernel cannot be sent to a process that was started otherwise
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        return pool.map(_compile, range(len(_work)), chunksize=4)
+    return _shared(_compile, work, jobs, 4)
 
 
-def _compile(place: int):
+def _compile(work: tuple[Launch, str, Any]):
     from ops.ahead import compile
 
-    return compile(*_work[place])
+    return compile(*work)
+
+
+def _shared(function: Callable, items: Sequence, jobs: int, size: int) -> list:
+    """What a function gives for each of the items, by `jobs` processes that take so many at a time."""
+    if jobs == 1:
+        return list(map(function, items))
+    # forked, so that none has to import torch again; torch runs no backward pass in one whose parent ran one on a GPU
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return pool.map(function, items, chunksize=size)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -86,7 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--all", action="store_true", help="every configuration, not only the first")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--out", type=Path, help="a folder for kernels.md")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.models) - set(variants()))
@@ -100,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     from ops.ahead import table
 
     args = parse(argv)
-    costs = compile_all(binaries(launches(args.models), args.targets, args.dtypes, args.all), args.jobs)
+    written = launches(args.models, jobs=args.jobs)
+    costs = compile_all(binaries(written, args.targets, args.dtypes, args.all), args.jobs)
     text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", SPILLS, ""])
     print(text)
     if args.out is not None:

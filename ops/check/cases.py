@@ -90,15 +90,15 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
     return Case("neighborhood_attention", name, make, call)
 
 
-def routed_case(name, H, W, regions, topk, *, D=8):
-    q, k, _ = packed(2, H, W, 2, D).unbind(3)
+def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2):
+    q, k, _ = packed(B, H, W, heads, D).unbind(3)
     # the float64 ranking, whatever the dtype under test
     route = on_devices(ops.route_regions(q, k, regions, topk))
 
     def call(qkv, impl="auto"):
         return ops.routed_attention(*qkv.unbind(3), regions, topk, route(qkv.device), impl=impl)
 
-    return Case("routed_attention", name, lambda: {"qkv": packed(2, H, W, 2, D)}, call)
+    return Case("routed_attention", name, lambda: {"qkv": packed(B, H, W, heads, D)}, call)
 
 
 def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:

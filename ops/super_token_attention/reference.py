@@ -52,9 +52,16 @@ def collect(parts: Tensor) -> Tensor:
 
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (B, h, w, pixels of a cell, C), extended with zeros to whole cells."""
-    x = F.pad(x, [0, 0, 0, -x.shape[2] % cell[1], 0, -x.shape[1] % cell[0]])
-    x = x.unflatten(2, [-1, cell[1]]).unflatten(1, [-1, cell[0]])  # (B, h, cell, w, cell, C)
+    h, w = -(-x.shape[1] // cell[0]), -(-x.shape[2] // cell[1])
+    x = extend(x, cell).unflatten(2, [w, cell[1]]).unflatten(1, [h, cell[0]])  # (B, h, cell, w, cell, C)
     return x.transpose(2, 3).flatten(3, 4)
+
+
+def extend(x: Tensor, cell: tuple[int, int], value: float = 0.0) -> Tensor:
+    """(B, H, W, C) to whole cells."""
+    H, W = x.shape[1:3]
+    # a remainder says the same of given sizes; of symbolic ones this is a product, which torch soon sees to divide
+    return F.pad(x, [0, 0, 0, -(-W // cell[1]) * cell[1] - W, 0, -(-H // cell[0]) * cell[0] - H], value=value)
 
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:

@@ -116,8 +116,7 @@ def average_backward(grad, x, affinity, cell, learned, tokens, total):
 
 
 def average_specification(x, affinity, cell, learned):
-    beyond = [0, 0, 0, -x.shape[2] % cell[1], 0, -x.shape[1] % cell[0]]
-    shares = reference.cut(F.pad(affinity, beyond, value=1 / 9), cell)
+    shares = reference.cut(reference.extend(affinity, cell, 1 / 9), cell)
     return reference.average(reference.cut(x, cell), shares, reference.collect(shares.sum(3).unsqueeze(-1)))
 
 

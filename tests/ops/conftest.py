@@ -1,11 +1,18 @@
 """For all tests of ops: uninitialised memory is full of NaN, so that nothing unwritten goes unnoticed."""
 
+import os
+
 import pytest
 import torch
 
 # torch remembers which functions `with torch.device(...)` acts on when it first asks: before they are patched, then
 with torch.device("meta"):
     torch.empty(0)
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreted
+
+    interpreted.lighten()
 
 
 @pytest.fixture(autouse=True)
