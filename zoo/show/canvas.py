@@ -29,7 +29,7 @@ def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ShowError('pictures need matplotlib: pip install "attention-backbones[show]"') from None
+        raise ShowError("pictures need matplotlib: pip install matplotlib") from None
     size = (SIDE * columns, (SIDE * ratio + 0.28) * rows + 0.3)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     figure.suptitle(textwrap.fill(title, 32 * columns, break_long_words=False), fontsize=9, color="0.25")
