@@ -1,7 +1,7 @@
-"""The README's table of models: parameters and cost as measured here beside what their authors print.
+"""The table of models: parameters and cost as measured here beside what their authors print.
 
-python -m zoo.table            # prints the table
-python -m zoo.table README.md  # puts it between the marks in that file
+python -m zoo.table                 # prints the table
+python -m zoo.table docs/models.md  # puts it between the marks in that file
 """
 
 import json

@@ -22,7 +22,7 @@ DPI = 100
 
 
 def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[Figure, np.ndarray]:
-    """A figure with a title, also its label, and (rows, columns) axes without ticks; `ratio` is a panel's height by width.
+    """A figure with a title, also its label, and (rows, columns) axes without ticks; `ratio` is height by width of one.
 
     Raises ShowError where matplotlib is not installed.
     """
