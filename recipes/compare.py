@@ -96,7 +96,7 @@ def names(rows: Sequence[Row]) -> list[str]:
 def table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     score = rows[0].score
     heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
-    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} runs")
+    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} run{'s' * (len(rows) > 1)}")
     for name, row in zip(names(rows), rows, strict=True):
         speeds = [line["images_per_s"] for line in row.history if line.get("images_per_s")]
         drawn.add_row(
