@@ -25,7 +25,7 @@ oldest:
 docs:
 	$(PYTHON) -m zoo.releases > checkpoints.md
 	$(PYTHON) tests/measure_golden.py
-	$(PYTHON) -m zoo.table README.md
+	$(PYTHON) -m zoo.table docs/models.md
 	$(PYTHON) -m recipes.shell
 	$(PYTHON) -m recipes.papers > docs/recipes.md
 	$(PYTHON) -m docs.draw

@@ -52,8 +52,8 @@ def filled(text: str, marks: dict[str, str]) -> str:
 
 
 def variants(key: str) -> str:
-    """The family's rows of the README's table, without the errors."""
-    lines = table.between((ROOT / "README.md").read_text()).splitlines()
+    """The family's rows of the table of models, without the errors."""
+    lines = table.between((DOCS / "models.md").read_text()).splitlines()
     mine = lines[:2] + [line for line in lines[2:] if family(line.split("`")[1]) == key]
     return "".join("|".join(line.split("|")[:7]) + "|\n" for line in mine)
 

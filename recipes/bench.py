@@ -34,8 +34,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-import train
-from recipes import config, hardware, log, optim, plan, rng
+from recipes import config, hardware, log, optim, plan, rng, train
 from recipes.data import Source, worker_count
 from recipes.data.build import Data
 from recipes.provenance import versions
@@ -45,10 +44,9 @@ from recipes.stop import Stop
 from recipes.task import create as create_task
 
 NEVER = 10**9
-SCRIPT = Path(train.__file__)
-# runs train.py as a command does, and says where the time went
+# trains as a command does, and says where the time went
 CHILD = (
-    "import json, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+    "import json, runpy; runpy.run_module('recipes.train', run_name='__main__'); "
     "from recipes.clock import STARTUP; print(json.dumps(STARTUP.causes))"
 )
 
@@ -179,14 +177,14 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
 
 
 def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:
-    """Median seconds by cause from the command `train.py` to the end of its first step, in new processes."""
+    """Median seconds by cause from the command to the end of its first step, in new processes."""
     found = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-c", CHILD, str(SCRIPT), *overrides, "train.steps=1", f"out={out}"]
-            done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True, check=False)
+            command = [sys.executable, "-c", CHILD, *overrides, "train.steps=1", f"out={out}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"error: train.py ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+            sys.exit(f"error: the run ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return {cause: statistics.median(each[cause] for each in found) for cause in found[0]}
 

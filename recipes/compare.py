@@ -87,14 +87,20 @@ def _differ(key: str, one: Row, other: Row) -> bool:
     return comparable and one.cfg.get(key) != other.cfg.get(key)
 
 
+def names(rows: Sequence[Row]) -> list[str]:
+    """What the runs are called: their paths without the folders that all of them are in."""
+    shared = os.path.commonpath([row.folder.absolute().parent for row in rows])
+    return [os.path.relpath(row.folder, shared) for row in rows]
+
+
 def table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     score = rows[0].score
     heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
-    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} runs")
-    for row in rows:
+    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} run{'s' * (len(rows) > 1)}")
+    for name, row in zip(names(rows), rows, strict=True):
         speeds = [line["images_per_s"] for line in row.history if line.get("images_per_s")]
         drawn.add_row(
-            row.folder.name,
+            name,
             f"{row.value:.2f}",
             str(row.best["step"]),
             f"{row.best['val_loss']:.4f}" if row.best.get("val_loss") is not None else "-",
@@ -112,10 +118,14 @@ def show(folders: Sequence[Path], picture: Path, score: str | None = None) -> bo
         return False
     keys = different(rows)
     CONSOLE.print(table(rows, keys))
-    labels = [" ".join([row.folder.name, *(f"{key}={row.cfg.get(key)}" for key in keys[:2])]) for row in rows]
-    draw_together(picture, dict(zip(labels, (row.history for row in rows), strict=True)), rows[0].score)
+    curves = {_label(name, row, keys[:2]): row.history for name, row in zip(names(rows), rows, strict=True)}
+    draw_together(picture, curves, rows[0].score)
     say(f"curves: {picture}")
     return True
+
+
+def _label(name: str, row: Row, keys: Sequence[str]) -> str:
+    return " ".join([name, *(f"{key}={row.cfg.get(key)}" for key in keys)])
 
 
 class AfterSweep(Callback):
@@ -149,7 +159,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    folders = [path for path in args.runs if not path.is_file()]  # runs/* has pictures of sweeps too
+    # runs/* has pictures of sweeps too, and may name again what is named before it
+    folders = [path for path in dict.fromkeys(args.runs) if not path.is_file()]
     if not show(folders, args.out, args.score):
         sys.exit("error: none of these folders holds a run with an evaluation")
 

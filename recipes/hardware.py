@@ -142,7 +142,9 @@ def _device(name: str) -> torch.device:
     kind = name.split(":")[0]
     if not available.get(kind):
         there = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(f"hardware.device={name} is not available here; there is {there}")
+        raise ConfigError(
+            f"hardware.device={name} is not available here; there is {there}: hardware=auto takes the best"
+        )
     if distributed.size() > 1:
         return _own_device(name)
     return _gpu(name) if kind == "cuda" else torch.device(name)

@@ -9,14 +9,13 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recipes import distributed
+from recipes import distributed, shell
 from recipes.checkpoint import flush
 from recipes.log import say
 
@@ -50,7 +49,7 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
     line = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": step,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(shell.typed()),
         "overrides": overrides,
         "sweep": os.environ.get(SWEEP),
         "python": platform.python_version(),

@@ -23,7 +23,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from recipes import card, config, distributed, noted
+from recipes import card, config, distributed, noted, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
 from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
@@ -141,7 +141,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"python train.py {shlex.quote(config.quote('resume', str(self.folder)))}"
+        return _going_on(self.folder)
 
     def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
         """Draw the curves, write the card, say where everything is and what to type next."""
@@ -159,7 +159,7 @@ class Run:
         if not finished:
             say(f"go on with: {self.resume_command}")
         if found:
-            say(f"evaluate with: python eval.py {shlex.quote(config.quote('run', str(self.folder)))}")
+            say(f"evaluate with: {shell.command('eval')} {shlex.quote(config.quote('run', str(self.folder)))}")
 
 
 def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
@@ -186,6 +186,10 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
     return run
 
 
+def _going_on(folder: Path) -> str:
+    return f"{shell.command('train')} {shlex.quote(config.quote('resume', str(folder)))}"
+
+
 def find_checkpoint(folder: Path) -> Checkpoint:
     """The best checkpoint of a run, or its newest where none has been evaluated. Raises RunError without any."""
     store = Store(folder / "checkpoints")
@@ -195,7 +199,7 @@ def find_checkpoint(folder: Path) -> Checkpoint:
             say(f"damaged checkpoint passed over: {problem}", "yellow")
         if found:
             return found
-    raise RunError(f"{folder} has no whole checkpoint yet; train it further: python train.py resume={folder}")
+    raise RunError(f"{folder} has no whole checkpoint yet; train it further: {_going_on(folder)}")
 
 
 def _find(cfg: DictConfig) -> Path | None:

@@ -1,4 +1,4 @@
-"""Completion of the command line, between two keys: it knows the models from a file, and never imports torch.
+"""What is typed to start us, and its completion, between two keys, from a file of models: torch is never imported here.
 
 eval "$(python train.py -sc install=bash)"      # or fish; zsh reads bash's
 """
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,6 +18,25 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 TABLE = files("recipes.conf") / "models.json"
+ROOT = Path(__file__).parents[1]
+IN_CLONE = (ROOT / "train.py").is_file() and (ROOT / "eval.py").is_file()  # or among the installed packages
+
+
+def command(name: str) -> str:
+    """How "train" or "eval" is started: by its file in a clone, as a module where there is none, or none was used."""
+    return f"python {name}.py" if IN_CLONE and _module() is None else f"python -m recipes.{name}"
+
+
+def typed() -> list[str]:
+    """What stands behind `python` in the command that started this process."""
+    module = _module()
+    return sys.argv if module is None else ["-m", module, *sys.argv[1:]]
+
+
+def _module() -> str | None:
+    """The module of ours that was started by `python -m`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec is not None and spec.name.startswith("recipes.") else None
 
 
 def answer(name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from recipes import shell
 from recipes.config import ConfigError, quote
 from recipes.log import Sink
 
@@ -60,7 +61,7 @@ class Wandb:
             resume = shlex.quote(quote("resume", str(folder)))
             raise ConfigError(
                 f"Weights & Biases refuses the run: {error}\ngo on once it does not, or without it: "
-                f"python train.py {resume} logger.mode=offline"
+                f"{shell.command('train')} {resume} logger.mode=offline"
             ) from error
         self.run.define_metric("*", step_metric="step")  # a resumed run counts on from its own step, not wandb's
 

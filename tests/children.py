@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-import train
-from recipes import config
+from recipes import config, train
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train"])
+FORKS.set_forkserver_preload(["recipes.train"])
 SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
 PATIENCE = 800  # seconds until what does not end has hung, on a machine that has much else to do
 

@@ -1,4 +1,4 @@
-"""Write benchmarks/golden.json: how far every model is from the published code, in float64 and float32.
+"""Write zoo/golden.json: how far every model is from the published code, in float64 and float32.
 
 python tests/measure_golden.py
 """
@@ -42,4 +42,4 @@ if __name__ == "__main__":
         worst[model] = [max(pair) for pair in zip(new, worst.get(model, new), strict=True)]
         print(f"{stem}: {model} {new[0]:.1e} {new[1]:.1e}", flush=True)
     out = {"date": str(date.today()), "torch": torch.__version__, "timm": timm.__version__, "errors": worst}
-    (ROOT / "benchmarks" / "golden.json").write_text(json.dumps(out, indent=1) + "\n")
+    (ROOT / "zoo" / "golden.json").write_text(json.dumps(out, indent=1) + "\n")

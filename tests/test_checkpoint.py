@@ -215,6 +215,19 @@ def refused(path, match, model=None):
     return str(error.value)
 
 
+def test_what_timm_loads_as_it_stands(tmp_path, source):
+    """`checkpoint_path` takes the zoo's names alone, and says what takes others."""
+    args = {"num_classes": 7, **SMALL[NAME], "checkpoint_path": tmp_path / "weights.pth"}
+    torch.save(state_of(source), args["checkpoint_path"])
+    assert same(timm.create_model(NAME, **args), state_of(source))
+    torch.save({"model": timm_state(source)}, args["checkpoint_path"])
+    with pytest.raises(RuntimeError, match=r"Missing key.*\n.*\n.*pretrained_cfg_overlay=dict\(file=...\) of .*$"):
+        timm.create_model(NAME, **args)
+    with pytest.raises(RuntimeError, match=r"size mismatch for head\.fc\.weight") as error:
+        source.load_state_dict(small(NAME, num_classes=3).state_dict())
+    assert "pretrained_cfg_overlay" not in str(error.value)
+
+
 def test_another_model(tmp_path):
     path = tmp_path / "mixed_up.pth"
     torch.save(timm.create_model("maxvit_t_tv").state_dict(), path)

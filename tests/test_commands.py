@@ -214,7 +214,14 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "11,995,428" in said and "epoch: 299" in said and "norm.weight" in said
     assert inspect.main([str(released), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["model"] == "gcvit_xxt"
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["model"] == "gcvit_xxt"
+    monkeypatch.setenv("COLUMNS", "80")
+    inspect.show([found])
+    assert found["sha256"] in capsys.readouterr().out  # in one line, to be copied
+    monkeypatch.delenv("COLUMNS")
+    inspect.show([found, {**found, "file": "a" * 40, "models": [], "model": "b" * 30}])
+    assert "b" * 30 in capsys.readouterr().out  # not written to a screen
     (tmp_path / "none").mkdir()
     assert inspect.main([str(tmp_path / "none")]) == 1
     assert "no file of weights" in capsys.readouterr().err

@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import eval as evaluation
 from children import flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config, hardware
+from recipes import eval as evaluation
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.data import DataError

@@ -11,12 +11,11 @@ import timm
 import torch
 import torch.distributed as dist
 
-import eval as evaluation
-import train
 import zoo
 from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import assert_bits, on_ranks
-from recipes import checkpoint, config, distributed, log, plan
+from recipes import checkpoint, config, distributed, log, plan, train
+from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
 from recipes.run import RunError, find_checkpoint

@@ -22,7 +22,7 @@ from zoo.published import DIFFERS, GFLOPS
 from zoo.releases import RELEASES, UNRELEASED, render
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
 def commands():
@@ -43,7 +43,7 @@ def test_recipes_are_rendered_from_the_tables():
 
 
 def rows():
-    lines = table.between(README).splitlines()[2:]
+    lines = table.between(MODELS).splitlines()[2:]
     return {line.split("`")[1]: line for line in lines}
 
 
@@ -59,7 +59,7 @@ def test_table_rows(name):
 
 @pytest.mark.slow
 def test_whole_table():
-    assert table.insert(README, table.render()) == README, "run `make docs`"
+    assert table.insert(MODELS, table.render()) == MODELS, "run `make docs`"
 
 
 def apart(name):
@@ -165,6 +165,20 @@ def test_extras_exist(command):
 def test_targets_exist():
     targets = {command[1] for command in commands() if command[0] == "make"}
     assert targets and targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_the_repository_lead_somewhere(name):
+    """Those of the site's pages are held by its strict build."""
+    links = re.findall(r"\]\(([^()#:\s]+)(?:#[^()\s]*)?\)", (ROOT / name).read_text())
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_every_page_is_reached_from_the_readme():
+    """All but what the pages of families, ops and additions lead to."""
+    text = (ROOT / "README.md").read_text()
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert not [page for page in pages if f"({page})" not in text]
 
 
 def test_no_command_is_left_out():

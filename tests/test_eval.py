@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import eval as evaluation
 from children import SMALL, flags_restored, lines, succeed, train_here
 from recipes import config
+from recipes import eval as evaluation
 from recipes.plots import draw_confusion
 from recipes.run import find_checkpoint
 from recipes.settings import RunError

@@ -7,9 +7,8 @@ import shutil
 import pytest
 import torch
 
-import train
 from children import SMALL, flags_restored, lines, note_overrides, train_here
-from recipes import config, data, hardware, provenance
+from recipes import config, data, hardware, provenance, train
 from recipes.checkpoint import read
 from recipes.config import ConfigError
 from recipes.data import build

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import train
 from children import SMALL, Forked, fork, lines, lost_after, note_overrides, train_here, trained, until
-from recipes import config
+from recipes import config, train
 from recipes.checkpoint import Store
 from recipes.run import open_run
 from recipes.settings import RunError

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -137,6 +138,25 @@ def test_what_follows_from_another_model_is_not_told_apart():
 
     assert compare.different([row("a", 1, 0.1), row("b", 2, 0.1)]) == ["model.name"]
     assert compare.different([row("a", 1, 0.1), row("b", 2, 0.1), row("a", 3, 0.1)]) == ["model.name", "model.depths"]
+
+
+def test_runs_are_called_by_what_tells_them_apart(runs, tmp_path, capsys):
+    def names(*folders):
+        return compare.names([compare.Row(Path(folder), {}, [], "top1", {}) for folder in folders])
+
+    assert names("runs/one", "runs/two") == ["one", "two"]
+    assert names("runs/one") == names(Path("runs/one").absolute()) == ["one"]
+    assert names("seg/runs/one", "seg/other/one") == ["runs/one", "other/one"]
+    assert names("runs/one", Path("runs/again/one").absolute()) == ["one", "again/one"]
+
+    shutil.copytree(runs / "one", tmp_path / "there" / "one")
+    shutil.copytree(runs / "one", tmp_path / "here" / "one")
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "draw_together", lambda path, curves, score: drawn.extend(curves))
+        given = [str(tmp_path / name / "one") for name in ("there", "here", "there")]
+        compare.main([*given, "--out", str(tmp_path / "both.png")])
+    assert drawn == ["there/one", "here/one"] and "2 runs" in capsys.readouterr().out
 
 
 def test_nothing_to_compare(tmp_path):

@@ -1,6 +1,7 @@
 """What the pictures show is what the model computed: their data against computations that share no code with them."""
 
 import ast
+import itertools
 import json
 import re
 import shlex
@@ -63,6 +64,31 @@ def brute(q, k, allowed, bias=0.0, scale=None):
     """Weights (heads, keys) of one query (heads, D) to keys (keys, heads, D), of which some are allowed."""
     logits = torch.einsum("hd, jhd -> hj", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias
     return logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+
+
+NOTES = {
+    "a long path": "weights of runs/digits-of-everybody/checkpoints/best-00000044/ema.safetensors",
+    "one word": "W" * 150,
+    "what looks like a formula": "weights of a$b_c$d.pth, " + "a$x^2$ " * 20,
+}
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.parametrize("note", NOTES)
+@pytest.mark.parametrize("name", ["sgformer_b", "davit_t", "maxvit_t"])
+def test_no_title_is_cut_off(name, note):
+    """Whatever stands above panels and figure lies within the picture, and within the panel's own column."""
+    for picture in show.pictures(small(name), noise((32, 96)), img_size=(32, 96), note=NOTES[note], stage=0):
+        picture.png()
+        figure = picture.figure
+        (title,) = (text for text in figure.texts if text.get_text())
+        assert NOTES[note].strip() in picture.title
+        assert re.sub(r"\s", "", title.get_text()) == re.sub(r"\s", "", picture.title)
+        for text in (title, *(ax.title for ax in figure.axes)):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
+        for one, other in itertools.combinations((ax.title.get_window_extent() for ax in figure.axes), 2):
+            assert not one.overlaps(other) or one.width == 0
 
 
 def test_every_class_has_its_pictures():

@@ -15,10 +15,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
 
-import train
 import zoo
 from children import SMALL, finish, lines, note_overrides, start, train_here, trained, wait_for
-from recipes import checkpoint, config, log, models
+from recipes import checkpoint, config, log, models, train
 from recipes.settings import RunError, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify

@@ -3,7 +3,7 @@
 Maps are (B, H, W, C) between modules; only `Backbone` itself takes and gives NCHW.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .blocks.init import init_linear
+
+OTHER_NAMES = (
+    "a file in other names than the zoo's is converted by pretrained=True, pretrained_cfg_overlay=dict(file=...) of "
+    "timm.create_model, in place of checkpoint_path=, or by zoo.load_checkpoint(model, file)"
+)
 
 
 class Stage(nn.Module):
@@ -194,6 +199,15 @@ class Backbone(nn.Module):
             self.reset_classifier(0, "")
             self.head.after = nn.Identity()
         return take
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; where names are missing, as by timm's `checkpoint_path`, it says what converts them."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            if self.state_dict().keys() <= state_dict.keys():
+                raise
+            raise RuntimeError(f"{error}\n{OTHER_NAMES}") from None
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -277,7 +277,7 @@ def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
             f"it has no classifier for {getattr(model, 'num_classes', '?')} classes, so a new one starts from scratch"
         )
     if report.resized:
-        notes.append(f"{len(report.resized)} tables of positions interpolated to other windows or images")
+        notes.append(f"tables of positions interpolated to other windows or images: {len(report.resized)}")
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return "; ".join(notes)

@@ -30,7 +30,7 @@ from .registry import variants
 
 OPSET = 18
 SUFFIXES = (".onnx", ".pt2")
-INSTALL = 'pip install "attention-backbones[export]"'
+INSTALL = "pip install onnx onnxruntime onnxscript"
 Run = Callable[[Tensor], Tensor]
 
 

@@ -8,6 +8,7 @@ Names and shapes are read, not the tensors, and nothing of a file is run. The ex
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -131,6 +132,8 @@ def show(found: list[dict[str, Any]]) -> None:
     except ModuleNotFoundError:
         sys.exit("tables need rich: pip install rich, or ask for --json")
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # no screen, whose width it could be
     console.print(_one(found[0]) if len(found) == 1 else _several(found))
     for said in found:
         for kind, keys in said.get("keys", {}).items():
@@ -143,7 +146,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
+    table = Table(show_edge=False, pad_edge=False)  # a SHA-256 fits into a line of 80 letters
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

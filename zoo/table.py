@@ -1,14 +1,15 @@
-"""The README's table of models: parameters and cost as measured here beside what their authors print.
+"""The table of models: parameters and cost as measured here beside what their authors print.
 
-python -m zoo.table            # prints the table
-python -m zoo.table README.md  # puts it between the marks in that file
+python -m zoo.table                 # prints the table
+python -m zoo.table docs/models.md  # puts it between the marks in that file
 """
 
 import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import candidates
 
-GOLDEN = Path(__file__).parents[1] / "benchmarks" / "golden.json"
+GOLDEN = files(__package__) / "golden.json"  # written by tests/measure_golden.py
 HEADER = """\
 | model | image | parameters | GFLOPs | printed | best published top-1 | error, float64 | float32 |
 |---|---:|---:|---:|---:|---|---:|---:|
@@ -70,8 +71,14 @@ def row(name: str, errors: Mapping[str, tuple[float, float]]) -> str:
 
 def render() -> str:
     """The whole table as Markdown."""
+    return "".join(lines())
+
+
+def lines() -> Iterator[str]:
+    """The table line by line: counting takes a second or two a model."""
+    yield from HEADER.splitlines(keepends=True)
     errors = json.loads(GOLDEN.read_text())["errors"]
-    return HEADER + "".join(row(name, errors) for name in variants())
+    yield from (row(name, errors) for name in variants())
 
 
 def insert(text: str, table: str, mark: str = "models") -> str:
@@ -97,4 +104,5 @@ if __name__ == "__main__":
         path = Path(sys.argv[1])
         path.write_text(insert(path.read_text(), render()))
     else:
-        print(render(), end="")
+        for line in lines():
+            print(line, end="", flush=True)

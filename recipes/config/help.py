@@ -3,6 +3,7 @@
 from importlib.resources import files
 from itertools import groupby
 
+from recipes import shell
 from recipes.config import checks
 from recipes.config.groups import register
 
@@ -15,16 +16,17 @@ Any key can be given as key=value (optim.lr=3e-4 model.depths=[2,2,5,2]); it goe
 A further constructor argument of a model: +model.global_pool=max. Several runs: -m seed=0,1,2.
 A file name with blanks, commas or brackets is quoted twice: 'model.checkpoint="my file (1).pth"'.
 
-    python {name}.py --cfg job [--resolve]   prints every key with its value
-    python {name}.py config=FILE             takes every key from what was printed, or a run's config.yaml
-    eval "$(python {name}.py -sc install=bash)"   completes what you type
-    python {name}.py --hydra-help            Hydra's own options"""
+    {command} --cfg job [--resolve]   prints every key with its value
+    {command} config=FILE             takes every key from what was printed, or a run's config.yaml
+    {command} --hydra-help            Hydra's own options"""
+COMPLETES = '\n    eval "$({command} -sc install=bash)"   completes what you type'
 
 
 def text(name: str) -> str:
     """The help of `name`.py."""
     register()
-    lines = [USAGE[name], "", f"    python {name}.py [group=option ...] [key=value ...]", "", "model="]
+    command = shell.command(name)
+    lines = [USAGE[name], "", f"    {command} [group=option ...] [key=value ...]", "", "model="]
     models = [option for option in checks.options("model") if option not in ("timm", "auto")]
     for family, names in groupby(models, key=lambda model: model.split("_")[0]):
         lines.append(f"  {family:14} {' '.join(names)}")
@@ -34,7 +36,8 @@ def text(name: str) -> str:
     for group in _used(name):
         lines += ["", f"{group}="]
         lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]
-    return "\n".join(lines) + "\n" + CLOSING.format(name=name)
+    closing = CLOSING + (COMPLETES if command.endswith(".py") else "")  # Hydra completes commands of files alone
+    return "\n".join(lines) + "\n" + closing.format(command=command)
 
 
 def _used(name: str) -> list[str]:

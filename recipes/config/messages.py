@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from recipes.config import checks
 from recipes.config.errors import near
 from recipes.config.quoting import quote
+from recipes.shell import command
 
 
 def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
@@ -52,19 +53,19 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
     group, _, given = missing.rpartition("/")
     if group == "model" and timm.is_model(given):
         return f"{given} is a model of timm: type model=timm model.name={given}"
-    many = f"one of the {len(options)} that `python {name}.py --help` lists"
+    many = f"one of the {len(options)} that `{command(name)} --help` lists"
     there = many if len(options) > 12 else ", ".join(options)
     return f"unknown {group} {given!r}{near(given, options)}: expected {there}"
 
 
 def _unknown_key(key: str, name: str) -> str:
     if key in checks.keys(name):
-        return f"unknown key {key!r} here: it is one of {_owners(key)}; `python {name}.py --cfg job` prints every key"
+        return f"unknown key {key!r} here: it is one of {_owners(key)}; `{command(name)} --cfg job` prints every key"
     keys = [known for known in checks.keys(name) if ("." in known) == ("." in key)]
     same = [known for known in checks.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = near(key, keys) if not same else f" (did you mean {' or '.join(same)}?)"
     advice = f"; a further constructor argument of the model is given as +{key}=" if key.startswith("model.") else ""
-    return f"unknown key {key!r}{hint}{advice}; `python {name}.py --cfg job` prints every key"
+    return f"unknown key {key!r}{hint}{advice}; `{command(name)} --cfg job` prints every key"
 
 
 def _owners(key: str, most: int = 4) -> str:

@@ -22,24 +22,42 @@ DPI = 100
 
 
 def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[Figure, np.ndarray]:
-    """A figure with a title and (rows, columns) axes without ticks; `ratio` is height by width of a panel.
+    """A figure with a title, also its label, and (rows, columns) axes without ticks; `ratio` is height by width of one.
 
     Raises ShowError where matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ShowError('pictures need matplotlib: pip install "attention-backbones[show]"') from None
-    size = (SIDE * columns, (SIDE * ratio + 0.28) * rows + 0.3)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    figure.suptitle(textwrap.fill(title, 32 * columns, break_long_words=False), fontsize=9, color="0.25")
+        raise ShowError("pictures need matplotlib: pip install matplotlib") from None
+    figure = Figure(dpi=DPI, layout="constrained", label=title)
+    lines = wrapped(figure, title, 9, SIDE * columns - 0.1)
+    figure.set_size_inches(SIDE * columns, (SIDE * ratio + 0.28) * rows + 0.15 + 0.15 * (1 + lines.count("\n")))
+    figure.suptitle(lines, fontsize=9, color="0.25", parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     return figure, axes
 
 
-def backdrop(ax: Any, image: Image.Image, label: str, *, faded: bool = True) -> None:
+def wrapped(figure: Figure, text: str, fontsize: int, width: float) -> str:
+    """`text` in as many lines as it takes for all of them to fit into a `width` in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.font_manager import FontProperties
+
+    measure, font = FigureCanvasAgg(figure).get_renderer().get_text_width_height_descent, FontProperties(size=fontsize)
+    lines = [text]
+    while (most := max(map(len, lines))) > 1 and max(measure(line, font, False)[0] for line in lines) > width * DPI:
+        lines = textwrap.wrap(text, most - 1)
+    return "\n".join(lines)
+
+
+def label(ax: Any, text: str) -> None:
+    """What stands above a panel."""
+    ax.set_title(wrapped(ax.figure, text, 8, SIDE - 0.1), fontsize=8, parse_math=False)
+
+
+def backdrop(ax: Any, image: Image.Image, text: str, *, faded: bool = True) -> None:
     """The image, grey and light if `faded`, with pixels as coordinates: its first pixel reaches from 0 to 1."""
     values = np.asarray(image.convert("L" if faded else "RGB"), dtype=float) / 255
     height, width = values.shape[:2]
@@ -47,7 +65,7 @@ def backdrop(ax: Any, image: Image.Image, label: str, *, faded: bool = True) -> 
     ax.imshow(values, extent=(0, width, height, 0), **shown)
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
-    ax.set_title(label, fontsize=8)
+    label(ax, text)
 
 
 def heat(ax: Any, values: Tensor, token: tuple[float, float]) -> None:
@@ -100,17 +118,17 @@ def note(ax: Any, text: str, cell: Sequence[int], side: tuple[float, float]) -> 
     letters.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
 
 
-def spectrum(ax: Any, values: Tensor, label: str) -> None:
+def spectrum(ax: Any, values: Tensor, text: str) -> None:
     """Magnitudes (H, W) with the constant part in the middle, from a three-hundredth of the largest up to it."""
     shares = (values / values.max()).clamp(min=1e-12).log10().double().cpu().numpy()
     ax.imshow(shares, cmap="inferno", vmin=-2.5, vmax=0, interpolation="nearest")
-    ax.set_title(label, fontsize=8)
+    label(ax, text)
 
 
-def matrix(ax: Any, values: Tensor, label: str) -> None:
+def matrix(ax: Any, values: Tensor, text: str) -> None:
     """A square of weights from 0, row by row."""
     ax.imshow(values.double().cpu().numpy() ** 0.5, cmap="inferno", vmin=0, interpolation="nearest")
-    ax.set_title(label, fontsize=8)
+    label(ax, text)
 
 
 def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
@@ -128,10 +146,10 @@ def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
     ax.legend(fontsize=6, loc="lower right", handletextpad=0.1, borderpad=0.3, labelspacing=0.2, framealpha=0.85)
 
 
-def colours(ax: Any, values: Tensor, label: str) -> None:
+def colours(ax: Any, values: Tensor, text: str) -> None:
     """A map (h, w, 3) of colours from 0 to 1."""
     ax.imshow(values.cpu().numpy(), interpolation="nearest")
-    ax.set_title(label, fontsize=8)
+    label(ax, text)
 
 
 def cell(ax: Any, place: Sequence[int]) -> None:
@@ -139,7 +157,7 @@ def cell(ax: Any, place: Sequence[int]) -> None:
     ax.plot([place[1]], [place[0]], "o", markersize=6, color="white", markeredgecolor="black")
 
 
-def tile(ax: Any, values: Tensor, label: str) -> None:
+def tile(ax: Any, values: Tensor, text: str) -> None:
     """A map (h, w) on its own, its least value black and its largest white."""
     ax.imshow(values.double().cpu().numpy(), cmap="gray", interpolation="nearest")
-    ax.set_title(label, fontsize=8)
+    label(ax, text)

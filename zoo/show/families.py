@@ -185,7 +185,7 @@ def _picture(view: View, look: Look) -> Picture:
     figure, data = view.draw(look)
     return Picture(
         view.name,
-        " ".join(figure.get_suptitle().split()),
+        figure.get_label(),
         f"{view.caption} Corresponds to {view.figure}.",
         figure,
         data,

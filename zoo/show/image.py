@@ -24,8 +24,8 @@ def photograph(name: str = "flower") -> Image.Image:
         from sklearn.datasets import load_sample_image
     except ModuleNotFoundError:
         raise ShowError(
-            f'the photograph {name!r} comes with scikit-learn: pip install "attention-backbones[show]", '
-            "or give an image of your own, image=FILE"
+            f"the photograph {name!r} comes with scikit-learn: pip install scikit-learn, or give an image of your own, "
+            "image=FILE"
         ) from None
     return Image.fromarray(load_sample_image(f"{name}.jpg"))
 

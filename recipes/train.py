@@ -1,0 +1,165 @@
+"""The training loop, which train.py starts; of the installed package:
+
+python -m recipes.train model=maxvit_t
+torchrun --nproc-per-node 8 -m recipes.train model=maxvit_t
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from functools import partial
+
+import torch
+from omegaconf import DictConfig
+
+from recipes import config, distributed, hardware, log, optim, plan, rng, sharding, trackers
+from recipes.checkpoint import CheckpointError
+from recipes.clock import STARTUP, Timed
+from recipes.data import DataError
+from recipes.evaluate import evaluate
+from recipes.log import LogError
+from recipes.run import Run, open_run
+from recipes.settings import RunError
+from recipes.state import State
+from recipes.stop import Stop
+from recipes.task import create as create_task
+
+
+class NotFinite(RuntimeError):
+    """The loss or its gradient is no number any more."""
+
+
+@config.main("train", errors=(RunError, LogError, CheckpointError, NotFinite))
+def main(cfg: DictConfig) -> float | None:
+    """Train as configured; returns the best score (None without an evaluation), which a sweep may maximise."""
+    STARTUP.begin("configuration")
+    distributed.join(cfg)
+    run = distributed.first(lambda: open_run(cfg, config.overrides()))
+    cfg = run.cfg
+    distributed.first(lambda: trackers.check(cfg))
+    machine = hardware.setup(cfg)
+    task = create_task(cfg)
+    data = task.build_data()
+    distributed.first(lambda: run.check_data(data))
+    STARTUP.mark("data")
+    plans = plan.make(cfg, data.train, run.parts)
+    for line in plans.said(machine.parallel, run.parts):
+        log.say(line)
+    rng.seed_all(cfg.seed, rng.INIT)
+    model = machine.place(task.build_model(data, pretrained=run.resumed is None))
+    schedule = optim.schedule(cfg, plans)
+    now = State.create(cfg, model, machine, plans, task.learner)
+    now.position = partial(plan.position, cfg, plans, data.train)
+    if run.resumed:
+        now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
+        now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
+    distributed.first(lambda: run.begin(config.overrides(), data))
+    STARTUP.mark("model")
+    show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
+    with log.Log(run.sinks(), now.meter, plans, **show) as logs, Stop() as stop:
+        try:
+            train(run, machine, task, data, plans, schedule, now, logs, stop)
+        except (DataError, NotFinite) as error:
+            run.rescue(now, error, stop)
+    finished = now.step >= plans.steps and not now.due
+    distributed.first(lambda: run.report(task, data, model, finished=finished))
+    if not finished:
+        sys.exit(stop.code)
+    return now.best
+
+
+def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop) -> None:
+    """Steps `now.step` to `plans.steps`; what is done at each stands here, in order."""
+    cfg, model, optimizer = run.cfg, now.model, now.optimizer
+    forward = machine.wrapped(now.learner)
+    batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
+    if now.due:  # the run was stopped in its evaluation
+        validate(run, machine, task, data, now, logs)
+    now.train()
+    while now.step < plans.steps and not stop.signal:
+        began, step = time.perf_counter(), now.step
+        now.begin()
+
+        lr = optim.set_lr(optimizer, schedule, step)
+
+        loss = 0.0
+        for turn in range(plans.accumulate):
+            images, targets = machine.send(*next(batches), data.train.finish)
+            part = plans.part(step, turn)
+            rng.seed_all(cfg.seed, rng.MODEL, part)
+            with machine.syncing(forward, last=turn == plans.accumulate - 1):
+                with machine.autocast():
+                    share = task.loss(forward, images, targets, draw=part) / plans.accumulate
+                now.scaler.scale(share).backward()
+            now.statistics.collect()
+            loss = loss + share.detach()
+        now.statistics.settle()
+
+        now.scaler.unscale_(optimizer)
+        norm = sharding.whole(optim.clip(now.learner, cfg.train.clip_grad))
+        loss = distributed.mean(loss)
+        loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
+        if math.isfinite(loss) and math.isfinite(norm):
+            now.scaler.step(optimizer)
+            now.skipped = 0
+        else:
+            skip(run, plans, data, now, lr=lr, loss=loss, norm=norm)
+        now.scaler.update()
+        optimizer.zero_grad()
+        now.done()
+        if now.ema is not None and not now.skipped and now.step % cfg.train.ema_every == 0:
+            now.ema.update(model, now.step // cfg.train.ema_every)
+        now.due = plans.evaluates(now.step)
+
+        seconds = time.perf_counter() - began
+        bad = distributed.total(data.train.take_bad())
+        spent = {"seconds": seconds, "waited": batches.taken()}
+        logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
+
+        if now.due:
+            validate(run, machine, task, data, now, logs)
+        stop.agree()
+        if now.step % cfg.train.save_every == 0 or now.step == plans.steps or stop.signal:
+            run.save(now)
+
+
+def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: float) -> None:
+    """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row.
+
+    Where float16 overflows at the loss scale of the moment, which then halves, that is no error and only counted.
+    """
+    if math.isfinite(loss) and now.overflows:
+        now.rewind()
+        now.skipped += 1
+        return
+    what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
+    images = f"the training images were {plan.images_of(run.cfg, plans, data.train, now.step)}"
+    if now.skipped >= run.cfg.train.skip_nonfinite:
+        skipped = f", as at the {now.skipped} before, which were skipped" if now.skipped else ""
+        raise NotFinite(
+            f"{what}{skipped}; {images}\nlook at these images, or begin a new run with a lower optim.lr, "
+            "a longer sched.warmup or train.clip_grad=1"
+        )
+    now.rewind()
+    now.skipped += 1
+    log.say(f"{what}: this step is skipped, the weights stay as they are; {images}", "yellow")
+
+
+def validate(run: Run, machine, task, data, now: State, logs) -> None:
+    """Measure the weights, note how good they are, and keep them where they are the best so far."""
+    values, metrics = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
+    now.train()
+    now.due = False
+    better = now.best is None or values[task.score] > now.best
+    if better:
+        now.best = values[task.score]
+        run.save(now, best=values)
+    logs.evaluation(now.step, values, now.weights, better)  # last: a run that goes on believes it
+    distributed.first(lambda: run.draw(task.score, every=60))
+    distributed.first(lambda: logs.picture(now.step, task.show(data, metrics)))
+
+
+if __name__ == "__main__":
+    main()
