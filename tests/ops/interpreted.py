@@ -12,8 +12,10 @@ def lighten() -> None:
     """Change the interpreter of this process."""
     # sums and products of integers are taken once more, in 64 bits, for an assertion that is made under `debug` only
     options = interpreter.interpreter_builder.options
-    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
-    patch_once_a_launch()
+    if hasattr(options, "sanitize_overflow"):
+        interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
+    if hasattr(interpreter, "_patch_lang"):
+        patch_once_a_launch()
 
 
 def patch_once_a_launch() -> None:
