@@ -82,7 +82,7 @@ def test_a_recipe_starts_from_a_file_of_a_classifier(tmp_path):
     classifier = timm.create_model("dinat_m", num_classes=7, **shape)
     torch.save(layouts_of(type(classifier))[0].to_theirs(classifier.state_dict()), tmp_path / "dinat.pth")
     cfg = compose([
-        "recipe=paper", "task=segment", "model=dinat_m", "data=scenes", "data.train_count=8", "data.val_count=2",
+        "recipe=paper", "task=segment", "model=dinat_m", "data=scenes", "data.train_count=16", "data.val_count=2",
         "task.channels=32", "model.dims=[32,32,32,32]", "model.pretrained=true",
         f"+model.pretrained_cfg_overlay.file={tmp_path}/dinat.pth",
     ])  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_recipe_starts_from_a_file_of_a_classifier(tmp_path):
 @pytest.mark.parametrize("given", [[], ["model.backbone=runs/digits"]])
 def test_a_recipe_that_starts_from_nothing_says_so(given, monkeypatch, capsys):
     cfg = compose([
-        "recipe=paper", "task=segment", "model=dinat_m", "data=scenes", "data.train_count=8", "data.val_count=2",
+        "recipe=paper", "task=segment", "model=dinat_m", "data=scenes", "data.train_count=16", "data.val_count=2",
         "task.channels=32", "model.dims=[32,32,32,32]", *given,
     ])  # fmt: skip
     monkeypatch.setattr(models, "start_backbone", lambda model, folder: None)
