@@ -124,9 +124,9 @@ def main(argv: list[str] | None = None) -> None:
 
 SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
 
-- window_attention.backward_kernel, the whole pass for windows of one tile, up to 96 bytes in half precision, 168 in
-  float32 and there, where keys stand outside of the map, 296: the gradients of its logits are summed over windows in
-  registers, beside the products of the pass. In memory that takes atomics.
+- window_attention.backward_kernel, the whole pass for windows of one tile, up to 96 bytes in half precision and 296
+  in float32: the gradients of its logits are summed over windows in registers, beside the products of the pass. In
+  memory that takes atomics.
 - window_attention.backward_keys_kernel in bfloat16, 16 bytes: a few addresses, where a window is several tiles.
 - In float32, up to 40 bytes: products are computed from registers, of which the compiler gives a thread 128 or little
   more, so that two programs share a multiprocessor; a few addresses and masks lie in memory for it.
