@@ -22,7 +22,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_CHANNELS = 128  # of a head, at most
 # up to how many channels, and KiB of shared memory that kernels then hold at most, by the bytes of a number
 SHARED = {4: ((32, 64), (64, 96), (128, 160)), 2: ((64, 40), (128, 96))}
-LEAST = 64  # KiB of it that every GPU gives a program which Triton compiles for
+NARROW = 32  # channels: kernels of so many fit every GPU, which need not be asked then
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: no compiler can follow the question
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
@@ -95,11 +95,13 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
-    if channels is not None and x.is_cuda and _held(x) > LEAST and _held(x) > _shared_memory(x.device.index):
-        return (
-            f"a head of {x.shape[-1]} channels in {x.dtype} needs {_held(x)} KiB of shared memory, of which this GPU "
-            f"gives a program {_shared_memory(x.device.index)}"
-        )
+    if channels is not None and x.is_cuda and x.shape[-1] > NARROW:
+        held, given = _held(x), _shared_memory(x.device.index)
+        if held > given:
+            return (
+                f"a head of {x.shape[-1]} channels in {x.dtype} needs {held} KiB of shared memory, of which this GPU "
+                f"gives a program {given}"
+            )
     if not HAS_TRITON:
         return "the package triton is not installed"
     return None
