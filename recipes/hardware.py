@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recipes import distributed, sharding
 from recipes.config import ConfigError
+from zoo.allocator import keep_freed_memory
 
 # newer versions of torch have another name for it
 KEEP_BUFFERS = next(
@@ -116,6 +117,8 @@ def setup(cfg: DictConfig) -> Hardware:
     device = _device(hardware.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if hardware.sync_bn and "train" in cfg and distributed.size() > 1 and device.type != "cuda":
         raise ConfigError(
             f"hardware.sync_bn=true: PyTorch's SyncBatchNorm trains on GPUs alone, this is the {device.type}; "

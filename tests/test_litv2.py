@@ -8,20 +8,36 @@ from torchvision.ops import deform_conv2d
 import zoo
 from test_models import small, trained
 from zoo import table
-from zoo.litv2 import VARIANTS, HighFrequencies, LowFrequencies, resample, sample_2x2
+from zoo.litv2 import VARIANTS, HighFrequencies, LowFrequencies, interpolate, resample, sample_2x2
 
 
+@pytest.mark.parametrize("far", [0, 3, 1e20])
 @pytest.mark.parametrize("size", [(8, 10), (7, 9), (2, 3)])
-def test_resampled_map_is_a_deformable_convolution(size):
-    """What ONNX gets: also where offsets lead over the border."""
+@pytest.mark.parametrize("taps", [interpolate, resample])
+def test_sampled_map_is_a_deformable_convolution(taps, size, far):
+    """What CPUs and ONNX get, and its gradients: also where offsets lead over the border."""
     torch.manual_seed(0)
-    x = torch.randn(2, 5, *size, dtype=torch.float64)
-    offset = 3 * torch.randn(2, 8, size[0] // 2, size[1] // 2, dtype=torch.float64)
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    offset = far * torch.randn(2, 8, size[0] // 2, size[1] // 2, dtype=torch.float64)
+    offset.requires_grad_()
     weight, bias = torch.randn(6, 5, 2, 2, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     expected = deform_conv2d(x, offset, weight, bias, stride=2)
-    got = torch.nn.functional.conv2d(resample(x, offset), weight, bias, 2)
+    got = torch.nn.functional.conv2d(taps(x, offset), weight, bias, 2)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(sample_2x2(x, offset, weight, bias), expected, rtol=0, atol=0)
+    if taps is interpolate:
+        torch.testing.assert_close(sample_2x2(x, offset, weight, bias), got, rtol=0, atol=0)
+        torch.testing.assert_close(grads(got, x, offset), grads(expected, x, offset), rtol=1e-12, atol=1e-12)
+
+
+def grads(out, *inputs):
+    torch.manual_seed(1)
+    return torch.autograd.grad(out, inputs, torch.randn(out.shape, dtype=out.dtype), retain_graph=True)
+
+
+def test_offsets_that_are_no_numbers():
+    """They do not vanish in a loss that is finite, nor lead out of the map's memory."""
+    offset = torch.full((1, 8, 4, 4), float("nan"))
+    assert sample_2x2(torch.randn(1, 3, 8, 8), offset, torch.randn(2, 3, 2, 2), None).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -30,7 +46,8 @@ def test_offsets_keep_their_precision(dtype):
     torch.manual_seed(0)
     inputs = (torch.randn(1, 4, 16, 16), torch.randn(1, 8, 8, 8), torch.randn(3, 4, 2, 2), torch.randn(3))
     rounded = [t.to(dtype) for t in inputs]
-    expected = deform_conv2d(*[t.float() for t in rounded], stride=2)
+    expected = sample_2x2(*[t.float() for t in rounded])
+    torch.testing.assert_close(expected, deform_conv2d(*[t.float() for t in rounded], stride=2))
     assert torch.equal(sample_2x2(*rounded), expected.to(dtype))
     with torch.autocast("cpu", dtype):
         mixed = sample_2x2(*rounded[:2], *[t.float() for t in rounded[2:]])

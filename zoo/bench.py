@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances, overwrite
 
+from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
 from .registry import class_of, variants
 from .table import gflops
@@ -170,6 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()  # as the loop does
     if args.profile:
         profile(args)
         return

@@ -51,21 +51,60 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     x, offset, kernel = x.to(wide), offset.to(wide), weight.to(wide)
     bias = None if bias is None else bias.to(wide)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():
         if torch.onnx.is_in_onnx_export():
             # onnxruntime may have no deformable convolution
             return F.conv2d(resample(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
+        if x.is_cpu and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return sample_2x2(x, offset, kernel, bias).to(weight.dtype)
+    if x.is_cpu:
+        # torchvision's runs on one thread there, and adds up gradients pixel by pixel
+        return F.conv2d(interpolate(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
     return deform_conv2d(x, offset, kernel, bias, (2, 2)).to(weight.dtype)
 
 
+def moves(offset: Tensor) -> Tensor:
+    """(B, 8, h, w) -> (B, 2 * h, 2 * w, 2): down and right, of every tap where an ordinary convolution has it."""
+    return offset.unflatten(1, [2, 2, 2]).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def interpolate(x: Tensor, offset: Tensor) -> Tensor:
+    """What all taps see as a map, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)), for an ordinary convolution.
+
+    Each tap sees a weighted sum of four pixels, all channels at once; pixels outside the map weigh nothing.
+    """
+    B, C, H, W = x.shape
+    move = moves(offset)
+    row = torch.arange(H - H % 2, dtype=x.dtype, device=x.device)[:, None] + move[..., 0]
+    column = torch.arange(W - W % 2, dtype=x.dtype, device=x.device) + move[..., 1]
+    rows, down = around(row, H)
+    columns, right = around(column, W)
+    rows = rows + H * torch.arange(B, device=x.device).view(-1, 1, 1, 1)
+    pixels = W * rows[..., :, None] + columns[..., None, :]  # (B, 2h, 2w, 2, 2)
+    weights = down[..., :, None] * right[..., None, :]
+    maps = x.permute(0, 2, 3, 1).reshape(-1, C)
+    out = F.embedding_bag(pixels.view(-1, 4), maps, mode="sum", per_sample_weights=weights.view(-1, 4))
+    return out.view(B, H - H % 2, W - W % 2, C).permute(0, 3, 1, 2)
+
+
+def around(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two pixels (..., 2) around a `place` (...) on an axis, and their weights: none for those outside."""
+    first = place.floor()
+    share = place - first
+    pixels = torch.stack([first, first + 1], -1)
+    weights = torch.stack([1 - share, share], -1).masked_fill((pixels < 0) | (pixels >= size), 0)
+    return pixels.long().clamp(0, size - 1), weights  # NaN becomes a pixel of weight NaN
+
+
 def resample(x: Tensor, offset: Tensor) -> Tensor:
-    """The same taps as a map, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)), for an ordinary convolution."""
+    """The map of `interpolate`, by what ONNX has."""
     H, W = x.shape[2], x.shape[3]
-    moves = offset.unflatten(1, [2, 2, 2]).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)  # (B, 2h, 2w, 2)
+    move = moves(offset)
     rows = torch.arange(H - H % 2, dtype=x.dtype, device=x.device)[:, None]
     columns = torch.arange(W - W % 2, dtype=x.dtype, device=x.device)
     # pixel p of n is (2 * p + 1) / n - 1 to grid_sample, which wants columns first
-    places = [(2 * (columns + moves[..., 1]) + 1) / W - 1, (2 * (rows + moves[..., 0]) + 1) / H - 1]
+    places = [(2 * (columns + move[..., 1]) + 1) / W - 1, (2 * (rows + move[..., 0]) + 1) / H - 1]
     return F.grid_sample(x, torch.stack(places, -1), padding_mode="zeros", align_corners=False)
 
 

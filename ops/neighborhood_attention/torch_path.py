@@ -2,15 +2,30 @@
 
 Lines, the positions equal modulo the dilation, are set side by side and cut into tiles of queries. The windows of a
 tile overlap, so its keys are one tile too, wider by a halo: they are copied once for all its queries instead of once
-for each. What a query does not attend to is masked by the bias that is added to the logits.
+for each. What a query does not attend to is masked by the bias that is added to the logits. Without gradients images
+come a few at a time, so that the copies stay in the cache.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..window_attention.torch_path import CACHED, eager, extend, learning, matrices
 from ..window_attention.torch_path import attend as window_attend
-from ..window_attention.torch_path import extend, matrices
+
+
+class Cut(NamedTuple):
+    """How the lines of an axis are cut into `count` tiles of `size` positions, `step` apart.
+
+    The first begins at position `first` of its line: positions below 0 or beyond the line are zeros.
+    """
+
+    first: int
+    count: int
+    size: int
+    step: int
 
 
 def attend(
@@ -33,43 +48,87 @@ def attend(
     if outside is not None:
         down, right = max(wh * dh - H, 0), max(ww * dw - W, 0)
         k, v = extend(k, down, right, outside[0]), extend(v, down, right, outside[1])
-    th, nh, rows, row_steps = axis(H, k.shape[1], wh, dh, q.device)
-    tw, nw, cols, col_steps = axis(W, k.shape[2], ww, dw, q.device)
+    row, near_row, row_steps = axis(H, k.shape[1], wh, dh, q.device)
+    col, near_col, col_steps = axis(W, k.shape[2], ww, dw, q.device)
     mask = relative(bias, wh, ww, row_steps, col_steps, q.dtype).expand(-1, -1, -1, -1, heads, -1, -1)
     if mask.shape[0] > 1 or mask.shape[1] > 1:
         mask = mask.expand(dh, dw, -1, -1, -1, -1, -1)
-    q = split(lines(q, th * nh, dh, tw * nw, dw), th, nh, tw, nw)
-    mh, mw = -(-k.shape[1] // dh), -(-k.shape[2] // dw)
-    rh, rw = rows.shape[0] // nh, cols.shape[0] // nw
-    k = split(gather(lines(k, mh, dh, mw, dw), rows, cols, nh, nw), rh, nh, rw, nw)
-    v = split(gather(lines(v, mh, dh, mw, dw), rows, cols, nh, nw), rh, nh, rw, nw)
-    out = matrices(q, k, v, mask.flatten(0, 4), heads, scale).view(B, dh, dw, nh, nw, heads, th, tw, D)
+    mask = mask.flatten(0, 4)
+    tiles, near = (row, col), (near_row, near_col)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if eager(k) and not learning(q, k, v, mask):
+            count = row.count * col.count * dh * dw * heads * D
+            copied = 2 * count * (row.size * col.size + near_row.size * near_col.size)
+            step = max(CACHED * torch.get_num_threads() // (copied * k.element_size()), 1)
+            if step >= B:
+                return attend_tiles(q, k, v, mask, (dh, dw), tiles, near, scale, True)
+            out = q.new_empty(B, H, W, heads, D)
+            for i in range(0, B, step):
+                few = (t[i : i + step] for t in (q, k, v))
+                out[i : i + step] = attend_tiles(*few, mask, (dh, dw), tiles, near, scale, True)
+            return out
+    return attend_tiles(q, k, v, mask, (dh, dw), tiles, near, scale, False)
+
+
+def attend_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    dilation: tuple[int, int],
+    tiles: tuple[Cut, Cut],
+    near: tuple[Cut, Cut],
+    scale: float,
+    few: bool,
+) -> Tensor:
+    """The result, where rows and columns of queries are cut into `tiles`, and those of the keys `near` them."""
+    B, H, W, heads, D = q.shape
+    dh, dw = dilation
+    row, col = tiles
+    q, k, v = cut(q, dilation, tiles, few), cut(k, dilation, near, few), cut(v, dilation, near, few)
+    out = matrices(q, k, v, mask, heads, scale)
+    out = out.view(B, dh, dw, row.count, col.count, heads, row.size, col.size, D)
     out = out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8)
-    return out.reshape(B, nh * th * dh, nw * tw * dw, heads, D)[:, :H, :W]
+    out = out.reshape(B, row.count * row.size * dh, col.count * col.size * dw, heads, D)
+    top, left = -row.first * dh, -col.first * dw
+    return out[:, top : top + H, left : left + W]
 
 
 def axis(
-    queries: int, keys: int, window: int, dilation: int, device: torch.device, tile: int = 7, whole: int = 14
-) -> tuple[int, int, Tensor, Tensor]:
-    """How one axis is cut: queries a tile, tiles a line; the place in its line of every key of every tile; and
+    queries: int, keys: int, window: int, dilation: int, device: torch.device, largest: int = 7, whole: int = 16
+) -> tuple[Cut, Cut, Tensor]:
+    """How the queries and the keys of one axis are cut, and
 
     (lines or 1, tiles, queries, keys): where the key is in a bias table, 2 * window - 1 where it is not attended.
-    A tile has `tile` queries, but a line of at most `whole` is one tile.
+    A tile has at most `largest` queries, but a line of at most `whole` is one tile.
     """
-    most, longest = -(-queries // dilation), -(-keys // dilation)
-    size = most if most <= whole else tile
-    count = -(-most // size)
-    reach = longest if count == 1 else min(size + window - 1, longest)
-    first = (torch.arange(count, device=device) * size - window // 2).clamp(0, longest - reach)
-    key = first[:, None] + torch.arange(reach, device=device)  # (tiles, keys)
-    query = torch.arange(count * size, device=device).view(count, size, 1)
+    most, longest, shortest = -(-queries // dilation), -(-keys // dilation), keys // dilation
+    before = window // 2
+    if most <= whole:
+        of_queries, of_keys = Cut(0, 1, most, most), Cut(0, 1, longest, longest)
+    else:
+        count = -(-most // largest)
+        tile = -(-most // count)
+        first = -((count * tile - most) // 2)  # half of what is too much stands before the line
+        # the windows of the queries at both ends shift inward, perhaps beyond the halo of their tile
+        less = max(first + (count - 1) * tile - before - (shortest - window), 0)
+        more = max(window - (first + tile + before), 0)
+        of_queries = Cut(first, count, tile, tile)
+        of_keys = Cut(first - before - less, count, tile + 2 * before + less + more, tile)
+    query, near = positions(of_queries, device).unsqueeze(2), positions(of_keys, device).unsqueeze(1)
     line = torch.arange(dilation if keys % dilation > 0 else 1, device=device).view(-1, 1, 1, 1)
     length = (keys - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
-    start = torch.minimum((query - window // 2).clamp(min=0), length - window)
-    near = key[:, None]
+    start = torch.minimum((query - before).clamp(min=0), length - window)
     attended = (near >= start) & (near < start + window)
-    step = (near - query + window - 1).clamp(min=0)  # a query beyond its line, later cropped, may be too far away
-    return size, count, key.flatten(), torch.where(attended, step, 2 * window - 1)
+    # a query beyond its line, later cropped, may be too far away
+    step = (near - query + window - 1).clamp(0, 2 * window - 2)
+    return of_queries, of_keys, torch.where(attended, step, 2 * window - 1)
+
+
+def positions(cut: Cut, device: torch.device) -> Tensor:
+    """Of every tile, (tiles, size)."""
+    tile = torch.arange(cut.count, device=device)[:, None] * cut.step
+    return cut.first + tile + torch.arange(cut.size, device=device)
 
 
 def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,21 +141,33 @@ def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, 
     return table.permute(1, 5, 2, 6, 0, 3, 7, 4, 8).flatten(7, 8).flatten(5, 6)
 
 
-def lines(x: Tensor, mh: int, dh: int, mw: int, dw: int) -> Tensor:
-    """(B, H, W, heads, D) -> (B, mh, dh, mw, dw, heads, D), zeros where a line is shorter."""
-    B, H, W, heads, D = x.shape
-    x = F.pad(x, [0, 0, 0, 0, 0, mw * dw - W, 0, mh * dh - H])
-    return x.reshape(B, mh, dh, mw, dw, heads, D)
+def cut(x: Tensor, dilation: tuple[int, int], cuts: tuple[Cut, Cut], few: bool) -> Tensor:
+    """(B, H, W, heads, D) -> (B * lines * tiles * heads, positions of a tile, D), in the order of the masks.
+
+    few   of few images, without gradients: in one copy, with zeros where a tile leads beyond its line. Else a position
+          there is the line's last, and rows and columns are copied in turn: that has the faster gradient.
+    """
+    H, W = x.shape[1], x.shape[2]
+    dh, dw = dilation
+    row, col = cuts
+    if few:
+        top, left = -row.first * dh, -col.first * dw
+        mh, mw = (row.count - 1) * row.step + row.size, (col.count - 1) * col.step + col.size
+    else:
+        top, left, mh, mw = 0, 0, -(-H // dh), -(-W // dw)
+    x = F.pad(x, [0, 0, 0, 0, left, mw * dw - W - left, top, mh * dh - H - top])
+    x = x.unflatten(2, [mw, dw]).unflatten(1, [mh, dh])  # (B, mh, dh, mw, dw, heads, D)
+    if few:
+        x = x.unfold(1, row.size, row.step).unfold(3, col.size, col.step).permute(0, 1, 7, 2, 3, 8, 4, 5, 6)
+    else:
+        x = select(select(x, 1, row), 3, col)
+        x = x.unflatten(3, [col.count, col.size]).unflatten(1, [row.count, row.size])
+    # (B, row tiles, rows, dh, column tiles, columns, dw, heads, D)
+    return x.permute(0, 3, 6, 1, 4, 7, 2, 5, 8).reshape(-1, row.size * col.size, x.shape[8])
 
 
-def gather(x: Tensor, rows: Tensor, cols: Tensor, nh: int, nw: int) -> Tensor:
-    """The keys of every tile side by side; where a line is one tile they are already."""
-    x = x.index_select(1, rows) if nh > 1 else x
-    return x.index_select(3, cols) if nw > 1 else x
-
-
-def split(x: Tensor, th: int, nh: int, tw: int, nw: int) -> Tensor:
-    """(B, nh * th, dh, nw * tw, dw, heads, D) -> (B * dh * dw * nh * nw * heads, th * tw, D)."""
-    B, _, dh, _, dw, heads, D = x.shape
-    x = x.view(B, nh, th, dh, nw, tw, dw, heads, D).permute(0, 3, 6, 1, 4, 7, 2, 5, 8)
-    return x.reshape(-1, th * tw, D)
+def select(x: Tensor, dim: int, cut: Cut) -> Tensor:
+    """The positions of all tiles side by side."""
+    if cut.first == 0 and cut.step == cut.size and cut.count * cut.size == x.shape[dim]:
+        return x
+    return x.index_select(dim, positions(cut, x.device).flatten().clamp(0, x.shape[dim] - 1))
