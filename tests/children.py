@@ -44,6 +44,7 @@ class Forked(FORKS.Process):
     def __init__(self, cwd: Path, overrides: tuple[str, ...]):
         cwd.mkdir(exist_ok=True)
         self.said = cwd / f"said-{time.monotonic_ns()}.txt"
+        self.said.touch()  # the process may be killed before it opens it
         super().__init__(target=_train, args=(cwd, self.said, overrides))
 
     def output(self) -> str:

@@ -100,13 +100,13 @@ def attend_tiles(
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repeated: bool) -> bool:
     """Whether PyTorch's fused attention is at hand and faster than products.
 
-    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much. Its
-    gradients of a row's logits do not sum to zero as closely: one key `repeated` in a row adds what should cancel.
+    Its gradients of a row's logits do not sum to zero as closely: one key `repeated` in a row adds what should cancel.
+    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
     """
-    if not k.is_cpu:
-        return True
     if repeated and k.dtype == torch.float32 and torch.is_grad_enabled():
         return False
+    if not k.is_cpu:
+        return True
     if not learning(q, k, v, mask):
         return keys > few(k)
     return keys > 64 and (mask is None or not mask.requires_grad)

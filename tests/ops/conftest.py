@@ -1,5 +1,6 @@
 """For all tests of ops: uninitialised memory is full of NaN, so that nothing unwritten goes unnoticed."""
 
+import importlib
 import os
 
 import pytest
@@ -35,3 +36,11 @@ def poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_setting(monkeypatch):
     monkeypatch.delenv("ZOO_ATTENTION", raising=False)
+
+
+@pytest.fixture
+def marked_reference(monkeypatch):
+    """Window attention whose reference answers by one too much: by rounding, not every processor tells the two apart."""
+    reference = importlib.import_module("ops.window_attention.reference")
+    attend = reference.attend
+    monkeypatch.setattr(reference, "attend", lambda *args: attend(*args) + 1)

@@ -59,7 +59,7 @@ def test_compiles_as_one_graph(case):
     torch.testing.assert_close(compiled(inputs), case.call(**inputs), rtol=0, atol=1e-13)
 
 
-def test_compiled_model_follows_the_setting():
+def test_compiled_model_follows_the_setting(marked_reference):
     model, x = Window(), packed(2, 9, 13, 2, 8).float()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     fast = compiled(x)
