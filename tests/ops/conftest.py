@@ -40,7 +40,7 @@ def no_setting(monkeypatch):
 
 @pytest.fixture
 def marked_reference(monkeypatch):
-    """Window attention whose reference answers by one too much: by rounding, not every processor tells the two apart."""
+    """Window attention whose reference answers by one too much: not every processor tells the two apart by rounding."""
     reference = importlib.import_module("ops.window_attention.reference")
     attend = reference.attend
     monkeypatch.setattr(reference, "attend", lambda *args: attend(*args) + 1)
