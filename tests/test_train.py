@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import zoo
-from children import SMALL, finish, lines, note_overrides, start, train_here, trained, wait_for
+from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, log, models, train
-from recipes.settings import RunError, config_to_resume
+from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
 
@@ -105,6 +105,22 @@ def test_resume_of_a_run_that_is_older_than_a_key(run, tmp_path):
     assert config_to_resume(tmp_path / "old", []).train.skip_nonfinite == 0
     with pytest.raises(RunError, match=r"train\.skip_nonfinite: the run has 0, now 3"):
         config_to_resume(tmp_path / "old", ["train.skip_nonfinite=3"])
+
+
+def test_a_run_of_somebody_s_own_configuration_files_goes_on(tmp_path):
+    """Without naming them again, wherever it is typed, until they are moved."""
+    own = tmp_path / "own files"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "short.yaml").write_text("# @package _global_\ntrain: {steps: 1, ema: null}\n")
+    child = fork(f"--config-dir={own}", *SMALL, "+experiment=short", "name=run", f"out={tmp_path}", cwd=tmp_path)
+    assert "best top1" in child.output()
+    run = tmp_path / "run"
+    assert config_to_resume(run, []).train.steps == 1
+    assert config_to_evaluate(run, [f"run={run}", "data.eval_batch_size=3"]).data.img_size == 32
+    moved = own.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=f"files in {own}, which is not there any more: give --config-dir="):
+        config_to_resume(run, [])
+    assert "best top1" in fork(f"--config-dir={moved}", f"resume={run}", cwd=tmp_path).output()
 
 
 def test_resume_on_other_data(run, tmp_path):
