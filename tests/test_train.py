@@ -180,6 +180,7 @@ def poisoned(loss, at):
         ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
         ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
+        ("+model.in_chans=1", "images come in three channels here, grey ones too"),
     ],
 )
 def test_bad_options(tmp_path, override, message):
