@@ -18,6 +18,7 @@ from PIL import Image
 import zoo
 from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, log, models, train
+from recipes.data import DataError
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
@@ -188,6 +189,16 @@ def test_bad_options(tmp_path, override, message):
         train_here(tmp_path, *QUICK, "train.accumulate=2", override)
     assert isinstance(error.value, (config.ConfigError, RuntimeError))
     assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / "cat" / "one.png")
+    photos = ["data=imagefolder", f"data.root={tmp_path / 'photos'}", "data.batch_size=1"]
+    with pytest.raises(DataError, match="data=imagefolder has one class alone, cat: there is nothing to tell apart"):
+        train_here(tmp_path, "model=timm", "model.name=test_resnet", *photos, "name=run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_more_classes_than_the_data(tmp_path):
