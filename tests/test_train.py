@@ -75,6 +75,13 @@ def test_a_folder_is_used_once(run):
         train_here(run.parent, *QUICK, "name=first")
 
 
+@pytest.mark.parametrize("typed", ["name=", "name=.", "name= resume=auto"])
+def test_a_name_that_is_empty_is_refused(tmp_path, typed):
+    with pytest.raises(RunError, match=f"is no name of a folder below out={tmp_path}"):
+        train_here(tmp_path, *QUICK, *typed.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_in_use_is_refused(tmp_path, run):
     shutil.copytree(run, tmp_path / "copy")
     holder = subprocess.Popen(
