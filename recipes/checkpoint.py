@@ -110,8 +110,12 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
         flush(file)
     for folder in {file.parent for file in found} | {temporary}:
         flush_folder(folder)
+    before = temporary.with_name(f"{temporary.name}-before")
+    if path.exists():  # a best one; a folder cannot be renamed over another
+        path.rename(before)
     os.rename(temporary, path)
     flush_folder(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _cause(error: BaseException) -> str:
@@ -148,10 +152,13 @@ class Store:
             shutil.rmtree(path)
 
     def save(self, step: int, parts: dict[str, Any], state: dict[str, Any], *, best: bool = False) -> Path:
-        """Write `step-<step>` (or `best-<step>`) unless it is there, then remove the ones that it supersedes."""
+        """Write `step-<step>` unless it is there, or `best-<step>`, then remove the ones that it supersedes.
+
+        A best one of the same step is from before a stop, and damaged, or scored less: its place is taken.
+        """
         kind = "best" if best else "step"
         path = self.folder / f"{kind}-{step:08d}"
-        if not distributed.first(path.exists):
+        if best or not distributed.first(path.exists):
             write(path, parts, {"step": step, **state})
         distributed.first(lambda: self._remove_old(kind, 1 if best else self.keep))
         return path

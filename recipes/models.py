@@ -43,6 +43,11 @@ def create(
         if given.get(key) is not None:
             options[key] = given[key]
     options |= {key: value for key, value in head.items() if value is not None}
+    if options.get("in_chans", 3) != 3:
+        raise ConfigError(
+            f"model.in_chans={options['in_chans']}: images come in three channels here, grey ones too. Leave it out; a "
+            "model of another number is for your own code"
+        )
     model = build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
         _load(model, cfg)

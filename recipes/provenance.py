@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from recipes import distributed, shell
+from recipes import config, distributed, shell
 from recipes.checkpoint import flush
 from recipes.log import say
 
@@ -51,6 +51,7 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
         "from_step": step,
         "command": shlex.join(shell.typed()),
         "overrides": overrides,
+        "searched": config.searched(),
         "sweep": os.environ.get(SWEEP),
         "python": platform.python_version(),
         "machine": platform.platform(),

@@ -244,6 +244,8 @@ def _new(cfg: DictConfig) -> Run:
 
 
 def _name(cfg: DictConfig) -> str:
+    if Path(cfg.name) == Path():  # as of a variable of the shell that is not set
+        raise RunError(f"name={cfg.name} is no name of a folder below out={cfg.out}: give one, or leave it out")
     number = config.job_number()
     return cfg.name if number is None else f"{cfg.name}-{number}"
 

@@ -13,7 +13,7 @@ from recipes import config
 from recipes.config.checks import base, flat, task_defaults
 from recipes.data.build import preprocessing
 from recipes.log import say
-from recipes.provenance import SESSIONS, first_overrides
+from recipes.provenance import SESSIONS, first_overrides, first_session
 
 # what may change when a run goes on: without any effect on its result, and with one in the last digits
 FREE = (
@@ -56,7 +56,7 @@ def runs_in(out: Path) -> Iterator[Path]:
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's configuration with the harmless changes that were asked for; others are refused."""
     stored = load_config(folder)
-    asked = _compose(_merge(first_overrides(folder), overrides), overrides)
+    asked = _compose(folder, overrides)
     was, now = flat(stored), flat(asked)
     defaults = base("train") | task_defaults(stored.task.name)
     was |= {key: defaults[key] for key in defaults if key not in was}  # keys that are younger than the run
@@ -76,12 +76,29 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     return asked
 
 
-def _compose(overrides: list[str], typed: list[str]) -> DictConfig:
+def _compose(folder: Path, typed: list[str]) -> DictConfig:
+    """What the run was begun with, and what is typed now, with the configuration files of both."""
+    overrides, searched = _merge(first_overrides(folder), typed), _searched(folder)
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:
-        return config.compose(overrides, typed=typed)
+        return config.compose(overrides, typed=typed, searched=searched)
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _searched(folder: Path) -> list[str]:
+    """The folders of configuration files of this command, then of the one that began the run.
+
+    Raises RunError where only the latter had any, and they are gone.
+    """
+    here, there = config.searched(), first_session(folder).get("searched", [])  # older runs lack it
+    gone = [path for path in there if not Path(path).is_dir()]
+    if gone and not here:
+        raise RunError(
+            f"{folder} was begun with the configuration files in {gone[0]}, which is not there any more: give "
+            "--config-dir=<folder> with where they are now"
+        )
+    return list(dict.fromkeys([*here, *(path for path in there if path not in gone)]))
 
 
 def _key(override: str) -> str:
@@ -108,7 +125,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     asked = [text for typed in overrides for text in _sized(typed) if is_in(_key(text), MEASURED)]
     if not asked:
         return stored
-    cfg = _compose(_merge(first_overrides(folder), asked), asked)
+    cfg = _compose(folder, asked)
     if cfg.data.name != stored.data.name:
         _keep_preparation(cfg, stored, {_key(text) for text in asked})
     return cfg

@@ -203,6 +203,8 @@ ERRORS = [
     (["task=detect", "task.inference=slide"], "unknown key 'task.inference'"),
     (["recipe=paper", "paper.phase=imagenet22k"], "paper.phase=imagenet22k is not published for maxvit_t"),
     (["+optim.lr=3"], "optim.lr=3"),
+    (["+train.epoch=1"], "nothing reads train.epoch (did you mean train.epochs"),
+    (["++data.batchsize=8"], "nothing reads data.batchsize (did you mean data.batch_size"),
     (["~nothing"], "'nothing' does not exist"),
     (["name=1e3"], "'name=\"1e3\"'"),
     (["resume=true"], "'resume=\"true\"'"),
@@ -239,6 +241,10 @@ def test_refused_names_are_shown_quoted(name):
     typed = shlex.quote(quote("model.checkpoint", name))
     assert typed in str(error.value)
     assert compose(shlex.split(typed)).model.checkpoint == name
+
+
+def test_keys_of_ones_own_serve_others():
+    assert compose(["+side=48", "data.img_size=${side}", "++train.steps=3"]).data.img_size == 48
 
 
 def test_names_that_no_message_can_guess():

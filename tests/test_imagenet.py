@@ -182,9 +182,9 @@ def test_real_labels_of_files(tmp_path):
 
 def metrics_of(order, sharp=10.0, count=100):
     """Metrics of a model that is right but for the order of its classes."""
-    targets = torch.arange(10).repeat(count // 10)
-    logits = sharp * torch.nn.functional.one_hot(torch.tensor(order)[targets], 10).float()
-    metrics = Metrics(10)
+    targets = torch.arange(len(order)).repeat(count // len(order))
+    logits = sharp * torch.nn.functional.one_hot(torch.tensor(order)[targets], len(order)).float()
+    metrics = Metrics(len(order))
     metrics.update(logits, targets)
     metrics.compute()
     return metrics
@@ -198,6 +198,7 @@ def test_a_wrong_order_of_classes_is_noticed():
     assert "right by chance alone (0.00 %)" in said and "renamed one to one 100.0 % would be right" in said
     assert task.remarks(data, metrics_of(right)) == []
     assert task.remarks(data, metrics_of(turned, sharp=0.0)) == []  # a model that knows nothing says so
+    assert task.remarks(data, metrics_of([1, 0, 2, 3])) == []  # a quarter is chance, this is half
     rows = task.classes(data, metrics_of(turned))
     assert [(row["top1"], row["mistaken_for"], row["times"]) for row in rows[:2]] == [(0.0, "1", 10), (0.0, "2", 10)]
 

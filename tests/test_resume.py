@@ -107,6 +107,19 @@ def test_a_store_keeps_the_newest_and_one_best(tmp_path):
     assert names == ["best-00000004", "step-00000004", "step-00000005"]
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_best_one_of_the_same_step_is_replaced(tmp_path, damaged):
+    """A run that goes on from before it measures that step again."""
+    store = checkpoint.Store(tmp_path)
+    path = store.save(4, {"model": {"w": torch.zeros(1)}}, {"metrics": {"top1": 1.0}}, best=True)
+    if damaged:
+        (path / "model.safetensors").write_bytes(b"")
+    store.save(4, {"model": {"w": torch.ones(1)}}, {"metrics": {"top1": 2.0}}, best=True)
+    found, problems = store.newest("best")
+    assert found.tensors("model")["w"] == 1 and found.state["metrics"] == {"top1": 2.0} and not problems
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000004"]
+
+
 def test_the_new_best_is_there_before_the_old_one_goes(tmp_path, monkeypatch):
     store = checkpoint.Store(tmp_path)
     store.save(1, {"model": {"w": torch.zeros(1)}}, {}, best=True)

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import zoo
-from children import SMALL, finish, lines, note_overrides, start, train_here, trained, wait_for
+from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, log, models, train
-from recipes.settings import RunError, config_to_resume
+from recipes.data import DataError
+from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
 
@@ -74,6 +75,13 @@ def test_a_folder_is_used_once(run):
         train_here(run.parent, *QUICK, "name=first")
 
 
+@pytest.mark.parametrize("typed", ["name=", "name=.", "name= resume=auto"])
+def test_a_name_that_is_empty_is_refused(tmp_path, typed):
+    with pytest.raises(RunError, match=f"is no name of a folder below out={tmp_path}"):
+        train_here(tmp_path, *QUICK, *typed.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_in_use_is_refused(tmp_path, run):
     shutil.copytree(run, tmp_path / "copy")
     holder = subprocess.Popen(
@@ -105,6 +113,22 @@ def test_resume_of_a_run_that_is_older_than_a_key(run, tmp_path):
     assert config_to_resume(tmp_path / "old", []).train.skip_nonfinite == 0
     with pytest.raises(RunError, match=r"train\.skip_nonfinite: the run has 0, now 3"):
         config_to_resume(tmp_path / "old", ["train.skip_nonfinite=3"])
+
+
+def test_a_run_of_somebody_s_own_configuration_files_goes_on(tmp_path):
+    """Without naming them again, wherever it is typed, until they are moved."""
+    own = tmp_path / "own files"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "short.yaml").write_text("# @package _global_\ntrain: {steps: 1, ema: null}\n")
+    child = fork(f"--config-dir={own}", *SMALL, "+experiment=short", "name=run", f"out={tmp_path}", cwd=tmp_path)
+    assert "best top1" in child.output()
+    run = tmp_path / "run"
+    assert config_to_resume(run, []).train.steps == 1
+    assert config_to_evaluate(run, [f"run={run}", "data.eval_batch_size=3"]).data.img_size == 32
+    moved = own.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=f"files in {own}, which is not there any more: give --config-dir="):
+        config_to_resume(run, [])
+    assert "best top1" in fork(f"--config-dir={moved}", f"resume={run}", cwd=tmp_path).output()
 
 
 def test_resume_on_other_data(run, tmp_path):
@@ -164,6 +188,7 @@ def poisoned(loss, at):
         ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
         ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
+        ("+model.in_chans=1", "images come in three channels here, grey ones too"),
     ],
 )
 def test_bad_options(tmp_path, override, message):
@@ -171,6 +196,16 @@ def test_bad_options(tmp_path, override, message):
         train_here(tmp_path, *QUICK, "train.accumulate=2", override)
     assert isinstance(error.value, (config.ConfigError, RuntimeError))
     assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / "cat" / "one.png")
+    photos = ["data=imagefolder", f"data.root={tmp_path / 'photos'}", "data.batch_size=1"]
+    with pytest.raises(DataError, match="data=imagefolder has one class alone, cat: there is nothing to tell apart"):
+        train_here(tmp_path, "model=timm", "model.name=test_resnet", *photos, "name=run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_more_classes_than_the_data(tmp_path):

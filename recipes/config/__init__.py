@@ -22,24 +22,31 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.clock import STARTUP
 from recipes.config.checks import check
 from recipes.config.errors import ConfigError
-from recipes.config.given import expanded
+from recipes.config.given import expanded, written
 from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
 from recipes.config.quoting import quote
 
-__all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported"]
+__all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]
 
 
-def compose(overrides: Sequence[str] = (), name: str = "train", typed: Sequence[str] | None = None) -> DictConfig:
+def compose(
+    overrides: Sequence[str] = (),
+    name: str = "train",
+    typed: Sequence[str] | None = None,
+    searched: Sequence[str] = (),
+) -> DictConfig:
     """The configuration that `python <name>.py <overrides>` gives, resolved and checked. Raises ConfigError.
 
-    typed  those that are new, where others were accepted before, when a run was begun; None = all
+    typed     those that are new, where others were accepted before, when a run was begun; None = all
+    searched  folders that have configuration files beside ours, see `searched()`
     """
     register()
+    found = [f"hydra.searchpath={written([f'file://{folder}' for folder in searched])}"] if searched else []
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
-            cfg = hydra.compose(name, list(overrides))
+            cfg = hydra.compose(name, [*overrides, *found])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides, name)) from error
     check(cfg, name, overrides if typed is None else typed)
@@ -49,6 +56,13 @@ def compose(overrides: Sequence[str] = (), name: str = "train", typed: Sequence[
 def overrides() -> list[str]:
     """The key=value arguments of the running command; empty outside of one."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def searched() -> list[str]:
+    """The folders of configuration files that the running command adds: --config-dir=, hydra.searchpath=[file://...]."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    added = [one.path for one in sources if one.schema == "file" and one.provider not in ("hydra", "main", "schema")]
+    return [os.path.abspath(path) for path in added]
 
 
 def job_number() -> int | None:

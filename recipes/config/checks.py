@@ -69,6 +69,7 @@ NOTHING = {
     "train": "model=auto finds a model from the weights that eval.py measures: name one to train, model=maxvit_t",
     "eval": "nothing to measure: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
 }
+FURTHER = ("model", "optim", "paper")  # groups that take keys beside those of our files: arguments of what is built
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
     "text": "a text, with quotes where it looks like something else: {quoted}",
@@ -94,6 +95,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
     OmegaConf.resolve(cfg)
+    _check_added(name, overrides)
     _check_task(cfg)
     defaults = base(name)
     typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
@@ -107,6 +109,21 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     for key, value in mine.items():
         check_range(key, value)
     check_read(cfg, mine, defaults)
+
+
+def _check_added(name: str, overrides: Sequence[str]) -> None:
+    """That no key is added, with a plus, to a group in which nothing would read it; what stands alone may serve ${...}.
+
+    Hydra looks for misspelt keys only where there is no plus.
+    """
+    known = keys(name)
+    ours = {key.partition(".")[0] for key in known if "." in key} - {*FURTHER}
+    for text in overrides:
+        key = text.lstrip("+").partition("=")[0]
+        mine = any(other == key or other.startswith(f"{key}.") for other in known)
+        if text.startswith("+") and key.partition(".")[0] in ours and "." in key and not mine:
+            hint = near(key, known)
+            raise ConfigError(f"{text}: nothing reads {key}{hint}; what `--cfg job` prints is given without a plus")
 
 
 def _check_task(cfg: DictConfig) -> None:

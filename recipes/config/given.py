@@ -36,15 +36,15 @@ def _overrides(file: str) -> list[str]:
 
 
 def _override(key: str, value: Any) -> str:
-    return f"++{quote(key, value)}" if isinstance(value, str) else f"++{key}={_written(value)}"
+    return f"++{quote(key, value)}" if isinstance(value, str) else f"++{key}={written(value)}"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
+        return "[" + ",".join(map(written, value)) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return quote("key", value).removeprefix("key=")
     return "null" if value is None else str(value).lower()  # True, False, and numbers: 1e-05, inf

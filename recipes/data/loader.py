@@ -24,6 +24,7 @@ from recipes.data.law import Batch, Law
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
+from zoo.allocator import give_freed_memory_back
 
 TINY = 5_000  # images that never cost enough to pay for worker processes
 
@@ -233,6 +234,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    give_freed_memory_back()
 
 
 def _end_with_parent() -> None:

@@ -104,6 +104,11 @@ class Task(task.Task):
 
     def build_data(self) -> data.Data:
         built = with_classes(data.build(self.cfg), self.cfg.model.num_classes)
+        if len(built.class_names) < 2:
+            raise data.DataError(
+                f"data={self.cfg.data.name} has one class alone, {built.class_names[0]}: there is nothing to tell "
+                "apart. Give data of two classes or more; a folder of images has a folder for each class"
+            )
         if "augment" in self.cfg:  # an evaluation has none
             self.mix = data.Mix(self.cfg.augment, built.num_classes)
         return built
@@ -182,7 +187,8 @@ class Task(task.Task):
         right = counts.diagonal().sum().item() / images
         absent = int((counts.sum(1) == 0).sum())
         remarks = [f"{absent} of the {classes} classes have no image"] if absent else []
-        if images < 50 or confidence < max(BOLD, 3 / classes) or right > 2 / classes:
+        # of few classes twice the share of chance is a lot
+        if images < 50 or confidence < max(BOLD, 3 / classes) or right > min(2 / classes, 1 / classes + 0.1):
             return remarks
         return [
             *remarks,
