@@ -216,6 +216,34 @@ def test_checkpointing_gives_the_same_gradients(name):
 
 
 @every_small
+def test_gradients_of_each_image(name):
+    """Those that torch.func's vmap gives for all images at once are those of each image alone."""
+    model = trained(small(name)).double()
+    parameters, images = dict(model.named_parameters()), torch.randn(2, 3, 40, 72, dtype=torch.float64)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, image.unsqueeze(0)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    loss(parameters, images[1]).backward()
+    for key, parameter in parameters.items():
+        torch.testing.assert_close(each[key][1], parameter.grad, rtol=1e-9, atol=1e-9)
+
+
+@every_small
+def test_transforms_of_functions(name):
+    """A Jacobian, and its product with a direction, are those of ordinary gradients."""
+    model = trained(small(name, num_classes=2)).double()
+    image, step = torch.randn(2, 1, 3, 40, 72, dtype=torch.float64)
+    logits = model(image.requires_grad_())
+    want = torch.stack([torch.autograd.grad(logit, image, retain_graph=True)[0] for logit in logits[0]])
+    torch.testing.assert_close(torch.func.jacrev(model)(image)[0], want, rtol=1e-9, atol=1e-9)
+    if not name.startswith("litv2"):  # PyTorch has no forward derivative of what samples its maps
+        _, along = torch.func.jvp(model, (image,), (step,))
+        torch.testing.assert_close(along[0], (want * step).sum((1, 2, 3, 4)), rtol=1e-9, atol=1e-9)
+
+
+@every_small
 @pytest.mark.parametrize("channels", [1, 4])
 def test_in_chans(name, channels):
     assert small(name, in_chans=channels)(torch.randn(2, channels, 64, 64)).shape == (2, 7)
