@@ -243,6 +243,18 @@ def test_another_model(tmp_path):
     refused(path, r"of another shape: stem\.conv1\.weight \(8, 3, 3, 3\) instead of \(16, 3, 3, 3\)")
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_parameters_under_any_name(tmp_path, source, suffix):
+    """What asks for gradients, as `dict(model.named_parameters())` does; torch's format by the name of another."""
+    path = tmp_path / f"weights{suffix}"
+    torch.save({**state_of(source), **dict(source.named_parameters())}, path)
+    model = small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert same(model, state_of(source)) and all(p.is_leaf and p.requires_grad for p in model.parameters())
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+
+
 def test_unreadable(tmp_path, source):
     path = tmp_path / "broken.pth"
     refused(path, "is not there")
