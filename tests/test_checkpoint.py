@@ -255,6 +255,18 @@ def test_parameters_under_any_name(tmp_path, source, suffix):
     assert same(model, state_of(source))
 
 
+def test_values_that_are_no_weights(tmp_path, source):
+    path, state = tmp_path / "weights.pth", state_of(source)
+    torch.save({k: v.to(torch.int8) if v.dim() == 4 else v for k, v in state.items()}, path)
+    refused(path, r"of integers: stem\.conv1\.weight int8")
+    state["stem.conv1.weight"][0, 0] = torch.nan
+    state["head.fc.bias"][1] = torch.inf
+    torch.save(state, path)
+    refused(path, rf"NaN or infinity in 2 of {len(state)} tensors: stem\.conv1\.weight, head\.fc\.bias\. Its training")
+    torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
+    refused(path, r"part='net' reads it\. ")
+
+
 def test_unreadable(tmp_path, source):
     path = tmp_path / "broken.pth"
     refused(path, "is not there")
