@@ -202,6 +202,27 @@ def test_a_projection_may_be_wrapped(name):
 
 
 @every_small
+def test_linear_layers_may_be_quantised(name):
+    model = trained(small(name))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    x = torch.randn(1, 3, 80, 80)
+    assert quantised(x).isfinite().all() and not torch.equal(quantised(x), model(x))
+
+
+def test_layers_that_merge_tokens_may_be_wrapped():
+    model = trained(small("sgformer_b"))
+    x = torch.randn(1, 3, 80, 80)
+    want = model(x)
+    with torch.no_grad():
+        for module in list(model.modules()):
+            for i, layer in enumerate(getattr(module, "merge", ())):
+                for parameter in layer.parameters():
+                    parameter.div_(2)
+                module.merge[i] = Adapter(layer)
+    torch.testing.assert_close(model(x), want)
+
+
+@every_small
 def test_checkpointing_gives_the_same_gradients(name):
     x = torch.randn(2, 3, 64, 64)
     gradients = []
