@@ -1,8 +1,9 @@
 """Which implementation of an op runs.
 
 Four names: `triton` (a fused kernel), `torch` (the fast path in ordinary PyTorch), `reference` (the readable
-specification) and `auto` (the kernel where it runs, else `torch`, else `reference`). The first of these that is
-not `auto` decides: the `impl` argument of the call, the innermost `ops.implementation(...)`, the environment variable
+specification) and `auto` (the kernel where it runs, else `torch`, else `reference`; inside a transform of torch.func,
+vmap, jvp, jacrev and the like, which follows ordinary operators alone, `reference`). The first of these that is not
+`auto` decides: the `impl` argument of the call, the innermost `ops.implementation(...)`, the environment variable
 ZOO_ATTENTION. What is named is what runs: where it cannot, an error says why.
 """
 
@@ -65,6 +66,8 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
     if name == "auto":
         name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
     if name == "auto":
+        if "reference" in has and transformed():
+            return "reference"
         # interpreted kernels run on CPU tensors, but so slowly that only who names them can want them
         if "triton" in has and (x.is_cuda or is_recording()) and _why_no_kernel(x, channels) is None:
             return "triton"
@@ -78,6 +81,11 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
     if reason is not None:
         raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
     return name
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func follows what is computed now; torch has no public name for the question."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _known(name: str, where: str) -> str:

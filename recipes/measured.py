@@ -33,7 +33,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
     p, square = share / 100, NORMAL**2
     middle = (p + square / (2 * count)) / (1 + square / count)
     width = NORMAL / (1 + square / count) * math.sqrt(p * (1 - p) / count + square / (4 * count**2))
-    return 100 * (middle - width), 100 * (middle + width)
+    return max(100 * (middle - width), 0.0), min(100 * (middle + width), 100.0)  # rounding leads over both ends
 
 
 class Answers:

@@ -243,6 +243,30 @@ def test_another_model(tmp_path):
     refused(path, r"of another shape: stem\.conv1\.weight \(8, 3, 3, 3\) instead of \(16, 3, 3, 3\)")
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_parameters_under_any_name(tmp_path, source, suffix):
+    """What asks for gradients, as `dict(model.named_parameters())` does; torch's format by the name of another."""
+    path = tmp_path / f"weights{suffix}"
+    torch.save({**state_of(source), **dict(source.named_parameters())}, path)
+    model = small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert same(model, state_of(source)) and all(p.is_leaf and p.requires_grad for p in model.parameters())
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+
+
+def test_values_that_are_no_weights(tmp_path, source):
+    path, state = tmp_path / "weights.pth", state_of(source)
+    torch.save({k: v.to(torch.int8) if v.dim() == 4 else v for k, v in state.items()}, path)
+    refused(path, r"of integers: stem\.conv1\.weight int8")
+    state["stem.conv1.weight"][0, 0] = torch.nan
+    state["head.fc.bias"][1] = torch.inf
+    torch.save(state, path)
+    refused(path, rf"NaN or infinity in 2 of {len(state)} tensors: stem\.conv1\.weight, head\.fc\.bias\. Its training")
+    torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
+    refused(path, r"part='net' reads it\. ")
+
+
 def test_unreadable(tmp_path, source):
     path = tmp_path / "broken.pth"
     refused(path, "is not there")

@@ -304,6 +304,8 @@ def test_what_is_exported(released, tmp_path, capsys):
     assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
     assert export.main(["no_such_model", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor a model" in capsys.readouterr().err
+    assert export.main([str(tmp_path), str(tmp_path / "x.pt2")]) == 2
+    assert "a folder without config.json" in capsys.readouterr().err
     assert export.main(["davit_t.safetensors", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor one of davit_t's weights" in capsys.readouterr().err
     for wrong in (["a", "b.pth"], ["a", "b.pt2", "--model", "x"], ["a", "b.pt2", "--size", "8", "8"]):

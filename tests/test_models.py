@@ -202,6 +202,27 @@ def test_a_projection_may_be_wrapped(name):
 
 
 @every_small
+def test_linear_layers_may_be_quantised(name):
+    model = trained(small(name))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    x = torch.randn(1, 3, 80, 80)
+    assert quantised(x).isfinite().all() and not torch.equal(quantised(x), model(x))
+
+
+def test_layers_that_merge_tokens_may_be_wrapped():
+    model = trained(small("sgformer_b"))
+    x = torch.randn(1, 3, 80, 80)
+    want = model(x)
+    with torch.no_grad():
+        for module in list(model.modules()):
+            for i, layer in enumerate(getattr(module, "merge", ())):
+                for parameter in layer.parameters():
+                    parameter.div_(2)
+                module.merge[i] = Adapter(layer)
+    torch.testing.assert_close(model(x), want)
+
+
+@every_small
 def test_checkpointing_gives_the_same_gradients(name):
     x = torch.randn(2, 3, 64, 64)
     gradients = []
@@ -213,6 +234,34 @@ def test_checkpointing_gives_the_same_gradients(name):
         gradients.append({key: p.grad for key, p in model.named_parameters()})
     for key, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][key]), key
+
+
+@every_small
+def test_gradients_of_each_image(name):
+    """Those that torch.func's vmap gives for all images at once are those of each image alone."""
+    model = trained(small(name)).double()
+    parameters, images = dict(model.named_parameters()), torch.randn(2, 3, 40, 72, dtype=torch.float64)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, image.unsqueeze(0)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    loss(parameters, images[1]).backward()
+    for key, parameter in parameters.items():
+        torch.testing.assert_close(each[key][1], parameter.grad, rtol=1e-9, atol=1e-9)
+
+
+@every_small
+def test_transforms_of_functions(name):
+    """A Jacobian, and its product with a direction, are those of ordinary gradients."""
+    model = trained(small(name, num_classes=2)).double()
+    image, step = torch.randn(2, 1, 3, 40, 72, dtype=torch.float64)
+    logits = model(image.requires_grad_())
+    want = torch.stack([torch.autograd.grad(logit, image, retain_graph=True)[0] for logit in logits[0]])
+    torch.testing.assert_close(torch.func.jacrev(model)(image)[0], want, rtol=1e-9, atol=1e-9)
+    if not name.startswith("litv2"):  # PyTorch has no forward derivative of what samples its maps
+        _, along = torch.func.jvp(model, (image,), (step,))
+        torch.testing.assert_close(along[0], (want * step).sum((1, 2, 3, 4)), rtol=1e-9, atol=1e-9)
 
 
 @every_small

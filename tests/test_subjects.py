@@ -226,6 +226,9 @@ def test_interval_is_wilsons():
     for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
         found = measured.interval(100 * right / count, count)
         assert [end / 100 for end in found] == pytest.approx([low, high], abs=1e-4)
+    for count in range(1, 50):  # no share is below none or above all
+        ends = measured.interval(0.0, count)[0], measured.interval(100.0, count)[1]
+        assert [f"{end:.2f}" for end in ends] == ["0.00", "100.00"]
 
 
 def test_published_figures_belong_to_a_preprocessing():

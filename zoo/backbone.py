@@ -20,6 +20,11 @@ OTHER_NAMES = (
 )
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The same (B, C, H, W) with the channels of a pixel side by side; vmap knows no memory formats by name."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 class Stage(nn.Module):
     """Blocks at one resolution, (B, H, W, C) -> (B, H', W', C'); it opens with its downsampler, `norm` closes it."""
 
@@ -136,7 +141,7 @@ class Backbone(nn.Module):
         self.feature_norms = nn.ModuleList(norms)
 
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(channels_last(x))
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 3, 1, 2)
@@ -173,7 +178,7 @@ class Backbone(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
         features = []
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(channels_last(x))
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take:

@@ -198,15 +198,17 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
         return f"It holds {names} in layout {found.candidates[0][1]!r}. "
     if inner := recognised_part(state):
         part, within = inner
-        others = listed(sorted(parts(state).keys() - {part}))
-        return f"Its part {part!r} is {within.message}; part={part!r} reads it without {others}. "
+        others = sorted(parts(state).keys() - {part})
+        without = f" without {listed(others)}" if others else ""
+        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. "
     return ""
 
 
 def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
     """Bring `state` to the shapes of `model` in place: resize tables, drop a classifier for other classes.
 
-    Raises CheckpointError where names or shapes differ in any other way; `ignore` names tensors of any shape.
+    Raises CheckpointError where names, shapes or types differ in any other way, or values are not finite; `ignore`
+    names tensors of any shape.
     """
     want = model.state_dict()
     report = LoadReport()
@@ -265,9 +267,17 @@ def _compare(
     left = [k for k in state if k not in want]
     other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
-    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"))
+    # values of a quantised file mean nothing without its scales
+    integers = [k for k in state if k in want and want[k].is_floating_point() and not state[k].is_floating_point()]
+    types = [f"{k} {str(state[k].dtype).removeprefix('torch.')}" for k in integers]
+    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"), (types, "of integers"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
         raise CheckpointError(f"the checkpoint is not of this {what}. {_what_it_is(state)}{said}.")
+    if lost := [k for k, v in state.items() if not v.is_meta and not v.isfinite().all()]:
+        raise CheckpointError(
+            f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
+            f"had diverged, or the file is damaged: take an earlier one, or download it again."
+        )
 
 
 def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:

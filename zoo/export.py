@@ -47,12 +47,14 @@ class Difference:
 def build(source: str, *, model: str | None = None, weights: str = "auto") -> nn.Module:
     """The model that a file, a folder or a name of timm's stands for, in evaluation mode.
 
-    Raises CheckpointError where a file is not recognised, and for a name that timm does not know.
+    Raises CheckpointError where a file is not recognised, and for a folder or a name that timm does not know.
     """
     path = Path(source)
     if path.is_file():
         return _from_file(path, model, weights).eval()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
         return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     name, _, tag = source.partition(".")
     if not timm.is_model(name):

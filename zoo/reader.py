@@ -95,7 +95,8 @@ def read(path: str | Path) -> Checkpoint:
         content = tensors
         for key in found.places[kind]:
             content = content[key]
-        entries[kind] = {name: content[name] for name in state}
+        # parameters that were saved as such ask for gradients, which no copy of a model may hold
+        entries[kind] = {name: content[name].detach() for name in state}
     return Checkpoint(found.path, entries, found.meta)
 
 
@@ -189,6 +190,9 @@ def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> 
 def _torch_load(path: Path, kind: str) -> Any:
     with torch.serialization.safe_globals(ALIASES):
         try:
+            if path.suffix == ".safetensors":  # torch goes by the name, and would not find its own format
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             # mapped, not read: what is not used costs no memory
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
         except Exception as error:

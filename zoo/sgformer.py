@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out
+from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out, of_zeros
 from .registry import register
 
 for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, window_attention):
@@ -95,21 +95,27 @@ class HybridAttention(Attention):
         return self.project(torch.cat(heads, 3), x), received + significance(q2, k2, self.window)
 
 
+def of_units(layer: nn.Module, x: Tensor, width: int, bias: Tensor) -> Tensor:
+    """(C', C), C `width`: the weight of a linear layer, or of what was put in its place, as `of_zeros` has its bias."""
+    return layer.weight if type(layer) is nn.Linear else (layer(torch.eye(width).to(x)) - bias).T
+
+
 class GuidedAttention(Attention):
     """Figure 4: attention to merged tokens; half of the heads see them as ranked by rows, half as ranked by columns."""
 
     def __init__(self, dim: int, heads: int, runs: Sequence[int], shares: Sequence[int]) -> None:
         super().__init__(dim, heads)
-        self.shares = list(shares)
+        self.runs, self.shares = list(runs), list(shares)
         self.merge = nn.ModuleList(nn.Linear(run, 1) for run in runs)
         self.q = nn.Linear(dim, dim)
         self.kv1, self.kv2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:  # (B, H, W, C), (B, H, W)
         weights, biases = [], []
-        for layer in self.merge:
-            weights.append(layer.weight)
-            biases.append(layer.bias)
+        for i, layer in enumerate(self.merge):
+            bias = layer.bias if torch.jit.is_scripting() else of_zeros(layer, x, self.runs[i])
+            biases.append(bias)
+            weights.append(layer.weight if torch.jit.is_scripting() else of_units(layer, x, self.runs[i], bias))
         order = rank_tokens(significance)
         by_rows, by_columns = reallocate_tokens(x, None, weights, biases, self.shares, order)  # (B, M, C)
         halves = [self.kv1(by_rows), self.kv2(by_columns)]

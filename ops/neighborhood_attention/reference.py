@@ -36,9 +36,10 @@ def attend(
 
 def extend(x: Tensor, H: int, W: int, token: Tensor) -> Tensor:
     """The map (B, h, w, heads, D) as (B, H, W, heads, D): `token` (heads, D) fills what is new."""
-    out = token.to(x.dtype).expand(x.shape[0], H, W, -1, -1).clone()
-    out[:, : x.shape[1], : x.shape[2]] = x
-    return out
+    B, h, w = x.shape[:3]
+    token = token.to(x.dtype)
+    x = torch.cat([x, token.expand(B, h, W - w, -1, -1)], 2)
+    return torch.cat([x, token.expand(B, H - h, W, -1, -1)], 1)
 
 
 def neighbors(size: int, window: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
