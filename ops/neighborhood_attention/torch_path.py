@@ -15,17 +15,25 @@ from torch.nn import functional as F
 from ..window_attention.torch_path import CACHED, eager, extend, learning, matrices
 from ..window_attention.torch_path import attend as window_attend
 
+Spans = tuple[int, int, int, int]
 
-class Cut(NamedTuple):
-    """How the lines of an axis are cut into `count` tiles of `size` positions, `step` apart.
 
-    The first begins at position `first` of its line: positions below 0 or beyond the line are zeros.
+class Axis(NamedTuple):
+    """How the lines of an axis are cut into `count` tiles of `size` queries, which have `reach` keys.
+
+    first  the query of its line at which the first tile begins: 0, or below, where there is none
+    start  the key at which the keys of the first tile begin, likewise
+    keys   (tiles, reach): the key of its line; where it is not in the line none attends to it
+    steps  (lines or 1, tiles, size, reach): where the key is in a bias table, 2 * window - 1 where it is not attended
     """
 
     first: int
     count: int
     size: int
-    step: int
+    start: int
+    reach: int
+    keys: Tensor
+    steps: Tensor
 
 
 def attend(
@@ -48,26 +56,26 @@ def attend(
     if outside is not None:
         down, right = max(wh * dh - H, 0), max(ww * dw - W, 0)
         k, v = extend(k, down, right, outside[0]), extend(v, down, right, outside[1])
-    row, near_row, row_steps = axis(H, k.shape[1], wh, dh, q.device)
-    col, near_col, col_steps = axis(W, k.shape[2], ww, dw, q.device)
-    mask = relative(bias, wh, ww, row_steps, col_steps, q.dtype).expand(-1, -1, -1, -1, heads, -1, -1)
+    few = False
+    if not torch.jit.is_scripting():
+        few = eager(k) and not learning(q, k, v, bias)
+    rows = axis(H, k.shape[1], wh, dh, few, q.device)
+    cols = axis(W, k.shape[2], ww, dw, few, q.device)
+    mask = relative(bias, wh, ww, rows.steps, cols.steps, q.dtype).expand(-1, -1, -1, -1, heads, -1, -1)
     if mask.shape[0] > 1 or mask.shape[1] > 1:
         mask = mask.expand(dh, dw, -1, -1, -1, -1, -1)
     mask = mask.flatten(0, 4)
-    tiles, near = (row, col), (near_row, near_col)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
-        if eager(k) and not learning(q, k, v, mask):
-            count = row.count * col.count * dh * dw * heads * D
-            copied = 2 * count * (row.size * col.size + near_row.size * near_col.size)
-            step = max(CACHED * torch.get_num_threads() // (copied * k.element_size()), 1)
-            if step >= B:
-                return attend_tiles(q, k, v, mask, (dh, dw), tiles, near, scale, True)
-            out = q.new_empty(B, H, W, heads, D)
+        if few:
+            tiles = rows.count * cols.count * dh * dw * heads * D
+            copied = 2 * tiles * (rows.size * cols.size + rows.reach * cols.reach) * k.element_size()
+            step = max(CACHED * torch.get_num_threads() // copied, 1)
+            out = q.new_empty(q.shape)
             for i in range(0, B, step):
-                few = (t[i : i + step] for t in (q, k, v))
-                out[i : i + step] = attend_tiles(*few, mask, (dh, dw), tiles, near, scale, True)
+                some = (t[i : i + step] for t in (q, k, v))
+                out[i : i + step] = attend_tiles(*some, mask, (dh, dw), rows, cols, scale, True)
             return out
-    return attend_tiles(q, k, v, mask, (dh, dw), tiles, near, scale, False)
+    return attend_tiles(q, k, v, mask, (dh, dw), rows, cols, scale, False)
 
 
 def attend_tiles(
@@ -76,59 +84,71 @@ def attend_tiles(
     v: Tensor,
     mask: Tensor,
     dilation: tuple[int, int],
-    tiles: tuple[Cut, Cut],
-    near: tuple[Cut, Cut],
+    rows: Axis,
+    cols: Axis,
     scale: float,
     few: bool,
 ) -> Tensor:
-    """The result, where rows and columns of queries are cut into `tiles`, and those of the keys `near` them."""
+    """The result for all images at once; `few` images are copied in one go, which has no fast gradient."""
     B, H, W, heads, D = q.shape
     dh, dw = dilation
-    row, col = tiles
-    q, k, v = cut(q, dilation, tiles, few), cut(k, dilation, near, few), cut(v, dilation, near, few)
-    out = matrices(q, k, v, mask, heads, scale)
-    out = out.view(B, dh, dw, row.count, col.count, heads, row.size, col.size, D)
-    out = out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8)
-    out = out.reshape(B, row.count * row.size * dh, col.count * col.size * dw, heads, D)
-    top, left = -row.first * dh, -col.first * dw
+    nh, th, nw, tw = rows.count, rows.size, cols.count, cols.size
+    if few:
+        q = views(q, dilation, (rows.first, nh, th, th), (cols.first, nw, tw, tw))
+        near = (rows.start, nh, rows.reach, th), (cols.start, nw, cols.reach, tw)
+        k, v = views(k, dilation, near[0], near[1]), views(v, dilation, near[0], near[1])
+    else:
+        mh, mw = -(-k.shape[1] // dh), -(-k.shape[2] // dw)
+        q = split(lines(q, th * nh, dh, tw * nw, dw), th, nh, tw, nw)
+        k = split(gather(lines(k, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
+        v = split(gather(lines(v, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
+    out = matrices(q, k, v, mask, heads, scale).view(B, dh, dw, nh, nw, heads, th, tw, D)
+    out = out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8).reshape(B, nh * th * dh, nw * tw * dw, heads, D)
+    top, left = -rows.first * dh, -cols.first * dw
     return out[:, top : top + H, left : left + W]
 
 
 def axis(
-    queries: int, keys: int, window: int, dilation: int, device: torch.device, largest: int = 7, whole: int = 16
-) -> tuple[Cut, Cut, Tensor]:
-    """How the queries and the keys of one axis are cut, and
+    queries: int,
+    keys: int,
+    window: int,
+    dilation: int,
+    even: bool,
+    device: torch.device,
+    largest: int = 7,
+    whole: int = 16,
+) -> Axis:
+    """A tile has at most `largest` queries, but a line of at most `whole` is one tile.
 
-    (lines or 1, tiles, queries, keys): where the key is in a bias table, 2 * window - 1 where it is not attended.
-    A tile has at most `largest` queries, but a line of at most `whole` is one tile.
+    even   whether tiles begin at equal distances, those of the keys too, if need be outside of their lines. Else those
+           at both ends are moved inside
     """
     most, longest, shortest = -(-queries // dilation), -(-keys // dilation), keys // dilation
     before = window // 2
-    if most <= whole:
-        of_queries, of_keys = Cut(0, 1, most, most), Cut(0, 1, longest, longest)
-    else:
+    first, start, size, count, reach = 0, 0, most, 1, longest
+    if most > whole:
         count = -(-most // largest)
-        tile = -(-most // count)
-        first = -((count * tile - most) // 2)  # half of what is too much stands before the line
-        # the windows of the queries at both ends shift inward, perhaps beyond the halo of their tile
-        less = max(first + (count - 1) * tile - before - (shortest - window), 0)
-        more = max(window - (first + tile + before), 0)
-        of_queries = Cut(first, count, tile, tile)
-        of_keys = Cut(first - before - less, count, tile + 2 * before + less + more, tile)
-    query, near = positions(of_queries, device).unsqueeze(2), positions(of_keys, device).unsqueeze(1)
+        size, start = largest, -before
+        reach = min(size + window - 1, longest)
+        if even:
+            size = -(-most // count)
+            first = -((count * size - most) // 2)  # half of what is too much stands before the line
+            # the windows of the queries at both ends shift inward, perhaps beyond the halo of their tile
+            less = max(first + (count - 1) * size - before - (shortest - window), 0)
+            more = max(window - (first + size + before), 0)
+            start, reach = first - before - less, size + 2 * before + less + more
+    tiles = torch.arange(count, device=device)[:, None] * size
+    query = (first + tiles + torch.arange(size, device=device)).unsqueeze(2)
+    begin = start + tiles if even else (start + tiles).clamp(0, longest - reach)
+    key = begin + torch.arange(reach, device=device)
     line = torch.arange(dilation if keys % dilation > 0 else 1, device=device).view(-1, 1, 1, 1)
     length = (keys - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
-    start = torch.minimum((query - before).clamp(min=0), length - window)
-    attended = (near >= start) & (near < start + window)
+    least = torch.minimum((query - before).clamp(min=0), length - window)
+    near = key.unsqueeze(1)
+    attended = (near >= least) & (near < least + window)
     # a query beyond its line, later cropped, may be too far away
     step = (near - query + window - 1).clamp(0, 2 * window - 2)
-    return of_queries, of_keys, torch.where(attended, step, 2 * window - 1)
-
-
-def positions(cut: Cut, device: torch.device) -> Tensor:
-    """Of every tile, (tiles, size)."""
-    tile = torch.arange(cut.count, device=device)[:, None] * cut.step
-    return cut.first + tile + torch.arange(cut.size, device=device)
+    return Axis(first, count, size, start, reach, key, torch.where(attended, step, 2 * window - 1))
 
 
 def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,33 +161,37 @@ def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, 
     return table.permute(1, 5, 2, 6, 0, 3, 7, 4, 8).flatten(7, 8).flatten(5, 6)
 
 
-def cut(x: Tensor, dilation: tuple[int, int], cuts: tuple[Cut, Cut], few: bool) -> Tensor:
-    """(B, H, W, heads, D) -> (B * lines * tiles * heads, positions of a tile, D), in the order of the masks.
+def views(x: Tensor, dilation: tuple[int, int], rows: Spans, cols: Spans) -> Tensor:
+    """(B, H, W, heads, D) -> (B * lines * tiles * heads, positions of a tile, D), in one copy of overlapping views.
 
-    few   of few images, without gradients: in one copy, with zeros where a tile leads beyond its line. Else a position
-          there is the line's last, and rows and columns are copied in turn: that has the faster gradient.
+    rows, cols   of the tiles: where the first begins, how many there are, their size and their distance; what leads
+                 beyond a line is zeros
     """
     H, W = x.shape[1], x.shape[2]
     dh, dw = dilation
-    row, col = cuts
-    if few:
-        top, left = -row.first * dh, -col.first * dw
-        mh, mw = (row.count - 1) * row.step + row.size, (col.count - 1) * col.step + col.size
-    else:
-        top, left, mh, mw = 0, 0, -(-H // dh), -(-W // dw)
+    mh, mw = (rows[1] - 1) * rows[3] + rows[2], (cols[1] - 1) * cols[3] + cols[2]
+    top, left = -rows[0] * dh, -cols[0] * dw
     x = F.pad(x, [0, 0, 0, 0, left, mw * dw - W - left, top, mh * dh - H - top])
     x = x.unflatten(2, [mw, dw]).unflatten(1, [mh, dh])  # (B, mh, dh, mw, dw, heads, D)
-    if few:
-        x = x.unfold(1, row.size, row.step).unfold(3, col.size, col.step).permute(0, 1, 7, 2, 3, 8, 4, 5, 6)
-    else:
-        x = select(select(x, 1, row), 3, col)
-        x = x.unflatten(3, [col.count, col.size]).unflatten(1, [row.count, row.size])
-    # (B, row tiles, rows, dh, column tiles, columns, dw, heads, D)
-    return x.permute(0, 3, 6, 1, 4, 7, 2, 5, 8).reshape(-1, row.size * col.size, x.shape[8])
+    x = x.unfold(1, rows[2], rows[3]).unfold(3, cols[2], cols[3])  # (B, nh, dh, nw, dw, heads, D, th, tw)
+    return x.permute(0, 2, 4, 1, 3, 5, 7, 8, 6).reshape(-1, rows[2] * cols[2], x.shape[6])
 
 
-def select(x: Tensor, dim: int, cut: Cut) -> Tensor:
-    """The positions of all tiles side by side."""
-    if cut.first == 0 and cut.step == cut.size and cut.count * cut.size == x.shape[dim]:
-        return x
-    return x.index_select(dim, positions(cut, x.device).flatten().clamp(0, x.shape[dim] - 1))
+def lines(x: Tensor, mh: int, dh: int, mw: int, dw: int) -> Tensor:
+    """(B, H, W, heads, D) -> (B, mh, dh, mw, dw, heads, D), zeros where a line is shorter."""
+    B, H, W, heads, D = x.shape
+    x = F.pad(x, [0, 0, 0, 0, 0, mw * dw - W, 0, mh * dh - H])
+    return x.reshape(B, mh, dh, mw, dw, heads, D)
+
+
+def gather(x: Tensor, rows: Axis, cols: Axis) -> Tensor:
+    """The keys of every tile side by side; where a line is one tile they are already."""
+    x = x.index_select(1, rows.keys.flatten()) if rows.count > 1 else x
+    return x.index_select(3, cols.keys.flatten()) if cols.count > 1 else x
+
+
+def split(x: Tensor, th: int, nh: int, tw: int, nw: int) -> Tensor:
+    """(B, nh * th, dh, nw * tw, dw, heads, D) -> (B * dh * dw * nh * nw * heads, th * tw, D)."""
+    B, _, dh, _, dw, heads, D = x.shape
+    x = x.view(B, nh, th, dh, nw, tw, dw, heads, D).permute(0, 3, 6, 1, 4, 7, 2, 5, 8)
+    return x.reshape(-1, th * tw, D)

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import ops
 from ops.check.cases import packed, random
@@ -47,6 +48,17 @@ def test_shares(fit, shares, monkeypatch):
     got = ops.neighborhood_attention(q, k, v, None, 3, impl="torch")
     assert len(came) == shares and sum(came) == 5
     torch.testing.assert_close(got, ops.neighborhood_attention(q, k, v, None, 3, impl="reference"), rtol=0, atol=1e-13)
+
+
+def test_sizes_share_a_graph():
+    """With `dynamic=True` a graph serves all larger maps: how they divide into tiles is nothing it depends on."""
+    counted = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(ops.neighborhood_attention, dynamic=True, fullgraph=True, backend=counted)
+    for size in [(56, 56), (57, 60), (64, 48), (70, 71), (80, 100)]:
+        q, k, v = packed(1, *size, 1, 8).unbind(3)
+        args = (q, k, v, None, 7)
+        torch.testing.assert_close(compiled(*args), ops.neighborhood_attention(*args), rtol=0, atol=1e-13)
+    assert counted.frame_count <= 2  # square, and not
 
 
 def test_no_image():
