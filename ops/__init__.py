@@ -3,6 +3,7 @@
 from .channel_attention import channel_attention
 from .dispatch import implementation
 from .neighborhood_attention import neighborhood_attention
+from .packing import unpack
 from .pooled_attention import pooled_attention
 from .routed_attention import route_regions, routed_attention
 from .super_token_attention import scatter_super_tokens, super_tokens
@@ -21,5 +22,6 @@ __all__ = [
     "scatter_super_tokens",
     "significance",
     "super_tokens",
+    "unpack",
     "window_attention",
 ]

@@ -24,6 +24,7 @@ KERNEL_CHANNELS = 128  # of a head, at most
 # up to how many channels, and KiB of shared memory that kernels then hold at most, by the bytes of a number
 SHARED = {4: ((32, 64), (64, 96), (128, 160)), 2: ((64, 40), (128, 96))}
 NARROW = 32  # channels: kernels of so many fit every GPU, which need not be asked then
+ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: no compiler can follow the question
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
@@ -86,6 +87,15 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
 def transformed() -> bool:
     """Whether a transform of torch.func follows what is computed now; torch has no public name for the question."""
     return torch._C._are_functorch_transforms_active()
+
+
+def watched(*given: Tensor | None) -> bool:
+    """Whether more than autograd follows what these tensors go through: a compiler, mode, subclass or transform."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if torch._C._len_torch_dispatch_stack() or transformed():
+        return True
+    return not all(type(t) in ORDINARY for t in given)
 
 
 def _known(name: str, where: str) -> str:

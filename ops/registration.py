@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from .dispatch import watched
 from .launching import interpreted
 from .recording import is_recording
 
 NAMESPACE = "attention_backbones"
-
-ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 
 _libraries: dict[str, torch.library.Library] = {}  # an operator lasts as long as its library
 
@@ -25,6 +24,7 @@ def register(
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., Sequence[Tensor | None]] | None,
     specification: Callable[..., Tensor],
+    as_given: Callable[..., Sequence[Tensor | None]] | None = None,
     results: int = 2,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The operator `attention_backbones::<name>`, and beside it `<name>_backward`, which has no derivative.
@@ -39,6 +39,8 @@ def register(
                    where the operator has no gradient
     specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
                    be traced and checked there
+    as_given       the same as backward, but gradients lie packed where what they belong to does. It runs where no
+                   operator is needed, which may not return parts of one tensor. None: backward itself
     results        how many tensors forward returns; where it is one, the operator returns that, not a tuple
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
@@ -99,7 +101,7 @@ def register(
         given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
         # the operator is what refuses a second derivative
         if not torch.is_grad_enabled() and unseen((grad, *given)):
-            return (*backward(grad, *given, *ctx.others, *made), *nothing)
+            return (*(as_given or backward)(grad, *given, *ctx.others, *made), *nothing)
         if grad.device.type == "cpu" and not interpreted():
             # not by an operator: autograd is off inside one
             return (*by_specification(grad, *given, *ctx.others), *nothing)
@@ -123,17 +125,11 @@ def register(
 
 
 def unseen(given: Sequence[Tensor | None]) -> bool:
-    """Whether kernels run on these tensors now, and nothing but autograd looks on: no compiler, mode or subclass.
+    """Whether kernels run on these tensors now, and nothing but autograd looks on.
 
     Then no operator is needed, which would take the processor longer than all else that a launch does.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if not given[0].is_cuda and not (given[0].is_cpu and interpreted()):
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(t) in ORDINARY for t in given)
+    return (given[0].is_cuda or (given[0].is_cpu and interpreted())) and not watched(*given)
 
 
 def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> OpOverload:

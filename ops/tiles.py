@@ -26,10 +26,13 @@ def load_tokens(X, start, strides, inside, D: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @triton.jit
-def store_tokens(X, token, head, heads, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes (N, BLOCK_D) to the tokens, numbered over all images, of a contiguous (B, H, W, heads, D)."""
+def store_tokens(X, token, head, pitch, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Writes (N, BLOCK_D) to tokens, numbered over all images, of (B, H, W, heads, D) that lie `pitch` heads apart.
+
+    So many are its heads where it is contiguous, and more where it is a part of a packed map.
+    """
     d = tl.arange(0, BLOCK_D)
-    place = (token * heads + head)[:, None] * D + d[None, :]
+    place = (token * pitch + head)[:, None] * D + d[None, :]
     tl.store(X + place, value.to(X.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
 
 

@@ -11,7 +11,7 @@ from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ops import channel_attention
+from ops import channel_attention, unpack
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
@@ -26,6 +26,7 @@ from .blocks import (
 from .registry import register
 
 register_notrace_function(channel_attention)
+register_notrace_function(unpack)
 
 # Table 1 and Appendix A; a head has 32 channels in all of them
 VARIANTS = {
@@ -76,7 +77,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         return self.proj(channel_attention(q, k, v).reshape(b, h, w, c))
 
 

@@ -12,13 +12,14 @@ from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ops import neighborhood_attention
+from ops import neighborhood_attention, unpack
 
 from .backbone import Backbone, Head, Stage
 from .blocks import Block, drop_path_rates, init_linear, init_normal, of_zeros
 from .registry import register
 
 register_notrace_function(neighborhood_attention)
+register_notrace_function(unpack)
 
 Dilations = int | str | Sequence[Sequence[int]]
 
@@ -99,7 +100,7 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
         zero = zero.view(3, self.heads, c // self.heads)
         x = neighborhood_attention(

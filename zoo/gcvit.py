@@ -12,7 +12,7 @@ from timm.models import checkpoint
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from ops import window_attention
+from ops import unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
 from .blocks import Block, FusedReduce, QueryGenerator, Residual, WindowAttention, drop_path_rates, init_linear
@@ -62,7 +62,7 @@ class GlobalAttention(WindowAttention):
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         b, h, w, c = x.shape
-        k, v = self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        k, v = unpack(self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=self.outside(x))
         return self.proj(x.reshape(b, h, w, c))
 

@@ -14,7 +14,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from ops import pooled_attention, window_attention
+from ops import pooled_attention, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
 from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, of_zeros, pad_to_multiple
@@ -22,6 +22,7 @@ from .registry import register
 
 register_notrace_function(pooled_attention)
 register_notrace_function(window_attention)
+register_notrace_function(unpack)
 
 SMALL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
 # Appendix A; a head has 32 channels in all of them
@@ -138,7 +139,7 @@ class HighFrequencies(nn.Module):
         self.proj = nn.Linear(heads * head_dim, heads * head_dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
-        q, k, v = self.qkv(x).unflatten(-1, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        q, k, v = unpack(self.qkv(x).unflatten(-1, [3, self.heads, -1]))  # (B, H, W, heads, D)
         zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
         zero = zero.view(3, self.heads, -1)
         return self.proj(window_attention(q, k, v, None, self.window, outside=(zero[1], zero[2])).flatten(3))

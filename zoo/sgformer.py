@@ -14,13 +14,13 @@ from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, window_attention
+from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
 from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out, of_zeros
 from .registry import register
 
-for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, window_attention):
+for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention):
     register_notrace_function(op)
 
 # Table 1 and the authors' code
@@ -89,7 +89,7 @@ class HybridAttention(Attention):
         half = self.heads // 2
         q1, q2 = self.q1(x).unflatten(-1, [half, -1]), self.q2(x).unflatten(-1, [half, -1])  # (B, H, W, heads / 2, D)
         k1, v1 = self.kv1(self.act(self.norm(reduced))).unflatten(-1, [2, half, -1]).unbind(3)
-        k2, v2 = self.kv2(x).unflatten(-1, [2, half, -1]).unbind(3)
+        k2, v2 = unpack(self.kv2(x).unflatten(-1, [2, half, -1]))
         heads = [pooled_attention(q1, k1, v1), window_attention(q2, k2, v2, None, self.window)]
         received = F.interpolate(significance(q1, k1).unsqueeze(1), x.shape[1:3], mode="nearest").squeeze(1)
         return self.project(torch.cat(heads, 3), x), received + significance(q2, k2, self.window)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import neighborhood_attention
+from .. import neighborhood_attention, unpack
 from .cases import Call
 from .contest import Contest, Peer, flex_attention, heads_first
 
@@ -19,7 +19,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
     }
 
     def op(packed: Tensor, bias: Tensor, impl: str = "auto") -> Tensor:
-        return neighborhood_attention(*packed.unbind(3), bias, (wh, ww), dilation, impl=impl)
+        return neighborhood_attention(*unpack(packed), bias, (wh, ww), dilation, impl=impl)
 
     near = [neighbors(*axis, device) for axis in zip(call.size, (wh, ww), dilation, strict=True)]
     peers = {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import channel_attention, pooled_attention
+from .. import channel_attention, pooled_attention, unpack
 from .cases import Call
 from .contest import Contest, Peer, Projected, flex_attention, heads_first, products
 
@@ -15,7 +15,7 @@ def channel_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> 
     packed = torch.randn(batch, H, W, 3, heads, dim, device=device, dtype=dtype) * (H * W) ** -0.25
 
     def op(packed: Tensor, impl: str = "auto") -> Tensor:
-        return channel_attention(*packed.unbind(3), impl=impl)
+        return channel_attention(*unpack(packed), impl=impl)
 
     def timm(packed: Tensor) -> Tensor:
         module.qkv.given = packed.flatten(3).flatten(1, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import window_attention
+from .. import unpack, window_attention
 from .cases import Call
 from .contest import Contest, Peer, Projected, flex_attention, products
 
@@ -68,7 +68,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
         inputs["outside"] = (count, heads, dim)
 
     def op(packed: Tensor, query=None, bias=None, outside=None, impl: str = "auto") -> Tensor:
-        q, k, v = packed.unbind(3) if query is None else (query, *packed.unbind(3))
+        q, k, v = unpack(packed) if query is None else (query, *unpack(packed))
         outside = None if outside is None else tuple(outside[-2:])
         partition = "grid" if call["grid"] else "block"
         return window_attention(q, k, v, bias, window, partition, None, outside, impl)

@@ -5,7 +5,7 @@ from triton import language as tl
 from ..launching import FORWARD, tuned
 from ..tiles import load_tokens, offset, store_tokens
 
-SIZES = ("images", "share", "tiles", "heads", "H", "W")  # arguments that change with the map
+SIZES = ("images", "share", "pitch", "tiles", "heads", "H", "W")  # arguments that change with the map
 
 
 @tuned(SIZES, FORWARD)
@@ -30,7 +30,7 @@ def gram_kernel(
 
 @tuned(SIZES, FORWARD)
 def mix_kernel(
-    X, Matrix, Out, strides_x, strides_m, tiles, heads, H, W,
+    X, Matrix, Out, strides_x, strides_m, pitch, tiles, heads, H, W,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[t, i] = sum_j x[t, j] matrix[j, i] for one tile of tokens of one head."""
@@ -45,4 +45,4 @@ def mix_kernel(
     )
     matrix = tl.load(Matrix + place, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0).to(x.dtype)
     mixed = tl.dot(x, matrix, input_precision=PRECISION)
-    store_tokens(Out, image.to(tl.int64) * H * W + token, head, heads, inside, mixed, D, BLOCK_D)
+    store_tokens(Out, image.to(tl.int64) * H * W + token, head, pitch, inside, mixed, D, BLOCK_D)

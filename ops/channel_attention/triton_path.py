@@ -1,9 +1,12 @@
 """Channel attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..launching import launch, power_of_two, precision
+from ..packing import apart, as_given
 from ..registration import register, under_autocast
 from . import reference
 from .kernels import gram_kernel, mix_kernel
@@ -25,13 +28,19 @@ def outputs(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 
 def forward(q, k, v, scale):
     attention = (gram(k, v) * scale).softmax(-1)
-    return mix(q, attention.transpose(2, 3)), attention
+    out = q.new_empty(q.shape)
+    mix(q, attention.transpose(2, 3), out, q.shape[3])
+    return out, attention
 
 
-def backward(grad, q, k, v, scale, out, attention):
+def backward(grad, q, k, v, scale, out, attention, lay=apart):
     change = gram(grad, q)
     logits = attention * (change - (change * attention).sum(-1, keepdim=True)) * scale  # (B, heads, D, D)
-    return mix(grad, attention), mix(v, logits.transpose(2, 3)), mix(k, logits)
+    (dq, dk, dv), pitches = lay(q, k, v)
+    mix(grad, attention, dq, pitches[0])
+    mix(v, logits.transpose(2, 3), dk, pitches[1])
+    mix(k, logits, dv, pitches[2])
+    return dq, dk, dv
 
 
 def gram(x: Tensor, y: Tensor) -> Tensor:
@@ -47,13 +56,12 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     return sums.sum(0)
 
 
-def mix(x: Tensor, matrix: Tensor) -> Tensor:
-    """(B, H, W, heads, D): every token of x times its head's matrix (B, heads, D, D)."""
+def mix(x: Tensor, matrix: Tensor, out: Tensor, pitch: int) -> None:
+    """Fills `out`, whose tokens lie `pitch` heads apart, with tokens x times their heads' matrices (B, heads, D, D)."""
     B, H, W, heads, D = x.shape
-    out, tiles = x.new_empty(x.shape), -(-H * W // TILE)
-    given = (x, matrix, out, x.stride(), matrix.stride(), tiles, heads, H, W)
+    tiles = -(-H * W // TILE)
+    given = (x, matrix, out, x.stride(), matrix.stride(), pitch, tiles, heads, H, W)
     launch(mix_kernel, B * tiles * heads, *given, **constants(D))
-    return out
 
 
 def constants(D: int) -> dict[str, int | str]:
@@ -66,5 +74,6 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
+    as_given=partial(backward, lay=as_given),
     specification=reference.attend,
 )

@@ -43,7 +43,7 @@ def window_case(name, H, W, window, *, partition="block", heads=2, D=8, bias=Tru
         return inputs
 
     def call(qkv, bias=None, k0=None, v0=None, query=None, impl="auto"):
-        q, k, v = qkv.unbind(3)
+        q, k, v = ops.unpack(qkv)
         return ops.window_attention(
             q if query is None else query,
             k,
@@ -79,7 +79,7 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
 
     def call(qkv, bias=None, k0=None, v0=None, impl="auto"):
         return ops.neighborhood_attention(
-            *qkv.unbind(3),
+            *ops.unpack(qkv),
             bias,
             window=window,
             dilation=dilation,
@@ -115,7 +115,7 @@ def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:
 
 def channel_case(name, H, W, heads, D):
     def call(qkv, impl="auto"):
-        return ops.channel_attention(*qkv.unbind(3), scale=(D * H * W) ** -0.5, impl=impl)
+        return ops.channel_attention(*ops.unpack(qkv), scale=(D * H * W) ** -0.5, impl=impl)
 
     return Case("channel_attention", name, lambda: {"qkv": packed(2, H, W, heads, D)}, call)
 

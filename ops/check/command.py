@@ -166,7 +166,12 @@ def machine(args: argparse.Namespace) -> Iterator[Finding]:
         for check in (checks.same_bits, checks.compiled, *[checks.captured] * on_gpu):
             for op, cases in grouped(args, "triton").items():
                 yield tried(check.__name__, op, lambda check=check, case=cases[0]: check(case, args.device))
-        for check in (checks.forward_memory, checks.far_apart, *[checks.large_map, checks.routed_memory] * on_gpu):
+        for check in (
+            checks.forward_memory,
+            checks.packed_gradients,
+            checks.far_apart,
+            *[checks.large_map, checks.routed_memory] * on_gpu,
+        ):
             yield tried(check.__name__, "several", lambda check=check: check(args.device))
     yield tried("plain_attention", "pooled_attention", lambda: checks.plain_attention(args.device))
 

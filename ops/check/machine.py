@@ -101,6 +101,31 @@ def forward_memory(device: str) -> str:
     return f"{', '.join(calls)}: the result and a log-sum-exp, no byte more"
 
 
+def packed_gradients(device: str) -> str:
+    """The gradients of queries, keys and values of one packed map are written into one, which needs no copy then."""
+    B, H, W, heads, D = 2, 9, 11, 2, 16
+    bias, window = torch.randn(heads, 7, 7, device=device), torch.randn(B, 4, 4, heads, D, device=device)
+    calls = {
+        "window": lambda q, k, v: ops.window_attention(q, k, v, bias, (4, 4), impl="triton"),
+        "large window": lambda q, k, v: ops.window_attention(q, k, v, None, (9, 11), impl="triton"),
+        "shared query": lambda k, v: ops.window_attention(window, k, v, bias, (4, 4), impl="triton"),
+        "neighborhood": lambda q, k, v: ops.neighborhood_attention(q, k, v, bias[:, :5, :5], 3, impl="triton"),
+        "one neighborhood": lambda q, k, v: ops.neighborhood_attention(q, k, v, None, (9, 11), impl="triton"),
+        "channel": lambda q, k, v: ops.channel_attention(q, k, v, impl="triton"),
+    }
+    for name, call in calls.items():
+        x = torch.randn(B, H, W, 2 if name == "shared query" else 3, heads, D, device=device, requires_grad=True)
+        grad = torch.randn(B, H, W, heads, D, device=device)
+        (want,) = torch.autograd.grad(call(*x.unbind(3)), x, grad)
+        parts = ops.unpack(x)
+        found = torch.autograd.grad(call(*parts), [x, *parts], grad)
+        if not torch.equal(found[0], want):
+            raise Failed(f"{name}: other gradients than those of the parts, copied into one map")
+        if len({t.untyped_storage().data_ptr() for t in found}) > 1:
+            raise Failed(f"{name}: the gradients of the parts are not parts of the map's")
+    return f"{', '.join(calls)}: no copy"
+
+
 def far_apart(device: str) -> str:
     """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched."""
     near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)

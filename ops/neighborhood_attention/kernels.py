@@ -19,7 +19,7 @@ LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory
 
 # arguments that change with the map
 SIZES = (
-    *("parts", "total", "share", "top", "left", "width", "heads"),
+    *("parts", "total", "share", "top", "left", "width", "pitch", "heads"),
     *("H", "step_h", "full_h", "tile_h", "tiles_h", "W", "step_w", "full_w", "tile_w", "tiles_w"),
 )
 
@@ -187,7 +187,7 @@ def forward_kernel(
 @tuned(SIZES, BACKWARD)
 def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
-    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
+    pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -221,13 +221,13 @@ def backward_queries_kernel(
     if K0 is not None:
         delta = balanced(delta, weight, rest)
     tl.store(Delta + token * heads + head, delta, mask=inside)
-    store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
+    store_tokens(DQ, token, head, pitch, inside, dq * scale, D, BLOCK_D)
 
 
 @tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
-    heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
+    pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -257,8 +257,8 @@ def backward_keys_kernel(
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
     dk *= scale
     token = number(image, keys, rows, columns)
-    store_tokens(DK, token, head, heads, owned & keys[4], dk, D, BLOCK_D)
-    store_tokens(DV, token, head, heads, owned & keys[4], dv, D, BLOCK_D)
+    store_tokens(DK, token, head, pitch, owned & keys[4], dk, D, BLOCK_D)
+    store_tokens(DV, token, head, pitch, owned & keys[4], dv, D, BLOCK_D)
     if K0 is not None:
         beyond, d = (owned & (keys[4] == 0))[:, None], tl.arange(0, BLOCK_D)
         place = tl.program_id(0).to(tl.int64) * (2 * D) + d

@@ -4,12 +4,13 @@ Where each line is one window, the op is window attention in a grid, and that op
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from ..launching import launch, power_of_two, precision
+from ..packing import apart, as_given
 from ..registration import register, under_autocast
 from ..tiles import table_gradient
 from ..window_attention import triton_path as windows
@@ -140,19 +141,20 @@ def forward(q, k, v, bias, k0, v0, window, dilation, scale):
     return out, lse
 
 
-def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse):
+def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay=apart):
     plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
-        return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse)
+        return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay)
     tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
     given, strides = (q, k, v, *tables, grad), [t.stride() for t in (q, k, v, grad)]
-    dq, dk, dv, delta = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), lse.new_empty(lse.shape)
+    (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
+    delta = lse.new_empty(lse.shape)
     total, *axes = plan.queries
-    last = (out, lse, dq, delta, *strides, plan.heads, *axes, scale)
+    last = (out, lse, dq, delta, *strides, pitch_q, plan.heads, *axes, scale)
     launch(backward_queries_kernel, total * plan.heads, *given, *last, **plan.constants)
     total, *axes = plan.keys
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
-    last = (lse, delta, dk, dv, outside, *strides, plan.heads, *axes, scale)
+    last = (lse, delta, dk, dv, outside, *strides, pitch, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
     dbias = None if bias is None else bias_gradient(plan, bias, given, strides, lse, delta, scale)
     return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
@@ -184,5 +186,6 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
+    as_given=partial(backward, lay=as_given),
     specification=specification,
 )

@@ -11,7 +11,7 @@ from ..launching import BACKWARD, FORWARD, tuned
 from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
 
 # arguments that change with the map; the last is 1 where windows are grids, else 0
-SIZES = ("packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
+SIZES = ("pitch_q", "pitch", "packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
 
 
 @triton.jit
@@ -170,7 +170,7 @@ def forward_kernel(
 @tuned(SIZES, BACKWARD)
 def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
-    packs, heads, H, W, GH, GW, grid, scale,
+    pitch_q, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -207,7 +207,7 @@ def backward_queries_kernel(
         delta = balanced(delta, weight, rest)
     tl.store(Delta + token * heads + head, delta, mask=inside)
     place = query_place(image, queries, sizes, SHARED, WH, WW)
-    store_tokens(DQ, place, head, heads, inside, dq * scale, D, BLOCK_D)
+    store_tokens(DQ, place, head, pitch_q, inside, dq * scale, D, BLOCK_D)
 
 
 @triton.jit
@@ -223,7 +223,7 @@ def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, W
 @tuned(SIZES, BACKWARD)
 def backward_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
-    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    pitch_q, pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +248,7 @@ def backward_kernel(
         logits = relate(q, k, Bias, head, scale, 0, 0, tokens, tokens, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION)
         p = tl.exp2(logits - lse[:, None])
         dv = tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
-        store_tokens(DV, token, head, heads, inside, dv, D, BLOCK_D)
+        store_tokens(DV, token, head, pitch, inside, dv, D, BLOCK_D)
         if K0 is not None:
             dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
@@ -259,11 +259,12 @@ def backward_kernel(
         if DPairs is not None:
             pairs += ds
         dk = tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION) * scale
-        store_tokens(DK, token, head, heads, inside, dk, D, BLOCK_D)
+        store_tokens(DK, token, head, pitch, inside, dk, D, BLOCK_D)
         if K0 is not None:
             dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
         dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION) * scale
-        store_tokens(DQ, query_place(image, tokens, sizes, SHARED, WH, WW), head, heads, inside, dq, D, BLOCK_D)
+        place = query_place(image, tokens, sizes, SHARED, WH, WW)
+        store_tokens(DQ, place, head, pitch_q, inside, dq, D, BLOCK_D)
     if K0 is not None:
         store_outside(DOutside, group, head, heads, dk0, dv0, D, BLOCK_D)
     if DPairs is not None:
@@ -283,7 +284,7 @@ def store_outside(DOutside, place, head, heads, dk0, dv0, D: tl.constexpr, BLOCK
 @tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
-    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -316,8 +317,8 @@ def backward_keys_kernel(
             dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
         dk *= scale
         token = number(image, keys, sizes)
-        store_tokens(DK, token, head, heads, keys[6], dk, D, BLOCK_D)
-        store_tokens(DV, token, head, heads, keys[6], dv, D, BLOCK_D)
+        store_tokens(DK, token, head, pitch, keys[6], dk, D, BLOCK_D)
+        store_tokens(DV, token, head, pitch, keys[6], dv, D, BLOCK_D)
         if K0 is not None:
             beyond = (keys[5] & (keys[6] == 0))[:, None]
             dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)

@@ -1,11 +1,12 @@
 """Window attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from ..launching import launch, power_of_two, precision
+from ..packing import apart, as_given
 from ..registration import register, under_autocast
 from ..tiles import table_gradient
 from . import reference
@@ -108,33 +109,33 @@ def forward(q, k, v, bias, k0, v0, window, grid, scale):
     return out, lse
 
 
-def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse):
+def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apart):
     window = tuple(window)
     plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision())
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), grad)
     strides = (q.stride(), k.stride(), v.stride(), grad.stride())
-    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    dq = q.new_empty(q.shape)
+    (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     if plan.shared:
         # one query serves all windows: what each of them gives it is kept apart, then summed
         dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
     summed = plan.outside or (bias is not None and plan.parts == 1)
     groups, share = plan.groups(plan.heads * plan.parts) if summed else (plan.total, 1)
     outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
-    cut = (*strides, plan.total, share, *plan.sizes, scale)
+    cut = (pitch, plan.total, share, *plan.sizes, scale)
     pairs = None
     if plan.parts == 1:
         if bias is not None:
             pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-        made = (dq, dk, dv, pairs, outside)
-        launch(backward_kernel, groups * plan.heads, *given, lse, *made, *cut, **plan.constants)
+        made = (lse, dq, dk, dv, pairs, outside, *strides, pitch_q)
+        launch(backward_kernel, groups * plan.heads, *given, *made, *cut, **plan.constants)
     else:
         delta = lse.new_empty(lse.shape)
         programs = plan.total * plan.parts * plan.heads
-        last = (out, lse, dq, delta, *strides, *plan.sizes, scale)
+        last = (out, lse, dq, delta, *strides, pitch_q, *plan.sizes, scale)
         launch(backward_queries_kernel, programs, *given, *last, **plan.constants)
         programs = groups * plan.parts * plan.heads
-        launch(backward_keys_kernel, programs, *given, lse, delta, dk, dv, outside, *cut, **plan.constants)
+        made = (lse, delta, dk, dv, outside, *strides)
+        launch(backward_keys_kernel, programs, *given, *made, *cut, **plan.constants)
     if bias is not None and plan.parts > 1:
         groups, share = plan.groups(plan.heads * plan.parts**2)
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
@@ -166,5 +167,6 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
+    as_given=partial(backward, lay=as_given),
     specification=specification,
 )

@@ -107,6 +107,37 @@ def test_a_forward_pass_holds_its_result_and_a_log_sum_exp():
     machine.forward_memory(DEVICE)
 
 
+def test_gradients_of_a_packed_map_lie_packed():
+    machine.packed_gradients(DEVICE)
+
+
+def test_gradients_of_a_packed_pair_lie_packed():
+    """Where keys and values come of one projection, and queries of another."""
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    pair = random(1, 5, 6, 2, 1, 8).to(DEVICE, torch.float32).requires_grad_()
+    k, v = ops.unpack(pair)
+    out = ops.window_attention(q, k, v, None, (4, 4), impl="triton").square().sum()
+    dq, whole, dk, dv = torch.autograd.grad(out, (q, pair, k, v))
+    assert whole.data_ptr() == dk.data_ptr() == dv.data_ptr() - 32 != dq.data_ptr()
+    k, v = pair.unbind(3)
+    want = torch.autograd.grad(ops.window_attention(q, k, v, None, (4, 4), impl="triton").square().sum(), (q, pair))
+    assert torch.equal(dq, want[0]) and torch.equal(whole, want[1])
+
+
+@pytest.mark.parametrize("used", ["qk", "v", "other"])
+def test_other_gradients_of_a_packed_map_are_put_together(used):
+    """Where a part has none, or also one from elsewhere, what kernels wrote is not the whole."""
+    x = packed(1, 5, 6, 1, 8).to(DEVICE, torch.float32).requires_grad_()
+    made = {
+        "qk": lambda q, k, v: ops.window_attention(q, k, v.detach(), None, (4, 4), impl="triton"),
+        "v": lambda q, k, v: v.square(),
+        "other": lambda q, k, v: ops.window_attention(q, k, v, None, (4, 4), impl="triton") * v,
+    }[used]
+    (got,) = torch.autograd.grad(made(*ops.unpack(x)).square().sum(), x)
+    (want,) = torch.autograd.grad(made(*x.unbind(3)).square().sum(), x)
+    assert torch.equal(got, want)
+
+
 def window_call(q, bias):
     return ops.window_attention(q, q, q, bias, window=(4, 4), impl="triton")
 

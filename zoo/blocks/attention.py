@@ -6,12 +6,13 @@ from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ops import window_attention
+from ops import unpack, window_attention
 
 from .init import init_normal
 
 # torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs
 register_notrace_function(window_attention)
+register_notrace_function(unpack)
 
 
 def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -91,7 +92,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        q, k, v = self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads).unbind(3)  # (B, H, W, heads, D)
+        q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(
             q,
             k,
