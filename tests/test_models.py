@@ -251,6 +251,21 @@ def test_gradients_of_each_image(name):
         torch.testing.assert_close(each[key][1], parameter.grad, rtol=1e-9, atol=1e-9)
 
 
+def has_forward_derivative(name):
+    """Whether PyTorch has one of all that a model does.
+
+    Not of what samples LITv2's maps; in older versions nor of SG-Former's group norms, whose maps have channels last.
+    """
+    if name.startswith("sgformer"):
+        x = torch.ones(1, 4, 2, 2).to(memory_format=torch.channels_last)
+        try:
+            torch.func.jvp(torch.nn.GroupNorm(1, 4), (x,), (x,))
+        except RuntimeError as error:
+            assert "view size is not compatible" in str(error)
+            return False
+    return not name.startswith("litv2")
+
+
 @every_small
 def test_transforms_of_functions(name):
     """A Jacobian, and its product with a direction, are those of ordinary gradients."""
@@ -259,7 +274,7 @@ def test_transforms_of_functions(name):
     logits = model(image.requires_grad_())
     want = torch.stack([torch.autograd.grad(logit, image, retain_graph=True)[0] for logit in logits[0]])
     torch.testing.assert_close(torch.func.jacrev(model)(image)[0], want, rtol=1e-9, atol=1e-9)
-    if not name.startswith("litv2"):  # PyTorch has no forward derivative of what samples its maps
+    if has_forward_derivative(name):
         _, along = torch.func.jvp(model, (image,), (step,))
         torch.testing.assert_close(along[0], (want * step).sum((1, 2, 3, 4)), rtol=1e-9, atol=1e-9)
 
