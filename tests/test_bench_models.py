@@ -22,6 +22,16 @@ def test_ours_beside_timm(tmp_path, capsys):
     assert "| gcvit_xxt | forward |" in (tmp_path / "models_cpu_inference.md").read_text()
 
 
+def test_each_precision_has_a_file_of_its_own(tmp_path):
+    command = ["stvit_s", "--batch", "1", "--repeats", "1", "--out", str(tmp_path)]
+    bench.main(command)
+    bench.main([*command, "--dtype", "bfloat16"])
+    names = {path.stem for path in tmp_path.glob("*.json")}
+    assert names == {"models_cpu_inference", "models_cpu_inference_bfloat16"}
+    args = bench.parse([*command, "--train", "--compile", "--dtype", "float16"])
+    assert bench.stem(args, "models") == "models_cpu_training_float16_compiled"
+
+
 def test_training_counts_the_backward_too():
     args = bench.parse(["stvit_s", "--batch", "1", "--repeats", "1", "--train"])
     row = bench.measure("stvit_s", args)

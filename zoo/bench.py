@@ -215,7 +215,10 @@ def page(title: str, facts: dict[str, str], lines: list[str]) -> str:
 
 
 def stem(args: argparse.Namespace, what: str) -> str:
-    return f"{what}_{args.device}_{'training' if args.train else 'inference'}"
+    """The name of a file: what was measured otherwise is no later version of it."""
+    parts = [what, args.device, "training" if args.train else "inference"]
+    parts += [args.dtype] * (args.dtype != "float32") + ["compiled"] * args.compile
+    return "_".join(parts)
 
 
 def write(args: argparse.Namespace, what: str, text: str) -> None:
