@@ -156,7 +156,8 @@ def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, 
     if bias is None:
         bias = torch.zeros([1, 2 * wh - 1, 2 * ww - 1], dtype=dtype, device=rows.device)
     table = F.pad(bias.to(dtype), [0, 1, 0, 1], value=float("-inf"))
-    table = table.index_select(1, rows.flatten()).index_select(2, cols.flatten())
+    # columns first: they are then taken from a small table, one by one, and rows of the large one as wholes
+    table = table.index_select(2, cols.flatten()).index_select(1, rows.flatten())
     table = table.unflatten(2, cols.shape).unflatten(1, rows.shape)  # (heads, then both axes as in `rows`)
     return table.permute(1, 5, 2, 6, 0, 3, 7, 4, 8).flatten(7, 8).flatten(5, 6)
 
