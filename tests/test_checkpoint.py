@@ -259,6 +259,10 @@ def test_values_that_are_no_weights(tmp_path, source):
     path, state = tmp_path / "weights.pth", state_of(source)
     torch.save({k: v.to(torch.int8) if v.dim() == 4 else v for k, v in state.items()}, path)
     refused(path, r"of integers: stem\.conv1\.weight int8")
+    eighths = {k: v.to(torch.float8_e4m3fn) if v.dim() == 4 else v for k, v in state.items()}
+    for save, file in ((torch.save, path), (save_file, tmp_path / "eighths.safetensors")):
+        save(eighths, file)
+        refused(file, r"\d+ of 8 bits: st.* float8_e4m3fn")
     state["stem.conv1.weight"][0, 0] = torch.nan
     state["head.fc.bias"][1] = torch.inf
     torch.save(state, path)

@@ -268,9 +268,11 @@ def _compare(
     other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
     # values of a quantised file mean nothing without its scales
-    integers = [k for k in state if k in want and want[k].is_floating_point() and not state[k].is_floating_point()]
-    types = [f"{k} {str(state[k].dtype).removeprefix('torch.')}" for k in integers]
-    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"), (types, "of integers"))
+    floating = [k for k in state if k in want and want[k].is_floating_point() and want[k].dtype != state[k].dtype]
+    integers = [_typed(k, state[k]) for k in floating if not state[k].is_floating_point()]
+    bytewise = [_typed(k, state[k]) for k in floating if state[k].is_floating_point() and state[k].itemsize == 1]
+    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"))
+    parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
         raise CheckpointError(f"the checkpoint is not of this {what}. {_what_it_is(state)}{said}.")
     if lost := [k for k, v in state.items() if not v.is_meta and not v.isfinite().all()]:
@@ -278,6 +280,10 @@ def _compare(
             f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
             f"had diverged, or the file is damaged: take an earlier one, or download it again."
         )
+
+
+def _typed(name: str, tensor: Tensor) -> str:
+    return f"{name} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:

@@ -38,6 +38,8 @@ SAFE_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -148,8 +150,10 @@ def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             state = {name: TensorInfo(SAFE_DTYPES[p.get_dtype()], tuple(p.get_shape())) for name, p in parts.items()}
             return state, dict(file.metadata() or {})
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"is a damaged safetensors file: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"holds tensors of a type that is not read, {error}: convert them to float32") from error
 
 
 def _legacy(path: Path) -> Any:
