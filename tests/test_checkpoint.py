@@ -87,6 +87,19 @@ def test_safetensors_that_begins_like_a_pickle_or_an_archive(tmp_path, begins):
     assert torch.equal(read(path).entries["raw"]["stem.conv1.weight"], state["stem.conv1.weight"])
 
 
+def test_figures_that_are_tensors_too(tmp_path, source):
+    """However many numbers of a training lie beside the weights, and beside an average."""
+    path, figures = tmp_path / "weights.pth", {name: torch.tensor(3.0) for name in ("epoch", "loss", "best")}
+    torch.save({"state_dict": timm_state(source), "ema": {"module": state_of(source), **figures}, **figures}, path)
+    found = zoo.describe(path)
+    assert found.places == {"raw": ("state_dict",), "ema": ("ema", "module")}
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    torch.save({**state_of(source), "ema": state_of(source)}, path)
+    assert zoo.describe(path).places == {"raw": ()}
+
+
 def test_raw_and_averaged(tmp_path, source):
     path = tmp_path / "both.pth"
     other = trained(small(NAME, drop_rate=0.5))
