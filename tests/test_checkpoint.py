@@ -169,8 +169,11 @@ def test_other_channels(tmp_path, source, channels):
 def test_channels_that_cannot_be_made_others(tmp_path, source):
     path = tmp_path / "four.pth"
     torch.save(small(NAME, in_chans=4).state_dict(), path)
-    for channels in (1, 5):
-        refused(path, f"for images of 4 channels, which cannot be made {channels}", small(NAME, in_chans=channels))
+    for channels in (1, 3, 5):
+        said = f"for images of 4 channels, which cannot be made {channels}"
+        refused(path, said, small(NAME, in_chans=channels))
+        with pytest.raises(zoo.CheckpointError, match=said):
+            small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])

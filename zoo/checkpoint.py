@@ -23,6 +23,8 @@ from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
 
+CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
+
 
 @dataclass
 class LoadReport:
@@ -57,14 +59,9 @@ def load_checkpoint(
     checkpoint, left_out = part_of(read(path), part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    conv = "stem.conv1.weight"
-    if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
-        try:
-            state[conv] = adapt_input_conv(model.in_chans, state[conv])
-        except (AssertionError, NotImplementedError) as error:  # timm's ways to say that it cannot
-            raise CheckpointError(
-                f"{path} is for images of {state[conv].shape[1]} channels, which cannot be made {model.in_chans}"
-            ) from error
+    if isinstance(model, Backbone) and CONV in state and state[CONV].shape[1] != model.in_chans:
+        _check_channels(state, model, str(path))
+        state[CONV] = adapt_input_conv(model.in_chans, state[CONV])
     report = _fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.layout, report.entry, report.left_out = layout, entry, left_out | unused
@@ -104,7 +101,9 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     will lose its classifier anyhow, so it is not worth a warning that the file has none.
     """
     state = dict(state)
-    if _fit(state, model, ignore=("stem.conv1.weight",)).head_remade and classifies:
+    if isinstance(model, Backbone):
+        _check_channels(state, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
+    if _fit(state, model, ignore=(CONV,)).head_remade and classifies:
         _logger.warning(
             "the checkpoint has no classifier for %d classes: a new one starts from scratch", model.num_classes
         )
@@ -242,6 +241,16 @@ def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, re
     if side * side == table.shape[1]:
         state[key] = resize_positions(table, (side, side), module.grid)
         report.resized.append(key)
+
+
+def _check_channels(state: Mapping[str, Tensor], model: Backbone, what: str, channels: int = 3) -> None:
+    """Raise CheckpointError where the first convolution is neither for the model's channels nor for `channels`.
+
+    timm makes one for another number of those alone that it is told of.
+    """
+    shape = state[CONV].shape if CONV in state else ()
+    if len(shape) == 4 and shape[1] not in (channels, model.in_chans):
+        raise CheckpointError(f"{what} is for images of {shape[1]} channels, which cannot be made {model.in_chans}")
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
