@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
 from zoo import releases
+from zoo.described import TensorInfo
+from zoo.heads.recognise import recognise_dense
 from zoo.inspect import SUFFIXES
-from zoo.recognise import hint
+from zoo.recognise import hint, part_hint
 from zoo.releases import RELEASES, Release
 
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
@@ -118,6 +121,13 @@ def _published(source: str) -> str:
     return source
 
 
+def _instead(state: Mapping[str, TensorInfo], path: Path) -> str:
+    """What to do with a file that is measured as no model as it is."""
+    if dense := recognise_dense(state):
+        return f". It holds a backbone with {dense.head}: measure it with task={dense.task}"
+    return part_hint(state, path) or ". Name one with model=, or model=timm model.name= for timm's"
+
+
 def _model_of(given: str | None, path: Path) -> str:
     """timm's name, with the release's tag where there is one, of the model that a file holds.
 
@@ -126,13 +136,14 @@ def _model_of(given: str | None, path: Path) -> str:
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
     file = zoo.describe(path)
-    found = zoo.recognise(next(iter(file.entries.values())), hint(str(path), file.meta))
+    state = next(iter(file.entries.values()))
+    found = zoo.recognise(state, hint(str(path), file.meta))
     layouts = dict(found.candidates)
     named = releases.find(given, filename=path.name)
     named = named if named and named.loadable and named.model in (layouts if given is None else (given,)) else None
     model = given or (named.model if named else found.model)
     if model is None:
-        raise ConfigError(f"{path} is {found.message}. Name one with model=, or model=timm model.name= for timm's")
+        raise ConfigError(f"{path} is {found.message}{_instead(state, path)}")
     if named:
         say(f"{path} is measured as {named.name}")
         return named.name

@@ -210,6 +210,10 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     assert inspect.main([str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
+    parts = {f"backbone.{key}": value for key, value in official(GCVIT).items()} | {"neck.weight": torch.zeros(1)}
+    torch.save({"state_dict": parts}, tmp_path / "detector.pth")
+    assert inspect.main([str(released), str(tmp_path / "detector.pth")]) == 0
+    assert "backbone: gcvit_xxt in layout" in capsys.readouterr().out
     assert inspect.main([str(released), "--keys"]) == 0
     said = capsys.readouterr().out
     assert "11,995,428" in said and "epoch: 299" in said and "norm.weight" in said
@@ -302,6 +306,11 @@ def test_what_is_exported(released, tmp_path, capsys):
     with pytest.raises(zoo.CheckpointError, match=r"nat_m or dinat_m .* Give --model"):
         export.build(str(tmp_path / "weights.pth"))
     assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
+    torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "net.ckpt")
+    with pytest.raises(
+        zoo.CheckpointError, match=r"part 'net' is nat_m or dinat_m.*zoo\.convert .* --part net writes it"
+    ):
+        export.build(str(tmp_path / "net.ckpt"))
     assert export.main(["no_such_model", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor a model" in capsys.readouterr().err
     assert export.main([str(tmp_path), str(tmp_path / "x.pt2")]) == 2

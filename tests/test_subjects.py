@@ -216,6 +216,16 @@ def test_other_families_and_dense_files(tmp_path, images):
     torch.save({"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"is no model of the zoo. Name one with model="):
         find(tmp_path / "other.pth")
+    state = {f"net.{key}": value for key, value in timm.create_model("gcvit_xxt").state_dict().items()}
+    torch.save(state | {"loss.weight": torch.ones(10)}, tmp_path / "lightning.ckpt")
+    with pytest.raises(
+        ConfigError, match=r"part 'net' is gcvit_xxt.*zoo\.convert .*\.ckpt OUT --part net writes it alone"
+    ):
+        find(tmp_path / "lightning.ckpt")
+    names = ("decode_head.convs.0.conv.weight", "decode_head.conv_seg.bias")
+    torch.save(state | dict.fromkeys(names, torch.zeros(2)), tmp_path / "segmenter.pth")
+    with pytest.raises(ConfigError, match=r"holds a backbone with fcn: measure it with task=segment"):
+        find(tmp_path / "segmenter.pth")
     path = released(tmp_path, "seg_litv2_s_250x318")
     with pytest.raises(CheckpointError, match=r"not of this LITv2.*left over: feature_norms"):
         evaluate_here(f"checkpoint={path}", "data=imagenet", f"data.root={images}")

@@ -163,7 +163,7 @@ def _row(said: Mapping[str, Any]) -> list[str]:
     name = Path(said["file"]).name
     if "error" in said:
         return [name, "cannot be read", *[""] * 6]
-    near = f"closest: {said['closest']}" if "closest" in said else "none of the zoo"
+    near = f"closest: {said['closest']}" if "closest" in said else said.get("part", "none of the zoo")
     cells = [
         name,
         said["model"] or " or ".join(said["models"]) or near,
