@@ -100,7 +100,7 @@ def _local(datasets, cfg, split: str):
     root = Path(cfg.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={cfg.root} is no folder: expected one with the parquet files of {cfg.name}")
-    files = sorted(root.rglob("*.parquet"))
+    files = sorted(file for file in root.rglob("*.parquet") if not file.name.startswith("."))
     chosen = [str(file) for file in files if belongs(file.relative_to(root), split)]
     if not chosen:
         found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
