@@ -269,6 +269,31 @@ def test_labels_are_numbers(tmp_path, source, values, said):
         make("cifar10", **changes)
 
 
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
+@pytest.mark.parametrize("where", ["train-1", "test-0"])
+def test_files_that_number_their_classes_otherwise(tmp_path, source, where):
+    """Files that were made apart; labels would silently mean other classes."""
+
+    def write(file, names):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"img": [png((9, 9, 9), "RGB")] * 2, "label": [0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{file}.parquet")
+
+    for file in ("train-0", "train-1", "test-0"):
+        write(file, ["ant", "bee", "cat"])
+    changes = {"root": str(tmp_path), "source": source, "hub": None, "num_classes": None}
+    assert make("cifar10", **changes).class_names == ["ant", "bee", "cat"]
+    write(where, ["ant", "cat"])
+    with pytest.raises(DataError, match=rf"class 1 is 'bee' in .*train-0.parquet and 'cat' in .*{where}.parquet"):
+        make("cifar10", **changes)
+
+
+def test_hidden_tables_are_passed_over(tmp_path):
+    root = parquet(tmp_path / "files", "cifar10")
+    (tmp_path / "files" / "data" / "._train-00000-of-00002.parquet").write_bytes(b"macOS leaves these")
+    assert len(make("cifar10", root=root).train) == 6
+
+
 def type_of(values):
     return "string" if isinstance(values[0], str) else "float64"
 
