@@ -32,7 +32,15 @@ class Parquet(Shards):
         # Arrow, and the libraries under an address, raise types of their own
         except Exception as error:
             raise DataError(f"cannot read {self.paths[shard]}, row {offset}: {first_line(error)}") from error
-        return (cell["bytes"] if isinstance(cell, dict) else cell) or b""  # a null is no image, as no bytes are none
+        path = cell if isinstance(cell, str) else None
+        if isinstance(cell, dict):
+            cell, path = cell["bytes"], cell.get("path")
+        if path is not None and not isinstance(cell, bytes):
+            raise DataError(
+                f"{self.paths[shard]}, row {offset}, holds the name of an image, {path!r}, and not its bytes: read the "
+                "files where they lie, with data.source=arrow, or put their bytes in"
+            )
+        return cell or b""  # a null is no image, as no bytes are none
 
 
 class _Rows:
