@@ -254,7 +254,15 @@ def test_parquet_errors(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["arrow", "parquet"])
-@pytest.mark.parametrize("values, said", [(["cat", "dog"], "'cat'"), ([0.5, 1.0], "0.5"), ([1.0, 0.0], None)])
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (["cat", "dog"], "'cat' at row 0"),
+        ([1.0, 0.5], "0.5 at row 1"),
+        ([1.0, None], "None at row 1"),
+        ([1.0, 0.0], None),
+    ],
+)
 def test_labels_are_numbers(tmp_path, source, values, said):
     rows = {"img": [{"bytes": png((9, 9, 9), "RGB")["bytes"], "path": None}] * 2, "label": values}
     for split in ("train", "test"):

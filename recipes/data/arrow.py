@@ -162,8 +162,11 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
     if len(found) and not whole:
+        numeric = found.dtype.kind == "f"
+        row = int(np.argmin(found == np.floor(found))) if numeric else 0  # a column of numbers may lack some
+        value = None if numeric and np.isnan(found[row]) else found[row : row + 1].tolist()[0]
         raise DataError(
-            f"{where}: the column {key!r} holds {found[:1].tolist()[0]!r}, expected the number of a class: give "
+            f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: give "
             "data.label_key= another column, or number the classes, with class_encode_column of `datasets`"
         )
     return found.astype(np.int64)
