@@ -8,9 +8,12 @@ import time
 import datasets
 import huggingface_hub
 import pytest
+import torch
 from PIL import Image
 
 from recipes.data import DataError, folder, imagenet
+from recipes.measured import write_csv
+from recipes.plots import draw_confusion
 from source_cases import all_of, make, photos, same
 
 
@@ -90,6 +93,18 @@ def test_damaged_listing_is_made_again(tmp_path, capsys, text):
         path.write_text(text)
     assert len(make("imagefolder", root=str(root)).train) == 9
     assert "scanning" in capsys.readouterr().err
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    """What an old archive unpacks to: its bytes are spelled out wherever a name is shown or written."""
+    root = photos(tmp_path / "photos")
+    for split in ("train", "val"):
+        os.rename(root / split / "cat", os.fsencode(root / split) + b"/caf\xe9")
+    data = make("imagefolder", root=str(root))
+    assert data.class_names == ["ant", "bee", "caf\\xe9"] and data.val.sample(8, 0)[1] == 2
+    draw_confusion(tmp_path / "eval.png", torch.eye(3, dtype=torch.long), data.class_names)
+    write_csv(tmp_path / "images.csv", [{"image": data.val.where(8)}])
+    assert r"caf\udce9/2.jpg" in (tmp_path / "images.csv").read_text()
 
 
 def test_links(tmp_path):
