@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from functools import cache
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 import golden
+import zoo
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
 from recipes import config, measured, subjects
 from recipes.config import ConfigError
-from recipes.data import imagenet
+from recipes.data import DataError, imagenet
+from recipes.data.build import preprocessing
 from recipes.settings import RunError
 from test_eval import evaluate_here
 from test_golden import FOLDER, is_dense
@@ -183,6 +186,26 @@ def test_names_of_releases_and_of_the_hub():
         assert subject.cfg.model.name == "davit_t.timm_msft_in1k" and subject.cfg.model.pretrained
         assert subject.cfg.model.checkpoint is None and round(subject.release.top1, 2) == 82.69
     assert find("hf-hub:timm/resnet18.a1_in1k").cfg.model.name == "hf-hub:timm/resnet18.a1_in1k"
+
+
+def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch):
+    """Not as ImageNet's are by default: sizes, colours and crops of a shared model are its own."""
+    own = {"input_size": (3, 64, 96), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0}
+    model = timm.create_model("test_resnet", num_classes=1000)
+    folder = zoo.save_for_hf(model, tmp_path / "shared", data_config=own | {"interpolation": "bilinear"})
+    out = tmp_path / "out"
+    evaluate_here(f"checkpoint=local-dir:{folder}", "data=imagenet", f"data.root={images}", f"out={out}")
+    found = json.loads((out / "eval.json").read_text())
+    prep = found["preprocessing"]
+    assert found["img_size"] == [64, 96] and prep["mean"] == [0.1, 0.2, 0.3] and prep["std"] == [0.5] * 3
+    assert (prep["crop_pct"], prep["interpolation"]) == (1.0, "bilinear")
+    module = sys.modules[preprocessing.__module__]
+    monkeypatch.setattr(module, "load_model_config_from_hf", lambda place: ({"mean": (0.5,) * 3}, place, {}))
+    cfg = find("hf-hub:someone/something").cfg
+    assert preprocessing(cfg).mean == (0.5,) * 3
+    cfg.model.name = f"local-dir:{tmp_path}"
+    with pytest.raises(DataError, match=r"does not say how it wants its images: Config file not found"):
+        preprocessing(cfg)
 
 
 @pytest.mark.parametrize(
