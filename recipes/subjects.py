@@ -6,11 +6,13 @@ The model is found from the weights where none is named, and the release that th
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 from omegaconf import DictConfig
 
 import zoo
@@ -59,7 +61,8 @@ class Subject:
 
 
 def sources(cfg: DictConfig) -> list[str | None]:
-    """What `checkpoint=` names, folders as the files in them; None for the model's own weights.
+    """What `checkpoint=` names, folders as the files in them, or as the one model that timm wrote there; None for the
+    model's own weights.
 
     Raises ConfigError for a folder without weights, and for a run's.
     """
@@ -82,10 +85,22 @@ def stems(sources: list[str]) -> list[str]:
 def _files(folder: Path) -> list[str]:
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"checkpoint={folder} is the folder of a run: run={folder} measures it")
+    if _is_shared(folder):
+        return [f"local-dir:{folder}"]
     found = sorted(str(path) for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
     if not found:
         raise ConfigError(f"checkpoint={folder} holds no file of weights ({', '.join(SUFFIXES)})")
     return found
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether timm wrote the folder, as `zoo.save_for_hf` does; its config.json says model, size and preprocessing."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or another program's
+        return False
+    name = said.get("architecture") if isinstance(said, dict) else None
+    return isinstance(name, str) and timm.is_model(name)
 
 
 def find(cfg: DictConfig, source: str | None) -> Subject:

@@ -194,7 +194,12 @@ def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch)
     model = timm.create_model("test_resnet", num_classes=1000)
     folder = zoo.save_for_hf(model, tmp_path / "shared", data_config=own | {"interpolation": "bilinear"})
     out = tmp_path / "out"
-    evaluate_here(f"checkpoint=local-dir:{folder}", "data=imagenet", f"data.root={images}", f"out={out}")
+    assert subjects.sources(OmegaConf.create({"checkpoint": str(folder)})) == [f"local-dir:{folder}"]
+    (tmp_path / "shared-by-another").mkdir()
+    (tmp_path / "shared-by-another" / "config.json").write_text('{"architectures": ["X"]}')
+    with pytest.raises(ConfigError, match="holds no file of weights"):
+        find(tmp_path / "shared-by-another")
+    evaluate_here(f"checkpoint={folder}", "data=imagenet", f"data.root={images}", f"out={out}")
     found = json.loads((out / "eval.json").read_text())
     prep = found["preprocessing"]
     assert found["img_size"] == [64, 96] and prep["mean"] == [0.1, 0.2, 0.3] and prep["std"] == [0.5] * 3
