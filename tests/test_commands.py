@@ -226,6 +226,11 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS")
     inspect.show([found, {**found, "file": "a" * 40, "models": [], "model": "b" * 30}])
     assert "b" * 30 in capsys.readouterr().out  # not written to a screen
+    for name in ("one", "other"):
+        zoo.save_for_hf(small("davit_t", depths=(1, 1, 1, 1)), tmp_path / name)
+    assert inspect.main([str(tmp_path / "one"), str(tmp_path / "other")]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "one/model.safetensors" in said and "other/model.safetensors" in said
     (tmp_path / "none").mkdir()
     assert inspect.main([str(tmp_path / "none")]) == 1
     assert "no file of weights" in capsys.readouterr().err
