@@ -207,9 +207,10 @@ def test_what_differs(tmp_path):
 def test_tables(released, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "page.pth").write_bytes(hostile.PAGE)
+    (tmp_path / "._page.pth").write_bytes(b"macOS leaves these")
     assert inspect.main([str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
+    assert "._page" not in said and "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
     parts = {f"backbone.{key}": value for key, value in official(GCVIT).items()} | {"neck.weight": torch.zeros(1)}
     torch.save({"state_dict": parts}, tmp_path / "detector.pth")
     assert inspect.main([str(released), str(tmp_path / "detector.pth")]) == 0

@@ -93,12 +93,15 @@ def release(path: Path, model: str | None, digest: str) -> str | None:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and those of weights, by their endings, in the folders that are."""
+    """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones."""
     found: list[Path] = []
     for path in paths:
-        inner = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-        found += inner
+        found += sorted(filter(_may_be_weights, path.iterdir())) if path.is_dir() else [path]
     return found
+
+
+def _may_be_weights(file: Path) -> bool:
+    return file.suffix in SUFFIXES and not file.name.startswith(".")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
