@@ -284,7 +284,7 @@ def test_values_that_are_no_weights(tmp_path, source):
     torch.save(state, path)
     refused(path, rf"NaN or infinity in 2 of {len(state)} tensors: stem\.conv1\.weight, head\.fc\.bias\. Its training")
     torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
-    refused(path, r"part='net' reads it\. ")
+    refused(path, r"part='net' reads it\. For a command python -m zoo\.convert IN OUT --part net writes it alone\. ")
 
 
 def test_unreadable(tmp_path, source):

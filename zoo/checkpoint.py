@@ -199,7 +199,8 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
         part, within = inner
         others = sorted(parts(state).keys() - {part})
         without = f" without {listed(others)}" if others else ""
-        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. "
+        command = f"For a command python -m zoo.convert IN OUT --part {part} writes it alone. "
+        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. {command}"
     return ""
 
 
