@@ -336,6 +336,14 @@ def test_names_of_images_in_place_of_them(tmp_path, cell):
         source.sample(0, 0)
 
 
+def test_splits_of_other_names(tmp_path):
+    root = tars(tmp_path / "data")
+    os.rename(f"{root}/set-validation-000.tar", f"{root}/set-val-000.tar")
+    with pytest.raises(DataError, match=r"or what data.train_split= and data.val_split= name; found: .*set-train-0"):
+        make("webdataset", root=root)
+    assert len(make("webdataset", root=root, val_split="val").val) == 20
+
+
 def test_columns(tmp_path):
     root = parquets(tmp_path / "data")
     with pytest.raises(DataError, match=r"has no column 'img' but image, label: give data.image_key="):

@@ -136,7 +136,8 @@ def _local(datasets, cfg, split: str):
         found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
         raise DataError(
             f"data.root={cfg.root} has no parquet files of the split {split!r}: expected names such as "
-            f"{split}-00000-of-00001.parquet or a folder {split}/; parquet files found: {found}"
+            f"{split}-00000-of-00001.parquet or a folder {split}/, or what data.train_split= and data.val_split= name; "
+            f"parquet files found: {found}"
         )
     try:
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
