@@ -185,7 +185,8 @@ def write_csv(path: Path, rows: Iterable[Record]) -> None:
     """Whole or not at all; the columns are those of the first row."""
     rows = list(rows)
     temporary = path.with_name(f".{path.name}")
-    with open(temporary, "w", newline="") as file:
+    # a path may hold bytes that are no UTF-8: they are spelled out
+    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

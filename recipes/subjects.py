@@ -6,10 +6,13 @@ The model is found from the weights where none is named, and the release that th
 from __future__ import annotations
 
 import copy
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 from omegaconf import DictConfig
 
 import zoo
@@ -20,8 +23,10 @@ from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
 from zoo import releases
+from zoo.described import TensorInfo
+from zoo.heads.recognise import recognise_dense
 from zoo.inspect import SUFFIXES
-from zoo.recognise import hint
+from zoo.recognise import hint, part_hint
 from zoo.releases import RELEASES, Release
 
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
@@ -56,7 +61,8 @@ class Subject:
 
 
 def sources(cfg: DictConfig) -> list[str | None]:
-    """What `checkpoint=` names, folders as the files in them; None for the model's own weights.
+    """What `checkpoint=` names, folders as the files in them, or as the one model that timm wrote there; None for the
+    model's own weights.
 
     Raises ConfigError for a folder without weights, and for a run's.
     """
@@ -79,10 +85,22 @@ def stems(sources: list[str]) -> list[str]:
 def _files(folder: Path) -> list[str]:
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"checkpoint={folder} is the folder of a run: run={folder} measures it")
+    if _is_shared(folder):
+        return [f"local-dir:{folder}"]
     found = sorted(str(path) for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
     if not found:
         raise ConfigError(f"checkpoint={folder} holds no file of weights ({', '.join(SUFFIXES)})")
     return found
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether timm wrote the folder, as `zoo.save_for_hf` does; its config.json says model, size and preprocessing."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or another program's
+        return False
+    name = said.get("architecture") if isinstance(said, dict) else None
+    return isinstance(name, str) and timm.is_model(name)
 
 
 def find(cfg: DictConfig, source: str | None) -> Subject:
@@ -118,6 +136,13 @@ def _published(source: str) -> str:
     return source
 
 
+def _instead(state: Mapping[str, TensorInfo], path: Path) -> str:
+    """What to do with a file that is measured as no model as it is."""
+    if dense := recognise_dense(state):
+        return f". It holds a backbone with {dense.head}: measure it with task={dense.task}"
+    return part_hint(state, path) or ". Name one with model=, or model=timm model.name= for timm's"
+
+
 def _model_of(given: str | None, path: Path) -> str:
     """timm's name, with the release's tag where there is one, of the model that a file holds.
 
@@ -126,13 +151,14 @@ def _model_of(given: str | None, path: Path) -> str:
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
     file = zoo.describe(path)
-    found = zoo.recognise(next(iter(file.entries.values())), hint(str(path), file.meta))
+    state = next(iter(file.entries.values()))
+    found = zoo.recognise(state, hint(str(path), file.meta))
     layouts = dict(found.candidates)
     named = releases.find(given, filename=path.name)
     named = named if named and named.loadable and named.model in (layouts if given is None else (given,)) else None
     model = given or (named.model if named else found.model)
     if model is None:
-        raise ConfigError(f"{path} is {found.message}. Name one with model=, or model=timm model.name= for timm's")
+        raise ConfigError(f"{path} is {found.message}{_instead(state, path)}")
     if named:
         say(f"{path} is measured as {named.name}")
         return named.name

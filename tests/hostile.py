@@ -283,6 +283,7 @@ DATA = {
     ),
     "header-negative": (lambda: safetensors(entry([-4], 0, 16)), "damaged safetensors"),
     "header-dtype": (lambda: safetensors(entry([4], 0, 16, "X32")), "damaged safetensors"),
+    "header-other-dtype": (lambda: safetensors(entry([8], 0, 16, "U16")), "of a type that is not read, 'U16'"),
     "header-no-json": (lambda: safetensors(b"{" * 1000), "damaged safetensors"),
     "header-longer-than-file": (lambda: (10**10).to_bytes(8, "little") + b"{" + bytes(100), "damaged safetensors"),
     "safetensors-cut-off": (lambda: save(STATE)[:-10], "damaged safetensors"),

@@ -87,6 +87,19 @@ def test_safetensors_that_begins_like_a_pickle_or_an_archive(tmp_path, begins):
     assert torch.equal(read(path).entries["raw"]["stem.conv1.weight"], state["stem.conv1.weight"])
 
 
+def test_figures_that_are_tensors_too(tmp_path, source):
+    """However many numbers of a training lie beside the weights, and beside an average."""
+    path, figures = tmp_path / "weights.pth", {name: torch.tensor(3.0) for name in ("epoch", "loss", "best")}
+    torch.save({"state_dict": timm_state(source), "ema": {"module": state_of(source), **figures}, **figures}, path)
+    found = zoo.describe(path)
+    assert found.places == {"raw": ("state_dict",), "ema": ("ema", "module")}
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    torch.save({**state_of(source), "ema": state_of(source)}, path)
+    assert zoo.describe(path).places == {"raw": ()}
+
+
 def test_raw_and_averaged(tmp_path, source):
     path = tmp_path / "both.pth"
     other = trained(small(NAME, drop_rate=0.5))
@@ -156,8 +169,11 @@ def test_other_channels(tmp_path, source, channels):
 def test_channels_that_cannot_be_made_others(tmp_path, source):
     path = tmp_path / "four.pth"
     torch.save(small(NAME, in_chans=4).state_dict(), path)
-    for channels in (1, 5):
-        refused(path, f"for images of 4 channels, which cannot be made {channels}", small(NAME, in_chans=channels))
+    for channels in (1, 3, 5):
+        said = f"for images of 4 channels, which cannot be made {channels}"
+        refused(path, said, small(NAME, in_chans=channels))
+        with pytest.raises(zoo.CheckpointError, match=said):
+            small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])
@@ -259,12 +275,16 @@ def test_values_that_are_no_weights(tmp_path, source):
     path, state = tmp_path / "weights.pth", state_of(source)
     torch.save({k: v.to(torch.int8) if v.dim() == 4 else v for k, v in state.items()}, path)
     refused(path, r"of integers: stem\.conv1\.weight int8")
+    eighths = {k: v.to(torch.float8_e4m3fn) if v.dim() == 4 else v for k, v in state.items()}
+    for save, file in ((torch.save, path), (save_file, tmp_path / "eighths.safetensors")):
+        save(eighths, file)
+        refused(file, r"\d+ of 8 bits: st.* float8_e4m3fn")
     state["stem.conv1.weight"][0, 0] = torch.nan
     state["head.fc.bias"][1] = torch.inf
     torch.save(state, path)
     refused(path, rf"NaN or infinity in 2 of {len(state)} tensors: stem\.conv1\.weight, head\.fc\.bias\. Its training")
     torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
-    refused(path, r"part='net' reads it\. ")
+    refused(path, r"part='net' reads it\. For a command python -m zoo\.convert IN OUT --part net writes it alone\. ")
 
 
 def test_unreadable(tmp_path, source):

@@ -131,7 +131,7 @@ def test_part_of_a_detector(tmp_path, capsys):
     state = {f"backbone.{key}": value for key, value in official(GCVIT).items()} | {"neck.weight": torch.zeros(2)}
     torch.save({"state_dict": state, "meta": {"CLASSES": ("cat", "dog")}}, source)
     assert command.main([str(source), str(out)]) == 2
-    assert "--part" in capsys.readouterr().err
+    assert "'backbone' is gcvit_xxt" in (said := capsys.readouterr().err) and "--part backbone writes it alone" in said
     assert command.main([str(source), str(out), "--part", "backbone"]) == 0
     assert "left out: neck" in capsys.readouterr().out
     assert "gcvit_xxt" in inspect.inspect(source)["part"]
@@ -207,9 +207,14 @@ def test_what_differs(tmp_path):
 def test_tables(released, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "page.pth").write_bytes(hostile.PAGE)
+    (tmp_path / "._page.pth").write_bytes(b"macOS leaves these")
     assert inspect.main([str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
+    assert "._page" not in said and "gcvit_xxt" in said and "cannot be read" in said and "Virus" in said
+    parts = {f"backbone.{key}": value for key, value in official(GCVIT).items()} | {"neck.weight": torch.zeros(1)}
+    torch.save({"state_dict": parts}, tmp_path / "detector.pth")
+    assert inspect.main([str(released), str(tmp_path / "detector.pth")]) == 0
+    assert "backbone: gcvit_xxt in layout" in capsys.readouterr().out
     assert inspect.main([str(released), "--keys"]) == 0
     said = capsys.readouterr().out
     assert "11,995,428" in said and "epoch: 299" in said and "norm.weight" in said
@@ -222,6 +227,11 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS")
     inspect.show([found, {**found, "file": "a" * 40, "models": [], "model": "b" * 30}])
     assert "b" * 30 in capsys.readouterr().out  # not written to a screen
+    for name in ("one", "other"):
+        zoo.save_for_hf(small("davit_t", depths=(1, 1, 1, 1)), tmp_path / name)
+    assert inspect.main([str(tmp_path / "one"), str(tmp_path / "other")]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "one/model.safetensors" in said and "other/model.safetensors" in said
     (tmp_path / "none").mkdir()
     assert inspect.main([str(tmp_path / "none")]) == 1
     assert "no file of weights" in capsys.readouterr().err
@@ -302,6 +312,11 @@ def test_what_is_exported(released, tmp_path, capsys):
     with pytest.raises(zoo.CheckpointError, match=r"nat_m or dinat_m .* Give --model"):
         export.build(str(tmp_path / "weights.pth"))
     assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
+    torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "net.ckpt")
+    with pytest.raises(
+        zoo.CheckpointError, match=r"part 'net' is nat_m or dinat_m.*zoo\.convert .* --part net writes it"
+    ):
+        export.build(str(tmp_path / "net.ckpt"))
     assert export.main(["no_such_model", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor a model" in capsys.readouterr().err
     assert export.main([str(tmp_path), str(tmp_path / "x.pt2")]) == 2

@@ -25,7 +25,7 @@ def test_nothing_is_run(tmp_path, name, write):
     canary, path = tmp_path / "ran", tmp_path / "hostile.pth"
     content = {"model": dict(hostile.STATE), "extra": hostile.RUNNING[name](canary)}
     path.write_bytes(write(content))
-    refused(path, "asks for .*, which is not data: refused, and nothing of it was run")
+    refused(path, "asks for .*, which is not data: refused, and nothing of it was run. If you trust it, load it where")
     assert not canary.exists()
 
 

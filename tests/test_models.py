@@ -326,6 +326,14 @@ def test_inner_windows_do_not_see_the_padding():
     torch.testing.assert_close(attention(x)[:, 28:, 28:], attention(corner), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("given", [{"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}])
+@every_small
+def test_images_that_there_are_not(name, given):
+    (key,) = given
+    with pytest.raises(ValueError, match=f"{key} is .*: expected"):
+        small(name, **given)
+
+
 @every_small
 def test_wrong_channels_name_themselves(name):
     with pytest.raises(RuntimeError, match="to have 3 channels"):

@@ -91,6 +91,12 @@ def test_weights_of_ones_own_have_no_others_licence(tmp_path):
     assert "license: unknown" in (tmp_path / "tuned" / "README.md").read_text()
 
 
+def test_features_cannot_be_shared(tmp_path):
+    with pytest.raises(ValueError, match="gives features alone: share the model without"):
+        zoo.save_for_hf(small("davit_t", features_only=True), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
 def test_what_cannot_be_shared(tmp_path):
     with pytest.raises(ValueError, match=r"Linear was not built by timm\.create_model"):
         zoo.save_for_hf(nn.Linear(1, 1), tmp_path / "shared")

@@ -8,9 +8,12 @@ import time
 import datasets
 import huggingface_hub
 import pytest
+import torch
 from PIL import Image
 
 from recipes.data import DataError, folder, imagenet
+from recipes.measured import write_csv
+from recipes.plots import draw_confusion
 from source_cases import all_of, make, photos, same
 
 
@@ -90,6 +93,18 @@ def test_damaged_listing_is_made_again(tmp_path, capsys, text):
         path.write_text(text)
     assert len(make("imagefolder", root=str(root)).train) == 9
     assert "scanning" in capsys.readouterr().err
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    """What an old archive unpacks to: its bytes are spelled out wherever a name is shown or written."""
+    root = photos(tmp_path / "photos")
+    for split in ("train", "val"):
+        os.rename(root / split / "cat", os.fsencode(root / split) + b"/caf\xe9")
+    data = make("imagefolder", root=str(root))
+    assert data.class_names == ["ant", "bee", "caf\\xe9"] and data.val.sample(8, 0)[1] == 2
+    draw_confusion(tmp_path / "eval.png", torch.eye(3, dtype=torch.long), data.class_names)
+    write_csv(tmp_path / "images.csv", [{"image": data.val.where(8)}])
+    assert r"caf\udce9/2.jpg" in (tmp_path / "images.csv").read_text()
 
 
 def test_links(tmp_path):
@@ -254,7 +269,15 @@ def test_parquet_errors(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["arrow", "parquet"])
-@pytest.mark.parametrize("values, said", [(["cat", "dog"], "'cat'"), ([0.5, 1.0], "0.5"), ([1.0, 0.0], None)])
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (["cat", "dog"], "'cat' at row 0"),
+        ([1.0, 0.5], "0.5 at row 1"),
+        ([1.0, None], "None at row 1"),
+        ([1.0, 0.0], None),
+    ],
+)
 def test_labels_are_numbers(tmp_path, source, values, said):
     rows = {"img": [{"bytes": png((9, 9, 9), "RGB")["bytes"], "path": None}] * 2, "label": values}
     for split in ("train", "test"):
@@ -267,6 +290,31 @@ def test_labels_are_numbers(tmp_path, source, values, said):
         return
     with pytest.raises(DataError, match=rf"column 'label' holds {said}, expected .* give data.label_key="):
         make("cifar10", **changes)
+
+
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
+@pytest.mark.parametrize("where", ["train-1", "test-0"])
+def test_files_that_number_their_classes_otherwise(tmp_path, source, where):
+    """Files that were made apart; labels would silently mean other classes."""
+
+    def write(file, names):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"img": [png((9, 9, 9), "RGB")] * 2, "label": [0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{file}.parquet")
+
+    for file in ("train-0", "train-1", "test-0"):
+        write(file, ["ant", "bee", "cat"])
+    changes = {"root": str(tmp_path), "source": source, "hub": None, "num_classes": None}
+    assert make("cifar10", **changes).class_names == ["ant", "bee", "cat"]
+    write(where, ["ant", "cat"])
+    with pytest.raises(DataError, match=rf"class 1 is 'bee' in .*train-0.parquet and 'cat' in .*{where}.parquet"):
+        make("cifar10", **changes)
+
+
+def test_hidden_tables_are_passed_over(tmp_path):
+    root = parquet(tmp_path / "files", "cifar10")
+    (tmp_path / "files" / "data" / "._train-00000-of-00002.parquet").write_bytes(b"macOS leaves these")
+    assert len(make("cifar10", root=root).train) == 6
 
 
 def type_of(values):

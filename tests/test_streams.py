@@ -10,6 +10,8 @@ import time
 import datasets
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -323,6 +325,23 @@ def test_compressed_archives_are_refused(tmp_path):
 def test_a_buffer_of_nothing(kind, tmp_path):
     with pytest.raises(DataError, match=r"data.shuffle_buffer=0: expected at least 1"):
         made(kind, tmp_path, shuffle_buffer=0)
+
+
+@pytest.mark.parametrize("cell", ["images/1.jpg", {"bytes": None, "path": "images/1.jpg"}])
+def test_names_of_images_in_place_of_them(tmp_path, cell):
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"image": [cell], "label": [0]}), tmp_path / f"{split}.parquet")
+    source = make("parquet_stream", root=str(tmp_path), num_classes=2).val
+    with pytest.raises(DataError, match=r"holds the name of an image, 'images/1.jpg', .* with data.source=arrow"):
+        source.sample(0, 0)
+
+
+def test_splits_of_other_names(tmp_path):
+    root = tars(tmp_path / "data")
+    os.rename(f"{root}/set-validation-000.tar", f"{root}/set-val-000.tar")
+    with pytest.raises(DataError, match=r"or what data.train_split= and data.val_split= name; found: .*set-train-0"):
+        make("webdataset", root=root)
+    assert len(make("webdataset", root=root, val_split="val").val) == 20
 
 
 def test_columns(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from functools import cache
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 import golden
+import zoo
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
 from recipes import config, measured, subjects
 from recipes.config import ConfigError
-from recipes.data import imagenet
+from recipes.data import DataError, imagenet
+from recipes.data.build import preprocessing
 from recipes.settings import RunError
 from test_eval import evaluate_here
 from test_golden import FOLDER, is_dense
@@ -185,6 +188,31 @@ def test_names_of_releases_and_of_the_hub():
     assert find("hf-hub:timm/resnet18.a1_in1k").cfg.model.name == "hf-hub:timm/resnet18.a1_in1k"
 
 
+def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch):
+    """Not as ImageNet's are by default: sizes, colours and crops of a shared model are its own."""
+    own = {"input_size": (3, 64, 96), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0}
+    model = timm.create_model("test_resnet", num_classes=1000)
+    folder = zoo.save_for_hf(model, tmp_path / "shared", data_config=own | {"interpolation": "bilinear"})
+    out = tmp_path / "out"
+    assert subjects.sources(OmegaConf.create({"checkpoint": str(folder)})) == [f"local-dir:{folder}"]
+    (tmp_path / "shared-by-another").mkdir()
+    (tmp_path / "shared-by-another" / "config.json").write_text('{"architectures": ["X"]}')
+    with pytest.raises(ConfigError, match="holds no file of weights"):
+        find(tmp_path / "shared-by-another")
+    evaluate_here(f"checkpoint={folder}", "data=imagenet", f"data.root={images}", f"out={out}")
+    found = json.loads((out / "eval.json").read_text())
+    prep = found["preprocessing"]
+    assert found["img_size"] == [64, 96] and prep["mean"] == [0.1, 0.2, 0.3] and prep["std"] == [0.5] * 3
+    assert (prep["crop_pct"], prep["interpolation"]) == (1.0, "bilinear")
+    module = sys.modules[preprocessing.__module__]
+    monkeypatch.setattr(module, "load_model_config_from_hf", lambda place: ({"mean": (0.5,) * 3}, place, {}))
+    cfg = find("hf-hub:someone/something").cfg
+    assert preprocessing(cfg).mean == (0.5,) * 3
+    cfg.model.name = f"local-dir:{tmp_path}"
+    with pytest.raises(DataError, match=r"does not say how it wants its images: Config file not found"):
+        preprocessing(cfg)
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -216,6 +244,16 @@ def test_other_families_and_dense_files(tmp_path, images):
     torch.save({"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"is no model of the zoo. Name one with model="):
         find(tmp_path / "other.pth")
+    state = {f"net.{key}": value for key, value in timm.create_model("gcvit_xxt").state_dict().items()}
+    torch.save(state | {"loss.weight": torch.ones(10)}, tmp_path / "lightning.ckpt")
+    with pytest.raises(
+        ConfigError, match=r"part 'net' is gcvit_xxt.*zoo\.convert .*\.ckpt OUT --part net writes it alone"
+    ):
+        find(tmp_path / "lightning.ckpt")
+    names = ("decode_head.convs.0.conv.weight", "decode_head.conv_seg.bias")
+    torch.save(state | dict.fromkeys(names, torch.zeros(2)), tmp_path / "segmenter.pth")
+    with pytest.raises(ConfigError, match=r"holds a backbone with fcn: measure it with task=segment"):
+        find(tmp_path / "segmenter.pth")
     path = released(tmp_path, "seg_litv2_s_250x318")
     with pytest.raises(CheckpointError, match=r"not of this LITv2.*left over: feature_norms"):
         evaluate_here(f"checkpoint={path}", "data=imagenet", f"data.root={images}")

@@ -23,6 +23,8 @@ from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
 
+CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
+
 
 @dataclass
 class LoadReport:
@@ -57,14 +59,9 @@ def load_checkpoint(
     checkpoint, left_out = part_of(read(path), part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    conv = "stem.conv1.weight"
-    if isinstance(model, Backbone) and conv in state and state[conv].shape[1] != model.in_chans:
-        try:
-            state[conv] = adapt_input_conv(model.in_chans, state[conv])
-        except (AssertionError, NotImplementedError) as error:  # timm's ways to say that it cannot
-            raise CheckpointError(
-                f"{path} is for images of {state[conv].shape[1]} channels, which cannot be made {model.in_chans}"
-            ) from error
+    if isinstance(model, Backbone) and CONV in state and state[CONV].shape[1] != model.in_chans:
+        _check_channels(state, model, str(path))
+        state[CONV] = adapt_input_conv(model.in_chans, state[CONV])
     report = _fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.layout, report.entry, report.left_out = layout, entry, left_out | unused
@@ -104,7 +101,9 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     will lose its classifier anyhow, so it is not worth a warning that the file has none.
     """
     state = dict(state)
-    if _fit(state, model, ignore=("stem.conv1.weight",)).head_remade and classifies:
+    if isinstance(model, Backbone):
+        _check_channels(state, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
+    if _fit(state, model, ignore=(CONV,)).head_remade and classifies:
         _logger.warning(
             "the checkpoint has no classifier for %d classes: a new one starts from scratch", model.num_classes
         )
@@ -200,7 +199,8 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
         part, within = inner
         others = sorted(parts(state).keys() - {part})
         without = f" without {listed(others)}" if others else ""
-        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. "
+        command = f"For a command python -m zoo.convert IN OUT --part {part} writes it alone. "
+        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. {command}"
     return ""
 
 
@@ -244,6 +244,16 @@ def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, re
         report.resized.append(key)
 
 
+def _check_channels(state: Mapping[str, Tensor], model: Backbone, what: str, channels: int = 3) -> None:
+    """Raise CheckpointError where the first convolution is neither for the model's channels nor for `channels`.
+
+    timm makes one for another number of those alone that it is told of.
+    """
+    shape = state[CONV].shape if CONV in state else ()
+    if len(shape) == 4 and shape[1] not in (channels, model.in_chans):
+        raise CheckpointError(f"{what} is for images of {shape[1]} channels, which cannot be made {model.in_chans}")
+
+
 def _classifier(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the names of the classifier's parameters."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier", "head.fc" if isinstance(model, Backbone) else ())
@@ -268,9 +278,11 @@ def _compare(
     other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
     # values of a quantised file mean nothing without its scales
-    integers = [k for k in state if k in want and want[k].is_floating_point() and not state[k].is_floating_point()]
-    types = [f"{k} {str(state[k].dtype).removeprefix('torch.')}" for k in integers]
-    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"), (types, "of integers"))
+    floating = [k for k in state if k in want and want[k].is_floating_point() and want[k].dtype != state[k].dtype]
+    integers = [_typed(k, state[k]) for k in floating if not state[k].is_floating_point()]
+    bytewise = [_typed(k, state[k]) for k in floating if state[k].is_floating_point() and state[k].itemsize == 1]
+    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"))
+    parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
         raise CheckpointError(f"the checkpoint is not of this {what}. {_what_it_is(state)}{said}.")
     if lost := [k for k, v in state.items() if not v.is_meta and not v.isfinite().all()]:
@@ -278,6 +290,10 @@ def _compare(
             f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
             f"had diverged, or the file is damaged: take an earlier one, or download it again."
         )
+
+
+def _typed(name: str, tensor: Tensor) -> str:
+    return f"{name} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:

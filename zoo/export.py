@@ -25,7 +25,7 @@ from .checkpoint import load_checkpoint
 from .errors import CheckpointError
 from .files import whole
 from .reader import read
-from .recognise import hint, recognise
+from .recognise import hint, part_hint, recognise
 from .registry import variants
 
 OPSET = 18
@@ -72,7 +72,7 @@ def _from_file(path: Path, model: str | None, weights: str) -> nn.Module:
     found = recognise(state, hint(str(path), checkpoint.meta))
     name = model or found.model
     if name is None:
-        raise CheckpointError(f"{path}: {found.message}. Give --model")
+        raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
     built = timm.create_model(name, **({} if found.classes is None else {"num_classes": found.classes}))
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,15 @@ def release(path: Path, model: str | None, digest: str) -> str | None:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and those of weights, by their endings, in the folders that are."""
+    """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones."""
     found: list[Path] = []
     for path in paths:
-        inner = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-        found += inner
+        found += sorted(filter(_may_be_weights, path.iterdir())) if path.is_dir() else [path]
     return found
+
+
+def _may_be_weights(file: Path) -> bool:
+    return file.suffix in SUFFIXES and not file.name.startswith(".")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -154,16 +157,18 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
     return table
 
 
-def _several(found: Iterable[Mapping[str, Any]]) -> Any:
+def _several(found: Sequence[Mapping[str, Any]]) -> Any:
     columns = ("file", "model", "layout", "weights", "M", "classes", "epoch", "release")
-    return _table(columns, map(_row, found))
+    names = Counter(Path(said["file"]).name for said in found)
+    return _table(columns, (_row(said, names) for said in found))
 
 
-def _row(said: Mapping[str, Any]) -> list[str]:
+def _row(said: Mapping[str, Any], names: Mapping[str, int]) -> list[str]:
     name = Path(said["file"]).name
+    name = said["file"] if names[name] > 1 else name  # model.safetensors of several folders
     if "error" in said:
         return [name, "cannot be read", *[""] * 6]
-    near = f"closest: {said['closest']}" if "closest" in said else "none of the zoo"
+    near = f"closest: {said['closest']}" if "closest" in said else said.get("part", "none of the zoo")
     cells = [
         name,
         said["model"] or " or ".join(said["models"]) or near,

@@ -67,7 +67,9 @@ def describe(file: BinaryIO, storage: Callable[[Any], Storage]) -> Any:
         if count == MOST:
             raise CheckpointError(f"has a pickle of more than {MOST:,} opcodes: refused")
         if opcode.name not in _Machine.STEPS:
-            raise CheckpointError(f"has a pickle with {opcode.name}, which torch.save does not write: refused")
+            raise CheckpointError(
+                f"has a pickle with {opcode.name}, which torch.save does not write: refused. {INSTEAD}"
+            )
         _Machine.STEPS[opcode.name](machine, argument)
     raise CheckpointError("has a pickle without an end")
 
@@ -98,7 +100,7 @@ class _Machine:
     def name(self, argument: str) -> None:
         name = argument.replace(" ", ".")
         if name not in _KNOWN:
-            raise CheckpointError(f"asks for {_spelled(name)}, which is not data: {REFUSED}")
+            raise CheckpointError(f"asks for {_spelled(name)}, which is not data: {REFUSED}. {INSTEAD}")
         self.push(Name(name))
 
     def tuple(self, count: int | None) -> None:
@@ -144,6 +146,7 @@ class _Machine:
 
 
 REFUSED = "refused, and nothing of it was run"
+INSTEAD = "If you trust it, load it where it was made, and save its state dict alone with torch.save"
 
 
 def _steps() -> dict[str, Callable[[_Machine, Any], None]]:

@@ -38,6 +38,8 @@ SAFE_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -148,8 +150,10 @@ def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             state = {name: TensorInfo(SAFE_DTYPES[p.get_dtype()], tuple(p.get_shape())) for name, p in parts.items()}
             return state, dict(file.metadata() or {})
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"is a damaged safetensors file: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"holds tensors of a type that is not read, {error}: convert them to float32") from error
 
 
 def _legacy(path: Path) -> Any:
@@ -207,13 +211,14 @@ def _entries(content: Any) -> Found:
     """Kind -> the keys that lead to its state dict, and that."""
     if not isinstance(content, Mapping):
         return {}
-    if state := _state(content):
-        return {"raw": ((), state)}
-    found = {}
+    bare, found = _state(content), {}
     for kind, names in (("raw", RAW), ("ema", EMA)):
         for name in names:
             if kind not in found and (nested := _nested(content.get(name), (name,))):
                 found[kind] = nested
+    # an epoch, a loss and a best figure may be tensors too, and more in number than the wrapper beside them
+    if bare and all(len(state) <= len(bare) for _, state in found.values()):
+        return {"raw": ((), bare)}
     return found
 
 
@@ -221,10 +226,12 @@ def _nested(content: Any, place: tuple[str, ...]) -> tuple[tuple[str, ...], dict
     """The state dict in `content`, or up to two wrappers deeper: an average is often kept as {"module": ...}."""
     if not isinstance(content, Mapping):
         return None
-    if state := _state(content):
-        return place, state
+    state = _state(content)
     inner = [name for name in RAW if isinstance(content.get(name), Mapping)] if len(place) < 3 else []
-    return _nested(content[inner[0]], (*place, inner[0])) if inner else None
+    deeper = _nested(content[inner[0]], (*place, inner[0])) if inner else None
+    if deeper and len(deeper[1]) > len(state):
+        return deeper
+    return (place, state) if state else None
 
 
 def _state(content: Mapping[Any, Any]) -> dict[str, TensorInfo]:

@@ -105,6 +105,14 @@ def recognised_part(state: State) -> tuple[str, Recognition] | None:
     return None
 
 
+def part_hint(state: State, path: str | Path) -> str:
+    """For commands that read whole files: how the part that is a model of the zoo is taken out; empty where none is."""
+    if not (inner := recognised_part(without_prefix(state))):
+        return ""
+    part, found = inner
+    return f". Its part {part!r} is {found.message}: python -m zoo.convert {path} OUT --part {part} writes it alone"
+
+
 def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
     """The layouts that weights of `cls` come in, ours last: it has words for other families' names too."""
     return (*LAYOUTS.get(cls.__name__, ()), OURS)

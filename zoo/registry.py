@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -111,8 +112,19 @@ def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> Non
             cfg.update(displaced)
 
 
+def _check(*, img_size: Any, in_chans: Any = 3, **_: Any) -> None:
+    """Raise ValueError for images that there are none of; a layer would fail on them later, without their name."""
+    sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
+    pair = isinstance(sides, Sequence) and len(sides) == 2
+    if not pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
+    if not isinstance(in_chans, Integral) or in_chans < 1:
+        raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
+
+
 def _constructor(cls: type[Backbone]):
     def construct(*, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> Backbone:
+        _check(**kwargs)
         with torch.device(device or torch.get_default_device()):
             model = cls(**kwargs)
         return model if dtype is None else model.to(dtype)

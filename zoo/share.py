@@ -77,6 +77,8 @@ def _card(model: nn.Module, name: str, description: str, licence: str | None) ->
         raise ValueError(
             f"{type(model).__name__} was not built by timm.create_model: its name and arguments are unknown"
         )
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"{type(model).__name__} gives features alone: share the model without features_only=True")
     size = " x ".join(map(str, get_model_input_config(model)["input_size"]))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     details = {"Architecture": cfg["architecture"], "Params (M)": f"{parameters:.1f}", "Input": size}

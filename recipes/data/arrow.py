@@ -1,7 +1,7 @@
 """Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import belongs, stamp
+from recipes.data.files import belongs, of_split, stamp
 from recipes.data.images import File
 
 
@@ -54,8 +54,38 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
     cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, no network.
     Raises DataError if there is neither network nor copy, and for a split or column that is not there.
     """
-    found = [_rows(*table_of(cfg, name), cfg, name) for name in (cfg[f"{split}_split"] for split in splits)]
+    chosen = [cfg[f"{split}_split"] for split in splits]
+    found = [_rows(*table_of(cfg, name), cfg, name) for name in chosen]
+    if cfg.root:  # `datasets` takes the names of the first file for those of all; on the hub a data set has one list
+        from pyarrow.parquet import read_schema
+
+        files = [path for name in chosen for path in of_split(cfg.root, cfg.name, name, ".parquet")]
+        check_agreed((path, declared(read_schema(path), cfg.label_key)) for path in files)
     return [rows for rows, _ in found], found[0][1]
+
+
+def declared(schema: Any, key: str) -> list[str] | None:
+    """Names of the classes in a column, where the schema of its file says them."""
+    import datasets
+
+    names = getattr(datasets.Features.from_arrow_schema(schema)[key], "names", None)
+    return list(names) if names else None
+
+
+def check_agreed(declarations: Iterable[tuple[str, list[str] | None]]) -> None:
+    """Raise DataError where two files call the class of one number by different names.
+
+    A file numbers its own classes: one that was made apart from the others, or lacks a class, does it otherwise.
+    """
+    known: dict[int, tuple[str, str]] = {}
+    for where, names in declarations:
+        for number, name in enumerate(names or ()):
+            before, there = known.setdefault(number, (name, where))
+            if name != before:
+                raise DataError(
+                    f"class {number} is {before!r} in {there} and {name!r} in {where}: number and name the classes "
+                    "alike, with align_labels_with_mapping of `datasets`"
+                )
 
 
 def table_of(cfg, split: str) -> tuple[Any, Any]:
@@ -100,13 +130,14 @@ def _local(datasets, cfg, split: str):
     root = Path(cfg.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={cfg.root} is no folder: expected one with the parquet files of {cfg.name}")
-    files = sorted(root.rglob("*.parquet"))
+    files = sorted(file for file in root.rglob("*.parquet") if not file.name.startswith("."))
     chosen = [str(file) for file in files if belongs(file.relative_to(root), split)]
     if not chosen:
         found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
         raise DataError(
             f"data.root={cfg.root} has no parquet files of the split {split!r}: expected names such as "
-            f"{split}-00000-of-00001.parquet or a folder {split}/; parquet files found: {found}"
+            f"{split}-00000-of-00001.parquet or a folder {split}/, or what data.train_split= and data.val_split= name; "
+            f"parquet files found: {found}"
         )
     try:
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
@@ -132,8 +163,11 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
     if len(found) and not whole:
+        numeric = found.dtype.kind == "f"
+        row = int(np.argmin(found == np.floor(found))) if numeric else 0  # a column of numbers may lack some
+        value = None if numeric and np.isnan(found[row]) else found[row : row + 1].tolist()[0]
         raise DataError(
-            f"{where}: the column {key!r} holds {found[:1].tolist()[0]!r}, expected the number of a class: give "
+            f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: give "
             "data.label_key= another column, or number the classes, with class_encode_column of `datasets`"
         )
     return found.astype(np.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import timm
 from omegaconf import DictConfig
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import load_model_config_from_hf, parse_model_name
+from timm.models._hub import load_model_config_from_path
 
 from recipes.data import arrow, digits, folder, imagenet, parquet, tar
 from recipes.data.cache import Cache, cache_path
@@ -143,9 +146,25 @@ def decoding(cfg: DictConfig) -> Decoding:
     return Decoding(cfg.data.exif_orientation, cfg.data.max_pixels)
 
 
-def _released(name: str) -> dict[str, Any]:
+def _released(name: str) -> Mapping[str, Any]:
+    if ":" in name:  # an address, hf-hub:user/name or local-dir:folder: its config.json says it
+        return _addressed(name)
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return cfg.to_dict() if cfg is not None else {}
+
+
+@cache
+def _addressed(name: str) -> Mapping[str, Any]:
+    source, place = parse_model_name(name)
+    read = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
+    try:
+        return read(place)[0]
+    except (OSError, ValueError, KeyError) as error:  # no network, no such folder, no configuration
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"{name} does not say how it wants its images: {said}; without its config.json give model.name= a name "
+            "that timm knows, and model.checkpoint=<file>"
+        ) from error
 
 
 def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[Records], list[str]]:

@@ -23,7 +23,8 @@ def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
         found = ", ".join(str(file.relative_to(base)) for file in files[:5]) or "none"
         raise DataError(
             f"data.root={root} has no {suffix} files of the split {split!r}: expected names such as "
-            f"{split}-00000{suffix} or a folder {split}/; found: {found}"
+            f"{split}-00000{suffix} or a folder {split}/, or what data.train_split= and data.val_split= name; "
+            f"found: {found}"
         )
     return chosen
 

@@ -70,7 +70,12 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
     listings = [list_classes(folder) for folder in folders]
     if len(listings) == 2:
         _same_classes(folders, listings)
-    return list(map(Folder, folders, listings)), list(listings[-1].classes)
+    return list(map(Folder, folders, listings)), list(map(_in_unicode, listings[-1].classes))
+
+
+def _in_unicode(name: str) -> str:
+    """A folder's name for tables and pictures: bytes that are no UTF-8, of an old archive say, are spelled out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _of_split(base: Path, split: str, name: str) -> Path:

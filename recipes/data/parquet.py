@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.arrow import first_line, numbers
+from recipes.data.arrow import check_agreed, declared, first_line, numbers
 from recipes.data.errors import DataError
 from recipes.data.files import is_local, of_split
 from recipes.data.shards import Index, Shards, class_names, kept_index
@@ -32,7 +32,15 @@ class Parquet(Shards):
         # Arrow, and the libraries under an address, raise types of their own
         except Exception as error:
             raise DataError(f"cannot read {self.paths[shard]}, row {offset}: {first_line(error)}") from error
-        return (cell["bytes"] if isinstance(cell, dict) else cell) or b""  # a null is no image, as no bytes are none
+        path = cell if isinstance(cell, str) else None
+        if isinstance(cell, dict):
+            cell, path = cell["bytes"], cell.get("path")
+        if path is not None and not isinstance(cell, bytes):
+            raise DataError(
+                f"{self.paths[shard]}, row {offset}, holds the name of an image, {path!r}, and not its bytes: read the "
+                "files where they lie, with data.source=arrow, or put their bytes in"
+            )
+        return cell or b""  # a null is no image, as no bytes are none
 
 
 class _Rows:
@@ -75,8 +83,13 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
     except ImportError as error:
         raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
     found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
-    names = _declared(datasets, found[0].paths[0], cfg.label_key)
-    return found, names or class_names(cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found]))
+    # of another machine's files only the first of each split is asked: each costs a request
+    files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]
+    names = {path: declared(opened(path).schema_arrow, cfg.label_key) for path in files}
+    check_agreed(names.items())
+    return found, names[files[0]] or class_names(
+        cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found])
+    )
 
 
 def _split(datasets, cfg, split: str) -> Parquet:
@@ -120,9 +133,3 @@ def _labels(path: str, cfg) -> np.ndarray:
     except Exception as error:
         raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
     raise DataError(f"{path} has no column {cfg[missing[0]]!r} but {', '.join(columns)}: give data.{missing[0]}=")
-
-
-def _declared(datasets, path: str, key: str) -> list[str] | None:
-    """Names of the classes, where the file says them."""
-    feature = datasets.Features.from_arrow_schema(opened(path).schema_arrow)[key]
-    return list(names) if (names := getattr(feature, "names", None)) else None

@@ -25,7 +25,7 @@ from ..errors import CheckpointError
 from ..files import sha256, whole
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read
-from ..recognise import OURS, hint, layouts_of, recognise
+from ..recognise import OURS, hint, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
 
 NAMES = [OURS.name, *dict.fromkeys(layout.name for layouts in LAYOUTS.values() for layout in layouts)]
@@ -50,9 +50,11 @@ def convert(
     weights  "raw", "ema" or "auto", as `load_checkpoint` has it
     Raises CheckpointError where the model is not recognised, or has no such layout, or it says less than that needs.
     """
-    found = recognise(next(iter(checkpoint.entries.values())), hint(checkpoint.path, checkpoint.meta))
+    first = next(iter(checkpoint.entries.values()))
+    found = recognise(first, hint(checkpoint.path, checkpoint.meta))
     if model is None and not found.candidates:
-        raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is: name one by --model, or a --part")
+        how = part_hint(first, checkpoint.path) or ": name one by --model, or a --part"
+        raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is{how}")
     model = model or found.model
     classes = {class_of(name) for name in ([model] if model else (name for name, _ in found.candidates))}
     if len(classes) > 1:
