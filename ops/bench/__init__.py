@@ -22,7 +22,7 @@ from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
 from .measure import MODES, Machine, Row, machine, measure, told
-from .prepare import prepare
+from .prepare import prepared
 from .report import chart, circumstances, numbers, overwrite, write
 
 BATCHES = {"224": 128, "800x1344": 2}  # by image; on a CPU 8 and 1
@@ -64,10 +64,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
     parser.add_argument("--compiled", type=int, help="compiled peers only in so many calls of an op at the first image")
-    parser.add_argument("--jobs", type=int, help="on a GPU: compile in so many processes before anything is timed")
+    parser.add_argument(
+        "--jobs", type=int, help="on a GPU: compile in so many processes what so many calls need, before they are timed"
+    )
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--minutes", type=float, help="begin no further call after so many; default: until all is done")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="begin no further call after so many, compiling counted; default: until all is done",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
     parser.add_argument("--json", type=Path, help="a file for the numbers, besides those of --out")
     parser.add_argument(
@@ -108,12 +114,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     jobs = plan(args)
-    if args.jobs is not None and args.device == "cuda":
-        prepare(jobs, args)
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
     done = 0
-    for job in jobs:
+    for job in prepared(jobs, args):
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             break
         if job.dtype not in machines:

@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -17,12 +18,22 @@ from .jobs import Job, asked
 from .measure import answer, attempt
 
 
-def prepare(jobs: list[Job], args: argparse.Namespace) -> None:
-    """Compiles in several processes what the jobs need, so that afterwards all is found on disk."""
+def prepared(jobs: list[Job], args: argparse.Namespace) -> Iterator[Job]:
+    """The jobs in their order; what the next of them need is compiled in several processes, and then found on disk.
+
+    As many are next as there are processes, and nothing is compiled while one is timed: a run that is cut off has
+    measured what it compiled.
+    """
+    if args.jobs is None or args.device != "cuda":
+        yield from jobs
+        return
     # a process that has begun to use a GPU cannot be forked
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), alone) as pool:
-        for _ in pool.map(partial(warm, args=args), jobs):
-            pass
+        for i in range(0, len(jobs), args.jobs):
+            some = jobs[i : i + args.jobs]
+            for _ in pool.map(partial(warm, args=args), some):
+                pass
+            yield from some
 
 
 def alone() -> None:

@@ -1,5 +1,6 @@
 """`python -m ops.bench`: it writes what it says, holds peers to the op, survives their failures, and stops in time."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -206,6 +207,29 @@ def test_what_is_timed_is_compiled_before_in_every_configuration(monkeypatch):
     seen.clear()
     prepare.warm(second, args)
     assert len(seen) == 2 * 3
+
+
+def test_a_run_that_is_cut_off_has_timed_what_it_compiled(monkeypatch):
+    compiled = []
+
+    class Pool(contextlib.nullcontext):
+        def __init__(self, processes, context, begin):
+            super().__init__(self)
+            assert processes == 3
+
+        def map(self, warm, jobs):
+            compiled.extend(jobs)
+            return jobs
+
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    args = bench.parse(["--device", "cuda", "--models", "davit_t", "--jobs", "3"])
+    jobs, timed = bench.plan(args), []
+    for job in prepare.prepared(jobs, args):
+        timed.append(job)
+        assert timed == compiled[: len(timed)] and len(compiled) - len(timed) < 3
+    assert timed == compiled == jobs and len(jobs) % 3  # the last of them are fewer
+    args.jobs, compiled[:] = None, []
+    assert list(prepare.prepared(jobs, args)) == jobs and not compiled
 
 
 def test_defaults_on_a_cpu_are_small():
