@@ -196,6 +196,19 @@ def test_other_windows(tmp_path, source):
     assert same(model, state_of(source))
 
 
+def test_a_compiled_model(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = small(NAME)
+    load_checkpoint(torch.compile(nn.DataParallel(model)), tmp_path / "weights.pth")
+    assert same(model, source.state_dict())
+
+
+def test_a_model_without_memory(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="the model is on the meta device, without memory for weights"):
+        load_checkpoint(small(NAME, device="meta"), tmp_path / "weights.pth")
+
+
 def test_features_from_a_classifier(tmp_path, source, caplog):
     path = tmp_path / "features.pth"
     torch.save(timm_state(source), path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.models import resolve_pretrained_cfg
 from timm.models._manipulate import adapt_input_conv
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .backbone import Backbone
@@ -51,11 +52,16 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
+    model    may be compiled, or wrapped by DistributedDataParallel or the like
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
              belong to, else the raw ones
     part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
+    ValueError for a model on the meta device.
     """
+    model = unwrap_model(model)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("the model is on the meta device, without memory for weights: build it on another one")
     checkpoint, left_out = part_of(read(path), part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
