@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -94,6 +95,11 @@ class Task(ABC):
     def remarks(self, data: Data, metrics: Metrics) -> list[str]:
         """What makes the numbers of an evaluation doubtful, in words."""
         return []
+
+
+def some_of(names: Sequence[str], count: int) -> str:
+    """Some of `count` classes in words, the first of them by name."""
+    return f"{len(names)} of the {count} classes ({', '.join(names[:5])}{', ...' if names[5:] else ''})"
 
 
 def create(cfg: DictConfig) -> Task:

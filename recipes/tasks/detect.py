@@ -78,6 +78,13 @@ class Task(task.Task):
             for name in data.class_names
         ]
 
+    def remarks(self, data: Data, metrics: Detection) -> list[str]:
+        absent = [name for name in data.class_names if f"box_ap/{name}" not in metrics.values]
+        if not absent:
+            return []
+        said = task.some_of(absent, data.num_classes)
+        return [f"{said} have no object in the validation set: whether the model finds them is not measured"]
+
     def show(self, data: Data, metrics: Detection) -> Image.Image | None:
         pairs, shown = [], set()
         for found, target in metrics.shown:

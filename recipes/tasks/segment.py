@@ -111,6 +111,16 @@ class Task(task.Task):
             for index, name in enumerate(data.class_names)
         ]
 
+    def remarks(self, data: Data, metrics: Segmentation) -> list[str]:
+        true = metrics.confusion.compute().sum(1)
+        absent = [name for index, name in enumerate(data.class_names) if not true[index]]
+        if not absent:
+            return []
+        return [
+            f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model finds "
+            f"them is not measured. {IGNORE} in a mask is no class, but what is not labelled"
+        ]
+
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
         pairs, shown = [], set()
         for found, target in metrics.shown:
