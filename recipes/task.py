@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from recipes.data import Data
+from recipes.data.build import preprocessing
 
 
 class Metrics(Protocol):
@@ -87,6 +88,10 @@ class Task(ABC):
     def show(self, data: Data, metrics: Metrics) -> Image.Image | None:
         """What was found in a few images of an evaluation, beside what is true; None where labels lie in no place."""
         return None
+
+    def preparation(self) -> dict[str, Any]:
+        """How images reach the model in an evaluation, for the record of it; `size` is data.img_size."""
+        return vars(preprocessing(self.cfg)).copy()
 
     def classes(self, data: Data, metrics: Metrics) -> list[dict[str, Any]]:
         """What an evaluation found class by class, a row each, where that means something."""

@@ -121,6 +121,9 @@ def test_an_evaluation_finds_the_number_of_the_training(run, tmp_path):
     assert found["images"] == 7
     classes = (tmp_path / "eval-classes.csv").read_text().splitlines()
     assert len(classes) == 1 + (11 if run.name == "segment" else 10) and classes[1].startswith("0,")
+    prep = found["preprocessing"]  # what was done to the images, not what is done to others that are classified
+    assert (prep["short_side"], prep["long_side"], prep["interpolation"]) == (None, None, "bilinear")
+    assert "crop_pct" not in prep and (run.name != "segment" or (prep["scales"], prep["flip"]) == ([1.0], False))
     with Image.open(tmp_path / "eval.png") as picture:
         assert picture.width > 1000
     with pytest.raises(ConfigError, match="predictions=true keeps the classes of whole images"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from recipes import distributed, models, plan, task
 from recipes.config import ConfigError
+from recipes.config.idle import SIDES
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
 from recipes.data.paired import IGNORE, evaluation
@@ -129,6 +132,11 @@ class Task(task.Task):
             shown |= {*true.unique().tolist(), *found.unique().tolist()}
         return beside(pairs, data.class_names, shown - {IGNORE, *data.left_out}) if pairs else None
 
+    def preparation(self) -> dict[str, Any]:
+        return resized(self.cfg) | {
+            key: OmegaConf.to_object(self.cfg.task)[key] for key in ("inference", "stride", "scales", "flip")
+        }
+
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]
 
@@ -153,6 +161,14 @@ def class_weights(cfg, data: Data) -> list[float] | None:
     if weight == 1:
         return None
     return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
+
+
+def resized(cfg) -> dict[str, Any]:
+    """What is done to an image in an evaluation, as a record says it; `size` is that of crops and windows."""
+    prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last
+    return {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": "bilinear"} | {
+        key: list(value) if isinstance(value, Sequence) else value for key, value in sides.items()
+    }
 
 
 def prepared(cfg, image: Image.Image) -> Tensor:
