@@ -182,6 +182,8 @@ def test_a_module_as_backbone():
         segmenter(nn.Conv2d(3, 4, 1), 3)
     with pytest.raises(ValueError, match="reads 4 levels"):
         segmenter(timm.create_model("resnet18", features_only=True, out_indices=(3, 4)), 3)
+    with pytest.raises(ValueError, match=r"strides \[32, 16, 8, 4\]: give out_indices from fine to coarse"):
+        segmenter("nat_m", 3, channels=8, out_indices=(3, 2, 1, 0))
     with pytest.raises(ValueError, match="drop_path_rate cannot be given"):
         segmenter(backbone, 3, drop_path_rate=0.1)
 
