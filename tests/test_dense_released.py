@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as tools
+from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as F
 
 import zoo
@@ -97,6 +98,14 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)
+
+
+def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
+    """Among them the channels, which a run's recipe sets and the file does not say."""
+    path = tmp_path / "ema.safetensors"
+    save_file(segmenter("nat_m", 3, head="semantic_fpn", channels=16).state_dict(), path)
+    with pytest.raises(ConfigError, match=r"model=<backbone> task.head=<head> task.channels=.* run=runs/<name>"):
+        find(path, "task=segment", "data=ade20k")
 
 
 def find(source, *overrides):
