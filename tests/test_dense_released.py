@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 import zoo
 from recipes import config, subjects
 from recipes.config import ConfigError
+from recipes.task import create
 from test_eval import evaluate_here
 from zoo.heads import detector, segmenter
 from zoo.heads.recognise import recognise_dense
@@ -98,6 +99,17 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)
+
+
+@pytest.mark.parametrize("typed", [(), ("model.dilations=segmentation",)])
+def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path, capsys):
+    """DiNAT's segmenters have other dilations than its classifiers, and the same tensors."""
+    path = save(segmenter("dinat_m", 150, channels=8, dilations="segmentation"), tmp_path / "upernet_dinat_mini.pth")
+    given = ["model=dinat_m", "task=segment", "task.head=upernet", "task.channels=8", "data.val_count=2", *typed]
+    task = create(config.compose([*given, "data.train_count=4", "data.batch_size=4", f"model.checkpoint={path}"]))
+    model = task.build_model(task.build_data())
+    said = "is of a model with model.dilations=segmentation, which this one is built without: give it"
+    assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
 
 
 def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
