@@ -31,7 +31,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
         if cfg.model.name is None:
             raise ConfigError(
                 f"{path} is no segmenter in mmsegmentation's names and no detector in mmdetection's. Say what it is: "
-                "model=<backbone> task.head=<head>"
+                "model=<backbone> task.head=<head> task.channels=<of its layers>; of a run, run=runs/<name> knows it"
             )
         return None
     if found.task != cfg.task.name:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recipes import config, distributed, hardware, measured, noted, predict, subjects
 from recipes.checkpoint import Checkpoint
 from recipes.data import DataError
-from recipes.data.build import decoding, preprocessing
+from recipes.data.build import decoding
 from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
@@ -117,7 +117,7 @@ def measure(
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
     values, metrics = evaluate(*given, answered.note) if answers else evaluate(*given)
-    prep = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preprocessing(cfg)).items()}
+    prep = {key: list(value) if isinstance(value, tuple) else value for key, value in task.preparation().items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {
         "device": named(str(machine.device)),

@@ -16,6 +16,8 @@ from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.log import say
 from recipes.run import find_checkpoint
+from zoo.heads.recognise import recognise_dense
+from zoo.recognise import hint
 
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
@@ -89,6 +91,18 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     if report.head_remade and "train" not in cfg:
         raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
     say(report.message)
+    if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
+        _say_built_otherwise(cfg)
+
+
+def _say_built_otherwise(cfg: DictConfig) -> None:
+    """Say so where the authors build a released file's backbone in another way for its task, which no weight shows."""
+    path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
+    file, own = zoo.describe(path), zoo.variants().get(variant, {})
+    found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
+    for key, value in (found.arguments(variant) if found else {}).items():
+        if cfg.model.get(key, own.get(key)) == own.get(key):  # no other value was asked for
+            say(f"{path} is of a model with model.{key}={value}, which this one is built without: give it", "yellow")
 
 
 def start_backbone(model: nn.Module, folder: str) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes import config
 from recipes.config.checks import base, flat, task_defaults
+from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
 from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.provenance import SESSIONS, first_overrides, first_session
@@ -126,6 +127,9 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     if not asked:
         return stored
     cfg = _compose(folder, asked)
+    sized = [text for text in overrides if _key(text) == "img_size" and _sized(text)]
+    if sized and not is_size_of_images(cfg):
+        raise RunError(f"{sized[0]} would change nothing: it needs {resized_by(cfg)}")
     if cfg.data.name != stored.data.name:
         _keep_preparation(cfg, stored, {_key(text) for text in asked})
     return cfg
@@ -159,7 +163,7 @@ def _keep_preparation(cfg: DictConfig, stored: DictConfig, typed: set[str]) -> N
     for key, value in kept.items():
         OmegaConf.update(cfg, key, value)
     if kept:
-        said = " ".join(f"{key}={value}" for key, value in kept.items())
+        said = " ".join(f"{key}={'null' if value is None else value}" for key, value in kept.items())
         say(f"data={cfg.data.name} is prepared as the run's images were, {said}; what is typed goes before", "yellow")
 
 
@@ -167,4 +171,7 @@ def _preparation(cfg: DictConfig) -> dict[str, Any]:
     """What is done to images before the model sees them, by the key of `data` that says it."""
     found = vars(preprocessing(cfg, train=True)).copy()
     found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.get("eval_img_size")}
+    if "task" in cfg and cfg.task.name != "classify":
+        found = {key: value for key, value in found.items() if key not in WHOLE}
+        found |= {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last
     return {f"data.{key}": list(value) if isinstance(value, tuple) else value for key, value in found.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from recipes.data import Data
+from recipes.data.build import preprocessing
 
 
 class Metrics(Protocol):
@@ -87,6 +89,10 @@ class Task(ABC):
         """What was found in a few images of an evaluation, beside what is true; None where labels lie in no place."""
         return None
 
+    def preparation(self) -> dict[str, Any]:
+        """How images reach the model in an evaluation, for the record of it; `size` is data.img_size."""
+        return vars(preprocessing(self.cfg)).copy()
+
     def classes(self, data: Data, metrics: Metrics) -> list[dict[str, Any]]:
         """What an evaluation found class by class, a row each, where that means something."""
         return []
@@ -94,6 +100,11 @@ class Task(ABC):
     def remarks(self, data: Data, metrics: Metrics) -> list[str]:
         """What makes the numbers of an evaluation doubtful, in words."""
         return []
+
+
+def some_of(names: Sequence[str], count: int) -> str:
+    """Some of `count` classes in words, the first of them by name."""
+    return f"{len(names)} of the {count} classes ({', '.join(names[:5])}{', ...' if names[5:] else ''})"
 
 
 def create(cfg: DictConfig) -> Task:

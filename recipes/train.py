@@ -151,6 +151,9 @@ def validate(run: Run, machine, task, data, now: State, logs) -> None:
     """Measure the weights, note how good they are, and keep them where they are the best so far."""
     values, metrics = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
     now.train()
+    if now.best is None:  # of the data, which stays as it is
+        for text in distributed.first(lambda: task.remarks(data, metrics)):
+            log.say(f"note: {text}", "yellow")
     now.due = False
     better = now.best is None or values[task.score] > now.best
     if better:

@@ -80,6 +80,7 @@ def change(folder, key, value, at=0, part="annotations"):
         ("image_id", 99, "annotations", "annotation 1 is of image 99, which it has not"),
         ("bbox", [1, 2, 3], "annotations", "annotation 1 has the box [1.0, 2.0, 3.0]"),
         ("bbox", [1, 2, float("nan"), 4], "annotations", "annotation 1 has the box [1.0, 2.0, nan, 4.0]"),
+        ("bbox", ["a", 1, 2, 3], "annotations", "lacks what COCO's format asks for: ValueError"),
         ("bbox", None, "annotations", "lacks what COCO's format asks for"),
         ("height", None, "images", "lacks what COCO's format asks for"),
         ("file_name", "gone.jpg", "images", "names 1 of 2 images that"),
@@ -87,6 +88,10 @@ def change(folder, key, value, at=0, part="annotations"):
         ("file_name", "../val/x.jpg", "images", "which leads out of its folder"),
         ("file_name", "/etc/passwd", "images", "which leads out of its folder"),
         ("name", "bat", "categories", "have other categories"),
+        ("name", "ant", "categories", "several categories have the name 'ant': expected another for each"),
+        ("id", 3, "categories", "several categories have the id 3"),
+        ("id", "3", "categories", "a category lacks what COCO's format asks for: TypeError"),
+        ("id", 6, "images", "train.json: several images have the id 6"),
     ],
 )
 def test_annotations_that_do_not_fit(objects, key, value, part, said):
@@ -100,6 +105,7 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
     ("key", "value", "part", "said"),
     [
         ("segmentation", [[1, 2]], "annotations", "segmentation cannot be read"),
+        ("segmentation", [[2, 3, float("nan"), 3, 12, 11]], "annotations", "a corner of a polygon is no number"),
         ("segmentation", [], "annotations", "without a segmentation; task.head=faster_rcnn"),
         ("segmentation", {"size": [9, 9], "counts": [0, 81]}, "annotations", "whose mask is 9 x 9 pixels"),
         ("segmentation", {"size": [20, 30], "counts": [0, 999]}, "annotations", "its runs are of 999 pixels"),

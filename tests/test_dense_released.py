@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as tools
+from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as F
 
 import zoo
 from recipes import config, subjects
 from recipes.config import ConfigError
+from recipes.task import create
 from test_eval import evaluate_here
 from zoo.heads import detector, segmenter
 from zoo.heads.recognise import recognise_dense
@@ -97,6 +99,25 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)
+
+
+@pytest.mark.parametrize("typed", [(), ("model.dilations=segmentation",)])
+def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path, capsys):
+    """DiNAT's segmenters have other dilations than its classifiers, and the same tensors."""
+    path = save(segmenter("dinat_m", 150, channels=8, dilations="segmentation"), tmp_path / "upernet_dinat_mini.pth")
+    given = ["model=dinat_m", "task=segment", "task.head=upernet", "task.channels=8", "data.val_count=2", *typed]
+    task = create(config.compose([*given, "data.train_count=4", "data.batch_size=4", f"model.checkpoint={path}"]))
+    model = task.build_model(task.build_data())
+    said = "is of a model with model.dilations=segmentation, which this one is built without: give it"
+    assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
+
+
+def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
+    """Among them the channels, which a run's recipe sets and the file does not say."""
+    path = tmp_path / "ema.safetensors"
+    save_file(segmenter("nat_m", 3, head="semantic_fpn", channels=16).state_dict(), path)
+    with pytest.raises(ConfigError, match=r"model=<backbone> task.head=<head> task.channels=.* run=runs/<name>"):
+        find(path, "task=segment", "data=ade20k")
 
 
 def find(source, *overrides):

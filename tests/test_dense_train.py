@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from recipes.settings import RunError
 from recipes.task import create
 from recipes.tasks import detect, segment
 from test_families_train import FAMILIES, smallest
+from test_masks import mask, picture
 
 TINY = [
     "model=timm", "model.name=test_resnet", "data.img_size=64", "data.train_count=16", "data.val_count=7",
@@ -119,6 +121,9 @@ def test_an_evaluation_finds_the_number_of_the_training(run, tmp_path):
     assert found["images"] == 7
     classes = (tmp_path / "eval-classes.csv").read_text().splitlines()
     assert len(classes) == 1 + (11 if run.name == "segment" else 10) and classes[1].startswith("0,")
+    prep = found["preprocessing"]  # what was done to the images, not what is done to others that are classified
+    assert (prep["short_side"], prep["long_side"], prep["interpolation"]) == (None, None, "bilinear")
+    assert "crop_pct" not in prep and (run.name != "segment" or (prep["scales"], prep["flip"]) == ([1.0], False))
     with Image.open(tmp_path / "eval.png") as picture:
         assert picture.width > 1000
     with pytest.raises(ConfigError, match="predictions=true keeps the classes of whole images"):
@@ -174,6 +179,31 @@ def test_dense_images_are_measured_one_by_one(monkeypatch):
             cfg = config.compose(["model=dinat_t", f"recipe={recipe}", *case])
             assert cfg.data.eval_batch_size is None and create(cfg).eval_batch_size == 1
     assert create(config.compose([])).eval_batch_size == 128
+
+
+def test_classes_of_which_nothing_is_there_are_named(tmp_path, capsys):
+    """Masks of 0 and 255, say, in which all that is labelled is one class: its IoU alone would be 100 %."""
+    for split in ("train", "val"):
+        for name in "ab":
+            picture(tmp_path / "images" / split / f"{name}.jpg", (64, 64))
+            mask(tmp_path / "masks" / split / f"{name}.png", (0, 255), (64, 64))
+    data = ["data=masks", f"data.root={tmp_path}", "data.class_names=[ground,thing]"]
+    tiny = [text for text in TINY if "count" not in text and "batch_size" not in text]
+    train_here(tmp_path / "out", "task=segment", *tiny, *data, "data.batch_size=2", "task.head=fcn", "name=two")
+    said = "note: 1 of the 2 classes (thing) have no pixel in the validation set"
+    assert capsys.readouterr().out.count(said) == 1  # of the first evaluation
+    evaluate_here(f"run={tmp_path / 'out' / 'two'}", f"out={tmp_path}")
+    assert f"{said}: whether the model finds them is not measured. 255 in a mask is no class" in capsys.readouterr().out
+
+
+def test_categories_of_which_nothing_is_there_are_named():
+    cfg = config.compose(["task=detect", *TINY])
+    task, data = create(cfg), SimpleNamespace(class_names=[*"abcdefg"], num_classes=7)
+    metrics = task.metrics(data)
+    metrics.values = {"box_ap": 5.0, "box_ap/b": 5.0}
+    assert task.remarks(data, metrics)[0].startswith("6 of the 7 classes (a, c, d, e, f, ...) have no object in the")
+    metrics.values |= {f"box_ap/{name}": 0.0 for name in "acdefg"}
+    assert task.remarks(data, metrics) == []
 
 
 def test_ways_to_look_at_an_image():

@@ -268,6 +268,15 @@ def test_bad_calls():
         detector(Pools(), 5, head="yolo")
     with pytest.raises(ValueError, match="no anchors"):
         detector(Pools(), 5, head="fcos", anchor_size=8)
+    for head, name in (
+        ("mask_rcnn", "score_thresh"),  # it is box_score_thresh there
+        ("faster_rcnn", "mask_head"),
+        ("cascade_mask_rcnn", "box_score_thresh"),
+        ("retinanet", "score_tresh"),
+        ("fcos", "min_size"),
+    ):
+        with pytest.raises(ValueError, match=f"head_kwargs has {name}, which {head} does not read; it reads "):
+            detector(Pools(), 5, head=head, channels=32, head_kwargs={name: 0.3})
     with pytest.raises(ValueError, match="channels is 16; FCOS norms groups of them, 32 in all"):
         detector(Pools(), 5, head="fcos", channels=16)
 

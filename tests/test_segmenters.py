@@ -137,6 +137,18 @@ def test_timm_backbone_of_odd_sizes(head, tmp_path):
     assert zoo.load_checkpoint(model, tmp_path / "file.pth").layout == "mmseg"
 
 
+@pytest.mark.parametrize("name", ["litv2_s", "sgformer_s"])
+def test_images_that_are_smaller_than_a_backbone_takes(name):
+    """They are filled up, and what fills them is not learned from: as many pixels as if they had been."""
+    model = segmenter(name, 3, head="semantic_fpn", channels=16, dropout=0.0).eval()
+    images, targets = torch.randn(2, 3, 9, 70), torch.randint(3, (2, 9, 70))
+    filled = F.pad(images, (0, 0, 0, 23)), F.pad(targets, (0, 0, 0, 23), value=255)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model(filled[0])[:, :, :9])
+        assert model(torch.randn(1, 3, 1, 1)).shape == (1, 3, 1, 1)
+        assert model(images, targets) == model(*filled)
+
+
 @torch.no_grad()
 def test_maps_with_channels_last_and_levels_of_one_size():
     swin = segmenter("swin_tiny_patch4_window7_224", 3, channels=8, img_size=64, window_size=2, depths=(1, 1, 1, 1))
@@ -170,6 +182,8 @@ def test_a_module_as_backbone():
         segmenter(nn.Conv2d(3, 4, 1), 3)
     with pytest.raises(ValueError, match="reads 4 levels"):
         segmenter(timm.create_model("resnet18", features_only=True, out_indices=(3, 4)), 3)
+    with pytest.raises(ValueError, match=r"strides \[32, 16, 8, 4\]: give out_indices from fine to coarse"):
+        segmenter("nat_m", 3, channels=8, out_indices=(3, 2, 1, 0))
     with pytest.raises(ValueError, match="drop_path_rate cannot be given"):
         segmenter(backbone, 3, drop_path_rate=0.1)
 

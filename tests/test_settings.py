@@ -36,6 +36,27 @@ def test_ways_to_look_are_those_of_the_evaluation(tmp_path):
     assert (task.flip, task.scales, task.inference, task.stride) == (True, [0.5, 1.0], "slide", [8, 8])
 
 
+def test_a_size_that_images_of_a_dense_task_do_not_get_is_refused(tmp_path):
+    """Data with labels in it is resized by its sides, whatever data.img_size is."""
+    data = ["data=masks", "data.root=there", "data.num_classes=3"]
+    run = begun(tmp_path / "run", "task=segment", *data)
+    with pytest.raises(RunError, match=r"img_size=96 would change nothing: it needs .*data\.short_side= and"):
+        config_to_evaluate(run, [f"run={run}", "img_size=96"])
+    assert config_to_evaluate(run, ["img_size=96", "task.inference=slide"]).data.img_size == 96
+    scenes = begun(tmp_path / "scenes", "task=detect")
+    assert config_to_evaluate(scenes, ["img_size=96"]).data.img_size == 96
+    with pytest.raises(ConfigError, match=r"img_size=96 has no effect here: it needs .*data\.short_side= and"):
+        config.compose(["checkpoint=a.pth", "task=segment", *data, "img_size=96"], "eval")
+
+
+def test_another_dense_data_set_is_resized_as_the_run_s(tmp_path, capsys):
+    run = begun(tmp_path / "run", "task=detect", "data=coco_json", "data.root=there")
+    found = config_to_evaluate(run, ["data=coco", "data.root=here", "data.long_side=900"]).data
+    assert (found.short_side, found.long_side) == (640, 900)
+    said = capsys.readouterr().out
+    assert "prepared as the run's images were" in said and "data.short_side=640" in said and "crop_pct" not in said
+
+
 @pytest.mark.parametrize("typed", ["seed=3", "task=segment", "task.loss=binary_cross_entropy", "++train.steps=3"])
 def test_what_would_change_nothing_is_refused(tmp_path, typed):
     run = begun(tmp_path / "run")

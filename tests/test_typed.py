@@ -59,6 +59,9 @@ IDLE = [
     (["teacher.pretrained=true"], "it needs teacher.kind="),
     (["sched.milestones=[3]"], "it needs sched.sched=step, and it is cosine"),
     (["model.weights=ema"], "it needs model.checkpoint="),
+    (["task=segment", "data.interpolation=nearest"], "it needs task=classify; else images are resized as"),
+    (["task=detect", "data.crop_pct=0.5"], "it needs task=classify"),
+    (["data.short_side=64"], "it needs labels in the image, task=segment or detect"),
 ]
 
 

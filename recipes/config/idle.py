@@ -28,6 +28,8 @@ READ = {
     "train_json": ("coco",), "val_json": ("coco",),
 }  # fmt: skip
 SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
+WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image becomes one of the model's size, to be classified
+SIDES = ("short_side", "long_side", "side_multiple")  # how one with labels in it is resized
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
 
 
@@ -49,6 +51,12 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
     group, _, rest = key.partition(".")
     if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):
         return f"data.source={' or '.join(READ[rest])}, and data={cfg.data.name} has {cfg.data.source}"
+    if group == "data" and rest in WHOLE and cfg.task.name != "classify":
+        return "task=classify; else images are resized as data.short_side and data.long_side say, and bilinearly"
+    if group == "data" and rest in SIDES and cfg.task.name == "classify":
+        return "labels in the image, task=segment or detect; the size of what is classified is data.img_size"
+    if key == "img_size" and not is_size_of_images(cfg):
+        return resized_by(cfg)
     if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
         return "teacher.kind=soft, hard or feature"
     if key == "sched.milestones" and cfg.sched.sched != "step":
@@ -56,3 +64,14 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
         return "model.checkpoint=, of which it says the weights"
     return None
+
+
+def is_size_of_images(cfg: DictConfig) -> bool:
+    """Whether `data.img_size` is that of what an evaluation shows the model: the whole image, or windows of it."""
+    return cfg.task.name == "classify" or cfg.data.source == "scenes" or cfg.task.get("inference") == "slide"
+
+
+def resized_by(cfg: DictConfig) -> str:
+    """What gives images another size where `img_size=` does not."""
+    slide = " (of windows: task.inference=slide)" if cfg.task.name == "segment" else ""
+    return f"data=scenes; data.short_side= and data.long_side= resize the images of data={cfg.data.name}{slide}"

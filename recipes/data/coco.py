@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
         raise BadImage(f"{where} has an object without a segmentation; task.head=faster_rcnn learns from boxes alone")
     try:
         if isinstance(shape, list):
+            _check_finite(shape)
             code = mask.merge(mask.frPyObjects(shape, *size))
         else:
             code = _encoded(shape, size) if isinstance(shape["counts"], list) else shape
@@ -78,6 +80,12 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
         given, said = (" x ".join(map(str, reversed(sides))) for sides in (drawn.shape, size))
         raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
     return drawn
+
+
+def _check_finite(polygons: list[list[float]]) -> None:
+    """pycocotools ends the process at a corner that is no number."""
+    if not all(math.isfinite(place) for polygon in polygons for place in polygon):
+        raise ValueError("a corner of a polygon is no number")
 
 
 def _encoded(shape: dict[str, Any], size: tuple[int, int]) -> Any:
@@ -140,8 +148,28 @@ def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]
     if not (root / images).is_dir():
         raise DataError(f"{root} has no folder {images}: give data.root=, data.{split}_images=")
     content = _content(root / file)
-    names = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
+    names = _categories(content, str(root / file))
     return root / images, _rows(content, list(names), str(root / file)), names
+
+
+def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
+    """Names by id, sorted by it."""
+    try:
+        found = sorted((entry["id"], str(entry["name"])) for entry in content["categories"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: a category lacks what COCO's format asks for: {type(error).__name__}: {error}"
+        ) from error
+    _check_different([number for number, _ in found], file, "categories", "id")
+    _check_different([name for _, name in found], file, "categories", "name")  # by which each is measured
+    return dict(found)
+
+
+def _check_different(values: list[Any], file: str, what: str, key: str) -> None:
+    """Raise DataError where two entries are called alike: one would take the other's place."""
+    twice = next((value for value, count in Counter(values).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: several {what} have the {key} {twice!r}: expected another for each")
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -160,6 +188,7 @@ def _content(path: Path) -> dict[str, Any]:
 def _rows(content: dict[str, Any], categories: list[int], file: str) -> list[dict[str, Any]]:
     """What `Coco` keeps of each image, in the order of the file."""
     try:
+        _check_different([image["id"] for image in content["images"]], file, "images", "id")
         rows = {
             image["id"]: {
                 "file": safe(image["file_name"], file),
@@ -180,7 +209,7 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> list[dic
                 empty += 1
             else:
                 row["objects"].append(thing)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file}: an entry lacks what COCO's format asks for: {type(error).__name__}: {error}"
         ) from error

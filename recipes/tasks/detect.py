@@ -15,7 +15,7 @@ from recipes.data import Data, dense
 from recipes.metrics.detection import Detection, at_size, boxes_at
 from recipes.pictures import beside, fitted, readable, with_objects
 from recipes.plots import draw_found
-from recipes.tasks.segment import prepared
+from recipes.tasks.segment import prepared, resized
 
 WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
 SURE = 0.5  # the score from which a person is told of an object
@@ -78,6 +78,13 @@ class Task(task.Task):
             for name in data.class_names
         ]
 
+    def remarks(self, data: Data, metrics: Detection) -> list[str]:
+        absent = [name for name in data.class_names if f"box_ap/{name}" not in metrics.values]
+        if not absent:
+            return []
+        said = task.some_of(absent, data.num_classes)
+        return [f"{said} have no object in the validation set: whether the model finds them is not measured"]
+
     def show(self, data: Data, metrics: Detection) -> Image.Image | None:
         pairs, shown = [], set()
         for found, target in metrics.shown:
@@ -86,6 +93,9 @@ class Task(task.Task):
             pairs.append([with_objects(image, objects, data.class_names) for objects in both])
             shown |= {label for objects in both for label in objects["labels"].tolist()}
         return beside(pairs, data.class_names, shown) if pairs else None
+
+    def preparation(self) -> dict[str, Any]:
+        return resized(self.cfg)
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from recipes import distributed, models, plan, task
 from recipes.config import ConfigError
+from recipes.config.idle import SIDES
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
 from recipes.data.paired import IGNORE, evaluation
@@ -111,6 +114,16 @@ class Task(task.Task):
             for index, name in enumerate(data.class_names)
         ]
 
+    def remarks(self, data: Data, metrics: Segmentation) -> list[str]:
+        true = metrics.confusion.compute().sum(1)
+        absent = [name for index, name in enumerate(data.class_names) if not true[index]]
+        if not absent:
+            return []
+        return [
+            f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model finds "
+            f"them is not measured. {IGNORE} in a mask is no class, but what is not labelled"
+        ]
+
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
         pairs, shown = [], set()
         for found, target in metrics.shown:
@@ -118,6 +131,11 @@ class Task(task.Task):
             pairs.append([with_labels(image, labels, data.num_classes, bare=data.left_out) for labels in (true, found)])
             shown |= {*true.unique().tolist(), *found.unique().tolist()}
         return beside(pairs, data.class_names, shown - {IGNORE, *data.left_out}) if pairs else None
+
+    def preparation(self) -> dict[str, Any]:
+        return resized(self.cfg) | {
+            key: OmegaConf.to_object(self.cfg.task)[key] for key in ("inference", "stride", "scales", "flip")
+        }
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]
@@ -143,6 +161,14 @@ def class_weights(cfg, data: Data) -> list[float] | None:
     if weight == 1:
         return None
     return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
+
+
+def resized(cfg) -> dict[str, Any]:
+    """What is done to an image in an evaluation, as a record says it; `size` is that of crops and windows."""
+    prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last
+    return {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": "bilinear"} | {
+        key: list(value) if isinstance(value, Sequence) else value for key, value in sides.items()
+    }
 
 
 def prepared(cfg, image: Image.Image) -> Tensor:

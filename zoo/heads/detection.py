@@ -7,12 +7,14 @@ differs in what torchvision does differently: smooth L1 in place of L1 for boxes
 RetinaNet's loss is averaged over the objects of each image, not of the batch.
 """
 
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from ..backbone import Backbone
@@ -35,6 +37,16 @@ HEADS = {
     "retinanet": (3, RETINANET),
     "fcos": (3, NO_RELEASE),
 }
+# head -> torchvision's class that takes its `head_kwargs`
+TAKES = {
+    "mask_rcnn": MaskRCNN,
+    "faster_rcnn": FasterRCNN,
+    "cascade_mask_rcnn": FasterRCNN,
+    "retinanet": RetinaNet,
+    "fcos": FCOS,
+}
+# of that class: what is given by other means, and what resizes images, which is left to the caller
+OURS_TO_SAY = {"backbone", "num_classes", "kwargs", "min_size", "max_size", "image_mean", "image_std"}
 
 
 def detector(
@@ -58,8 +70,10 @@ def detector(
     channels     of the pyramid
     anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; not FCOS
     norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts learn
-    head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN)
-    Raises ValueError for an unknown head, anchors for FCOS, or a backbone whose maps do not halve from one to the next.
+    head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; of Cascade's, whose
+                 stages are as published, those of the network that proposes regions, `rpn_...`)
+    Raises ValueError for an unknown head, arguments that it would not read, anchors for FCOS, or a backbone whose maps
+    do not halve from one to the next.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
@@ -74,6 +88,7 @@ def detector(
             f"the features are at strides {list(strides)}; a detector needs each to be twice the one before"
         )
     kwargs = dict(head_kwargs or {})
+    _check_read(head, kwargs)
     if anchor_size is not None:
         if head == "fcos":
             raise ValueError("anchor_size is given, and FCOS has no anchors")
@@ -87,6 +102,17 @@ def detector(
     heads = _heads(head, channels, num_classes, strides, kwargs)
     options = {"pyramid": pyramid, "divisor": divisor, "norm_eval": norm_eval}
     return Detector(features, neck, heads, num_classes, layout, **options)
+
+
+def _check_read(head: str, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for what nothing would read: torchvision's classes take any argument."""
+    known = [name for name in signature(TAKES[head]).parameters if name not in OURS_TO_SAY]
+    if head == "cascade_mask_rcnn":
+        known = [name for name in known if name.startswith("rpn_")]
+    if unread := [name for name in kwargs if name not in known]:
+        raise ValueError(
+            f"head_kwargs has {', '.join(unread)}, which {head} does not read; it reads {', '.join(known)}"
+        )
 
 
 def _heads(head: str, channels: int, num_classes: int, strides: list[int], kwargs: dict[str, Any]) -> nn.Module:

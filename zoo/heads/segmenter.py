@@ -22,6 +22,7 @@ from .upernet import UPerNet
 
 HEADS = ("upernet", "semantic_fpn", "fcn")
 AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
+LEAST = 32  # pixels a side that every backbone takes
 
 
 class Segmenter(OverBackbone):
@@ -67,15 +68,19 @@ class Segmenter(OverBackbone):
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W) int64 the losses of the heads.
 
-        The losses, "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size.
+        Sides below 32 pixels are filled up with zeros at the bottom and right, which targets ignore. The losses,
+        "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size.
         """
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
             raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
+        if min(size) < LEAST:
+            images = _filled(images, 0)
+            targets = None if targets is None else _filled(targets, self.ignore_index)
         features = self.neck(self.pyramid(maps(self.backbone, images, self.levels)))
         logits = self.decode_head(features)
         if targets is None:
-            return resize(self._unweighted(logits), size)
+            return resize(self._unweighted(logits), images.shape[-2:])[..., : size[0], : size[1]]
         losses = {"decode": self._loss(logits, targets)}
         if self.auxiliary_head is not None:
             losses["auxiliary"] = AUXILIARY_WEIGHT * self._loss(self.auxiliary_head(features), targets)
@@ -99,6 +104,11 @@ class Segmenter(OverBackbone):
     def unused(self, part: str) -> bool:
         """Whether a part of a file is to be left out: the auxiliary head, where the model was built without one."""
         return part == "auxiliary_head" and self.auxiliary_head is None
+
+
+def _filled(x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 32 at least
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, max(0, LEAST - width), 0, max(0, LEAST - height)), value=value)
 
 
 def _checked(weights: Sequence[float], classes: int) -> Tensor:
