@@ -329,6 +329,24 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
 
 
+@pytest.mark.parametrize("given", [("RANK", "LOCAL_RANK"), ("RANK", "MASTER_ADDR", "MASTER_PORT")])
+def test_a_launch_that_says_half_is_no_run_of_one(monkeypatch, given):
+    for name in ("WORLD_SIZE", *given):
+        monkeypatch.setenv(name, "2")
+    missing = ", ".join(name for name in distributed.LAUNCHED if name not in ("WORLD_SIZE", *given))
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE=2, but {missing} is not set"):
+        distributed.join(config.compose())
+
+
+def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    distributed.join(config.compose())
+    assert "srun has started 8 processes of this command, and each is a run of its own" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    distributed.join(config.compose())
+    assert capsys.readouterr().out == "" and distributed.size() == 1
+
+
 def test_alone_nothing_is_asked():
     assert (distributed.rank(), distributed.size(), distributed.job()) == (0, 1, None)
     assert distributed.first(lambda: 3) == 3 and distributed.gathered(4) == [4] and distributed.highest(5) == 5
