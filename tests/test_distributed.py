@@ -19,6 +19,7 @@ from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
 from recipes.run import RunError, find_checkpoint
+from recipes.stop import REQUEUE
 from recipes.tasks import classify
 
 # the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
@@ -203,6 +204,30 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code != 0
     saved, _ = checkpoint.Store(tmp_path / "stopped" / "checkpoints").newest()
     assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
+
+
+def stopped_in_evaluation(out: Path) -> None:
+    """The second process alone gets a signal, in the first of two rounds of its first evaluation."""
+    predict = classify.Task.predict
+
+    def function(self, model, images):
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, model, images)
+
+    classify.Task.predict = function
+    train_here(out, *SHARED, "train.save_every=100", "name=cut-off")
+
+
+def test_a_signal_cuts_an_evaluation_off_and_it_is_made_up_for(runs, tmp_path):
+    ended = on_ranks(2, stopped_in_evaluation, tmp_path)
+    assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code == REQUEUE
+    run = tmp_path / "cut-off"
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert saved.state["step"] == 5 == lines(run)[-1]["step"] and not any("val_loss" in line for line in lines(run))
+    note_overrides(run, SHARED)
+    assert on_ranks(2, train_here, tmp_path, f"resume={run}") == [None, None]
+    assert_bits(curve(run), curve(runs / "ddp"))
 
 
 def poisoned(out: Path) -> None:
