@@ -59,6 +59,9 @@ IDLE = [
     (["teacher.pretrained=true"], "it needs teacher.kind="),
     (["sched.milestones=[3]"], "it needs sched.sched=step, and it is cosine"),
     (["model.weights=ema"], "it needs model.checkpoint="),
+    (["optim.momentum=0.5"], "it needs an optimiser that has momentum, and optim.opt=adamw has none"),
+    (["optim=sgd", "optim.betas=[0.9,0.95]"], "that has betas, and optim.opt=sgd has none"),
+    (["optim.opt=lookahead_lion", "optim.eps=1e-6"], "that has eps, and optim.opt=lookahead_lion has none"),
 ]
 
 
@@ -72,6 +75,8 @@ def test_what_is_read_is_not():
     compose(["data=imagefolder", "data.val_split=test"])
     compose(["teacher.kind=soft", "teacher.weight=0.9"])
     compose(["sched.sched=step", "sched.milestones=[3]"])
+    compose(["optim=sgd", "optim.betas=null"])
+    compose(["optim.opt=lookahead_sgd", "optim.momentum=0.8"])
     compose(["model.weights=ema", "model.checkpoint=a.pth"])
     compose(["run=runs/a", "data.val_split=test"], "eval")  # its data is another
     compose(["data=imagefolder", "data.hub=foo", "seed=-1"], typed=["data.root=photos"])  # a run that was begun before

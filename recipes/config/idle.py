@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import DictConfig
+from timm.optim import get_optimizer_info, list_optimizers
 
 from recipes.config.errors import ConfigError
 
@@ -28,6 +29,7 @@ READ = {
     "train_json": ("coco",), "val_json": ("coco",),
 }  # fmt: skip
 SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
+OPTIMIZER = ("betas", "eps", "momentum")  # what timm leaves away in silence where an optimiser has it not
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
 
 
@@ -51,8 +53,16 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return f"data.source={' or '.join(READ[rest])}, and data={cfg.data.name} has {cfg.data.source}"
     if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
         return "teacher.kind=soft, hard or feature"
+    if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
+        return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
     if key == "sched.milestones" and cfg.sched.sched != "step":
         return f"sched.sched=step, and it is {cfg.sched.sched}"
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
         return "model.checkpoint=, of which it says the weights"
     return None
+
+
+def _takes(opt: str, option: str) -> bool:
+    """Whether timm hands such an option to an optimiser; what is none of timm's is named elsewhere."""
+    name = opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    return name not in list_optimizers() or getattr(get_optimizer_info(name), f"has_{option}")
