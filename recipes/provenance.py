@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import time
@@ -42,6 +43,7 @@ def first_overrides(folder: Path) -> list[str]:
 def note_session(folder: Path, overrides: list[str], step: int, device: str) -> None:
     """Append this start of the run, which goes on from `step`, on the `device` that the configuration asks for."""
     line = {
+        "id": secrets.token_hex(4),  # the first one is the run's: its folder's name may be another run's too
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": step,
         "command": shlex.join(shell.typed()),
