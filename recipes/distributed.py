@@ -47,7 +47,7 @@ def join(cfg: DictConfig) -> None:
     """Meet the other processes of the launch, if there are any; `hardware.timeout` says how long one waits for them.
 
     From here on only rank 0 speaks; errors are printed by whoever meets them, see `report`.
-    Raises ConfigError where a launcher has said that there are others, but not how to meet them.
+    Raises ConfigError where a launcher has said that there are others, and they cannot be met.
     """
     from recipes.log import CONSOLE  # whose imports lead back here
 
@@ -57,10 +57,17 @@ def join(cfg: DictConfig) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(seconds=cfg.hardware.timeout)
-    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-    # processes that are started again must not find the addresses of those before them, which torchrun's store may keep
-    store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        # processes started again must not find the addresses of those before them, which torchrun's store may keep
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+        raise ConfigError(
+            f"process {rank()} of {size()} did not meet the others at {where} within hardware.timeout="
+            f"{cfg.hardware.timeout} seconds: {str(error).splitlines()[0]}"
+        ) from error
     atexit.register(dist.destroy_process_group)
     CONSOLE.quiet = rank() > 0
 

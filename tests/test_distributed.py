@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -370,6 +371,19 @@ def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     distributed.join(config.compose())
     assert capsys.readouterr().out == "" and distributed.size() == 1
+
+
+def test_a_port_that_is_taken_is_said_to_be(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        where = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in where.items():
+            monkeypatch.setenv(name, str(value))
+        said = rf"0 of 2 did not meet the others at 127.0.0.1, port {port} .*within hardware.timeout=3 s.*in use"
+        with pytest.raises(ConfigError, match=said):
+            distributed.join(config.compose(["hardware.timeout=3"]))
 
 
 def test_alone_nothing_is_asked():
