@@ -21,6 +21,8 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import Tensor
 
+from recipes.config import ConfigError
+
 T = TypeVar("T")
 CPU = torch.device("cpu")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
@@ -45,18 +47,27 @@ def join(cfg: DictConfig) -> None:
     """Meet the other processes of the launch, if there are any; `hardware.timeout` says how long one waits for them.
 
     From here on only rank 0 speaks; errors are printed by whoever meets them, see `report`.
+    Raises ConfigError where a launcher has said that there are others, and they cannot be met.
     """
     from recipes.log import CONSOLE  # whose imports lead back here
 
     _read_submitit()
+    _check_launch()
     if size() == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(seconds=cfg.hardware.timeout)
-    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-    # processes that are started again must not find the addresses of those before them, which torchrun's store may keep
-    store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        # processes started again must not find the addresses of those before them, which torchrun's store may keep
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+        raise ConfigError(
+            f"process {rank()} of {size()} did not meet the others at {where} within hardware.timeout="
+            f"{cfg.hardware.timeout} seconds: {str(error).splitlines()[0]}"
+        ) from error
     atexit.register(dist.destroy_process_group)
     CONSOLE.quiet = rank() > 0
 
@@ -194,6 +205,26 @@ def _count(event: str) -> int:
 
 def _launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
+
+
+def _check_launch() -> None:
+    """Let no process of several that were started together take itself for the only one in silence."""
+    from recipes.log import say
+
+    if _launched():
+        return
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
+        raise ConfigError(
+            f"WORLD_SIZE={count}, but {missing} is not set: each process would train on its own. torchrun sets all of "
+            f"{', '.join(LAUNCHED)}; give them to every process, or unset WORLD_SIZE for a run of one"
+        )
+    if (count := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":  # some do start runs of one process so
+        say(
+            f"srun has started {count} processes of this command, and each is a run of its own; one run of all: "
+            f"srun torchrun, one task a machine, hydra/launcher=slurm, or {', '.join(LAUNCHED)} in their environment",
+            "yellow",
+        )
 
 
 def _read_submitit() -> None:

@@ -144,11 +144,14 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
     if name not in names:
         raise ConfigError(f"optim.opt={cfg.optim.opt} is no optimiser of timm's{near(cfg.optim.opt, names)}")
-    if get_optimizer_info(name).second_order:
+    info = get_optimizer_info(name)
+    if info.second_order:
         raise ConfigError(
             f"optim.opt={cfg.optim.opt} needs the second derivatives of the loss, which this loop does not take: "
             "give another, such as adamw"
         )
+    if info.has_betas and len(options.get("betas", [0] * info.num_betas)) != info.num_betas:
+        raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} has {info.num_betas} of them")
     if get_optimizer_class(name, bind_defaults=False) in FUSED and _plain(model, beside):
         options = {"fused": True} | options
     try:

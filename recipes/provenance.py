@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import time
@@ -17,7 +18,7 @@ import torch
 
 from recipes import config, distributed, shell
 from recipes.checkpoint import flush
-from recipes.log import say
+from recipes.log import history, say
 
 PACKAGES = ("torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core", "numpy", "safetensors")
 SESSIONS = "sessions.jsonl"
@@ -25,18 +26,13 @@ SWEEP = "RECIPES_SWEEP"  # environment variable: the sweep that a run belongs to
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """Every start of the run."""
-    return [json.loads(line) for line in (folder / SESSIONS).read_text().splitlines()]
+    """Every start of the run, without lines that a full disk or a power cut left unreadable."""
+    return history(folder / SESSIONS)
 
 
 def first_session(folder: Path) -> dict[str, Any]:
     """How the run was begun."""
     return sessions(folder)[0]
-
-
-def last_session(folder: Path) -> dict[str, Any]:
-    """How the run was begun or resumed the last time."""
-    return sessions(folder)[-1]
 
 
 def first_overrides(folder: Path) -> list[str]:
@@ -47,6 +43,7 @@ def first_overrides(folder: Path) -> list[str]:
 def note_session(folder: Path, overrides: list[str], step: int, device: str) -> None:
     """Append this start of the run, which goes on from `step`, on the `device` that the configuration asks for."""
     line = {
+        "id": secrets.token_hex(4),  # the first one is the run's: its folder's name may be another run's too
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": step,
         "command": shlex.join(shell.typed()),
@@ -64,8 +61,10 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
     }
     if step and (before := first_session(folder).get("threads")) != line["threads"]:
         say(f"begun with {before} CPU threads, going on with {line['threads']}: last digits may differ", "yellow")
-    with open(folder / SESSIONS, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = folder / SESSIONS
+    cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # a line that the disk did not take whole
+    with open(path, "a") as file:
+        file.write("\n" * cut_off + json.dumps(line) + "\n")
         flush(file)
 
 

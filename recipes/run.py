@@ -28,7 +28,7 @@ from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
 from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
-from recipes.provenance import SESSIONS, last_session, note_session
+from recipes.provenance import SESSIONS, note_session, sessions
 from recipes.settings import RunError, config_to_resume, is_run, load_config, runs_in
 from recipes.state import State
 from recipes.stop import Stop
@@ -227,8 +227,8 @@ def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
     mine = (distributed.job(), overrides)
     out = Path(cfg.out)
     runs = [run for run in (runs_in(out) if cfg.name is None else [out / _name(cfg)]) if is_run(run)]
-    last = {run: last_session(run) for run in runs}
-    found = [run for run in runs if (last[run].get("job"), last[run]["overrides"]) == mine]
+    last = {run: starts[-1] for run in runs if (starts := sessions(run))}
+    found = [run for run in last if (last[run].get("job"), last[run]["overrides"]) == mine]
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
 
 

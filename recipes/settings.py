@@ -14,7 +14,7 @@ from recipes.config.checks import base, flat, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
 from recipes.data.build import preprocessing
 from recipes.log import say
-from recipes.provenance import SESSIONS, first_overrides, first_session
+from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
 
 # what may change when a run goes on: without any effect on its result, and with one in the last digits
 FREE = (
@@ -79,6 +79,8 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
 
 def _compose(folder: Path, typed: list[str]) -> DictConfig:
     """What the run was begun with, and what is typed now, with the configuration files of both."""
+    if not sessions(folder):
+        raise RunError(f"{folder} does not say any more what it was begun with: {folder / SESSIONS} has no whole line")
     overrides, searched = _merge(first_overrides(folder), typed), _searched(folder)
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:

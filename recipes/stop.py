@@ -1,16 +1,24 @@
-"""Ctrl-C, SIGTERM and SIGUSR1, made polite: the loop asks between steps whether it should stop."""
+"""Ctrl-C, SIGTERM and SIGUSR1, made polite: the loop asks between steps and evaluated batches whether to stop."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from recipes import distributed
 from recipes.log import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be started again with resume=
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """What went on was left undone, as a signal asked for."""
 
 
 class Stop:
@@ -36,6 +44,14 @@ class Stop:
     def agree(self) -> None:
         """Between steps, on all processes."""
         self.signal = distributed.highest(self.noted or 0) or None
+
+    def until(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of an evaluation, which all processes leave with Stopped after the one in which a signal came."""
+        for batch in batches:
+            yield batch
+            self.agree()
+            if self.signal:
+                raise Stopped
 
     @property
     def code(self) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 from recipes import shell
 from recipes.config import ConfigError, quote
 from recipes.log import Sink
+from recipes.provenance import first_session
 
 PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
@@ -51,7 +52,7 @@ class Wandb:
             mode=cfg.logger.mode,
             dir=folder,
             name=folder.name,
-            id=re.sub(r"[/\\#?%:]", "-", folder.name),  # what an id may not hold
+            id=_wandb_id(folder),
             resume="allow",
             config=OmegaConf.to_container(cfg, resolve=True),
         )
@@ -75,6 +76,15 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wandb_id(folder: Path) -> str:
+    """What Weights & Biases knows a run by; of two with the same the later goes on with the earlier there.
+
+    `exp1/a` and `exp2/a` are two, and so is a folder that was removed and begun anew.
+    """
+    own = first_session(folder).get("id")  # runs that were begun before there was one are known by their name
+    return re.sub(r"[/\\#?%:]", "-", "-".join([folder.name, *([own] if own else [])]))  # what an id may not hold
 
 
 class TensorBoard:

@@ -23,7 +23,7 @@ from recipes.log import LogError
 from recipes.run import Run, open_run
 from recipes.settings import RunError
 from recipes.state import State
-from recipes.stop import Stop
+from recipes.stop import Stop, Stopped
 from recipes.task import create as create_task
 
 
@@ -76,7 +76,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
     forward = machine.wrapped(now.learner)
     batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
     if now.due:  # the run was stopped in its evaluation
-        validate(run, machine, task, data, now, logs)
+        validate(run, machine, task, data, now, logs, stop)
     now.train()
     while now.step < plans.steps and not stop.signal:
         began, step = time.perf_counter(), now.step
@@ -119,7 +119,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
 
         if now.due:
-            validate(run, machine, task, data, now, logs)
+            validate(run, machine, task, data, now, logs, stop)
         stop.agree()
         if now.step % cfg.train.save_every == 0 or now.step == plans.steps or stop.signal:
             run.save(now)
@@ -147,9 +147,19 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     log.say(f"{what}: this step is skipped, the weights stay as they are; {images}", "yellow")
 
 
-def validate(run: Run, machine, task, data, now: State, logs) -> None:
-    """Measure the weights, note how good they are, and keep them where they are the best so far."""
-    values, metrics = evaluate(run.cfg, task, now.measured, data, machine, logs.watch)
+def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
+    """Measure the weights, note how good they are, and keep them where they are the best so far.
+
+    An evaluation may take longer than whoever sends a signal waits: it is cut off by one, and stays due.
+    """
+
+    def watch(batches, total):
+        return stop.until(logs.watch(batches, total))
+
+    try:
+        values, metrics = evaluate(run.cfg, task, now.measured, data, machine, watch)
+    except Stopped:
+        return
     now.train()
     if now.best is None:  # of the data, which stays as it is
         for text in distributed.first(lambda: task.remarks(data, metrics)):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
 from recipes.run import RunError, find_checkpoint
+from recipes.stop import REQUEUE
 from recipes.tasks import classify
 
 # the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
@@ -205,6 +207,30 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
 
 
+def stopped_in_evaluation(out: Path) -> None:
+    """The second process alone gets a signal, in the first of two rounds of its first evaluation."""
+    predict = classify.Task.predict
+
+    def function(self, model, images):
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, model, images)
+
+    classify.Task.predict = function
+    train_here(out, *SHARED, "train.save_every=100", "name=cut-off")
+
+
+def test_a_signal_cuts_an_evaluation_off_and_it_is_made_up_for(runs, tmp_path):
+    ended = on_ranks(2, stopped_in_evaluation, tmp_path)
+    assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code == REQUEUE
+    run = tmp_path / "cut-off"
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert saved.state["step"] == 5 == lines(run)[-1]["step"] and not any("val_loss" in line for line in lines(run))
+    note_overrides(run, SHARED)
+    assert on_ranks(2, train_here, tmp_path, f"resume={run}") == [None, None]
+    assert_bits(curve(run), curve(runs / "ddp"))
+
+
 def poisoned(out: Path) -> None:
     loss = classify.Task.loss
 
@@ -327,6 +353,37 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(ConfigError, match=r"of 3 process.es.; choose a multiple of 3"):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
+
+
+@pytest.mark.parametrize("given", [("RANK", "LOCAL_RANK"), ("RANK", "MASTER_ADDR", "MASTER_PORT")])
+def test_a_launch_that_says_half_is_no_run_of_one(monkeypatch, given):
+    for name in ("WORLD_SIZE", *given):
+        monkeypatch.setenv(name, "2")
+    missing = ", ".join(name for name in distributed.LAUNCHED if name not in ("WORLD_SIZE", *given))
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE=2, but {missing} is not set"):
+        distributed.join(config.compose())
+
+
+def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    distributed.join(config.compose())
+    assert "srun has started 8 processes of this command, and each is a run of its own" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    distributed.join(config.compose())
+    assert capsys.readouterr().out == "" and distributed.size() == 1
+
+
+def test_a_port_that_is_taken_is_said_to_be(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        where = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in where.items():
+            monkeypatch.setenv(name, str(value))
+        said = rf"0 of 2 did not meet the others at 127.0.0.1, port {port} .*within hardware.timeout=3 s.*in use"
+        with pytest.raises(ConfigError, match=said):
+            distributed.join(config.compose(["hardware.timeout=3"]))
 
 
 def test_alone_nothing_is_asked():

@@ -111,7 +111,7 @@ def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):
 def test_the_device_that_is_noted_is_the_one_in_use(tmp_path, gpus, monkeypatch, asked, named):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     provenance.note_session(tmp_path, [], 0, asked)
-    assert provenance.last_session(tmp_path)["device"] == named
+    assert provenance.sessions(tmp_path)[-1]["device"] == named
 
 
 @pytest.mark.parametrize("used", [False, True])

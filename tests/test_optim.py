@@ -8,6 +8,7 @@ import torch
 
 from children import SMALL, note_overrides, train_here
 from recipes import checkpoint, config, optim
+from recipes.config import ConfigError
 from recipes.plan import Plan
 from recipes.tasks import classify
 from recipes.tasks import detect as detection
@@ -283,3 +284,10 @@ def test_offsets_learn_at_their_rate_and_a_resumed_run_keeps_it(tmp_path):
     optim.load_state(optimizer, saved.tree("optimizer"))
     scales = by_name(model, optimizer, "lr_scale")
     assert scales == {name: 0.01 if name in OFFSETS else 1 for name in scales}
+
+
+@pytest.mark.parametrize(("opt", "betas", "count"), [("adamw", [0.9, 0.99, 0.999], 2), ("adan", [0.9, 0.99], 3)])
+def test_an_optimizer_has_as_many_betas_as_it_has(opt, betas, count):
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=f"optim.opt={opt} has {count} of them"):
+        optim.create(config.compose([f"optim.opt={opt}", f"optim.betas={betas}"]), model)

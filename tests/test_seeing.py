@@ -1,5 +1,6 @@
 """What can be seen of a run: trackers, evaluations, the card, several runs side by side, where the time goes."""
 
+import json
 import os
 import re
 import shutil
@@ -81,8 +82,35 @@ def test_wandb_offline_beside_tensorboard(tmp_path, monkeypatch):
     chosen = ["logger=[wandb,tensorboard]", "logger.mode=offline"]
     train_here(tmp_path, *QUICK, "train.steps=2", *chosen, "name='w: 100%'")
     (written,) = (tmp_path / "w: 100%" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert written.name == "run-w- 100-.wandb" and written.stat().st_size > 1000
+    assert re.fullmatch(r"run-w- 100--[0-9a-f]{8}\.wandb", written.name) and written.stat().st_size > 1000
     assert list((tmp_path / "w: 100%" / "tensorboard").glob("events.*"))
+
+
+def test_wandb_knows_runs_of_the_same_name_apart(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    asked = []
+
+    def init(**options):
+        asked.append(options["id"])
+        raise wandb.errors.UsageError("no account")
+
+    monkeypatch.setattr(wandb, "init", init)
+
+    def start(*overrides):
+        with pytest.raises(ConfigError, match="refuses the run"):
+            train_here(tmp_path, *overrides)
+
+    begun = [*QUICK, "logger=wandb"]
+    for name in ("one/a", "two/a"):
+        start(*begun, f"name={name}")
+        note_overrides(tmp_path / name, begun)
+        start(f"resume={tmp_path / name}")
+    assert asked[0] == asked[1] != asked[2] == asked[3] and all(name.startswith("a-") for name in asked)
+    path = tmp_path / "two" / "a" / "sessions.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps({key: value for key, value in first.items() if key != "id"}) + "\n")
+    start(f"resume={tmp_path / 'two' / 'a'}")
+    assert asked[-1] == "a"  # as it was begun, before runs had an id
 
 
 def test_table_of_evaluations(runs):

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from recipes import config
 from recipes.config import ConfigError
 from recipes.data.build import preprocessing
+from recipes.provenance import note_session, sessions
 from recipes.run import open_run
-from recipes.settings import RunError, config_to_evaluate, runs_in
+from recipes.settings import RunError, config_to_evaluate, config_to_resume, runs_in
 
 SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
 
@@ -111,3 +112,20 @@ def test_a_restart_finds_its_run_in_a_folder(tmp_path, monkeypatch, name):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
+
+
+def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run", "train.steps=3", job="launch")
+    path = run / "sessions.jsonl"
+    first = path.read_text()
+    path.write_text(first + first[: len(first) // 2])
+    assert config_to_resume(run, []).train.steps == 3
+    note_session(run, ["train.keep=1"], 0, "cpu")
+    assert [start["overrides"] for start in sessions(run)] == [[*SMALL, "train.steps=3"], ["train.keep=1"]]
+    path.write_text(first[: len(first) // 2])
+    with pytest.raises(RunError, match="does not say any more what it was begun with"):
+        config_to_resume(run, [])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    typed = [*SMALL, f"out={tmp_path}"]
+    assert open_run(config.compose(typed), typed).known is False  # another's is passed over

@@ -3,7 +3,10 @@
 import os
 import re
 import resource
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,6 +94,30 @@ def test_a_stop_saves_whatever_reads_the_data(tmp_path):
     child.send_signal(signal.SIGTERM)
     output = finish(child)
     assert "go on with: python train.py resume=runs/stopped" in output, output
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert saved.state["step"] >= max(line["step"] for line in lines(run) if "loss" in line)
+
+
+@pytest.mark.slow
+def test_a_batch_script_puts_its_job_back_into_the_queue(tmp_path):
+    """The one of docs/trouble.md, which Slurm warns of its end."""
+    (script,) = re.findall(r"```bash\n(#SBATCH.*?)```", (ROOT / "docs" / "trouble.md").read_text(), re.DOTALL)
+    typed = "--nproc-per-node 8 train.py model=maxvit_t name=big resume=auto hardware=gpu"
+    assert typed in script
+    ours = shlex.join(["--nproc-per-node=2", str(ROOT / "train.py"), *SHARED, "train.steps=4000", "name=big"])
+    torchrun = shlex.join([sys.executable, "-m", "torch.distributed.run", "--standalone"])
+    script = script.replace(typed, ours).replace("torchrun ", f"{torchrun} ")
+    queued = "scontrol() { echo queued again: $*; }\n"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7"}
+    command = ["bash", "-c", queued + script]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    run = tmp_path / "runs" / "big"
+    wait_for(child, lambda: trained(run, 5))
+    child.send_signal(signal.SIGUSR1)
+    output = finish(child)
+    assert output.rstrip().endswith("queued again: requeue 7") and "go on with: " in output, output
     saved, _ = checkpoint.Store(run / "checkpoints").newest()
     assert saved.state["step"] >= max(line["step"] for line in lines(run) if "loss" in line)
 

@@ -62,6 +62,9 @@ IDLE = [
     (["task=segment", "data.interpolation=nearest"], "it needs task=classify; else images are resized as"),
     (["task=detect", "data.crop_pct=0.5"], "it needs task=classify"),
     (["data.short_side=64"], "it needs labels in the image, task=segment or detect"),
+    (["optim.momentum=0.5"], "it needs an optimiser that has momentum, and optim.opt=adamw has none"),
+    (["optim=sgd", "optim.betas=[0.9,0.95]"], "that has betas, and optim.opt=sgd has none"),
+    (["optim.opt=lookahead_lion", "optim.eps=1e-6"], "that has eps, and optim.opt=lookahead_lion has none"),
 ]
 
 
@@ -75,6 +78,8 @@ def test_what_is_read_is_not():
     compose(["data=imagefolder", "data.val_split=test"])
     compose(["teacher.kind=soft", "teacher.weight=0.9"])
     compose(["sched.sched=step", "sched.milestones=[3]"])
+    compose(["optim=sgd", "optim.betas=null"])
+    compose(["optim.opt=lookahead_sgd", "optim.momentum=0.8"])
     compose(["model.weights=ema", "model.checkpoint=a.pth"])
     compose(["run=runs/a", "data.val_split=test"], "eval")  # its data is another
     compose(["data=imagefolder", "data.hub=foo", "seed=-1"], typed=["data.root=photos"])  # a run that was begun before

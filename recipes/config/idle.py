@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import DictConfig
+from timm.optim import get_optimizer_info, list_optimizers
 
 from recipes.config.errors import ConfigError
 
@@ -30,6 +31,7 @@ READ = {
 SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
 WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image becomes one of the model's size, to be classified
 SIDES = ("short_side", "long_side", "side_multiple")  # how one with labels in it is resized
+OPTIMIZER = ("betas", "eps", "momentum")  # what timm leaves away in silence where an optimiser has it not
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
 
 
@@ -59,6 +61,8 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return resized_by(cfg)
     if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
         return "teacher.kind=soft, hard or feature"
+    if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
+        return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
     if key == "sched.milestones" and cfg.sched.sched != "step":
         return f"sched.sched=step, and it is {cfg.sched.sched}"
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
@@ -75,3 +79,9 @@ def resized_by(cfg: DictConfig) -> str:
     """What gives images another size where `img_size=` does not."""
     slide = " (of windows: task.inference=slide)" if cfg.task.name == "segment" else ""
     return f"data=scenes; data.short_side= and data.long_side= resize the images of data={cfg.data.name}{slide}"
+
+
+def _takes(opt: str, option: str) -> bool:
+    """Whether timm hands such an option to an optimiser; what is none of timm's is named elsewhere."""
+    name = opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    return name not in list_optimizers() or getattr(get_optimizer_info(name), f"has_{option}")
