@@ -24,8 +24,8 @@ class Stopped(Exception):
 class Stop:
     """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
 
-    The same signal once more ends the process at once, as it would without this; but not SIGUSR1, a scheduler's
-    warning, which some send more than once.
+    Ctrl-C once more ends the process at once, as it would without this. What a scheduler sends may come more than once:
+    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Stop:
             return  # a forked data worker: Ctrl-C reaches it too, and the loop that it serves decides
         if self.noted is None:
             self.noted = number
-            say("stopping after this step, to save; once more stops at once, without saving", "yellow")
-        if number != signal.SIGUSR1:
+            once_more = "; once more stops at once, without saving" if number == signal.SIGINT else ""
+            say(f"stopping after this step, to save{once_more}", "yellow")
+        if number == signal.SIGINT:
             signal.signal(number, self._before[number])

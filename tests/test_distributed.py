@@ -20,7 +20,7 @@ from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
 from recipes.run import RunError, find_checkpoint
-from recipes.stop import REQUEUE
+from recipes.stop import REQUEUE, Stop
 from recipes.tasks import classify
 
 # the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
@@ -205,6 +205,21 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code != 0
     saved, _ = checkpoint.Store(tmp_path / "stopped" / "checkpoints").newest()
     assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
+
+
+def signalled_twice(number: int) -> int | None:
+    with Stop() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+        stop.agree()
+    return stop.signal
+
+
+def test_what_a_scheduler_sends_may_come_more_than_once():
+    """Slurm's SIGTERM reaches torchrun, which hands it on, and the processes too."""
+    assert on_ranks(1, signalled_twice, signal.SIGTERM) == [signal.SIGTERM]
+    assert on_ranks(1, signalled_twice, signal.SIGUSR1) == [signal.SIGUSR1]
+    assert isinstance(on_ranks(1, signalled_twice, signal.SIGINT)[0], KeyboardInterrupt)
 
 
 def stopped_in_evaluation(out: Path) -> None:

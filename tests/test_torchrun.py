@@ -101,7 +101,7 @@ def test_a_stop_saves_whatever_reads_the_data(tmp_path):
 @pytest.mark.slow
 def test_a_batch_script_puts_its_job_back_into_the_queue(tmp_path):
     """The one of docs/trouble.md, which Slurm warns of its end."""
-    (script,) = re.findall(r"```bash\n(#SBATCH.*?)```", (ROOT / "docs" / "trouble.md").read_text(), re.DOTALL)
+    (script,) = re.findall(r"```text\n(#SBATCH.*?)```", (ROOT / "docs" / "trouble.md").read_text(), re.DOTALL)
     typed = "--nproc-per-node 8 train.py model=maxvit_t name=big resume=auto hardware=gpu"
     assert typed in script
     ours = shlex.join(["--nproc-per-node=2", str(ROOT / "train.py"), *SHARED, "train.steps=4000", "name=big"])
