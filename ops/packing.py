@@ -43,8 +43,7 @@ class Unpack(torch.autograd.Function):
 
 def has_kernels(x: Tensor) -> bool:
     """Whether kernels may run on `x` now, and nothing but autograd looks on."""
-    interpreted = x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"
-    return (x.is_cuda or interpreted) and not watched(x)
+    return not watched(x) and (x.is_cuda or (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"))
 
 
 def whole_of(parts: Sequence[Tensor]) -> Tensor | None:

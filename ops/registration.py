@@ -129,7 +129,8 @@ def unseen(given: Sequence[Tensor | None]) -> bool:
 
     Then no operator is needed, which would take the processor longer than all else that a launch does.
     """
-    return (given[0].is_cuda or (given[0].is_cpu and interpreted())) and not watched(*given)
+    # first whether a compiler looks on, which could not follow the second question
+    return not watched(*given) and (given[0].is_cuda or (given[0].is_cpu and interpreted()))
 
 
 def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> OpOverload:
