@@ -9,4 +9,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
+torch.ones((), requires_grad=True).backward()
 pytest.register_assert_rewrite("published")
