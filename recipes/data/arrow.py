@@ -163,14 +163,18 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
     if len(found) and not whole:
-        numeric = found.dtype.kind == "f"
-        row = int(np.argmin(found == np.floor(found))) if numeric else 0  # a column of numbers may lack some
-        value = None if numeric and np.isnan(found[row]) else found[row : row + 1].tolist()[0]
+        row, value = next((row, value) for row, value in enumerate(found.tolist()) if not _is_whole(value))
+        value = value.item() if isinstance(value, np.generic) else value
+        value = None if value != value else value  # a column of numbers may lack some: NaN stands there
         raise DataError(
             f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: give "
             "data.label_key= another column, or number the classes, with class_encode_column of `datasets`"
         )
     return found.astype(np.int64)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and value == value // 1
 
 
 def first_line(error: Exception) -> str:
