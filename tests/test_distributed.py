@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -368,37 +367,6 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(ConfigError, match=r"of 3 process.es.; choose a multiple of 3"):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
-
-
-@pytest.mark.parametrize("given", [("RANK", "LOCAL_RANK"), ("RANK", "MASTER_ADDR", "MASTER_PORT")])
-def test_a_launch_that_says_half_is_no_run_of_one(monkeypatch, given):
-    for name in ("WORLD_SIZE", *given):
-        monkeypatch.setenv(name, "2")
-    missing = ", ".join(name for name in distributed.LAUNCHED if name not in ("WORLD_SIZE", *given))
-    with pytest.raises(ConfigError, match=f"WORLD_SIZE=2, but {missing} is not set"):
-        distributed.join(config.compose())
-
-
-def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    distributed.join(config.compose())
-    assert "srun has started 8 processes of this command, and each is a run of its own" in capsys.readouterr().out
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    distributed.join(config.compose())
-    assert capsys.readouterr().out == "" and distributed.size() == 1
-
-
-def test_a_port_that_is_taken_is_said_to_be(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        where = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in where.items():
-            monkeypatch.setenv(name, str(value))
-        said = rf"0 of 2 did not meet the others at 127.0.0.1, port {port} .*within hardware.timeout=3 s.*in use"
-        with pytest.raises(ConfigError, match=said):
-            distributed.join(config.compose(["hardware.timeout=3"]))
 
 
 def test_alone_nothing_is_asked():
