@@ -25,7 +25,7 @@ from recipes.log import say
 from zoo import releases
 from zoo.described import TensorInfo
 from zoo.heads.recognise import recognise_dense
-from zoo.inspect import SUFFIXES
+from zoo.inspect import SUFFIXES, files
 from zoo.recognise import hint, part_hint
 from zoo.releases import RELEASES, Release
 
@@ -87,7 +87,7 @@ def _files(folder: Path) -> list[str]:
         raise ConfigError(f"checkpoint={folder} is the folder of a run: run={folder} measures it")
     if _is_shared(folder):
         return [f"local-dir:{folder}"]
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    found = list(map(str, files([folder])))
     if not found:
         raise ConfigError(f"checkpoint={folder} holds no file of weights ({', '.join(SUFFIXES)})")
     return found
