@@ -109,14 +109,21 @@ def resample(x: Tensor, offset: Tensor) -> Tensor:
     return F.grid_sample(x, torch.stack(places, -1), padding_mode="zeros", align_corners=False)
 
 
+class DeformableConv(nn.Conv2d):
+    """A convolution of 2 x 2 taps and stride 2 that samples its input where `offset` says; see `sample_2x2`."""
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:  # (B, C, H, W), (B, 8, H // 2, W // 2)
+        return sample_2x2(x, offset, self.weight, self.bias)
+
+
 class DeformableMerge(nn.Module):
     """Section 3.3: a deformable convolution that halves the map, less an odd last row or column; norm, activation."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.offset = nn.Conv2d(dim, 8, 2, 2)
-        # its parameters alone are used
-        self.conv = nn.Conv2d(dim, dim_out, 2, 2)
+        # called as a module, so that hooks run: pruning and weight norm make the weight in one
+        self.conv = DeformableConv(dim, dim_out, 2, 2)
         self.norm = nn.BatchNorm2d(dim_out)
         self.act = nn.GELU()
         nn.init.zeros_(self.offset.weight)
@@ -124,7 +131,7 @@ class DeformableMerge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H // 2, W // 2, C')
         x = x.permute(0, 3, 1, 2)
-        x = sample_2x2(x, self.offset(x), self.conv.weight, self.conv.bias)
+        x = self.conv(x, self.offset(x))
         return self.act(self.norm(x)).permute(0, 2, 3, 1)
 
 
