@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.models import create_model
 from torch.nn.utils import prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import ops
 import zoo
@@ -175,6 +176,17 @@ def test_features_are_in_the_format_that_they_say(name, kind):
     last = str(model.output_fmt.value).index("C")
     channels = [feature.shape[last] for feature in model(torch.randn(1, 3, 64, 96))]
     assert channels == model.feature_info.channels()
+
+
+@every_small
+def test_torch_fx_traces(name):
+    """And torchvision's way to take features out of a model, for images of any size."""
+    model, x = trained(small(name)), torch.randn(2, 3, 70, 97)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    extract = create_feature_extractor(model, {"stages.1": "map", "head.fc": "logits"})
+    found = extract(x)
+    want = model.forward_intermediates(x, [1], output_fmt="NHWC", intermediates_only=True)
+    torch.testing.assert_close(found, {"map": want[0], "logits": model(x)})
 
 
 class Adapter(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple
 from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_input_size
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention
 
@@ -21,6 +21,7 @@ from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_
 from .registry import register
 
 for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention):
+    fx.wrap(op)
     register_notrace_function(op)
 
 # Table 1 and the authors' code

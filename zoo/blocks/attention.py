@@ -4,15 +4,17 @@ import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
 
 from .init import init_normal
 
-# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs
-register_notrace_function(window_attention)
-register_notrace_function(unpack)
+# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs; it looks for what is
+# wrapped in the module that calls it, timm's and torchvision's tracers for what is registered
+for op in (window_attention, unpack):
+    fx.wrap(op)
+    register_notrace_function(op)
 
 
 def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
