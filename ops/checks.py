@@ -1,6 +1,18 @@
 """Checks of arguments that several ops share."""
 
+import torch
 from torch import Tensor
+
+
+def factor(scale: float | None, D: int) -> float:
+    """`scale` of the logits, by default that of D channels. Raises ValueError for one that learns, or is many numbers.
+
+    Fused attention takes a number, and where it does not run a learned scale would lose its gradient without a word.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
+            raise ValueError("scale is a tensor: expected a number; multiply q by a learned scale, or by one a head")
+    return D**-0.5 if scale is None else scale
 
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:

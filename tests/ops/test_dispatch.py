@@ -142,6 +142,22 @@ BAD = {
     "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "expected the significance .* or an order"),
     "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
 }
+SCALED = {
+    "window": lambda scale: ops.window_attention(Q, Q, Q, None, (2, 2), scale=scale),
+    "neighborhood": lambda scale: ops.neighborhood_attention(Q, Q, Q, None, 3, scale=scale),
+    "routed": lambda scale: ops.routed_attention(Q, Q, Q, (3, 2), 2, scale=scale),
+    "channel": lambda scale: ops.channel_attention(Q, Q, Q, scale),
+    "pooled": lambda scale: ops.pooled_attention(Q, Q, Q, scale),
+    "significance": lambda scale: ops.significance(Q, Q, scale=scale),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("scale", [torch.tensor(0.5, requires_grad=True), torch.rand(4)])
+def test_a_scale_is_a_number(name, scale):
+    """The gradient of a learned one would be lost, and several would be taken for channels."""
+    with pytest.raises(ValueError, match="scale is a tensor: expected a number; multiply q"):
+        SCALED[name](scale)
 
 
 @pytest.mark.parametrize("name", BAD)
