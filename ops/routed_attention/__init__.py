@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_maps, factor
+from ..checks import check_maps, check_numbers, factor
 from ..dispatch import choose
 from . import reference
 from .reference import rank
@@ -48,6 +48,8 @@ def routed_attention(
         raise ValueError(
             f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {regions[0] * regions[1]}, {topk})"
         )
+    else:
+        check_numbers("route", route, regions[0] * regions[1])
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, regions, route, scale_)
     else:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import factor
+from ..checks import check_numbers, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
@@ -97,6 +97,8 @@ def reallocate_tokens(
         raise ValueError(
             f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
         )
+    else:
+        check_numbers("order", order, x.shape[1] * x.shape[2])
     if torch.jit.is_scripting():
         merged = torch_merge(x, order, weights, biases, shares)
     else:
