@@ -1,6 +1,20 @@
 """Checks of arguments that several ops share."""
 
+import torch
 from torch import Tensor
+
+from .dispatch import watched
+
+
+def factor(scale: float | None, D: int) -> float:
+    """`scale` of the logits, by default that of D channels. Raises ValueError for one that learns, or is many numbers.
+
+    Fused attention takes a number, and where it does not run a learned scale would lose its gradient without a word.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
+            raise ValueError("scale is a tensor: expected a number; multiply q by a learned scale, or by one a head")
+    return D**-0.5 if scale is None else scale
 
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -24,3 +38,15 @@ def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> 
         k0, v0 = outside
         if list(k0.shape) != [heads, D] or list(v0.shape) != [heads, D]:
             raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), ({heads}, {D})")
+
+
+def check_numbers(name: str, given: Tensor, count: int) -> None:
+    """Raises ValueError for numbers other than 0 ... count - 1, which would lead to another image's values.
+
+    Where that costs no wait: on a CPU, and where nothing but autograd looks on.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+        if given.is_cpu and given.numel() > 0 and not watched(given):
+            least, most = given.aminmax()
+            if least < 0 or most >= count:
+                raise ValueError(f"{name} has numbers from {int(least)} to {int(most)}: expected 0 to {count - 1}")

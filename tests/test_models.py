@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 from timm.models import create_model
+from torch.nn.utils import prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import ops
 import zoo
@@ -176,6 +178,17 @@ def test_features_are_in_the_format_that_they_say(name, kind):
     assert channels == model.feature_info.channels()
 
 
+@every_small
+def test_torch_fx_traces(name):
+    """And torchvision's way to take features out of a model, for images of any size."""
+    model, x = trained(small(name)), torch.randn(2, 3, 70, 97)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    extract = create_feature_extractor(model, {"stages.1": "map", "head.fc": "logits"})
+    found = extract(x)
+    want = model.forward_intermediates(x, [1], output_fmt="NHWC", intermediates_only=True)
+    torch.testing.assert_close(found, {"map": want[0], "logits": model(x)})
+
+
 class Adapter(torch.nn.Module):
     """In place of a linear layer, with its answers doubled."""
 
@@ -219,6 +232,41 @@ def test_layers_that_merge_tokens_may_be_wrapped():
                 for parameter in layer.parameters():
                     parameter.div_(2)
                 module.merge[i] = Adapter(layer)
+    torch.testing.assert_close(model(x), want)
+
+
+@every_small
+def test_layers_may_be_pruned(name):
+    """Hooks, which make the weights of pruned layers in each forward pass, run on all of them."""
+    model, other = trained(small(name)), small(name).eval()
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    prune.global_unstructured([(layer, "weight") for layer in layers], prune.L1Unstructured, amount=0.3)
+    x = torch.randn(1, 3, 80, 80)
+    for _ in range(2):  # a weight that no hook makes anew keeps the graph that the first gradient has freed
+        model(x).sum().backward()
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight_orig.mul_(1.5)
+        want = model(x)
+    for layer in layers:
+        prune.remove(layer, "weight")
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(want, other(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["davit_t", "gcvit_s", "dinat_b", "litv2_s", "sgformer_b"])
+def test_a_projection_may_have_no_bias(name):
+    """Its answer to the zeros around a map, or to a run of tokens, is then zero."""
+    model = trained(small(name))
+    modules = list(model.modules())
+    layers = [m.qkv for m in modules if hasattr(m, "qkv")]
+    layers += [layer for m in modules for layer in getattr(m, "merge", ())]
+    for layer in layers:
+        torch.nn.init.zeros_(layer.bias)
+    x = torch.randn(1, 3, 80, 80)
+    want = model(x)
+    for layer in layers:
+        layer.bias = None
     torch.testing.assert_close(model(x), want)
 
 

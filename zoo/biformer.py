@@ -11,7 +11,7 @@ from functools import partial
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import pooled_attention, route_regions, routed_attention
 
@@ -20,6 +20,7 @@ from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, i
 from .registry import register
 
 for op in (pooled_attention, route_regions, routed_attention):
+    fx.wrap(op)
     register_notrace_function(op)
 
 # Table 1 and the authors' code: heads are 32 wide in the first three stages, and always eight in the last
@@ -64,6 +65,7 @@ class PatchMerge(Nhwc):
         super().__init__(OrderedDict(norm=nn.BatchNorm2d(dim), conv=nn.Conv2d(dim, dim_out, 2, 2)))
 
 
+@fx.wrap
 @register_notrace_function
 def fill(x: Tensor, sides: tuple[int, int]) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call to torch.fx."""
@@ -105,6 +107,7 @@ class RoutedAttention(Attention):
         return self.proj(out[:, :h, :w])
 
 
+@fx.wrap
 @register_notrace_function
 def floor_regions(h: int, w: int, n_win: tuple[int, int], topk: int) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Pixels of a region, floor(side / n_win) but at least one; regions that cover h x w; topk, or all of these."""

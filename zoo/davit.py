@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import channel_attention, unpack
 
@@ -25,8 +25,9 @@ from .blocks import (
 )
 from .registry import register
 
-register_notrace_function(channel_attention)
-register_notrace_function(unpack)
+for op in (channel_attention, unpack, pad_to_multiple):
+    fx.wrap(op)
+    register_notrace_function(op)
 
 # Table 1 and Appendix A; a head has 32 channels in all of them
 VARIANTS = {

@@ -10,7 +10,7 @@ from itertools import cycle, islice
 import torch
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import neighborhood_attention, unpack
 
@@ -18,8 +18,9 @@ from .backbone import Backbone, Head, Stage
 from .blocks import Block, drop_path_rates, init_linear, init_normal, of_zeros
 from .registry import register
 
-register_notrace_function(neighborhood_attention)
-register_notrace_function(unpack)
+for op in (neighborhood_attention, unpack):
+    fx.wrap(op)
+    register_notrace_function(op)
 
 Dilations = int | str | Sequence[Sequence[int]]
 

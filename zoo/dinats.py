@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 
 from timm.layers import to_2tuple
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .backbone import Backbone, Head, Stage
 from .blocks import Block, PatchStem, WindowAttention, drop_path_rates, init_linear, pad_to_multiple
 from .dinat import PRESETS, DiNAT, NeighborhoodAttention
 from .registry import register
+
+fx.wrap(pad_to_multiple)
 
 # Table VI of the paper, and its code; a head has 32 channels in all of them
 SIZES = {

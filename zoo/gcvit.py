@@ -10,13 +10,16 @@ import torch
 from timm.layers import to_2tuple
 from timm.models import checkpoint
 from timm.models._input import update_model_input_size
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
 from .blocks import Block, FusedReduce, QueryGenerator, Residual, WindowAttention, drop_path_rates, init_linear
 from .registry import register
+
+for op in (unpack, window_attention):
+    fx.wrap(op)
 
 Size = int | tuple[int, int]
 Windows = Size | Sequence[Size]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import deform_conv2d
 
 from ops import pooled_attention, unpack, window_attention
@@ -20,9 +20,9 @@ from .backbone import Backbone, Head, Stage
 from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, of_zeros, pad_to_multiple
 from .registry import register
 
-register_notrace_function(pooled_attention)
-register_notrace_function(window_attention)
-register_notrace_function(unpack)
+for op in (pooled_attention, window_attention, unpack, pad_to_multiple):
+    fx.wrap(op)
+    register_notrace_function(op)
 
 SMALL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
 # Appendix A; a head has 32 channels in all of them
@@ -42,6 +42,7 @@ ALPHAS = (0, 2, 4, 5, 7, 9, 10)
 VARIANTS |= {f"litv2_s_a{tenths:02}": {**SMALL, "alpha": tenths / 10, "img_size": 224} for tenths in ALPHAS}
 
 
+@fx.wrap
 @register_notrace_function
 def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Deformable convolution of 2 x 2 taps and stride 2 on an NCHW map, https://arxiv.org/abs/1703.06211.
@@ -109,14 +110,21 @@ def resample(x: Tensor, offset: Tensor) -> Tensor:
     return F.grid_sample(x, torch.stack(places, -1), padding_mode="zeros", align_corners=False)
 
 
+class DeformableConv(nn.Conv2d):
+    """A convolution of 2 x 2 taps and stride 2 that samples its input where `offset` says; see `sample_2x2`."""
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:  # (B, C, H, W), (B, 8, H // 2, W // 2)
+        return sample_2x2(x, offset, self.weight, self.bias)
+
+
 class DeformableMerge(nn.Module):
     """Section 3.3: a deformable convolution that halves the map, less an odd last row or column; norm, activation."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.offset = nn.Conv2d(dim, 8, 2, 2)
-        # its parameters alone are used
-        self.conv = nn.Conv2d(dim, dim_out, 2, 2)
+        # called as a module, so that hooks run: pruning and weight norm make the weight in one
+        self.conv = DeformableConv(dim, dim_out, 2, 2)
         self.norm = nn.BatchNorm2d(dim_out)
         self.act = nn.GELU()
         nn.init.zeros_(self.offset.weight)
@@ -124,7 +132,7 @@ class DeformableMerge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H // 2, W // 2, C')
         x = x.permute(0, 3, 1, 2)
-        x = sample_2x2(x, self.offset(x), self.conv.weight, self.conv.bias)
+        x = self.conv(x, self.offset(x))
         return self.act(self.norm(x)).permute(0, 2, 3, 1)
 
 

@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple
 from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_input_size
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out, of_zeros
+from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out
 from .registry import register
 
 for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention):
+    fx.wrap(op)
     register_notrace_function(op)
 
 # Table 1 and the authors' code
@@ -95,9 +96,17 @@ class HybridAttention(Attention):
         return self.project(torch.cat(heads, 3), x), received + significance(q2, k2, self.window)
 
 
-def of_units(layer: nn.Module, x: Tensor, width: int, bias: Tensor) -> Tensor:
-    """(C', C), C `width`: the weight of a linear layer, or of what was put in its place, as `of_zeros` has its bias."""
-    return layer.weight if type(layer) is nn.Linear else (layer(torch.eye(width).to(x)) - bias).T
+def learned_sum(layer: nn.Module, run: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (1, run) and bias (1,) of the layer that merges a run of tokens, for a map like x.
+
+    What is no linear layer is asked for both, by zeros and units. So is one with a hook, which nothing else would run:
+    pruning and weight norm make the weight in one.
+    """
+    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    if type(layer) is nn.Linear and layer.bias is not None and not hooked:
+        return layer.weight, layer.bias
+    bias = layer(x.new_zeros([1, run]))[0]
+    return (layer(torch.eye(run).to(x)) - bias).T, bias
 
 
 class GuidedAttention(Attention):
@@ -113,9 +122,12 @@ class GuidedAttention(Attention):
     def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:  # (B, H, W, C), (B, H, W)
         weights, biases = [], []
         for i, layer in enumerate(self.merge):
-            bias = layer.bias if torch.jit.is_scripting() else of_zeros(layer, x, self.runs[i])
+            if torch.jit.is_scripting():
+                weight, bias = layer.weight, layer.bias
+            else:
+                weight, bias = learned_sum(layer, self.runs[i], x)
+            weights.append(weight)
             biases.append(bias)
-            weights.append(layer.weight if torch.jit.is_scripting() else of_units(layer, x, self.runs[i], bias))
         order = rank_tokens(significance)
         by_rows, by_columns = reallocate_tokens(x, None, weights, biases, self.shares, order)  # (B, M, C)
         halves = [self.kv1(by_rows), self.kv2(by_columns)]

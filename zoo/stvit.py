@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import pooled_attention, scatter_super_tokens, super_tokens
 
@@ -19,6 +19,7 @@ from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, i
 from .registry import register
 
 for op in (pooled_attention, scatter_super_tokens, super_tokens):
+    fx.wrap(op)
     register_notrace_function(op)
 
 # Table 1 and the authors' code; all cells (8, 4, 1, 1), also for 384 pixels

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_maps
+from ..checks import check_maps, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
@@ -25,7 +25,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: DaViT, https://arxiv.org/abs/2204.03645, section 3.2.
     """
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     check_maps(q, k, v)
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, scale_)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, check_maps, check_outside
+from ..checks import check_bias, check_maps, check_outside, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
@@ -44,7 +44,7 @@ def neighborhood_attention(
     Source: NAT, https://arxiv.org/abs/2204.07143; DiNAT, https://arxiv.org/abs/2209.15001, section 3.
     """
     window_, dilation_ = pair(window), pair(dilation)
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     check_maps(q, k, v)
     check_bias(bias, q.shape[3], window_[0], window_[1])
     _check_axis("rows", q.shape[1], window_[0], dilation_[0], outside is not None)

@@ -30,7 +30,7 @@ def attend(
     if bias is not None:
         near = bias[:, row_steps[:, None, :, None], col_steps[None, :, None, :]]  # (heads, H, W, wh, ww)
         logits = logits + near.flatten(3).flatten(1, 2)
-    out = torch.einsum("bhij, bijhd -> bihd", logits.softmax(-1), v)
+    out = torch.einsum("bhij, bijhd -> bihd", logits.softmax(-1).to(v.dtype), v)
     return out.unflatten(1, [H, W])[:, :height, :width]
 
 

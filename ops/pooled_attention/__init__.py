@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import factor
 from ..dispatch import choose, on_threads
 from . import reference
 
@@ -26,7 +27,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     fits = k.shape[0] == q.shape[0] and k.shape[-2:] == q.shape[-2:]
     if q.dim() != 5 or (k.dim() != 4 and k.dim() != 5) or k.shape != v.shape or not fits:
         raise ValueError(

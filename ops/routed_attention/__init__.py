@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_maps
+from ..checks import check_maps, check_numbers, factor
 from ..dispatch import choose
 from . import reference
 from .reference import rank
@@ -39,7 +39,7 @@ def routed_attention(
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
     """
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     check_maps(q, k, v)
     _check(q, regions, topk)
     if route is None:
@@ -48,6 +48,8 @@ def routed_attention(
         raise ValueError(
             f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {regions[0] * regions[1]}, {topk})"
         )
+    else:
+        check_numbers("route", route, regions[0] * regions[1])
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, regions, route, scale_)
     else:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_numbers, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
@@ -32,7 +33,7 @@ def significance(
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.2.
     """
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     if q.dim() != 5 or k.dim() != 5 or q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
         raise ValueError(f"q and k are {q.shape}, {k.shape}: expected (B, H, W, heads, D) and (B, h, w, heads, D)")
     if window is not None and (q.shape != k.shape or window[0] < 1 or window[1] < 1):
@@ -96,6 +97,8 @@ def reallocate_tokens(
         raise ValueError(
             f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
         )
+    else:
+        check_numbers("order", order, x.shape[1] * x.shape[2])
     if torch.jit.is_scripting():
         merged = torch_merge(x, order, weights, biases, shares)
     else:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias
+from ..checks import check_bias, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
@@ -44,7 +44,7 @@ def window_attention(
     Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: MaxViT, https://arxiv.org/abs/2204.01697, section 3.2; GC ViT, https://arxiv.org/abs/2206.09959, section 3.
     """
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+    scale_ = factor(scale, q.shape[-1])
     _check(q, k, v, bias, window, partition, outside)
     q = q.to(k.dtype)
     if torch.jit.is_scripting():

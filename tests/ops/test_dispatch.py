@@ -130,6 +130,12 @@ BAD = {
     "regions": (lambda: ops.routed_attention(Q, Q, Q, (4, 2), 1), "6 x 8 does not cut into 4 x 2"),
     "topk": (lambda: ops.route_regions(Q, Q, (3, 2), 7), "topk is 7: expected 1 to 6"),
     "route": (lambda: ops.routed_attention(Q, Q, Q, (3, 2), 2, Q), r"expected \(B, R, topk\), \(2, 6, 2\)"),
+    "regions that are not": (
+        lambda: ops.routed_attention(
+            Q, Q, Q, (3, 2), 1, torch.tensor([-1, 0, 1, 2, 3, 4]).view(1, 6, 1).expand(2, -1, -1)
+        ),
+        "route has numbers from -1 to 4: expected 0 to 5",
+    ),
     "channel": (lambda: ops.channel_attention(X, X, X), r"expected one shape"),
     "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* twice"),
     "cell": (lambda: ops.super_tokens(X, (0, 1)), "cell is 0 x 1"),
@@ -141,7 +147,27 @@ BAD = {
     "groups": (lambda: ops.reallocate_tokens(X, X[..., 0], ONE[0], ONE[1], [1, 1]), "1 weights, 1 biases"),
     "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "expected the significance .* or an order"),
     "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
+    "tokens that are not": (
+        lambda: ops.reallocate_tokens(X, None, *ONE, order=torch.arange(1, 49).expand(2, 2, -1)),
+        "order has numbers from 1 to 48: expected 0 to 47",
+    ),
 }
+SCALED = {
+    "window": lambda scale: ops.window_attention(Q, Q, Q, None, (2, 2), scale=scale),
+    "neighborhood": lambda scale: ops.neighborhood_attention(Q, Q, Q, None, 3, scale=scale),
+    "routed": lambda scale: ops.routed_attention(Q, Q, Q, (3, 2), 2, scale=scale),
+    "channel": lambda scale: ops.channel_attention(Q, Q, Q, scale),
+    "pooled": lambda scale: ops.pooled_attention(Q, Q, Q, scale),
+    "significance": lambda scale: ops.significance(Q, Q, scale=scale),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("scale", [torch.tensor(0.5, requires_grad=True), torch.rand(4)])
+def test_a_scale_is_a_number(name, scale):
+    """The gradient of a learned one would be lost, and several would be taken for channels."""
+    with pytest.raises(ValueError, match="scale is a tensor: expected a number; multiply q"):
+        SCALED[name](scale)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -139,6 +139,17 @@ def test_neighborhood_shifts_inward_at_the_border():
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("op", [ops.window_attention, ops.neighborhood_attention])
+def test_a_bias_may_be_more_precise_than_the_map(op, impl):
+    q, k, v = packed(2, 6, 9, 2, 4).unbind(3)
+    bias = random(2, 5, 5)
+    halves = [t.bfloat16() for t in (q, k, v)]
+    out = op(*halves, bias.float(), (3, 3), impl=impl)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), op(q, k, v, bias, (3, 3), impl="reference"), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_neighborhood_beyond_the_map(impl):
     """What lies outside is attended as if the map went on with these tokens: here until every line is one window."""
     q, k, v = packed(2, 4, 9, 2, 4).unbind(3)

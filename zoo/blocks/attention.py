@@ -4,15 +4,17 @@ import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
 
 from .init import init_normal
 
-# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs
-register_notrace_function(window_attention)
-register_notrace_function(unpack)
+# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs; it looks for what is
+# wrapped in the module that calls it, timm's and torchvision's tracers for what is registered
+for op in (window_attention, unpack):
+    fx.wrap(op)
+    register_notrace_function(op)
 
 
 def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -24,13 +26,14 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
     return resized[0].to(table.dtype)
 
 
-def of_zeros(layer: nn.Module, x: Tensor, width: int | None = None) -> Tensor:
-    """(C',): what a projection makes of a token (C,) of zeros, which of a linear layer is its bias.
+def of_zeros(layer: nn.Module, x: Tensor) -> Tensor:
+    """(C',): what a projection of x makes of a token (C,) of zeros, which of a linear layer is its bias.
 
     A layer that was put in its place, an adapter or a quantised one, is asked: it may have another bias, or none.
-    `width` is C where that is not the width of `x`.
     """
-    return layer.bias if type(layer) is nn.Linear else layer(x.new_zeros([1, width or x.shape[-1]]))[0]
+    if type(layer) is nn.Linear and layer.bias is not None:
+        return layer.bias
+    return layer(x.new_zeros([1, x.shape[-1]]))[0]
 
 
 class WindowAttention(nn.Module):

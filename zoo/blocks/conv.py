@@ -10,9 +10,10 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
+@fx.wrap
 @register_notrace_function
 def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     """Zeros at the bottom and right of an NCHW map, up to multiples of `side`; one call to torch.fx."""

@@ -5,9 +5,11 @@ import math
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .conv import Conv2dSame, pad_to_multiple
+
+fx.wrap(pad_to_multiple)  # in every module that calls it: that is where torch.fx looks
 
 
 class PatchStem(nn.Module):
@@ -47,6 +49,7 @@ class ConvStem(nn.Module):
         return self.conv2(self.act(self.norm1(self.conv1(x)))).permute(0, 2, 3, 1)
 
 
+@fx.wrap
 @register_notrace_function
 def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A table of positions (1, h * w, C) on a grid h x w for another one, bicubic, by half-pixel centres."""
@@ -56,6 +59,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 
+@fx.wrap
 @register_notrace_function
 def add_positions(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, H, W, C) plus the table, in order where it has an entry a token, else resized; one call to torch.fx."""

@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .conv import FusedMBConv
 
 
+@fx.wrap
 @register_notrace_function
 def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
     """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
