@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
+from timm.data import resolve_data_config
 
+import zoo
 from children import SMALL, lines, note_overrides, train_here
-from recipes import compare
+from recipes import compare, config
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
+from recipes.data.build import preprocessing
 from recipes.log import epoch_table
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
@@ -140,6 +144,21 @@ def test_the_card_loads_the_model(runs, monkeypatch):
     kept = best.tensors(best.state["weights"])
     assert all(torch.equal(kept[name], tensor) for name, tensor in said["model"].state_dict().items())
     assert f"| top1 | {best.state['metrics']['top1']:.4f} |" in card
+    prepared = resolve_data_config({}, model=said["model"])
+    assert prepared["mean"] == (0.5,) * 3 and prepared["input_size"] == (3, 32, 32)  # of digits, not of ImageNet
+
+
+def test_a_shared_run_is_prepared_as_it_was_measured(tmp_path, monkeypatch):
+    """From the card to the hub: what the model was shown is in config.json, not what its release was."""
+    options = ["model=nat_m", "model.depths=[1,1,1,1]", *QUICK[2:], "data.crop_pct=0.6", "data.crop_mode=squash"]
+    train_here(tmp_path, *options, "train.steps=1", "name=run")
+    said: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), re.S)[1], said)
+    zoo.save_for_hf(said["model"], "shared")
+    kept = preprocessing(OmegaConf.load("run/config.yaml"))
+    assert kept == preprocessing(config.compose(["model=timm", "model.name=local-dir:shared", "data=imagefolder"]))
+    assert (kept.size, kept.mean, kept.crop_pct, kept.crop_mode) == ((32, 32), (0.5,) * 3, 0.6, "squash")
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):
