@@ -206,6 +206,30 @@ def test_runs_are_called_by_what_tells_them_apart(runs, tmp_path, capsys):
     assert drawn == ["there/one", "here/one"] and "2 runs" in capsys.readouterr().out
 
 
+def test_runs_that_differ_in_much_can_be_read(tmp_path, capsys, monkeypatch):
+    """More keys than a terminal has room for: columns would be one letter wide."""
+    keys = {f"group.key_{letter}": 0.25 for letter in "abcdefghij"}
+    line = {"step": 1, "val_top1": 1.0, "val_loss": 2.0}
+    rows = [compare.Row(Path(name), {**keys, "seed": name}, [line], "top1", line) for name in ("one", "two")]
+    monkeypatch.setattr(compare.CONSOLE, "_width", 90)
+    compare._print(rows, ["seed", *keys])
+    said = capsys.readouterr().out
+    assert "best top1" in said and "val loss" in said and "2.0000" in said
+    assert f"one: seed=one {' '.join(f'{key}=0.25' for key in keys)}\n" in said
+    compare._print(rows, ["seed"])
+    assert "one:" not in (said := capsys.readouterr().out) and "seed" in said
+
+
+def test_the_least_loss_is_the_best(runs, tmp_path):
+    rows = compare.readable([runs / "one", runs / "two"], "loss")
+    losses = [min(line["val_loss"] for line in lines(row.folder) if "val_loss" in line) for row in rows]
+    assert [row.value for row in rows] == losses == sorted(losses)
+    compare.main([str(runs / "one"), "--score", "loss", "--out", str(tmp_path / "a" / "folder" / "loss.png")])
+    assert (tmp_path / "a" / "folder" / "loss.png").is_file()
+    with pytest.raises(SystemExit, match="could not write"):
+        compare.main([str(runs / "one"), "--out", str(runs / "one" / "config.yaml" / "loss.png")])
+
+
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(SystemExit, match="none of these folders") as error:
         compare.main([str(tmp_path / "nothing")])
