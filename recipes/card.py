@@ -50,11 +50,16 @@ import zoo
 model = timm.create_model(
     {arguments},
     pretrained=True,
-    pretrained_cfg_overlay=dict(file="{file}", num_classes={classes}),
+    pretrained_cfg_overlay=dict(
+        file="{file}",
+        num_classes={classes},
+        {prepared},
+    ),
 )
 ```
 
-RGB images of {size} pixels, {interpolation}, crop {crop_pct}; mean {mean}, deviation {std}."""
+RGB images of {size} pixels, {interpolation}, crop {crop_pct}; mean {mean}, deviation {std}. The model says so in its
+`pretrained_cfg`, where `timm.data.resolve_data_config` and `zoo.save_for_hf` find it."""
 
 USE_HEADS = """\
 ```python
@@ -108,14 +113,15 @@ def _use(cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str
     given = {key: value for key, value in model.created_with.items() if key != "pretrained"}
     name = given.pop("model_name")
     arguments = ",\n    ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())])
-    seen: dict[str, Any] = vars(preprocessing(cfg))
+    seen: dict[str, Any] = vars(preprocessing(cfg)).copy()
     file = best.path / f"{best.state['weights']}.safetensors"
     if model.created_by != "create_model":
         colours = {key: seen[key] for key in ("mean", "std")}
         return USE_HEADS.format(function=model.created_by, arguments=arguments, file=file, **colours)
-    shown = {key: seen[key] for key in ("interpolation", "crop_pct", "mean", "std")}
-    size = " x ".join(str(side) for side in seen["size"])
-    return USE.format(arguments=arguments, file=file, classes=data.num_classes, size=size, **shown)
+    size = seen.pop("size")
+    prepared = ",\n        ".join(f"{key}={value!r}" for key, value in {"input_size": (3, *size), **seen}.items())
+    given = {"arguments": arguments, "prepared": prepared, "file": file, "classes": data.num_classes}
+    return USE.format(**given, size=" x ".join(map(str, size)), **seen)
 
 
 def _git(state: dict[str, Any] | None) -> str:

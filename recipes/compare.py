@@ -19,6 +19,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
+from rich.measure import Measurement
 from rich.table import Column, Table
 from yaml import YAMLError
 
@@ -29,6 +30,8 @@ from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, is_in, load_config, runs_in
 from recipes.task import create as create_task
+
+LOWER = ("loss",)  # what is better where it is less
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def read(folder: Path, score: str | None = None) -> Row:
     found = [line for line in lines if line.get(f"val_{score}") is not None]
     if not found:
         raise RunError(f"{folder} has no evaluation with val_{score} yet")
-    return Row(folder, flat(cfg), lines, score, max(found, key=lambda line: line[f"val_{score}"]))
+    best = min if score in LOWER else max
+    return Row(folder, flat(cfg), lines, score, best(found, key=lambda line: line[f"val_{score}"]))
 
 
 def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
@@ -68,7 +72,7 @@ def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
             rows.append(read(folder, score))
         except RunError as error:
             say(f"left out: {error}", "yellow")
-    return sorted(rows, key=lambda row: row.value, reverse=True)
+    return sorted(rows, key=lambda row: row.value, reverse=score not in LOWER)
 
 
 def different(rows: Sequence[Row]) -> list[str]:
@@ -117,11 +121,23 @@ def show(folders: Sequence[Path], picture: Path, score: str | None = None) -> bo
     if not rows:
         return False
     keys = different(rows)
-    CONSOLE.print(table(rows, keys))
+    _print(rows, keys)
     curves = {_label(name, row, keys[:2]): row.history for name, row in zip(names(rows), rows, strict=True)}
     draw_together(picture, curves, rows[0].score)
     say(f"curves: {picture}")
     return True
+
+
+def _print(rows: Sequence[Row], keys: Sequence[str]) -> None:
+    """The table, with what tells the runs apart in lines below it where the columns would be narrower than words."""
+    whole = table(rows, keys)
+    unbound = CONSOLE.options.update_width(1_000_000)
+    if Measurement.get(CONSOLE, unbound, whole).maximum <= CONSOLE.width:
+        CONSOLE.print(whole)
+        return
+    CONSOLE.print(table(rows, []))
+    for name, row in zip(names(rows), rows, strict=True):
+        say(_label(f"{name}:", row, keys))
 
 
 def _label(name: str, row: Row, keys: Sequence[str]) -> str:
@@ -153,7 +169,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Several runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="where the curves go")
-    parser.add_argument("--score", help="what to sort by: top1, top5, ...; default: the task's own")
+    parser.add_argument("--score", help="what to sort by: top1, top5, loss, ...; default: the task's own")
     return parser.parse_args(argv)
 
 
@@ -161,7 +177,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # runs/* has pictures of sweeps too, and may name again what is named before it
     folders = [path for path in dict.fromkeys(args.runs) if not path.is_file()]
-    if not show(folders, args.out, args.score):
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        shown = show(folders, args.out, args.score)
+    except OSError as error:
+        sys.exit(f"error: could not write {args.out}: {error}")
+    if not shown:
         sys.exit("error: none of these folders holds a run with an evaluation")
 
 

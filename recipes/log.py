@@ -58,9 +58,10 @@ class Jsonl:
             if self.file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise LogError(
-                f"could not write {self.file.name}: {error}; the checkpoints are whole: resume={self.folder} goes on"
-            ) from error
+            saved = any((self.folder / "checkpoints").glob("step-*"))
+            left = "the checkpoints are whole" if saved else "there is no checkpoint yet"
+            then = f"resume={self.folder} {'goes on' if saved else 'begins again'}"
+            raise LogError(f"could not write {self.file.name}: {error}; {left}: {then}") from error
 
     def picture(self, step: int, image: Image.Image) -> None:
         """A line of text holds none: it lies beside the file."""

@@ -14,8 +14,10 @@ import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.data import Data
+from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.run import find_checkpoint
+from recipes.settings import load_config
 from zoo.heads.recognise import recognise_dense
 from zoo.recognise import hint
 
@@ -86,6 +88,7 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     given, kind = cfg.model.checkpoint, cfg.model.weights
     if weights.is_run(given):
         weights.check_model(given, cfg.model.name)
+        _say_seen_otherwise(cfg, Path(given))
         given, kind = weights.file_of(given, kind), "auto"  # of the file, which holds nothing else
     report = zoo.load_checkpoint(model, given, weights=kind)
     if report.head_remade and "train" not in cfg:
@@ -93,6 +96,14 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     say(report.message)
     if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
         _say_built_otherwise(cfg)
+
+
+def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
+    """Say so where images are normalised in another way than those that a run learned from, which features notice."""
+    there, here = preprocessing(load_config(run), train=True), preprocessing(cfg, train=True)
+    if (there.mean, there.std) != (here.mean, here.std):
+        given = " ".join(f"data.{key}=[{','.join(map(str, getattr(there, key)))}]" for key in ("mean", "std"))
+        say(f"{run} learned from images that were normalised otherwise than these are: {given} is how", "yellow")
 
 
 def _say_built_otherwise(cfg: DictConfig) -> None:

@@ -81,12 +81,17 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
     """What the run was begun with, and what is typed now, with the configuration files of both."""
     if not sessions(folder):
         raise RunError(f"{folder} does not say any more what it was begun with: {folder / SESSIONS} has no whole line")
-    overrides, searched = _merge(first_overrides(folder), typed), _searched(folder)
+    overrides, searched = _merge([*first_overrides(folder), *_moved(folder)], typed), _searched(folder)
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:
         return config.compose(overrides, typed=typed, searched=searched)
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _moved(folder: Path) -> list[str]:
+    """Where the data was said to lie the last time that the run went on: it stays there, whoever goes on next."""
+    return [text for start in sessions(folder)[1:] for text in start["overrides"] if _key(text) == "data.root"][-1:]
 
 
 def _searched(folder: Path) -> list[str]:
@@ -126,7 +131,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     stored = load_config(folder)
     _refuse_idle(folder, stored, overrides)
     asked = [text for typed in overrides for text in _sized(typed) if is_in(_key(text), MEASURED)]
-    if not asked:
+    if not asked and not _moved(folder):
         return stored
     cfg = _compose(folder, asked)
     sized = [text for text in overrides if _key(text) == "img_size" and _sized(text)]

@@ -16,6 +16,7 @@ from recipes import models, noted, weights
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.data.build import preprocessing
+from recipes.log import say
 from recipes.settings import load_config
 
 
@@ -83,6 +84,7 @@ class Teacher(nn.Module):
             report = zoo.load_checkpoint(model, cfg.checkpoint)
             if report.head_remade and cfg.kind != "feature":
                 raise ConfigError(f"{report.message}: this teacher cannot tell the {data.num_classes} classes apart")
+            say(report.message)
         prep = resolve_data_config({}, model=model)
         fixed = tuple(prep["input_size"][-2:]) if _is_fixed(model) else None
         return cls(model, cfg.name, data, prep["mean"], prep["std"], _pair(cfg.img_size) or fixed)

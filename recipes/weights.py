@@ -9,11 +9,15 @@ import zoo
 from recipes.config import ConfigError
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, load_config
+from zoo.inspect import files
 
 
 def is_run(given: str) -> bool:
-    """Whether a folder is named, which must be a run's."""
-    return Path(given).is_dir()
+    """Whether a folder is named, which must be a run's. Raises ConfigError for one that holds files of weights."""
+    folder = Path(given)
+    if folder.is_dir() and not (folder / "config.yaml").is_file() and (found := files([folder])):
+        raise ConfigError(f"{folder} is no folder of a run but holds weights: give a file of them, {found[0]}")
+    return folder.is_dir()
 
 
 def file_of(given: str, weights: str = "auto") -> Path:

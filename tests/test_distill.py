@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from torch import nn
 
 from children import SMALL, lines, lost_after, note_overrides, train_here
@@ -223,6 +224,19 @@ def test_teachers_that_cannot_teach(runs, tmp_path):
     with pytest.raises(ConfigError, match="cannot tell the 3 classes apart"):
         made_teacher(of(3), "teacher.kind=soft", *of_file)
     assert made_teacher(of(3), "teacher.kind=feature", *of_file).width > 0
+    with pytest.raises(ConfigError, match=rf"no folder of a run but holds weights: give a file of them, {file}"):
+        made_teacher(of(10), "teacher.kind=soft", *of_file[:1], f"teacher.checkpoint={file.parent}")
+
+
+def test_what_becomes_of_a_teacher_s_file_is_said(tmp_path, capsys):
+    """That its windows are others than those it learned with, for one."""
+    small = timm.create_model("maxvit_t", img_size=64, num_classes=10)
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    given = ["teacher.kind=soft", "teacher.name=maxvit_t", f"teacher.checkpoint={tmp_path / 'small.safetensors'}"]
+    made_teacher(of(10), *given)
+    assert "small.safetensors: layout 'zoo'" in (said := capsys.readouterr().out) and "interpolated to other" in said
+    made_teacher(of(10), *given, "teacher.img_size=64")
+    assert "small.safetensors: layout 'zoo'" in (said := capsys.readouterr().out) and "interpolated" not in said
 
 
 def test_models_without_maps(runs):

@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import runpy
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +62,17 @@ def test_table_rows(name):
 @pytest.mark.slow
 def test_whole_table():
     assert table.insert(MODELS, table.render()) == MODELS, "run `make docs`"
+
+
+@pytest.mark.parametrize("text, said", [(None, "No such file"), ("no table", "expected the lines <!-- models -->")])
+def test_a_page_without_a_place_for_the_table(tmp_path, monkeypatch, text, said):
+    page = tmp_path / "page.md"
+    if text is not None:
+        page.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["table", str(page)])
+    monkeypatch.delitem(sys.modules, "zoo.table")
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(str(page))}: .*{said}"):
+        runpy.run_module("zoo.table", run_name="__main__")
 
 
 def apart(name):

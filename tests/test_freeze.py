@@ -154,6 +154,15 @@ def test_a_run_s_folder_is_its_best_weights(first):
     assert not all(torch.equal(tensor, best.tensors("model")[name]) for name, tensor in best.tensors("ema").items())
 
 
+def test_another_normalisation_than_the_run_s_is_said(first, capsys):
+    """Features of a frozen backbone are worth less of images in other colours than it learned from."""
+    made(first, "data.img_size=48", "data.crop_pct=0.5")
+    assert "normalised otherwise" not in capsys.readouterr().out
+    made(first, "data.std=[0.2,0.2,0.2]")
+    said = capsys.readouterr().out
+    assert "normalised otherwise than these are: data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] is how" in said
+
+
 def test_fine_tuning_at_another_size_starts_from_a_run(tmp_path):
     """As recipe=paper does: MaxViT, DiNAT and GC ViT have a name for each size, and tables for each window."""
     small = ["data=digits", "model.depths=[1,1,1,1]", "model.dims=[32,32,32,32]", "data.workers=0"]

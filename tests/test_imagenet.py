@@ -199,6 +199,7 @@ def test_a_wrong_order_of_classes_is_noticed():
     assert task.remarks(data, metrics_of(right)) == []
     assert task.remarks(data, metrics_of(turned, sharp=0.0)) == []  # a model that knows nothing says so
     assert task.remarks(data, metrics_of([1, 0, 2, 3])) == []  # a quarter is chance, this is half
+    assert task.remarks(data, metrics_of([3] * 10)) == []  # a young model takes all for one class: no order would help
     rows = task.classes(data, metrics_of(turned))
     assert [(row["top1"], row["mistaken_for"], row["times"]) for row in rows[:2]] == [(0.0, "1", 10), (0.0, "2", 10)]
 

@@ -103,6 +103,15 @@ def test_binary_cross_entropy_is_a_yes_or_no_about_each_class():
     assert config.compose([]).task.loss == "cross_entropy"
 
 
+def test_smoothing_does_not_make_every_class_right():
+    """DeiT III counts every share above 0 in full, and smoothed targets have one of every class."""
+    given = [*SMALL, "model.name=test_resnet", "task.loss=binary_cross_entropy", "task.target_threshold=0.0"]
+    with pytest.raises(ConfigError, match=r"target_threshold=0.0 with .*smoothing=0.05: all 10 classes"):
+        classify.Task(config.compose(given)).build_data()
+    classify.Task(config.compose([*given, "augment.label_smoothing=0"])).build_data()
+    classify.Task(config.compose([*given[:-1], "task.target_threshold=0.01"])).build_data()
+
+
 def test_three_augmentations():
     """Grey, solarised or blurred, one of them always, and colours, which timm leaves out beside other policies."""
     cfg = config.compose(["recipe=deit3", "data=digits", "data.img_size=32"])

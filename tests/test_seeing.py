@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
+from timm.data import resolve_data_config
 
+import zoo
 from children import SMALL, lines, note_overrides, train_here
-from recipes import compare
+from recipes import compare, config
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
+from recipes.data.build import preprocessing
 from recipes.log import epoch_table
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
@@ -140,6 +144,21 @@ def test_the_card_loads_the_model(runs, monkeypatch):
     kept = best.tensors(best.state["weights"])
     assert all(torch.equal(kept[name], tensor) for name, tensor in said["model"].state_dict().items())
     assert f"| top1 | {best.state['metrics']['top1']:.4f} |" in card
+    prepared = resolve_data_config({}, model=said["model"])
+    assert prepared["mean"] == (0.5,) * 3 and prepared["input_size"] == (3, 32, 32)  # of digits, not of ImageNet
+
+
+def test_a_shared_run_is_prepared_as_it_was_measured(tmp_path, monkeypatch):
+    """From the card to the hub: what the model was shown is in config.json, not what its release was."""
+    options = ["model=nat_m", "model.depths=[1,1,1,1]", *QUICK[2:], "data.crop_pct=0.6", "data.crop_mode=squash"]
+    train_here(tmp_path, *options, "train.steps=1", "name=run")
+    said: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), re.S)[1], said)
+    zoo.save_for_hf(said["model"], "shared")
+    kept = preprocessing(OmegaConf.load("run/config.yaml"))
+    assert kept == preprocessing(config.compose(["model=timm", "model.name=local-dir:shared", "data=imagefolder"]))
+    assert (kept.size, kept.mean, kept.crop_pct, kept.crop_mode) == ((32, 32), (0.5,) * 3, 0.6, "squash")
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):
@@ -185,6 +204,30 @@ def test_runs_are_called_by_what_tells_them_apart(runs, tmp_path, capsys):
         given = [str(tmp_path / name / "one") for name in ("there", "here", "there")]
         compare.main([*given, "--out", str(tmp_path / "both.png")])
     assert drawn == ["there/one", "here/one"] and "2 runs" in capsys.readouterr().out
+
+
+def test_runs_that_differ_in_much_can_be_read(tmp_path, capsys, monkeypatch):
+    """More keys than a terminal has room for: columns would be one letter wide."""
+    keys = {f"group.key_{letter}": 0.25 for letter in "abcdefghij"}
+    line = {"step": 1, "val_top1": 1.0, "val_loss": 2.0}
+    rows = [compare.Row(Path(name), {**keys, "seed": name}, [line], "top1", line) for name in ("one", "two")]
+    monkeypatch.setattr(compare.CONSOLE, "_width", 90)
+    compare._print(rows, ["seed", *keys])
+    said = capsys.readouterr().out
+    assert "best top1" in said and "val loss" in said and "2.0000" in said
+    assert f"one: seed=one {' '.join(f'{key}=0.25' for key in keys)}\n" in said
+    compare._print(rows, ["seed"])
+    assert "one:" not in (said := capsys.readouterr().out) and "seed" in said
+
+
+def test_the_least_loss_is_the_best(runs, tmp_path):
+    rows = compare.readable([runs / "one", runs / "two"], "loss")
+    losses = [min(line["val_loss"] for line in lines(row.folder) if "val_loss" in line) for row in rows]
+    assert [row.value for row in rows] == losses == sorted(losses)
+    compare.main([str(runs / "one"), "--score", "loss", "--out", str(tmp_path / "a" / "folder" / "loss.png")])
+    assert (tmp_path / "a" / "folder" / "loss.png").is_file()
+    with pytest.raises(SystemExit, match="could not write"):
+        compare.main([str(runs / "one"), "--out", str(runs / "one" / "config.yaml" / "loss.png")])
 
 
 def test_nothing_to_compare(tmp_path):

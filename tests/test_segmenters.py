@@ -11,7 +11,7 @@ from torch import nn
 import golden
 import zoo
 from steps import losses_of
-from zoo.heads import segmenter
+from zoo.heads import inference, segmenter
 from zoo.heads.plain import pyramid_of
 
 FOLDER = Path(__file__).parent / "golden"
@@ -184,6 +184,12 @@ def test_a_module_as_backbone():
         segmenter(timm.create_model("resnet18", features_only=True, out_indices=(3, 4)), 3)
     with pytest.raises(ValueError, match=r"strides \[32, 16, 8, 4\]: give out_indices from fine to coarse"):
         segmenter("nat_m", 3, channels=8, out_indices=(3, 2, 1, 0))
+    with pytest.raises(ValueError, match=r"out_indices are \[1, 2, 3, 3\]: name each map once"):
+        segmenter("resnet18", 3, out_indices=(1, 2, 3, 3))
+    with pytest.raises(ValueError, match="num_classes is 0; it must be 1 or more"):
+        segmenter("resnet18", 0)
+    with pytest.raises(ValueError, match="scales are empty"):
+        inference.augmented(nn.Identity(), torch.zeros(1, 3, 32, 32), scales=())
     with pytest.raises(ValueError, match="drop_path_rate cannot be given"):
         segmenter(backbone, 3, drop_path_rate=0.1)
 

@@ -86,6 +86,18 @@ def test_sizes_that_the_run_s_data_brought(tmp_path):
     assert preprocessing(found).size == (48, 48) and preprocessing(found, train=True).size == (40, 40)
 
 
+def test_data_that_was_moved_stays_where_it_is_now(tmp_path):
+    """The command that goes on, as a run prints it, names no data."""
+    run = begun(tmp_path / "run", "data=imagefolder", "data.root=first")
+    assert config_to_evaluate(run, []).data.root == config_to_resume(run, []).data.root == "first"
+    for typed in (["data.root=second", "hardware=cpu"], [], ["data.root=third"], ["train.keep=1"]):
+        note_session(run, [f"resume={run}", *typed], 0, "cpu")
+    assert config_to_evaluate(run, []).data.root == config_to_resume(run, []).data.root == "third"
+    assert config_to_resume(run, ["data.root=fourth"]).data.root == "fourth"
+    assert config_to_evaluate(run, ["data=imagenet_a", "data.root=other"]).data.root == "other"
+    assert config_to_resume(run, []).hardware.device == "auto"  # of one start
+
+
 def test_a_key_that_was_typed_is_no_near_match():
     with pytest.raises(ConfigError, match=r"unknown key 'task\.flip' here: it is one of task=segment"):
         config.compose(["task.flip=true"], "eval")

@@ -120,6 +120,8 @@ GIVEN = [
         'data.root="a,b \\"c\\""',
         "optim.betas=[0.9,0.95]",
     ],
+    ["task=segment", "model=litv2_s", "task.head=fcn"],
+    ["task=detect", "recipe=paper", "model=nat_t", "data=coco", "data.root=coco"],
     ["logger=[wandb,tensorboard]", "logger.mode=offline", "+model.more={a: [1, x], b: null}"],
 ]
 

@@ -235,10 +235,14 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         train_here(tmp_path / "file", *QUICK)
 
 
-def test_a_log_that_cannot_be_written():
-    sink = log.Jsonl(Path("/dev/full"))
-    with pytest.raises(log.LogError, match="No space left on device"):
+def test_a_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    sink = log.Jsonl(tmp_path / "metrics.jsonl")
+    with pytest.raises(log.LogError, match=r"No space left on device; there is no checkpoint yet: .* begins again"):
         sink.write({"step": 1})
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(log.LogError, match=r"No space left on device; the checkpoints are whole: .* goes on"):
+        sink.write({"step": 2})
 
 
 def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):

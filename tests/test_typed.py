@@ -21,6 +21,7 @@ NONSENSE = [
     "seed=-1", "augment.repeats=0", "train.ema_every=0", "data.workers=-1", "optim.betas=[0.9]", "optim.lr=-1",
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
+    "task.target_threshold=1.0",
 ]  # fmt: skip
 
 
@@ -58,6 +59,11 @@ IDLE = [
     (["teacher.weight=0.9"], "it needs teacher.kind=soft, hard or feature"),
     (["teacher.pretrained=true"], "it needs teacher.kind="),
     (["sched.milestones=[3]"], "it needs sched.sched=step, and it is cosine"),
+    (["sched.gamma=0.5"], "it needs sched.sched=step, and it is cosine"),
+    (["sched.power=0.9"], "it needs sched.sched=poly, and it is cosine"),
+    (["teacher.kind=hard", "teacher.temperature=4"], "it needs teacher.kind=soft, and it is hard"),
+    (["task.target_threshold=0.2"], "it needs task.loss=binary_cross_entropy, and it is cross_entropy"),
+    (["recipe=a2", "augment.label_smoothing=0.1"], "it needs task.target_threshold=null: above 0.2 a share counts"),
     (["model.weights=ema"], "it needs model.checkpoint="),
     (["task=segment", "data.interpolation=nearest"], "it needs task=classify; else images are resized as"),
     (["task=detect", "data.crop_pct=0.5"], "it needs task=classify"),
@@ -78,6 +84,9 @@ def test_what_is_read_is_not():
     compose(["data=imagefolder", "data.val_split=test"])
     compose(["teacher.kind=soft", "teacher.weight=0.9"])
     compose(["sched.sched=step", "sched.milestones=[3]"])
+    compose(["sched.sched=poly", "sched.power=0.9", "teacher.kind=soft", "teacher.temperature=4"])
+    compose(["recipe=a2", "task.target_threshold=null", "augment.label_smoothing=0.1"])
+    compose(["task.loss=binary_cross_entropy", "task.target_threshold=0.2"])
     compose(["optim=sgd", "optim.betas=null"])
     compose(["optim.opt=lookahead_sgd", "optim.momentum=0.8"])
     compose(["model.weights=ema", "model.checkpoint=a.pth"])

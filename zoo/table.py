@@ -102,7 +102,11 @@ def _marked(text: str, mark: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         path = Path(sys.argv[1])
-        path.write_text(insert(path.read_text(), render()))
+        try:
+            between(path.read_text())  # before minutes of counting
+            path.write_text(insert(path.read_text(), render()))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {path}: {error}")
     else:
         for line in lines():
             print(line, end="", flush=True)

@@ -108,7 +108,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     mine = {key: values[key] for key in typed if key in values}
     for key, value in mine.items():
         check_range(key, value)
-    check_read(cfg, mine, defaults)
+    check_read(cfg, mine, defaults | task_defaults(cfg.task.name))
 
 
 def _check_added(name: str, overrides: Sequence[str]) -> None:

@@ -32,7 +32,9 @@ def _overrides(file: str) -> list[str]:
             f"{KEY}{file} is no configuration: {error}; give a run's config.yaml or what --cfg job printed"
         ) from error
     group = model if model in checks.options("model") else "timm"
-    return [f"model={group}", *(_override(key, value) for key, value in checks.flat(cfg).items() if key not in OWN)]
+    task = OmegaConf.select(cfg, "task.name")  # a group has keys that another lacks
+    groups = [f"model={group}", *([f"task={task}"] if task in checks.options("task") else [])]
+    return [*groups, *(_override(key, value) for key, value in checks.flat(cfg).items() if key not in OWN)]
 
 
 def _override(key: str, value: Any) -> str:

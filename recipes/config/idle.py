@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.optim import get_optimizer_info, list_optimizers
 
 from recipes.config.errors import ConfigError
@@ -33,6 +33,12 @@ WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image becomes one o
 SIDES = ("short_side", "long_side", "side_multiple")  # how one with labels in it is resized
 OPTIMIZER = ("betas", "eps", "momentum")  # what timm leaves away in silence where an optimiser has it not
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
+# keys that have an effect with one value of another key
+WITH = {
+    "sched.milestones": ("sched.sched", "step"), "sched.gamma": ("sched.sched", "step"),
+    "sched.power": ("sched.sched", "poly"), "teacher.temperature": ("teacher.kind", "soft"),
+    "task.target_threshold": ("task.loss", "binary_cross_entropy"),
+}  # fmt: skip
 
 
 def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -63,8 +69,10 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return "teacher.kind=soft, hard or feature"
     if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
         return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
-    if key == "sched.milestones" and cfg.sched.sched != "step":
-        return f"sched.sched=step, and it is {cfg.sched.sched}"
+    if key in WITH and (found := OmegaConf.select(cfg, WITH[key][0])) != WITH[key][1]:
+        return f"{'='.join(WITH[key])}, and it is {found}"
+    if key == "augment.label_smoothing" and cfg.task.get("target_threshold") is not None:
+        return f"task.target_threshold=null: above {cfg.task.target_threshold} a share counts in full, else not at all"
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
         return "model.checkpoint=, of which it says the weights"
     return None

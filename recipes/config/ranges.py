@@ -34,6 +34,7 @@ RANGES = {
     "sched.min_lr": "[0, inf)", "sched.lr_base_batch": "(0, inf)", "sched.cooldown": "[0, inf)",
     "sched.power": "[0, inf)", "sched.milestones": "[0, inf)", "sched.gamma": "(0, inf)",
     "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
+    "task.target_threshold": "[0, 1)",
     "hardware.threads": "[1, inf)", "hardware.timeout": "(0, inf)",
 }  # fmt: skip
 LENGTHS = {"data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3)}

@@ -110,8 +110,18 @@ class Task(task.Task):
                 "apart. Give data of two classes or more; a folder of images has a folder for each class"
             )
         if "augment" in self.cfg:  # an evaluation has none
+            self._check_threshold(built.num_classes)
             self.mix = data.Mix(self.cfg.augment, built.num_classes)
         return built
+
+    def _check_threshold(self, classes: int) -> None:
+        """That smoothing leaves the classes that an image is not of below the share that counts in full."""
+        threshold, smoothing = self.cfg.task.target_threshold, self.cfg.augment.label_smoothing
+        if threshold is not None and threshold < smoothing / classes:
+            raise ConfigError(
+                f"task.target_threshold={threshold} with augment.label_smoothing={smoothing}: all {classes} classes of "
+                "every image would count in full. Give augment.label_smoothing=0"
+            )
 
     def build_model(self, data: data.Data, *, pretrained: bool = True) -> nn.Module:
         model = models.create(self.cfg, data, pretrained=pretrained)
@@ -190,11 +200,15 @@ class Task(task.Task):
         # of few classes twice the share of chance is a lot
         if images < 50 or confidence < max(BOLD, 3 / classes) or right > min(2 / classes, 1 / classes + 0.1):
             return remarks
+        best = _renamed(counts)
+        if best is not None and best <= 2 * right:  # no order would help: it takes all images for a few classes
+            return remarks
+        more = best is not None and best > 5 * right
         return [
             *remarks,
             f"the model is confident (its likeliest class has {100 * confidence:.0f} % on average) and right by chance "
             f"alone ({100 * right:.2f} %): its classes and the labels are probably in different orders"
-            + _renamed(counts, right),
+            + (f"; with the classes renamed one to one {100 * best:.1f} % would be right" if more else ""),
         ]
 
 
@@ -229,12 +243,11 @@ def _class(index: int, name: str, counts: Tensor, data: data.Data) -> dict[str, 
     }
 
 
-def _renamed(counts: Tensor, right: float) -> str:
-    """How many would be right if each class were renamed to its best, where there are images enough to tell."""
+def _renamed(counts: Tensor) -> float | None:
+    """The share that would be right if each class were renamed to its best; None of too few images to tell."""
     from scipy.optimize import linear_sum_assignment
 
     images, classes = counts.sum().item(), len(counts)
     if images < 5 * classes:
-        return ""
-    best = counts[linear_sum_assignment(counts.numpy(), maximize=True)].sum().item() / images
-    return f"; with the classes renamed one to one {100 * best:.1f} % would be right" if best > 5 * right else ""
+        return None
+    return counts[linear_sum_assignment(counts.numpy(), maximize=True)].sum().item() / images

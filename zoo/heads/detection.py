@@ -23,7 +23,7 @@ from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_l
 from ..recognise import OURS, layouts_of
 from .cascade import cascade_heads
 from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
-from .features import OverBackbone, backbone_of, maps
+from .features import OverBackbone, backbone_of, check_count, maps
 from .fpn import FPN
 from .paste import paste
 from .plain import pyramid_of
@@ -72,11 +72,12 @@ def detector(
     norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts learn
     head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; of Cascade's, whose
                  stages are as published, those of the network that proposes regions, `rpn_...`)
-    Raises ValueError for an unknown head, arguments that it would not read, anchors for FCOS, or a backbone whose maps
-    do not halve from one to the next.
+    Raises ValueError for an unknown head, no classes, arguments that it would not read, anchors for FCOS, or a backbone
+    whose maps do not halve from one to the next.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
+    check_count(num_classes)
     levels, layout = HEADS[head]
     features = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
     dims, strides = (

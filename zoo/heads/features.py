@@ -57,7 +57,7 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
     backbone  a name for timm.create_model(features_only=True, **kwargs), which then gives the `levels` coarsest maps,
               in the zoo with norms of their own where the family's published dense models have them; or such a model
     Raises ValueError where it is a module that gives no features, or too few, or where it is given arguments as well;
-    and for `out_indices` that name maps in another order, as timm gives them fine to coarse all the same.
+    and for `out_indices` that name maps in another order, or twice: timm gives each once, fine to coarse.
     """
     if isinstance(backbone, str):
         kwargs.setdefault("out_indices", tuple(range(-levels, 0)))
@@ -70,11 +70,20 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
     found = getattr(backbone, "feature_info", None)
     if not hasattr(found, "channels"):
         raise ValueError(f"{type(backbone).__name__} gives no features: create it with timm's features_only=True")
+    named = list(getattr(found, "out_indices", []))
+    if len(set(named)) < len(named):
+        raise ValueError(f"out_indices are {named}: name each map once")
     if len(found.channels()) < levels:
         raise ValueError(f"the head reads {levels} levels; {type(backbone).__name__} gives {len(found.channels())}")
     if found.reduction() != sorted(found.reduction()):
         raise ValueError(f"the features are at strides {found.reduction()}: give out_indices from fine to coarse")
     return backbone
+
+
+def check_count(num_classes: int) -> None:
+    """Raise ValueError where there is no class to find."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
 
 
 def normed(name: str) -> bool:

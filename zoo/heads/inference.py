@@ -55,7 +55,11 @@ def augmented(
     scales  factors on the images' sides, or sizes (H, W)
     flip    take each scale mirrored as well
     infer   (model, images) -> logits: `whole`, or `slide` with its windows filled in
+
+    Raises ValueError where there is no scale.
     """
+    if not scales:
+        raise ValueError("scales are empty: give one or more, (1.0,) for the images as they are")
     size, total = size or images.shape[-2:], 0
     for scale in scales:
         scaled = resize(images, _scaled(images, scale))

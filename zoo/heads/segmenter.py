@@ -12,7 +12,7 @@ from ..convert import Layout
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
-from .features import OverBackbone, backbone_of, maps
+from .features import OverBackbone, backbone_of, check_count, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
@@ -155,10 +155,11 @@ def segmenter(
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
     class_weights what a pixel of each class counts in the losses, above 0; None: all the same
-    Raises ValueError for a head of another name, or a backbone that does not give the levels that the head reads.
+    Raises ValueError for a head of another name, no classes, or a backbone without the levels that the head reads.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
+    check_count(num_classes)
     auxiliary = auxiliary and head != "semantic_fpn"
     levels = 1 + auxiliary if head == "fcn" else 4
     backbone = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
