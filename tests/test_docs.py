@@ -129,6 +129,13 @@ def test_module_commands_are_understood(command):
     assert all(text in understood or text.partition("=")[2] in understood for text in texts)
 
 
+@pytest.mark.parametrize("module", sorted({c[2] for c in commands() if c[:2] == ["python", "-m"]}))
+def test_module_commands_have_help(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"{module}.__main__" if module == "recipes.data" else module).parse(["--help"])
+    assert ended.value.code == 0 and f"usage: python -m {module}" in capsys.readouterr().out
+
+
 def flattened(values):
     for value in values:
         yield ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
