@@ -1,6 +1,7 @@
 """An evaluation finds the number that training printed; a model says what it sees in an image."""
 
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_weights_of_another_shape(run):
     checkpoint = find_checkpoint(run)
     with pytest.raises(RunError, match=r"(?s)are of another shape than the model that is asked for.*size mismatch"):
         evaluation._fill(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)}, checkpoint.path)
+
+
+def test_a_run_with_tables_is_measured_at_another_size_as_a_file(tmp_path, capsys, monkeypatch):
+    small = ["model=maxvit_t", "model.depths=[1,1,1,1]", "model.dims=[32,32,32,32]", "model.stem_dim=32"]
+    cut = ["data.batch_size=8", "data.val_fraction=0.02", "data.workers=0", "data.img_size=32", "train.steps=1"]
+    train_here(tmp_path, *small, *cut, "name=tables")
+    with monkeypatch.context() as typed, pytest.raises(RunError, match="at the run's own, or as a file") as refused:
+        typed.setattr(config, "overrides", lambda: ["img_size=64"])
+        evaluate_here(f"run={tmp_path / 'tables'}", "img_size=64")
+    (file,) = re.findall(r"(checkpoint=\S+) data=", str(refused.value))
+    evaluate_here(shlex.split(file)[0], *small, "data.workers=0", "img_size=64", f"out={tmp_path}")
+    assert "interpolated" in capsys.readouterr().out and json.loads((tmp_path / "eval.json").read_text())["top1"] >= 0
 
 
 def test_metrics_count_every_image_once():
