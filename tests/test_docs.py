@@ -91,12 +91,18 @@ def test_python_examples(block, tmp_path, monkeypatch):
     exec(compile(block.text, block.page, "exec"), {})
 
 
+def test_quick_start_loads_what_its_run_was_measured_by():
+    page, cfg = (ROOT / "docs" / "quickstart.md").read_text(), config.compose(["model=maxvit_t", "name=digits"])
+    measured = "ema" if cfg.train.ema and cfg.train.ema_evaluated else "model"
+    assert re.findall(r'glob\("best-\*/(\w+)\.safetensors"\)', page) == [measured]
+
+
 # files that examples read: the name -> how to make a model that such a file is of
 FILES = {
     "maxvit_t-bc5ab103.pth": partial(timm.create_model, "maxvit_t_tv"),
     "biformer_tiny_best.pth": partial(timm.create_model, "biformer_t"),
     "litv2_s_fpn_r50_512x512_80k_ade20k.pth": partial(segmenter, "litv2_s", 150, head="semantic_fpn"),
-    "best-*/model.safetensors": partial(timm.create_model, "maxvit_t", num_classes=10, img_size=64),
+    "best-*/ema.safetensors": partial(timm.create_model, "maxvit_t", num_classes=10, img_size=64),
 }
 
 
@@ -108,7 +114,7 @@ def files_for(text):
         if name in text and "*" in name:
             folder = Path("runs/digits/checkpoints/best-00000002")
             folder.mkdir(parents=True)
-            save_file(make().state_dict(), folder / "model.safetensors")
+            save_file(make().state_dict(), folder / Path(name).name)
         elif name in text:
             model = make()
             state = model.state_dict()
