@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from children import SMALL, flags_restored, lines, succeed, train_here
-from recipes import config
+from recipes import config, measured
 from recipes import eval as evaluation
 from recipes.plots import draw_confusion
 from recipes.run import find_checkpoint
@@ -182,3 +182,15 @@ def change_without_attention(run: Path) -> float:
             module.proj.weight.zero_()
             module.proj.bias.zero_()
         return ((model(images) - whole).norm() / whole.norm()).item()
+
+
+def test_the_table_of_several_keeps_their_names(capsys):
+    """On 80 characters, which is what a file or a pipe gets."""
+    names = [f"maxvit_t-of-the-{kind}-run.pth" for kind in ("first", "second")]
+    figures = {"top1": 80.0, "top1_interval": (79.0, 81.0), "loss": 1.0, "images_per_s": 9.0, "published": 83.7}
+    records = [
+        {"name": n, "model": "maxvit_t_tv.tv_in1k", "img_size": [224, 224], "difference": 1, **figures} for n in names
+    ]
+    measured.show(records, ["top1", "loss", "images_per_s"], "9 images")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert "".join(row[0] for row in rows if row) == "".join(names)
