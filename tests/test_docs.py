@@ -92,7 +92,7 @@ def test_python_examples(block, tmp_path, monkeypatch):
 
 
 def test_quick_start_loads_what_its_run_was_measured_by():
-    page, cfg = (ROOT / "docs" / "quickstart.md").read_text(), config.compose(["model=maxvit_t", "name=digits"])
+    page, cfg = (ROOT / "docs" / "quickstart.md").read_text(), config.compose(["model=maxvit_t", "name=first"])
     measured = "ema" if cfg.train.ema and cfg.train.ema_evaluated else "model"
     assert re.findall(r'glob\("best-\*/(\w+)\.safetensors"\)', page) == [measured]
 
@@ -112,7 +112,7 @@ def files_for(text):
         text += "maxvit_t-bc5ab103.pth"  # what is downloaded for that name
     for name, make in FILES.items():
         if name in text and "*" in name:
-            folder = Path("runs/digits/checkpoints/best-00000002")
+            folder = Path("runs/first/checkpoints/best-00000002")
             folder.mkdir(parents=True)
             save_file(make().state_dict(), folder / Path(name).name)
         elif name in text:
@@ -159,6 +159,16 @@ def test_commands_compose(command):
         overrides = [text.split(",")[0] for text in overrides]
     cfg = config.compose(overrides, name=program.removesuffix(".py"))
     assert cfg.model.name or cfg.run or cfg.checkpoint
+
+
+def test_a_name_is_given_to_one_run():
+    """Else who types page after page is refused the second, and the commands behind it read the first."""
+    runs = {}
+    for command in commands():
+        given = dict(text.split("=", 1) for text in command if "=" in text)
+        if "train.py" in command and "name" in given:
+            runs.setdefault(given["name"], set()).add((given["model"], given.get("task", "classify")))
+    assert runs and {name: of for name, of in runs.items() if len(of) > 1} == {}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "torchrun"], ids=" ".join)
