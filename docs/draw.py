@@ -125,7 +125,8 @@ def svg(layers: list[str], panels: list[Panel]) -> str:
         parts += _panel(panel, x)
         x += max(12 * CELL, 7 * len(panel.title)) + GAP
     height = TOP + 12 * CELL + 12
-    view = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    width = max(WIDTH, x - GAP + 12)
+    view = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {view}>\n' + "\n".join(parts) + "\n</svg>\n"
 
 

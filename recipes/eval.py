@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m recipes.eval run=runs/<name>
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
-from zoo import CheckpointError
+from zoo import Backbone, CheckpointError
 
 
 @config.main("eval", errors=(RunError,))
@@ -148,7 +149,7 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
         states = {weights: model.state_dict()}
         checkpoint.fill(states)
     else:
-        _fill(model, checkpoint.tensors(weights), checkpoint.path)
+        _fill(model, checkpoint.tensors(weights), checkpoint.path / f"{weights}.safetensors")
     say(f"{checkpoint.path}: step {checkpoint.state['step']}, {weights} weights")
     return model
 
@@ -157,9 +158,12 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
+        typed = shlex.quote(config.quote("checkpoint", str(path)))
+        file = f", or as a file, whose tables are interpolated: {typed} data=... img_size=..."
+        advice = f"measure it at the run's own{file if isinstance(model, Backbone) else ''}"
         raise RunError(
             f"the weights of {path} are of another shape than the model that is asked for, as one with tables of "
-            f"positions has at another img_size; measure it at the run's own. {error}"
+            f"positions has at another img_size; {advice}. {error}"
         ) from error
 
 

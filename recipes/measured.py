@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from recipes import distributed
@@ -152,9 +152,10 @@ def _said(record: Record, key: str) -> str:
 
 def _show_several(records: Sequence[Record], keys: Sequence[str], title: str) -> None:
     told = [key for key in ("published", "difference") if any(key in record for record in records)]
-    table = Table("weights", "model", "size", title=title)
+    # folded, not cut off: files of one model begin alike, and where nobody looks on a line has 80 characters
+    table = Table(*(Column(head, overflow="fold") for head in ("weights", "model", "size")), title=title)
     for key in (*keys, *told):
-        table.add_column(key, justify="right")
+        table.add_column(key, justify="right", overflow="fold")
     for record in records:
         cells = [_cell(record, key) for key in (*keys, *told)]
         table.add_row(record["name"], record["model"], _size(record["img_size"]), *cells)

@@ -3,6 +3,7 @@
 import inspect
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -262,6 +263,31 @@ def test_help_lists_everything():
         name.startswith("maxvit") for name in zoo.variants()
     )
     assert "recipe=" not in help_text("eval")
+
+
+def test_help_begins_with_commands_that_compose():
+    for name, key in (("train", "resume=auto"), ("eval", "run=runs/")):
+        head = help_text(name).partition("\nmodel=\n")[0].splitlines()
+        typed = [
+            re.split(r"  +", line.strip())[0].split()[2:] for line in head if line.startswith(f"    python {name}")
+        ]
+        assert len(typed) > 3 and any(key in " ".join(words) for words in typed)
+        for words in typed[1:]:  # the first says what can be given
+            compose([word.replace("<name>", "first").replace("=...", "=folder") for word in words], name)
+
+
+def test_help_names_keys_of_its_own_command():
+    for name, words in (("train", []), ("eval", ["run=runs/first"])):
+        keys = re.search(r"as key=value \((.*?)\)", help_text(name))[1].split()
+        several = re.search(r"Several runs: -m (\S+)\.", help_text(name))[1]
+        compose([*words, *keys], name)
+        compose([*words, several.partition(",")[0]], name)
+
+
+def test_help_breaks_off_no_sentence():
+    for file in CONF.glob("*/*.yaml"):
+        first = next(line for line in file.read_text().splitlines() if line.startswith("# ") and "# @" not in line)
+        assert first.endswith((".", ":")), file
 
 
 def test_every_key_is_documented():

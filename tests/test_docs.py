@@ -104,12 +104,18 @@ def test_python_examples(block, tmp_path, monkeypatch):
     exec(compile(block.text, block.page, "exec"), {})
 
 
+def test_quick_start_loads_what_its_run_was_measured_by():
+    page, cfg = (ROOT / "docs" / "quickstart.md").read_text(), config.compose(["model=maxvit_t", "name=first"])
+    measured = "ema" if cfg.train.ema and cfg.train.ema_evaluated else "model"
+    assert re.findall(r'glob\("best-\*/(\w+)\.safetensors"\)', page) == [measured]
+
+
 # files that examples read: the name -> how to make a model that such a file is of
 FILES = {
     "maxvit_t-bc5ab103.pth": partial(timm.create_model, "maxvit_t_tv"),
     "biformer_tiny_best.pth": partial(timm.create_model, "biformer_t"),
     "litv2_s_fpn_r50_512x512_80k_ade20k.pth": partial(segmenter, "litv2_s", 150, head="semantic_fpn"),
-    "best-*/model.safetensors": partial(timm.create_model, "maxvit_t", num_classes=10, img_size=64),
+    "best-*/ema.safetensors": partial(timm.create_model, "maxvit_t", num_classes=10, img_size=64),
 }
 
 
@@ -119,9 +125,9 @@ def files_for(text):
         text += "maxvit_t-bc5ab103.pth"  # what is downloaded for that name
     for name, make in FILES.items():
         if name in text and "*" in name:
-            folder = Path("runs/digits/checkpoints/best-00000002")
+            folder = Path("runs/first/checkpoints/best-00000002")
             folder.mkdir(parents=True)
-            save_file(make().state_dict(), folder / "model.safetensors")
+            save_file(make().state_dict(), folder / Path(name).name)
         elif name in text:
             model = make()
             state = model.state_dict()
@@ -142,6 +148,13 @@ def test_module_commands_are_understood(command):
     assert all(text in understood or text.partition("=")[2] in understood for text in texts)
 
 
+@pytest.mark.parametrize("module", sorted({c[2] for c in commands() if c[:2] == ["python", "-m"]}))
+def test_module_commands_have_help(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"{module}.__main__" if module == "recipes.data" else module).parse(["--help"])
+    assert ended.value.code == 0 and f"usage: python -m {module}" in capsys.readouterr().out
+
+
 def flattened(values):
     for value in values:
         yield ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -159,6 +172,16 @@ def test_commands_compose(command):
         overrides = [text.split(",")[0] for text in overrides]
     cfg = config.compose(overrides, name=program.removesuffix(".py"))
     assert cfg.model.name or cfg.run or cfg.checkpoint
+
+
+def test_a_name_is_given_to_one_run():
+    """Else who types page after page is refused the second, and the commands behind it read the first."""
+    runs = {}
+    for command in commands():
+        given = dict(text.split("=", 1) for text in command if "=" in text)
+        if "train.py" in command and "name" in given:
+            runs.setdefault(given["name"], set()).add((given["model"], given.get("task", "classify")))
+    assert runs and {name: of for name, of in runs.items() if len(of) > 1} == {}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "torchrun"], ids=" ".join)

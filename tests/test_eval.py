@@ -1,6 +1,7 @@
 """An evaluation finds the number that training printed; a model says what it sees in an image."""
 
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from children import SMALL, flags_restored, lines, succeed, train_here
-from recipes import config
+from recipes import config, measured
 from recipes import eval as evaluation
 from recipes.plots import draw_confusion
 from recipes.run import find_checkpoint
@@ -106,6 +107,18 @@ def test_weights_of_another_shape(run):
         evaluation._fill(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)}, checkpoint.path)
 
 
+def test_a_run_with_tables_is_measured_at_another_size_as_a_file(tmp_path, capsys, monkeypatch):
+    small = ["model=maxvit_t", "model.depths=[1,1,1,1]", "model.dims=[32,32,32,32]", "model.stem_dim=32"]
+    cut = ["data.batch_size=8", "data.val_fraction=0.02", "data.workers=0", "data.img_size=32", "train.steps=1"]
+    train_here(tmp_path, *small, *cut, "name=tables")
+    with monkeypatch.context() as typed, pytest.raises(RunError, match="at the run's own, or as a file") as refused:
+        typed.setattr(config, "overrides", lambda: ["img_size=64"])
+        evaluate_here(f"run={tmp_path / 'tables'}", "img_size=64")
+    (file,) = re.findall(r"(checkpoint=\S+) data=", str(refused.value))
+    evaluate_here(shlex.split(file)[0], *small, "data.workers=0", "img_size=64", f"out={tmp_path}")
+    assert "interpolated" in capsys.readouterr().out and json.loads((tmp_path / "eval.json").read_text())["top1"] >= 0
+
+
 def test_metrics_count_every_image_once():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(37, 8, generator=generator), torch.randint(8, (37,), generator=generator)
@@ -169,3 +182,15 @@ def change_without_attention(run: Path) -> float:
             module.proj.weight.zero_()
             module.proj.bias.zero_()
         return ((model(images) - whole).norm() / whole.norm()).item()
+
+
+def test_the_table_of_several_keeps_their_names(capsys):
+    """On 80 characters, which is what a file or a pipe gets."""
+    names = [f"maxvit_t-of-the-{kind}-run.pth" for kind in ("first", "second")]
+    figures = {"top1": 80.0, "top1_interval": (79.0, 81.0), "loss": 1.0, "images_per_s": 9.0, "published": 83.7}
+    records = [
+        {"name": n, "model": "maxvit_t_tv.tv_in1k", "img_size": [224, 224], "difference": 1, **figures} for n in names
+    ]
+    measured.show(records, ["top1", "loss", "images_per_s"], "9 images")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert "".join(row[0] for row in rows if row) == "".join(names)

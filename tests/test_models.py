@@ -382,6 +382,13 @@ def test_images_that_there_are_not(name, given):
         small(name, **given)
 
 
+@pytest.mark.parametrize("dim", [16, 112])  # no head of 32 channels; three that are not as wide as each other
+@pytest.mark.parametrize("name", ["davit_t", "dinats_t", "maxvit_t", "nat_m"])
+def test_widths_that_give_no_heads(name, dim):
+    with pytest.raises(ValueError, match=f"dim {dim} does not divide into {dim // 32} heads"):
+        timm.create_model(name, dims=(dim, 128, 256, 512))
+
+
 @every_small
 def test_wrong_channels_name_themselves(name):
     with pytest.raises(RuntimeError, match="to have 3 channels"):

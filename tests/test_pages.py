@@ -125,6 +125,13 @@ def test_figures_are_in_step():
     assert found == draw.figures(), "run `make docs`"
 
 
+def test_titles_of_figures_end_inside_of_them():
+    for name, text in draw.figures().items():
+        width = int(re.search(r'width="(\d+)"', text)[1])
+        titles = re.findall(r'<text x="(\d+)" y="\d+" font[^>]*>([^<]*)', text)
+        assert titles and [title for x, title in titles if int(x) + 7 * len(title) > width] == [], name
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")

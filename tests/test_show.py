@@ -400,3 +400,8 @@ def test_images_of_the_page():
     assert used == files.keys() and len(used) >= 10
     assert max(files.values()) < 150_000 and sum(files.values()) < 2_000_000
     assert len(re.findall(r"\]\(docs/images/inside-[\w.-]+\)", (ROOT / "README.md").read_text())) == 4
+
+
+def test_the_help_has_a_line_for_every_key():
+    said = re.findall(r"^(\w+)  +\S", command.__doc__, re.M)
+    assert sorted(said) == sorted(command.KEYS)

@@ -135,6 +135,14 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
     assert flat(changed) == {**flat(cfg), "seed": 7}
 
 
+@pytest.mark.parametrize("option", ["recipe=finetune", "model=nat_m", "data=cifar10", "optim=sgd", "logger=wandb"])
+def test_an_option_beside_a_configuration(tmp_path, option):
+    """The file has every key that the option would set: it would be passed over, or mixed with the file's."""
+    OmegaConf.save(compose(), tmp_path / "it.yaml")
+    with pytest.raises(ConfigError, match=f"gives every key already.*leave out {option},"):
+        expanded([f"config={tmp_path / 'it.yaml'}", "seed=7", option])
+
+
 def test_a_configuration_that_is_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     for name in ("nothing.yaml", "list.yaml"):

@@ -90,6 +90,8 @@ class NeighborhoodAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, dilation: int) -> None:
         super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
         self.heads = heads
         self.window = window
         self.resize = "bicubic"  # how a table for another window is interpolated

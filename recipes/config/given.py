@@ -17,10 +17,23 @@ OWN = ("name", "out", "resume")  # of one run; the next has its own
 def expanded(arguments: Sequence[str]) -> list[str]:
     """The arguments with `config=FILE` written out as overrides, before the others, which beat them.
 
-    Raises ConfigError for a file that is not there or holds no configuration.
+    Raises ConfigError for a file that is not there or holds no configuration, and for an option of a group beside it:
+    the file has a value for every key, so that a recipe would change nothing, and a model would be mixed with another.
     """
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :])]
-    return [*found, *(text for text in arguments if not text.startswith(KEY))]
+    others = [text for text in arguments if not text.startswith(KEY)]
+    chosen = [text for text in others if _group(text) in checks.groups()]
+    if found and chosen:
+        raise ConfigError(
+            f"{KEY} gives every key already, those of {' and '.join(_group(text) for text in chosen)} too: leave out "
+            f"{' '.join(chosen)}, and give the keys that are to change; or leave out {KEY}"
+        )
+    return [*found, *others]
+
+
+def _group(text: str) -> str:
+    """What stands before the sign of equality."""
+    return text.partition("=")[0].lstrip("+")
 
 
 def _overrides(file: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""What --help prints: models by family, then the options of every other group with the first line of their file."""
+"""What --help prints: commands, models by family, then the options of every other group.
+
+The commands are those at the head of train.yaml and eval.yaml; what an option is, its file's first line says.
+"""
 
 from importlib.resources import files
 from itertools import groupby
@@ -11,13 +14,27 @@ USAGE = {
     "train": "Train an image model.",
     "eval": "Measure weights on a data set, beside what was published, or look at images.",
 }
+WORDS = {
+    "train": {
+        "keys": "(optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says",
+        "several": "seed=0,1,2",
+        "file": "model.checkpoint",
+        "kept": ", or a run's config.yaml",
+    },
+    "eval": {
+        "keys": "(img_size=288 hardware.amp=bfloat16)",
+        "several": "img_size=224,288",
+        "file": "checkpoint",
+        "kept": "",
+    },
+}
 CLOSING = """
-Any key can be given as key=value (optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says.
-A further constructor argument of a model: +model.global_pool=max. Several runs: -m seed=0,1,2.
-A file name with blanks, commas or brackets is quoted twice: 'model.checkpoint="my file (1).pth"'.
+Any key can be given as key=value {keys}.
+A further constructor argument of a model: +model.global_pool=max. Several runs: -m {several}.
+A file name with blanks, commas or brackets is quoted twice: '{file}="my file (1).pth"'.
 
     {command} --cfg job [--resolve]   prints every key with its value
-    {command} config=FILE             takes every key from what was printed, or a run's config.yaml
+    {command} config=FILE             takes every key from what was printed{kept}
     {command} --hydra-help            Hydra's own options"""
 COMPLETES = '\n    eval "$({command} -sc install=bash)"   completes what you type'
 
@@ -26,7 +43,8 @@ def text(name: str) -> str:
     """The help of `name`.py."""
     register()
     command = shell.command(name)
-    lines = [USAGE[name], "", f"    {command} [group=option ...] [key=value ...]", "", "model="]
+    lines = [USAGE[name], "", f"    {command} [group=option ...] [key=value ...]", "", *_commands(name, command)]
+    lines += ["", "model="]
     models = [option for option in checks.options("model") if option not in ("timm", "auto")]
     for family, names in groupby(models, key=lambda model: model.split("_")[0]):
         lines.append(f"  {family:14} {' '.join(names)}")
@@ -37,7 +55,15 @@ def text(name: str) -> str:
         lines += ["", f"{group}="]
         lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]
     closing = CLOSING + (COMPLETES if command.endswith(".py") else "")  # Hydra completes commands of files alone
-    return "\n".join(lines) + "\n" + closing.format(command=command)
+    said = closing.format(command=command, **WORDS[name])
+    return "\n".join(lines) + "\n" + said
+
+
+def _commands(name: str, command: str) -> list[str]:
+    """Those at the head of the configuration, as they are typed here."""
+    given = f"# python {name}.py"
+    lines = (files("recipes.conf") / f"{name}.yaml").read_text().splitlines()
+    return [f"    {command}{line.removeprefix(given)}" for line in lines if line.startswith(given)]
 
 
 def _used(name: str) -> list[str]:
@@ -48,4 +74,5 @@ def _used(name: str) -> list[str]:
 
 def _first_comment(group: str, option: str) -> str:
     lines = (files("recipes.conf") / group / f"{option}.yaml").read_text().splitlines()
-    return next(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
+    first = next(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
+    return first.removesuffix(":")  # a command follows there

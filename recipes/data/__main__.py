@@ -1,7 +1,9 @@
 """How fast the data comes, without a model, beside timm's: python -m recipes.data data=imagefolder data.root=..."""
 
+import argparse
 import sys
 import time
+from collections.abc import Sequence
 
 from recipes.config import compose, reported
 from recipes.data import Data, build
@@ -10,10 +12,17 @@ from recipes.data.speed import measure
 SECONDS, TURNS = 3.0, 5
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m recipes.data", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="key=value as for train.py")
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
     """Print images per second of the configured training and validation sets, medians of alternating turns."""
+    args = parse(sys.argv[1:])
     with reported("train"):
-        cfg = compose(sys.argv[1:])
+        cfg = compose(args.overrides)
         began = time.perf_counter()
         data = build(cfg)
         print(f"{cfg.data.name}: {_sizes(data)}, opened in {time.perf_counter() - began:.2f} s")

@@ -62,7 +62,7 @@ class WindowAttention(nn.Module):
         filled: bool = False,
     ) -> None:
         super().__init__()
-        if dim % heads:
+        if heads < 1 or dim % heads:  # families whose heads have 32 channels ask for none where dim is less
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
         self.heads = heads
         self.window = to_2tuple(window)

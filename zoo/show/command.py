@@ -8,7 +8,9 @@ model       a name of the zoo's or of timm's; with a tag its weights are downloa
 checkpoint  a file of weights: the model is recognised, where model= does not name it
 image       a file; default: flower, which like china comes with scikit-learn
 query       y,x: the pixel whose attention is looked at, of the image as the model sees it; default: the middle
-stage       its number from 0, block  of a stage, from 0, head  from 0; default: all, the first, the mean
+stage       the number of a stage, from 0; default: all
+block       which of its blocks that have such attention, from 0; default: the first
+head        the number of a head, from 0; default: the mean of all
 img_size    pixels a side, or height,width: the image is cut to it, and a model of the zoo is made for it
 only        names of pictures, with commas between them
 out         the folder for <model>-<picture>.png; default: inside
