@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sizes import compiled_for_any, covering, surely
+
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
     """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
     B, H, W, C = x.shape
-    h, w = -(-H // cell[0]), -(-W // cell[1])
+    h, w = covering(H, cell[0]) // cell[0], covering(W, cell[1]) // cell[1]
     pixels = cut(x, cell)  # (cells, P, C)
     fixed = pixels if differentiable else pixels.detach()
     affinity = share(fixed, fixed.mean(1).view(B, h, w, C))  # (cells, 9, P)
@@ -64,16 +66,21 @@ def shift(x: Tensor, down: int, right: int) -> Tensor:
 
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (cells, pixels of a cell, C), extended with zeros to whole cells."""
-    down, right = -x.shape[1] % cell[0], -x.shape[2] % cell[1]
-    if down > 0 or right > 0:
-        x = F.pad(x, [0, 0, 0, right, 0, down])
     B, H, W, C = x.shape
-    x = x.reshape(B, H // cell[0], cell[0], W // cell[1], cell[1], C).transpose(2, 3)
+    down, right = covering(H, cell[0]) - H, covering(W, cell[1]) - W
+    if not (surely(down == 0) and surely(right == 0)):
+        x = F.pad(x, [0, 0, 0, right, 0, down])
+    h, w = covering(H, cell[0]) // cell[0], covering(W, cell[1]) // cell[1]
+    x = x.reshape(B, h, cell[0], w, cell[1], C).transpose(2, 3)
     return x.reshape(-1, cell[0] * cell[1], C)
 
 
 def join(x: Tensor, H: int, W: int, cell: tuple[int, int]) -> Tensor:
     """The way back from `cut`, cropped: (cells, P, C) -> (B, H, W, C)."""
-    h, w = -(-H // cell[0]), -(-W // cell[1])
+    Hx, Wx = covering(H, cell[0]), covering(W, cell[1])
+    h, w = Hx // cell[0], Wx // cell[1]
     x = x.unflatten(1, [cell[0], cell[1]]).unflatten(0, [-1, h, w]).transpose(2, 3)  # (B, h, cell, w, cell, C)
-    return x.flatten(3, 4).flatten(1, 2)[:, :H, :W]
+    x = x.flatten(3, 4).flatten(1, 2)
+    if compiled_for_any(Hx == H) or compiled_for_any(Wx == W):  # a slice is guarded on, stride by stride
+        return F.pad(x, [0, 0, 0, W - Wx, 0, H - Hx])
+    return x[:, :H, :W]

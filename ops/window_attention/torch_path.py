@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import on_threads
+from ..sizes import compiled_for_any, covering, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are attended at once without gradients
 # keys up to which several threads are faster with products: fused attention gains more from wide registers
@@ -30,7 +31,7 @@ def attend(
     """(B, H, W, heads, D); the arguments are those of `ops.window_attention`, `grid` for its partition."""
     B, H, W, heads, D = k.shape
     wh, ww = window
-    Hx, Wx = H + -H % wh, W + -W % ww
+    Hx, Wx = covering(H, wh), covering(W, ww)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
         if eager(k) and not learning(q, k, v, bias):
             step = at_once(k)
@@ -43,7 +44,10 @@ def attend(
                 return out[:, :H, :W]
     out = attend_tiles(q, k, v, bias, window, grid, scale, outside)
     out = out.permute(0, 3, 1, 4, 2, 5, 6) if grid else out.transpose(2, 3)
-    return out.reshape(B, Hx, Wx, heads, D)[:, :H, :W]
+    out = out.reshape(B, Hx, Wx, heads, D)
+    if compiled_for_any(Hx == H) or compiled_for_any(Wx == W):  # a slice is guarded on, stride by stride
+        return F.pad(out, [0, 0, 0, 0, 0, W - Wx, 0, H - Hx])
+    return out[:, :H, :W]
 
 
 def at_once(k: Tensor) -> int:
@@ -78,11 +82,11 @@ def attend_tiles(
     """The result as `tiles` has it, in whole groups."""
     H, W, heads, D = k.shape[1:]
     wh, ww = window
-    down, right = -H % wh, -W % ww
+    down, right = covering(H, wh) - H, covering(W, ww) - W
     shared = q.shape[1] != H or q.shape[2] != W
     mask = relative(bias.to(q.dtype), wh, ww) if bias is not None else None  # (heads, N, N)
     repeated = False
-    if down > 0 or right > 0:
+    if not (surely(down == 0) and surely(right == 0)):
         repeated = outside is not None and outside[0].requires_grad
         if outside is None:
             hidden = hide(H, W, wh, ww, grid, heads, k)  # (groups * heads, 1, N)
@@ -153,6 +157,10 @@ def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
         return F.pad(x, [0, 0, 0, 0, 0, right, 0, down])
     B, H, W, heads, D = x.shape
     token = token.to(x.dtype)
+    if compiled_for_any(down == 0) or compiled_for_any(right == 0):  # parts of no or one pixel would be guarded on
+        rows, columns = torch.arange(H + down, device=x.device) < H, torch.arange(W + right, device=x.device) < W
+        inside = (rows[:, None] & columns)[:, :, None, None]
+        return torch.where(inside, F.pad(x, [0, 0, 0, 0, 0, right, 0, down]), token)
     x = torch.cat([x, token.expand(B, H, right, heads, D)], 2)
     return torch.cat([x, token.expand(B, down, W + right, heads, D)], 1)
 
@@ -185,5 +193,5 @@ def relative(bias: Tensor, wh: int, ww: int) -> Tensor:
 def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor) -> Tensor:
     """(groups * heads, 1, N): 0 for keys inside the map, -inf for those outside."""
     zeros = torch.zeros([1, H, W, 1, 1], dtype=like.dtype, device=like.device)
-    mask = F.pad(zeros, [0, 0, 0, 0, 0, -W % ww, 0, -H % wh], value=float("-inf"))
+    mask = F.pad(zeros, [0, 0, 0, 0, 0, covering(W, ww) - W, 0, covering(H, wh) - H], value=float("-inf"))
     return by_head(tiles(mask.expand(-1, -1, -1, heads, -1), wh, ww, grid)).transpose(1, 2)
