@@ -14,6 +14,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import pooled_attention, route_regions, routed_attention
+from ops.sizes import covering, surely
 
 from .backbone import Backbone, Head, Stage
 from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
@@ -69,8 +70,9 @@ class PatchMerge(Nhwc):
 @register_notrace_function
 def fill(x: Tensor, sides: tuple[int, int]) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call to torch.fx."""
-    down, right = -x.shape[1] % sides[0], -x.shape[2] % sides[1]
-    return F.pad(x, [0, 0, 0, right, 0, down]) if down > 0 or right > 0 else x
+    H, W = x.shape[1], x.shape[2]
+    down, right = covering(H, sides[0]) - H, covering(W, sides[1]) - W
+    return x if surely(down == 0) and surely(right == 0) else F.pad(x, [0, 0, 0, right, 0, down])
 
 
 class Attention(nn.Module):

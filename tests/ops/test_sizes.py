@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounter
 
 from ops import scatter_super_tokens, super_tokens, window_attention
 from ops.sizes import covering
+from zoo.biformer import fill
+from zoo.blocks import pad_to_multiple
 
 SIZES = ((23, 36), (28, 35), (40, 27), (29, 42))  # with window and cell 7: both axes, neither, and each divides
 
@@ -28,7 +30,13 @@ def filled(x, table):
     return windows(x, table, outside=(table[:, 0, :4], table[:, 1, :4]))
 
 
-@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), filled, around])
+def whole(x, table):
+    """Zeros up to multiples of 5 and 7, then of 4."""
+    x = fill(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
+    return pad_to_multiple(x, 4) * table.sum()
+
+
+@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), filled, around, whole])
 def test_one_graph_for_any_size(call):
     torch.compiler.reset()
     counted = CompileCounter()

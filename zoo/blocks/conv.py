@@ -12,13 +12,16 @@ from timm.layers import DropPath
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
+from ops.sizes import covering, surely
+
 
 @fx.wrap
 @register_notrace_function
 def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     """Zeros at the bottom and right of an NCHW map, up to multiples of `side`; one call to torch.fx."""
-    down, right = -x.shape[2] % side, -x.shape[3] % side
-    return F.pad(x, [0, right, 0, down]) if down > 0 or right > 0 else x
+    H, W = x.shape[2], x.shape[3]
+    down, right = covering(H, side) - H, covering(W, side) - W
+    return x if surely(down == 0) and surely(right == 0) else F.pad(x, [0, right, 0, down])
 
 
 class Nhwc(nn.Sequential):
