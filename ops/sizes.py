@@ -17,12 +17,16 @@ def surely(holds: bool) -> bool:
 
     Asking adds no guard.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
-        if torch.compiler.is_compiling():
-            from torch.fx.experimental.symbolic_shapes import statically_known_true
+    if torch.jit.is_scripting():
+        return holds
+    else:
+        return _known(holds) if torch.compiler.is_compiling() else holds
 
-            return statically_known_true(holds)
-    return holds
+
+def _known(holds: bool) -> bool:
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which takes its time: only to compile
+
+    return statically_known_true(holds)
 
 
 def compiled_for_any(holds: bool) -> bool:
