@@ -67,11 +67,10 @@ def shift(x: Tensor, down: int, right: int) -> Tensor:
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (cells, pixels of a cell, C), extended with zeros to whole cells."""
     B, H, W, C = x.shape
-    down, right = covering(H, cell[0]) - H, covering(W, cell[1]) - W
-    if not (surely(down == 0) and surely(right == 0)):
-        x = F.pad(x, [0, 0, 0, right, 0, down])
-    h, w = covering(H, cell[0]) // cell[0], covering(W, cell[1]) // cell[1]
-    x = x.reshape(B, h, cell[0], w, cell[1], C).transpose(2, 3)
+    Hx, Wx = covering(H, cell[0]), covering(W, cell[1])
+    if not (surely(Hx == H) and surely(Wx == W)):
+        x = F.pad(x, [0, 0, 0, Wx - W, 0, Hx - H])
+    x = x.reshape(B, Hx // cell[0], cell[0], Wx // cell[1], cell[1], C).transpose(2, 3)
     return x.reshape(-1, cell[0] * cell[1], C)
 
 

@@ -11,7 +11,7 @@ from ops.sizes import covering
 from zoo.biformer import fill
 from zoo.blocks import pad_to_multiple
 
-SIZES = ((23, 36), (28, 35), (40, 27), (29, 42))  # with window and cell 7: both axes, neither, and each divides
+SIZES = ((23, 36), (28, 35), (40, 27), (29, 42))  # 7, of windows and cells, divides no side, both, none, the second
 
 
 def windows(x, table, **options):
