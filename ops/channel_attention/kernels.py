@@ -1,11 +1,17 @@
-"""Channel attention as Triton kernels: products over all tokens, and a small matrix applied to every token."""
+"""Channel attention as Triton kernels: products over all tokens, and a small matrix applied to every token.
 
+Between the two, the groups' sums become an attention, or the gradients of its logits, row by row: for these kernels a
+tensor (B, heads, D, D) is so many rows of D numbers.
+"""
+
+import triton
 from triton import language as tl
 
-from ..launching import FORWARD, tuned
+from ..launching import FORWARD, SMALL, tuned
 from ..tiles import load_tokens, offset, store_tokens
 
-SIZES = ("images", "share", "pitch", "tiles", "heads", "H", "W")  # arguments that change with the map
+SIZES = ("images", "share", "pitch", "tiles", "heads", "H", "W", "groups", "rows")  # arguments that change with the map
+TOGETHER = tl.constexpr(16)  # groups whose numbers are on their way at a time: small batches have many
 
 
 @tuned(SIZES, FORWARD)
@@ -46,3 +52,54 @@ def mix_kernel(
     matrix = tl.load(Matrix + place, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0).to(x.dtype)
     mixed = tl.dot(x, matrix, input_precision=PRECISION)
     store_tokens(Out, image.to(tl.int64) * H * W + token, head, pitch, inside, mixed, D, BLOCK_D)
+
+
+@triton.jit
+def rows_of(rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The numbers of this program's rows, row after row (ROWS * BLOCK_D,): where they lie, and which there are.
+
+    In one line, so that threads share out the numbers, not the groups: each sums those of its own in registers.
+    """
+    number = tl.arange(0, ROWS * BLOCK_D)
+    row, d = tl.program_id(0) * ROWS + number // BLOCK_D, number % BLOCK_D
+    return row.to(tl.int64) * D + d, (row < rows) & (d < D)
+
+
+@triton.jit
+def sum_groups(Sums, place, known, groups, rows, D: tl.constexpr):
+    """(N,): what gram_kernel left in (groups, B, heads, D, D), added up; zeros where not known."""
+    # large batches have one group, and nothing else is asked for then
+    total = tl.load(Sums + place, mask=known, other=0.0)
+    for first in range(1, groups, TOGETHER):
+        group = first + tl.arange(0, TOGETHER)
+        start = group.to(tl.int64) * rows * D
+        there = (group < groups)[:, None] & known[None, :]
+        total += tl.sum(tl.load(Sums + (start[:, None] + place[None, :]), mask=there, other=0.0), 0)
+    return total
+
+
+@tuned(SIZES, SMALL)
+def attention_kernel(
+    Sums, Attention, groups, rows, scale,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The softmax of each row of scale times the sum over Sums (groups, B, heads, D, D)."""
+    place, known = rows_of(rows, D, ROWS, BLOCK_D)
+    logits = (sum_groups(Sums, place, known, groups, rows, D) * scale).reshape(ROWS, BLOCK_D)
+    logits = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], logits, float("-inf"))  # lanes from D on have logit 0
+    logits = tl.exp(logits - tl.max(logits, 1)[:, None])
+    logits /= tl.sum(logits, 1)[:, None]
+    tl.store(Attention + place, logits.reshape(ROWS * BLOCK_D), mask=known)
+
+
+@tuned(SIZES, SMALL)
+def change_kernel(
+    Sums, Attention, Logits, groups, rows, scale,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the logits, times scale, from those of the attention: the sum over Sums (groups, B, heads, D, D)."""
+    place, known = rows_of(rows, D, ROWS, BLOCK_D)
+    change = sum_groups(Sums, place, known, groups, rows, D).reshape(ROWS, BLOCK_D)
+    attention = tl.load(Attention + place, mask=known, other=0.0).reshape(ROWS, BLOCK_D)
+    change -= tl.sum(change * attention, 1)[:, None]
+    tl.store(Logits + place, (attention * change * scale).reshape(ROWS * BLOCK_D), mask=known)

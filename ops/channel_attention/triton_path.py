@@ -1,6 +1,7 @@
 """Channel attention by the kernels beside it: what is launched, and the operator that torch sees."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +10,11 @@ from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register, under_autocast
 from . import reference
-from .kernels import gram_kernel, mix_kernel
+from .kernels import attention_kernel, change_kernel, gram_kernel, mix_kernel
 
 TILE = 128  # tokens
 PROGRAMS = 1024  # about as many share the sums over all tokens: a few for each multiprocessor
+NUMBERS = 512  # of rows that one program makes from sums: a thread loads four at once, and small batches share out too
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -27,15 +29,15 @@ def outputs(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 
 
 def forward(q, k, v, scale):
-    attention = (gram(k, v) * scale).softmax(-1)
-    out = q.new_empty(q.shape)
+    out, attention = outputs(q, k, v, scale)
+    by_rows(attention_kernel, gram(k, v), attention, scale=scale)
     mix(q, attention.transpose(2, 3), out, q.shape[3])
     return out, attention
 
 
 def backward(grad, q, k, v, scale, out, attention, lay=apart):
-    change = gram(grad, q)
-    logits = attention * (change - (change * attention).sum(-1, keepdim=True)) * scale  # (B, heads, D, D)
+    logits = torch.empty_like(attention)  # (B, heads, D, D): their gradients, times scale
+    by_rows(change_kernel, gram(grad, q), attention, logits, scale=scale)
     (dq, dk, dv), pitches = lay(q, k, v)
     mix(grad, attention, dq, pitches[0])
     mix(v, logits.transpose(2, 3), dk, pitches[1])
@@ -44,7 +46,7 @@ def backward(grad, q, k, v, scale, out, attention, lay=apart):
 
 
 def gram(x: Tensor, y: Tensor) -> Tensor:
-    """(B, heads, D, D) in float32: the sums over all tokens of x[t, i] * y[t, j]."""
+    """(groups, B, heads, D, D) in float32: the sums of x[t, i] * y[t, j] over the tokens of each group."""
     B, H, W, heads, D = x.shape
     tiles = -(-H * W // TILE)
     groups = min(tiles, max(PROGRAMS // max(B * heads, 1), 1))
@@ -53,7 +55,17 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)
     given = (x, y, sums, x.stride(), y.stride(), B, share, heads, H, W)
     launch(gram_kernel, groups * B * heads, *given, **constants(D))
-    return sums.sum(0)
+    return sums
+
+
+def by_rows(kernel: Any, sums: Tensor, *tensors: Tensor, scale: float) -> None:
+    """Runs a kernel that sums groups (groups, B, heads, D, D); the tensors are contiguous (B, heads, D, D), float32."""
+    groups, B, heads, D, _ = sums.shape
+    width = max(power_of_two(D), 16)
+    rows, height = B * heads * D, max(NUMBERS // width, 1)
+    # a scale of 1 would be a constant, did it come as an integer
+    given = (sums, *tensors, groups, rows, float(scale))
+    launch(kernel, -(-rows // height), *given, D=D, ROWS=height, BLOCK_D=width)
 
 
 def mix(x: Tensor, matrix: Tensor, out: Tensor, pitch: int) -> None:

@@ -57,6 +57,7 @@ CASES = [
     routed_case("blocks", 44, 36, (4, 3), 5),  # more than one block in every dtype of the torch path
     channel_case("small", 5, 7, 2, 8),
     channel_case("wide", 9, 6, 1, 24),
+    channel_case("groups", 47, 53, 1, 8),  # more sums over tokens than a kernel adds up at a time
     pooled_case("map", 6, 9, (3, 4)),
     pooled_case("sequence", 5, 7, (11,)),
     super_case("divides", 8, 12, (4, 4)),
