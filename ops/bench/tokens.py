@@ -45,8 +45,9 @@ def reallocation_contest(call: Call, batch: int, device: str, dtype: torch.dtype
     inputs = {"x": torch.randn(batch, H, W, C, device=device, dtype=dtype)}
     inputs |= {f"weight{i}": torch.randn(1, run, device=device, dtype=dtype) for i, run in enumerate(runs)}
     inputs |= {f"bias{i}": torch.randn(1, device=device, dtype=dtype) for i in range(len(runs))}
-    # no two tokens alike: the authors' sort leaves the order of equal ones open, that of the op is stable
-    given = torch.stack([torch.randperm(H * W, device=device) for _ in range(batch)]).view(batch, H, W)
+    # in float32, as models give it (a sort takes longer for longer numbers), and no two tokens alike: the authors' sort
+    # leaves the order of equal ones open, that of the op is stable. All of these integers are float32 too
+    given = torch.stack([torch.randperm(H * W, device=device) for _ in range(batch)]).view(batch, H, W).float()
     ends = [H * W * sum(shares[: i + 1]) // sum(shares) for i in range(len(shares))]
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
 

@@ -12,7 +12,7 @@ from ..tiles import LOG2E, load_tokens, offset
 # arguments that change with the map
 SIZES = (
     *("heads", "H", "W", "keys", "columns", "parts", "images", "share", "windows", "tiles", "merged"),
-    *("first", "last", "place"),
+    "sections",
 )
 
 
@@ -103,6 +103,31 @@ def load_pixels(X, strides, image, pixel, width, known, channel, C):
 
 
 @triton.jit
+def group_of(number, tokens, runs, ends, each, GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
+    """Which group piece `number` is of, where the pieces of one group come after those of another.
+
+    A group has `each` pieces for every RUNS runs or, where RUNS is None, one for every MEMBERS members of a run. `runs`
+    has the length of its runs, `ends` the sum of the shares up to its own, which are the model's and not the map's,
+    hence tuples. Returns the piece's number in the group, the group's first token, the one behind the last, the length
+    of a run, and how many runs, weights and groups come before it.
+    """
+    begin, first, place, weights = 0, 0, 0, 0
+    piece, own_first, own_last, own_run, own_place, own_weights, own_group = number, 0, 0, 0, 0, 0, 0
+    for g in tl.static_range(GROUPS):
+        run, last = runs[g], tokens * ends[g] // ends[GROUPS - 1]
+        # the last group that does not begin behind the piece: where an empty one begins, the next begins too
+        here = number >= begin
+        piece, own_run = tl.where(here, number - begin, piece), tl.where(here, run, own_run)
+        own_first, own_last = tl.where(here, first, own_first), tl.where(here, last, own_last)
+        own_place, own_weights = tl.where(here, place, own_place), tl.where(here, weights, own_weights)
+        own_group = tl.where(here, g, own_group)
+        count = tl.cdiv(last - first, run)
+        begin += tl.cdiv(run, MEMBERS) if RUNS is None else each * tl.cdiv(count, RUNS)
+        first, place, weights = last, place + count, weights + run
+    return piece, own_first, own_last, own_run, own_place, own_weights, own_group
+
+
+@triton.jit
 def members_of(ranked, step, first, last, number, start, run, runs, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
     """In RUNS x MEMBERS lanes: of each run from `number` on the members from `start` on. Member, run, pixel, known."""
     lane = tl.arange(0, RUNS * MEMBERS)
@@ -114,65 +139,83 @@ def members_of(ranked, step, first, last, number, start, run, runs, RUNS: tl.con
 
 @tuned(SIZES, SMALL)
 def merge_kernel(
-    X, Order, Weights, Bias, Out, strides_x, strides_o, first, last, place, run, merged, W, C,
-    RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
+    X, Order, Weights, Biases, Out, strides_x, strides_o, runs, ends, images, merged, H, W, C,
+    GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """RUNS runs of one group, in one order: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
 
-    The group reaches from the token `first` to before `last`, in runs of `run`; `place` is its first in Out.
+    The programs of one group, for all images, come after those of another: the least significant tokens are merged in
+    the longest runs, and what takes longest begins first.
     """
-    runs, blocks = tl.cdiv(last - first, run), tl.cdiv(C, BLOCK_C)
-    block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    tile, rest = rest % tl.cdiv(runs, RUNS), rest // tl.cdiv(runs, RUNS)
+    blocks = tl.cdiv(C, BLOCK_C)
+    each = images * 2 * blocks
+    piece, first, last, run, place, weights, group = group_of(
+        tl.program_id(0), H * W, runs, ends, each, GROUPS, RUNS, MEMBERS
+    )
+    count = tl.cdiv(last - first, run)
+    block, rest = piece % blocks, piece // blocks
+    tile, rest = rest % tl.cdiv(count, RUNS), rest // tl.cdiv(count, RUNS)
     order, image = rest % 2, rest // 2
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
     weighed = tl.zeros([RUNS * MEMBERS, BLOCK_C], tl.float32)
+    member, _, pixel, known = members_of(ranked, strides_o[2], first, last, tile * RUNS, 0, run, count, RUNS, MEMBERS)
     for start in range(0, run, MEMBERS):
-        member, _, pixel, known = members_of(
-            ranked, strides_o[2], first, last, tile * RUNS, start, run, runs, RUNS, MEMBERS
+        # the next members are asked for before these are read, else each would wait for two loads in a row
+        ahead, _, next_pixel, next_known = members_of(
+            ranked, strides_o[2], first, last, tile * RUNS, start + MEMBERS, run, count, RUNS, MEMBERS
         )
-        weight = tl.load(Weights + member, mask=member < run, other=0.0).to(tl.float32)
+        weight = tl.load(Weights + weights + member, mask=member < run, other=0.0).to(tl.float32)
         weighed += weight[:, None] * load_pixels(X, strides_x, image, pixel, W, known, channel, C).to(tl.float32)
-    sums = tl.sum(weighed.reshape(RUNS, MEMBERS, BLOCK_C), 1) + tl.load(Bias).to(tl.float32)
+        member, pixel, known = ahead, next_pixel, next_known
+    sums = tl.sum(weighed.reshape(RUNS, MEMBERS, BLOCK_C), 1) + tl.load(Biases + group).to(tl.float32)
     number = tile * RUNS + tl.arange(0, RUNS)
     out = ((image * 2 + order).to(tl.int64) * merged + place + number)[:, None] * C + channel[None, :]
-    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=(number < runs)[:, None] & (channel < C)[None, :])
+    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=(number < count)[:, None] & (channel < C)[None, :])
 
 
 @tuned(SIZES, SMALL)
 def backward_weight_kernel(
-    X, Order, Grad, Sums, strides_x, strides_o, strides_g, first, last, place, run, W, C,
-    RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
+    X, Order, Grad, Sums, strides_x, strides_o, strides_g, runs, ends, parts, sections, H, W, C,
+    GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """For RUNS runs of one group the gradients of its weights, and behind them that of its bias.
+    """The gradients of MEMBERS weights of one group, and of its bias, over a section of its runs in one order.
 
-    Sums is (B * 2 * tiles of runs, run + 1).
+    Sums is (B * 2 * sections, all weights and behind them all biases), so that one sum over rows is left for all
+    groups. In a group of fewer tiles than there are sections, the last have none and write zeros.
     """
-    runs, parts = tl.cdiv(last - first, run), tl.cdiv(run, MEMBERS)
     part, flat = tl.program_id(0) % parts, tl.program_id(0) // parts
-    tile, rest = flat % tl.cdiv(runs, RUNS), flat // tl.cdiv(runs, RUNS)
+    part, first, last, run, place, weights, group = group_of(part, H * W, runs, ends, 1, GROUPS, None, MEMBERS)
+    width = GROUPS
+    for g in tl.static_range(GROUPS):
+        width += runs[g]
+    section, rest = flat % sections, flat // sections
     order, image = rest % 2, rest // 2
+    count = tl.cdiv(last - first, run)
+    tiles = tl.cdiv(count, RUNS)
+    share = tl.cdiv(tiles, sections)
     ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
-    member, number, pixel, known = members_of(
-        ranked, strides_o[2], first, last, tile * RUNS, part * MEMBERS, run, runs, RUNS, MEMBERS
-    )
-    begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + (place + number).to(tl.int64) * strides_g[2]
+    begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1]
     weighed, total = tl.zeros([RUNS * MEMBERS], tl.float32), tl.zeros([RUNS * MEMBERS], tl.float32)
-    for start in range(0, C, BLOCK_C):
-        channel = start + tl.arange(0, BLOCK_C)
-        tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
-        mask = (number < runs)[:, None] & (channel < C)[None, :]
-        grad = tl.load(Grad + begin[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :], mask=mask, other=0.0)
-        grad = grad.to(tl.float32)
-        weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
-        total += tl.sum(grad, 1)
+    for tile in range(section * share, tl.minimum(section * share + share, tiles)):
+        _, number, pixel, known = members_of(
+            ranked, strides_o[2], first, last, tile * RUNS, part * MEMBERS, run, count, RUNS, MEMBERS
+        )
+        start_g = begin + (place + number).to(tl.int64) * strides_g[2]
+        for start in range(0, C, BLOCK_C):
+            channel = start + tl.arange(0, BLOCK_C)
+            tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
+            mask = known[:, None] & (channel < C)[None, :]  # each run has its first member, by which its bias counts
+            place_g = start_g[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :]
+            grad = tl.load(Grad + place_g, mask=mask, other=0.0).to(tl.float32)
+            weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
+            total += tl.sum(grad, 1)
     member = part * MEMBERS + tl.arange(0, MEMBERS)
-    out = Sums + flat.to(tl.int64) * (run + 1)
-    tl.store(out + member, tl.sum(weighed.reshape(RUNS, MEMBERS), 0), mask=member < run)
+    out = Sums + flat.to(tl.int64) * width
+    tl.store(out + weights + member, tl.sum(weighed.reshape(RUNS, MEMBERS), 0), mask=member < run)
     # each run was met once by every of its members
     total = tl.sum(tl.where(tl.arange(0, RUNS * MEMBERS) % MEMBERS == 0, total, 0.0), 0)
-    tl.store(out + run, total, mask=part == 0)
+    tl.store(out + (width - GROUPS + group), total, mask=part == 0)
 
 
 @tuned(SIZES, BACKWARD)
@@ -182,8 +225,7 @@ def backward_tokens_kernel(
 ):  # fmt: skip
     """The gradient of a tile of tokens: its rank in either order says what it was merged into.
 
-    Rank is a contiguous (B, 2, H * W), DX (B, H, W, C). Each group has the length of its runs and the sum of the shares
-    up to its own, which are the model's and not the map's, hence tuples.
+    Rank is a contiguous (B, 2, H * W), DX (B, H, W, C).
     """
     blocks = tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks

@@ -35,9 +35,11 @@ def cut(x: Tensor, window: tuple[int, int]) -> Tensor:
 def rank(significance: Tensor) -> Tensor:
     """(B, H, W) -> (B, 2, H * W): pixel numbers in ascending order, ties in row-major and in column-major order."""
     H, W = significance.shape[1], significance.shape[2]
-    by_rows = ascending(significance.detach().flatten(1))
-    by_columns = ascending(significance.detach().transpose(1, 2).flatten(1))
-    return torch.stack([by_rows, by_columns % H * W + by_columns // H], 1)
+    values = significance.detach()
+    # one sort of all: a GPU has room for both at a time
+    order = ascending(torch.stack([values.flatten(1), values.transpose(1, 2).flatten(1)], 1))
+    by_columns = order[:, 1]
+    return torch.stack([order[:, 0], by_columns % H * W + by_columns // H], 1)
 
 
 def ascending(values: Tensor) -> Tensor:

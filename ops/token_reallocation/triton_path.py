@@ -19,7 +19,7 @@ from .kernels import (
 
 TILE = 64  # tokens of a tile
 MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time, at most
-PROGRAMS = 1024  # about as many share the sums over all queries: a few for each multiprocessor
+PROGRAMS = 1024  # about as many share the sums over all queries, or runs: a few for each multiprocessor
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
@@ -69,13 +69,13 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     return out
 
 
-def groups_of(tokens: int, runs: list[int], shares: list[int]) -> list[tuple[int, int, int, int, int]]:
-    """Of each group: first token, the one behind the last, length of a run, and where its runs and weights begin."""
-    found, first, place, weights = [], 0, 0, 0
-    for i, run in enumerate(runs):
-        last = tokens * sum(shares[: i + 1]) // sum(shares)
-        found.append((first, last, run, place, weights))
-        first, place, weights = last, place - (first - last) // run, weights + run
+def runs_of(tokens: int, runs: list[int], shares: list[int]) -> list[int]:
+    """How many runs each group has."""
+    found, first = [], 0
+    for run, end in zip(runs, accumulate(shares), strict=True):
+        last = tokens * end // sum(shares)
+        found.append(-((first - last) // run))
+        first = last
     return found
 
 
@@ -83,53 +83,48 @@ def merged_outputs(
     x: Tensor, order: Tensor, weights: Tensor, biases: Tensor, runs: list[int], shares: list[int]
 ) -> tuple[Tensor]:
     """The runs of all groups in both orders (B, 2, M, C)."""
-    groups = groups_of(x.shape[1] * x.shape[2], runs, shares)
-    count = sum(-(-(last - first) // run) for first, last, run, _, _ in groups)
-    return (x.new_empty((x.shape[0], 2, count, x.shape[3])),)
+    return (x.new_empty((x.shape[0], 2, sum(runs_of(x.shape[1] * x.shape[2], runs, shares)), x.shape[3])),)
 
 
 def merged_forward(x, order, weights, biases, runs, shares):
     (out,) = merged_outputs(x, order, weights, biases, runs, shares)
     B, H, W, C = x.shape
-    for i, (first, last, run, place, start) in enumerate(groups_of(H * W, runs, shares)):
-        count = -(-(last - first) // run)
-        given = (x, order, weights[start : start + run], biases[i : i + 1], out, x.stride(), order.stride())
-        members, together = tile_of(run)
-        programs = B * 2 * -(-count // together) * -(-C // CHANNELS)
-        tile = dict(RUNS=together, MEMBERS=members, BLOCK_C=CHANNELS)
-        if programs:
-            launch(merge_kernel, programs, *given, first, last, place, run, out.shape[2], W, C, **tile)
+    tile = tile_of(runs)
+    tiles = sum(-(-count // tile["RUNS"]) for count in runs_of(H * W, runs, shares))
+    given = (x, order, weights, biases, out, x.stride(), order.stride(), tuple(runs), tuple(accumulate(shares)))
+    if programs := B * 2 * tiles * -(-C // CHANNELS):
+        launch(merge_kernel, programs, *given, B, out.shape[2], H, W, C, **tile)
     return (out,)
 
 
 def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     B, H, W, C = x.shape
-    groups = groups_of(H * W, runs, shares)
     rank = torch.empty_like(order, memory_format=torch.contiguous_format)
     rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
-    dx, tiles = x.new_empty(x.shape), -(-H * W // TILE)
-    given = (rank, weights.contiguous(), grad, dx, grad.stride(), tuple(runs), tuple(accumulate(shares)))
+    dx, tiles, groups = x.new_empty(x.shape), -(-H * W // TILE), (tuple(runs), tuple(accumulate(shares)))
+    given = (rank, weights.contiguous(), grad, dx, grad.stride(), *groups)
     blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
-    launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(groups), **blocks)
-    sums = []
-    for first, last, run, place, _ in groups:
-        members, together = tile_of(run)
-        runs_of_group = -(-(last - first) // run)
-        tiles = B * 2 * -(-runs_of_group // together)
-        parts = x.new_empty((tiles, run + 1), dtype=torch.float32)
-        given = (x, order, grad, parts, x.stride(), order.stride(), grad.stride(), first, last, place, run, W, C)
-        tile = dict(RUNS=together, MEMBERS=members, BLOCK_C=CHANNELS)
-        if tiles:
-            launch(backward_weight_kernel, tiles * -(-run // members), *given, **tile)
-        sums.append(parts.sum(0))
-    dweights, dbiases = torch.cat([total[:-1] for total in sums]), torch.stack([total[-1] for total in sums])
+    launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(runs), **blocks)
+    tile = tile_of(runs)
+    parts = sum(-(-run // tile["MEMBERS"]) for run in runs)
+    most = max(-(-count // tile["RUNS"]) for count in runs_of(H * W, runs, shares))
+    # where images are few, several programs share the runs of each
+    sections = max(min(PROGRAMS // max(B * 2 * parts, 1), most), 1)
+    sums = x.new_empty((B * 2 * sections, sum(runs) + len(runs)), dtype=torch.float32)
+    given = (x, order, grad, sums, x.stride(), order.stride(), grad.stride(), *groups, parts, sections, H, W, C)
+    if B:
+        launch(backward_weight_kernel, B * 2 * sections * parts, *given, **tile)
+    dweights, dbiases = sums.sum(0).split([sum(runs), len(runs)])
     return dx, None, dweights.to(weights.dtype), dbiases.to(biases.dtype)
 
 
-def tile_of(run: int) -> tuple[int, int]:
-    """How many members of a run a tile holds at a time, and of how many runs."""
-    members = min(power_of_two(run), MEMBERS)
-    return members, TILE // members
+def tile_of(runs: list[int]) -> dict[str, int]:
+    """How many members of a run a tile holds at a time, and of how many runs: one launch has the same for all groups.
+
+    Lanes behind the end of a shorter run read nothing.
+    """
+    members = min(power_of_two(max(runs)), MEMBERS)
+    return dict(GROUPS=len(runs), RUNS=TILE // members, MEMBERS=members, BLOCK_C=CHANNELS)
 
 
 def merged_specification(x, order, weights, biases, runs, shares):

@@ -1,5 +1,6 @@
 """The Triton kernels: on a GPU where there is one, else under Triton's interpreter (test_interpreter.py)."""
 
+import importlib
 import os
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
-from ops.check.cases import packed, random
+from ops.check.cases import packed, random, reallocate_case
 from ops.check.law import broken, share, shares
 from ops.check.tables import CASES, EXTREME, RELEASED, with_kernels
 
@@ -77,6 +78,16 @@ def test_neighborhood_attention_sees_exactly_its_number_of_keys(window, dilation
     seen = ops.neighborhood_attention(q, k, values, None, window, dilation, impl="triton")[0, :, :, 0] > 0
     assert (seen.sum(-1) == window[0] * window[1]).all()
     assert seen.view(H * W, H * W).diagonal().all()  # itself among them
+
+
+@pytest.mark.parametrize("programs", [1, 60, 10**6])
+@pytest.mark.parametrize("size", [(13, 11), (2, 1)], ids=str)
+def test_runs_are_summed_in_any_number_of_sections(size, programs, monkeypatch):
+    """Of one, some and each of the tiles of a group's runs; on the small map groups are empty."""
+    monkeypatch.setattr(importlib.import_module("ops.token_reallocation.triton_path"), "PROGRAMS", programs)
+    case = reallocate_case("sections", *size, [17, 4, 3, 1], [1, 3, 1, 2])
+    found = shares(case, "triton", torch.float32, DEVICE)
+    assert not broken(found), broken(found)
 
 
 @pytest.mark.gpu
