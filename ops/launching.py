@@ -32,23 +32,40 @@ def choice(warps: int, stages: int, registers: int | None = None) -> triton.Conf
     return triton.Config({}, num_warps=warps, num_stages=stages, maxnreg=None if torch.version.hip else registers)
 
 
-# With two warps, tiles of 64 by 64 do not fit into registers. Products of float32 are computed from registers, one
-# number at a time, and need eight warps; without a limit the compiler would rather spill than use all there are. In
-# half precision fewer registers let one more program share a multiprocessor; heads of many channels need eight warps.
-FORWARD = Choices(half=(choice(4, 2), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 1, 128),))
-# For backward passes, and what else has no loop to load ahead in or too many products alive for a second stage.
-BACKWARD = Choices(half=(choice(4, 1), choice(4, 1, 168), choice(8, 1)), float32=(choice(8, 1),))
+# The first of each runs where nothing is measured. They are what was fastest on an H200 in calls at 224 x 224.
+# Products of float32 are computed from registers, one number at a time, and need eight warps; without a limit the
+# compiler would rather spill than use all registers there are. In half precision fewer of them let one more program
+# share a multiprocessor; heads of many channels need eight warps.
+FORWARD = Choices(half=(choice(4, 1), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 1, 128),))
+# Where a limit is the better rule: more is computed for each token that is read.
+LIMITED = Choices(half=(choice(4, 2, 128), choice(4, 1), choice(8, 1)), float32=(choice(8, 1, 128),))
+# For programs that loop over windows, the next of which can be loaded ahead.
+AHEAD = Choices(half=(choice(4, 2), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 2),))
+# For backward passes that have too many products alive for a second stage; a third program is worth some spilling.
+BACKWARD = Choices(half=(choice(4, 1, 168), choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
+# Where there may be few tokens in a tile: then two warps are faster.
+NARROW = Choices(half=(choice(4, 1), choice(2, 2)), float32=(choice(8, 1, 128),))
 # For tiles of which little is computed.
-SMALL = Choices(half=(choice(4, 2), choice(2, 2)), float32=(choice(4, 1),))
+SMALL = Choices(half=(choice(2, 2), choice(4, 1)), float32=(choice(4, 1),))
+# How many programs a multiprocessor must have for a launch to be worth measuring, and how much longer than the fastest
+# the first may take and still run. Of few programs all configurations take about as long as the launch itself: what was
+# fastest by chance would be kept, for large maps too.
+FILLED, CHANCE = 3, 1.05
+
+
+def unlimited(choices: Choices) -> Choices:
+    """The same, but for float32 without a limit on registers: where most of them hold products."""
+    return Choices(choices.half, (choice(8, 1),))
 
 
 def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
     """Makes a function a kernel that exists in a few configurations.
 
-    Which of them runs is measured once for its constants and dtypes, never for the size of a map, and kept on disk.
+    Which of them runs is measured once for its constants and dtypes, never for the size of a map, and kept on disk. It
+    is measured by the first launch that fills the GPU; until then the first runs.
     `sizes` names arguments that change with the map, perhaps also some that the kernel does not have: no binary is
-    special to their values, else every other map might have to wait for a compiler. (In a tuple they would be: only
-    strides come in tuples.)
+    special to their values, else every other map might have to wait for a compiler. (In a tuple they would be: there
+    stand strides, and numbers that are the model's.)
     """
 
     def decorate(function: Callable) -> Any:
@@ -119,12 +136,20 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
     else:
         key = (*constants.values(), *[value.dtype for value in values if isinstance(value, Tensor)])
         options = kernel.chosen.get(key)
+    if options is None and programs < FILLED * multiprocessors(values[0].device):
+        options = kernel.choices.of(values)[0].all_kwargs()
     if options is None:
         with _tuning:
             kernel[(programs,)](*values, **constants)
-            kernel.chosen[key] = kernel.best_config.all_kwargs()
+            kernel.chosen[key] = preferred(kernel, kernel.choices.of(values)[0]).all_kwargs()
     else:
         kernel.fn[(programs,)](*values, **constants, **options)
+
+
+def preferred(tuner: Any, first: triton.Config) -> triton.Config:
+    """What a tuner measured fastest, or the first where that is hardly slower."""
+    best, medians = tuner.best_config, {config: times[0] for config, times in tuner.configs_timings.items()}
+    return first if medians[first] <= CHANCE * medians[best] else best
 
 
 def precision() -> str:
@@ -133,6 +158,12 @@ def precision() -> str:
     Asked so, torch knows whichever of its two ways the user took; the older question is an error after the newer way.
     """
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and has_tf32() else "ieee"
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

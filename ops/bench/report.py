@@ -107,7 +107,7 @@ def chart(path: Path, rows: Sequence[Row], device: str) -> None:
     axes.grid(alpha=0.3, which="both", axis="x")
     axes.set_xlabel(f"times faster than the best peer in the same run, {device}")
     if timed:
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, where no dot is
     FigureCanvasAgg(figure).print_png(path)
 
 

@@ -19,7 +19,7 @@ def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> di
     copies = [{name: t.to(place) for name, t in rounded.items()} for place in {device, "cpu"}]
     eager = [gradients(case, inputs, "reference") for inputs in copies]
     got = gradients(case, rounded, impl)
-    largest = max(t.abs().max() for t in truth)
+    largest = max(t.norm() for t in truth)
     found = {}
     for i, name in enumerate(("output", *rounded)):
         found[name] = min(share(truth[i], answers[i].to(device), got[i], largest) for answers in eager)
@@ -30,7 +30,9 @@ def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0
     """One tensor's error by what is allowed: `truth` in float64, the others in the dtype under test.
 
     Where the truth is zero throughout, as the gradient of what a softmax over one key is shifted by, `largest` stands
-    in its place. NaN where one of them is NaN, and infinity where the shape or the dtype is not the reference's.
+    in its place: the largest norm of the others, since such a gradient is a sum of terms that cancel, and the roundings
+    of all of them are left. NaN where one of them is NaN, and infinity where the shape or the dtype is not the
+    reference's.
     """
     if got.dtype != eager.dtype or got.shape != truth.shape:
         return float("inf")

@@ -11,7 +11,7 @@ An axis is (pixels of the map, dilation, pixels of the map where `outside` has e
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, FORWARD, tuned
+from ..launching import BACKWARD, LIMITED, tuned, unlimited
 from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
 
 LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
@@ -146,7 +146,7 @@ def number(image, tokens, rows, columns):
     return image.to(tl.int64) * rows[0] * columns[0] + tokens[2].to(tl.int64) * columns[0] + tokens[3]
 
 
-@tuned(SIZES, FORWARD)
+@tuned(SIZES, LIMITED)
 def forward_kernel(
     Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
     heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
@@ -184,7 +184,7 @@ def forward_kernel(
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(LIMITED))
 def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
     pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,

@@ -7,7 +7,7 @@ its keys needs: those are listed beforehand. No two programs write to one place.
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, FORWARD, tuned
+from ..launching import NARROW, tuned, unlimited
 from ..tiles import LOG2E, load_tokens, offset, store_tokens
 
 # arguments that change with the map
@@ -38,7 +38,7 @@ def number(image, y, x, sizes):
     return (image.to(tl.int64) * sizes[1] + y) * sizes[2] + x
 
 
-@tuned(SIZES, FORWARD)
+@tuned(SIZES, NARROW)
 def forward_kernel(
     Q, K, V, Route, Out, Lse, strides_q, strides_k, strides_v,
     regions, parts, topk, heads, H, W, columns, height, width, scale,
@@ -71,7 +71,7 @@ def forward_kernel(
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(NARROW))
 def backward_queries_kernel(
     Q, K, V, Route, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
     regions, parts, topk, heads, H, W, columns, height, width, scale,
@@ -103,7 +103,7 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(NARROW))
 def backward_keys_kernel(
     Q, K, V, Readers, Starts, Grad, Lse, Delta, DK, DV, strides_q, strides_k, strides_v, strides_g,
     regions, parts, topk, heads, H, W, columns, height, width, scale,

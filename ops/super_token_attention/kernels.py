@@ -8,7 +8,7 @@ what it contributes to the tokens around it, which these then gather. Nothing is
 import triton
 from triton import language as tl
 
-from ..launching import FORWARD, SMALL, tuned
+from ..launching import NARROW, SMALL, tuned
 
 SIZES = ("H", "W", "h", "w", "count")  # arguments that change with the map
 
@@ -39,7 +39,7 @@ def load_rows(X, strides, image, y, x, known, channel, C):
     return tl.load(X + place, mask=known[:, None] & (channel < C)[None, :], other=0.0)
 
 
-@tuned(SIZES, FORWARD)
+@tuned(SIZES, NARROW)
 def relate_kernel(
     X, Tokens, Extra, Out, strides_x, strides_t, C, H, W, h, w, scale,
     CH: tl.constexpr, CW: tl.constexpr, SOFTMAX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -132,7 +132,7 @@ def collect_kernel(
     tl.store(Out + place, value.to(Out.dtype.element_ty), mask=(token < count)[:, None] & (channel < C)[None, :])
 
 
-@tuned(SIZES, FORWARD)
+@tuned(SIZES, NARROW)
 def spread_kernel(
     Affinity, Tokens, Out, strides_a, strides_t, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,

@@ -6,7 +6,7 @@ No two programs write to one place. The gradient of the tokens is gathered too: 
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, FORWARD, SMALL, tuned
+from ..launching import FORWARD, NARROW, SMALL, tuned, unlimited
 from ..tiles import LOG2E, load_tokens, offset
 
 # arguments that change with the map
@@ -67,7 +67,7 @@ def receive_kernel(
     tl.store(Sums + (group * images + image).to(tl.int64) * keys + key, sums, mask=key < keys)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(NARROW))
 def receive_window_kernel(
     Q, K, Out, strides_q, strides_k, columns, windows, heads, H, W, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -218,7 +218,7 @@ def backward_weight_kernel(
     tl.store(out + (width - GROUPS + group), total, mask=part == 0)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, SMALL)
 def backward_tokens_kernel(
     Rank, Weights, Grad, DX, strides_g, runs, ends, tiles, H, W, C,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,

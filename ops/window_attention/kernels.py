@@ -1,4 +1,4 @@
-"""Window attention as Triton kernels: a program reads its window through strides, nothing is partitioned.
+"""Window attention as Triton kernels: a program reads its windows through strides, nothing is partitioned.
 
 The tokens of a window are PADDED lanes. Small windows are packed, PACK of them into one tile of BLOCK lanes; large ones
 are cut into several tiles. No two programs write to one place, so results do not depend on the order they run in.
@@ -7,11 +7,26 @@ are cut into several tiles. No two programs write to one place, so results do no
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, FORWARD, tuned
+from ..launching import AHEAD, BACKWARD, FORWARD, tuned, unlimited
 from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
 
 # arguments that change with the map; the last is 1 where windows are grids, else 0
 SIZES = ("pitch_q", "pitch", "packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
+
+
+@triton.jit
+def position(lane, WW: tl.constexpr, TOKENS: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr):
+    """For each lane its window in a pack, its token, row and column. Where windows are not packed they are number 0."""
+    if PACK == 1:
+        window, token = 0, lane
+    else:
+        window, token = lane // PADDED, lane % PADDED
+    # token // WW, computed for the lanes of every layout: exact by a product where tokens times WW are below 65536
+    if WW <= 64 and TOKENS <= 1024:
+        row = token * (65536 // WW + 1) >> 16
+    else:
+        row = token // WW
+    return window, token, row, token - row * WW
 
 
 @triton.jit
@@ -21,16 +36,8 @@ def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.con
     Where windows are not packed the window is one number for all lanes.
     """
     _, H, W, GH, GW, grid = sizes
-    if PACK == 1:
-        window, token = pack, lane
-    else:
-        window, token = pack * PACK + lane // PADDED, lane % PADDED
-    # token // WW, computed for the lanes of every layout: exact by a product where tokens times WW are below 65536
-    if WW <= 64 and WH * WW <= 1024:
-        a = token * (65536 // WW + 1) >> 16
-    else:
-        a = token // WW
-    c = token - a * WW
+    window, token, a, c = position(lane, WW, WH * WW, PADDED, PACK)
+    window += pack * PACK
     # tokens are 1 apart and windows WH and WW, or the other way round: tokens GH and GW, windows 1
     step_y, step_x = 1 + grid * (GH - 1), 1 + grid * (GW - 1)
     top, left = window // GW * (WH + grid * (1 - WH)), window % GW * (WW + grid * (1 - WW))
@@ -43,16 +50,16 @@ def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.con
 
 
 @triton.jit
-def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    """The rows of a head's table that tiles number `query` and `key` of a window need, in base 2, and what the table
-    has before them.
+def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, LARGE: tl.constexpr):
+    """The rows of a head's table that the tiles need whose first lanes are `query` and `key`, in base 2, and how many
+    entries the table has before them.
     """
     # where a window is several tiles, each has tokens of a few of its rows
-    tall: tl.constexpr = min(BLOCK // WW + 2, WH) if PARTS > 1 else WH
+    tall: tl.constexpr = min(BLOCK // WW + 2, WH) if LARGE else WH
     N: tl.constexpr = (2 * tall - 1) * (2 * WW - 1)
     before = 0
-    if PARTS > 1:
-        before = tl.maximum(key * BLOCK // WW - query * BLOCK // WW - tall + WH, 0) * (2 * WW - 1)
+    if LARGE:
+        before = tl.maximum(key // WW - query // WW - tall + WH, 0) * (2 * WW - 1)
     i = tl.arange(0, triton.next_power_of_2(N))
     inside = (i < N) & (before + i < (2 * WH - 1) * (2 * WW - 1))
     table = tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + before + i, mask=inside, other=0.0)
@@ -60,27 +67,35 @@ def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK
 
 
 @triton.jit
-def relate(
-    q, k, Bias, head, scale, query, key, queries, keys, attended,
+def shift(
+    Bias, head, query, key,
     WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Logits in base 2, (queries, keys), of tiles number `query` and `key`, which begin as `locate` returns them."""
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    """What is added to the logits of a tile of queries from lane `query` on and one of keys from `key` on, in base 2.
+
+    Entries of the table, and -inf between the tokens of two windows: the same for all packs.
+    """
+    queries = position(query + tl.arange(0, BLOCK), WW, WH * WW, PADDED, PACK)
+    keys = position(key + tl.arange(0, BLOCK), WW, WH * WW, PADDED, PACK)
     if Bias is not None:
-        table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PADDED * PACK // BLOCK)
+        table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PADDED * PACK > BLOCK)
         # lanes behind the last token stand where that does: every pair has an entry
         last: tl.constexpr = (WH - 1) * (2 * WW - 1) + WW - 1
-        from_query = tl.minimum(queries[1] * (2 * WW - 1) + queries[2], last)
-        to_key = tl.minimum(keys[1] * (2 * WW - 1) + keys[2], last) + (last - before)
-        logits = tl.fma(logits, scale * LOG2E, look_up(table, to_key[None, :] - from_query[:, None]))
+        from_query = tl.minimum(queries[2] * (2 * WW - 1) + queries[3], last)
+        to_key = tl.minimum(keys[2] * (2 * WW - 1) + keys[3], last) + (last - before)
+        added = look_up(table, to_key[None, :] - from_query[:, None])
     else:
-        logits *= scale * LOG2E
-    if PACK == 1:
-        together = attended[None, :]
-    else:
-        together = (queries[0][:, None] == keys[0][None, :]) & attended[None, :]
-    return tl.where(together, logits, float("-inf"))
+        added = tl.zeros([BLOCK, BLOCK], tl.float32)
+    if PACK > 1:
+        added = tl.where(queries[0][:, None] == keys[0][None, :], added, float("-inf"))
+    return added
+
+
+@triton.jit
+def relate(q, k, scale, added, attended, PRECISION: tl.constexpr):
+    """Logits in base 2, (queries, keys)."""
+    logits = tl.fma(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale * LOG2E, added)
+    return tl.where(attended[None, :], logits, float("-inf"))
 
 
 @triton.jit
@@ -120,54 +135,92 @@ def number(image, queries, sizes):
     return (image.to(tl.int64) * sizes[1] + queries[3]) * sizes[2] + queries[4]
 
 
-@tuned(SIZES, FORWARD)
+@triton.jit
+def attend(
+    Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, flat, head, packs, sizes,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One pack of one head, a whole tile: `flat` is its number over all images."""
+    pack, image = flat % packs, flat // packs
+    tokens = locate(tl.arange(0, BLOCK), pack, sizes, WH, WW, PADDED, PACK)
+    q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
+    k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+    logits = relate(q, k, scale, added, attended, PRECISION)
+    best = finite(tl.max(logits, 1))
+    p = tl.exp2(logits - best[:, None])
+    total = tl.sum(p, 1)
+    total = tl.where(total == 0.0, 1.0, total)
+    out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) / total[:, None]
+    token = number(image, tokens, sizes)
+    store_tokens(Out, token, head, sizes[0], tokens[6], out, D, BLOCK_D)
+    tl.store(Lse + token * sizes[0] + head, best + tl.log2(total), mask=tokens[6])
+
+
+@tuned(SIZES, AHEAD)
 def forward_kernel(
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
+    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Where a window is one tile: `share` packs of one head, for which the table is looked up once.
+
+    Without a table a program has one pack: then nothing is gained that would be worth the registers.
+    """
+    sizes = heads, H, W, GH, GW, grid
+    head, group = tl.program_id(0) % heads, tl.program_id(0) // heads
+    added = shift(Bias, head, 0, 0, WH, WW, PADDED, PACK, BLOCK)
+    if Bias is None:
+        attend(
+            Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, group, head, packs, sizes,
+            D, WH, WW, SHARED, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    else:
+        for flat in range(group * share, tl.minimum(group * share + share, total)):
+            attend(
+                Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, flat, head, packs, sizes,
+                D, WH, WW, SHARED, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
+            )  # fmt: skip
+
+
+@tuned(SIZES, FORWARD)
+def forward_tiles_kernel(
     Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
     packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one head; softmax is taken online over the tiles of keys."""
+    """Where a window is several tiles: a tile of queries of one head; softmax is taken online over those of keys."""
     sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED * PACK // BLOCK
+    parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
+    query, rest = rest % parts * BLOCK, rest // parts
     pack, image = rest % packs, rest // packs
     lanes = tl.arange(0, BLOCK)
-    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+    queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-    if parts == 1:
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, queries, D, BLOCK_D)
-        logits = relate(
-            q, k, Bias, head, scale, 0, 0, queries, queries, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
-        )
-        best = tl.max(logits, 1)
-        p = tl.exp2(logits - finite(best)[:, None])
-        total = tl.sum(p, 1)
-        out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-    else:
-        best = tl.full([BLOCK], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
-        out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-        for other in range(parts):
-            keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
-            k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-            logits = relate(
-                q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
-            )
-            new = tl.maximum(best, tl.max(logits, 1))
-            base = finite(new)
-            p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
-            total = total * shrink + tl.sum(p, 1)
-            out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            best = new
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for key in range(0, PADDED, BLOCK):
+        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
+        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
+        logits = relate(q, k, scale, added, attended, PRECISION)
+        new = tl.maximum(best, tl.max(logits, 1))
+        base = finite(new)
+        p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
+        total = total * shrink + tl.sum(p, 1)
+        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        best = new
     total = tl.where(total == 0.0, 1.0, total)
     token = number(image, queries, sizes)
     store_tokens(Out, token, head, heads, queries[6], out / total[:, None], D, BLOCK_D)
     tl.store(Lse + token * heads + head, best + tl.log2(total), mask=queries[6])
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(FORWARD))
 def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
     pitch_q, packs, heads, H, W, GH, GW, grid, scale,
@@ -176,12 +229,12 @@ def backward_queries_kernel(
 ):  # fmt: skip
     """Where a window is several tiles: gradients of a tile of queries, and what the softmax subtracts from theirs."""
     sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED * PACK // BLOCK
+    parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
+    query, rest = rest % parts * BLOCK, rest // parts
     pack, image = rest % packs, rest // packs
     lanes = tl.arange(0, BLOCK)
-    queries = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+    queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
     token, inside = number(image, queries, sizes), queries[6]
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
@@ -191,13 +244,11 @@ def backward_queries_kernel(
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
     weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for other in range(parts):
-        keys = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+    for key in range(0, PADDED, BLOCK):
+        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        logits = relate(
-            q, k, Bias, head, scale, part, other, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
-        )
-        p = tl.exp2(logits - lse[:, None])
+        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
+        p = tl.exp2(relate(q, k, scale, added, attended, PRECISION) - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
         if K0 is not None:
@@ -220,7 +271,7 @@ def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, W
         return number(image, queries, sizes)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(AHEAD))
 def backward_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch_q, pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
@@ -236,6 +287,7 @@ def backward_kernel(
     lanes = tl.arange(0, BLOCK)
     pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    added = shift(Bias, head, 0, 0, WH, WW, PADDED, PACK, BLOCK)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
         tokens = locate(lanes, pack, sizes, WH, WW, PADDED, PACK)
@@ -245,7 +297,7 @@ def backward_kernel(
         q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, tokens[3], tokens[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-        logits = relate(q, k, Bias, head, scale, 0, 0, tokens, tokens, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION)
+        logits = relate(q, k, scale, added, attended, PRECISION)
         p = tl.exp2(logits - lse[:, None])
         dv = tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         store_tokens(DV, token, head, pitch, inside, dv, D, BLOCK_D)
@@ -290,7 +342,7 @@ def backward_keys_kernel(
 ):  # fmt: skip
     """Where a window is several tiles: gradients of a tile of keys in each of `share` windows, and of K0 and V0."""
     sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED * PACK // BLOCK
+    parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, group = rest % parts, rest // parts
     lanes = tl.arange(0, BLOCK)
@@ -300,18 +352,16 @@ def backward_keys_kernel(
         keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
-        for other in range(parts):
-            queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+        for query in range(0, PADDED, BLOCK):
+            queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
             token, inside = number(image, queries, sizes), queries[6]
             q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
             start = offset(strides_g, image, head, queries[3], queries[4])
             grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
             lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
             delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-            logits = relate(
-                q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
-            )
-            p = tl.exp2(logits - lse[:, None])
+            added = shift(Bias, head, query, part * BLOCK, WH, WW, PADDED, PACK, BLOCK)
+            p = tl.exp2(relate(q, k, scale, added, attended, PRECISION) - lse[:, None])
             ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
             dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
@@ -327,7 +377,7 @@ def backward_keys_kernel(
         store_outside(DOutside, group * parts + part, head, heads, dk0, dv0, D, BLOCK_D)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, unlimited(AHEAD))
 def backward_bias_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
@@ -336,27 +386,25 @@ def backward_bias_kernel(
 ):  # fmt: skip
     """Where a window is several tiles: the gradients of the logits of two tiles, summed over `share` windows."""
     sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED * PACK // BLOCK
+    parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
-    other, group = rest % parts, rest // parts
+    key, rest = rest % parts * BLOCK, rest // parts
+    query, group = rest % parts * BLOCK, rest // parts
     lanes = tl.arange(0, BLOCK)
+    added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
     pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        queries = locate(other * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
+        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
+        queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
         token, inside = number(image, queries, sizes), queries[6]
         k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
         delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-        logits = relate(
-            q, k, Bias, head, scale, other, part, queries, keys, attended, WH, WW, PADDED, PACK, BLOCK, PRECISION
-        )
+        logits = relate(q, k, scale, added, attended, PRECISION)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         pairs += tl.exp2(logits - lse[:, None]) * (dp - delta[:, None])
-    N: tl.constexpr = PADDED * PACK
-    place = (group * heads + head).to(tl.int64) * (N * N)
-    tl.store(DPairs + place + (other * BLOCK + lanes)[:, None] * N + (part * BLOCK + lanes)[None, :], pairs)
+    start = (group * heads + head).to(tl.int64) * (PADDED * PADDED)
+    tl.store(DPairs + start + (query + lanes)[:, None] * PADDED + (key + lanes)[None, :], pairs)

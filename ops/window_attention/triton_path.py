@@ -16,10 +16,13 @@ from .kernels import (
     backward_keys_kernel,
     backward_queries_kernel,
     forward_kernel,
+    forward_tiles_kernel,
 )
 
 TILE = 64  # lanes of queries, and of keys, that meet in one product
-PROGRAMS = 1024  # about as many share a sum over all windows: a few for each multiprocessor
+# About so many programs divide all windows where each sums over its own, or looks up a table once for them. Of what was
+# timed on an H200 (132 multiprocessors) these were the fastest: more have less to share, fewer fill it unevenly.
+PROGRAMS = {"forward": 1024, "backward": 528, "tiles": 1024}
 
 
 def attend(
@@ -70,9 +73,11 @@ class Plan:
             PRECISION=precision,
         )
 
-    def groups(self, programs: int) -> tuple[int, int]:
-        """Into how many groups all packs are divided where each has `programs` programs, and the packs of a group."""
-        share = max(-(-self.total // max(PROGRAMS // programs, 1)), 1)  # of an empty batch there are none
+    def groups(self, programs: int, most: int) -> tuple[int, int]:
+        """Into how many groups all packs are divided where each has `programs` programs and all have `most`, and the
+        packs of a group.
+        """
+        share = max(-(-self.total // max(most // programs, 1)), 1)  # of an empty batch there are none
         return -(-self.total // share), share
 
 
@@ -101,11 +106,14 @@ def outputs(
 def forward(q, k, v, bias, k0, v0, window, grid, scale):
     out, lse = outputs(q, k, v, bias, k0, v0, window, grid, scale)
     plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision())
-    strides = (q.stride(), k.stride(), v.stride())
-    programs = plan.total * plan.parts * plan.heads
-    tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
-    last = (*tables, out, lse, *strides, *plan.sizes, scale)
-    launch(forward_kernel, programs, q, k, v, *last, **plan.constants)
+    given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), out, lse)
+    given += (q.stride(), k.stride(), v.stride())
+    last = (*plan.sizes, scale)
+    if plan.parts > 1:
+        launch(forward_tiles_kernel, plan.total * plan.parts * plan.heads, *given, *last, **plan.constants)
+        return out, lse
+    groups, share = (plan.total, 1) if bias is None else plan.groups(plan.heads, PROGRAMS["forward"])
+    launch(forward_kernel, groups * plan.heads, *given, plan.total, share, *last, **plan.constants)
     return out, lse
 
 
@@ -119,7 +127,9 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
         # one query serves all windows: what each of them gives it is kept apart, then summed
         dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
     summed = plan.outside or (bias is not None and plan.parts == 1)
-    groups, share = plan.groups(plan.heads * plan.parts) if summed else (plan.total, 1)
+    groups, share = plan.total, 1
+    if summed:
+        groups, share = plan.groups(plan.heads * plan.parts, PROGRAMS["backward" if plan.parts == 1 else "tiles"])
     outside = lse.new_empty((groups * plan.parts, plan.heads, 2, k.shape[4])) if plan.outside else None
     cut = (pitch, plan.total, share, *plan.sizes, scale)
     pairs = None
@@ -137,7 +147,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
         made = (lse, delta, dk, dv, outside, *strides)
         launch(backward_keys_kernel, programs, *given, *made, *cut, **plan.constants)
     if bias is not None and plan.parts > 1:
-        groups, share = plan.groups(plan.heads * plan.parts**2)
+        groups, share = plan.groups(plan.heads * plan.parts**2, PROGRAMS["tiles"])
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
         last = (lse, delta, pairs, *strides, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)

@@ -21,13 +21,19 @@ class Kernel:
     def __init__(self, choices=None, fn=None):
         self.choices, self.fn, self.launched, self.chosen = choices, fn, [], {}
         self.best_config = choice(2, 3)
+        self.configs_timings = {
+            choice(4, 2): [2.0, 2.0, 2.0],
+            choice(8, 2): [2.0, 2.0, 2.0],
+            choice(2, 3): [1.0, 1.0, 1.0],
+        }
 
     def __getitem__(self, grid):
         return lambda *values, **constants: self.launched.append((grid, values, constants))
 
 
 @pytest.fixture
-def kernel():
+def kernel(monkeypatch):
+    monkeypatch.setattr("ops.launching.multiprocessors", lambda device: 0)  # any launch fills it
     return Kernel(forward_kernel.choices, Kernel())
 
 
@@ -68,6 +74,28 @@ def test_the_tuner_is_asked_once_for_constants_and_dtypes(kernel):
         assert kernel.fn.launched[-1] == ((7,), values, constants | choice(2, 3).all_kwargs())
         assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1] + 1)
         kernel.best_config = choice(2, 3)
+
+
+def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monkeypatch):
+    monkeypatch.setattr("ops.launching.multiprocessors", lambda device: 100)
+    x = torch.zeros(2, dtype=torch.bfloat16)
+    launch(kernel, 299, x, D=32)
+    ((_, _, constants),) = kernel.fn.launched
+    assert constants == {"D": 32} | forward_kernel.choices.half[0].all_kwargs()
+    assert not kernel.launched and not kernel.chosen
+    launch(kernel, 300, x, D=32)
+    assert len(kernel.launched) == 1
+    launch(kernel, 1, x, D=32)  # what is known serves launches of any size
+    assert kernel.fn.launched[-1][2] == {"D": 32} | choice(2, 3).all_kwargs()
+
+
+@pytest.mark.parametrize(("times", "warps"), [([1.04, 1.0, 1.0], 4), ([1.06, 1.0, 1.0], 2)])
+def test_the_first_configuration_runs_unless_another_is_clearly_faster(kernel, times, warps):
+    kernel.configs_timings[choice(4, 2)] = times
+    x = torch.zeros(2, dtype=torch.bfloat16)
+    launch(kernel, 3, x, D=32)
+    launch(kernel, 3, x, D=32)
+    assert kernel.fn.launched[-1][2]["num_warps"] == warps
 
 
 def test_the_tuner_is_asked_by_constants_alone_and_remembers():
