@@ -3,7 +3,8 @@
     python -m zoo.kernels                    # all launches of the zoo's models, for all targets
     python -m zoo.kernels maxvit_t --targets sm_90
 
-`zoo.kernels` records what models launch; this file compiles it.
+`zoo.kernels` records what models launch; this file compiles it, as Triton's launcher would: with the same version a
+GPU of that target finds the binaries in Triton's cache and does not compile them again.
 """
 
 import re
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from .recording import Launch
 
@@ -82,13 +82,43 @@ def configurations(launch: Launch) -> tuple[triton.Config, ...]:
 def compile(launch: Launch, target: str, config: triton.Config | None = None) -> Cost:
     """Compiles one launch, by default its first configuration. Raises triton's errors where it does not build."""
     config = config or configurations(launch)[0]
-    binary = triton.compile(source(launch), target=TARGETS[target], options=config.all_kwargs())
+    binary = built(launch, TARGETS[target], config.all_kwargs())
     if "cubin" in binary.asm:
         registers, spilled = cubin_usage(binary.asm["cubin"])
     else:
         registers, spilled = (number(binary.asm["amdgcn"], key) for key in ("vgpr_count", "private_segment_fixed_size"))
     sizes = (config.num_warps, config.num_stages, registers, spilled, binary.metadata.shared)
     return Cost(name(launch), target, dtype(launch), *sizes)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What Triton's launcher asks the driver of a GPU before it compiles, where there is no such GPU."""
+
+    target: GPUTarget
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> GPUTarget:
+        return self.target  # by which the launcher keeps apart what it holds for each device
+
+    def get_current_stream(self, device: GPUTarget) -> int:
+        return 0
+
+
+def built(launch: Launch, target: GPUTarget, options: dict[str, Any]) -> Any:
+    """The binary of a launch, by the launcher itself, which alone knows under which key it will look for it."""
+    driver, kernel = triton.runtime.driver, launch.kernel.fn
+    if target.backend == "hip":
+        options.pop("maxnreg", None)  # an option of CUDA's compiler
+    before = driver._active  # asked for by its public name, it would look for a GPU
+    driver.set_active(Absent(target))
+    try:
+        return kernel.warmup(*launch.values, grid=(1,), **dict(launch.constants), **options)
+    finally:
+        driver.set_active(before)
+        kernel.device_caches.pop(target, None)  # binaries that no launch on this machine will use
 
 
 def dtype(launch: Launch) -> str:
@@ -101,12 +131,6 @@ def with_dtype(launch: Launch, dtype: torch.dtype) -> Launch:
     """The same launch of a model in another dtype, written down in bfloat16."""
     values = tuple(dtype if value is torch.bfloat16 else value for value in launch.values)
     return replace(launch, values=values)
-
-
-def source(launch: Launch) -> ASTSource:
-    """The launch as Triton's launcher would specialise it."""
-    signature, constants, attributes = specialised(launch)
-    return ASTSource(fn=launch.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple, Any], dict[tuple, list]]:

@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 import ops
-from ops.ahead import TARGETS, compile, configurations, distinct, name, specialised, table, with_dtype
+from ops.ahead import TARGETS, Absent, compile, configurations, distinct, name, specialised, table, with_dtype
 from ops.dispatch import SHARED
 from ops.recording import recording
 from zoo import kernels
@@ -96,6 +96,28 @@ def windows(size, dtype=torch.bfloat16, window=(7, 7), channels=32):
         ops.window_attention(q, q, q, None, window=window).sum().backward()
     assert q.grad.shape == q.shape and q.grad.is_meta
     return written
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_what_is_compiled_ahead_is_where_a_launch_looks_for_it(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for launch in windows(9):
+        compile(launch, target)
+    there = set(tmp_path.iterdir())
+    assert len(there) == 2
+    # what a launch passes: tensors, in the tuner's own words
+    monkeypatch.setattr(triton.runtime.driver, "_active", Absent(TARGETS[target]))
+    for launch in windows(9):
+        values = [torch.empty(16, dtype=v) if isinstance(v, torch.dtype) else v for v in launch.values]
+        options = configurations(launch)[0].all_kwargs()
+        launch.kernel.fn.run(*values, grid=(1,), warmup=True, **dict(launch.constants), **options)
+    assert set(tmp_path.iterdir()) == there
+
+
+def test_the_driver_is_as_before():
+    before = triton.runtime.driver._active
+    compile(windows(9)[0], "sm_90")
+    assert triton.runtime.driver._active is before
 
 
 def test_recording_runs_nothing():

@@ -5,7 +5,8 @@
     python -m zoo.kernels --all --jobs 2 --out benchmarks     # every configuration that the tuner may choose, too
 
 A model runs forward and backward on the meta device, at its own size and at one that no window divides, while launches
-are written down; equal ones are compiled once. Binaries stay in Triton's cache, so a second run takes less.
+are written down; equal ones are compiled once. Binaries stay in Triton's cache: a second run takes less, and on
+a GPU of that target so does the first launch.
 The exit code is 1 where one needs more shared memory than its target has, or spills in a forward pass on sm_90.
 """
 

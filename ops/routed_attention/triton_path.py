@@ -48,7 +48,8 @@ def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict
     parts = -(-height * width // lanes)
     sizes = (rows * columns, parts, route.shape[2], heads, H, W, columns, height, width)
     channels = max(power_of_two(D), 16)
-    tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=TILE, BLOCK_D=channels, PRECISION=precision())
+    keys = 32 if lanes == 32 else TILE  # with two warps 32 by 64 needs more registers than the compiler gives them
+    tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=keys, BLOCK_D=channels, PRECISION=precision())
     return B * rows * columns * parts * heads, sizes, tiles
 
 
