@@ -32,7 +32,7 @@ def choice(warps: int, stages: int, registers: int | None = None) -> triton.Conf
     return triton.Config({}, num_warps=warps, num_stages=stages, maxnreg=None if torch.version.hip else registers)
 
 
-# The first of each runs where nothing is measured. They are what was fastest on an H200 in calls at 224 x 224.
+# The first of each runs where nothing is measured; most were the fastest on an H200, in calls at 224 x 224.
 # Products of float32 are computed from registers, one number at a time, and need eight warps; without a limit the
 # compiler would rather spill than use all registers there are. In half precision fewer of them let one more program
 # share a multiprocessor; heads of many channels need eight warps.

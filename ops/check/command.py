@@ -80,13 +80,13 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One case by one implementation in one dtype; kernels in one of their configurations."""
+    """One case by one implementation in one dtype; kernels in so many of their configurations."""
 
     case: str
     impl: str
     dtype: str
     device: str
-    place: int = 0
+    places: int = 1
 
 
 def laws(args: argparse.Namespace) -> Iterator[Finding]:
@@ -98,8 +98,7 @@ def laws(args: argparse.Namespace) -> Iterator[Finding]:
         for op, cases in grouped(args, impl).items():
             for dtype in dtypes:
                 places = PLACES[dtype] if impl == "triton" and args.device == "cuda" else 1
-                tasks = [Task(str(c), impl, dtype, args.device, place) for c in cases for place in range(places)]
-                groups[f"{impl} {dtype}", op] = tasks
+                groups[f"{impl} {dtype}", op] = [Task(str(case), impl, dtype, args.device, places) for case in cases]
     with workers(args.jobs) as run:
         answers = run(shares_of, [task for tasks in groups.values() for task in tasks])
         for (check, op), tasks in groups.items():
@@ -117,31 +116,36 @@ def workers(jobs: int) -> Iterator[Callable]:
         yield pool.map
 
 
-def shares_of(task: Task) -> dict[str, float] | str:
-    """The shares of the allowed error, or how the implementation failed."""
+def shares_of(task: Task) -> list[dict[str, float] | str]:
+    """For each configuration the shares of the allowed error, or how the implementation failed."""
     import torch
 
     from ..launching import configuration
-    from .law import shares
+    from .law import Law
     from .tables import BY_NAME
 
-    try:
-        with configuration(task.place):
-            return shares(BY_NAME[task.case], task.impl, getattr(torch, task.dtype), task.device)
-    except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
-        return first_line(error)
+    held, found = None, []
+    for place in range(task.places):
+        try:
+            held = held or Law(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
+            with configuration(place):
+                found.append(held.shares(task.impl))
+        except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
+            found.append(first_line(error))
+    return found
 
 
-def law(check: str, op: str, answers: dict[Task, dict[str, float] | str]) -> Finding:
+def law(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) -> Finding:
     """The largest share of the allowed error over the cases of an op, or those that break the law."""
     from .law import broken
 
     worst, bad = 0.0, []
-    for task, found in answers.items():
-        name = f"{task.case} in configuration {task.place + 1}" if task.place else task.case
-        wrong = found if isinstance(found, str) else broken(found)
-        bad += [f"{name}: {wrong}"] * bool(wrong)
-        worst = max(worst, *([] if isinstance(found, str) else found.values()), 0.0)
+    for task, answered in answers.items():
+        for place, found in enumerate(answered):
+            name = f"{task.case} in configuration {place + 1}" if place else task.case
+            wrong = found if isinstance(found, str) else broken(found)
+            bad += [f"{name}: {wrong}"] * bool(wrong)
+            worst = max(worst, *([] if isinstance(found, str) else found.values()), 0.0)
     cases = len({task.case for task in answers})
     return Finding(check, op, not bad, "; ".join(bad) or f"{cases} cases, at most {worst:.2f} of the allowed error")
 

@@ -12,18 +12,29 @@ from torch import Tensor
 from .cases import Case, gradients
 
 
+class Law:
+    """What a case is held to in one dtype on one device: the truth, and how wrong the reference is in the dtype."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.case, self.device = case, device
+        self.rounded = {name: t.to(device, dtype) for name, t in case.make().items()}
+        self.truth = gradients(case, {name: t.double() for name, t in self.rounded.items()}, "reference")
+        copies = [{name: t.to(place) for name, t in self.rounded.items()} for place in {device, "cpu"}]
+        self.eager = [gradients(case, inputs, "reference") for inputs in copies]
+        self.largest = max(t.norm() for t in self.truth)
+
+    def shares(self, impl: str) -> dict[str, float]:
+        """How much of the allowed error the output and the gradient of every input have; above 1 the law is broken."""
+        got, found = gradients(self.case, self.rounded, impl), {}
+        for i, name in enumerate(("output", *self.rounded)):
+            answers = [eager[i].to(self.device) for eager in self.eager]
+            found[name] = min(share(self.truth[i], answer, got[i], self.largest) for answer in answers)
+        return found
+
+
 def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """How much of the allowed error the output and the gradient of every input have; above 1 the law is broken."""
-    rounded = {name: t.to(device, dtype) for name, t in case.make().items()}
-    truth = gradients(case, {name: t.double() for name, t in rounded.items()}, "reference")
-    copies = [{name: t.to(place) for name, t in rounded.items()} for place in {device, "cpu"}]
-    eager = [gradients(case, inputs, "reference") for inputs in copies]
-    got = gradients(case, rounded, impl)
-    largest = max(t.norm() for t in truth)
-    found = {}
-    for i, name in enumerate(("output", *rounded)):
-        found[name] = min(share(truth[i], answers[i].to(device), got[i], largest) for answers in eager)
-    return found
+    """Those of one implementation."""
+    return Law(case, dtype, device).shares(impl)
 
 
 def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ops
-from ops.check import machine, main
+from ops.check import command, machine, main
 from ops.check.law import share
 
 channel = sys.modules["ops.channel_attention"]
@@ -59,6 +59,18 @@ def test_an_implementation_that_fails_is_found(capsys, monkeypatch):
     monkeypatch.setattr(channel, "torch_attend", fail)
     assert main(["--device", "cpu", "--cases", "channel_attention-small", "--dtypes", "float32"]) == 1
     assert "channel_attention-small: MemoryError: no memory is left" in capsys.readouterr().out
+
+
+def test_each_configuration_is_held_to_the_law():
+    task = command.Task("channel_attention-small", "torch", "float32", "cpu", places=3)
+    first, second, third = command.shares_of(task)
+    assert set(first) == {"output", "qkv"} and first == second == third
+    finding = command.law("triton float32", "channel_attention", {task: [first, second | {"qkv": 2.0}, "OSError: no"]})
+    assert not finding.ok
+    assert finding.found == (
+        "channel_attention-small in configuration 2: qkv: 2.00 of the allowed error; "
+        "channel_attention-small in configuration 3: OSError: no"
+    )
 
 
 def test_no_gpu_is_said(monkeypatch):
