@@ -148,8 +148,10 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
 
 def preferred(tuner: Any, first: triton.Config) -> triton.Config:
     """What a tuner measured fastest, or the first where that is hardly slower."""
-    best, medians = tuner.best_config, {config: times[0] for config, times in tuner.configs_timings.items()}
-    return first if medians[first] <= CHANCE * medians[best] else best
+    best, times = tuner.best_config, tuner.configs_timings
+    # its times are of its last measurement: another, where a launch failed after its own
+    known = first in times and best in times
+    return first if known and times[first][0] <= CHANCE * times[best][0] else best
 
 
 def precision() -> str:
