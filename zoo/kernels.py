@@ -136,7 +136,7 @@ SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
   more, so that two programs share a multiprocessor; a few addresses and masks lie in memory for it.
 - On sm_80 and sm_100 limits that were chosen on sm_90 cost up to 120 bytes, on sm_100 also in the forward pass of
   neighborhood attention, and the first kernel up to 368, 472 in float32; no such GPU has run them yet.
-- On gfx942 float32 spills up to 656 bytes; nothing was arranged for its compiler yet.
+- On gfx942 float32 spills up to 688 bytes; nothing was arranged for its compiler yet.
 """
 
 
