@@ -115,7 +115,8 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     if B:
         launch(backward_weight_kernel, B * 2 * sections * parts, *given, **tile)
     dweights, dbiases = sums.sum(0).split([sum(runs), len(runs)])
-    return dx, None, dweights.to(weights.dtype), dbiases.to(biases.dtype)
+    # copies: an operator may not return parts of one tensor
+    return dx, None, dweights.to(weights.dtype, copy=True), dbiases.to(biases.dtype, copy=True)
 
 
 def tile_of(runs: list[int]) -> dict[str, int]:
