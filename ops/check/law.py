@@ -33,7 +33,7 @@ class Law:
 
 
 def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """Those of one implementation."""
+    """`Law.shares` of one implementation."""
     return Law(case, dtype, device).shares(impl)
 
 
