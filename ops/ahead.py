@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def name(launch: Launch) -> str:
 
 def configurations(launch: Launch) -> tuple[triton.Config, ...]:
     """Those that the tuner chooses from for this launch; the first is what deterministic mode takes."""
-    return launch.kernel.choices.of(launch.values)
+    return launch.kernel.choices.of(launch.values, dict(launch.constants))
 
 
 def compile(launch: Launch, target: str, config: triton.Config | None = None) -> Cost:
@@ -125,12 +125,6 @@ def dtype(launch: Launch) -> str:
     """The dtype of the data: the narrowest of the arguments."""
     found = min((v for v in launch.values if isinstance(v, torch.dtype)), key=lambda v: (v.itemsize, str(v)))
     return str(found).removeprefix("torch.")
-
-
-def with_dtype(launch: Launch, dtype: torch.dtype) -> Launch:
-    """The same launch of a model in another dtype, written down in bfloat16."""
-    values = tuple(dtype if value is torch.bfloat16 else value for value in launch.values)
-    return replace(launch, values=values)
 
 
 def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple, Any], dict[tuple, list]]:

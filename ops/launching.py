@@ -1,6 +1,6 @@
 """How kernels are launched: on the right device, or under Triton's interpreter."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .dispatch import NARROW
 from .recording import is_recording, write_down
 
 
@@ -21,10 +22,17 @@ class Choices:
     half: tuple[triton.Config, ...]
     float32: tuple[triton.Config, ...]
 
-    def of(self, values: Iterable[Any]) -> tuple[triton.Config, ...]:
-        """Those for arguments, or for dtypes in the place of tensors."""
+    def of(self, values: Iterable[Any], constants: Mapping[str, Any]) -> tuple[triton.Config, ...]:
+        """Those for arguments, or for dtypes in the place of tensors.
+
+        A third stage is half as much again of shared memory: not every GPU has so much for heads of many channels D.
+        Two warps have no room for a product with so many keys BLOCK_N.
+        """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
-        return self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
+        found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
+        stages = 3 if constants.get("D", NARROW + 1) <= NARROW else 2
+        warps = 4 if constants.get("BLOCK_N", 0) > 64 else 1
+        return tuple(config for config in found if config.num_stages <= stages and config.num_warps >= warps)
 
 
 def choice(warps: int, stages: int, registers: int | None = None) -> triton.Config:
@@ -38,13 +46,21 @@ def choice(warps: int, stages: int, registers: int | None = None) -> triton.Conf
 # share a multiprocessor; heads of many channels need eight warps.
 FORWARD = Choices(half=(choice(4, 1), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 1, 128),))
 # Where a limit is the better rule: more is computed for each token that is read.
-LIMITED = Choices(half=(choice(4, 2, 128), choice(4, 1), choice(8, 1)), float32=(choice(8, 1, 128),))
+LIMITED = Choices(half=(choice(4, 2, 128), choice(4, 1), choice(8, 1), choice(4, 3)), float32=(choice(8, 1, 128),))
+# Where a limit would leave too few: windows of several tiles.
+TILES = Choices(half=(choice(4, 1), choice(4, 2), choice(8, 1)), float32=(choice(8, 1),))
 # For programs that loop over windows, the next of which can be loaded ahead.
-AHEAD = Choices(half=(choice(4, 2), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 2),))
+AHEAD = Choices(half=(choice(4, 3), choice(4, 2), choice(4, 2, 128), choice(8, 1)), float32=(choice(8, 2),))
+# The same, where most registers hold what was looked up once.
+KEPT = Choices(half=(choice(4, 2),), float32=(choice(8, 2),))
 # For backward passes that have too many products alive for a second stage; a third program is worth some spilling.
 BACKWARD = Choices(half=(choice(4, 1, 168), choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
 # Where there may be few tokens in a tile: then two warps are faster.
-NARROW = Choices(half=(choice(4, 1), choice(2, 2)), float32=(choice(8, 1, 128),))
+FEW = Choices(half=(choice(4, 1), choice(2, 2), choice(4, 2), choice(4, 3)), float32=(choice(8, 1, 128),))
+# Where they are faster for many tokens too.
+PAIR = Choices(half=(choice(2, 2), choice(4, 2), choice(4, 1), choice(4, 3)), float32=(choice(8, 1),))
+# Where no other was faster.
+PLAIN = Choices(half=(choice(4, 1),), float32=(choice(8, 1, 128),))
 # For tiles of which little is computed.
 SMALL = Choices(half=(choice(2, 2), choice(4, 1)), float32=(choice(4, 1),))
 # How many programs a multiprocessor must have for a launch to be worth measuring, and how much longer than the fastest
@@ -73,7 +89,9 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
         if interpreted():
             return kernel
         constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
-        prune = {"early_config_prune": lambda configs, values, **constants: list(choices.of(values.values()))}
+        prune = {
+            "early_config_prune": lambda configs, values, **constants: list(choices.of(values.values(), constants))
+        }
         configs = list({str(config): config for config in choices.half + choices.float32}.values())
         options = {"prune_configs_by": prune, "do_bench": brief, "cache_results": True}
         tuner = triton.autotune(configs, key=constants, **options)(kernel)
@@ -130,20 +148,21 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
     """Runs a kernel in the configuration that is set, or that its tuner chose, which is asked once for each dtype."""
     # what was fastest on one day may not be on another, and adds up in another order
     place = 0 if torch.are_deterministic_algorithms_enabled() else _fixed
-    if place is not None:
-        choices = kernel.choices.of(values)
-        options = choices[min(place, len(choices) - 1)].all_kwargs()
-    else:
+    options = None
+    if place is None:
         key = (*constants.values(), *[value.dtype for value in values if isinstance(value, Tensor)])
         options = kernel.chosen.get(key)
-    if options is None and programs < FILLED * multiprocessors(values[0].device):
-        options = kernel.choices.of(values)[0].all_kwargs()
     if options is None:
-        with _tuning:
-            kernel[(programs,)](*values, **constants)
-            kernel.chosen[key] = preferred(kernel, kernel.choices.of(values)[0]).all_kwargs()
-    else:
-        kernel.fn[(programs,)](*values, **constants, **options)
+        choices = kernel.choices.of(values, constants)
+        if place is None and len(choices) > 1 and programs >= FILLED * multiprocessors(values[0].device):
+            with _tuning:
+                kernel[(programs,)](*values, **constants)
+                kernel.chosen[key] = preferred(kernel, choices[0]).all_kwargs()
+            return
+        options = choices[min(place or 0, len(choices) - 1)].all_kwargs()
+        if place is None and len(choices) == 1:  # a tuner of one configuration has no times to be asked for
+            kernel.chosen[key] = options
+    kernel.fn[(programs,)](*values, **constants, **options)
 
 
 def preferred(tuner: Any, first: triton.Config) -> triton.Config:

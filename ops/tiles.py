@@ -1,5 +1,8 @@
 """What the kernels of several ops share: reading tokens through strides, and gradients of tables of positions."""
 
+from functools import lru_cache
+from math import prod
+
 import triton
 from torch import Tensor
 from triton import language as tl
@@ -10,30 +13,77 @@ ENTRIES = 64  # of a table, that one program sums
 LOG2E = tl.constexpr(1.4426950408889634)  # softmax is in base 2: exp2 is what the hardware has
 
 
+def strides(*maps: Tensor) -> list[tuple[int | None, ...]]:
+    """The strides of maps (B, H, W, ...) as kernels take them, and behind them 1 if an image is far spread, else None.
+
+    Where one image of one of them is, all have the 1: offsets within an image then need 64 bits. In 32 the kernels of
+    windows have a tenth fewer instructions on sm_90, and a quarter fewer registers: more programs run at a time.
+    """
+    spread = any(far_spread(t.shape, t.stride()) for t in maps)
+    return [(*t.stride(), 1 if spread else None) for t in maps]
+
+
+@lru_cache(maxsize=4096)
+def far_spread(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
+    """Whether offsets within an image may pass 2**31, in the map itself or in one that packs three like it."""
+    span = sum((n - 1) * step for n, step in zip(shape[1:], steps[1:], strict=True))
+    return max(span, 3 * prod(shape[1:])) >= 2**31
+
+
+@triton.jit
+def wide(number, far):
+    """A number within an image, in 64 bits where strides say that its offsets need them."""
+    if far is None:
+        return number
+    else:
+        return number.to(tl.int64)
+
+
 @triton.jit
 def offset(strides, image, head, y, x):
-    """Where the first channel of pixels (y, x) lies; in 64 bits, since a map may have more than 2**31 elements."""
+    """Where the first channel of pixels (y, x) lies: where that of a head of an image does, and how far from there."""
     start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[3]
-    return start + y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
+    return start, wide(y, strides[5]) * strides[1] + wide(x, strides[5]) * strides[2]
 
 
 @triton.jit
 def load_tokens(X, start, strides, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(N, BLOCK_D): the channels of the tokens that start at `start` (N,); zeros where not inside and from D on."""
+    """(N, BLOCK_D): the channels of tokens from their `offset` on; zeros where not inside and from D on."""
     d = tl.arange(0, BLOCK_D)
-    place = start[:, None] + (d.to(tl.int64) * strides[4])[None, :]  # channels lie far apart in a channels-first map
-    return tl.load(X + place, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    place = start[1][:, None] + (wide(d, strides[5]) * strides[4])[None, :]
+    return tl.load(X + start[0] + place, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def at(X, token, head, pitch):
+    """Pointers to the numbers of tokens in (B, H, W, heads), of which one token has `pitch`.
+
+    A token is two numbers: how many pixels the images before its own have, and its pixel's number in its image.
+    """
+    return X + (token[0] * pitch + head) + token[1] * pitch
+
+
+@triton.jit
+def channels_at(X, token, head, pitch, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Pointers (N, BLOCK_D) to the channels of tokens in (B, H, W, heads, D) that lie `pitch` heads apart.
+
+    So many are its heads where it is contiguous, and more where it is a part of a packed map.
+    """
+    return X + (token[0] * pitch + head) * D + ((token[1] * (pitch * D))[:, None] + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def load_stored(X, token, head, pitch, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(N, BLOCK_D): what `store_tokens` wrote; zeros where not inside and from D on."""
+    known = inside[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    return tl.load(channels_at(X, token, head, pitch, D, BLOCK_D), mask=known, other=0.0)
 
 
 @triton.jit
 def store_tokens(X, token, head, pitch, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes (N, BLOCK_D) to tokens, numbered over all images, of (B, H, W, heads, D) that lie `pitch` heads apart.
-
-    So many are its heads where it is contiguous, and more where it is a part of a packed map.
-    """
-    d = tl.arange(0, BLOCK_D)
-    place = (token * pitch + head)[:, None] * D + d[None, :]
-    tl.store(X + place, value.to(X.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+    """Writes (N, BLOCK_D) where `channels_at` says."""
+    known = inside[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    tl.store(channels_at(X, token, head, pitch, D, BLOCK_D), value.to(X.dtype.element_ty), mask=known)
 
 
 @triton.jit

@@ -29,44 +29,38 @@ from .registry import class_of, variants
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def launches(models: Sequence[str], most: int | None = 2, jobs: int = 1) -> list[Launch]:
-    """What one training step of each model launches in bfloat16, each distinct launch once.
+def launches(models: Sequence[str], most: int | None = 2, jobs: int = 1, dtype: str = "bfloat16") -> list[Launch]:
+    """What one training step of each model launches in a dtype, each distinct launch once.
 
     At `most` so many blocks a stage are built: the kinds of blocks alternate, so that two launch what all do.
     """
     from ops.ahead import distinct
 
-    return distinct(itertools.chain(*_shared(functools.partial(_launches_of, most=most), models, jobs, 1)))
+    found = _shared(functools.partial(_launches_of, most=most, dtype=getattr(torch, dtype)), models, jobs, 1)
+    return distinct(itertools.chain(*found))
 
 
-def _launches_of(model: str, most: int | None) -> list[Launch]:
+def _launches_of(model: str, most: int | None, dtype: torch.dtype) -> list[Launch]:
     from ops.ahead import distinct
 
     args, found = dict(variants()[model]), []
     if "depths" in args and most is not None:
         args["depths"] = tuple(min(depth, most) for depth in args["depths"])
     with torch.device("meta"):
-        built = class_of(model)(**args).bfloat16()
+        built = class_of(model)(**args).to(dtype)
         for size in (args["img_size"], args["img_size"] + 13):
             with recording() as written:
-                built(torch.empty(2, 3, size, size, dtype=torch.bfloat16)).sum().backward()
+                built(torch.empty(2, 3, size, size, dtype=dtype)).sum().backward()
             found += distinct(written)
     return found
 
 
-def binaries(
-    written: Sequence[Launch], targets: Sequence[str], dtypes: Sequence[str], every: bool
-) -> list[tuple[Launch, str, Any]]:
-    """What there is to compile: launch, target, configuration; the first that fits the dtype, or `every` one."""
-    from ops.ahead import configurations, with_dtype
+def binaries(written: Sequence[Launch], targets: Sequence[str], every: bool) -> list[tuple[Launch, str, Any]]:
+    """What there is to compile: launch, target, configuration; the first of those that fit, or `every` one."""
+    from ops.ahead import configurations
 
-    found = []
-    for dtype in dtypes:
-        for launch in written:
-            cast = with_dtype(launch, getattr(torch, dtype))
-            chosen = configurations(cast)[: None if every else 1]
-            found += [(cast, target, config) for target in targets for config in chosen]
-    return found
+    chosen = [(launch, configurations(launch)[: None if every else 1]) for launch in written]
+    return [(launch, target, config) for launch, configs in chosen for target in targets for config in configs]
 
 
 def compile_all(work: Sequence[tuple[Launch, str, Any]], jobs: int = 1) -> list:
@@ -108,11 +102,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from ops.ahead import table
+    from ops.ahead import distinct, table
 
     args = parse(argv)
-    written = launches(args.models, jobs=args.jobs)
-    costs = compile_all(binaries(written, args.targets, args.dtypes, args.all), args.jobs)
+    # each dtype for itself: how a call is cut into tiles depends on how many bytes a number has
+    written = distinct(itertools.chain(*(launches(args.models, jobs=args.jobs, dtype=dtype) for dtype in args.dtypes)))
+    costs = compile_all(binaries(written, args.targets, args.all), args.jobs)
     text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", SPILLS, ""])
     print(text)
     if args.out is not None:

@@ -8,7 +8,7 @@ import triton
 from triton import language as tl
 
 from ..launching import FORWARD, SMALL, tuned
-from ..tiles import load_tokens, offset, store_tokens
+from ..tiles import load_tokens, offset, store_tokens, wide
 
 SIZES = ("images", "share", "pitch", "tiles", "heads", "H", "W", "groups", "rows")  # arguments that change with the map
 TOGETHER = tl.constexpr(16)  # groups whose numbers are on their way at a time: small batches have many
@@ -51,7 +51,8 @@ def mix_kernel(
     )
     matrix = tl.load(Matrix + place, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0).to(x.dtype)
     mixed = tl.dot(x, matrix, input_precision=PRECISION)
-    store_tokens(Out, image.to(tl.int64) * H * W + token, head, pitch, inside, mixed, D, BLOCK_D)
+    number = image.to(tl.int64) * H * W, wide(token, strides_x[5])
+    store_tokens(Out, number, head, pitch, inside, mixed, D, BLOCK_D)
 
 
 @triton.jit

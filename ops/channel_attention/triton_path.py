@@ -9,6 +9,7 @@ from torch import Tensor
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register, under_autocast
+from ..tiles import strides
 from . import reference
 from .kernels import attention_kernel, change_kernel, gram_kernel, mix_kernel
 
@@ -53,7 +54,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     share = -(-tiles // groups)
     groups = -(-tiles // share)
     sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)
-    given = (x, y, sums, x.stride(), y.stride(), B, share, heads, H, W)
+    given = (x, y, sums, *strides(x, y), B, share, heads, H, W)
     launch(gram_kernel, groups * B * heads, *given, **constants(D))
     return sums
 
@@ -72,7 +73,7 @@ def mix(x: Tensor, matrix: Tensor, out: Tensor, pitch: int) -> None:
     """Fills `out`, whose tokens lie `pitch` heads apart, with tokens x times their heads' matrices (B, heads, D, D)."""
     B, H, W, heads, D = x.shape
     tiles = -(-H * W // TILE)
-    given = (x, matrix, out, x.stride(), matrix.stride(), pitch, tiles, heads, H, W)
+    given = (x, matrix, out, *strides(x), matrix.stride(), pitch, tiles, heads, H, W)
     launch(mix_kernel, B * tiles * heads, *given, **constants(D))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what it imports must not come before --interpret is read
     from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
-PLACES = {"float32": 1, "float16": 3, "bfloat16": 3}  # how many configurations a kernel has at most
+PLACES = {"float32": 1, "float16": 4, "bfloat16": 4}  # how many configurations a kernel has at most
 
 
 @dataclass
@@ -65,10 +65,14 @@ def main(argv: list[str] | None = None) -> int:
     if not grouped(args, "torch"):
         sys.exit(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
     began, findings = time.perf_counter(), []
-    for finding in chain(laws(args), machine(args)):
-        findings.append(finding)
-        mark = "ok    " if finding.ok else "FAILED"
-        print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)
+    with workers(args.jobs) as run:
+        groups = tasks(args)
+        # other processes are at work on these while this one does what comes first
+        answers = run(shares_of, [task for some in groups.values() for task in some])
+        for finding in chain(machine(args), laws(groups, answers)):
+            findings.append(finding)
+            mark = "ok    " if finding.ok else "FAILED"
+            print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)
     failed = [finding for finding in findings if not finding.ok]
     facts = circumstances(args.device, "ops.check") | {"seconds": str(round(time.perf_counter() - began))}
     print("\n" + "\n".join(f"{key}: {value}" for key, value in facts.items()))
@@ -89,8 +93,8 @@ class Task:
     places: int = 1
 
 
-def laws(args: argparse.Namespace) -> Iterator[Finding]:
-    """One finding for each implementation, op and dtype."""
+def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
+    """What is held to the law, by implementation with dtype, and op."""
     groups = {}
     for impl in ["triton"] * (args.device == "cuda" or args.interpret) + ["torch"]:
         # the interpreter multiplies bfloat16 wrongly
@@ -99,10 +103,13 @@ def laws(args: argparse.Namespace) -> Iterator[Finding]:
             for dtype in dtypes:
                 places = PLACES[dtype] if impl == "triton" and args.device == "cuda" else 1
                 groups[f"{impl} {dtype}", op] = [Task(str(case), impl, dtype, args.device, places) for case in cases]
-    with workers(args.jobs) as run:
-        answers = run(shares_of, [task for tasks in groups.values() for task in tasks])
-        for (check, op), tasks in groups.items():
-            yield law(check, op, {task: next(answers) for task in tasks})
+    return groups
+
+
+def laws(groups: dict[tuple[str, str], list[Task]], answers: Iterator[list]) -> Iterator[Finding]:
+    """One finding for each implementation, op and dtype, from the answers to their tasks in this order."""
+    for (check, op), some in groups.items():
+        yield law(check, op, {task: next(answers) for task in some})
 
 
 @contextmanager
@@ -112,8 +119,14 @@ def workers(jobs: int) -> Iterator[Callable]:
         yield map
         return
     # a process that has begun to use a GPU cannot be forked
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), share_cores, (jobs,)) as pool:
         yield pool.map
+
+
+def share_cores(jobs: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(torch.get_num_threads() // jobs, 1))
 
 
 def shares_of(task: Task) -> list[dict[str, float] | str]:
@@ -173,6 +186,7 @@ def machine(args: argparse.Namespace) -> Iterator[Finding]:
         for check in (
             checks.forward_memory,
             checks.packed_gradients,
+            checks.ranked,
             checks.far_apart,
             *[checks.large_map, checks.routed_memory] * on_gpu,
         ):

@@ -126,6 +126,17 @@ def packed_gradients(device: str) -> str:
     return f"{', '.join(calls)}: no copy"
 
 
+def ranked(device: str) -> str:
+    """Tokens in the order that torch sorts them into: ties as they stand, -0 among zeros, NaN last."""
+    for size in ((14, 14), (28, 28), (40, 50)):
+        values = torch.randn(2, *size, device=device).mul(4).round().div(2)
+        values[:, 1, :4] = torch.tensor([float("nan"), -0.0, 0.0, float("-inf")], device=device)
+        for given in (values, values.transpose(1, 2), values.half()):
+            if not torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference")):
+                raise Failed(f"another order of {size[0]} x {size[1]} tokens than torch's")
+    return "14 x 14, 28 x 28 and 40 x 50 tokens, in both orders"
+
+
 def far_apart(device: str) -> str:
     """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched."""
     near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)

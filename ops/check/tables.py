@@ -87,6 +87,10 @@ RELEASED = [
         window_case(f"gcvit_{w}_shared", H, W, (w, w), D=32, heads=1, B=1, outside=True, shared=True)
         for w, H, W in WINDOWS
     ),
+    # windows that divide the map: of one tile of keys and half of one, of two, of two and three and a few keys more
+    *(window_case(f"whole_{n}", 2 * n, n, (n, n), D=32, heads=1, B=1, partition="grid") for n in (9, 11, 12)),
+    window_case("whole_14", 14, 14, (14, 14), D=32),
+    window_case("whole_14_shared", 14, 28, (14, 14), D=17, heads=1, B=1, outside=True, shared=True),
     window_case("davit", 15, 15, (7, 7), D=32, heads=3, B=1, bias=False, outside=True),
     window_case("davit_12", 13, 12, (12, 12), D=32, heads=1, B=1, bias=False, outside=True),
     window_case("hilo", 9, 15, (2, 2), D=32, bias=False, outside=True),

@@ -12,7 +12,7 @@ import triton
 from triton import language as tl
 
 from ..launching import BACKWARD, LIMITED, tuned, unlimited
-from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
+from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens, wide
 
 LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
 
@@ -141,9 +141,9 @@ def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.const
 
 
 @triton.jit
-def number(image, tokens, rows, columns):
-    """Each token's pixel, numbered over all images."""
-    return image.to(tl.int64) * rows[0] * columns[0] + tokens[2].to(tl.int64) * columns[0] + tokens[3]
+def number(image, tokens, rows, columns, strides):
+    """Each token's pixel: how many those of the images before have, and its own number in its image."""
+    return image.to(tl.int64) * rows[0] * columns[0], wide(tokens[2], strides[5]) * columns[0] + tokens[3]
 
 
 @tuned(SIZES, LIMITED)
@@ -179,9 +179,9 @@ def forward_kernel(
         out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         best = new
     total = tl.where(total == 0.0, 1.0, total)
-    token = number(image, queries, rows, columns)
+    token = number(image, queries, rows, columns, strides_q)
     store_tokens(Out, token, head, heads, inside, out / total[:, None], D, BLOCK_D)
-    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
+    tl.store(at(Lse, token, head, heads), best + tl.log2(total), mask=inside)
 
 
 @tuned(SIZES, unlimited(LIMITED))
@@ -197,11 +197,11 @@ def backward_queries_kernel(
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
     lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
     queries, owned = own(line, top, left, rows, columns, TW, BLOCK)
-    inside, token, d = owned & queries[4], number(image, queries, rows, columns), tl.arange(0, BLOCK_D)
+    inside, token = owned & queries[4], number(image, queries, rows, columns, strides_q)
     q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
-    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+    out = load_stored(Out, token, head, heads, inside, D, BLOCK_D)
+    lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
     weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     table, seen = load_table(Bias, head, WH, WW), windows(queries, inside, lengths, WH, WW)
@@ -220,7 +220,7 @@ def backward_queries_kernel(
             rest += tl.sum(ds, 1)
     if K0 is not None:
         delta = balanced(delta, weight, rest)
-    tl.store(Delta + token * heads + head, delta, mask=inside)
+    tl.store(at(Delta, token, head, heads), delta, mask=inside)
     store_tokens(DQ, token, head, pitch, inside, dq * scale, D, BLOCK_D)
 
 
@@ -244,11 +244,11 @@ def backward_keys_kernel(
     first_column, width = queries_of(left, columns, lengths[1], WW)
     for start in range(0, height * width, BLOCK):
         queries = near(start, lanes, (first_row, first_column, width), line, rows, columns)
-        inside, token = queries[4], number(image, queries, rows, columns)
+        inside, token = queries[4], number(image, queries, rows, columns, strides_q)
         q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+        lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
+        delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
         seen = windows(queries, inside, lengths, WH, WW)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])
@@ -256,7 +256,7 @@ def backward_keys_kernel(
         dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
     dk *= scale
-    token = number(image, keys, rows, columns)
+    token = number(image, keys, rows, columns, strides_q)
     store_tokens(DK, token, head, pitch, owned & keys[4], dk, D, BLOCK_D)
     store_tokens(DV, token, head, pitch, owned & keys[4], dv, D, BLOCK_D)
     if K0 is not None:
@@ -288,13 +288,13 @@ def backward_bias_kernel(
         image, line, y, x = tile(flat, rows, columns)
         lengths = (length(line[0], rows), length(line[1], columns))
         queries, owned = own(line, y, x, rows, columns, TW, BLOCK)
-        inside, token = owned & queries[4], number(image, queries, rows, columns)
+        inside, token = owned & queries[4], number(image, queries, rows, columns, strides_q)
         keys = near(part * BLOCK, lanes, (y + top, x + left, width), line, rows, columns)
         k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
+        lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
+        delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
         seen = windows(queries, inside, lengths, WH, WW)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register, under_autocast
-from ..tiles import table_gradient
+from ..tiles import strides, table_gradient
 from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -136,7 +136,7 @@ def forward(q, k, v, bias, k0, v0, window, dilation, scale):
     out, lse = outputs(q, k, v, bias, k0, v0, window, dilation, scale)
     total, *axes = plan.queries
     tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
-    last = (*tables, out, lse, q.stride(), k.stride(), v.stride(), plan.heads, *axes, scale)
+    last = (*tables, out, lse, *strides(q, k, v), plan.heads, *axes, scale)
     launch(forward_kernel, total * plan.heads, q, k, v, *last, **plan.constants)
     return out, lse
 
@@ -146,22 +146,22 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
     if plan.one_window:
         return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay)
     tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
-    given, strides = (q, k, v, *tables, grad), [t.stride() for t in (q, k, v, grad)]
+    given, steps = (q, k, v, *tables, grad), strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     delta = lse.new_empty(lse.shape)
     total, *axes = plan.queries
-    last = (out, lse, dq, delta, *strides, pitch_q, plan.heads, *axes, scale)
+    last = (out, lse, dq, delta, *steps, pitch_q, plan.heads, *axes, scale)
     launch(backward_queries_kernel, total * plan.heads, *given, *last, **plan.constants)
     total, *axes = plan.keys
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
-    last = (lse, delta, dk, dv, outside, *strides, pitch, plan.heads, *axes, scale)
+    last = (lse, delta, dk, dv, outside, *steps, pitch, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
-    dbias = None if bias is None else bias_gradient(plan, bias, given, strides, lse, delta, scale)
+    dbias = None if bias is None else bias_gradient(plan, bias, given, steps, lse, delta, scale)
     return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
 
 
 def bias_gradient(
-    plan: Plan, bias: Tensor, given: tuple, strides: list, lse: Tensor, delta: Tensor, scale: float
+    plan: Plan, bias: Tensor, given: tuple, steps: list, lse: Tensor, delta: Tensor, scale: float
 ) -> Tensor:
     """Of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
     (top, height), (left, width) = plan.around
@@ -170,7 +170,7 @@ def bias_gradient(
     share = max(-(-total // max(PROGRAMS // (plan.heads * parts), 1)), 1)
     groups = -(-total // share)
     pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
-    last = (lse, delta, pairs, *strides, top, left, width, parts, total, share, plan.heads, *axes, scale)
+    last = (lse, delta, pairs, *steps, top, left, width, parts, total, share, plan.heads, *axes, scale)
     launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
     return table_gradient(pairs, bias, (plan.rows.tile, WIDTH), (top, left, height, width))
 

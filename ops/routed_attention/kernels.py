@@ -7,8 +7,8 @@ its keys needs: those are listed beforehand. No two programs write to one place.
 import triton
 from triton import language as tl
 
-from ..launching import NARROW, tuned, unlimited
-from ..tiles import LOG2E, load_tokens, offset, store_tokens
+from ..launching import FEW, PAIR, tuned, unlimited
+from ..tiles import LOG2E, at, load_stored, load_tokens, offset, store_tokens, wide
 
 # arguments that change with the map
 SIZES = ("regions", "parts", "topk", "heads", "H", "W", "columns", "height", "width")
@@ -33,12 +33,12 @@ def own(region, lane, sizes):
 
 
 @triton.jit
-def number(image, y, x, sizes):
-    """Each pixel's number over all images."""
-    return (image.to(tl.int64) * sizes[1] + y) * sizes[2] + x
+def number(image, y, x, sizes, strides):
+    """Each pixel: how many the images before have, and its number in its image."""
+    return image.to(tl.int64) * sizes[1] * sizes[2], wide(y, strides[5]) * sizes[2] + x
 
 
-@tuned(SIZES, NARROW)
+@tuned(SIZES, FEW)
 def forward_kernel(
     Q, K, V, Route, Out, Lse, strides_q, strides_k, strides_v,
     regions, parts, topk, heads, H, W, columns, height, width, scale,
@@ -66,12 +66,12 @@ def forward_kernel(
         total = total * shrink + tl.sum(p, 1)
         out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         best = new
-    token = number(image, y, x, sizes)
+    token = number(image, y, x, sizes, strides_q)
     store_tokens(Out, token, head, heads, inside, out / total[:, None], D, BLOCK_D)
-    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=inside)
+    tl.store(at(Lse, token, head, heads), best + tl.log2(total), mask=inside)
 
 
-@tuned(SIZES, unlimited(NARROW))
+@tuned(SIZES, unlimited(FEW))
 def backward_queries_kernel(
     Q, K, V, Route, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
     regions, parts, topk, heads, H, W, columns, height, width, scale,
@@ -83,13 +83,13 @@ def backward_queries_kernel(
     part, rest = rest % parts, rest // parts
     region, image = rest % regions, rest // regions
     y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
-    token, d = number(image, y, x, sizes), tl.arange(0, BLOCK_D)
+    token = number(image, y, x, sizes, strides_q)
     q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, y, x), strides_g, inside, D, BLOCK_D)
-    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
+    out = load_stored(Out, token, head, heads, inside, D, BLOCK_D)
+    lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(Delta + token * heads + head, delta, mask=inside)
+    tl.store(at(Delta, token, head, heads), delta, mask=inside)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     routes = (image.to(tl.int64) * regions + region) * topk
     for start in range(0, topk * height * width, BLOCK_N):
@@ -103,7 +103,7 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, heads, inside, dq * scale, D, BLOCK_D)
 
 
-@tuned(SIZES, unlimited(NARROW))
+@tuned(SIZES, PAIR)
 def backward_keys_kernel(
     Q, K, V, Readers, Starts, Grad, Lse, Delta, DK, DV, strides_q, strides_k, strides_v, strides_g,
     regions, parts, topk, heads, H, W, columns, height, width, scale,
@@ -126,16 +126,16 @@ def backward_keys_kernel(
     for start in range(0, (last - first) * height * width, BLOCK_N):
         lane = start + tl.arange(0, BLOCK_N)
         qy, qx, known = listed(Readers, image.to(tl.int64) * regions * topk + first, lane, last - first, sizes)
-        token = number(image, qy, qx, sizes)
+        token = number(image, qy, qx, sizes, strides_q)
         q = load_tokens(Q, offset(strides_q, image, head, qy, qx), strides_q, known, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, qy, qx), strides_g, known, D, BLOCK_D)
-        lse = tl.load(Lse + token * heads + head, mask=known, other=float("inf"))
-        delta = tl.load(Delta + token * heads + head, mask=known, other=0.0)
+        lse = tl.load(at(Lse, token, head, heads), mask=known, other=float("inf"))
+        delta = tl.load(at(Delta, token, head, heads), mask=known, other=0.0)
         logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)  # (keys, queries)
         p = tl.exp2(logits - lse[None, :])
         ds = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
         dv += tl.dot(p.to(grad.dtype), grad, input_precision=PRECISION)
         dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION)
-    token = number(image, y, x, sizes)
+    token = number(image, y, x, sizes, strides_q)
     store_tokens(DK, token, head, heads, inside, dk * scale, D, BLOCK_D)
     store_tokens(DV, token, head, heads, inside, dv, D, BLOCK_D)

@@ -8,7 +8,8 @@ what it contributes to the tokens around it, which these then gather. Nothing is
 import triton
 from triton import language as tl
 
-from ..launching import NARROW, SMALL, tuned
+from ..launching import PLAIN, SMALL, tuned
+from ..tiles import wide
 
 SIZES = ("H", "W", "h", "w", "count")  # arguments that change with the map
 
@@ -34,12 +35,20 @@ def around(cell, sizes):
 @triton.jit
 def load_rows(X, strides, image, y, x, known, channel, C):
     """(N, channels) of the pixels or tokens (y, x) of an image; zeros where not known."""
-    start = image.to(tl.int64) * strides[0] + y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
-    place = start[:, None] + (channel.to(tl.int64) * strides[3])[None, :]
-    return tl.load(X + place, mask=known[:, None] & (channel < C)[None, :], other=0.0)
+    place = wide(y, strides[4]) * strides[1] + wide(x, strides[4]) * strides[2]
+    place = place[:, None] + (wide(channel, strides[4]) * strides[3])[None, :]
+    mask = known[:, None] & (channel < C)[None, :]
+    return tl.load(X + image.to(tl.int64) * strides[0] + place, mask=mask, other=0.0)
 
 
-@tuned(SIZES, NARROW)
+@triton.jit
+def place_of(image, y, x, sizes, channel, C, strides):
+    """Where channels of pixels lie in a contiguous (B, H, W, C): where an image begins, and how far from there."""
+    H, W, _, _ = sizes
+    return image.to(tl.int64) * H * W * C, (wide(y * W + x, strides[4]) * C)[:, None] + channel[None, :]
+
+
+@tuned(SIZES, PLAIN)
 def relate_kernel(
     X, Tokens, Extra, Out, strides_x, strides_t, C, H, W, h, w, scale,
     CH: tl.constexpr, CW: tl.constexpr, SOFTMAX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -61,14 +70,13 @@ def relate_kernel(
     logits *= scale
     lane = tl.arange(0, 16)
     if Extra is not None:
-        place = image.to(tl.int64) * h * w + row * w + column
-        logits += tl.load(Extra + place, mask=known, other=0.0)[None, :]
+        logits += tl.load(Extra + image.to(tl.int64) * h * w + row * w + column, mask=known, other=0.0)[None, :]
     if SOFTMAX:
         logits = tl.where((lane < 9)[None, :], logits, float("-inf"))  # tokens beyond the grid have logit 0
         logits = tl.exp(logits - tl.max(logits, 1)[:, None])
         logits /= tl.sum(logits, 1)[:, None]
-    place = ((image.to(tl.int64) * H + y) * W + x)[:, None] * 9 + lane[None, :]
-    tl.store(Out + place, logits.to(Out.dtype.element_ty), mask=inside[:, None] & (lane < 9)[None, :])
+    start, place = place_of(image, y, x, sizes, lane, 9, strides_x)
+    tl.store(Out + start + place, logits.to(Out.dtype.element_ty), mask=inside[:, None] & (lane < 9)[None, :])
 
 
 @tuned(SIZES, SMALL)
@@ -94,12 +102,12 @@ def contribute_kernel(
         affinity = load_rows(Affinity, strides_a, image, y, x, inside, lane, 9).to(pixels.dtype)
         sums += tl.dot(tl.trans(affinity), pixels, input_precision=PRECISION)
         total += tl.sum(affinity.to(tl.float32), 0)
-    place = flat.to(tl.int64) * 9 + lane
-    tl.store(Parts + place[:, None] * C + channel[None, :], sums, mask=(lane < 9)[:, None] & (channel < C)[None, :])
+    start, mask = flat.to(tl.int64) * 9, (lane < 9)[:, None] & (channel < C)[None, :]
+    tl.store(Parts + start * C + ((lane * C)[:, None] + channel[None, :]), sums, mask=mask)
     if Totals is not None:
         on_map = tl.minimum(H - cell // w * CH, CH) * tl.minimum(W - cell % w * CW, CW)
         if block == 0:  # not in the mask: there Triton 3.9's interpreter takes no scalar
-            tl.store(Totals + place, total + (CH * CW - on_map) / 9.0, mask=lane < 9)
+            tl.store(Totals + start + lane, total + (CH * CW - on_map) / 9.0, mask=lane < 9)
 
 
 @tuned(SIZES, SMALL)
@@ -112,27 +120,28 @@ def collect_kernel(
     """
     blocks = tl.cdiv(C, BLOCK_C)
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    token, channel = tile * BLOCK_T + tl.arange(0, BLOCK_T), block * BLOCK_C + tl.arange(0, BLOCK_C)
+    number, channel = tl.arange(0, BLOCK_T), block * BLOCK_C + tl.arange(0, BLOCK_C)
+    first, token = (tile * BLOCK_T).to(tl.int64), tile * BLOCK_T + number
     row, column = token // w % h, token % w
     value, total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32), tl.zeros([BLOCK_T], tl.float32)
     for lane in range(9):
         down, right = row + lane // 3 - 1, column + lane % 3 - 1
         known = (token < count) & (down >= 0) & (down < h) & (right >= 0) & (right < w)
         # seen from that cell the token lies at the mirrored place
-        place = (token + (lane // 3 - 1) * w + lane % 3 - 1).to(tl.int64) * 9 + (8 - lane)
+        start, place = (first + (lane // 3 - 1) * w + lane % 3 - 1) * 9 + (8 - lane), number * 9
         mask = known[:, None] & (channel < C)[None, :]
-        value += tl.load(Parts + place[:, None] * C + channel[None, :], mask=mask, other=0.0)
+        value += tl.load(Parts + start * C + ((place * C)[:, None] + channel[None, :]), mask=mask, other=0.0)
         if Totals is not None:
-            total += tl.load(Totals + place, mask=known, other=0.0)
+            total += tl.load(Totals + start + place, mask=known, other=0.0)
     if Totals is not None:
         value /= (total + 1e-12)[:, None]
         if block == 0:
             tl.store(Total + token, total, mask=token < count)
-    place = token.to(tl.int64)[:, None] * C + channel[None, :]
-    tl.store(Out + place, value.to(Out.dtype.element_ty), mask=(token < count)[:, None] & (channel < C)[None, :])
+    place, mask = (number * C)[:, None] + channel[None, :], (token < count)[:, None] & (channel < C)[None, :]
+    tl.store(Out + first * C + place, value.to(Out.dtype.element_ty), mask=mask)
 
 
-@tuned(SIZES, NARROW)
+@tuned(SIZES, PLAIN)
 def spread_kernel(
     Affinity, Tokens, Out, strides_a, strides_t, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
@@ -150,5 +159,5 @@ def spread_kernel(
     tokens = load_rows(Tokens, strides_t, image, row, column, known, channel, C)
     affinity = load_rows(Affinity, strides_a, image, y, x, inside, tl.arange(0, 16), 9).to(tokens.dtype)
     out = tl.dot(affinity, tokens, input_precision=PRECISION)
-    place = ((image.to(tl.int64) * H + y) * W + x)[:, None] * C + channel[None, :]
-    tl.store(Out + place, out.to(Out.dtype.element_ty), mask=inside[:, None] & (channel < C)[None, :])
+    start, place = place_of(image, y, x, sizes, channel, C, strides_a)
+    tl.store(Out + start + place, out.to(Out.dtype.element_ty), mask=inside[:, None] & (channel < C)[None, :])

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ..launching import launch, power_of_two, precision
 from ..registration import register, under_autocast
+from ..tiles import strides
 from . import reference
 from .kernels import collect_kernel, contribute_kernel, relate_kernel, spread_kernel
 
@@ -35,7 +36,7 @@ def relate(x: Tensor, tokens: Tensor, cell: list[int], scale: float, extra: Tens
     B, H, W, C = x.shape
     h, w = tokens.shape[1:3]
     out, rows = x.new_empty((B, H, W, 9)), pixels(cell)
-    given = (x, tokens, extra, out, x.stride(), tokens.stride(), C, H, W, h, w, scale)
+    given = (x, tokens, extra, out, *strides(x, tokens), C, H, W, h, w, scale)
     tiles = dict(BLOCK_P=rows, BLOCK_C=CHANNELS, PRECISION=precision())
     launch(relate_kernel, B * h * w * parts(cell), *given, CH=cell[0], CW=cell[1], SOFTMAX=softmax, **tiles)
     return out
@@ -47,7 +48,7 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
     h, w = -(-H // cell[0]), -(-W // cell[1])
     sums = x.new_empty((B, h, w, 9, C), dtype=torch.float32)
     totals = x.new_empty((B, h, w, 9), dtype=torch.float32) if averaged else None
-    given = (x, affinity, sums, totals, x.stride(), affinity.stride(), C, H, W, h, w)
+    given = (x, affinity, sums, totals, *strides(x, affinity), C, H, W, h, w)
     tiles, blocks = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision()), -(-C // CHANNELS)
     launch(contribute_kernel, B * h * w * blocks, *given, CH=cell[0], CW=cell[1], **tiles)
     out, count = x.new_empty((B, h, w, C)), B * h * w
@@ -62,7 +63,7 @@ def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
     B, H, W, _ = affinity.shape
     h, w, C = tokens.shape[1:]
     out = tokens.new_empty((B, H, W, C))
-    given = (affinity, tokens, out, affinity.stride(), tokens.stride(), C, H, W, h, w)
+    given = (affinity, tokens, out, *strides(affinity, tokens, out)[:2], C, H, W, h, w)
     tiles = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision())
     programs = B * h * w * parts(cell) * -(-C // CHANNELS)
     launch(spread_kernel, programs, *given, CH=cell[0], CW=cell[1], **tiles)

@@ -47,13 +47,21 @@ def significance(
         return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window, scale_)
 
 
-def rank_tokens(significance: Tensor) -> Tensor:
+def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
     """(B, H, W) -> (B, 2, H * W) int64: pixel numbers (row-major) in ascending order of significance.
 
     Both rows are stable sorts; they differ in ties alone: row 0 keeps equal tokens in row-major, row 1 in column-major
-    order.
+    order. NaN comes last.
+
+    Raises ValueError for another number of axes, and what `ops.dispatch.choose` raises for `impl`.
     """
-    return reference.rank(significance)
+    if significance.dim() != 3:
+        raise ValueError(f"significance is {significance.shape}: expected (B, H, W)")
+    if torch.jit.is_scripting():
+        return reference.rank(significance)
+    else:
+        name = choose(impl, significance, op="rank_tokens", has=HAS, channels=None)
+        return _triton_rank(significance.detach()) if name == "triton" else reference.rank(significance)
 
 
 def reallocate_tokens(
@@ -92,7 +100,7 @@ def reallocate_tokens(
     if order is None:
         if significance is None or significance.shape != x.shape[:3]:
             raise ValueError(f"expected the significance {x.shape[:3]} or an order")
-        order = reference.rank(significance)
+        order = rank_tokens(significance, impl)
     elif list(order.shape) != [x.shape[0], 2, x.shape[1] * x.shape[2]]:
         raise ValueError(
             f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
@@ -115,6 +123,12 @@ def _triton_received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale
     from .triton_path import received  # triton is imported where it runs, and only there
 
     return received(q, k, window, scale)
+
+
+def _triton_rank(significance: Tensor) -> Tensor:
+    from .triton_path import rank  # as above
+
+    return rank(significance)
 
 
 def _triton_merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:

@@ -6,8 +6,8 @@ No two programs write to one place. The gradient of the tokens is gathered too: 
 import triton
 from triton import language as tl
 
-from ..launching import FORWARD, NARROW, SMALL, tuned, unlimited
-from ..tiles import LOG2E, load_tokens, offset
+from ..launching import FORWARD, PAIR, SMALL, tuned
+from ..tiles import LOG2E, load_tokens, offset, wide
 
 # arguments that change with the map
 SIZES = (
@@ -67,7 +67,7 @@ def receive_kernel(
     tl.store(Sums + (group * images + image).to(tl.int64) * keys + key, sums, mask=key < keys)
 
 
-@tuned(SIZES, unlimited(NARROW))
+@tuned(SIZES, PAIR)
 def receive_window_kernel(
     Q, K, Out, strides_q, strides_k, columns, windows, heads, H, W, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -96,10 +96,10 @@ def receive_window_kernel(
 def load_pixels(X, strides, image, pixel, width, known, channel, C):
     """(N, channels) of pixels of an image, by their numbers; zeros where not known."""
     pixel = pixel.to(tl.int32)  # the division of longer numbers is a call of a subroutine
-    y, x = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
-    start = image.to(tl.int64) * strides[0] + y * strides[1] + x * strides[2]
+    y, x = wide(pixel // width, strides[4]), wide(pixel % width, strides[4])
+    place = (y * strides[1] + x * strides[2])[:, None] + (wide(channel, strides[4]) * strides[3])[None, :]
     mask = known[:, None] & (channel < C)[None, :]
-    return tl.load(X + start[:, None] + (channel.to(tl.int64) * strides[3])[None, :], mask=mask, other=0.0)
+    return tl.load(X + image.to(tl.int64) * strides[0] + place, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -170,8 +170,9 @@ def merge_kernel(
         member, pixel, known = ahead, next_pixel, next_known
     sums = tl.sum(weighed.reshape(RUNS, MEMBERS, BLOCK_C), 1) + tl.load(Biases + group).to(tl.float32)
     number = tile * RUNS + tl.arange(0, RUNS)
-    out = ((image * 2 + order).to(tl.int64) * merged + place + number)[:, None] * C + channel[None, :]
-    tl.store(Out + out, sums.to(Out.dtype.element_ty), mask=(number < count)[:, None] & (channel < C)[None, :])
+    start = ((image * 2 + order).to(tl.int64) * merged + place + tile * RUNS) * C
+    out = (tl.arange(0, RUNS) * C)[:, None] + channel[None, :]
+    tl.store(Out + start + out, sums.to(Out.dtype.element_ty), mask=(number < count)[:, None] & (channel < C)[None, :])
 
 
 @tuned(SIZES, SMALL)
@@ -201,13 +202,13 @@ def backward_weight_kernel(
         _, number, pixel, known = members_of(
             ranked, strides_o[2], first, last, tile * RUNS, part * MEMBERS, run, count, RUNS, MEMBERS
         )
-        start_g = begin + (place + number).to(tl.int64) * strides_g[2]
+        start_g = wide(place + number, strides_g[4]) * strides_g[2]
         for start in range(0, C, BLOCK_C):
             channel = start + tl.arange(0, BLOCK_C)
             tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
             mask = known[:, None] & (channel < C)[None, :]  # each run has its first member, by which its bias counts
-            place_g = start_g[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :]
-            grad = tl.load(Grad + place_g, mask=mask, other=0.0).to(tl.float32)
+            place_g = start_g[:, None] + (wide(channel, strides_g[4]) * strides_g[3])[None, :]
+            grad = tl.load(Grad + begin + place_g, mask=mask, other=0.0).to(tl.float32)
             weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
             total += tl.sum(grad, 1)
     member = part * MEMBERS + tl.arange(0, MEMBERS)
@@ -237,7 +238,7 @@ def backward_tokens_kernel(
     out = tl.zeros([BLOCK, BLOCK_C], tl.float32)
     for order in tl.static_range(2):
         rank = tl.load(Rank + (image * 2 + order).to(tl.int64) * H * W + pixel, mask=inside, other=0).to(tl.int32)
-        place, weight = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.float32)
+        place, weight = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
         first, start, weights = 0, 0, 0
         for g in tl.static_range(GROUPS):
             run, last = runs[g], H * W * ends[g] // ends[GROUPS - 1]
@@ -246,8 +247,11 @@ def backward_tokens_kernel(
             found = tl.load(Weights + weights + (rank - first) % run, mask=here, other=0.0)
             weight = tl.where(here, found.to(tl.float32), weight)
             first, start, weights = last, start + tl.cdiv(last - first, run), weights + run
-        begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1] + place * strides_g[2]
-        grad = tl.load(Grad + begin[:, None] + (channel.to(tl.int64) * strides_g[3])[None, :], mask=mask, other=0.0)
+        begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1]
+        place_g = wide(place, strides_g[4]) * strides_g[2]
+        place_g = place_g[:, None] + (wide(channel, strides_g[4]) * strides_g[3])[None, :]
+        grad = tl.load(Grad + begin + place_g, mask=mask, other=0.0)
         out += weight[:, None] * grad.to(tl.float32)
-    place = (image.to(tl.int64) * H * W + pixel)[:, None] * C + channel[None, :]
-    tl.store(DX + place, out.to(DX.dtype.element_ty), mask=mask)
+    start = (image.to(tl.int64) * H * W + tile * BLOCK) * C
+    place = (tl.arange(0, BLOCK) * C)[:, None] + channel[None, :]
+    tl.store(DX + start + place, out.to(DX.dtype.element_ty), mask=mask)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..launching import launch, power_of_two, precision
 from ..registration import register
+from ..tiles import strides
 from . import reference
 from .kernels import (
     backward_tokens_kernel,
@@ -16,15 +17,23 @@ from .kernels import (
     receive_kernel,
     receive_window_kernel,
 )
+from .ranking import lay_kernel, number_kernel, sort_kernel
 
 TILE = 64  # tokens of a tile
 MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time, at most
+SORTED = 1024  # tokens, up to which one program sorts them: of 3,136 it took three times as long as torch
+LANES = 1024  # of a program that has one value a lane
 PROGRAMS = 1024  # about as many share the sums over all queries, or runs: a few for each multiprocessor
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
     """(B, h, w) in float32; the arguments are those of `ops.significance`."""
     return significance(q, k, [] if window is None else list(window), scale)
+
+
+def rank(significance: Tensor) -> Tensor:
+    """(B, 2, H * W); the argument is that of `ops.rank_tokens`."""
+    return ranked(significance)
 
 
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
@@ -46,13 +55,13 @@ def significance_forward(q, k, window, scale):
     keys, parts = k.shape[1] * k.shape[2], -(-H * W // TILE)
     lse = q.new_empty((B, heads, H * W), dtype=torch.float32)
     tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision())
-    sizes, strides = (heads, H, W), (q.stride(), k.stride())
-    launch(normalise_kernel, B * heads * parts, q, k, lse, *strides, keys, k.shape[2], parts, *sizes, scale, **tiles)
+    sizes, steps = (heads, H, W), strides(q, k)
+    launch(normalise_kernel, B * heads * parts, q, k, lse, *steps, keys, k.shape[2], parts, *sizes, scale, **tiles)
     tiles_of_keys = -(-keys // TILE)
     share = -(-parts // max(PROGRAMS // max(B * tiles_of_keys, 1), 1))
     groups = -(-parts // share)
     sums = q.new_empty((groups, B, keys), dtype=torch.float32)
-    last = (*strides, keys, k.shape[2], tiles_of_keys, B, share, *sizes, scale)
+    last = (*steps, keys, k.shape[2], tiles_of_keys, B, share, *sizes, scale)
     launch(receive_kernel, groups * B * tiles_of_keys, q, k, lse, sums, *last, **tiles)
     return ((sums.sum(0) / (heads * H * W)).view(k.shape[:3]),)
 
@@ -64,9 +73,30 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     columns, windows = -(-W // ww), -(-H // wh) * -(-W // ww)
     out = q.new_empty((B, H, W), dtype=torch.float32)
     tiles = dict(BLOCK=max(power_of_two(wh * ww), 16), BLOCK_D=max(power_of_two(D), 16))
-    given = (q, k, out, q.stride(), k.stride(), columns, windows, heads, H, W, scale)
+    given = (q, k, out, *strides(q, k), columns, windows, heads, H, W, scale)
     launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
     return out
+
+
+def ranked_outputs(significance: Tensor) -> tuple[Tensor]:
+    """Pixel numbers in both orders (B, 2, H * W)."""
+    B, H, W = significance.shape
+    return (significance.new_empty((B, 2, H * W), dtype=torch.int64),)
+
+
+def ranked_forward(significance):
+    B, H, W = significance.shape
+    if significance.numel() == 0:
+        return ranked_outputs(significance)
+    if H * W <= SORTED:
+        (out,) = ranked_outputs(significance)
+        launch(sort_kernel, B * 2, significance, out, *strides(significance), H, W, BLOCK=max(power_of_two(H * W), 16))
+        return (out,)
+    laid, blocks = significance.new_empty((B, 2, H * W)), -(-H * W // LANES)
+    launch(lay_kernel, B * 2 * blocks, significance, laid, *strides(significance), blocks, H, W, BLOCK=LANES)
+    order = reference.ascending(laid).contiguous()
+    launch(number_kernel, B * blocks, order, blocks, H, W, BLOCK=LANES)
+    return (order,)
 
 
 def runs_of(tokens: int, runs: list[int], shares: list[int]) -> list[int]:
@@ -91,7 +121,7 @@ def merged_forward(x, order, weights, biases, runs, shares):
     B, H, W, C = x.shape
     tile = tile_of(runs)
     tiles = sum(-(-count // tile["RUNS"]) for count in runs_of(H * W, runs, shares))
-    given = (x, order, weights, biases, out, x.stride(), order.stride(), tuple(runs), tuple(accumulate(shares)))
+    given = (x, order, weights, biases, out, *strides(x), order.stride(), tuple(runs), tuple(accumulate(shares)))
     if programs := B * 2 * tiles * -(-C // CHANNELS):
         launch(merge_kernel, programs, *given, B, out.shape[2], H, W, C, **tile)
     return (out,)
@@ -102,7 +132,7 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     rank = torch.empty_like(order, memory_format=torch.contiguous_format)
     rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
     dx, tiles, groups = x.new_empty(x.shape), -(-H * W // TILE), (tuple(runs), tuple(accumulate(shares)))
-    given = (rank, weights.contiguous(), grad, dx, grad.stride(), *groups)
+    given = (rank, weights.contiguous(), grad, dx, *strides(grad), *groups)
     blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
     launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(runs), **blocks)
     tile = tile_of(runs)
@@ -111,7 +141,8 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     # where images are few, several programs share the runs of each
     sections = max(min(PROGRAMS // max(B * 2 * parts, 1), most), 1)
     sums = x.new_empty((B * 2 * sections, sum(runs) + len(runs)), dtype=torch.float32)
-    given = (x, order, grad, sums, x.stride(), order.stride(), grad.stride(), *groups, parts, sections, H, W, C)
+    steps_x, steps_g = strides(x, grad)
+    given = (x, order, grad, sums, steps_x, order.stride(), steps_g, *groups, parts, sections, H, W, C)
     if B:
         launch(backward_weight_kernel, B * 2 * sections * parts, *given, **tile)
     dweights, dbiases = sums.sum(0).split([sum(runs), len(runs)])
@@ -140,6 +171,15 @@ significance = register(
     forward=significance_forward,
     backward=None,
     specification=lambda q, k, window, scale: reference.received(q, k, tuple(window) if window else None, scale),
+    results=1,
+)
+ranked = register(
+    "ranked_tokens",
+    "Tensor significance",
+    outputs=ranked_outputs,
+    forward=ranked_forward,
+    backward=None,
+    specification=reference.rank,
     results=1,
 )
 merged = register(

@@ -7,8 +7,8 @@ are cut into several tiles. No two programs write to one place, so results do no
 import triton
 from triton import language as tl
 
-from ..launching import AHEAD, BACKWARD, FORWARD, tuned, unlimited
-from ..tiles import LOG2E, balanced, load_channels, load_tokens, look_up, offset, store_tokens
+from ..launching import AHEAD, tuned, unlimited
+from ..tiles import LOG2E, at, balanced, load_channels, load_tokens, look_up, offset, store_tokens, wide
 
 # arguments that change with the map; the last is 1 where windows are grids, else 0
 SIZES = ("pitch_q", "pitch", "packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
@@ -30,10 +30,14 @@ def position(lane, WW: tl.constexpr, TOKENS: tl.constexpr, PADDED: tl.constexpr,
 
 
 @triton.jit
-def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr):
+def locate(
+    lane, pack, sizes,
+    WH: tl.constexpr, WW: tl.constexpr, EDGE: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
     """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map.
 
-    Where windows are not packed the window is one number for all lanes.
+    Where windows are not packed the window is one number for all lanes. Without an EDGE, over which windows reach, all
+    tokens are on the map.
     """
     _, H, W, GH, GW, grid = sizes
     window, token, a, c = position(lane, WW, WH * WW, PADDED, PACK)
@@ -41,29 +45,41 @@ def locate(lane, pack, sizes, WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.con
     # tokens are 1 apart and windows WH and WW, or the other way round: tokens GH and GW, windows 1
     step_y, step_x = 1 + grid * (GH - 1), 1 + grid * (GW - 1)
     top, left = window // GW * (WH + grid * (1 - WH)), window % GW * (WW + grid * (1 - WW))
-    inside = (a < tl.cdiv(H - top, step_y)) & (c < tl.cdiv(W - left, step_x))
     if PACK == 1:
         real = token < WH * WW
     else:
         real = (token < WH * WW) & (window < GH * GW)
-    return window, a, c, top + a * step_y, left + c * step_x, real, real & inside
+    if EDGE:
+        inside = real & (a < tl.cdiv(H - top, step_y)) & (c < tl.cdiv(W - left, step_x))
+    else:
+        inside = real
+    return window, a, c, top + a * step_y, left + c * step_x, real, inside
 
 
 @triton.jit
 def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, LARGE: tl.constexpr):
-    """The rows of a head's table that the tiles need whose first lanes are `query` and `key`, in base 2, and how many
-    entries the table has before them.
+    """The rows of a head's table that the tiles need whose first lanes are `query` and `key`, and how many entries the
+    table has before them.
     """
     # where a window is several tiles, each has tokens of a few of its rows
-    tall: tl.constexpr = min(BLOCK // WW + 2, WH) if LARGE else WH
+    tall: tl.constexpr = BLOCK // WW + 2 if LARGE and BLOCK // WW + 2 < WH else WH
     N: tl.constexpr = (2 * tall - 1) * (2 * WW - 1)
     before = 0
     if LARGE:
         before = tl.maximum(key // WW - query // WW - tall + WH, 0) * (2 * WW - 1)
     i = tl.arange(0, triton.next_power_of_2(N))
     inside = (i < N) & (before + i < (2 * WH - 1) * (2 * WW - 1))
-    table = tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + before + i, mask=inside, other=0.0)
-    return table.to(tl.float32) * LOG2E, before
+    return tl.load(Bias + head * ((2 * WH - 1) * (2 * WW - 1)) + before + i, mask=inside, other=0.0), before
+
+
+@triton.jit
+def entries(before, queries, keys, WH: tl.constexpr, WW: tl.constexpr):
+    """Where pairs are in a table without its first `before` entries; tokens are what `position` says of them."""
+    # lanes behind the last token stand where that does: every pair has an entry
+    last: tl.constexpr = (WH - 1) * (2 * WW - 1) + WW - 1
+    from_query = tl.minimum(queries[2] * (2 * WW - 1) + queries[3], last)
+    to_key = tl.minimum(keys[2] * (2 * WW - 1) + keys[3], last) + (last - before)
+    return to_key[None, :] - from_query[:, None]
 
 
 @triton.jit
@@ -71,46 +87,44 @@ def shift(
     Bias, head, query, key,
     WH: tl.constexpr, WW: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is added to the logits of a tile of queries from lane `query` on and one of keys from `key` on, in base 2.
+    """What is added to the logits of a tile of queries from lane `query` on and one of keys from `key` on.
 
-    Entries of the table, and -inf between the tokens of two windows: the same for all packs.
+    Entries of the table, and -inf for lanes that are no keys and between the tokens of two windows: the same for all
+    packs.
     """
     queries = position(query + tl.arange(0, BLOCK), WW, WH * WW, PADDED, PACK)
     keys = position(key + tl.arange(0, BLOCK), WW, WH * WW, PADDED, PACK)
     if Bias is not None:
         table, before = load_table(Bias, head, query, key, WH, WW, BLOCK, PADDED * PACK > BLOCK)
-        # lanes behind the last token stand where that does: every pair has an entry
-        last: tl.constexpr = (WH - 1) * (2 * WW - 1) + WW - 1
-        from_query = tl.minimum(queries[2] * (2 * WW - 1) + queries[3], last)
-        to_key = tl.minimum(keys[2] * (2 * WW - 1) + keys[3], last) + (last - before)
-        added = look_up(table, to_key[None, :] - from_query[:, None])
+        added = look_up(table.to(tl.float32), entries(before, queries, keys, WH, WW))
     else:
         added = tl.zeros([BLOCK, BLOCK], tl.float32)
+    if PADDED > WH * WW:
+        added = tl.where((keys[1] < WH * WW)[None, :], added, float("-inf"))
     if PACK > 1:
         added = tl.where(queries[0][:, None] == keys[0][None, :], added, float("-inf"))
     return added
 
 
 @triton.jit
-def relate(q, k, scale, added, attended, PRECISION: tl.constexpr):
-    """Logits in base 2, (queries, keys)."""
-    logits = tl.fma(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale * LOG2E, added)
-    return tl.where(attended[None, :], logits, float("-inf"))
+def relate(q, k, scale, added, inside, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Logits, (queries, keys); if MASKED, keys that are not inside are not attended."""
+    logits = tl.fma(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, added)
+    if MASKED:
+        logits = tl.where(inside[None, :], logits, float("-inf"))
+    return logits
 
 
 @triton.jit
 def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys and values of a tile, and which of its lanes are attended; K0 and V0 stand where the map ends."""
-    y, x, real, inside = keys[3], keys[4], keys[5], keys[6]
+    """The keys and values of a tile; K0 and V0 stand where the map ends."""
+    y, x, inside = keys[3], keys[4], keys[6]
     k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
-    if K0 is None:
-        attended = inside
-    else:
-        attended = real
+    if K0 is not None:
         k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
         v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
-    return k, v, attended
+    return k, v
 
 
 @triton.jit
@@ -125,43 +139,48 @@ def load_queries(Q, strides, image, head, queries, SHARED: tl.constexpr, D: tl.c
 
 @triton.jit
 def finite(best):
-    """The largest logits; 0 for lanes without any key, which are never stored."""
-    return tl.where(best == float("-inf"), 0.0, best)
+    """The largest logits in base 2; 0 for lanes without any key, which are never stored."""
+    return tl.where(best == float("-inf"), 0.0, best * LOG2E)
 
 
 @triton.jit
-def number(image, queries, sizes):
-    """Each lane's pixel, numbered over all images."""
-    return (image.to(tl.int64) * sizes[1] + queries[3]) * sizes[2] + queries[4]
+def number(image, queries, sizes, strides):
+    """Each lane's pixel: how many those of the images before have, and its own number in its image."""
+    return image.to(tl.int64) * sizes[1] * sizes[2], wide(queries[3], strides[5]) * sizes[2] + queries[4]
+
+
+@triton.jit
+def finish(Out, Lse, base, total, out, image, head, queries, sizes, strides, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Stores the results of queries, and the logarithms in base 2 of their softmax's sums."""
+    total = tl.where(total == 0.0, 1.0, total)
+    token = number(image, queries, sizes, strides)
+    store_tokens(Out, token, head, sizes[0], queries[6], out / total[:, None], D, BLOCK_D)
+    tl.store(at(Lse, token, head, sizes[0]), base + tl.log2(total), mask=queries[6])
 
 
 @triton.jit
 def attend(
     Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, flat, head, packs, sizes,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One pack of one head, a whole tile: `flat` is its number over all images."""
     pack, image = flat % packs, flat // packs
-    tokens = locate(tl.arange(0, BLOCK), pack, sizes, WH, WW, PADDED, PACK)
+    tokens = locate(tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
-    k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
-    logits = relate(q, k, scale, added, attended, PRECISION)
-    best = finite(tl.max(logits, 1))
-    p = tl.exp2(logits - best[:, None])
-    total = tl.sum(p, 1)
-    total = tl.where(total == 0.0, 1.0, total)
-    out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) / total[:, None]
-    token = number(image, tokens, sizes)
-    store_tokens(Out, token, head, sizes[0], tokens[6], out, D, BLOCK_D)
-    tl.store(Lse + token * sizes[0] + head, best + tl.log2(total), mask=tokens[6])
+    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+    logits = relate(q, k, scale, added, tokens[6], EDGE and K0 is None, PRECISION)
+    base = finite(tl.max(logits, 1))
+    p = tl.exp2(logits * LOG2E - base[:, None])
+    out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    finish(Out, Lse, base, tl.sum(p, 1), out, image, head, tokens, sizes, strides_q, D, BLOCK_D)
 
 
 @tuned(SIZES, AHEAD)
 def forward_kernel(
     Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Where a window is one tile: `share` packs of one head, for which the table is looked up once.
@@ -174,108 +193,32 @@ def forward_kernel(
     if Bias is None:
         attend(
             Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, group, head, packs, sizes,
-            D, WH, WW, SHARED, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
+            D, WH, WW, SHARED, EDGE, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
         )  # fmt: skip
     else:
         for flat in range(group * share, tl.minimum(group * share + share, total)):
             attend(
                 Q, K, V, K0, V0, Out, Lse, strides_q, strides_k, strides_v, scale, added, flat, head, packs, sizes,
-                D, WH, WW, SHARED, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
+                D, WH, WW, SHARED, EDGE, PADDED, PACK, BLOCK, BLOCK_D, PRECISION,
             )  # fmt: skip
 
 
-@tuned(SIZES, FORWARD)
-def forward_tiles_kernel(
-    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
-    packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Where a window is several tiles: a tile of queries of one head; softmax is taken online over those of keys."""
-    sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED // BLOCK
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    query, rest = rest % parts * BLOCK, rest // parts
-    pack, image = rest % packs, rest // packs
-    lanes = tl.arange(0, BLOCK)
-    queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
-    q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for key in range(0, PADDED, BLOCK):
-        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
-        logits = relate(q, k, scale, added, attended, PRECISION)
-        new = tl.maximum(best, tl.max(logits, 1))
-        base = finite(new)
-        p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
-        total = total * shrink + tl.sum(p, 1)
-        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        best = new
-    total = tl.where(total == 0.0, 1.0, total)
-    token = number(image, queries, sizes)
-    store_tokens(Out, token, head, heads, queries[6], out / total[:, None], D, BLOCK_D)
-    tl.store(Lse + token * heads + head, best + tl.log2(total), mask=queries[6])
-
-
-@tuned(SIZES, unlimited(FORWARD))
-def backward_queries_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
-    pitch_q, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Where a window is several tiles: gradients of a tile of queries, and what the softmax subtracts from theirs."""
-    sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED // BLOCK
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    query, rest = rest % parts * BLOCK, rest // parts
-    pack, image = rest % packs, rest // packs
-    lanes = tl.arange(0, BLOCK)
-    queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
-    token, inside = number(image, queries, sizes), queries[6]
-    q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-    grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
-    lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-    d = tl.arange(0, BLOCK_D)
-    out = tl.load(Out + (token * heads + head)[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for key in range(0, PADDED, BLOCK):
-        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
-        p = tl.exp2(relate(q, k, scale, added, attended, PRECISION) - lse[:, None])
-        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-        dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-        if K0 is not None:
-            weight += tl.sum(p, 1)
-            rest += tl.sum(ds, 1)
-    if K0 is not None:
-        delta = balanced(delta, weight, rest)
-    tl.store(Delta + token * heads + head, delta, mask=inside)
-    place = query_place(image, queries, sizes, SHARED, WH, WW)
-    store_tokens(DQ, place, head, pitch_q, inside, dq * scale, D, BLOCK_D)
-
-
 @triton.jit
-def query_place(image, queries, sizes, SHARED: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr):
+def query_place(image, queries, sizes, strides, SHARED: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr):
     """Where the gradient of a query goes: to its pixel, or (shared) to its token in the buffer that has all windows."""
     if SHARED:
         _, _, _, GH, GW, _ = sizes
-        return ((image.to(tl.int64) * GH * GW + queries[0]) * WH + queries[1]) * WW + queries[2]
+        start = image.to(tl.int64) * GH * GW * WH * WW
+        return start, ((queries[0] * WH + queries[1]) * WW + queries[2]).to(tl.int64)
     else:
-        return number(image, queries, sizes)
+        return number(image, queries, sizes, strides)
 
 
 @tuned(SIZES, unlimited(AHEAD))
 def backward_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, DQ, DK, DV, DPairs, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch_q, pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Where a window is one tile: all gradients of `share` packs, those of bias, of K0 and V0 summed over these.
@@ -290,15 +233,15 @@ def backward_kernel(
     added = shift(Bias, head, 0, 0, WH, WW, PADDED, PACK, BLOCK)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        tokens = locate(lanes, pack, sizes, WH, WW, PADDED, PACK)
-        token, inside = number(image, tokens, sizes), tokens[6]
+        tokens = locate(lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
+        token, inside = number(image, tokens, sizes, strides_q), tokens[6]
         beyond = (tokens[5] & (inside == 0))[:, None]
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
         q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, tokens[3], tokens[4]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-        logits = relate(q, k, scale, added, attended, PRECISION)
-        p = tl.exp2(logits - lse[:, None])
+        lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
+        logits = relate(q, k, scale, added, tokens[6], EDGE and K0 is None, PRECISION)
+        p = tl.exp2(logits * LOG2E - lse[:, None])
         dv = tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         store_tokens(DV, token, head, pitch, inside, dv, D, BLOCK_D)
         if K0 is not None:
@@ -315,7 +258,7 @@ def backward_kernel(
         if K0 is not None:
             dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
         dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION) * scale
-        place = query_place(image, tokens, sizes, SHARED, WH, WW)
+        place = query_place(image, tokens, sizes, strides_q, SHARED, WH, WW)
         store_tokens(DQ, place, head, pitch_q, inside, dq, D, BLOCK_D)
     if K0 is not None:
         store_outside(DOutside, group, head, heads, dk0, dv0, D, BLOCK_D)
@@ -331,80 +274,3 @@ def store_outside(DOutside, place, head, heads, dk0, dv0, D: tl.constexpr, BLOCK
     start = (place * heads + head).to(tl.int64) * (2 * D) + d
     tl.store(DOutside + start, dk0, mask=d < D)
     tl.store(DOutside + start + D, dv0, mask=d < D)
-
-
-@tuned(SIZES, BACKWARD)
-def backward_keys_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
-    pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Where a window is several tiles: gradients of a tile of keys in each of `share` windows, and of K0 and V0."""
-    sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED // BLOCK
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, group = rest % parts, rest // parts
-    lanes = tl.arange(0, BLOCK)
-    dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
-    for flat in range(group * share, tl.minimum(group * share + share, total)):
-        pack, image = flat % packs, flat // packs
-        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
-        for query in range(0, PADDED, BLOCK):
-            queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
-            token, inside = number(image, queries, sizes), queries[6]
-            q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-            start = offset(strides_g, image, head, queries[3], queries[4])
-            grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
-            lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-            delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-            added = shift(Bias, head, query, part * BLOCK, WH, WW, PADDED, PACK, BLOCK)
-            p = tl.exp2(relate(q, k, scale, added, attended, PRECISION) - lse[:, None])
-            ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-            dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
-            dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
-        dk *= scale
-        token = number(image, keys, sizes)
-        store_tokens(DK, token, head, pitch, keys[6], dk, D, BLOCK_D)
-        store_tokens(DV, token, head, pitch, keys[6], dv, D, BLOCK_D)
-        if K0 is not None:
-            beyond = (keys[5] & (keys[6] == 0))[:, None]
-            dk0 += tl.sum(tl.where(beyond, dk, 0.0), 0)
-            dv0 += tl.sum(tl.where(beyond, dv, 0.0), 0)
-    if K0 is not None:
-        store_outside(DOutside, group * parts + part, head, heads, dk0, dv0, D, BLOCK_D)
-
-
-@tuned(SIZES, unlimited(AHEAD))
-def backward_bias_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
-    total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Where a window is several tiles: the gradients of the logits of two tiles, summed over `share` windows."""
-    sizes = heads, H, W, GH, GW, grid
-    parts: tl.constexpr = PADDED // BLOCK
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    key, rest = rest % parts * BLOCK, rest // parts
-    query, group = rest % parts * BLOCK, rest // parts
-    lanes = tl.arange(0, BLOCK)
-    added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
-    pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for flat in range(group * share, tl.minimum(group * share + share, total)):
-        pack, image = flat % packs, flat // packs
-        keys = locate(key + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        queries = locate(query + lanes, pack, sizes, WH, WW, PADDED, PACK)
-        token, inside = number(image, queries, sizes), queries[6]
-        k, v, attended = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-        grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(Lse + token * heads + head, mask=inside, other=float("inf"))
-        delta = tl.load(Delta + token * heads + head, mask=inside, other=0.0)
-        logits = relate(q, k, scale, added, attended, PRECISION)
-        dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        pairs += tl.exp2(logits - lse[:, None]) * (dp - delta[:, None])
-    start = (group * heads + head).to(tl.int64) * (PADDED * PADDED)
-    tl.store(DPairs + start + (query + lanes)[:, None] * PADDED + (key + lanes)[None, :], pairs)

@@ -5,24 +5,26 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from ..dispatch import NARROW
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register, under_autocast
-from ..tiles import table_gradient
+from ..tiles import strides, table_gradient
 from . import reference
-from .kernels import (
+from .kernels import backward_kernel, forward_kernel
+from .large import (
     backward_bias_kernel,
-    backward_kernel,
     backward_keys_kernel,
     backward_queries_kernel,
-    forward_kernel,
+    forward_kept_kernel,
     forward_tiles_kernel,
 )
 
 TILE = 64  # lanes of queries, and of keys, that meet in one product
 # About so many programs divide all windows where each sums over its own, or looks up a table once for them. Of what was
 # timed on an H200 (132 multiprocessors) these were the fastest: more have less to share, fewer fill it unevenly.
-PROGRAMS = {"forward": 1024, "backward": 528, "tiles": 1024}
+PROGRAMS = {"forward": 1024, "backward": 528, "tiles": 1024, "kept": 528}
+KEPT = 3  # whole tiles of keys, up to which a table is looked up once for several windows
 
 
 def attend(
@@ -59,19 +61,27 @@ class Plan:
         self.heads, self.windows = heads, GH * GW
         self.shared = q[1:3] != k[1:3]
         # where windows divide the map nothing lies outside
-        self.outside = extended and (H % wh > 0 or W % ww > 0)
+        edge = H % wh > 0 or W % ww > 0
+        self.outside = extended and edge
         self.sizes = (self.packs, heads, H, W, GH, GW, int(grid))
         self.constants = dict(
             D=D,
             WH=wh,
             WW=ww,
             SHARED=self.shared,
+            EDGE=edge,
             PADDED=padded,
             PACK=self.pack,
             BLOCK=TILE,
             BLOCK_D=max(power_of_two(D), 16),
             PRECISION=precision,
         )
+        # the keys of the last tile, if they are fewer: lanes that a matrix product can take
+        rest = max(power_of_two(tokens % TILE or TILE), 16)
+        self.kept = {name: value for name, value in self.constants.items() if name != "PACK"}
+        self.kept["TAIL"] = rest if rest < TILE else 0
+        # whether what a table says of one tile of queries fits into registers: masks of keys beyond an edge need many
+        self.keeps = self.parts > 1 and self.parts - (rest < TILE) <= KEPT and D <= NARROW and not edge
 
     def groups(self, programs: int, most: int) -> tuple[int, int]:
         """Into how many groups all packs are divided where each has `programs` programs and all have `most`, and the
@@ -107,8 +117,13 @@ def forward(q, k, v, bias, k0, v0, window, grid, scale):
     out, lse = outputs(q, k, v, bias, k0, v0, window, grid, scale)
     plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision())
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), out, lse)
-    given += (q.stride(), k.stride(), v.stride())
+    given += tuple(strides(q, k, v))
     last = (*plan.sizes, scale)
+    if plan.keeps and bias is not None and bias.element_size() == k.element_size() == 2:
+        groups, share = plan.groups(plan.heads * plan.parts, PROGRAMS["kept"])
+        given += (plan.total, share)
+        launch(forward_kept_kernel, groups * plan.parts * plan.heads, *given, *last, **plan.kept)
+        return out, lse
     if plan.parts > 1:
         launch(forward_tiles_kernel, plan.total * plan.parts * plan.heads, *given, *last, **plan.constants)
         return out, lse
@@ -121,7 +136,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
     window = tuple(window)
     plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision())
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), grad)
-    strides = (q.stride(), k.stride(), v.stride(), grad.stride())
+    steps = strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     if plan.shared:
         # one query serves all windows: what each of them gives it is kept apart, then summed
@@ -136,20 +151,20 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
     if plan.parts == 1:
         if bias is not None:
             pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-        made = (lse, dq, dk, dv, pairs, outside, *strides, pitch_q)
+        made = (lse, dq, dk, dv, pairs, outside, *steps, pitch_q)
         launch(backward_kernel, groups * plan.heads, *given, *made, *cut, **plan.constants)
     else:
         delta = lse.new_empty(lse.shape)
         programs = plan.total * plan.parts * plan.heads
-        last = (out, lse, dq, delta, *strides, pitch_q, *plan.sizes, scale)
+        last = (out, lse, dq, delta, *steps, pitch_q, *plan.sizes, scale)
         launch(backward_queries_kernel, programs, *given, *last, **plan.constants)
         programs = groups * plan.parts * plan.heads
-        made = (lse, delta, dk, dv, outside, *strides)
+        made = (lse, delta, dk, dv, outside, *steps)
         launch(backward_keys_kernel, programs, *given, *made, *cut, **plan.constants)
     if bias is not None and plan.parts > 1:
         groups, share = plan.groups(plan.heads * plan.parts**2, PROGRAMS["tiles"])
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-        last = (lse, delta, pairs, *strides, plan.total, share, *plan.sizes, scale)
+        last = (lse, delta, pairs, *steps, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
     dbias = None
     if pairs is not None:

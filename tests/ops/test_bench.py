@@ -202,11 +202,11 @@ def test_what_is_timed_is_compiled_before_in_every_configuration(monkeypatch):
     monkeypatch.setattr(prepare, "attempt", lambda peer, contest, mode, *_: seen.append((mode, peer)))
     first, second = bench.plan(args)[:2]
     prepare.warm(first, args)
-    assert [place for mode, place in seen if mode == "forward"][:3] == [0, 1, 2]
-    assert len(seen) == 2 * 4 and launching._fixed is None  # and the one peer that is compiled
+    assert [place for mode, place in seen if mode == "forward"][:4] == [0, 1, 2, 3]
+    assert len(seen) == 2 * 5 and launching._fixed is None  # and the one peer that is compiled
     seen.clear()
     prepare.warm(second, args)
-    assert len(seen) == 2 * 3
+    assert len(seen) == 2 * 4
 
 
 def test_a_run_that_is_cut_off_has_timed_what_it_compiled(monkeypatch):

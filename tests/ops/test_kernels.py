@@ -110,6 +110,18 @@ def test_captured_in_a_graph(case):
     machine.captured(case, DEVICE)
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 9), (1, 5, 1), (1, 14, 14), (1, 32, 32), (2, 33, 40), (0, 4, 4), (2, 0, 3)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks(shape, dtype):
+    """As torch sorts: equal tokens as they stand, -0 and 0 among them, infinities in their places, NaN last."""
+    values = random(*shape).mul(4).round().div(2).to(DEVICE, dtype)
+    values.flatten(1)[:, :: max(shape[1] * shape[2] // 6, 1)] = float("inf")
+    for place, odd in enumerate((float("nan"), -0.0, 0.0, float("-inf"), -float("nan"))):
+        values.flatten(1)[:, place : place + 1] = odd
+    for given in (values, values.transpose(1, 2)):
+        assert torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference"))
+
+
 def test_offsets_past_32_bits():
     machine.far_apart(DEVICE)
 

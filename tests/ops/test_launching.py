@@ -22,6 +22,7 @@ class Kernel:
         self.choices, self.fn, self.launched, self.chosen = choices, fn, [], {}
         self.best_config = choice(2, 3)
         self.configs_timings = {
+            choice(4, 3): [2.0, 2.0, 2.0],
             choice(4, 2): [2.0, 2.0, 2.0],
             choice(8, 2): [2.0, 2.0, 2.0],
             choice(2, 3): [1.0, 1.0, 1.0],
@@ -37,7 +38,16 @@ def kernel(monkeypatch):
     return Kernel(forward_kernel.choices, Kernel())
 
 
-@pytest.mark.parametrize(("dtype", "warps"), [(torch.bfloat16, 4), (torch.float32, 8)])
+def test_of_one_configuration_nothing_is_measured(kernel):
+    x = torch.zeros(2)
+    for _ in range(2):
+        launch(kernel, 3, x, D=32)
+    (only,) = kernel.choices.float32
+    assert kernel.fn.launched == [((3,), (x,), {"D": 32} | only.all_kwargs())] * 2 and not kernel.launched
+    assert list(kernel.chosen.values()) == [only.all_kwargs()]
+
+
+@pytest.mark.parametrize(("dtype", "warps"), [(torch.bfloat16, 4), (torch.float16, 4)])
 def test_deterministic_algorithms_leave_nothing_to_the_tuner(kernel, dtype, warps):
     x = torch.zeros(2, dtype=dtype)
     launch(kernel, 3, x, D=32)
@@ -52,7 +62,7 @@ def test_deterministic_algorithms_leave_nothing_to_the_tuner(kernel, dtype, warp
     assert len(kernel.launched) == 1
 
 
-@pytest.mark.parametrize(("place", "warps"), [(0, 4), (2, 8), (9, 8)])
+@pytest.mark.parametrize(("place", "warps"), [(0, 4), (3, 8), (9, 8)])
 def test_a_configuration_can_be_fixed(kernel, place, warps):
     x = torch.zeros(2, dtype=torch.bfloat16)
     with configuration(0), configuration(place):
@@ -64,7 +74,7 @@ def test_a_configuration_can_be_fixed(kernel, place, warps):
 
 
 def test_the_tuner_is_asked_once_for_constants_and_dtypes(kernel):
-    x, y = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
+    x, y = torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16)
     for values, constants in [((x, None, 5), {"D": 32}), ((x, y, 5), {"D": 32}), ((x, y, 5), {"D": 16})]:
         before = len(kernel.launched), len(kernel.fn.launched)
         launch(kernel, 3, *values, **constants)
@@ -74,6 +84,12 @@ def test_the_tuner_is_asked_once_for_constants_and_dtypes(kernel):
         assert kernel.fn.launched[-1] == ((7,), values, constants | choice(2, 3).all_kwargs())
         assert (len(kernel.launched), len(kernel.fn.launched)) == (before[0] + 1, before[1] + 1)
         kernel.best_config = choice(2, 3)
+
+
+@pytest.mark.parametrize(("constants", "stages"), [({"D": 32}, 3), ({"D": 33}, 2), ({"D": 128}, 2), ({}, 2)])
+def test_heads_of_many_channels_have_no_third_stage(constants, stages):
+    of = forward_kernel.choices.of([torch.bfloat16], constants)
+    assert max(config.num_stages for config in of) == stages and of[0].num_stages == stages
 
 
 def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monkeypatch):
@@ -91,7 +107,7 @@ def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monk
 
 @pytest.mark.parametrize(("times", "warps"), [([1.04, 1.0, 1.0], 4), ([1.06, 1.0, 1.0], 2)])
 def test_the_first_configuration_runs_unless_another_is_clearly_faster(kernel, times, warps):
-    kernel.configs_timings[choice(4, 2)] = times
+    kernel.configs_timings[choice(4, 3)] = times
     x = torch.zeros(2, dtype=torch.bfloat16)
     launch(kernel, 3, x, D=32)
     launch(kernel, 3, x, D=32)
