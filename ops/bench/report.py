@@ -88,7 +88,10 @@ def rates(row: Row, machine: Machine) -> list[str]:
 
 
 def chart(path: Path, rows: Sequence[Row], device: str) -> None:
-    """How many times faster than its best peer each call is: a dot a call, a line an op, a colour a mode."""
+    """How many times faster than its best peer each call is: a dot a call, a line an op, a colour a mode.
+
+    Beside calls in half precision those in float32 are circles.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -96,10 +99,16 @@ def chart(path: Path, rows: Sequence[Row], device: str) -> None:
     ops = list(dict.fromkeys(row.op for row in timed))
     figure = Figure(figsize=(9, 1.2 + 0.6 * len(ops)), layout="constrained")
     axes = figure.subplots()
-    for shift, mode in ((-0.14, "forward"), (0.14, "forward+backward")):
-        dots = [(row.ms[row.best] / row.ms["ours"], ops.index(row.op) + shift) for row in timed if row.mode == mode]
-        if dots:
-            axes.scatter(*zip(*dots, strict=True), label=mode, alpha=0.6, s=24)
+    dtypes = list(dict.fromkeys(row.dtype for row in timed))
+    for shift, mode, colour in ((-0.14, "forward", "C0"), (0.14, "forward+backward", "C1")):
+        for dtype in dtypes:
+            some = [row for row in timed if (row.mode, row.dtype) == (mode, dtype)]
+            dots = [(row.ms[row.best] / row.ms["ours"], ops.index(row.op) + shift) for row in some]
+            if dots:
+                hollow = len(dtypes) > 1 and dtype == "float32"
+                label = f"{mode}, {dtype}" if len(dtypes) > 1 else mode
+                face = "none" if hollow else colour
+                axes.scatter(*zip(*dots, strict=True), label=label, alpha=0.6, s=24, facecolors=face, edgecolors=colour)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(ops)), ops)
@@ -107,7 +116,7 @@ def chart(path: Path, rows: Sequence[Row], device: str) -> None:
     axes.grid(alpha=0.3, which="both", axis="x")
     axes.set_xlabel(f"times faster than the best peer in the same run, {device}")
     if timed:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, where no dot is
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False)  # above, where no dot is
     FigureCanvasAgg(figure).print_png(path)
 
 
