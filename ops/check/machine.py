@@ -138,7 +138,10 @@ def ranked(device: str) -> str:
 
 
 def far_apart(device: str) -> str:
-    """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched."""
+    """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched.
+
+    Results and gradients are those of the same tokens near to each other, bit by bit: kernels count otherwise there.
+    """
     near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)
     merge = [torch.ones(1, 2, device=device).half()], [torch.zeros(1, device=device).half()], [1]
     calls = {
@@ -153,10 +156,17 @@ def far_apart(device: str) -> str:
     for what, strides in (("tokens", (2**32, 2**30, 16, 16, 1)), ("channels", (2**32, 8, 1, 1, 2**28))):
         far = spread_out(near, strides)
         for name, call in calls.items():
-            if not torch.equal(call(far), call(near)):
+            if not all(map(torch.equal, with_gradient(call, far), with_gradient(call, near))):
                 raise Failed(f"{name}: wrong where {what} are {max(strides[1:])} elements apart")
         del far
     return f"{', '.join(calls)}: tokens, and channels, more than 2**31 elements apart"
+
+
+def with_gradient(call: Callable[[Tensor], Tensor], t: Tensor) -> list[Tensor]:
+    """What a call gives, and its gradient where it has one."""
+    t = t.detach().requires_grad_()
+    out = call(t)
+    return [out.detach(), *(torch.autograd.grad(out.square().sum(), t) if out.requires_grad else ())]
 
 
 def spread_out(t: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -36,7 +36,7 @@ def relate(x: Tensor, tokens: Tensor, cell: list[int], scale: float, extra: Tens
     B, H, W, C = x.shape
     h, w = tokens.shape[1:3]
     out, rows = x.new_empty((B, H, W, 9)), pixels(cell)
-    given = (x, tokens, extra, out, *strides(x, tokens), C, H, W, h, w, scale)
+    given = (x, tokens, extra, out, *strides(x, tokens, out)[:2], C, H, W, h, w, scale)
     tiles = dict(BLOCK_P=rows, BLOCK_C=CHANNELS, PRECISION=precision())
     launch(relate_kernel, B * h * w * parts(cell), *given, CH=cell[0], CW=cell[1], SOFTMAX=softmax, **tiles)
     return out

@@ -1,11 +1,14 @@
 """When kernels count in 64 bits: where offsets within one image need them, and nowhere else."""
 
+import os
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 import ops
+from ops.ahead import compile, distinct
 from ops.recording import recording
 from ops.tiles import far_spread, strides
 
@@ -62,3 +65,13 @@ def test_launches_say_whether_images_are_far_spread(call, side, flag):
     ]  # others are shorter
     assert told
     assert {steps[-1] for steps in told} == {flag}
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_kernels_build_for_far_spread_images(call):
+    q = torch.empty(1, 8176, 8176, 1, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with recording() as launches:
+        call(q).sum().backward()
+    for launch in distinct(launches):
+        assert compile(launch, "sm_90").fits
