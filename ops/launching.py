@@ -55,6 +55,8 @@ AHEAD = Choices(half=(choice(4, 3), choice(4, 2), choice(4, 2, 128), choice(8, 1
 KEPT = Choices(half=(choice(4, 2),), float32=(choice(8, 2),))
 # For backward passes that have too many products alive for a second stage; a third program is worth some spilling.
 BACKWARD = Choices(half=(choice(4, 1, 168), choice(4, 1), choice(8, 1)), float32=(choice(8, 1),))
+# For those that gain nothing from a third program.
+EASY = Choices(half=(choice(4, 1), choice(4, 1, 168), choice(8, 1)), float32=(choice(8, 1),))
 # Where there may be few tokens in a tile: then two warps are faster.
 FEW = Choices(half=(choice(4, 1), choice(2, 2), choice(4, 2), choice(4, 3)), float32=(choice(8, 1, 128),))
 # Where they are faster for many tokens too.

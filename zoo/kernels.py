@@ -120,18 +120,20 @@ def main(argv: list[str] | None = None) -> None:
 
 SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
 
-- window_attention.backward_kernel, the whole pass for windows of one tile, up to 112 bytes in half precision and 200
+- window_attention.backward_kernel, the whole pass for windows of one tile, up to 120 bytes in half precision and 128
   in float32: the gradients of its logits are summed over windows in registers, beside the products of the pass. In
   memory that takes atomics.
-- window_attention.backward_keys_kernel in half precision, up to 328 bytes, and neighborhood attention's keys and bias,
-  up to 40: they are held to 168 registers, with which three programs share a multiprocessor. On an H200 the first took
-  132 us in place of 156 without that limit, and neighborhood attention's keys 335 in place of 413.
+- window_attention.backward_keys_kernel in half precision, up to 232 bytes: it is held to 168 registers, with which
+  three programs share a multiprocessor. For windows of 14 it took 112 us on an H200, and more than 133 without that
+  limit.
+- routed_attention.backward_keys_kernel in half precision, 40 bytes in one binary: two warps share a tile of 64 by 64.
+  It took 143 us on an H200, and 267 with four warps.
 - token_reallocation.backward_weight_kernel, up to 16 bytes: two warps, and what is stored once, outside its loops.
-- In float32, up to 24 bytes: products are computed from registers, of which the compiler gives a thread 128 or little
+- In float32, up to 32 bytes: products are computed from registers, of which the compiler gives a thread 128 or little
   more, so that two programs share a multiprocessor; a few addresses and masks lie in memory for it.
-- On sm_80 and sm_100 limits that were chosen on sm_90 cost up to 120 bytes, on sm_100 also in the forward pass of
-  neighborhood attention, and the first kernel up to 368, 472 in float32; no such GPU has run them yet.
-- On gfx942 float32 spills up to 688 bytes; nothing was arranged for its compiler yet.
+- On sm_80 and sm_100 limits and tiles that were chosen on sm_90 cost up to 304 bytes, up to 48 also in forward passes
+  of window, routed and neighborhood attention; no such GPU has run them yet.
+- On gfx942 spills are up to 660 bytes; nothing was arranged for its compiler yet.
 """
 
 

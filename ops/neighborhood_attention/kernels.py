@@ -11,7 +11,7 @@ An axis is (pixels of the map, dilation, pixels of the map where `outside` has e
 import triton
 from triton import language as tl
 
-from ..launching import BACKWARD, LIMITED, tuned, unlimited
+from ..launching import EASY, LIMITED, tuned, unlimited
 from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens, wide
 
 LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
@@ -224,7 +224,7 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, pitch, inside, dq * scale, D, BLOCK_D)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, EASY)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
@@ -266,7 +266,7 @@ def backward_keys_kernel(
         tl.store(DOutside + place + D, tl.sum(tl.where(beyond, dv, 0.0), 0), mask=d < D)
 
 
-@tuned(SIZES, BACKWARD)
+@tuned(SIZES, EASY)
 def backward_bias_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
     top, left, width, parts, total, share,
