@@ -47,8 +47,10 @@ def test_no_forward_spills(dtype):
     forward = [launch for launch in launched_in(dtype) if "backward" not in name(launch)]
     costs = kernels.compile_all(kernels.binaries(forward, ["sm_90"], every=True))
     assert all(cost.fits for cost in costs), table(costs)
-    # the compiler of Triton 3.5 leaves 8 and 40 bytes of two kernels that need every register
-    assert max(cost.spilled for cost in costs) <= (40 if TorchVersion(triton.__version__) < "3.6" else 0), table(costs)
+    # compilers leave some bytes of two kernels that need every register: Triton 3.5's 8 and 40, Triton 3.9's 8 and 16
+    version = TorchVersion(triton.__version__)
+    left = 40 if version < "3.6" else 16 if version >= "3.9" else 0
+    assert max(cost.spilled for cost in costs) <= left, table(costs)
 
 
 @pytest.mark.parametrize("target", TARGETS)
