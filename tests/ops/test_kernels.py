@@ -15,7 +15,7 @@ import ops
 from ops.check import machine
 from ops.check.cases import packed, random, reallocate_case
 from ops.check.law import broken, share, shares
-from ops.check.tables import CASES, EXTREME, RELEASED, with_kernels
+from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -87,6 +87,16 @@ def test_runs_are_summed_in_any_number_of_sections(size, programs, monkeypatch):
     monkeypatch.setattr(importlib.import_module("ops.token_reallocation.triton_path"), "PROGRAMS", programs)
     case = reallocate_case("sections", *size, [17, 4, 3, 1], [1, 3, 1, 2])
     found = shares(case, "triton", torch.float32, DEVICE)
+    assert not broken(found), broken(found)
+
+
+@pytest.mark.parametrize("name", ["maxvit_7_grid", "gcvit_7", "whole_12", "whole_14", "whole_14_shared"])
+@pytest.mark.parametrize("most", [1, 12])
+def test_a_program_takes_several_windows(name, most, monkeypatch):
+    """All windows of a head, or some and a rest: for these a table is looked up once, and gradients are summed."""
+    path = importlib.import_module("ops.window_attention.triton_path")
+    monkeypatch.setattr(path, "PROGRAMS", dict.fromkeys(path.PROGRAMS, most))
+    found = shares(BY_NAME[f"window_attention-{name}"], "triton", torch.float16, DEVICE)
     assert not broken(found), broken(found)
 
 
