@@ -126,9 +126,9 @@ def _triton_received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale
 
 
 def _triton_rank(significance: Tensor) -> Tensor:
-    from .triton_path import rank  # as above
+    from .triton_path import ranked  # as above
 
-    return rank(significance)
+    return ranked(significance)
 
 
 def _triton_merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:

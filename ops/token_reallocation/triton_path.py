@@ -31,11 +31,6 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float)
     return significance(q, k, [] if window is None else list(window), scale)
 
 
-def rank(significance: Tensor) -> Tensor:
-    """(B, 2, H * W); the argument is that of `ops.rank_tokens`."""
-    return ranked(significance)
-
-
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
     """(B, 2, M, C), for both orders; the arguments are those of `ops.reallocate_tokens`."""
     runs = [weight.numel() for weight in weights]

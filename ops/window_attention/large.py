@@ -101,13 +101,13 @@ def halves(bits, dtype: tl.constexpr):
 def forward_kept_kernel(
     Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
     PADDED: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head in `share` windows of up to four tiles of keys, with a table in half precision.
 
-    What the table says of the tile is looked up once and kept in registers, two numbers in each. The last keys, if
-    fewer than a tile, are TAIL lanes more.
+    The windows divide the map. What the table says of the tile is looked up once and kept in registers, two numbers in
+    each. The last keys, if fewer than a tile, are TAIL lanes more.
     """
     sizes = heads, H, W, GH, GW, grid
     dtype: tl.constexpr = Bias.dtype.element_ty
@@ -122,7 +122,7 @@ def forward_kept_kernel(
         kept_last = keep(Bias, head, query, whole * BLOCK, WH, WW, BLOCK, TAIL)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        queries = locate(query + tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, 1)
+        queries = locate(query + tl.arange(0, BLOCK), pack, sizes, WH, WW, False, PADDED, 1)
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
         best, sums = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
         out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
@@ -133,12 +133,12 @@ def forward_kept_kernel(
             added = halves((two ^ zero) << tile % 2 * 16, dtype)
             best, sums, out = meet(
                 best, sums, out, q, K, V, K0, V0, strides_k, strides_v, image, head, pack, tile * BLOCK, added, scale,
-                sizes, D, WH, WW, EDGE, PADDED, BLOCK, BLOCK_D, PRECISION,
+                sizes, D, WH, WW, False, PADDED, BLOCK, BLOCK_D, PRECISION,
             )  # fmt: skip
         if TAIL > 0:
             best, sums, out = meet(
                 best, sums, out, q, K, V, K0, V0, strides_k, strides_v, image, head, pack, whole * BLOCK,
-                halves(kept_last, dtype), scale, sizes, D, WH, WW, EDGE, PADDED, TAIL, BLOCK_D, PRECISION,
+                halves(kept_last, dtype), scale, sizes, D, WH, WW, False, PADDED, TAIL, BLOCK_D, PRECISION,
             )  # fmt: skip
         finish(Out, Lse, finite(best), sums, out, image, head, queries, sizes, strides_q, D, BLOCK_D)
 

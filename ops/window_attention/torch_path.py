@@ -107,7 +107,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
     """Whether PyTorch's fused attention is at hand and faster than products.
 
     Its gradients of a row's logits do not sum to zero as closely: one key `repeated` in a row adds what should cancel.
-    On GPUs, in float32, its results are twice as wrong as those of products, and gradients more than that.
+    On GPUs, in float32, it can be more than twice as wrong as the reference, which the law of ops.check forbids.
     On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
     """
     if k.dtype == torch.float32 and (k.is_cuda or (repeated and torch.is_grad_enabled())):

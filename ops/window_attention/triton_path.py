@@ -24,7 +24,7 @@ TILE = 64  # lanes of queries, and of keys, that meet in one product
 # About so many programs divide all windows where each sums over its own, or looks up a table once for them. Of what was
 # timed on an H200 (132 multiprocessors) these were the fastest: more have less to share, fewer fill it unevenly.
 PROGRAMS = {"forward": 1024, "backward": 528, "tiles": 1024, "kept": 528}
-KEPT = 3  # whole tiles of keys, up to which a table is looked up once for several windows
+KEPT = 3  # whole tiles of keys, up to which a table is looked up once for several windows: of four it does not fit
 
 
 def attend(
@@ -78,7 +78,7 @@ class Plan:
         )
         # the keys of the last tile, if they are fewer: lanes that a matrix product can take
         rest = max(power_of_two(tokens % TILE or TILE), 16)
-        self.kept = {name: value for name, value in self.constants.items() if name != "PACK"}
+        self.kept = {name: value for name, value in self.constants.items() if name not in ("EDGE", "PACK")}
         self.kept["TAIL"] = rest if rest < TILE else 0
         # whether what a table says of one tile of queries fits into registers: masks of keys beyond an edge need many
         self.keeps = self.parts > 1 and self.parts - (rest < TILE) <= KEPT and D <= NARROW and not edge

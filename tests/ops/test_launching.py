@@ -43,7 +43,13 @@ def test_of_one_configuration_nothing_is_measured(kernel):
     for _ in range(2):
         launch(kernel, 3, x, D=32)
     (only,) = kernel.choices.float32
-    assert kernel.fn.launched == [((3,), (x,), {"D": 32} | only.all_kwargs())] * 2 and not kernel.launched
+    torch.use_deterministic_algorithms(True)
+    try:
+        launch(kernel, 3, x, D=32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert kernel.fn.launched == [((3,), (x,), {"D": 32} | only.all_kwargs())] * 3 and not kernel.launched
+    assert only.num_warps == 8
     assert list(kernel.chosen.values()) == [only.all_kwargs()]
 
 
