@@ -1,6 +1,7 @@
 """Several runs side by side: python -m recipes.compare runs/*
 
-Prints a table, the best run first, with the keys in which their configurations differ, and draws their curves together.
+Prints a table, the best run first, with the keys in which their configurations differ, and draws their curves together;
+of runs of several tasks a table and a picture for each score.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from rich.table import Column, Table
 from yaml import YAMLError
 
 from recipes.config import SWEEP_ENDS
-from recipes.config.checks import flat
+from recipes.config.checks import flat, is_in
 from recipes.log import CONSOLE, history, say
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
-from recipes.settings import FREE, RunError, is_in, load_config, runs_in
+from recipes.settings import FREE, RunError, load_config, runs_in
 from recipes.task import create as create_task
 
 LOWER = ("loss",)  # what is better where it is less
@@ -116,16 +117,24 @@ def table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
 
 
 def show(folders: Sequence[Path], picture: Path, score: str | None = None) -> bool:
-    """Print the table and draw the curves of those runs that can be read; whether there was one."""
+    """Print the table and draw the curves of those runs that can be read; whether there was one.
+
+    Runs of several tasks have a table and a picture for each of their scores, which cannot be compared.
+    """
     rows = readable(folders, score)
-    if not rows:
-        return False
+    scores = dict.fromkeys(row.score for row in rows)
+    for one in scores:
+        path = picture if len(scores) == 1 else picture.with_stem(f"{picture.stem}-{one}")
+        _show([row for row in rows if row.score == one], path)
+    return bool(rows)
+
+
+def _show(rows: Sequence[Row], picture: Path) -> None:
     keys = different(rows)
     _print(rows, keys)
     curves = {_label(name, row, keys[:2]): row.history for name, row in zip(names(rows), rows, strict=True)}
     draw_together(picture, curves, rows[0].score)
     say(f"curves: {picture}")
-    return True
 
 
 def _print(rows: Sequence[Row], keys: Sequence[str]) -> None:

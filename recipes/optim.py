@@ -136,8 +136,9 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate unless
     `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
     group. What learns `beside` the model has the whole rate and weight decay.
-    Raises ConfigError for an optimiser timm does not know or that needs second derivatives, for an option that the
-    optimiser does not take, and for names in `optim.decay` and `optim.no_decay` that no parameter has.
+    Raises ConfigError for an optimiser timm does not know or that needs second derivatives, or a package or GPU that is
+    not here, for an option that the optimiser does not take, and for names in `optim.decay` and `optim.no_decay` that
+    no parameter has.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
@@ -152,7 +153,13 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         )
     if info.has_betas and len(options.get("betas", [0] * info.num_betas)) != info.num_betas:
         raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} has {info.num_betas} of them")
-    if get_optimizer_class(name, bind_defaults=False) in FUSED and _plain(model, beside):
+    try:
+        made = get_optimizer_class(name, bind_defaults=False)
+    except AssertionError as error:  # no GPU, or no such package
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} cannot be had on this machine: {error}. Give another, such as adamw"
+        ) from error
+    if made in FUSED and _plain(model, beside):
         options = {"fused": True} | options
     try:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)

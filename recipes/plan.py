@@ -66,8 +66,8 @@ class Plan:
         return lines if self.parts > 1 else []
 
     def evaluates(self, step: int) -> bool:
-        """Whether the weights after `step` steps are evaluated."""
-        return step % self.evaluate_every == 0 or step == self.steps
+        """Whether the weights after `step` steps are evaluated; those of a model that has learned nothing are not."""
+        return step > 0 and (step % self.evaluate_every == 0 or step == self.steps)
 
 
 def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan:

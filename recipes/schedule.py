@@ -50,6 +50,7 @@ class Written:
     """A run's optimisation: its plan and schedule, and what each parameter and each branch of a block gets.
 
     drop_path  probability that a branch is dropped, by the name of its module, in the order of the model
+    images     of the training set, as it was said to have
     """
 
     cfg: DictConfig
@@ -57,6 +58,7 @@ class Written:
     schedule: optim.Schedule
     parameters: list[Parameter]
     drop_path: dict[str, float]
+    images: int
 
     @cached_property
     def scales(self) -> list[float]:
@@ -88,8 +90,9 @@ class Written:
         }
 
     def text(self) -> str:
-        """A page to read: the steps, the rates at some of them, the groups of parameters, the ramp of drop path."""
-        return "\n".join([*self._steps(), "", *self._rates(), "", *self._groups(), "", *self._ramp()])
+        """A page to read: data, steps, the rates at some of them, the groups of parameters, the ramp of drop path."""
+        data = f"data={self.cfg.data.name} with {self.images} training images; data= and --images say another"
+        return "\n".join([data, "", *self._steps(), "", *self._rates(), "", *self._groups(), "", *self._ramp()])
 
     def _steps(self) -> list[str]:
         made = self.plan
@@ -133,7 +136,8 @@ def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
     source = Counted(f"the training set of {cfg.data.name}", images)
     model = build(cfg, source)
     plans = plan.make(cfg, source)
-    return Written(cfg, plans, optim.schedule(cfg, plans), parameters(model, optim.create(cfg, model)), ramp(model))
+    groups = parameters(model, optim.create(cfg, model))
+    return Written(cfg, plans, optim.schedule(cfg, plans), groups, ramp(model), images)
 
 
 def build(cfg: DictConfig, source: Counted) -> nn.Module:

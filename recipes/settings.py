@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from recipes import config
-from recipes.config.checks import base, flat, task_defaults
+from recipes.config.checks import base, flat, is_in, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
 from recipes.data.build import preprocessing
 from recipes.log import say
@@ -115,11 +115,6 @@ def _key(override: str) -> str:
 
 def _merge(first: list[str], then: list[str]) -> list[str]:
     return list({_key(text): text for text in [*first, *then]}.values())
-
-
-def is_in(key: str, groups: tuple[str, ...]) -> bool:
-    """Whether a key is one of these or lies in one of them."""
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
 def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:

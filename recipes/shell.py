@@ -5,6 +5,7 @@ eval "$(python train.py -sc install=bash)"      # or fish; zsh reads bash's
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -63,7 +64,7 @@ def fill_model_group(variants: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def render() -> str:
-    """models.json: the zoo's table of variants."""
+    """recipes/conf/models.json: the zoo's table of variants."""
     import zoo
 
     rows = (f"{json.dumps(name)}: {json.dumps(arguments)}" for name, arguments in zoo.variants().items())
@@ -71,4 +72,5 @@ def render() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m recipes.shell", description=render.__doc__).parse_args()
     TABLE.write_text(render())

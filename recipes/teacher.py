@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -18,6 +19,7 @@ from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.settings import load_config
+from zoo import releases
 
 
 class Teacher(nn.Module):
@@ -85,7 +87,7 @@ class Teacher(nn.Module):
             if report.head_remade and cfg.kind != "feature":
                 raise ConfigError(f"{report.message}: this teacher cannot tell the {data.num_classes} classes apart")
             say(report.message)
-        prep = resolve_data_config({}, model=model)
+        prep = resolve_data_config({}, pretrained_cfg=_released(cfg) or model.pretrained_cfg)
         fixed = tuple(prep["input_size"][-2:]) if _is_fixed(model) else None
         return cls(model, cfg.name, data, prep["mean"], prep["std"], _pair(cfg.img_size) or fixed)
 
@@ -117,6 +119,12 @@ class Teacher(nn.Module):
                 f"the teacher {self.name} knows {what}, the student learns {count}: fine-tune the teacher on this data "
                 "(recipe=finetune), or teacher.kind=feature, which asks for no classes"
             )
+
+
+def _released(cfg: DictConfig) -> dict[str, Any] | None:
+    """How the release that a file is called after wants its images; None where it is called after none."""
+    found = None if cfg.checkpoint is None else releases.find(cfg.name, filename=cfg.checkpoint)
+    return timm.get_pretrained_cfg(found.name).to_dict() if found is not None and found.loadable else None
 
 
 def _pair(size: int | list[int] | None) -> tuple[int, int] | None:

@@ -22,7 +22,9 @@ PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ConfigError where the package of what `logger=` names is not there; before a run has a folder."""
+    """Raise ConfigError where what `logger=` names cannot be had; before a run has a folder."""
+    if cfg.logger.wandb and "project" not in cfg.logger:
+        raise ConfigError("logger.wandb=true does not say where the run appears: type logger=wandb, which does")
     for name in _chosen(cfg):
         try:
             importlib.import_module(PACKAGES[name])

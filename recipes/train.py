@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from recipes import config, distributed, hardware, log, optim, plan, rng, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
-from recipes.data import DataError
+from recipes.data import DataError, Source
+from recipes.data.encoded import Encoded
 from recipes.evaluate import evaluate
 from recipes.log import LogError
 from recipes.run import Run, open_run
@@ -135,7 +136,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
         now.skipped += 1
         return
     what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
-    images = f"the training images were {plan.images_of(run.cfg, plans, data.train, now.step)}"
+    images = f"the training images were {named(data.train, plan.images_of(run.cfg, plans, data.train, now.step))}"
     if now.skipped >= run.cfg.train.skip_nonfinite:
         skipped = f", as at the {now.skipped} before, which were skipped" if now.skipped else ""
         raise NotFinite(
@@ -145,6 +146,11 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     now.rewind()
     now.skipped += 1
     log.say(f"{what}: this step is skipped, the weights stay as they are; {images}", "yellow")
+
+
+def named(source: Source, images: list[int]) -> str:
+    """What images are called: those that lie in files by these, others by their numbers."""
+    return ", ".join(map(source.where, images)) if isinstance(source.records, Encoded) else str(images)
 
 
 def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:

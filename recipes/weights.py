@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 import zoo
 from recipes.config import ConfigError
+from recipes.data.build import preprocessing
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, load_config
 from zoo.inspect import files
@@ -41,6 +46,29 @@ def check_model(given: str, name: str) -> None:
     own = load_config(Path(given)).model.name
     if _variant(own) != _variant(name):
         raise ConfigError(f"the run {given} trained {own}, and this is {name}: give model={own}, or another checkpoint")
+
+
+@contextmanager
+def at_a_size(cfg: DictConfig) -> Iterator[None]:
+    """Say at which size a run learned whose weights do not fit a model built for another one, as timm's ViTs."""
+    try:
+        yield
+    except zoo.CheckpointError as error:
+        given = cfg.model.checkpoint
+        there, here = (_size(load_config(Path(given)) if given and is_run(given) else cfg), _size(cfg))
+        if there == here:
+            raise
+        raise zoo.CheckpointError(
+            f"{error}\n{given} was trained at {there} pixels, and this model is built for {here}: give "
+            f"data.img_size={there}, or model.img_size={there} and, of timm's ViTs, +model.dynamic_img_size=true"
+        ) from error
+
+
+def _size(cfg: DictConfig) -> str:
+    """That a model is built for, as it is typed."""
+    size = cfg.model.img_size or preprocessing(cfg, train=True).size
+    sides = [size, size] if isinstance(size, int) else list(size)
+    return str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
 
 
 def _variant(name: str) -> str:

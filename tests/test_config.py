@@ -353,12 +353,15 @@ WRONG = [
     (["seed=5"], "seed 5 is wrong"),
     (["recipe=paper", "model=davit_h"], "no published recipe"),
     (["name=my run (1)"], "'name=\"my run (1)\"'"),
+    (["--config-dir=../own", "recipe=broken"], "recipe/broken.yaml"),
     (["-m", "seed=0,1", "model=maxvit_tt"], "did you mean maxvit_t"),
 ]
 
 
 @pytest.mark.parametrize("arguments, said", WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
 def test_command_errors(tmp_path, arguments, said):
+    (tmp_path / "own" / "recipe").mkdir(parents=True)
+    (tmp_path / "own" / "recipe" / "broken.yaml").write_text("train: [\n")
     code, _, err, files = command(tmp_path, *arguments)
     assert code == 2 and files == []
     assert said in err and len(err.splitlines()) == 1

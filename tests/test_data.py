@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import recipes.data.__main__ as speed
 from children import FORKS
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, worker_count
-from recipes.data.digits import Digits
+from recipes.data.digits import Digits, load
 from recipes.data.seeding import preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
 from source_cases import all_of, config, make, same
@@ -50,6 +50,14 @@ def test_digits_split(digits):
 def test_digits_split_is_its_own_seed(digits):
     assert (make().train.records.rows == digits.train.records.rows).all()
     assert (make(split_seed=1).train.records.rows[:100] != digits.train.records.rows[:100]).any()
+
+
+@pytest.mark.parametrize("share, held", [(0.0001, 1), (0.005, 9), (0.9999, 1797), (0.9945, 1788), (None, 0)])
+def test_a_split_has_scans_of_each_class_on_both_sides(share, held):
+    with pytest.raises(DataError, match=rf"={share}: {held} of the 1797 .* a share from 0\.0056 to 0\.9944"):
+        load((8, 8), share, 0)
+    for fits in (0.0056, 0.9944):
+        assert all(len(set(part.labels)) == 10 for part in load((8, 8), fits, 0))
 
 
 def test_digits_are_real_scans(digits):

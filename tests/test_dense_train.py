@@ -196,6 +196,18 @@ def test_classes_of_which_nothing_is_there_are_named(tmp_path, capsys):
     assert f"{said}: whether the model finds them is not measured. 255 in a mask is no class" in capsys.readouterr().out
 
 
+def test_training_masks_without_a_label_are_named():
+    """Whose loss is 0, as that of a model which makes no mistake."""
+    cfg = config.compose(["task=segment", *TINY])
+    task, data = create(cfg), SimpleNamespace(class_names=["a", "b"], num_classes=2, left_out=())
+    metrics = task.metrics(data)
+    metrics.confusion.update(torch.arange(2), torch.arange(2))
+    assert task.remarks(data, metrics) == []  # of an evaluation alone
+    for labels, said in ((255, "no pixel of the training images so far has a label, all are 255"), (1, None)):
+        task.loss(lambda images, targets: {"loss": images.sum()}, torch.zeros(1), torch.full((1, 2, 2), labels), draw=0)
+        assert [remark[: len(said or "")] for remark in task.remarks(data, metrics)] == ([said] if said else [])
+
+
 def test_categories_of_which_nothing_is_there_are_named():
     cfg = config.compose(["task=detect", *TINY])
     task, data = create(cfg), SimpleNamespace(class_names=[*"abcdefg"], num_classes=7)

@@ -65,6 +65,13 @@ def test_dilations_by_hand():
         create_model("dinat_m", dilations="clasification")
 
 
+@pytest.mark.parametrize("given", [{"depths": [1, 2]}, {"depths": [1] * 5}, {"dims": [32] * 3}, {"dims": [32] * 5}])
+@pytest.mark.parametrize("name", ["nat_m", "dinats_t"])
+def test_stages_have_all_their_numbers(name, given):
+    with pytest.raises(ValueError, match="expected a number a stage in both"):
+        create_model(name, device="meta", **given)
+
+
 @pytest.mark.parametrize("size", [(10, 30), (5, 6), (1, 33)])
 def test_small_maps_are_filled_before_the_projection(size):
     torch.manual_seed(0)

@@ -99,6 +99,20 @@ def test_a_teacher_of_one_size_sees_the_image_at_that_size():
     assert teacher.features(torch.randn(2, 3, 64, 64)).shape == (2, teacher.width, 10, 10)
 
 
+@pytest.mark.parametrize("name, mean", [("maxvit_b", 0.5), ("maxvit_b.timm_tf_in1k", 0.485)])
+def test_a_teacher_s_file_sees_images_as_its_release_did(tmp_path, name, mean):
+    """A file that is called after a release, whose model has others."""
+    file = tmp_path / "models--timm--maxvit_base_tf_224.in21k" / "snapshots" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    model = timm.create_model("test_resnet", num_classes=10)
+    model.pretrained_cfg = timm.get_pretrained_cfg(name).to_dict()
+    save_file(model.state_dict(), file)
+    given = ["teacher.kind=soft", f"teacher.name={name}", f"teacher.checkpoint={file}"]
+    teacher = patched(config.compose(given).teacher, of(10), model)
+    white = (1 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    assert teacher.prepared(white)[0, 0] == pytest.approx((1 - mean) / (0.5 if mean == 0.5 else 0.229), rel=1e-4)
+
+
 def patched(cfg, data, model):
     """The teacher of these keys with this model, so that no weights are fetched."""
     with pytest.MonkeyPatch.context() as patch:

@@ -19,6 +19,7 @@ from recipes.run import find_checkpoint
 from recipes.settings import RunError
 from recipes.state import train_mode
 from recipes.tasks import classify
+from zoo import CheckpointError
 
 FIRST = [*SMALL, "train.steps=25", "train.ema=0.9", "optim.lr=4e-3", "name=first"]
 PROBE = [
@@ -178,6 +179,22 @@ def test_fine_tuning_at_another_size_starts_from_a_run(tmp_path):
     task.cfg.model.name = "maxvit_s_384"
     with pytest.raises(ConfigError, match="trained maxvit_t, and this is maxvit_s_384: give model=maxvit_t"):
         task.build_model(task.build_data())
+
+
+def test_a_run_of_another_size_says_at_which_it_was_trained(tmp_path):
+    """Timm's ViTs have positions for one size."""
+    vit = ["model=timm", "model.name=test_vit", "data.img_size=32", "data.val_fraction=0.1", "data.workers=0"]
+    train_here(tmp_path, *vit, "train.steps=1", "name=vit")
+
+    def built(*size):
+        task = classify.Task(config.compose([*vit, f"model.checkpoint={tmp_path / 'vit'}", *size]))
+        return task.build_model(task.build_data())
+
+    said = r"vit was trained at 32 pixels, and this model is built for \[48,64\]: give data\.img_size=32, or model"
+    with pytest.raises(CheckpointError, match=said):
+        built("data.img_size=[48,64]")
+    size = ["data.img_size=[48,64]", "model.img_size=32", "+model.dynamic_img_size=true"]
+    assert built(*size)(torch.zeros(1, 3, 48, 64)).shape == (1, 10)
 
 
 def test_folders_that_are_no_start(first, tmp_path):

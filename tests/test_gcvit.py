@@ -62,6 +62,9 @@ def test_windows():
     whole = small(NAME, window_size=(7, 7, 14, 7))
     assert windows(whole) == windows(small(NAME)) and pools(whole) == pools(small(NAME))
     assert windows(small(NAME, window_size=(5, 6))) == [(5, 6)] * 4
+    for depths in ((2, 2), (1, 1, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"depths is \(.*\): expected a number for each of 4 stages"):
+            create_model("gcvit_xxt", device="meta", depths=depths)
     with pytest.raises(ValueError, match=r"window_size is \(7, 7, 14\)"):
         small(NAME, window_size=(7, 7, 14))
 

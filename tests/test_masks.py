@@ -159,6 +159,10 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.mask_suffix=_mask.png"], "3 of 3 images in"),
         (["data.image_suffix=.tif"], "has no image (*.tif)"),
         (["data.num_classes=null"], "needs data.num_classes=, or data.class_names="),
+        (["data.num_classes=1"], "has 1 class: expected two or more, such as background and object"),
+        (["data.class_names=[sky]"], "has 1 class: expected two or more"),
+        (["data.class_names=[sky,tree,sky]"], "several classes of data=masks have the name 'sky': give each its own"),
+        (["data.class_names=twice.txt"], "several classes of data=masks have the name 'sky'"),
         (["data.class_names=gone.txt"], "cannot read the names of the classes"),
         (["data.train_images=../images"], "leads out of its folder"),
         (["data.val_masks=/etc"], "leads out of its folder"),
@@ -170,6 +174,7 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
     ],
 )
 def test_folders_that_do_not_fit(folder, more, said):
+    (folder / "twice.txt").write_text("sky\ntree\nsky\n")
     with pytest.raises(DataError) as error:
         masks(folder, *more)
     assert said in str(error.value)

@@ -160,6 +160,7 @@ def test_command(tmp_path, capsys, monkeypatch):
                                      "--images", "4100", "--out", str(tmp_path)])  # fmt: skip
     schedule.main()
     said = capsys.readouterr().out
+    assert said.startswith("data=imagenet with 4100 training images; data= and --images say another\n")
     assert "8 steps, 4 an epoch, of 1024 images in 8 parts of 128" in said
     assert "lr x 0.01" in said and "stages.1.downsample.offset.weight" in said
     with open(tmp_path / "steps.csv") as file:
@@ -214,6 +215,11 @@ def test_a_batch_in_parts_is_said(monkeypatch):
     assert planned().said(None, 2)[0] == "1024 images a step: all at once, on one process"
     monkeypatch.setattr(plan.distributed, "size", lambda: 2)
     assert planned(*paper).said("ddp", None) == ["1024 images a step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
+
+
+def test_weights_that_have_learned_nothing_are_not_evaluated():
+    plans = planned("train.steps=10", "train.eval_steps=4")
+    assert [step for step in range(11) if plans.evaluates(step)] == [4, 8, 10]
 
 
 def test_parts_are_no_larger_than_asked():

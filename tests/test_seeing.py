@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import sys
 import time
@@ -178,6 +179,20 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
         assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 20
 
 
+def test_runs_of_several_tasks_have_a_table_each(runs, tmp_path, capsys):
+    other = shutil.copytree(runs / "one", tmp_path / "dense")
+    cfg = OmegaConf.load(other / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(cfg, {"task": {"name": "segment"}}), other / "config.yaml")
+    (other / "metrics.jsonl").write_text('{"step": 3, "val_miou": 7.25, "val_loss": 2.0}\n')
+    given = [str(folder) for folder in (other, runs / "one", runs / "two")]
+    compare.main([*given, "--out", str(tmp_path / "all.png")])
+    said = capsys.readouterr().out
+    assert said.count("best miou") == said.count("best top1") == 1 and "2 runs" in said and "1 run\n" in said
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["all-miou.png", "all-top1.png"]
+    compare.main([*given, "--score", "loss", "--out", str(tmp_path / "loss.png")])
+    assert "3 runs" in capsys.readouterr().out and (tmp_path / "loss.png").is_file()
+
+
 def test_what_follows_from_another_model_is_not_told_apart():
     def row(model, depths, lr):
         cfg = {"model.name": model, "model.depths": depths, "optim.lr": lr, "train.keep": depths}
@@ -264,3 +279,12 @@ def test_waiting_is_timed():
     os.sched_yield()
     assert 0.02 <= timed.taken() < 1 and timed.taken() == 0
     assert list(timed) == [1]
+
+
+@pytest.mark.parametrize("module", ["zoo.table", "zoo.releases"])
+def test_help_is_no_work(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module(module, run_name="__main__")
+    assert done.value.code == 0 and capsys.readouterr().out.startswith(f"usage: python -m {module} [-h]")

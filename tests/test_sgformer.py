@@ -212,6 +212,12 @@ def test_heads_that_do_not_divide():
             small("sgformer_b", heads=(heads, 2, 2, 2))
 
 
+@pytest.mark.parametrize("given", [{"depths": (2, 4)}, {"dims": (32, 32)}, {"heads": (2, 4, 8, 16, 16)}])
+def test_stages_have_all_their_numbers(given):
+    with pytest.raises(ValueError, match=r"dims is .*, depths .* and heads .*: expected a number a stage in each"):
+        create_model("sgformer_s", device="meta", **given)
+
+
 def test_trains_under_autocast():
     model = small("sgformer_b").train()
     with torch.autocast("cpu", torch.bfloat16):

@@ -255,7 +255,9 @@ def test_parquet_errors(tmp_path):
     with pytest.raises(DataError, match=r"label -1 at row 0.*a split without labels"):
         make("imagenet", root=root)
     root = parquet(tmp_path / "good", "cifar10")
-    with pytest.raises(DataError, match=r"no parquet files of the split 'validation'.*found: data/test-00000-of-00002"):
+    with pytest.raises(
+        DataError, match=r"no \.parquet files of the split 'validation'.*found: data/test-00000-of-00002"
+    ):
         make("cifar10", root=root, val_split="validation")
     with pytest.raises(DataError, match=r"no column 'picture' but img, label: give data.image_key="):
         make("cifar10", root=root, image_key="picture")

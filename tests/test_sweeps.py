@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_completion_knows_every_model():
     assert shell.TABLE.read_text() == shell.render(), "run `make docs`"
 
 
+@pytest.mark.parametrize("module", ["papers", "shell"])
+def test_what_writes_a_file_of_ours_has_help(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, "recipes.shell")
+    with pytest.raises(SystemExit):
+        runpy.run_module(f"recipes.{module}", run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: python -m recipes.{module} ")
+
+
 GIVEN = [
     ["model=davit_t", "optim.lr=3e-5", "data=cifar10"],
     ["recipe=paper", "model=maxvit_t_tv", "data=imagenet"],
@@ -148,6 +158,43 @@ def test_a_configuration_that_is_none(tmp_path):
     for name in ("nothing.yaml", "list.yaml"):
         with pytest.raises(ConfigError, match="is no configuration"):
             expanded([f"config={tmp_path / name}"])
+
+
+def test_a_configuration_of_some_keys(tmp_path):
+    (tmp_path / "some.yaml").write_text("train: {steps: 2}\n")
+    (tmp_path / "beside.yaml").write_text("run: runs/first\nimg_size: 40\n")
+    assert expanded([f"config={tmp_path / 'beside.yaml'}"], "eval") == ["run=runs/first", "++img_size=40"]
+    with pytest.raises(ConfigError, match=r"it has no model\.name; give a run's .* is a recipe, in the folder recipe/"):
+        expanded([f"config={tmp_path / 'some.yaml'}"])
+
+
+BESIDE_A_RUN = [
+    ["run=runs/first"],
+    ["run='runs/my run (1)'", "img_size=40", "predictions=true"],
+    ["run=runs/first", "data=cifar10", "data.crop_pct=0.5"],
+    ["run=runs/first", "task=segment", "task.flip=true", "data=ade20k", "hardware.threads=1"],
+]
+
+
+@pytest.mark.parametrize("overrides", BESIDE_A_RUN, ids=[" ".join(each) for each in BESIDE_A_RUN])
+def test_a_print_of_the_evaluation_of_a_run_is_given_back(tmp_path, overrides):
+    """What was not typed is the run's own, and no default."""
+    OmegaConf.save(compose(overrides, "eval"), tmp_path / "it.yaml")
+    again = expanded([f"config={tmp_path / 'it.yaml'}"], "eval")
+    assert {text.lstrip("+").replace('"', "'") for text in again} == set(overrides)
+
+
+def test_a_print_of_the_evaluation_of_a_file_is_given_back(tmp_path):
+    """Whose model is found from the weights."""
+    cfg = compose(["checkpoint=a.pth", "img_size=96"], "eval")
+    OmegaConf.save(cfg, tmp_path / "it.yaml")
+    assert flat(compose(expanded([f"config={tmp_path / 'it.yaml'}"], "eval"), "eval")) == flat(cfg)
+
+
+def test_a_configuration_of_a_training_measures_nothing(tmp_path):
+    OmegaConf.save(compose(), tmp_path / "it.yaml")
+    with pytest.raises(ConfigError, match=r"it\.yaml is one of train\.py: give what eval\.py printed, or run="):
+        expanded([f"config={tmp_path / 'it.yaml'}"], "eval")
 
 
 def test_what_is_printed_is_given_back(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 
 import zoo
 from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
-from recipes import checkpoint, config, log, models, train
+from recipes import checkpoint, config, data, log, models, train
 from recipes.data import DataError
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
@@ -168,6 +168,27 @@ def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
     assert len(set(indices)) == 32 and max(indices) < 1617
 
 
+def test_images_that_lie_in_files_are_called_by_them(tmp_path):
+    for name in ("train/a/0", "train/b/1", "val/a/2", "val/b/3"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    source = data.build(config.compose(["data=imagefolder", f"data.root={tmp_path}"])).train
+    assert train.named(source, [1, 0]) == f"{tmp_path}/train/b/1.png, {tmp_path}/train/a/0.png"
+
+
+def test_a_run_that_failed_in_its_first_step_goes_on_as_a_new_one(tmp_path, monkeypatch, run):
+    """Nothing is measured before something is learned."""
+    options = [*QUICK, f"out={tmp_path}", "name=run"]
+    with monkeypatch.context() as patch, pytest.raises(train.NotFinite, match=r"the state after step 0 is saved"):
+        patch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
+        train_here(tmp_path, *options)
+    note_overrides(tmp_path / "run", options)
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    measured = [[line["step"] for line in lines(folder) if "val_top1" in line] for folder in (tmp_path / "run", run)]
+    assert measured[0] == measured[1] == [5, 6]
+
+
 def poisoned(loss, at):
     """The same loss, of images that are no numbers once: running statistics of the norms are hit as well."""
 
@@ -188,6 +209,7 @@ def poisoned(loss, at):
         ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
         ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
+        ("logger.wandb=true", "logger.wandb=true does not say where the run appears: type logger=wandb"),
         ("+model.in_chans=1", "images come in three channels here, grey ones too"),
     ],
 )

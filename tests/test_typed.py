@@ -1,4 +1,4 @@
-"""What is typed is held to ranges, and refused where nothing would read it."""
+"""What is typed is held to ranges, and refused where nothing would read it, as in files of one's own."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ NONSENSE = [
     "seed=-1", "augment.repeats=0", "train.ema_every=0", "data.workers=-1", "optim.betas=[0.9]", "optim.lr=-1",
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
-    "task.target_threshold=1.0",
+    "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0",
 ]  # fmt: skip
 
 
@@ -38,6 +38,7 @@ FINE = [
     "augment.auto_augment=original",
     "augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.interpolation=random", "hardware.threads=1",
     "data.workers=0", "train.eval_every=0.1", "data.img_size=[32,64]", "data.val_split=validation",
+    "data.crop_pct=1.15", "train.keep=1",
 ]  # fmt: skip
 
 
@@ -110,3 +111,58 @@ def test_options_set_what_their_source_reads():
         own = OmegaConf.load(CONF / "data" / f"{option}.yaml")
         unread = [key for key in own if own.source not in READ.get(key, (own.source,))]
         assert unread == [], option
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of one's own configuration files, right and wrong."""
+    files = {
+        "recipe/right": "# @package _global_\nside: 48\nsizes: {big: 3}\ndata: {img_size: '${side}'}\n"
+        "train: {steps: '${sizes.big}'}\nmodel: {act_layer: silu}\n",
+        "recipe/mistyped": "# @package _global_\ntrain: {stps: 2}\n",
+        "recipe/misplaced": "train: {steps: 2}\n",
+        "experiment/misplaced": "train: {stps: 2}\n",
+        "experiment/unread": "# @package _global_\nside: 48\n",
+        "data/mine": "name: mine\nsource: folder\nrot: here\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+UNREAD = [
+    ("recipe=mistyped", "nothing reads train.stps, which a file of yours has (did you mean train.steps"),
+    ("recipe=misplaced", "a file in recipe/ that sets keys of other groups begins with the line `# @package _global_`"),
+    ("+experiment=misplaced", "nothing reads experiment.train.stps, which a file of yours has"),
+    ("+experiment=misplaced", "begins with the line `# @package _global_`"),
+    ("+experiment=unread", "nothing reads side"),
+    ("data=mine", "nothing reads data.rot, which a file of yours has (did you mean data.root"),
+]
+
+
+@pytest.mark.parametrize("typed, said", UNREAD)
+def test_keys_of_ones_own_files_that_nothing_reads(own, typed, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose([typed], searched=[str(own)])
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose([typed, "resume=auto"], searched=[str(own)])
+    # a run that was begun with them goes on
+    compose([typed], typed=[], searched=[str(own)])
+    compose([typed, "resume=runs/first"], searched=[str(own)])
+
+
+def test_keys_of_ones_own_files_that_are_read(own):
+    cfg = compose(["model=timm", "model.name=resnet50", "recipe=right"], searched=[str(own)])
+    assert (cfg.data.img_size, cfg.train.steps, cfg.model.act_layer) == (48, 3, "silu")
+    assert compose(["+note=first"]).note == "first"
+    with pytest.raises(ConfigError, match=r"nothing reads trian\.epochs \(did you mean train\.epochs"):
+        compose(["+trian.epochs=2"])
+    with pytest.raises(ConfigError, match=r"\+paper\.phse=a: nothing reads paper\.phse \(did you mean paper\.phase"):
+        compose(["recipe=paper", "+paper.phse=a"])
+
+
+def test_a_file_that_is_no_yaml(own):
+    (own / "recipe" / "broken.yaml").write_text("train: [\n")
+    with pytest.raises(ConfigError, match=r'is no YAML: .*in "[^"]*recipe/broken\.yaml", line 2, column 1'):
+        compose(["recipe=broken"], searched=[str(own)])

@@ -152,6 +152,8 @@ class DiNAT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        if len(dims) != len(depths):
+            raise ValueError(f"dims is {tuple(dims)} and depths {tuple(depths)}: expected a number a stage in both")
         if dilations == "segmentation" and dims[0] == 192:
             dilations = "segmentation_640"
         spread = expand(dilations, depths, self.presets)

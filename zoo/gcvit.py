@@ -145,6 +145,8 @@ class GCViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        if len(depths) != len(STAGES):
+            raise ValueError(f"depths is {tuple(depths)}: expected a number for each of {len(STAGES)} stages")
         windows = windows_for(to_2tuple(img_size), window_size)
         dims = [dim * 2**i for i in range(len(STAGES))]
         stages = []

@@ -223,6 +223,9 @@ class SGFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        if not len(dims) == len(depths) == len(heads):
+            given = f"dims is {tuple(dims)}, depths {tuple(depths)} and heads {tuple(heads)}"
+            raise ValueError(f"{given}: expected a number a stage in each")
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks = [Block(dims[i], attention(dims[i], heads[i], i, j), rate) for j, rate in enumerate(rates)]

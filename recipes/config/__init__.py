@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -29,6 +30,8 @@ from recipes.config.messages import explain
 from recipes.config.quoting import quote
 
 __all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]
+
+UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # a command line or a file
 
 
 def compose(
@@ -47,9 +50,9 @@ def compose(
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
             cfg = hydra.compose(name, [*overrides, *found])
-    except (HydraException, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise ConfigError(explain(error, overrides, name)) from error
-    check(cfg, name, overrides if typed is None else typed)
+    check(cfg, name, overrides if typed is None else typed, begun=typed is not None)
     return cfg
 
 
@@ -97,7 +100,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             STARTUP.mark("imports")
             register()
             with reported(name, errors):
-                sys.argv[1:] = expanded(sys.argv[1:])
+                sys.argv[1:] = expanded(sys.argv[1:], name)
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(name))
                 return
@@ -142,7 +145,7 @@ def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[No
         yield
     except (*_mendable(), *errors) as error:
         message = str(error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         message = explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
     except RuntimeError as error:
         if not distributed.is_loss(error):

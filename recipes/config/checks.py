@@ -1,7 +1,8 @@
 """What a configuration may hold: types and choices that Hydra does not check."""
 
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -69,7 +70,8 @@ NOTHING = {
     "train": "model=auto finds a model from the weights that eval.py measures: name one to train, model=maxvit_t",
     "eval": "nothing to measure: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
 }
-FURTHER = ("model", "optim", "paper")  # groups that take keys beside those of our files: arguments of what is built
+FURTHER = ("model", "optim")  # groups that take keys beside those of our files: arguments of what is built
+PHASE = "paper.phase"  # the key of a recipe alone, in no base file
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
     "text": "a text, with quotes where it looks like something else: {quoted}",
@@ -82,11 +84,13 @@ SAID = {
 }
 
 
-def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
+def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: bool = False) -> None:
     """Resolve `cfg` in place; `overrides` are the texts that were typed for it.
 
-    Raises ConfigError for a value of the wrong kind, an unknown choice or model, a recipe that is not published, and
-    for what was typed and makes no sense, or has no effect.
+    begun  whether a run was begun with the rest, which goes on as it was accepted then
+
+    Raises ConfigError for a value of the wrong kind, an unknown choice or model, a recipe that is not published, a key
+    that nothing reads, and for what was typed and makes no sense, or has no effect.
     """
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
@@ -94,8 +98,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
         raise ConfigError(NOTHING[name])
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
+    _check_keys(cfg, name, overrides, begun or cfg.get("resume") not in (None, "auto"))
     OmegaConf.resolve(cfg)
-    _check_added(name, overrides)
     _check_task(cfg)
     defaults = base(name)
     typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
@@ -111,19 +115,47 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = ()) -> None:
     check_read(cfg, mine, defaults | task_defaults(cfg.task.name))
 
 
-def _check_added(name: str, overrides: Sequence[str]) -> None:
-    """That no key is added, with a plus, to a group in which nothing would read it; what stands alone may serve ${...}.
+def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: bool) -> None:
+    """That something reads every key, of a run that was begun every key that is added now.
 
-    Hydra looks for misspelt keys only where there is no plus.
+    Hydra looks for misspelt keys only where they are typed without a plus, not in files. A key of one's own may serve
+    others, as ${key}, and stand apart from our groups where it is typed.
     """
-    known = keys(name)
-    ours = {key.partition(".")[0] for key in known if "." in key} - {*FURTHER}
-    for text in overrides:
-        key = text.lstrip("+").partition("=")[0]
-        mine = any(other == key or other.startswith(f"{key}.") for other in known)
-        if text.startswith("+") and key.partition(".")[0] in ours and "." in key and not mine:
-            hint = near(key, known)
+    known, found = {*keys(name), PHASE}, flat(cfg)
+    ours = {key.partition(".")[0] for key in known}
+    words = re.findall(r"[\w.]+", " ".join(text for text in map(str, found.values()) if "${" in text))
+    served = {word.strip(".") for word in words} - ours
+    added = {text.lstrip("+").partition("=")[0]: text for text in overrides if text.startswith("+")}
+    added = {key: text for key, text in added.items() if key in found or "={" in text}  # no option of a group
+    for key in (key for key in found if key not in known and not _is_argument(key) and not _serves(key, served)):
+        text = next((added[one] for one in added if is_in(key, [one])), None)
+        hint = near(key, known)
+        if text is not None and (key.partition(".")[0] in ours or hint):
             raise ConfigError(f"{text}: nothing reads {key}{hint}; what `--cfg job` prints is given without a plus")
+        if text is None and not begun:
+            raise ConfigError(f"nothing reads {key}, which a file of yours has{hint}{_misplaced(key, ours)}")
+
+
+def is_in(key: str, groups: Iterable[str]) -> bool:
+    """Whether a key is one of these or lies in one of them."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _is_argument(key: str) -> bool:
+    return key.partition(".")[0] in FURTHER
+
+
+def _serves(key: str, served: set[str]) -> bool:
+    """Whether one of the words in ${...} names a key, or what it lies in."""
+    return is_in(key, served) or key.endswith(tuple(f".{word}" for word in served))
+
+
+def _misplaced(key: str, groups: set[str]) -> str:
+    """What to do about a key that landed in the group of its file, and was meant for another."""
+    group, _, rest = key.partition(".")
+    if group != "recipe" and rest.partition(".")[0] not in groups:
+        return ""
+    return f": a file in {group}/ that sets keys of other groups begins with the line `# @package _global_`"
 
 
 def _check_task(cfg: DictConfig) -> None:

@@ -4,23 +4,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.config import checks
 from recipes.config.errors import ConfigError
 from recipes.config.quoting import quote
 
 KEY = "config="
+EXPECTED = "give a run's config.yaml or what --cfg job printed"
 OWN = ("name", "out", "resume")  # of one run; the next has its own
 
 
-def expanded(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `config=FILE` written out as overrides, before the others, which beat them.
+def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
+    """The arguments of `name`.py with `config=FILE` written out as overrides, before the others, which beat them.
 
     Raises ConfigError for a file that is not there or holds no configuration, and for an option of a group beside it:
     the file has a value for every key, so that a recipe would change nothing, and a model would be mixed with another.
     """
-    found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :])]
+    found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
     chosen = [text for text in others if _group(text) in checks.groups()]
     if found and chosen:
@@ -36,18 +37,39 @@ def _group(text: str) -> str:
     return text.partition("=")[0].lstrip("+")
 
 
-def _overrides(file: str) -> list[str]:
+def _overrides(file: str, name: str) -> list[str]:
     try:
-        cfg = OmegaConf.load(file)
-        model = cfg.model.name
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+        loaded = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{KEY}{file} is no configuration: {error}; {EXPECTED}") from error
+    cfg = loaded if isinstance(loaded, DictConfig) else OmegaConf.create()
+    if name == "eval" and "train" in cfg:
+        raise ConfigError(f"{KEY}{file} is one of train.py: give what eval.py printed, or run=<folder> alone")
+    if name == "eval" and cfg.get("run") is not None:
+        return _beside_run(cfg)
+    if "name" not in cfg.get("model", {}):
         raise ConfigError(
-            f"{KEY}{file} is no configuration: {error}; give a run's config.yaml or what --cfg job printed"
-        ) from error
-    group = model if model in checks.options("model") else "timm"
+            f"{KEY}{file} is no configuration: it has no model.name; {EXPECTED}. A file of some keys is a recipe, in "
+            "the folder recipe/ of what --config-dir= names"
+        )
+    group = cfg.model.name if cfg.model.name in checks.options("model") else "timm"
     task = OmegaConf.select(cfg, "task.name")  # a group has keys that another lacks
     groups = [f"model={group}", *([f"task={task}"] if task in checks.options("task") else [])]
     return [*groups, *(_override(key, value) for key, value in checks.flat(cfg).items() if key not in OWN)]
+
+
+def _beside_run(cfg: DictConfig) -> list[str]:
+    """What was typed beside eval.py's run=, by its print: what is not the default, for which the run's own stands."""
+    from recipes.config import compose
+
+    OmegaConf.resolve(cfg)
+    typed = [quote("run", cfg.run)]
+    for group in ("task", "data"):  # the second follows from the first
+        option, usual = OmegaConf.select(cfg, f"{group}.name"), compose(typed, "eval")[group].name
+        typed += [f"{group}={option}"] if option != usual and option in checks.options(group) else []
+    usual = checks.flat(compose(typed, "eval"))
+    other = {key: value for key, value in checks.flat(cfg).items() if key not in usual or value != usual[key]}
+    return [*typed, *(_override(key, value) for key, value in other.items())]
 
 
 def _override(key: str, value: Any) -> str:

@@ -71,11 +71,27 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
     if key in WITH and (found := OmegaConf.select(cfg, WITH[key][0])) != WITH[key][1]:
         return f"{'='.join(WITH[key])}, and it is {found}"
-    if key == "augment.label_smoothing" and cfg.task.get("target_threshold") is not None:
-        return f"task.target_threshold=null: above {cfg.task.target_threshold} a share counts in full, else not at all"
+    if key == "augment.label_smoothing":
+        return _needed_to_smooth(cfg)
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
         return "model.checkpoint=, of which it says the weights"
     return None
+
+
+def _needed_to_smooth(cfg: DictConfig) -> str | None:
+    threshold = cfg.task.get("target_threshold")
+    said = f"task.target_threshold=null: above {threshold} a share counts in full, else not at all"
+    return None if threshold is None else said
+
+
+def check_smoothing(cfg: DictConfig, classes: int) -> None:
+    """Raise ConfigError where smoothing, which nobody need have typed, lifts every class above the threshold."""
+    threshold, smoothing = cfg.task.target_threshold, cfg.augment.label_smoothing
+    if threshold is not None and threshold < smoothing / classes:
+        raise ConfigError(
+            f"task.target_threshold={threshold} with augment.label_smoothing={smoothing}: all {classes} classes of "
+            "every image would count in full. Give augment.label_smoothing=0"
+        )
 
 
 def is_size_of_images(cfg: DictConfig) -> bool:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 import timm
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
@@ -20,6 +21,8 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options, name)
+    if isinstance(error, yaml.YAMLError):
+        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
     refused = re.match(r"Could not (?:override|find a match in the config for) '([^']+)'", str(error))
     if refused:
         return _unknown_key(refused[1], name)

@@ -3,14 +3,13 @@
 import io
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import belongs, of_split, stamp
+from recipes.data.files import of_split, stamp
 from recipes.data.images import File
 
 
@@ -127,23 +126,12 @@ def _from_hub(datasets, cfg, split: str):
 
 
 def _local(datasets, cfg, split: str):
-    root = Path(cfg.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"data.root={cfg.root} is no folder: expected one with the parquet files of {cfg.name}")
-    files = sorted(file for file in root.rglob("*.parquet") if not file.name.startswith("."))
-    chosen = [str(file) for file in files if belongs(file.relative_to(root), split)]
-    if not chosen:
-        found = ", ".join(str(file.relative_to(root)) for file in files[:5]) or "none"
-        raise DataError(
-            f"data.root={cfg.root} has no parquet files of the split {split!r}: expected names such as "
-            f"{split}-00000-of-00001.parquet or a folder {split}/, or what data.train_split= and data.val_split= name; "
-            f"parquet files found: {found}"
-        )
+    chosen = of_split(cfg.root, cfg.name, split, ".parquet")
     try:
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
     # Arrow and datasets raise types of their own for a broken file
     except Exception as error:
-        raise DataError(f"cannot read the parquet files of {split!r} under {root}: {first_line(error)}") from error
+        raise DataError(f"cannot read the parquet files of {split!r} under {cfg.root}: {first_line(error)}") from error
 
 
 def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:

@@ -1,7 +1,11 @@
 """scikit-learn's scans of handwritten digits: 1,797 real images that come with a dependency, no download."""
 
+import math
+
 import numpy as np
 from PIL import Image
+
+from recipes.data.errors import DataError
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -22,7 +26,10 @@ class Digits:
 
 
 def load(size: tuple[int, int], val_fraction: float, split_seed: int) -> tuple[Digits, Digits]:
-    """Training and validation digits: no scan in both, every class in both in its share; a function of `split_seed`."""
+    """Training and validation digits: no scan in both, every class in both in its share; a function of `split_seed`.
+
+    Raises DataError for a share that leaves one of them without a scan of each class.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -30,6 +37,12 @@ def load(size: tuple[int, int], val_fraction: float, split_seed: int) -> tuple[D
     scans = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
     rows = np.arange(len(labels))
+    held, least = math.ceil(len(rows) * (val_fraction or 0)), len(CLASSES)
+    if not least <= held <= len(rows) - least:
+        raise DataError(
+            f"data.val_fraction={val_fraction}: {held} of the {len(rows)} scans would be held out: expected a share "
+            f"from {least / len(rows):.4f} to {1 - least / len(rows):.4f}, with a scan of each class on both sides"
+        )
     parts = train_test_split(rows, test_size=val_fraction, stratify=labels, random_state=split_seed)
     train, val = (Digits(scans[part], labels[part], part, size) for part in map(np.sort, parts))
     return train, val

@@ -10,6 +10,7 @@ Pascal VOC   JPEGImages/*.jpg, SegmentationClass/*.png, and lists of names for e
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,7 +100,25 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
 
 
 def class_names(cfg) -> list[str]:
-    """data.class_names: a list, or a file below data.root; else numbers, as many as data.num_classes says."""
+    """data.class_names: a list, or a file below data.root; else numbers, as many as data.num_classes says.
+
+    Raises DataError for fewer than two, and for two of one name, by which each is measured.
+    """
+    names = _given_names(cfg)
+    if len(names) < 2:
+        raise DataError(
+            f"data={cfg.name} has {len(names)} class{'es' * (len(names) != 1)}: expected two or more, such as "
+            f"background and object; data.num_classes= or data.class_names= say them. {IGNORE} in a mask is none"
+        )
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"data.class_names: several classes of data={cfg.name} have the name {twice!r}: give each its own"
+        )
+    return names
+
+
+def _given_names(cfg) -> list[str]:
     if isinstance(cfg.class_names, str) and cfg.root is not None:
         return _names_of_file(Path(cfg.root).expanduser() / safe(cfg.class_names, "data.class_names"))
     if cfg.class_names is not None and not isinstance(cfg.class_names, str):

@@ -1,3 +1,8 @@
+"""Print how the authors trained, docs/recipes.md."""
+
+import argparse
+
 from recipes.papers.render import render
 
+argparse.ArgumentParser(prog="python -m recipes.papers", description=__doc__).parse_args()
 print(render(), end="")

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from recipes import data, distill, distributed, models, task
+from recipes import data, distill, distributed, models, task, weights
 from recipes.config import ConfigError
+from recipes.config.idle import check_smoothing
 from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
 from recipes.plots import draw_confusion
@@ -110,21 +111,13 @@ class Task(task.Task):
                 "apart. Give data of two classes or more; a folder of images has a folder for each class"
             )
         if "augment" in self.cfg:  # an evaluation has none
-            self._check_threshold(built.num_classes)
+            check_smoothing(self.cfg, built.num_classes)
             self.mix = data.Mix(self.cfg.augment, built.num_classes)
         return built
 
-    def _check_threshold(self, classes: int) -> None:
-        """That smoothing leaves the classes that an image is not of below the share that counts in full."""
-        threshold, smoothing = self.cfg.task.target_threshold, self.cfg.augment.label_smoothing
-        if threshold is not None and threshold < smoothing / classes:
-            raise ConfigError(
-                f"task.target_threshold={threshold} with augment.label_smoothing={smoothing}: all {classes} classes of "
-                "every image would count in full. Give augment.label_smoothing=0"
-            )
-
     def build_model(self, data: data.Data, *, pretrained: bool = True) -> nn.Module:
-        model = models.create(self.cfg, data, pretrained=pretrained)
+        with weights.at_a_size(self.cfg):
+            model = models.create(self.cfg, data, pretrained=pretrained)
         if "augment" in self.cfg:
             self._check_size(model)
             self.teacher = distill.create(self.cfg, data, model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class Task(task.Task):
 
     score = "miou"
     eval_batch_size = 1  # images come as large as they are
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.labelled: Tensor | None = None  # whether any pixel that was learned from so far had a label
 
     def build_data(self) -> Data:
         return dense.build(self.cfg, "semantic")
@@ -70,7 +74,9 @@ class Task(task.Task):
             )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
-        return sum(model(images, targets).values())  # targets: (B, H, W)
+        labelled = (targets != IGNORE).any()  # targets: (B, H, W)
+        self.labelled = labelled if self.labelled is None else self.labelled | labelled
+        return sum(model(images, targets).values())
 
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[Tensor]:
         """Logits (classes, h, w) of each image, at the size of what the model sees."""
@@ -115,14 +121,16 @@ class Task(task.Task):
         ]
 
     def remarks(self, data: Data, metrics: Segmentation) -> list[str]:
-        true = metrics.confusion.compute().sum(1)
+        true, remarks = metrics.confusion.compute().sum(1), []
         absent = [name for index, name in enumerate(data.class_names) if not true[index]]
-        if not absent:
-            return []
-        return [
-            f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model finds "
-            f"them is not measured. {IGNORE} in a mask is no class, but what is not labelled"
-        ]
+        if self.labelled is not None and not self.labelled:
+            remarks.append(f"no pixel of the training images so far has a label, all are {IGNORE}: nothing is learned")
+        if absent:
+            remarks.append(
+                f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model "
+                f"finds them is not measured. {IGNORE} in a mask is no class, but what is not labelled"
+            )
+        return remarks
 
     def show(self, data: Data, metrics: Segmentation) -> Image.Image | None:
         pairs, shown = [], set()
