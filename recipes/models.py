@@ -22,6 +22,7 @@ from zoo.heads.recognise import recognise_dense
 from zoo.recognise import hint
 
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
+NOTHING = "there is nothing to measure. Give the data that it was trained for"
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -35,8 +36,9 @@ def create(
     make  what builds it; `head` are further arguments of that function, None is left to its default
 
     `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
-    take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, and for a
-    checkpoint of another model, or released weights that cannot be had; RunError for a folder without one.
+    take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, for a
+    checkpoint of another model, released weights that cannot be had, and, where nothing is trained, weights without a
+    classifier for these classes; RunError for a folder without a checkpoint.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in OURS and value is not None}
@@ -55,6 +57,8 @@ def create(
     model = build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
         _load(model, cfg)
+    elif options["pretrained"] and "train" not in cfg:
+        _check_answers(model, cfg)
     if cfg.model.get("backbone") is not None and pretrained:
         start_backbone(model, cfg.model.backbone)
     if pretrained and "paper" in cfg:
@@ -92,10 +96,24 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
         given, kind = weights.file_of(given, kind), "auto"  # of the file, which holds nothing else
     report = zoo.load_checkpoint(model, given, weights=kind)
     if report.head_remade and "train" not in cfg:
-        raise ConfigError(f"{report.message}: there is nothing to measure. Give the data that it was trained for")
+        raise ConfigError(f"{report.message}: {NOTHING}")
     say(report.message)
     if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
         _say_built_otherwise(cfg)
+
+
+def _check_answers(model: nn.Module, cfg: DictConfig) -> None:
+    """Raise ConfigError where timm loaded weights without a classifier for the classes of `model`: it has a new one."""
+    name = cfg.model.name
+    if cfg.task.name != "classify":
+        raise ConfigError(
+            f"the weights of {name} are of a backbone, so its {cfg.task.head} starts from scratch: there is nothing to "
+            "measure. Give checkpoint=<file of the whole model>, or run=runs/<name>"
+        )
+    known, wanted = model.pretrained_cfg.get("num_classes"), model.num_classes  # of the weights, of the data
+    if known != wanted:
+        has = f"are for {known} classes" if known else "have no classifier"
+        raise ConfigError(f"the weights of {name} {has}, so a new one for {wanted} starts from scratch: {NOTHING}")
 
 
 def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,13 +71,13 @@ def sources(cfg: DictConfig) -> list[str | None]:
     if given is None:
         return [None]
     given = [given] if isinstance(given, str) else given
-    written_out = (_files(Path(text)) if Path(text).is_dir() else [text] for text in given)
+    written_out = (_files(Path(text)) if os.path.isdir(text) else [text] for text in given)
     return list(dict.fromkeys(source for part in written_out for source in part))
 
 
 def stems(sources: list[str]) -> list[str]:
     """What the files about each of several sources are called: as its own file, or as its path where two are alike."""
-    names = [Path(source).name if Path(source).is_file() else source for source in sources]
+    names = [Path(source).name if os.path.isfile(source) else source for source in sources]
     alike = {name for name in names if names.count(name) > 1}
     chosen = (source if name in alike else name for source, name in zip(sources, names, strict=True))
     return [re.sub(r"[/\\:]", "-", text.lstrip("./")) for text in chosen]
@@ -110,7 +111,7 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
     """
     cfg = copy.deepcopy(cfg)
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
-    if source is not None and not Path(source).is_file():
+    if source is not None and not os.path.isfile(source):  # Path's own fails where a name is too long for a file
         cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
     cfg.model.checkpoint = source
     if source is not None and cfg.task.name != "classify":

@@ -176,6 +176,11 @@ def test_channels_that_cannot_be_made_others(tmp_path, source):
             small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
+def test_a_first_layer_that_is_no_convolution(tmp_path, source):
+    torch.save(state_of(source) | {"stem.conv1.weight": torch.zeros(3)}, tmp_path / "flat.pth")
+    refused(tmp_path / "flat.pth", r"1 of another shape: stem\.conv1\.weight \(3,\) instead of")
+
+
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])
 def test_the_model_keeps_no_second_copy_of_its_weights(tmp_path, source, given):
     path = tmp_path / "weights.pth"
@@ -221,6 +226,47 @@ def test_features_from_a_classifier(tmp_path, source, caplog):
     got = [nn.functional.layer_norm(m.permute(0, 2, 3, 1), m.shape[1:2]) for m in expected]
     for feature, want in zip(net.eval()(x), got, strict=True):
         torch.testing.assert_close(feature.permute(0, 2, 3, 1), want)
+
+
+def without(state, *prefixes):
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "biformer_t", "stvit_b"])  # a BatchNorm in the heads of the last two
+def test_weights_without_a_head(tmp_path, name, caplog):
+    path, state, model = tmp_path / "headless.pth", state_of(trained(small(name))), small(name)
+    trunk, before = without(state, "head."), state_of(model)
+    torch.save(trunk, path)
+    report = load_checkpoint(model, path)
+    fresh = {k for k in state.keys() - trunk.keys() if not k.startswith("head.fc.") and "batches" not in k}
+    assert report.head_remade and {*report.new} == fresh and report.new[0] in report.message
+    assert same(model, before | trunk)
+    # timm asks for every name where its configuration has as many classes
+    overlay = {"file": str(path)}
+    by_timm = small(name, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(by_timm.stem.conv1.weight, model.stem.conv1.weight)
+    assert "no classifier for 1000 classes" in caplog.text
+    # beside a classifier, the rest of a head is not to be missed
+    torch.save(without(state, "head.before.", "head.after."), path)
+    refused(path, r"missing: head\.", small(name))
+    torch.save(without(trunk, "stem.conv1."), path)
+    with pytest.raises(zoo.CheckpointError, match=r"\d missing: .*stem\.conv1\.weight"):
+        small(name, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize("bias", [{}, {"head.fc.bias": torch.zeros(5)}])
+def test_half_a_classifier_is_none(tmp_path, source, bias):
+    path, model = tmp_path / "half.pth", small(NAME)
+    torch.save(without(state_of(source), "head.fc.bias") | bias, path)
+    fresh = model.head.fc.weight.clone()
+    assert load_checkpoint(model, path).head_remade and torch.equal(model.head.fc.weight, fresh)
+
+
+def test_own_names_need_no_other_way(source):
+    for state in (without(state_of(source), "head.fc."), state_of(small(NAME, depths=(1, 1, 2, 2)))):
+        with pytest.raises(RuntimeError, match=r"(Missing|Unexpected) key") as error:
+            small(NAME).load_state_dict(without(state, "stem.conv1."))
+        assert "pretrained_cfg_overlay" not in str(error.value)
 
 
 def test_a_model_of_timm(tmp_path):

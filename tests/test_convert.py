@@ -5,11 +5,14 @@ import timm
 import torch
 
 import golden
+import zoo
 from families import BUILT_WITH, HEADLESS, RECORDS, TIMM_MODELS
 from test_golden import FOLDER, is_dense
 from zoo.checkpoint import layouts_of
-from zoo.convert import Group, Layout
+from zoo.convert import Group, Layout, command
+from zoo.files import whole
 from zoo.layouts import LAYOUTS
+from zoo.reader import Checkpoint
 from zoo.registry import class_of, variants
 
 
@@ -170,3 +173,38 @@ def test_groups():
         layout.to_ours({"0.both": torch.zeros(3, 5)})
     with pytest.raises(ValueError, match=r"no name for our x\.0\.three"):
         layout.to_theirs({"x.0.three": torch.zeros(1)})
+
+
+def test_a_model_that_is_named_is_looked_at():
+    def of(model, **args):
+        with torch.device("meta"):
+            return class_of(model)(**variants()[model] | args).state_dict()
+
+    def convert(state, model):
+        return command.convert(Checkpoint("w.pth", {"raw": state}), model=model).state
+
+    state = of("nat_m")
+    for other in (state, of("nat_m", in_chans=1, num_classes=3), of("nat_m", feature_norms=True)):
+        assert convert(other, "dinat_m").keys() == other.keys()
+    headless = {key: value for key, value in state.items() if not key.startswith("head.")}
+    assert convert(headless, "nat_m").keys() == headless.keys()
+    with pytest.raises(zoo.CheckpointError, match=r"w\.pth is not nat_t, as --model says.*missing: stages\.2"):
+        convert(state, "nat_t")
+    for key in ("stages.0.blocks.0.attn.fn.rpb", "head.before.weight", "head.fc.bias"):
+        said = "its classifier has no" if key == "head.fc.bias" else "1 missing:"
+        with pytest.raises(zoo.CheckpointError, match=f"is not nat_m, as --model says.*{said} {key}"):
+            convert({k: v for k, v in state.items() if k != key}, "nat_m")
+
+
+@pytest.mark.parametrize("out", ["file/out.pth", f"{'a' * 300}.pth", f"{'a' * 300}/out.pth"])
+def test_places_that_cannot_be(tmp_path, out):
+    (tmp_path / "file").touch()
+    with pytest.raises(zoo.CheckpointError, match="could not write"), whole(tmp_path / out) as temporary:
+        temporary.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_longest_name(tmp_path):
+    with whole(tmp_path / f"{'a' * 251}.pth") as temporary:
+        temporary.touch()
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]

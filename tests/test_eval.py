@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import zoo
 from children import SMALL, flags_restored, lines, succeed, train_here
-from recipes import config, measured
+from recipes import config, measured, models
 from recipes import eval as evaluation
+from recipes.config import ConfigError
 from recipes.plots import draw_confusion
 from recipes.run import find_checkpoint
 from recipes.settings import RunError
@@ -117,6 +120,29 @@ def test_a_run_with_tables_is_measured_at_another_size_as_a_file(tmp_path, capsy
     (file,) = re.findall(r"(checkpoint=\S+) data=", str(refused.value))
     evaluate_here(shlex.split(file)[0], *small, "data.workers=0", "img_size=64", f"out={tmp_path}")
     assert "interpolated" in capsys.readouterr().out and json.loads((tmp_path / "eval.json").read_text())["top1"] >= 0
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_a_folder_of_other_classes_is_not_measured(tmp_path, classes):
+    """Its classifier would be a new one, whose figures are chance."""
+    folder = zoo.save_for_hf(timm.create_model("test_resnet", num_classes=classes), tmp_path / "shared")
+    has = "are for 7 classes" if classes else "have no classifier"
+    for asked in ([], [config.quote("predict", str(tmp_path))]):
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        with pytest.raises(
+            ConfigError, match=rf"shared {has}, so a new one for 10 .*: there is nothing to measure\. Give"
+        ):
+            evaluate_here(f"checkpoint={folder}", *asked, f"out={tmp_path}")
+
+
+def test_a_backbone_alone_is_not_measured():
+    cfg = config.compose(
+        ["model=gcvit_t", "model.pretrained=true", "task=segment", "data=ade20k", "data.root=x"], "eval"
+    )
+    with pytest.raises(
+        ConfigError, match=r"gcvit_t are of a backbone, so its upernet starts from scratch: there is no"
+    ):
+        models._check_answers(torch.nn.Identity(), cfg)
 
 
 def test_metrics_count_every_image_once():

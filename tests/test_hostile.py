@@ -1,10 +1,13 @@
 """Files that want to do harm: each ends in an error that says why, with nothing run and little memory taken."""
 
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 import hostile
 import zoo
@@ -99,3 +102,101 @@ def test_little_memory(tmp_path):
     taken = json.loads(done.stdout)
     assert taken.keys() == hostile.DATA.keys()
     assert {name: mib for name, mib in taken.items() if mib == "was read" or mib > 128} == {}
+
+
+OTHER = {"w": torch.zeros(1)}  # of no model of the zoo
+
+
+def test_what_may_not_be_read(tmp_path, monkeypatch, capsys):
+    """It is named, and the others of a list are shown all the same."""
+    (tmp_path / "closed").mkdir()
+    path, other = tmp_path / "weights.pth", tmp_path / "other.pth"
+    for file in (path, other):
+        file.write_bytes(hostile.saved(OTHER))
+
+    def closed(method):
+        def refuse(self, *args, **kwargs):
+            if self.name in ("weights.pth", "closed"):
+                raise PermissionError(13, "Permission denied", str(self))
+            return method(self, *args, **kwargs)
+
+        return refuse
+
+    for name in ("open", "iterdir"):
+        monkeypatch.setattr(type(path), name, closed(getattr(type(path), name)))
+    refused(path, "may not be read by this user")
+    refused(tmp_path / "closed", "may not be read by this user")
+    assert inspect.main([*map(str, (path, tmp_path / "closed", tmp_path / ("a" * 300), other))]) == 1
+    said = capsys.readouterr().out
+    assert said.count("cannot be read: ") == 2 and "may not be read" in said and "none of the zoo" in said
+
+
+def test_what_is_no_file(tmp_path):
+    refused(tmp_path / ("a" * 300), r"is not there \(.*\); expected a file")
+    refused(tmp_path / "none.pth", "is not there; expected a file")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "is a pipe or a device")
+    (tmp_path / "model.safetensors").touch()
+    refused(tmp_path, r"is a folder; expected a file of weights, one of model\.safetensors$")
+
+
+def test_markup_in_the_name_of_a_file(tmp_path, capsys):
+    path = tmp_path / "[bold]a.pth"
+    path.write_bytes(hostile.saved(OTHER))
+    assert inspect.main([str(path), "--keys"]) == 0
+    assert capsys.readouterr().out.replace("\n", "").count("[bold]a.pth") == 2
+
+
+def test_figures_that_json_does_not_have(tmp_path, capsys):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(hostile.saved({"model": OTHER, "best_loss": float("inf"), "all": [float("nan"), 1.0]}))
+    inspect.main([str(path), "--json"])
+    (said,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["meta"] == {"best_loss": "inf", "all": ["nan", 1.0]}
+
+
+ARRAYS = {"w": np.zeros(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([hostile.STATE], "found list of 1"),
+        (torch.zeros(3), "found a bare tensor"),
+        ({"best": {"of": hostile.STATE}, "optimizer": {"state": hostile.STATE}}, r"lie under best\.of: save those"),
+        ({"model": ARRAYS, "__author__": "x"}, "arrays of numpy's in model: .* torch.from_numpy of each"),
+        (ARRAYS, "arrays of numpy's in itself"),
+    ],
+)
+def test_what_is_no_state_dict(tmp_path, content, said):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(hostile.saved(content))
+    refused(path, f"holds no state dict: expected tensors by name, .*{said}")
+
+
+def test_wrappers(tmp_path):
+    path = tmp_path / "weights.pth"
+    for content, places in (
+        ({"ema_model": hostile.STATE, "step": 3}, {"ema": ("ema_model",)}),
+        ({"checkpoint": {"model": hostile.STATE}}, {"raw": ("checkpoint", "model")}),
+    ):
+        path.write_bytes(hostile.saved(content))
+        assert zoo.describe(path).places == places
+
+
+def test_other_pickles(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(hostile.saved(hostile.STATE, pickle_protocol=4))
+    refused(path, "with FRAME, which torch.save does not write of itself: .* without pickle_protocol$")
+    path.write_bytes(hostile.pickle.dumps({"model": ARRAYS}, 2))
+    refused(path, "not of torch.save: found arrays of numpy's in model")
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.pth")
+    path.write_bytes(hostile.saved(hostile.STATE))
+    assert torch.equal(zoo.read(path).entries["raw"]["stem.conv1.weight"], hostile.STATE["stem.conv1.weight"])
+    path = path.rename(path.with_suffix(".safetensors"))
+    path.write_bytes(hostile.save(hostile.STATE))
+    with pytest.raises(zoo.CheckpointError, match=r"a name that is no text in UTF-8.*rename it"):
+        zoo.read(path)

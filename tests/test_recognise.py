@@ -1,13 +1,19 @@
 """Recognition by names and shapes: wrong file names, stacked prefixes, files mixed up, parts of detectors."""
 
 import pytest
+import timm
 import torch
 
 import zoo
-from families import ALIKE
+from families import ALIKE, SMALL
+from test_checkpoint import NAME, refused, timm_state, without
+from test_checkpoint import state_of as weights_of
+from test_models import small, trained
+from zoo import inspect
 from zoo.checkpoint import layouts_of, load_checkpoint, part_of
+from zoo.heads import segmenter
 from zoo.reader import Checkpoint
-from zoo.recognise import Recognition, recognise
+from zoo.recognise import Recognition, closest, compare, recognise
 from zoo.registry import class_of, variants
 from zoo.releases import RELEASES
 
@@ -93,6 +99,40 @@ def test_counter_of_an_average():
     assert recognise(state).model == "gcvit_xxt"
 
 
+def test_counters_of_operations():
+    """thop leaves two in every module."""
+    state = state_of("gcvit_xxt")
+    counted = {f"{key.rpartition('.')[0]}.total_ops": torch.zeros(1) for key in state}
+    state |= {"total_ops": torch.zeros(1), "total_params": torch.zeros(1), **counted}
+    assert recognise(prefixed(state, "module.")).model == "gcvit_xxt"
+
+
+@pytest.mark.parametrize("layout", ["official", "zoo"])
+def test_images_of_other_channels(layout):
+    with torch.device("meta"):
+        state = class_of("stvit_s")(**variants()["stvit_s"], in_chans=1).state_dict()
+    known = next(known for known in layouts_of(class_of("stvit_s")) if known.name == layout)
+    found = recognise(known.to_theirs(state, constants=True))
+    assert found.model == "stvit_s" and found.exact
+
+
+def test_names_that_no_layout_has():
+    state = state_of("davit_t") | {"extra.weight": torch.zeros(3)}
+    assert recognise(state).candidates == ()
+    model, layout, shapes = closest(state)
+    assert (model, layout) == ("davit_t", "official") and compare(shapes, model) == ([], ["extra.weight"], [])
+    assert closest({"cls_token": torch.zeros(1)}) is None
+
+
+def test_a_folder_says_what_it_holds(tmp_path):
+    """What has no weights stands in the config.json that timm writes beside them."""
+    zoo.save_for_hf(timm.create_model("dinat_m", num_classes=2), tmp_path)
+    assert inspect.inspect(tmp_path / "model.safetensors")["model"] == "dinat_m"
+    for said in ('{"architecture": "gcvit_t"}', '{"architecture": 3}', "[]", "{"):
+        (tmp_path / "config.json").write_text(said)
+        assert inspect.inspect(tmp_path / "model.safetensors")["models"] == ["nat_m", "dinat_m"]
+
+
 def test_another_classifier():
     state = state_of("davit_t") | {"head.weight": torch.empty(21, 768), "head.bias": torch.empty(21)}
     assert recognise(state).classes == 21
@@ -142,6 +182,45 @@ def test_a_part(tmp_path):
     assert model.stem.conv1.weight.abs().sum() == 0
     with pytest.raises(zoo.CheckpointError, match=r"has no part 'trunk', only backbone, neck, bbox_head"):
         load_checkpoint(model, path, part="trunk")
+
+
+def test_the_backbone_of_a_segmenter(tmp_path):
+    """Its head is no part of it: BatchNorms and all are new."""
+    path, args = tmp_path / "segmenter.pth", SMALL["biformer_t"]
+    source = segmenter("biformer_t", 3, head="fcn", channels=8, auxiliary=False, **args)
+    torch.save(source.state_dict(), path)
+    model = timm.create_model("biformer_t", num_classes=3, **args)
+    report = load_checkpoint(model, path, part="backbone")
+    assert report.left_out.keys() == {"decode_head", "feature_norms"} and "head.before.norm.weight" in report.new
+    assert torch.equal(model.stem.conv1.weight, source.backbone.model.stem.conv1.weight)
+
+
+def test_features_of_an_existing_model(tmp_path):
+    path, x, source = tmp_path / "weights.pth", torch.randn(1, 3, 64, 64), trained(small(NAME))
+    torch.save(timm_state(source), path)
+    expected = source.forward_intermediates(x, intermediates_only=True)
+    for inner in (False, True):
+        net = small(NAME, features_only=True, out_indices=(1, 2)).eval()
+        report = load_checkpoint(net.model if inner else net, path)
+        assert report.left_out["head"] == 6 and report.left_out.keys() == {"stages.3", "head"}
+        assert "left out: stages.3 (" in report.message and not report.head_remade and not report.new
+        assert all(torch.equal(got, want) for got, want in zip(net(x), expected[1:3], strict=True))
+
+
+def test_norms_on_features(tmp_path, caplog):
+    """Some levels' have none in the file, or none in the model; half of one is damage."""
+    path, state = tmp_path / "dense.pth", weights_of(trained(small(NAME, features_only=True, feature_norms=True).model))
+    torch.save(state, path)
+    report = load_checkpoint(small(NAME), path)
+    assert report.left_out == {"feature_norms": 8} and report.head_remade
+    headless = small(NAME, num_classes=0, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert torch.equal(headless.stem.conv1.weight, state["stem.conv1.weight"])
+    assert "it has no head.after.norm.weight" in caplog.text and "left out: feature_norms (8 tensors)" in caplog.text
+    torch.save(without(state, "feature_norms.0."), path)
+    report = load_checkpoint(small(NAME, features_only=True, feature_norms=True), path)
+    assert report.new == ["feature_norms.0.weight", "feature_norms.0.bias"] and report.new[0] in report.message
+    torch.save(without(state, "feature_norms.0.bias"), path)
+    refused(path, r"1 missing: feature_norms\.0\.bias", small(NAME, features_only=True, feature_norms=True))
 
 
 def test_a_part_of_nothing():

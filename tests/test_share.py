@@ -65,6 +65,7 @@ def test_hub(tmp_path, monkeypatch):
     zoo.push_to_hub(model, "someone/gcvit", description="Trained on [digits](https://example.org).", licence="mit")
     assert {file.name for file in kept.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     card = (kept / "README.md").read_text()
+    assert json.loads((kept / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
     assert "license: mit" in card and "Trained on [digits]" in card and '"hf-hub:someone/gcvit"' in card
 
     def download(repository, name, **kwargs):
@@ -89,6 +90,20 @@ def test_weights_of_ones_own_have_no_others_licence(tmp_path):
     overlay = {"file": str(tmp_path / "fresh" / "model.safetensors")}
     zoo.save_for_hf(small("gcvit_s", pretrained=True, pretrained_cfg_overlay=overlay), tmp_path / "tuned")
     assert "license: unknown" in (tmp_path / "tuned" / "README.md").read_text()
+
+
+def test_the_licence_that_is_given_stands_in_both_files(tmp_path):
+    def licences(folder):
+        card, config = (folder / name for name in ("README.md", "config.json"))
+        cfg = json.loads(config.read_text())["pretrained_cfg"]
+        return next(line for line in card.read_text().splitlines() if line.startswith("license: ")), cfg["license"]
+
+    model = timm.create_model("gcvit_s.nvidia_in1k", **SMALL["gcvit_s"])
+    given = {"model_config": {"label_names": ["cat"], "pretrained_cfg": {"tag": "mine"}}}
+    assert licences(zoo.save_for_hf(model, tmp_path / "mit", licence="mit", **given)) == ("license: mit", "mit")
+    assert json.loads((tmp_path / "mit" / "config.json").read_text())["pretrained_cfg"]["tag"] == "mine"
+    assert licences(zoo.save_for_hf(model, tmp_path / "own"))[1] == "cc-by-nc-sa-4.0"
+    assert licences(zoo.save_for_hf(small("gcvit_s"), tmp_path / "new")) == ("license: unknown", "unknown")
 
 
 def test_features_cannot_be_shared(tmp_path):

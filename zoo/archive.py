@@ -38,7 +38,10 @@ def content(path: Path) -> Any:
             root = _checked(list(entries.values()), path)
             index = entries[f"{root}/data.pkl"]
             if index.file_size > LARGEST_PICKLE:
-                raise CheckpointError(f"has an index of {index.file_size:,} bytes, over {LARGEST_PICKLE:,}: refused")
+                raise CheckpointError(
+                    f"has an index of {index.file_size:,} bytes, over {LARGEST_PICKLE:,}: refused. If it holds arrays "
+                    "of numpy's, save them as tensors"
+                )
             pickle = archive.read(index)
     except zipfile.BadZipFile as error:
         raise CheckpointError(

@@ -2,12 +2,15 @@
 
 import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timm.models import resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from timm.models._manipulate import adapt_input_conv
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -15,16 +18,14 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .blocks import PositionTable, resize_positions, resize_table
 from .convert import Layout, listed
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .fetch import locate, warn_of_licence
 from .reader import Checkpoint, read
-from .recognise import layouts_of, parts, recognise, recognised_part, without_prefix
+from .recognise import CONV, layouts_of, parts, recognise, recognised_part, without_prefix
 from .registry import class_of
 from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
-
-CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
 
 
 @dataclass
@@ -33,15 +34,18 @@ class LoadReport:
 
     layout       the layout that the file was in
     entry        which weights of the file were taken, "raw" or "ema"
-    head_remade  the classifier is new: the file has none, or one for another number of classes
+    head_remade  the classifier is new: the file has none, not all of it, or one for another number of classes
+    new          tensors of what else the file has nothing of and starts from scratch: a head's norm, norms on features
     resized      tables of positions that were interpolated: relative ones to other windows, others to other images
-    left_out     parts of the file that were not asked for, and how many tensors each has
+    left_out     parts of the file that were not asked for, or that the model was built without, a head under features
+                 say, and how many tensors each has
     message      all this in one line
     """
 
     layout: str = ""
     entry: str = ""
     head_remade: bool = False
+    new: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     message: str = ""
@@ -52,25 +56,26 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
-    model    may be compiled, or wrapped by DistributedDataParallel or the like
+    model    may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
              belong to, else the raw ones
     part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
     ValueError for a model on the meta device.
     """
-    model = unwrap_model(model)
+    model = _unwrapped(model)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError("the model is on the meta device, without memory for weights: build it on another one")
     checkpoint, left_out = part_of(read(path), part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    if isinstance(model, Backbone) and CONV in state and state[CONV].shape[1] != model.in_chans:
+    made_of = state[CONV].shape if isinstance(model, Backbone) and CONV in state else ()
+    if len(made_of) == 4 and made_of[1] != model.in_chans:
         _check_channels(state, model, str(path))
         state[CONV] = adapt_input_conv(model.in_chans, state[CONV])
-    report = _fit(state, model)
+    report = fit(state, model)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
-    report.layout, report.entry, report.left_out = layout, entry, left_out | unused
+    report.layout, report.entry, report.left_out = layout, entry, left_out | unused | report.left_out
     report.message = _message(report, path, model)
     warn_of_licence(find(filename=path))
     return report
@@ -104,16 +109,21 @@ def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = T
     """timm's `pretrained_filter_fn`: what `overlay_with_weights` gave, with the shapes of `model`.
 
     timm itself adapts the first convolution to another number of channels afterwards. `classifies=False`: the model
-    will lose its classifier anyhow, so it is not worth a warning that the file has none.
+    will lose its classifier anyhow, so it is not worth a warning that the file has none. Raises CheckpointError where
+    the weights are not of this model.
     """
     state = dict(state)
     if isinstance(model, Backbone):
         _check_channels(state, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
-    if _fit(state, model, ignore=(CONV,)).head_remade and classifies:
-        _logger.warning(
-            "the checkpoint has no classifier for %d classes: a new one starts from scratch", model.num_classes
-        )
-    return state
+    report = fit(state, model, ignore=(CONV,))
+    if not classifies:
+        report.head_remade, report.new = False, [name for name in report.new if not name.startswith("head.")]
+    fresh = report.head_remade or any(name.startswith("head.") for name in report.new)
+    # a head that nobody asked for is no loss
+    level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
+    _logger.log(level, "%s", "; ".join(["weights as they are given", *_notes(report, model)]))
+    # timm asks for every name: what a file may be without stays as the model has it
+    return model.state_dict() | state
 
 
 def select(
@@ -153,6 +163,12 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
             raise CheckpointError(f"{checkpoint.path} has no part {part!r}, only {listed(left_out)}")
         entries[kind] = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
     return Checkpoint(checkpoint.path, entries, checkpoint.meta), left_out
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model without what compiles it, spreads it over devices, or asks it for features alone."""
+    model = unwrap_model(model)
+    return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
 
 
 def _layouts(model: nn.Module) -> tuple[Layout, ...] | None:
@@ -210,17 +226,19 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
-    """Bring `state` to the shapes of `model` in place: resize tables, drop a classifier for other classes.
+def fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
+    """Bring `state` to the shapes of `model` in place: resize tables, drop what it was built without and a classifier
+    for other classes.
 
     Raises CheckpointError where names, shapes or types differ in any other way, or values are not finite; `ignore`
     names tensors of any shape.
     """
-    want = model.state_dict()
-    report = LoadReport()
-    classifier = _classifier(model)
-    for name in [k for k in state if k.startswith(classifier)]:
-        if name not in want or state[name].shape != want[name].shape:
+    want, classifier = model.state_dict(), _classifier(model)
+    headless = not any(k.startswith(("head.", *classifier)) for k in state)
+    report = LoadReport(left_out=_leave_out(state, want, model))
+    for layer in classifier:
+        theirs, ours = ({k: v.shape for k, v in tensors.items() if k.startswith(layer)} for tensors in (state, want))
+        for name in theirs if theirs != ours else ():  # part of it would be no classifier
             del state[name]
     for name, module in model.named_modules():
         key = f"{name}.rpb"
@@ -234,9 +252,34 @@ def _fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = (
                 report.resized.append(key)
         if isinstance(module, PositionTable):
             _fit_positions(state, f"{name}.table", module, report)
-    _compare(state, want, classifier, ignore, type(model).__name__)
-    report.head_remade = any(k.startswith(classifier) and k not in state for k in want)
+    lacks = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
+    report.head_remade = any(k.startswith(classifier) for k in lacks)
+    lacks = [k for k in lacks if not k.startswith(classifier)]
+    report.new = [k for k in lacks if _may_be_new(k, state, headless)]
+    _compare(state, want, sorted({*lacks} - {*report.new}), ignore, type(model).__name__)
     return report
+
+
+def _leave_out(state: dict[str, Tensor], want: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
+    """Take out of `state` what a backbone was built without, or lost when it was cut down to features; their sizes."""
+    parts = {k: re.match(r"stages\.\d+|[^.]*", k)[0] for k in state if k not in want and isinstance(model, Backbone)}
+    left_out = {name: part for name, part in parts.items() if _is_without(model, part)}
+    for name in left_out:
+        del state[name]
+    return dict(Counter(left_out.values()))
+
+
+def _is_without(model: Backbone, part: str) -> bool:
+    cut = [f"stages.{i}" for i in range(len(model.stages), len(model.feature_info))]
+    return part == "feature_norms" or part in cut or (part == "head" and model.num_classes == 0)
+
+
+def _may_be_new(name: str, state: Mapping[str, Tensor], headless: bool) -> bool:
+    """Weights for dense prediction have no head at all, weights for classification no norms on features, or others."""
+    if name.startswith("feature_norms."):
+        norm = name.rpartition(".")[0]
+        return not any(k.startswith(f"{norm}.") for k in state)
+    return headless and name.startswith("head.")
 
 
 def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, report: LoadReport) -> None:
@@ -267,19 +310,8 @@ def _classifier(model: nn.Module) -> tuple[str, ...]:
 
 
 def _compare(
-    state: Mapping[str, Tensor],
-    want: Mapping[str, Tensor],
-    classifier: tuple[str, ...],
-    ignore: tuple[str, ...],
-    what: str,
+    state: Mapping[str, Tensor], want: Mapping[str, Tensor], missing: list[str], ignore: tuple[str, ...], what: str
 ) -> None:
-    missing = {
-        k for k in want if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(classifier)
-    }
-    # weights for dense prediction have no head at all, weights for classification no norms on features
-    for group in ("head.", "feature_norms."):
-        whole = {k for k in want if k.startswith(group) and not k.startswith(classifier)}
-        missing -= whole if whole <= missing else set()
     left = [k for k in state if k not in want]
     other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
@@ -287,7 +319,7 @@ def _compare(
     floating = [k for k in state if k in want and want[k].is_floating_point() and want[k].dtype != state[k].dtype]
     integers = [_typed(k, state[k]) for k in floating if not state[k].is_floating_point()]
     bytewise = [_typed(k, state[k]) for k in floating if state[k].is_floating_point() and state[k].itemsize == 1]
-    parts = ((sorted(missing), "missing"), (left, "left over"), (shapes, "of another shape"))
+    parts = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
     parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
         raise CheckpointError(f"the checkpoint is not of this {what}. {_what_it_is(state)}{said}.")
@@ -303,13 +335,21 @@ def _typed(name: str, tensor: Tensor) -> str:
 
 
 def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
-    notes = [f"{path}: layout {report.layout!r}, {report.entry} weights"]
+    read_as = f"{path}: layout {report.layout!r}, {report.entry} weights"
+    return printable("; ".join([read_as, *_notes(report, model)]))
+
+
+def _notes(report: LoadReport, model: nn.Module) -> list[str]:
+    """What is to be said of a report beside layout and weights."""
+    notes = []
     if report.head_remade:
         notes.append(
             f"it has no classifier for {getattr(model, 'num_classes', '?')} classes, so a new one starts from scratch"
         )
+    if report.new:
+        notes.append(f"it has no {listed(report.new)}: new, from scratch")
     if report.resized:
         notes.append(f"tables of positions interpolated to other windows or images: {len(report.resized)}")
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
-    return "; ".join(notes)
+    return notes

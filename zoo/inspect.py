@@ -18,7 +18,7 @@ from typing import Any
 from .convert import listed
 from .described import TensorInfo
 from .errors import CheckpointError, printable
-from .files import sha256
+from .files import SUFFIXES, sha256, weights_in
 from .reader import describe
 from .recognise import (
     closest,
@@ -31,19 +31,20 @@ from .recognise import (
 )
 from .releases import find
 
-SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
     """What JSON can hold of what is in a file; `error` where it cannot be read. `keys`: every name, type and shape."""
     said: dict[str, Any] = {"file": str(path)}
-    if path.is_file():
-        said |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     try:
+        if path.is_file():
+            said |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
         found = describe(path)
     except CheckpointError as error:
         return said | {"error": str(error)}
+    except OSError as error:
+        return said | {"error": printable(f"{path} cannot be read: {error.strerror}")}
     said |= {"format": found.format, "weights": {kind: ".".join(place) for kind, place in found.places.items()}}
     said |= _what(next(iter(found.entries.values())), hint(str(path), found.meta)) | {"meta": found.meta}
     said["release"] = release(path, said["model"], said["sha256"])
@@ -94,14 +95,14 @@ def release(path: Path, model: str | None, digest: str) -> str | None:
 
 def files(paths: Iterable[Path]) -> list[Path]:
     """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones."""
-    found: list[Path] = []
-    for path in paths:
-        found += sorted(filter(_may_be_weights, path.iterdir())) if path.is_dir() else [path]
-    return found
+    return [file for path in paths for file in _in(path)]
 
 
-def _may_be_weights(file: Path) -> bool:
-    return file.suffix in SUFFIXES and not file.name.startswith(".")
+def _in(path: Path) -> list[Path]:
+    try:
+        return weights_in(path) if path.is_dir() else [path]
+    except OSError:  # a folder that is closed, or no name at all: `inspect` says so
+        return [path]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -151,9 +152,9 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
 
     table = Table(show_edge=False, pad_edge=False)  # a SHA-256 fits into a line of 80 letters
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(printable(column)), overflow="fold")  # names may hold what rich takes for markup
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # names may hold what rich takes for markup
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

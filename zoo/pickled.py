@@ -67,9 +67,7 @@ def describe(file: BinaryIO, storage: Callable[[Any], Storage]) -> Any:
         if count == MOST:
             raise CheckpointError(f"has a pickle of more than {MOST:,} opcodes: refused")
         if opcode.name not in _Machine.STEPS:
-            raise CheckpointError(
-                f"has a pickle with {opcode.name}, which torch.save does not write: refused. {INSTEAD}"
-            )
+            raise CheckpointError(f"has a pickle with {opcode.name}, which {_unread(opcode)}")
         _Machine.STEPS[opcode.name](machine, argument)
     raise CheckpointError("has a pickle without an end")
 
@@ -143,6 +141,12 @@ class _Machine:
             what.detail = (what.detail, state)
         elif not isinstance(what, dict):
             raise CheckpointError("changes the state of what has none: refused")
+
+
+def _unread(opcode: pickletools.OpcodeInfo) -> str:
+    if opcode.proto > torch.serialization.DEFAULT_PROTOCOL:
+        return "torch.save does not write of itself: save it again by torch.save, without pickle_protocol"
+    return f"is not needed to hold weights: refused. {INSTEAD}"
 
 
 REFUSED = "refused, and nothing of it was run"

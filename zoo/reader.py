@@ -5,8 +5,9 @@ place in it is checked. Only then torch or safetensors reads the tensors, mapped
 """
 
 import os
+import stat
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,13 +18,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import archive, described, pickled
-from .described import Storage, TensorInfo
+from .convert import listed
+from .described import Other, Storage, TensorInfo
 from .errors import CheckpointError
+from .files import weights_in
 from .formats import unfinished, what_else
 
 # where training programs put the weights, and their moving average
-RAW = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights", "student")
-EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema", "teacher")
+RAW = (
+    *("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights", "student"),
+    "checkpoint",
+)
+EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema", "teacher", "ema_model")
 OPTIMIZERS = ("optimizer", "optimizers", "lr_scheduler", "scheduler", "scaler", "amp", "loss_scaler")
 
 LEGACY = 0x1950A86A20F9469CFC6C  # what torch.save wrote first, before it wrote zip archives
@@ -105,15 +111,16 @@ def read(path: str | Path) -> Checkpoint:
 def describe(path: str | Path) -> Description:
     """What a file of weights holds, without reading its tensors. Raises CheckpointError as `read` does."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; expected a file of weights")
     try:
+        _check_file(path)
         kind, content, meta = _content(path)
         described.check(content, path.stat().st_size)
         found = _entries(content)
         meta |= _beside(content, found)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read by this user ({error.strerror})") from error
     except Exception as error:
         # a broken file can fail anywhere in its reader, with anything
         why = f"{type(error).__name__}: {error}"[:300]
@@ -121,10 +128,25 @@ def describe(path: str | Path) -> Description:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or no checkpoint ({why})"
         ) from error
     if not found:
-        held = ", ".join(map(str, list(content)[:20])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, found {held or 'nothing'}")
+        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, found {_held(content)}")
     states = {kind: state for kind, (_, state) in found.items()}
     return Description(str(path), kind, states, {kind: place for kind, (place, _) in found.items()}, meta)
+
+
+def _check_file(path: Path) -> None:
+    """Raises CheckpointError for what is no file that can be read at any place of it."""
+    try:
+        kind = path.stat().st_mode
+    except PermissionError:
+        raise
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
+        raise CheckpointError(f"is not there{why}; expected a file of weights") from error
+    if stat.S_ISDIR(kind):
+        inner = listed(file.name for file in weights_in(path))
+        raise CheckpointError(f"is a folder; expected a file of weights{f', one of {inner}' if inner else ''}")
+    if not stat.S_ISREG(kind):
+        raise CheckpointError("is a pipe or a device; expected a file of weights: save it as one first")
 
 
 def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
@@ -145,6 +167,8 @@ def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
 
 
 def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
+    if not _is_text(path):
+        raise CheckpointError("has a name that is no text in UTF-8, by which safetensors opens files: rename it")
     try:
         with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -167,8 +191,11 @@ def _legacy(path: Path) -> Any:
         return storage
 
     with path.open("rb") as file:
-        if pickled.describe(file, note) != LEGACY:
-            raise CheckpointError("is a pickle, but not of torch.save: load it where it was made and save its tensors")
+        first = pickled.describe(file, note)
+        if first != LEGACY:
+            described.check(first, path.stat().st_size)
+            what = f"found {_held(first)}. Load it where it was made and save its tensors"
+            raise CheckpointError(f"is a pickle, but not of torch.save: {what}")
         for _ in range(2):
             pickled.describe(file, note)
         content, keys = pickled.describe(file, note), pickled.describe(file, note)
@@ -191,10 +218,16 @@ def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> 
         file.seek(numel * storage.dtype.itemsize, os.SEEK_CUR)
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a name is UTF-8; of one that is not, Python keeps the bytes as halves of pairs."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
 def _torch_load(path: Path, kind: str) -> Any:
     with torch.serialization.safe_globals(ALIASES):
         try:
-            if path.suffix == ".safetensors":  # torch goes by the name, and would not find its own format
+            # torch goes by the name, and would not find its own format, or a file of no name that is text
+            if path.suffix == ".safetensors" or not _is_text(path):
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             # mapped, not read: what is not used costs no memory
@@ -238,6 +271,36 @@ def _state(content: Mapping[Any, Any]) -> dict[str, TensorInfo]:
     """The tensors of a mapping that is mostly tensors by name."""
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, TensorInfo)}
     return tensors if 2 * len(tensors) > len(content) else {}
+
+
+def _held(content: Any) -> str:
+    """What is in a file that holds no state dict where one is looked for, in words."""
+    if not isinstance(content, Mapping):
+        kinds = {TensorInfo: "a bare tensor", list: "list", tuple: "tuple"}
+        found = kinds.get(type(content)) or getattr(content, "name", type(content).__name__)
+        return f"{found} of {len(content)}" if isinstance(content, (list, tuple)) else found
+    keys = ", ".join(str(key)[:80] for key in list(content)[:20]) or "nothing"
+    if arrays := ["itself"] if _is_of_arrays(content) else _places(content, _is_of_arrays):
+        return f"arrays of numpy's in {listed(arrays)}: load it where you trust it, and save torch.from_numpy of each"
+    if inner := _places(content, lambda value: isinstance(value, Mapping) and bool(_state(value))):
+        return f"{keys}. Tensors lie under {listed(inner)}: save those alone with torch.save"
+    return keys
+
+
+def _places(content: Mapping[Any, Any], fits: Callable[[Any], bool], deepest: int = 3) -> list[str]:
+    """The keys, with dots between them, that lead to what `fits`; not into the states of optimisers."""
+    found = []
+    for key, value in content.items():
+        if key not in OPTIMIZERS and fits(value):
+            found.append(str(key)[:80])
+        elif key not in OPTIMIZERS and isinstance(value, Mapping) and deepest > 1:
+            found += [f"{str(key)[:80]}.{inner}" for inner in _places(value, fits, deepest - 1)]
+    return found
+
+
+def _is_of_arrays(value: Any) -> bool:
+    items = value.values() if isinstance(value, Mapping) else ()
+    return 2 * sum(isinstance(item, Other) and item.name == "numpy.ndarray" for item in items) > len(items)
 
 
 def _beside(content: Any, found: Found) -> dict[str, Any]:

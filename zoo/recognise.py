@@ -1,5 +1,6 @@
 """Which model and layout a state dict is of, told from its names and shapes alone."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,10 @@ from .releases import find
 
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
-COUNTER = "n_averaged"  # torch's AveragedModel keeps it beside the weights
+COUNTERS = ("n_averaged", "total_ops", "total_params")  # of torch's AveragedModel, and of thop in every module
+CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
+TABLES = (".rpb", ".position.table")  # whose shapes, but for their heads, go by windows or images
+BY_TIMM = ("model.safetensors", "pytorch_model.bin")  # what timm calls the weights beside a config.json
 SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
 RANDOM = ("normal_", "uniform_", "trunc_normal_")
 
@@ -70,9 +74,22 @@ def recognise(state: State, name: str = "") -> Recognition:
 
 
 def hint(path: str, meta: Mapping[str, Any]) -> str:
-    """The name that may pick a model among equals: what the file's metadata says, or what the file is called."""
-    said = meta.get("model")
+    """The name that may pick a model among equals: as the file's metadata says, a config.json of timm's beside it, or
+    what the file is called.
+    """
+    said = meta.get("model") or _configured(Path(path))
     return said if isinstance(said, str) else path
+
+
+def _configured(path: Path) -> Any:
+    """The model that a folder of timm's, as `zoo.save_for_hf` writes it, says it holds."""
+    if path.name not in BY_TIMM:
+        return None
+    try:
+        said = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or another program's
+        return None
+    return said.get("architecture") if isinstance(said, dict) else None
 
 
 def identify(state: State) -> list[tuple[str, str]]:
@@ -85,7 +102,7 @@ def identify(state: State) -> list[tuple[str, str]]:
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict without what wrappers of models put before every name, several deep."""
-    state = {key: value for key, value in state.items() if key != COUNTER}
+    state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in COUNTERS}
     while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
@@ -119,10 +136,16 @@ def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
 
 
 def closest(state: State) -> tuple[str, str, Shapes] | None:
-    """(model, layout, shapes under our names) of the variant that differs least; None where no layout has the names."""
+    """(model, layout, shapes under our names) of the variant that differs least; None where no layout has the names.
+
+    Keys that not even the nearest layout has a word for keep their own name.
+    """
+    state = without_prefix(state)
+    strange = _strange(state)
+    others = {key: torch.Size(state[key].shape) for key in strange if key in state}
     found = [
-        (_differences(shapes, _shapes_of(name)), name, layout, shapes)
-        for names, layout, shapes in _under_our_names(without_prefix(state))
+        (_differences(shapes, _shapes_of(name)), name, layout, shapes | others)
+        for names, layout, shapes in _under_our_names({k: v for k, v in state.items() if k not in strange})
         for name in names
     ]
     return min(found, key=lambda case: case[:3])[1:] if found else None
@@ -146,14 +169,27 @@ def _candidates(state: State) -> tuple[list[tuple[str, str]], bool]:
     return exact or trunks, bool(exact)
 
 
-def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
-    """Models, layout and shapes under our names, for each layout that has a word for every key."""
-    state, classes = {key: _meta(value) for key, value in state.items()}, {}
+def _cases() -> list[tuple[list[str], Layout]]:
+    """Every layout with the models that it is for."""
+    classes: dict[type[nn.Module], list[str]] = {}
     for name in variants():
         classes.setdefault(class_of(name), []).append(name)
-    cases = [(names, layout) for cls, names in classes.items() for layout in layouts_of(cls)[:-1]]
-    found = []
-    for names, layout in [*cases, (list(variants()), OURS)]:
+    return [
+        *((names, layout) for cls, names in classes.items() for layout in layouts_of(cls)[:-1]),
+        (list(variants()), OURS),
+    ]
+
+
+def _strange(state: State) -> list[str]:
+    """The keys that the layout that knows most of them does not know; none where that is few."""
+    fewest = min((layout.unknown(state) for _, layout in _cases()), key=len)
+    return fewest if 2 * len(fewest) < len(state) else []
+
+
+def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
+    """Models, layout and shapes under our names, for each layout that has a word for every key."""
+    state, found = {key: _meta(value) for key, value in state.items()}, []
+    for names, layout in _cases():
         if state and not layout.unknown(state):
             try:
                 found.append((names, layout.name, _shapes(layout.to_ours(state))))
@@ -210,7 +246,7 @@ def _may_be(name: str, depths: dict[str, int], widths: set[tuple[str, int]]) -> 
 
 def _trunk(shapes: Shapes) -> Shapes:
     return {
-        key: shape[:1] if key.endswith((".rpb", ".position.table")) else shape
+        key: shape[:1] if key.endswith(TABLES) else shape
         for key, shape in shapes.items()
         if not key.startswith(("head.", "feature_norms."))
     }
@@ -236,6 +272,8 @@ def _shapes_of(name: str) -> Shapes:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {
+    """Without the classifier's, and without the number of channels of the images."""
+    shapes = {
         k: v.shape for k, v in state.items() if not k.startswith("head.fc.") and not k.endswith("num_batches_tracked")
     }
+    return {k: shape[:1] + shape[2:] if k == CONV else shape for k, shape in shapes.items()}

@@ -45,7 +45,7 @@ def save_for_hf(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-            save_by_timm(model, temporary, safe_serialization=True, **_sized(model, kwargs))
+            save_by_timm(model, temporary, safe_serialization=True, **_about(model, said["license"], kwargs))
             (Path(temporary) / "README.md").write_text(generate_readme(said, folder.name), encoding="utf-8")
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, folder / file.name)
@@ -62,12 +62,16 @@ def push_to_hub(
     kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
     """
     said = _card(model, f"hf-hub:{repository}", description, licence)
-    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **_sized(model, kwargs))
+    about = _about(model, said["license"], kwargs)
+    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **about)
 
 
-def _sized(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """timm would note the size of the release's images for a model built for another."""
-    return {"data_config": {"input_size": get_model_input_config(model)["input_size"]}, **kwargs}
+def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """timm would note the release's licence, and the size of its images for a model built for another."""
+    config = dict(kwargs.get("model_config") or {})
+    config["pretrained_cfg"] = {"license": licence, **config.get("pretrained_cfg", {})}
+    size = {"input_size": get_model_input_config(model)["input_size"]}
+    return {"data_config": size, **kwargs, "model_config": config}
 
 
 def _card(model: nn.Module, name: str, description: str, licence: str | None) -> dict[str, Any]:

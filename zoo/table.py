@@ -1,9 +1,12 @@
 """The table of models: parameters and cost as measured here beside what their authors print.
 
-python -m zoo.table                 # prints the table
-python -m zoo.table docs/models.md  # puts it between the marks in that file
+    python -m zoo.table                 # prints the table
+    python -m zoo.table docs/models.md  # puts it between the marks in that file
+
+Counting takes a second or two a model.
 """
 
+import argparse
 import json
 import math
 import re
@@ -99,14 +102,26 @@ def _marked(text: str, mark: str) -> str:
     return found[0]
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        path = Path(sys.argv[1])
-        try:
-            between(path.read_text())  # before minutes of counting
-            path.write_text(insert(path.read_text(), render()))
-        except (OSError, ValueError) as error:
-            sys.exit(f"error: {path}: {error}")
-    else:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("page", nargs="?", type=Path, help="a Markdown file with the marks; default: print the table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    path = parse(argv).page
+    if path is None:
         for line in lines():
             print(line, end="", flush=True)
+        return
+    try:
+        between(path.read_text())  # before minutes of counting
+        path.write_text(insert(path.read_text(), render()))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {path}: {error}")
+
+
+if __name__ == "__main__":
+    main()

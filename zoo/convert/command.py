@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import part_of, select
-from ..errors import CheckpointError
+from ..checkpoint import fit, part_of, select
+from ..errors import CheckpointError, printable
 from ..files import sha256, whole
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read
-from ..recognise import OURS, hint, layouts_of, part_hint, recognise
+from ..recognise import CONV, OURS, TABLES, hint, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
+from . import listed
 
 NAMES = [OURS.name, *dict.fromkeys(layout.name for layouts in LAYOUTS.values() for layout in layouts)]
 
@@ -46,16 +47,18 @@ def convert(
 ) -> Converted:
     """The weights of a checkpoint in layout `to`.
 
-    model    a variant of the zoo; None: recognised from names and shapes
+    model    a variant of the zoo, of which the file must be but for images of other channels or sizes, another head or
+             norms on features; None: recognised from names and shapes
     weights  "raw", "ema" or "auto", as `load_checkpoint` has it
-    Raises CheckpointError where the model is not recognised, or has no such layout, or it says less than that needs.
+    Raises CheckpointError where the model is not recognised, or is another than `model`, or has no such layout, or it
+    says less than that needs.
     """
     first = next(iter(checkpoint.entries.values()))
     found = recognise(first, hint(checkpoint.path, checkpoint.meta))
     if model is None and not found.candidates:
         how = part_hint(first, checkpoint.path) or ": name one by --model, or a --part"
         raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is{how}")
-    model = model or found.model
+    named, model = model, model or found.model
     classes = {class_of(name) for name in ([model] if model else (name for name, _ in found.candidates))}
     if len(classes) > 1:
         raise CheckpointError(f"{checkpoint.path} is {found.message}, by --model")
@@ -69,8 +72,29 @@ def convert(
         state = target.to_theirs(ours, constants=True)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path} cannot be written in layout {to!r}: {error}") from error
+    if named is not None:
+        _check_model(checkpoint.path, ours, named)
     # parts of one tensor share its memory; files of safetensors have room for each
     return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry)
+
+
+def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
+    """Raises CheckpointError where a state dict under our names could not be loaded into a variant."""
+    args, conv = variants()[model], state[CONV].shape if CONV in state else ()
+    if len(conv) == 4:
+        args["in_chans"] = conv[1]
+    with torch.device("meta"):
+        shapes, built = {name: torch.empty(tensor.shape) for name, tensor in state.items()}, class_of(model)(**args)
+    want = built.state_dict()
+    same = [n for n in shapes.keys() & want.keys() if n.endswith(TABLES) and shapes[n].shape[:1] == want[n].shape[:1]]
+    shapes |= {name: want[name] for name in same}  # of other windows or images
+    half = (built.head.fc.state_dict(prefix="head.fc.").keys() - state.keys()) if "head.fc.weight" in state else ()
+    try:
+        fit(shapes, built)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not {model}, as --model says: {error}") from error
+    if half:
+        raise CheckpointError(f"{path} is not {model}, as --model says: its classifier has no {listed(half)}")
 
 
 def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], wrapper: str | None) -> None:
@@ -111,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         checkpoint, left_out = part_of(read(args.source), args.part)
         made = convert(checkpoint, to=args.to, model=args.model, weights=args.weights)
-        metadata = {"layout": args.to, "weights": made.entry, "source": args.source.name}
+        metadata = {"layout": args.to, "weights": made.entry, "source": printable(args.source.name)}
         metadata |= {"source_sha256": sha256(args.source)} | ({"model": made.model} if made.model else {})
         with whole(args.out, force=args.force) as temporary:
             write(temporary, made.state, metadata, args.wrapper)
@@ -119,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     name = made.model or "one of several models that no weights tell apart"
-    print(f"{args.source}: {name}, {made.entry} weights, layout {made.source_layout!r} -> {args.to!r}")
+    print(printable(f"{args.source}: {name}, {made.entry} weights, layout {made.source_layout!r} -> {args.to!r}"))
     if left_out:
-        print(f"left out: {', '.join(left_out)}")
-    print(f"written: {args.out}, {len(made.state)} tensors, {args.out.stat().st_size:,} bytes")
+        print(printable(f"left out: {', '.join(left_out)}"))
+    print(printable(f"written: {args.out}, {len(made.state)} tensors, {args.out.stat().st_size:,} bytes"))
     return 0
