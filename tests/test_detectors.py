@@ -121,6 +121,25 @@ def test_paste():
     torch.testing.assert_close(out[0, 0, 1], torch.tensor([0, 0, 0, 0.25, 0.75, 0.75, 0, 0]))
 
 
+def test_paste_of_boxes_that_reach_out_of_the_image():
+    masks, none = torch.ones(4, 1, 2, 2), torch.zeros(4, 8)
+    boxes = torch.tensor([[-2.0, -1, 2, 2], [9, 1, 12, 3], [-5, 1, -2, 3], [2, -4, 6, -1]])
+    out = paste(masks, boxes, (4, 8))[:, 0]
+    assert out[0].count_nonzero() == 4 and all(torch.equal(one, none) for one in out[1:])
+
+
+def test_masks_with_gradients_on():
+    """The same as without, and they lead back to the network."""
+    torch.manual_seed(0)
+    model = detector(Pools(), 5, channels=8, head_kwargs={"rpn_post_nms_top_n_test": 4}).eval()
+    image = torch.randn(3, 64, 64)
+    masks = model([image])[0]["masks"]
+    with torch.no_grad():
+        assert len(masks) > 0 and torch.equal(masks, model([image])[0]["masks"])
+    masks.sum().backward()
+    assert model.neck.laterals[0].weight.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_masks_stay_in_their_boxes_where_asked(head):
     torch.manual_seed(0)
@@ -250,6 +269,8 @@ def test_norms_of_features_that_are_read():
         ({"boxes": torch.tensor([[5.0, 5, 5, 9], [0, 0, 9, 9]])}, "no width"),
         ({"boxes": torch.zeros(3, 4)}, r"boxes are \(3, 4\) for 2 labels"),
         ({"masks": torch.zeros(2, 9, 9)}, r"masks are \(2, 9, 9\)"),
+        ({"boxes": torch.tensor([[5, 5, 9, 9], [0, 0, 9, 9]])}, r"boxes are torch\.int64 .* expected floats"),
+        ({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}, r"labels torch\.float32; expected .* integers"),
     ],
 )
 def test_bad_targets(change, says):
@@ -258,8 +279,23 @@ def test_bad_targets(change, says):
         model(images, [targets[0] | change, targets[1]])
 
 
+@pytest.mark.parametrize("head", ["faster_rcnn", "retinanet", "fcos"])
+def test_labels_of_other_integers(head):
+    images, targets = batch()
+    losses = []
+    for dtype in (torch.long, torch.int32, torch.uint8):
+        torch.manual_seed(0)
+        model = detector(Pools(), 5, head=head, channels=32)
+        losses.append(model(images, [target | {"labels": target["labels"].to(dtype)} for target in targets]))
+    assert losses[0] == losses[1] == losses[2]
+
+
 def test_bad_calls():
     model, (images, targets) = detector(Pools(), 5, channels=8), batch()
+    for given in ([],), ([], []):
+        with pytest.raises(ValueError, match="there are no images"):
+            model.train(len(given) == 2)(*given)
+    model.train()
     with pytest.raises(ValueError, match="in train mode and got no targets"):
         model(images)
     with pytest.raises(ValueError, match="in eval mode and got targets"):

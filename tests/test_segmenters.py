@@ -207,6 +207,25 @@ def test_wrong_arguments():
         segmenter("resnet18", 3, head="unet")
     with pytest.raises(ValueError, match=r"\(1, 32, 33\)"):
         tiny()(torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 33, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"targets are torch\.float32: give the labels"):
+        tiny()(torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 32))
+
+
+@pytest.mark.parametrize("side", [32, 20])
+def test_targets_of_other_integers(side):
+    model, images, targets = tiny().eval(), torch.randn(1, 3, side, side), torch.randint(5, (1, side, side))
+    with torch.no_grad():
+        want = model(images, targets)
+        assert all(model(images, targets.to(dtype)) == want for dtype in (torch.uint8, torch.int32))
+
+
+def test_weights_of_classes_survive_meta():
+    weights = [1.0, 2.0, 3.0, 4.0, 0.1]
+    model = nn.Sequential(tiny(class_weights=weights, device="meta").to("meta"))
+    model.to_empty(device="cpu").double()  # of memory that may hold anything
+    torch.testing.assert_close(model[0].class_weights, torch.tensor(weights).double())
+    model[0].class_weights = torch.ones(5)
+    assert torch.equal(model.double()[0].class_weights, torch.ones(5).double())
 
 
 def test_loss_falls():

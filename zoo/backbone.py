@@ -3,6 +3,7 @@
 Maps are (B, H, W, C) between modules; only `Backbone` itself takes and gives NCHW.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from timm.layers import SelectAdaptivePool2d
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .blocks.init import init_linear
 
@@ -20,9 +21,21 @@ OTHER_NAMES = (
 )
 
 
+@fx.wrap
+def check_images(x: Tensor) -> None:
+    """Raises ValueError unless x is (B, C, H, W); torch.fx would have to follow the question."""
+    if x.dim() != 4:
+        raise ValueError(f"images are {x.shape}: expected (B, in_chans, H, W)")
+
+
 def channels_last(x: Tensor) -> Tensor:
     """The same (B, C, H, W) with the channels of a pixel side by side; vmap knows no memory formats by name."""
+    check_images(x)
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 class Stage(nn.Module):
@@ -155,7 +168,6 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, num_classes)
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -174,19 +186,20 @@ class Backbone(nn.Module):
         output_fmt  "NCHW" or "NHWC", of the features
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NHWC'")
+            raise ValueError(f"output_fmt is '{output_fmt}'; it must be 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.stages), indices)
-        stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
+        norm = norm and self.head.dim == self.num_features
         features = []
         x = self.stem(channels_last(x))
-        for i, stage in enumerate(stages):
-            x = stage(x)
+        for i, (stage, own) in enumerate(zip(self.stages, self.feature_norms)):  # noqa: B905 (TorchScript has no strict)
+            if i <= last or not stop_early:
+                x = stage(x)
             if i in take:
-                normed = norm and self.head.dim == self.num_features and i == len(self.stages) - 1
-                feature = self.head.before(x) if normed else x
-                feature = self.feature_norms[i](feature)
+                feature = own(self.head.before(x) if norm and i == len(self.stages) - 1 else x)
                 features.append(feature.permute(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
-        return features if intermediates_only else (x.permute(0, 3, 1, 2), features)
+        if intermediates_only:
+            return features
+        return x.permute(0, 3, 1, 2), features
 
     @torch.jit.ignore
     def prune_intermediate_layers(
@@ -206,11 +219,12 @@ class Backbone(nn.Module):
         return take
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of any module; where names are missing, as by timm's `checkpoint_path`, it says what converts them."""
+        """As of any module; where the names are others, as by timm's `checkpoint_path`, it says what converts them."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            if self.state_dict().keys() <= state_dict.keys():
+            own, given = self.state_dict(), {_unnumbered(key) for key in state_dict}
+            if own.keys() <= state_dict.keys() or given <= {_unnumbered(key) for key in own}:
                 raise
             raise RuntimeError(f"{error}\n{OTHER_NAMES}") from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import FeatureDictNet, build_model_with_cfg, generate_default_cfgs, register_model
 
 from .backbone import Backbone
 from .releases import Release, candidates
@@ -82,10 +82,13 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
                 url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
-    Raises CheckpointError if the weights cannot be read, or are not those of this model.
+    Raises CheckpointError if the weights cannot be read, or are not those of this model, and ValueError for images
+    that there are none of, or a `feature_cls` that finds no features here.
     """
     from .checkpoint import adapt, overlay_with_weights
 
+    if kwargs.get("features_only"):
+        _check_features(kwargs.get("feature_cls", "getter"))
     displaced: dict[str, Any] = {}
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
     released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
@@ -120,6 +123,16 @@ def _check(*, img_size: Any, in_chans: Any = 3, **_: Any) -> None:
         raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
     if not isinstance(in_chans, Integral) or in_chans < 1:
         raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
+
+
+def _check_features(kind: Any) -> None:
+    """Raise ValueError for timm's wrappers that take a model apart: they look for features among its children alone."""
+    if isinstance(kind, str):
+        known = kind.lower() in ("getter", "fx") or "hook" in kind.lower()
+    else:
+        known = not (isinstance(kind, type) and issubclass(kind, FeatureDictNet))
+    if not known:
+        raise ValueError(f"feature_cls is {kind!r}: expected 'getter' (the default), 'hook' or 'fx'")
 
 
 def _constructor(cls: type[Backbone]):

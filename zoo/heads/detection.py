@@ -196,13 +196,13 @@ class Detector(OverBackbone):
         """Losses by name, whose sum is what to minimise, in training; detections, one dict an image, in evaluation.
 
         images   (3, h, w) each, normalised; they are filled with zeros at the bottom and right to one size
-        targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, labels (N) from 0, and where the head makes
-                 masks, masks (N, h, w); N may be 0
+        targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, floats, labels (N) from 0, integers, and
+                 where the head makes masks, masks (N, h, w); N may be 0
         A detection has boxes, labels and scores, and masks (N, 1, h, w) of probabilities, pasted into the image; or,
         without `paste_masks`, `box_masks` (N, 1, m, m) inside the boxes, which `zoo.heads.paste.paste` puts into an
         image of any size: pasted once, at the size of the original, they are as exact as they can be, and small before.
 
-        Raises ValueError for targets that are missing, not of this form, or given in evaluation.
+        Raises ValueError for no images, and for targets that are missing, not of this form, or given in evaluation.
         """
         if self.training != (targets is not None):
             state, given = ("train", "no") if self.training else ("eval", "")
@@ -210,6 +210,8 @@ class Detector(OverBackbone):
                 f"the detector is in {state} mode and got {given} targets".replace("  ", " ")
                 + "; it gives losses in train mode with targets, and detections in eval mode without"
             )
+        if not len(images):
+            raise ValueError("there are no images; expected a list of one or more, (3, h, w) each")
         if targets is not None:
             targets = self._checked(images, targets)
         batch = self._batch(images)
@@ -230,7 +232,7 @@ class Detector(OverBackbone):
         for i, (image, target) in enumerate(zip(images, targets, strict=True)):
             if said := self._complaint(image, target):
                 raise ValueError(f"target {i}: {said}")
-            out.append({**target, "labels": target["labels"] + self.first_label})
+            out.append({**target, "labels": target["labels"].long() + self.first_label})
         return out
 
     def _complaint(self, image: Tensor, target: dict[str, Tensor]) -> str:
@@ -241,6 +243,8 @@ class Detector(OverBackbone):
         boxes, labels = target["boxes"], target["labels"]
         if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
             return f"boxes are {tuple(boxes.shape)} for {len(labels)} labels; expected (N, 4) for N"
+        if not boxes.is_floating_point() or labels.is_floating_point():
+            return f"boxes are {boxes.dtype} and labels {labels.dtype}; expected floats and integers"
         if len(boxes) and not (boxes[:, 2:] > boxes[:, :2]).all():
             return "a box has no width or no height; expected x1 < x2 and y1 < y2"
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:

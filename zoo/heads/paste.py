@@ -14,9 +14,9 @@ def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
     Each is read, bilinearly, at the centres of the image's pixels; torchvision rounds the boxes first.
     """
     out = masks.new_zeros(len(masks), 1, *size)
-    for place, mask, box in zip(out, masks, boxes.tolist(), strict=True):
+    for i, (mask, box) in enumerate(zip(masks, boxes.tolist(), strict=True)):
         rows, columns, part = within(mask, box, size)
-        place[:, rows, columns] = part
+        out[i, :, rows, columns] = part  # by its number: where gradients are on, parts of an unbound map cannot be set
     return out
 
 
@@ -31,8 +31,9 @@ def within(mask: Tensor, box: Sequence[float], size: Sequence[int]) -> tuple[sli
 
 
 def _span(start: float, end: float, side: int) -> tuple[int, int]:
-    """The pixels that a box touches along a side."""
-    return max(math.floor(start), 0), min(math.ceil(end), side)
+    """The pixels that a box touches along a side; none where it lies beyond."""
+    first = min(max(math.floor(start), 0), side)
+    return first, max(min(math.ceil(end), side), first)
 
 
 def _places(first: int, last: int, start: float, end: float, like: Tensor) -> Tensor:

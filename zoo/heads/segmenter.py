@@ -1,6 +1,6 @@
 """Semantic segmentation: a backbone, a head that labels every pixel, and an auxiliary one for training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,20 +60,33 @@ class Segmenter(OverBackbone):
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
-        weights = None if class_weights is None else _checked(class_weights, self.num_classes)
+        # kept as numbers too: what is built on "meta" comes from there unfilled, and no file has them
+        self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
+        weights = None if class_weights is None else torch.tensor(self._weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         # what zoo.load_checkpoint makes anew for another number of classes
         self.pretrained_cfg = {"classifier": ("decode_head.classifier", "auxiliary_head.classifier")}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Segmenter":
+        """What `to`, `to_empty` and the like do, those of a module around this one too."""
+        unfilled = self.class_weights is not None and self.class_weights.is_meta
+        super()._apply(fn, recurse)
+        if unfilled and self._weights is not None:
+            self.class_weights.copy_(self.class_weights.new_tensor(self._weights))
+        return self
+
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W) int64 the losses of the heads.
+        """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.
 
         Sides below 32 pixels are filled up with zeros at the bottom and right, which targets ignore. The losses,
-        "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size.
+        "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another
+        size, or that are no integers.
         """
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
             raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
+        if targets is not None:
+            targets = _labels(targets)
         if min(size) < LEAST:
             images = _filled(images, 0)
             targets = None if targets is None else _filled(targets, self.ignore_index)
@@ -111,10 +124,17 @@ def _filled(x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 3
     return F.pad(x, (0, max(0, LEAST - width), 0, max(0, LEAST - height)), value=value)
 
 
-def _checked(weights: Sequence[float], classes: int) -> Tensor:
+def _labels(targets: Tensor) -> Tensor:
+    """As int64, which cross entropy wants."""
+    if targets.is_floating_point():
+        raise ValueError(f"targets are {targets.dtype}: give the labels of pixels, integers")
+    return targets.long()
+
+
+def _checked(weights: Sequence[float], classes: int) -> tuple[float, ...]:
     if len(weights) != classes or min(weights) <= 0:
         raise ValueError(f"class_weights is {list(weights)}; expected a number above 0 for each of {classes} classes")
-    return torch.tensor(list(weights), dtype=torch.float32)
+    return tuple(map(float, weights))
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tensor | None = None) -> Tensor:
