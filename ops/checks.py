@@ -10,17 +10,28 @@ def factor(scale: float | None, D: int) -> float:
     """`scale` of the logits, by default that of D channels. Raises ValueError for one that learns, or is many numbers.
 
     Fused attention takes a number, and where it does not run a learned scale would lose its gradient without a word.
+    One number as a tensor, or NumPy's, becomes Python's, as kernels want it; what is watched runs as operators, which
+    do that themselves.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():
         if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
             raise ValueError("scale is a tensor: expected a number; multiply q by a learned scale, or by one a head")
+        if scale is not None and type(scale) is not float and not watched():
+            return float(scale)
     return D**-0.5 if scale is None else scale
 
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises ValueError unless all three are (B, H, W, heads, D) of one shape."""
+    """Raises ValueError unless all three are (B, H, W, heads, D) of one shape, of at least 1 x 1 pixels."""
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected one shape (B, H, W, heads, D)")
+    check_pixels("q", q)
+
+
+def check_pixels(name: str, x: Tensor) -> None:
+    """Raises ValueError for a map (B, H, W, ...) without pixels; its batch may be empty."""
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        raise ValueError(f"{name} is {x.shape}: expected a map of at least 1 x 1 pixels")
 
 
 def check_bias(bias: Tensor | None, heads: int, wh: int, ww: int) -> None:

@@ -2,9 +2,10 @@
 
 Four names: `triton` (a fused kernel), `torch` (the fast path in ordinary PyTorch), `reference` (the readable
 specification) and `auto` (the kernel where it runs, else `torch`, else `reference`; inside a transform of torch.func,
-vmap, jvp, jacrev and the like, which follows ordinary operators alone, `reference`). The first of these that is not
-`auto` decides: the `impl` argument of the call, the innermost `ops.implementation(...)`, the environment variable
-ZOO_ATTENTION. What is named is what runs: where it cannot, an error says why.
+vmap, jvp, jacrev and the like, and inside a level of torch.autograd.forward_ad, which follow ordinary operators alone,
+`reference`). The first of these that is not `auto` decides: the `impl` argument of the call, the innermost
+`ops.implementation(...)`, the environment variable ZOO_ATTENTION. What is named is what runs: where it cannot, an error
+says why.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .recording import is_recording
 
@@ -27,8 +29,9 @@ NARROW = 32  # channels: kernels of so many fit every GPU, which need not be ask
 ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: no compiler can follow the question
 
-# a plain list, not a context variable: torch.compile guards on it, and threads of one process share it
-_settings: list[str] = []
+# a plain list, not a context variable: torch.compile guards on it, and threads of one process share it; each setting is
+# a list of its own, by which its context finds it again
+_settings: list[list[str]] = []
 
 
 @contextmanager
@@ -39,11 +42,13 @@ def implementation(name: str) -> Iterator[None]:
     choice back to ZOO_ATTENTION or, where that is not set, to the op. It holds for the whole process, all threads.
     Raises ValueError for another name. Models scripted by TorchScript always run `torch`.
     """
-    _settings.append(_known(name, "ops.implementation"))
+    own = [_known(name, "ops.implementation")]
+    _settings.append(own)
     try:
         yield
     finally:
-        _settings.pop()
+        # not the last: that may be another thread's
+        del _settings[next(i for i, setting in enumerate(_settings) if setting is own)]
 
 
 def on_threads(x: Tensor) -> bool:
@@ -63,7 +68,7 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
     """
     name = _known(impl, f"{op}'s impl")
     if name == "auto" and _settings:
-        name = _settings[-1]
+        name = _settings[-1][0]
     if name == "auto":
         name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
     if name == "auto":
@@ -78,6 +83,11 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
             f"{op} has no {name!r} implementation in this version, only {', '.join(map(repr, has))}: "
             f"ask for one of them or for 'auto' (impl=, ops.implementation or {VARIABLE})"
         )
+    if name == "triton" and transformed():
+        raise RuntimeError(
+            f"{op} was asked for its 'triton' kernel, which does not run inside torch.func's transforms and "
+            "torch.autograd.forward_ad's levels: use impl='auto' or 'reference'"
+        )
     reason = _why_no_kernel(x, channels) if name == "triton" else None
     if reason is not None:
         raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
@@ -85,8 +95,11 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func follows what is computed now; torch has no public name for the question."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether a transform of torch.func follows what is computed now, or forward_ad, which has tangents in a level.
+
+    torch has no public names for the questions.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def watched(*given: Tensor | None) -> bool:
@@ -114,10 +127,12 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
     if channels is not None and x.is_cuda and x.shape[-1] > NARROW:
-        held, given = _held(x), _shared_memory(x.device.index)
+        # kernels take autocast's precision
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        held, given = _held(x.shape[-1], dtype), _shared_memory(x.device.index)
         if held > given:
             return (
-                f"a head of {x.shape[-1]} channels in {x.dtype} needs {held} KiB of shared memory, of which this GPU "
+                f"a head of {x.shape[-1]} channels in {dtype} needs {held} KiB of shared memory, of which this GPU "
                 f"gives a program {given}"
             )
     if not HAS_TRITON:
@@ -125,14 +140,15 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     return None
 
 
-def _held(x: Tensor) -> int:
-    """KiB of shared memory that a program of the kernels for `x` holds at most."""
-    return min(kib for most, kib in SHARED[x.dtype.itemsize] if x.shape[-1] <= most)
+def _held(channels: int, dtype: torch.dtype) -> int:
+    """KiB of shared memory that a program of the kernels for heads of so many channels holds at most."""
+    return min(kib for most, kib in SHARED[dtype.itemsize] if channels <= most)
 
 
 @torch.compiler.assume_constant_result
 def _shared_memory(device: int) -> int:
     """KiB of shared memory that one program of a kernel can have on a GPU."""
-    if torch.version.hip:
-        return max(kib for _, kib in SHARED[4])  # kernels hold less there: 64 KiB at most, which all have
+    # kernels hold less on AMD's: 64 KiB at most, which all have; without a driver nothing runs, and tensors are fake
+    if torch.version.hip or not torch.cuda.is_available():
+        return max(kib for _, kib in SHARED[4])
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin // 1024

@@ -156,7 +156,9 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
         options = kernel.chosen.get(key)
     if options is None:
         choices = kernel.choices.of(values, constants)
-        if place is None and len(choices) > 1 and programs >= FILLED * multiprocessors(values[0].device):
+        measurable = place is None and len(choices) > 1 and programs >= FILLED * multiprocessors(values[0].device)
+        # a graph that is captured records launches, and nothing can wait for one to be timed
+        if measurable and not torch.cuda.is_current_stream_capturing():
             with _tuning:
                 kernel[(programs,)](*values, **constants)
                 kernel.chosen[key] = preferred(kernel, choices[0]).all_kwargs()

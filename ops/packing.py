@@ -36,10 +36,6 @@ class Unpack(torch.autograd.Function):
         whole = None if torch.is_grad_enabled() or watched(*parts) else whole_of(parts)
         return torch.stack(parts, 3) if whole is None else whole
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, ...]:
-        return tangent.unbind(3)
-
 
 def has_kernels(x: Tensor) -> bool:
     """Whether kernels may run on `x` now, and nothing but autograd looks on."""

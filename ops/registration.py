@@ -26,6 +26,7 @@ def register(
     specification: Callable[..., Tensor],
     as_given: Callable[..., Sequence[Tensor | None]] | None = None,
     results: int = 2,
+    reads_result: Callable[..., bool] = lambda *args: True,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The operator `attention_backbones::<name>`, and beside it `<name>_backward`, which has no derivative.
 
@@ -42,6 +43,8 @@ def register(
     as_given       the same as backward, but gradients lie packed where what they belong to does. It runs where no
                    operator is needed, which may not return parts of one tensor. None: backward itself
     results        how many tensors forward returns; where it is one, the operator returns that, not a tuple
+    reads_result   (*arguments) -> whether backward reads the result. Where not, it is given None in its place: the
+                   result is not kept for it, and may be changed in place
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
 
@@ -78,15 +81,15 @@ def register(
     run = alone(forward) if results == 1 else forward
     if backward is None:
         return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
-    given = ", ".join(["Tensor grad", arguments, *(f"Tensor out{i}" for i in range(results))])
+    given = ", ".join(["Tensor grad", arguments, "Tensor? out0", *(f"Tensor out{i}" for i in range(1, results))])
     backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
 
     def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        made = output if results > 1 else (output,)
-        ctx.save_for_backward(*inputs[:count], *made)
+        result, *rest = output if results > 1 else (output,)
+        ctx.save_for_backward(*inputs[:count], result if reads_result(*inputs) else None, *rest)
         ctx.others = inputs[count:]
         # else autograd would fill a gradient of zeros for each
-        ctx.mark_non_differentiable(*made[1:])
+        ctx.mark_non_differentiable(*rest)
         ctx.set_materialize_grads(False)
 
     def run_and_keep(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:

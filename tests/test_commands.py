@@ -82,10 +82,10 @@ def test_index_tables_are_torchvisions(tmp_path):
 
 def test_windows_that_are_not_square(tmp_path, capsys):
     source, out = tmp_path / "w.safetensors", tmp_path / "w.pth"
-    save_file(state_of(small("gcvit_s", img_size=(256, 320))), source)
-    assert command.main([str(source), str(out), "--to", "official", "--model", "gcvit_s"]) == 2
+    save_file(state_of(timm.create_model("gcvit_xxt", img_size=(256, 320))), source)
+    assert command.main([str(source), str(out), "--to", "official", "--model", "gcvit_xxt"]) == 2
     assert "is not of square windows" in capsys.readouterr().err and not out.exists()
-    assert command.main([str(source), str(out), "--to", "timm", "--model", "gcvit_s"]) == 0
+    assert command.main([str(source), str(out), "--to", "timm", "--model", "gcvit_xxt"]) == 0
 
 
 def test_metadata(released, tmp_path):
@@ -248,16 +248,49 @@ def test_export_program(shared, tmp_path, capsys):
     out = tmp_path / "model.pt2"
     assert export.main([str(folder), str(out), "--size", "64", "96", "--dynamic"]) == 0
     said = capsys.readouterr().out
-    assert "any number of images x 3 x 64 x 96" in said and "random images: differs by" in said
-    assert "smooth images: differs by" in said and "agree on 100%" in said
+    assert "any number of images x 3 x 64 x 96" in said and "random images, 64 x 96: differs by" in said
+    assert "smooth images, 64 x 96: differs by" in said and "agree on 100%" in said
     x = torch.randn(5, 3, 64, 96)
     torch.testing.assert_close(torch.export.load(out).module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.__version__ < export.SIZES_SINCE, reason=f"torch {export.SIZES_SINCE} pools maps of any size")
+def test_features_for_any_size(shared, tmp_path, monkeypatch, capsys):
+    folder, out = shared[1], tmp_path / "maps.pt2"
+    given = ["--features", "1", "3", "--size", "64", "96", "--dynamic", "--any-size"]
+    assert export.main([str(folder), str(out), *given]) == 0
+    said = capsys.readouterr().out
+    assert "for any number of images x 3 x any height x width" in said and "agree" not in said
+    for size in ("64 x 96", "81 x 109", "64 x 64"):
+        assert f"smooth images, {size}: differs by" in said
+    x, made = torch.randn(1, 3, 70, 130), torch.export.load(out).module()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=(1, 3)).eval()
+    torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+    assert export.names(model) == ["features1", "features3"]
+    assert export.main([str(folder), str(tmp_path / "x.pt2"), "--features", "1", "9"]) == 2
+    assert "gives no features of stages [1, 9]: " in capsys.readouterr().err
+    monkeypatch.setattr(export, "SIZES_SINCE", "99.0")
+    assert export.main([str(folder), str(tmp_path / "x.pt2"), *given]) == 2
+    assert "programs for any size need 99.0" in capsys.readouterr().err and not (tmp_path / "x.pt2").exists()
+    with pytest.raises(SystemExit):
+        export.parse([str(folder), str(out), "--size", "32", "96", "--any-size"])
+    assert "with --any-size expected 64 pixels a side at least" in capsys.readouterr().err
+
+
+def test_maps_are_compared():
+    """Of logits of pixels it is the classes that agree or not, of features their numbers alone."""
+    images = {"random": torch.randn(2, 3, 8, 8)}
+    net = torch.nn.Conv2d(3, 5, 1)
+    (found,) = export.compare(net, lambda x: net(x).flip(1), images)
+    assert found.agreeing < 0.9 and found.relative > 0.1
+    (found,) = export.compare(net, lambda x: [2 * net(x)], images)
+    assert found.agreeing == 1 and found.relative == pytest.approx(1)
 
 
 def test_export_keeps_what_is_there(shared, tmp_path, monkeypatch, capsys):
     out = tmp_path / "model.pt2"
     out.write_text("mine")
-    monkeypatch.setattr(export, "export", lambda model, image, out, dynamic: out.write_bytes(b"program"))
+    monkeypatch.setattr(export, "export", lambda model, image, out, **options: out.write_bytes(b"program"))
     assert export.main([str(shared[1]), str(out), "--size", "64", "64"]) == 2
     assert "is there already" in capsys.readouterr().err and out.read_text() == "mine"
 
@@ -281,7 +314,7 @@ def test_every_family_is_exported(name, suffix, tmp_path, capsys):
 
 def test_export_says_what_differs(shared, tmp_path, monkeypatch, capsys):
     out = tmp_path / "model.pt2"
-    monkeypatch.setattr(export, "export", lambda model, image, out, dynamic: out.write_bytes(b"program"))
+    monkeypatch.setattr(export, "export", lambda model, image, out, **options: out.write_bytes(b"program"))
     monkeypatch.setattr(export, "reader", lambda path: lambda image: shared[0](image) + 1)
     assert export.main([str(shared[1]), str(out), "--size", "64", "64"]) == 1
     assert "over the tolerance of 0.0001 on random and smooth images" in capsys.readouterr().err and out.exists()
@@ -292,7 +325,7 @@ def test_export_says_what_differs(shared, tmp_path, monkeypatch, capsys):
 def test_export_without_a_runtime(shared, tmp_path, monkeypatch, capsys):
     found = export.find_spec
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
-    monkeypatch.setattr(export, "export", lambda model, image, out, dynamic: out.write_bytes(b"onnx"))
+    monkeypatch.setattr(export, "export", lambda model, image, out, **options: out.write_bytes(b"onnx"))
     assert export.main([str(shared[1]), str(tmp_path / "model.onnx")]) == 0
     assert "not compared with PyTorch: that needs onnxruntime, pip install" in capsys.readouterr().out
     monkeypatch.setattr(export, "find_spec", lambda name: None)

@@ -8,19 +8,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import pooled_attention, route_regions, routed_attention
-from ops.sizes import covering, surely
+from ops.sizes import covering, cropped, surely, varies
 
 from .backbone import Backbone, Head, Stage
 from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
 from .registry import register
 
-for op in (pooled_attention, route_regions, routed_attention):
+for op in (cropped, pooled_attention, route_regions, routed_attention):
     fx.wrap(op)
     register_notrace_function(op)
 
@@ -106,7 +107,7 @@ class RoutedAttention(Attention):
         route = route_regions(q, k, self.n_win, self.topk)
         out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
         out = out + self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj(out[:, :h, :w])
+        return self.proj(cropped(out, h, w))
 
 
 @fx.wrap
@@ -118,6 +119,12 @@ def floor_regions(h: int, w: int, n_win: tuple[int, int], topk: int) -> tuple[tu
     return size, regions, min(topk, regions[0] * regions[1])
 
 
+def check_one_size(h: int, w: int) -> None:
+    """Raises ValueError while a program is made for maps of any size: regions, by which it pools, would be as many."""
+    if torch.compiler.is_exporting() and (varies(h) or varies(w)):
+        raise ValueError("how many regions there are depends on the size of the image: no program is for all")
+
+
 class FloorRoutedAttention(RoutedAttention):
     """As in the authors' NCHW code: regions of floor(side / n_win) pixels, as many as it takes to cover the map.
 
@@ -126,6 +133,8 @@ class FloorRoutedAttention(RoutedAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
+        if not torch.jit.is_scripting():
+            check_one_size(h, w)
         size, regions, topk = floor_regions(h, w, self.n_win, self.topk)
         qkv = self.qkv(x)
         v = qkv[..., 2 * x.shape[3] :]

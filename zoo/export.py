@@ -2,6 +2,7 @@
 
     python -m zoo.export gcvit_1k_tiny.pth.tar gcvit_t.onnx
     python -m zoo.export maxvit_t.safetensors maxvit_t.pt2 --size 256 320 --dynamic
+    python -m zoo.export gcvit_t.timm_in1k maps.onnx --features 1 2 3 --dynamic --any-size
 
 MODEL is a file of weights, whose model is recognised, a folder that `zoo.save_for_hf` wrote, or a name of timm's: with
 a tag its weights are downloaded, without one it has none. What was written is read again and run on random and on
@@ -12,14 +13,20 @@ tolerance. Models that rank (BiFormer regions, SG-Former tokens) may: rounding s
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from timm.models._features import FeatureInfo
 from timm.models._input import get_model_input_config
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as shapes_config
 
 from .checkpoint import load_checkpoint
 from .errors import CheckpointError
@@ -31,7 +38,10 @@ from .registry import variants
 OPSET = 18
 SUFFIXES = (".onnx", ".pt2")
 INSTALL = "pip install onnx onnxruntime onnxscript"
-Run = Callable[[Tensor], Tensor]
+# pixels a side, and in a program for any size, since torch makes a rule of a map of one pixel
+LEAST, LEAST_OF_ANY = 32, 64
+SIZES_SINCE = "2.13"  # torch; those before make rules of the remainders of maps that they pool
+Run = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,22 +50,26 @@ class Difference:
 
     images: str
     absolute: float
-    relative: float  # to the largest logit
-    agreeing: float  # share of images with the same first class
+    relative: float  # to the largest number, of the output that differs most
+    agreeing: float | None  # share of images, or of pixels, with the same first class; None: not of logits
 
 
-def build(source: str, *, model: str | None = None, weights: str = "auto") -> nn.Module:
+def build(
+    source: str, *, model: str | None = None, weights: str = "auto", features: Sequence[int] | None = None
+) -> nn.Module:
     """The model that a file, a folder or a name of timm's stands for, in evaluation mode.
 
+    features  stages whose maps it gives, in place of logits; none named: of all stages
     Raises CheckpointError where a file is not recognised, and for a folder or a name that timm does not know.
     """
     path = Path(source)
+    create = timm.create_model if features is None else partial(_of_features, tuple(features))
     if path.is_file():
-        return _from_file(path, model, weights).eval()
+        return _from_file(create, path, model, weights).eval()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
-        return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+        return create(f"local-dir:{path}", pretrained=True).eval()
     name, _, tag = source.partition(".")
     if not timm.is_model(name):
         raise CheckpointError(f"{source} is neither a file, nor a folder, nor a model of timm's or the zoo's")
@@ -63,40 +77,87 @@ def build(source: str, *, model: str | None = None, weights: str = "auto") -> nn
         timm.get_pretrained_cfg(source)
     except RuntimeError as error:
         raise CheckpointError(f"{source} is neither a file, nor a folder, nor one of {name}'s weights") from error
-    return timm.create_model(source, pretrained=bool(tag)).eval()
+    return create(source, pretrained=bool(tag)).eval()
 
 
-def _from_file(path: Path, model: str | None, weights: str) -> nn.Module:
+def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **({"out_indices": stages} if stages else {}), **kwargs)
+    except (AssertionError, IndexError) as error:  # timm's words for a stage that there is not
+        raise CheckpointError(f"{name} gives no features of stages {list(stages)}: {error}") from error
+
+
+def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
     checkpoint = read(path)
     state = next(iter(checkpoint.entries.values()))
     found = recognise(state, hint(str(path), checkpoint.meta))
     name = model or found.model
     if name is None:
         raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
-    built = timm.create_model(name, **({} if found.classes is None else {"num_classes": found.classes}))
+    built = create(name, **({} if found.classes is None else {"num_classes": found.classes}))
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
     return built
 
 
-def export(model: nn.Module, image: Tensor, out: Path, *, dynamic: bool = False) -> None:
-    """Write `model` for images like `image`, (B, C, H, W), as its suffix says; `dynamic`: for any number of them."""
-    shapes = ({0: torch.export.Dim("batch", max=4096)},) if dynamic else None
+def export(model: nn.Module, image: Tensor, out: Path, *, dynamic: bool = False, any_size: bool = False) -> None:
+    """Write `model` for images like `image`, (B, C, H, W), as its suffix says; the arguments are those of `program`."""
+    made = program(model, image, dynamic=dynamic, any_size=any_size)
     if out.suffix == ".pt2":
-        torch.export.save(torch.export.export(model, (image,), dynamic_shapes=shapes), out)
+        torch.export.save(made, out)
         return
-    torch.onnx.export(
-        model,
-        (image,),
-        out,
-        opset_version=OPSET,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=["image"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
-    )
+    for node in made.graph.nodes:
+        if node.target is torch.ops.aten.argsort.stable:
+            # ONNX has one way to sort, which is stable; torch's conversion refuses the overload that asks for it
+            node.target = torch.ops.aten.argsort.default
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "stable"}
+    with _sizes_may_be_one(any_size):  # the conversion traces once more
+        torch.onnx.export(
+            made,
+            (),
+            out,
+            opset_version=OPSET,
+            dynamo=True,
+            input_names=["image"],
+            output_names=names(model),
+            external_data=False,
+            verbose=False,
+        )
+
+
+def program(model: nn.Module, image: Tensor, *, dynamic: bool = False, any_size: bool = False) -> ExportedProgram:
+    """`model` for images like `image`, (B, C, H, W), of which there are two at least where it is for others too.
+
+    dynamic   for any number of images
+    any_size  for images of any height and width, each of 64 pixels at least
+    Raises ValueError for a model that no one graph is for images of all sizes, and with `any_size` before torch 2.13.
+    """
+    if any_size and torch.__version__ < SIZES_SINCE:
+        raise ValueError(f"torch is {torch.__version__}: programs for any size need {SIZES_SINCE}, which pools any map")
+    dims = {0: Dim("batch", max=4096)} if dynamic else {}
+    if any_size:
+        # large enough that there are several windows everywhere: of one, torch would make a rule
+        image = image.new_zeros(*image.shape[:2], 4 * image.shape[2] + 32, 4 * image.shape[3] + 96)
+        dims |= {2: Dim("height", min=LEAST_OF_ANY), 3: Dim("width", min=LEAST_OF_ANY)}
+    with _sizes_may_be_one(any_size):
+        return torch.export.export(
+            model,
+            (image,),
+            dynamic_shapes=(dims,) if dims else None,
+            # what holds for every size, but torch cannot prove, is checked when the program runs
+            prefer_deferred_runtime_asserts_over_guards=any_size,
+        )
+
+
+def _sizes_may_be_one(any_size: bool) -> AbstractContextManager:
+    """Else torch takes every size for another one than 1, and no map could be one window."""
+    return shapes_config.patch(backed_size_oblivious=True) if any_size else nullcontext()
+
+
+def names(model: nn.Module) -> list[str]:
+    """What the outputs are called: logits, or the features of each stage."""
+    info = getattr(model, "feature_info", None)
+    return [f"features{index}" for index in info.out_indices] if isinstance(info, FeatureInfo) else ["logits"]
 
 
 def reader(path: Path) -> Run | None:
@@ -108,7 +169,7 @@ def reader(path: Path) -> Run | None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    return lambda image: [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
 
 
 def images(shape: Sequence[int]) -> dict[str, Tensor]:
@@ -122,14 +183,22 @@ def images(shape: Sequence[int]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compare(model: nn.Module, run: Run, batches: dict[str, Tensor]) -> list[Difference]:
-    """What `run` gives beside what `model` gives, batch by batch."""
+    """What `run` gives beside what `model` gives, batch by batch: logits, or maps."""
     found = []
     for name, batch in batches.items():
-        want, got = model(batch), run(batch)
-        absolute, largest = float((want - got).abs().max()), float(want.abs().max())
-        agreeing = float((want.argmax(-1) == got.argmax(-1)).float().mean())
-        found.append(Difference(name, absolute, absolute / (largest or 1.0), agreeing))
+        want, got = outputs(model(batch)), outputs(run(batch))
+        absolute = [float((w - g).abs().max()) for w, g in zip(want, got, strict=True)]
+        relative = [a / (float(w.abs().max()) or 1.0) for a, w in zip(absolute, want, strict=True)]
+        agreeing = None
+        if names(model) == ["logits"]:
+            agreeing = float((want[0].argmax(1) == got[0].argmax(1)).float().mean())
+        worst = max(range(len(want)), key=lambda i: relative[i] if relative[i] == relative[i] else torch.inf)
+        found.append(Difference(name, absolute[worst], relative[worst], agreeing))
     return found
+
+
+def outputs(given: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else list(given)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -143,15 +212,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: the model's own")
     parser.add_argument("--batch", type=int, default=1, help="images at once (%(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="any number of images at once")
+    parser.add_argument(
+        "--any-size", action="store_true", help=f"images of any height and width from {LEAST_OF_ANY} pixels"
+    )
+    parser.add_argument(
+        "--features", type=int, nargs="*", metavar="I", help="maps, not logits: of all stages, or of these from 0 on"
+    )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
     args = parser.parse_args(argv)
+    if args.any_size and min(args.size or (LEAST_OF_ANY,)) < LEAST_OF_ANY:
+        parser.error(f"--size {args.size}: with --any-size expected {LEAST_OF_ANY} pixels a side at least")
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {' or '.join(SUFFIXES)}")
     if args.model is not None and args.model not in variants():
         parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
-    if args.batch < 1 or min(args.size or (32, 32)) < 32:
-        parser.error(f"--batch {args.batch}, --size {args.size}: expected an image, of 32 pixels a side, at least")
+    if args.batch < 1 or min(args.size or (LEAST,)) < LEAST:
+        parser.error(f"--batch {args.batch}, --size {args.size}: expected an image, of {LEAST} pixels a side, at least")
     if args.out.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         parser.error(f"ONNX needs onnx and onnxscript: {INSTALL}")
     return args
@@ -160,38 +237,53 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        model = build(args.source, model=args.model, weights=args.weights)
-        channels, *size = get_model_input_config(model)["input_size"]
+        model = build(args.source, model=args.model, weights=args.weights, features=args.features)
+        channels, *size = get_model_input_config(getattr(model, "model", model))["input_size"]
         # an exporter takes a batch of one for a constant
         shape = [max(args.batch, 2 if args.dynamic else 1), channels, *(args.size or size)]
         with whole(args.out, force=args.force) as temporary:
-            export(model, torch.zeros(shape), temporary, dynamic=args.dynamic)
-    except CheckpointError as error:
+            export(model, torch.zeros(shape), temporary, dynamic=args.dynamic, any_size=args.any_size)
+    except (CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     opset = f", opset {OPSET}" if args.out.suffix == ".onnx" else ""
-    print(f"written: {args.out}, {args.out.stat().st_size:,} bytes{opset}, for {_said(shape, args.dynamic)}")
-    return report(model, args.out, [shape[0] + args.dynamic, *shape[1:]], args.tolerance)
+    print(f"written: {args.out}, {args.out.stat().st_size:,} bytes{opset}, for {_said(shape, args)}")
+    shapes = [[shape[0] + args.dynamic, *shape[1:]]]
+    if args.any_size:
+        shapes += [[*shapes[0][:2], *other] for other in others(*shape[2:])]
+    return report(model, args.out, shapes, args.tolerance)
 
 
-def _said(shape: Sequence[int], dynamic: bool) -> str:
-    return " x ".join(map(str, ["any number of images" if dynamic else shape[0], *shape[1:]]))
+def _said(shape: Sequence[int], args: argparse.Namespace) -> str:
+    count = "any number of images" if args.dynamic else shape[0]
+    sides = ("any height", "width") if args.any_size else shape[2:]
+    return " x ".join(map(str, [count, shape[1], *sides]))
 
 
-def report(model: nn.Module, out: Path, shape: Sequence[int], tolerance: float) -> int:
-    """Print how far the exported file is from `model` on images of this shape; 1 where that is over the tolerance."""
+def others(height: int, width: int) -> list[tuple[int, int]]:
+    """Sizes to compare a program at that is for any: one larger and one smaller, of odd sides where they can be."""
+    larger, smaller = (5 * height // 4 | 1, 9 * width // 8 | 1), (height // 2 | 1, width // 3 | 1)
+    return [larger, (max(smaller[0], LEAST_OF_ANY), max(smaller[1], LEAST_OF_ANY))]
+
+
+def report(model: nn.Module, out: Path, shapes: Sequence[Sequence[int]], tolerance: float) -> int:
+    """Print how far the exported file is from `model` on images of these shapes; 1 where that is over the tolerance."""
     run = reader(out)
     if run is None:
         print(f"not compared with PyTorch: that needs onnxruntime, {INSTALL}")
         return 0
-    found = compare(model, run, images(shape))
-    for d in found:
-        print(
-            f"{d.images} images: differs by {d.absolute:.1e} at most, {d.relative:.1e} of the largest logit; "
-            f"first classes agree on {d.agreeing:.0%}"
-        )
-    if bad := [d.images for d in found if not d.relative <= tolerance]:
-        print(f"over the tolerance of {tolerance:g} on {' and '.join(bad)} images", file=sys.stderr)
+    bad = []
+    what = "feature" if names(model) != ["logits"] else "logit"
+    for shape in shapes:
+        for d in compare(model, run, images(shape)):
+            agreeing = "" if d.agreeing is None else f"; first classes agree on {d.agreeing:.0%}"
+            print(
+                f"{d.images} images, {shape[2]} x {shape[3]}: differs by {d.absolute:.1e} at most, "
+                f"{d.relative:.1e} of the largest {what}{agreeing}"
+            )
+            bad += [] if d.relative <= tolerance else [d.images]
+    if bad:
+        print(f"over the tolerance of {tolerance:g} on {' and '.join(dict.fromkeys(bad))} images", file=sys.stderr)
     return int(bool(bad))
 
 

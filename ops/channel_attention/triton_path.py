@@ -89,4 +89,5 @@ operator = register(
     backward=backward,
     as_given=partial(backward, lay=as_given),
     specification=reference.attend,
+    reads_result=lambda *args: False,
 )

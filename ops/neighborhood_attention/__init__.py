@@ -84,7 +84,7 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
 def _check_axis(axis: str, size: int, window: int, dilation: int, extended: bool) -> None:
     if window < 1 or window % 2 == 0 or dilation < 1:
         raise ValueError(f"window {window} and dilation {dilation} on {axis}: expected an odd window and dilation >= 1")
-    if size < window * dilation and not extended:
+    if not extended and size < window * dilation:  # a compiler would guard on the size
         raise ValueError(
             f"the map has {size} {axis}, but window {window} with dilation {dilation} needs "
             f"{window * dilation}: lower the dilation, or say by `outside` what lies beyond the map"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sizes import ceil, cropped, laid_out, surely
 from ..window_attention.torch_path import CACHED, eager, extend, learning, matrices
 from ..window_attention.torch_path import attend as window_attend
 
@@ -51,7 +52,7 @@ def attend(
     wh, ww = window
     # with a larger dilation too, a line has one position of the map, and its other neighbors are all outside
     dh, dw = min(dilation[0], H), min(dilation[1], W)
-    if wh * dh == H and ww * dw == W:  # each line is one window
+    if surely(wh * dh == H) and surely(ww * dw == W):  # each line is one window
         return window_attend(q, k, v, bias, window, True, scale, None)
     if outside is not None:
         down, right = max(wh * dh - H, 0), max(ww * dw - W, 0)
@@ -62,7 +63,7 @@ def attend(
     rows = axis(H, k.shape[1], wh, dh, few, q.device)
     cols = axis(W, k.shape[2], ww, dw, few, q.device)
     mask = relative(bias, wh, ww, rows.steps, cols.steps, q.dtype).expand(-1, -1, -1, -1, heads, -1, -1)
-    if mask.shape[0] > 1 or mask.shape[1] > 1:
+    if not (surely(mask.shape[0] == 1) and surely(mask.shape[1] == 1)):
         mask = mask.expand(dh, dw, -1, -1, -1, -1, -1)
     mask = mask.flatten(0, 4)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
@@ -98,14 +99,15 @@ def attend_tiles(
         near = (rows.start, nh, rows.reach, th), (cols.start, nw, cols.reach, tw)
         k, v = views(k, dilation, near[0], near[1]), views(v, dilation, near[0], near[1])
     else:
-        mh, mw = -(-k.shape[1] // dh), -(-k.shape[2] // dw)
+        mh, mw = ceil(k.shape[1], dh), ceil(k.shape[2], dw)
         q = split(lines(q, th * nh, dh, tw * nw, dw), th, nh, tw, nw)
         k = split(gather(lines(k, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
         v = split(gather(lines(v, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
     out = matrices(q, k, v, mask, heads, scale).view(B, dh, dw, nh, nw, heads, th, tw, D)
-    out = out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8).reshape(B, nh * th * dh, nw * tw * dw, heads, D)
-    top, left = -rows.first * dh, -cols.first * dw
-    return out[:, top : top + H, left : left + W]
+    out = laid_out(out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8)).reshape(B, nh * th * dh, nw * tw * dw, heads, D)
+    if few:  # the first tile may begin before the map
+        out = out[:, -rows.first * dh :, -cols.first * dw :]
+    return cropped(out, H, W)
 
 
 def axis(
@@ -123,15 +125,15 @@ def axis(
     even   whether tiles begin at equal distances, those of the keys too, if need be outside of their lines. Else those
            at both ends are moved inside
     """
-    most, longest, shortest = -(-queries // dilation), -(-keys // dilation), keys // dilation
+    most, longest, shortest = ceil(queries, dilation), ceil(keys, dilation), keys // dilation
     before = window // 2
     first, start, size, count, reach = 0, 0, most, 1, longest
-    if most > whole:
-        count = -(-most // largest)
+    if not surely(most <= whole):
+        count = ceil(most, largest)
         size, start = largest, -before
         reach = min(size + window - 1, longest)
         if even:
-            size = -(-most // count)
+            size = ceil(most, count)
             first = -((count * size - most) // 2)  # half of what is too much stands before the line
             # the windows of the queries at both ends shift inward, perhaps beyond the halo of their tile
             less = max(first + (count - 1) * size - before - (shortest - window), 0)
@@ -141,7 +143,7 @@ def axis(
     query = (first + tiles + torch.arange(size, device=device)).unsqueeze(2)
     begin = start + tiles if even else (start + tiles).clamp(0, longest - reach)
     key = begin + torch.arange(reach, device=device)
-    line = torch.arange(dilation if keys % dilation > 0 else 1, device=device).view(-1, 1, 1, 1)
+    line = torch.arange(1 if surely(keys % dilation == 0) else dilation, device=device).view(-1, 1, 1, 1)
     length = (keys - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
     least = torch.minimum((query - before).clamp(min=0), length - window)
     near = key.unsqueeze(1)
@@ -187,12 +189,12 @@ def lines(x: Tensor, mh: int, dh: int, mw: int, dw: int) -> Tensor:
 
 def gather(x: Tensor, rows: Axis, cols: Axis) -> Tensor:
     """The keys of every tile side by side; where a line is one tile they are already."""
-    x = x.index_select(1, rows.keys.flatten()) if rows.count > 1 else x
-    return x.index_select(3, cols.keys.flatten()) if cols.count > 1 else x
+    x = x.index_select(1, rows.keys.flatten()) if not surely(rows.count == 1) else x
+    return x.index_select(3, cols.keys.flatten()) if not surely(cols.count == 1) else x
 
 
 def split(x: Tensor, th: int, nh: int, tw: int, nw: int) -> Tensor:
     """(B, nh * th, dh, nw * tw, dw, heads, D) -> (B * dh * dw * nh * nw * heads, th * tw, D)."""
     B, _, dh, _, dw, heads, D = x.shape
     x = x.view(B, nh, th, dh, nw, tw, dw, heads, D).permute(0, 3, 6, 1, 4, 7, 2, 5, 8)
-    return x.reshape(-1, th * tw, D)
+    return laid_out(x).reshape(-1, th * tw, D)

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from ..checks import factor
 from ..dispatch import choose, on_threads
+from ..sizes import surely
+from ..window_attention.torch_path import differentiating
 from . import reference
 
 HAS = ("torch", "reference")
@@ -46,7 +48,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     H, W = q.shape[1], q.shape[2]
     q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
-    if q.is_cpu and k.shape[2] <= 64 and divided(q, k, v):
+    if q.is_cpu and surely(k.shape[2] <= 64) and divided(q, k, v):
         out = (q * scale @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -55,7 +57,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether few keys are faster by products: for gradients, and on several threads where the cache holds logits."""
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if differentiating() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return True
     if torch.jit.is_scripting():
         return False

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sizes import laid_out, surely, varies
+
 # bytes of a block: what caches hold; on other devices fewer and larger blocks are better
 CACHED, SPACIOUS = 2**23, 2**28
 FEW = 64  # up to so many keys two products are faster on CPUs than fused attention
@@ -20,7 +22,7 @@ FEW = 64  # up to so many keys two products are faster on CPUs than fused attent
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.routed_attention`."""
     H, W, heads, D = q.shape[1:]
-    if route.shape[2] == regions[0] * regions[1]:  # plain attention: nothing to gather
+    if surely(route.shape[2] == regions[0] * regions[1]):  # plain attention: nothing to gather
         q, k, v = q.flatten(1, 2).transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])
     if not torch.jit.is_scripting():
@@ -31,19 +33,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
             return Gathered.apply(q, k, v, route, regions, scale)
     places = find(route, regions, heads)
     # a block has rows of regions of all images: how many blocks a graph has must not depend on the number of images
-    step = fitting(2 * D * heads * route.shape[2] * H * W // regions[0] * q.element_size())
+    # nor on the size of the map, where one graph is for many: then each row of regions is a block
+    size = 2 * D * heads * route.shape[2] * H * W // regions[0] * q.element_size()
+    step = 1 if varies(size) else fitting(size)
     q, k, v = spread(q, regions), matrices(spread(k, regions)).flatten(0, 1), matrices(spread(v, regions)).flatten(0, 1)
     parts = []
     for queries, chosen in zip(q.split(step, 1), places.split(step, 1)):  # noqa: B905 (TorchScript's has no strict)
         parts.append(attention(queries, k, v, chosen, scale))
-    return torch.cat(parts, 1).flatten(3, 4).flatten(1, 2)
+    return laid_out(torch.cat(parts, 1)).flatten(3, 4).flatten(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> Tensor:
     """Of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; of its shape."""
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
-        if q.is_cpu and keys.shape[2] <= FEW:
+        if q.is_cpu and surely(keys.shape[2] <= FEW):
             return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
     return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
 
@@ -154,7 +158,7 @@ def spread(x: Tensor, regions: tuple[int, int]) -> Tensor:
 
 def matrices(x: Tensor) -> Tensor:
     """(b, r, h, c, w, heads, D) -> (b * r * c, heads, h * w, D): the pixels of each region, head by head."""
-    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)
+    return laid_out(x.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5).flatten(0, 2)
 
 
 def tiles(x: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ Two ops, because a projected attention among the super tokens stands between the
 import torch
 from torch import Tensor
 
+from ..checks import check_pixels
 from ..dispatch import choose
+from ..sizes import ceil
 from . import reference
 from .torch_path import associate as torch_associate
 from .torch_path import scatter as torch_scatter
@@ -45,6 +47,7 @@ def super_tokens(
     _check_cell(cell)
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
+    check_pixels("x", x)
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}: expected at least 1")
     if torch.jit.is_scripting():
@@ -69,12 +72,14 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]
     Source: STViT, https://arxiv.org/abs/2211.11167, equation 8.
     """
     _check_cell(cell)
-    h, w = -(-affinity.shape[1] // cell[0]), -(-affinity.shape[2] // cell[1])
-    if tokens.dim() != 4 or affinity.dim() != 4 or affinity.shape[3] != 9 or list(tokens.shape[1:3]) != [h, w]:
+    h, w = ceil(affinity.shape[1], cell[0]), ceil(affinity.shape[2], cell[1])
+    grid = [affinity.shape[0], h, w]
+    if tokens.dim() != 4 or affinity.dim() != 4 or affinity.shape[3] != 9 or list(tokens.shape[:3]) != grid:
         raise ValueError(
             f"tokens are {tokens.shape} and affinity {affinity.shape}: expected (B, ceil(H/{cell[0]}), "
             f"ceil(W/{cell[1]}), C) and (B, H, W, 9)"
         )
+    check_pixels("affinity", affinity)
     if torch.jit.is_scripting():
         return torch_scatter(tokens, affinity, cell)
     else:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..sizes import compiled_for_any, covering, surely
+from ..sizes import ceil, covering, cropped, laid_out, surely
 
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
     """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
     B, H, W, C = x.shape
-    h, w = covering(H, cell[0]) // cell[0], covering(W, cell[1]) // cell[1]
+    h, w = ceil(H, cell[0]), ceil(W, cell[1])
     pixels = cut(x, cell)  # (cells, P, C)
     fixed = pixels if differentiable else pixels.detach()
     affinity = share(fixed, fixed.mean(1).view(B, h, w, C))  # (cells, 9, P)
@@ -71,15 +71,11 @@ def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     if not (surely(Hx == H) and surely(Wx == W)):
         x = F.pad(x, [0, 0, 0, Wx - W, 0, Hx - H])
     x = x.reshape(B, Hx // cell[0], cell[0], Wx // cell[1], cell[1], C).transpose(2, 3)
-    return x.reshape(-1, cell[0] * cell[1], C)
+    return laid_out(x).reshape(-1, cell[0] * cell[1], C)
 
 
 def join(x: Tensor, H: int, W: int, cell: tuple[int, int]) -> Tensor:
     """The way back from `cut`, cropped: (cells, P, C) -> (B, H, W, C)."""
-    Hx, Wx = covering(H, cell[0]), covering(W, cell[1])
-    h, w = Hx // cell[0], Wx // cell[1]
+    h, w = ceil(H, cell[0]), ceil(W, cell[1])
     x = x.unflatten(1, [cell[0], cell[1]]).unflatten(0, [-1, h, w]).transpose(2, 3)  # (B, h, cell, w, cell, C)
-    x = x.flatten(3, 4).flatten(1, 2)
-    if compiled_for_any(Hx == H) or compiled_for_any(Wx == W):  # a slice is guarded on, stride by stride
-        return F.pad(x, [0, 0, 0, W - Wx, 0, H - Hx])
-    return x[:, :H, :W]
+    return cropped(laid_out(x).flatten(3, 4).flatten(1, 2), H, W)

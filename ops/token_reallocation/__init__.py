@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_numbers, factor
+from ..checks import check_numbers, check_pixels, factor
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
@@ -38,6 +38,8 @@ def significance(
         raise ValueError(f"q and k are {q.shape}, {k.shape}: expected (B, H, W, heads, D) and (B, h, w, heads, D)")
     if window is not None and (q.shape != k.shape or window[0] < 1 or window[1] < 1):
         raise ValueError(f"q and k are {q.shape}, {k.shape} for window {window}: expected one shape and at least 1 x 1")
+    check_pixels("q", q)
+    check_pixels("k", k)
     if torch.jit.is_scripting():
         return torch_received(q.detach(), k.detach(), window, scale_)
     else:
@@ -97,6 +99,13 @@ def reallocate_tokens(
             f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
             "for every group, shares at least 1"
         )
+    for i in range(len(shares)):
+        weight, bias = weights[i], biases[i]
+        if weight.dim() != 2 or weight.shape[0] != 1 or weight.shape[1] < 1 or list(bias.shape) != [1]:
+            raise ValueError(
+                f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
+                "as of a Linear(run, 1)"
+            )
     if order is None:
         if significance is None or significance.shape != x.shape[:3]:
             raise ValueError(f"expected the significance {x.shape[:3]} or an order")

@@ -103,6 +103,12 @@ def load_pixels(X, strides, image, pixel, width, known, channel, C):
 
 
 @triton.jit
+def end_of(g: tl.constexpr, tokens, ends, GROUPS: tl.constexpr):
+    """The token behind the last of group `g`. Behind the `ends` of all groups stands whether products need 64 bits."""
+    return (wide(tokens, ends[GROUPS]) * ends[g] // ends[GROUPS - 1]).to(tl.int32)
+
+
+@triton.jit
 def group_of(number, tokens, runs, ends, each, GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
     """Which group piece `number` is of, where the pieces of one group come after those of another.
 
@@ -114,7 +120,7 @@ def group_of(number, tokens, runs, ends, each, GROUPS: tl.constexpr, RUNS: tl.co
     begin, first, place, weights = 0, 0, 0, 0
     piece, own_first, own_last, own_run, own_place, own_weights, own_group = number, 0, 0, 0, 0, 0, 0
     for g in tl.static_range(GROUPS):
-        run, last = runs[g], tokens * ends[g] // ends[GROUPS - 1]
+        run, last = runs[g], end_of(g, tokens, ends, GROUPS)
         # the last group that does not begin behind the piece: where an empty one begins, the next begins too
         here = number >= begin
         piece, own_run = tl.where(here, number - begin, piece), tl.where(here, run, own_run)
@@ -241,7 +247,7 @@ def backward_tokens_kernel(
         place, weight = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
         first, start, weights = 0, 0, 0
         for g in tl.static_range(GROUPS):
-            run, last = runs[g], H * W * ends[g] // ends[GROUPS - 1]
+            run, last = runs[g], end_of(g, H * W, ends, GROUPS)
             here = inside & (rank >= first) & (rank < last)
             place = tl.where(here, start + (rank - first) // run, place)
             found = tl.load(Weights + weights + (rank - first) % run, mask=here, other=0.0)

@@ -38,8 +38,8 @@ def rank(significance: Tensor) -> Tensor:
     values = significance.detach()
     # one sort of all: a GPU has room for both at a time
     order = ascending(torch.stack([values.flatten(1), values.transpose(1, 2).flatten(1)], 1))
-    by_columns = order[:, 1]
-    return torch.stack([order[:, 0], by_columns % H * W + by_columns // H], 1)
+    column = order[:, 1] // H  # and the row is what is left: ONNX has no remainder by a size that is not known
+    return torch.stack([order[:, 0], (order[:, 1] - column * H) * W + column], 1)
 
 
 def ascending(values: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sizes import ceil, covering, cropped, laid_out, surely, varies
+from ..window_attention.torch_path import by_head, extend, hide, tiles
+
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float, most: int = 2**19) -> Tensor:
     """(B, h, w); the arguments are those of `ops.significance`, and the entries of a softmax to hold for an image."""
@@ -17,10 +20,13 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float,
     h, w = k.shape[1], k.shape[2]
     queries = q.reshape(B, H * W, heads, D).transpose(1, 2)  # (B, heads, N, D)
     keys = (scale * k).reshape(B, h * w, heads, D).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, M)
-    size = max(most // (heads * h * w), 1)
-    total = attention(queries[:, :, :size].flatten(0, 1), keys).sum(1)  # (B * heads, M)
-    for start in range(size, H * W, size):
-        total = total + attention(queries[:, :, start : start + size].flatten(0, 1), keys).sum(1)
+    if varies(H * W):  # how many blocks there are would be guarded on
+        total = attention(queries.flatten(0, 1), keys).sum(1)  # (B * heads, M)
+    else:
+        size = max(most // (heads * h * w), 1)
+        total = attention(queries[:, :, :size].flatten(0, 1), keys).sum(1)
+        for start in range(size, H * W, size):
+            total = total + attention(queries[:, :, start : start + size].flatten(0, 1), keys).sum(1)
     return (total / (H * W)).view(B, heads, h, w).mean(1)
 
 
@@ -30,17 +36,17 @@ def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: fl
     wh, ww = window
     # only the product outlives this line, not the copies of q and k
     logits = torch.bmm(split(q, wh, ww), split(k, wh, ww).transpose(1, 2)).mul_(scale)  # (B * groups * heads, N, N)
-    if H % wh == 0 and W % ww == 0:
+    if surely(H % wh == 0) and surely(W % ww == 0):
         mean = logits.softmax(-1, dtype=wide(q.dtype)).mean(1)  # (B * groups * heads, N)
     else:
-        ones = torch.ones([1, H, W, 1, 1], dtype=q.dtype, device=q.device)
-        inside = split(ones.expand(-1, -1, -1, heads, -1), wh, ww).repeat(B, 1, 1)  # (B * groups * heads, N, 1)
-        share = logits.masked_fill_(inside.transpose(1, 2) == 0, float("-inf")).softmax(-1, dtype=wide(q.dtype))
+        hidden = hide(H, W, wh, ww, False, heads, q).repeat(B, 1, 1)  # (B * groups * heads, 1, N)
+        share = logits.add_(hidden).softmax(-1, dtype=wide(q.dtype))
+        inside = (hidden == 0).to(q.dtype).transpose(1, 2)
         # no matrix product: autocast would round what is to be ranked
         mean = share.mul_(inside / inside.sum(1, keepdim=True)).sum(1)
-    h, w = -(-H // wh), -(-W // ww)
+    h, w = ceil(H, wh), ceil(W, ww)
     mean = mean.view(B, h, w, heads, wh, ww).mean(3).transpose(2, 3)  # (B, h, wh, w, ww)
-    return mean.reshape(B, h * wh, w * ww)[:, :H, :W]
+    return cropped(laid_out(mean).reshape(B, h * wh, w * ww, 1), H, W).squeeze(3)
 
 
 def attention(q: Tensor, k: Tensor) -> Tensor:
@@ -54,12 +60,10 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def split(x: Tensor, wh: int, ww: int) -> Tensor:
     """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D), extended with zeros to whole windows."""
-    down, right = -x.shape[1] % wh, -x.shape[2] % ww
-    if down > 0 or right > 0:
-        x = F.pad(x, [0, 0, 0, 0, 0, right, 0, down])
-    B, H, W, heads, D = x.shape
-    x = x.reshape(B, H // wh, wh, W // ww, ww, heads, D).permute(0, 1, 3, 5, 2, 4, 6)
-    return x.reshape(-1, wh * ww, D)
+    down, right = covering(x.shape[1], wh) - x.shape[1], covering(x.shape[2], ww) - x.shape[2]
+    if not (surely(down == 0) and surely(right == 0)):
+        x = extend(x, down, right, None)
+    return by_head(tiles(x, wh, ww, False))
 
 
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
@@ -76,9 +80,9 @@ def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor],
         if run == 1:
             group = group * weights[i]
         else:
-            if (end - start) % run > 0:
-                group = F.pad(group, [0, 0, 0, (start - end) % run])
-            runs = group.shape[2] // run
+            runs = ceil(end - start, run)
+            if not surely(runs * run == end - start):
+                group = F.pad(group, [0, 0, 0, runs * run - (end - start)])
             group = group.reshape(B * 2 * runs, run, C)
             group = torch.bmm(weights[i].expand(group.shape[0], -1, -1), group).view(B, 2, runs, C)
         merged.append(group + biases[i])

@@ -1,12 +1,13 @@
 """Token reallocation by the kernels beside it: what is launched, and the operators that torch sees."""
 
 from itertools import accumulate
+from math import gcd
 
 import torch
 from torch import Tensor
 
 from ..launching import launch, power_of_two, precision
-from ..registration import register
+from ..registration import register, under_autocast
 from ..tiles import strides
 from . import reference
 from .kernels import (
@@ -28,14 +29,15 @@ PROGRAMS = 1024  # about as many share the sums over all queries, or runs: a few
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
     """(B, h, w) in float32; the arguments are those of `ops.significance`."""
-    return significance(q, k, [] if window is None else list(window), scale)
+    return significance(*under_autocast(q, k), [] if window is None else list(window), scale)
 
 
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
     """(B, 2, M, C), for both orders; the arguments are those of `ops.reallocate_tokens`."""
     runs = [weight.numel() for weight in weights]
     flat = torch.cat([weight.flatten() for weight in weights])
-    return merged(x, order, flat, torch.cat([bias.flatten() for bias in biases]), runs, shares)
+    # scattering, by which the backward finds ranks, takes no other integers
+    return merged(x, order.long(), flat, torch.cat([bias.flatten() for bias in biases]), runs, shares)
 
 
 def significance_outputs(q: Tensor, k: Tensor, window: list[int], scale: float) -> tuple[Tensor]:
@@ -104,6 +106,15 @@ def runs_of(tokens: int, runs: list[int], shares: list[int]) -> list[int]:
     return found
 
 
+def ends_of(tokens: int, shares: list[int]) -> tuple[int | None, ...]:
+    """The sums of the shares up to each group's own, and behind them 1 if their products with `tokens` need 64 bits,
+    else None.
+    """
+    part = gcd(*shares)
+    sums = [total // part for total in accumulate(shares)]
+    return (*sums, 1 if tokens * sums[-1] >= 2**31 else None)
+
+
 def merged_outputs(
     x: Tensor, order: Tensor, weights: Tensor, biases: Tensor, runs: list[int], shares: list[int]
 ) -> tuple[Tensor]:
@@ -116,7 +127,8 @@ def merged_forward(x, order, weights, biases, runs, shares):
     B, H, W, C = x.shape
     tile = tile_of(runs)
     tiles = sum(-(-count // tile["RUNS"]) for count in runs_of(H * W, runs, shares))
-    given = (x, order, weights, biases, out, *strides(x), order.stride(), tuple(runs), tuple(accumulate(shares)))
+    groups = (tuple(runs), ends_of(H * W, shares))
+    given = (x, order, weights, biases, out, *strides(x), order.stride(), *groups)
     if programs := B * 2 * tiles * -(-C // CHANNELS):
         launch(merge_kernel, programs, *given, B, out.shape[2], H, W, C, **tile)
     return (out,)
@@ -126,7 +138,7 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     B, H, W, C = x.shape
     rank = torch.empty_like(order, memory_format=torch.contiguous_format)
     rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
-    dx, tiles, groups = x.new_empty(x.shape), -(-H * W // TILE), (tuple(runs), tuple(accumulate(shares)))
+    dx, tiles, groups = x.new_empty(x.shape), -(-H * W // TILE), (tuple(runs), ends_of(H * W, shares))
     given = (rank, weights.contiguous(), grad, dx, *strides(grad), *groups)
     blocks = dict(BLOCK=TILE, BLOCK_C=CHANNELS)
     launch(backward_tokens_kernel, B * tiles * -(-C // CHANNELS), *given, tiles, H, W, C, GROUPS=len(runs), **blocks)
@@ -185,4 +197,5 @@ merged = register(
     backward=merged_backward,
     specification=merged_specification,
     results=1,
+    reads_result=lambda *args: False,
 )

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, factor
+from ..checks import check_bias, check_pixels, factor
 from ..dispatch import choose
+from ..sizes import alike
 from . import reference
 from .torch_path import attend as torch_attend
 
@@ -86,8 +87,10 @@ def _check(
         raise ValueError(f"window is {wh} x {ww}: expected at least 1 x 1")
     if k.dim() != 5 or k.shape != v.shape:
         raise ValueError(f"k is {k.shape} and v {v.shape}: expected both (B, H, W, heads, D)")
+    check_pixels("k", k)
     one_window = [k.shape[0], wh, ww, k.shape[3], k.shape[4]]
-    if q.shape != k.shape and list(q.shape) != one_window:
+    known = alike(q.shape, k.shape) or alike(q.shape, one_window)  # first what a compiler can tell without a guard
+    if not known and q.shape != k.shape and list(q.shape) != one_window:
         raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
     check_bias(bias, k.shape[3], wh, ww)
     if outside is not None:

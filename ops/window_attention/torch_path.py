@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import on_threads
-from ..sizes import compiled_for_any, covering, surely
+from ..sizes import alike, ceil, compiled_for_any, covering, cropped, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are attended at once without gradients
 # keys up to which several threads are faster with products: fused attention gains more from wide registers
@@ -44,10 +44,7 @@ def attend(
                 return out[:, :H, :W]
     out = attend_tiles(q, k, v, bias, window, grid, scale, outside)
     out = out.permute(0, 3, 1, 4, 2, 5, 6) if grid else out.transpose(2, 3)
-    out = out.reshape(B, Hx, Wx, heads, D)
-    if compiled_for_any(Hx == H) or compiled_for_any(Wx == W):  # a slice is guarded on, stride by stride
-        return F.pad(out, [0, 0, 0, 0, 0, W - Wx, 0, H - Hx])
-    return out[:, :H, :W]
+    return cropped(laid_out(out).reshape(B, Hx, Wx, heads, D), H, W)
 
 
 def at_once(k: Tensor) -> int:
@@ -66,7 +63,18 @@ def eager(x: Tensor) -> bool:
 def learning(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Whether anything here is to have a gradient."""
     learned = mask is not None and mask.requires_grad
-    return torch.is_grad_enabled() and (learned or q.requires_grad or k.requires_grad or v.requires_grad)
+    return differentiating() and (learned or q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def differentiating() -> bool:
+    """Whether autograd is on, and decides what runs.
+
+    Not what torch.jit.trace records: it checks its graph by one made without gradients, and they must be the same.
+    """
+    if torch.jit.is_scripting():
+        return torch.is_grad_enabled()
+    else:
+        return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 def attend_tiles(
@@ -83,7 +91,7 @@ def attend_tiles(
     H, W, heads, D = k.shape[1:]
     wh, ww = window
     down, right = covering(H, wh) - H, covering(W, ww) - W
-    shared = q.shape[1] != H or q.shape[2] != W
+    shared = alike(q.shape[1:3], [wh, ww]) and not alike(q.shape[1:3], [H, W])
     mask = relative(bias.to(q.dtype), wh, ww) if bias is not None else None  # (heads, N, N)
     repeated = False
     if not (surely(down == 0) and surely(right == 0)):
@@ -97,7 +105,7 @@ def attend_tiles(
     k, v = tiles(k, wh, ww, grid), tiles(v, wh, ww, grid)
     q = q[:, None, None].expand(k.shape) if shared else tiles(q, wh, ww, grid)
     # the same mask in every window: heads need not be apart
-    if (mask is None or mask.shape[0] == heads) and fused(q, k, v, mask, wh * ww, repeated):
+    if (mask is None or surely(mask.shape[0] == heads)) and fused(q, k, v, mask, wh * ww, repeated):
         return sdpa(together(q), together(k), together(v), mask, scale).transpose(1, 2).reshape(k.shape)
     out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale, repeated)
     return out.view(k.shape[0], k.shape[1], k.shape[2], heads, wh, ww, D).permute(0, 1, 2, 4, 5, 3, 6)
@@ -110,13 +118,13 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
     On GPUs, in float32, it can be more than twice as wrong as the reference, which the law of ops.check forbids.
     On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
     """
-    if k.dtype == torch.float32 and (k.is_cuda or (repeated and torch.is_grad_enabled())):
+    if k.dtype == torch.float32 and (k.is_cuda or (repeated and differentiating())):
         return False
     if not k.is_cpu:
         return True
     if not learning(q, k, v, mask):
-        return keys > few(k)
-    return keys > 64 and (mask is None or not mask.requires_grad)
+        return not surely(keys <= few(k))
+    return not surely(keys <= 64) and (mask is None or not mask.requires_grad)
 
 
 def few(x: Tensor) -> int:
@@ -176,12 +184,12 @@ def tiles(x: Tensor, wh: int, ww: int, grid: bool) -> Tensor:
 
 def together(x: Tensor) -> Tensor:
     """Of `tiles`, a copy (B * groups, wh * ww, heads, D), given as (B * groups, heads, wh * ww, D)."""
-    return x.flatten(3, 4).flatten(0, 2).transpose(1, 2)
+    return laid_out(x).flatten(3, 4).flatten(0, 2).transpose(1, 2)
 
 
 def by_head(x: Tensor) -> Tensor:
     """Of `tiles`, a copy (B * groups * heads, wh * ww, D)."""
-    return x.permute(0, 1, 2, 5, 3, 4, 6).flatten(4, 5).flatten(0, 3)
+    return laid_out(x.permute(0, 1, 2, 5, 3, 4, 6)).flatten(4, 5).flatten(0, 3)
 
 
 def relative(bias: Tensor, wh: int, ww: int) -> Tensor:
@@ -193,6 +201,14 @@ def relative(bias: Tensor, wh: int, ww: int) -> Tensor:
 
 def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor) -> Tensor:
     """(groups * heads, 1, N): 0 for keys inside the map, -inf for those outside."""
-    zeros = torch.zeros([1, H, W, 1, 1], dtype=like.dtype, device=like.device)
-    mask = F.pad(zeros, [0, 0, 0, 0, 0, covering(W, ww) - W, 0, covering(H, wh) - H], value=float("-inf"))
-    return by_head(tiles(mask.expand(-1, -1, -1, heads, -1), wh, ww, grid)).transpose(1, 2)
+    rows, cols = inside(H, wh, grid, like.device), inside(W, ww, grid, like.device)
+    shown = rows[:, None, None, :, None] & cols[:, None, None, :]  # (rows and columns of groups, 1, wh, ww)
+    zeros = torch.zeros([rows.shape[0], cols.shape[0], heads, wh, ww], dtype=like.dtype, device=like.device)
+    return zeros.masked_fill_(~shown, float("-inf")).view(-1, 1, wh * ww)
+
+
+def inside(side: int, window: int, grid: bool, device: torch.device) -> Tensor:
+    """(groups, window): whether each token of a group, on one axis, lies inside the map."""
+    count = ceil(side, window)
+    places = torch.arange(count * window, device=device) < side
+    return places.view(window, count).t() if grid else places.view(count, window)

@@ -194,4 +194,5 @@ operator = register(
     backward=backward,
     as_given=partial(backward, lay=as_given),
     specification=specification,
+    reads_result=lambda q, k, v, bias, k0, v0, window, grid, scale: window[0] * window[1] > TILE,
 )

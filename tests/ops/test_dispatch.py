@@ -1,13 +1,17 @@
 """Which implementation runs, and what is said when one cannot."""
 
+from threading import Event, Thread
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import ops
 from ops import dispatch
 from ops.check.cases import packed, random
+from ops.checks import factor
 from ops.dispatch import choose
 
 BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")
@@ -46,6 +50,24 @@ def test_context_ends_with_an_error_inside():
     assert choose("auto", CPU, op="op", has=BOTH) == "torch"
 
 
+def test_contexts_of_threads_end_in_any_order():
+    other, ended, seen = Event(), Event(), []
+
+    def inside():
+        with ops.implementation("reference"):
+            other.set()
+            ended.wait()
+            seen.append(choose("auto", CPU, op="op", has=BOTH))
+
+    thread = Thread(target=inside)
+    with ops.implementation("torch"):
+        thread.start()
+        other.wait()
+    ended.set()
+    thread.join()
+    assert seen == ["reference"] and choose("auto", CPU, op="op", has=BOTH) == "torch"
+
+
 def test_settings_reach_the_ops(monkeypatch, marked_reference):
     q, k, v = packed(1, 9, 9, 2, 8).float().unbind(3)
     bias = random(2, 7, 7).float()
@@ -68,6 +90,22 @@ def test_unknown_names_are_named(monkeypatch):
         choose("auto", CPU, op="op", has=BOTH)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("op", [ops.window_attention, ops.neighborhood_attention])
+def test_a_trace_does_not_depend_on_gradients(op):
+    """By torch's own check, which runs without them, where other operators are the fastest."""
+
+    def call(qkv, bias, k0, v0):
+        return op(*qkv.unbind(3), bias, window=(5, 5), outside=(k0, v0))
+
+    given = packed(1, 8, 9, 2, 8), random(2, 9, 9), random(2, 8, seed=1), random(2, 8, seed=2)
+    given = tuple(t.float().requires_grad_() for t in given)
+    traced = torch.jit.trace(call, given)
+    torch.testing.assert_close(traced(*given), call(*given))
+    got, want = (torch.autograd.grad(f(*given).square().sum(), given) for f in (traced, call))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_named_never_falls_back(monkeypatch):
     with pytest.raises(RuntimeError, match="op has no 'triton' implementation in this version, only 'torch'"):
         choose("triton", GPU, op="op", has=BOTH)
@@ -83,6 +121,31 @@ def test_what_is_named_never_falls_back(monkeypatch):
         ops.window_attention(q, k, v, None, window=(2, 2))
     with ops.implementation("triton"), pytest.raises(RuntimeError, match="pooled_attention has no 'triton'"):
         ops.pooled_attention(q, k, v)
+
+
+def test_tangents_go_by_the_reference_or_nowhere(monkeypatch):
+    """A kernel would lose them without a word."""
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+
+    def asked(impl):
+        return lambda x: x * ALL.index(choose(impl, GPU, op="op", has=ALL))
+
+    reference = ALL.index("reference")
+    assert torch.func.jvp(asked("auto"), (CPU,), (torch.ones(1),))[1] == reference
+    assert torch.func.jacfwd(asked("auto"))(CPU) == torch.vmap(asked("auto"))(torch.ones(1, 1)) == reference
+    with forward_ad.dual_level():
+        assert choose("auto", GPU, op="op", has=ALL) == "reference"
+        assert choose("torch", GPU, op="op", has=ALL) == "torch"
+        with pytest.raises(RuntimeError, match=r"'triton' kernel, which does not run inside .* impl='auto' or 're"):
+            choose("triton", GPU, op="op", has=ALL)
+    assert choose("auto", GPU, op="op", has=ALL) == "triton"
+    for follow in (torch.func.grad(lambda x: asked("triton")(x).sum()), torch.vmap(asked("triton"))):
+        with pytest.raises(RuntimeError, match=r"inside torch.func's transforms"):
+            follow(CPU)
+    monkeypatch.setenv("ZOO_ATTENTION", "triton")
+    for named in ("auto", "triton"):
+        with pytest.raises(RuntimeError, match=r"inside torch.func's transforms"):
+            torch.func.jvp(asked(named), (CPU,), (torch.ones(1),))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +170,15 @@ def test_a_gpu_with_little_shared_memory(monkeypatch, dtype, channels, given, ru
     if runs == "torch":
         with pytest.raises(RuntimeError, match=rf"a head of {channels} channels in {dtype} needs .* program {given}:"):
             choose("triton", x, op="op", has=ALL)
+
+
+def test_shared_memory_is_asked_for_in_autocasts_precision(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "_shared_memory", lambda device: 99)
+    x = SimpleNamespace(**vars(GPU) | {"dtype": torch.float32, "shape": (1, 128)})
+    assert choose("auto", x, op="op", has=ALL) == "torch"
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")  # true of a GPU that is there
+    assert choose("auto", x, op="op", has=ALL) == "triton"
 
 
 Q = packed(2, 6, 8, 2, 4).select(3, 0)
@@ -142,15 +214,29 @@ BAD = {
     "iterations": (lambda: ops.super_tokens(X, (2, 2), 0), "iterations is 0"),
     "super map": (lambda: ops.super_tokens(Q, (2, 2)), r"expected \(B, H, W, C\)"),
     "scatter": (lambda: ops.scatter_super_tokens(X, random(2, 6, 8, 9), (2, 2)), "tokens are .* affinity"),
+    "scattered images": (lambda: ops.scatter_super_tokens(X, random(3, 6, 8, 9), (1, 1)), "tokens are .* affinity"),
     "significance": (lambda: ops.significance(Q, Q[..., 1:]), "q and k are"),
     "significance window": (lambda: ops.significance(Q, Q[:, 1:], (2, 2)), "for window"),
     "groups": (lambda: ops.reallocate_tokens(X, X[..., 0], ONE[0], ONE[1], [1, 1]), "1 weights, 1 biases"),
+    "weight": (lambda: ops.reallocate_tokens(X, X[..., 0], [random(2, 1)], *ONE[1:]), r"of group 0 is .*\(1, run\)"),
+    "no weight": (lambda: ops.reallocate_tokens(X, X[..., 0], [random(1, 0)], *ONE[1:]), r"expected \(1, run\)"),
+    "bias": (lambda: ops.reallocate_tokens(X, X[..., 0], ONE[0], [random(4)], [1]), r"its bias .*\[4\]\): .* \(1,\)"),
     "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "expected the significance .* or an order"),
     "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
     "tokens that are not": (
         lambda: ops.reallocate_tokens(X, None, *ONE, order=torch.arange(1, 49).expand(2, 2, -1)),
         "order has numbers from 1 to 48: expected 0 to 47",
     ),
+}
+EMPTY = {
+    "window": lambda rows: ops.window_attention(*[Q[:, :rows]] * 3, None, (2, 2)),
+    "neighborhood": lambda rows: ops.neighborhood_attention(*[Q[:, :rows]] * 3, None, 1),
+    "routed": lambda rows: ops.routed_attention(*[Q[:, :rows]] * 3, (1, 1), 1),
+    "channel": lambda rows: ops.channel_attention(*[Q[:, :rows]] * 3),
+    "super tokens": lambda rows: ops.super_tokens(X[:, :rows], (2, 2)),
+    "scatter": lambda rows: ops.scatter_super_tokens(X[:, :rows], random(2, 6, 8, 9)[:, :rows], (1, 1)),
+    "significance": lambda rows: ops.significance(Q[:, :rows], Q),
+    "significance of keys": lambda rows: ops.significance(Q, Q[:, :rows]),
 }
 SCALED = {
     "window": lambda scale: ops.window_attention(Q, Q, Q, None, (2, 2), scale=scale),
@@ -168,6 +254,21 @@ def test_a_scale_is_a_number(name, scale):
     """The gradient of a learned one would be lost, and several would be taken for channels."""
     with pytest.raises(ValueError, match="scale is a tensor: expected a number; multiply q"):
         SCALED[name](scale)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), np.float32(0.5), np.float64(0.5)], ids=repr)
+def test_a_number_of_another_kind_is_one(scale):
+    """Kernels are told Python's alone."""
+    assert type(factor(scale, 4)) is float and factor(scale, 4) == factor(None, 4) == 0.5
+    for call in SCALED.values():
+        torch.testing.assert_close(call(scale), call(0.5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("call", EMPTY.values(), ids=EMPTY)
+def test_a_map_has_pixels(call):
+    call(1)
+    with pytest.raises(ValueError, match=r"is torch.Size\(\[2, 0, 8, .*: expected a map of at least 1 x 1 pixels"):
+        call(0)
 
 
 @pytest.mark.parametrize("name", BAD)

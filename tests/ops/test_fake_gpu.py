@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zoo  # noqa: F401  registers the models
+from ops import window_attention
 from ops.check.cases import Case
 from ops.check.tables import CASES, RELEASED, with_kernels
 
@@ -61,6 +62,15 @@ def test_an_op_stays_on_its_device(case: Case, impl: str, compiled: bool, reques
 
     out = (torch.compile(call, fullgraph=True, backend="eager") if compiled else call)(**inputs)
     assert (out.device.type, out.shape, out.dtype) == ("cuda", expected.shape, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [32, 128])
+def test_heads_of_many_channels(channels, dtype, gpu):
+    """Whether kernels fit the shared memory of a GPU cannot be asked where there is none."""
+    q = torch.empty(1, 8, 8, 2, channels, dtype=dtype, device=gpu)
+    out = window_attention(q, q, q, None, (4, 4))
+    assert (out.device.type, out.shape, out.dtype) == ("cuda", q.shape, dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -88,6 +89,25 @@ def test_runs_are_summed_in_any_number_of_sections(size, programs, monkeypatch):
     case = reallocate_case("sections", *size, [17, 4, 3, 1], [1, 3, 1, 2])
     found = shares(case, "triton", torch.float32, DEVICE)
     assert not broken(found), broken(found)
+
+
+@pytest.mark.parametrize("shares_of", [[2**26 + 1, 2**26], [2**30, 2**30]], ids=["odd", "halves"])
+def test_shares_may_be_large(shares_of):
+    """Numbers of tokens, say: times the size of a map they need 64 bits, or a common divisor."""
+    found = shares(reallocate_case("large", 5, 8, [4, 3], shares_of), "triton", torch.float32, DEVICE)
+    assert not broken(found), broken(found)
+
+
+def test_an_order_in_32_bits():
+    x, order = random(1, 5, 8, 4).to(DEVICE, torch.float32), torch.arange(40, device=DEVICE).flip(0).expand(1, 2, -1)
+    weights, biases = [random(1, n).to(x) for n in (4, 3)], [random(1).to(x)] * 2
+
+    def gradient(order):
+        leaf = x.clone().requires_grad_()
+        merged = ops.reallocate_tokens(leaf, None, weights, biases, [1, 1], order, impl="triton")
+        return torch.autograd.grad(torch.cat(merged).square().sum(), leaf)[0]
+
+    assert torch.equal(gradient(order.int()), gradient(order))
 
 
 @pytest.mark.parametrize("name", ["maxvit_7_grid", "gcvit_7", "whole_12", "whole_14", "whole_14_shared"])
@@ -237,6 +257,34 @@ def test_gradients_have_the_dtypes_of_their_tensors():
     assert [t.dtype for t in found] == [torch.float32, torch.float16]
 
 
+def pixels_by_tokens(q):
+    x = q.flatten(3)
+    return ops.scatter_super_tokens(x[:, :2, :2], x[..., :9], (3, 3), impl="triton")
+
+
+def merged_tokens(q):
+    x, order = q.flatten(3), torch.arange(30, device=DEVICE).flip(0).expand(1, 2, -1)
+    return ops.reallocate_tokens(x, None, [x[0, 0, :1, :3]], [x[0, 0, 0, :1]], [1], order, impl="triton")[0]
+
+
+UNREAD = {
+    "window_attention": lambda q: window_call(q, None),
+    "channel_attention": lambda q: ops.channel_attention(q, q, q, impl="triton"),
+    "scatter_super_tokens": pixels_by_tokens,
+    "reallocate_tokens": merged_tokens,
+}
+
+
+@pytest.mark.parametrize("call", UNREAD.values(), ids=UNREAD)
+@pytest.mark.parametrize("seen", [False, True], ids=["alone", "operator"])
+def test_a_result_that_no_backward_reads_may_be_changed(call, seen):
+    q = packed(1, 5, 6, 1, 16).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    with Names() if seen else nullcontext():
+        (got,) = torch.autograd.grad(call(q).mul_(2).square().sum(), q)
+    (want,) = torch.autograd.grad((call(q) * 2).square().sum(), q)
+    assert torch.equal(got, want)
+
+
 def test_no_gradient_of_the_result():
     class Constant(torch.autograd.Function):
         @staticmethod
@@ -285,6 +333,13 @@ def test_autocast_decides_the_dtype():
         got, want = window_call(q, bias), ops.window_attention(q, q, q, bias, window=(4, 4), impl="torch")
     assert got.dtype == want.dtype == torch.float16
     torch.testing.assert_close(got, want, rtol=0, atol=4e-3)
+
+
+def test_autocast_decides_how_significance_is_rounded():
+    q = random(1, 5, 6, 2, 8).to(DEVICE, torch.float32)
+    with torch.autocast(DEVICE, torch.float16):
+        got = ops.significance(q, q, impl="triton")
+    assert torch.equal(got, ops.significance(q.half(), q.half(), impl="triton"))
 
 
 def test_too_many_channels():

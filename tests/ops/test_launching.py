@@ -35,6 +35,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch):
     monkeypatch.setattr("ops.launching.multiprocessors", lambda device: 0)  # any launch fills it
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)  # which asks a driver
     return Kernel(forward_kernel.choices, Kernel())
 
 
@@ -109,6 +110,18 @@ def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monk
     assert len(kernel.launched) == 1
     launch(kernel, 1, x, D=32)  # what is known serves launches of any size
     assert kernel.fn.launched[-1][2] == {"D": 32} | choice(2, 3).all_kwargs()
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(kernel, monkeypatch):
+    x = torch.zeros(2, dtype=torch.bfloat16)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    launch(kernel, 3, x, D=32)
+    ((_, _, constants),) = kernel.fn.launched
+    assert constants == {"D": 32} | forward_kernel.choices.half[0].all_kwargs()
+    assert not kernel.launched and not kernel.chosen
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    launch(kernel, 3, x, D=32)
+    assert len(kernel.launched) == 1
 
 
 @pytest.mark.parametrize(("times", "warps"), [([1.04, 1.0, 1.0], 4), ([1.06, 1.0, 1.0], 2)])

@@ -49,6 +49,11 @@ CALLS = {
     "merged tokens": lambda q: torch.cat(
         ops.reallocate_tokens(q[..., 0, :], q[..., 0, 0], [q.new_empty(1, 4)], [q.new_empty(1)], [1])
     ),
+    "merged tokens of large shares": lambda q: torch.cat(
+        ops.reallocate_tokens(
+            q[..., 0, :], q[..., 0, 0], [q.new_empty(1, 4)] * 2, [q.new_empty(1)] * 2, [2**20, 2**20 + 1]
+        )
+    ),
     "significance": lambda q: q[:, :7, :7, 0, 0] * ops.significance(q, q[:, :7, :7]),
     "significance in windows": lambda q: q[..., 0, 0] * ops.significance(q, q, (7, 7)),
 }

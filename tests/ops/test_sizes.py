@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ops import scatter_super_tokens, super_tokens, window_attention
-from ops.sizes import covering
+from ops import (
+    neighborhood_attention,
+    pooled_attention,
+    rank_tokens,
+    reallocate_tokens,
+    routed_attention,
+    scatter_super_tokens,
+    significance,
+    super_tokens,
+    window_attention,
+)
+from ops.sizes import ceil, covering
 from zoo.biformer import fill
 from zoo.blocks import pad_to_multiple
 
@@ -30,13 +40,43 @@ def filled(x, table):
     return windows(x, table, outside=(table[:, 0, :4], table[:, 1, :4]))
 
 
+def near(x, table, **options):
+    q, k, v = x.unbind(3)
+    return neighborhood_attention(q, k, v, table, window=7, **options)
+
+
+def apart(x, table):
+    return near(x, table, dilation=(3, 2))
+
+
+def routed(x, table):
+    x = fill(x.flatten(3), (3, 4)).unflatten(3, (3, 2, 4))
+    return routed_attention(*x.unbind(3), regions=(3, 4), topk=5) * table.sum()
+
+
+def pooled(x, table):
+    q, k, v = x.unbind(3)
+    return pooled_attention(q, k[:, ::2, ::3], v[:, ::2, ::3]) * table.sum()
+
+
+def merged(x, table):
+    """Tokens in the order of what they receive, in windows and from all."""
+    q, k, v = x.unbind(3)
+    order = rank_tokens(significance(q, k, (7, 7)) + significance(q, k))
+    weights = [table[:1, 0, :5], table[:1, 1, :1]]
+    return torch.cat(reallocate_tokens(v.flatten(3), None, weights, [table[0, 0, :1]] * 2, [3, 2], order), 1)
+
+
 def whole(x, table):
     """Zeros up to multiples of 5 and 7, then of 4."""
     x = fill(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
     return pad_to_multiple(x, 4) * table.sum()
 
 
-@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), filled, around, whole])
+CALLS = [windows, partial(windows, partition="grid"), filled, around, near, apart, routed, pooled, merged, whole]
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_one_graph_for_any_size(call):
     torch.compiler.reset()
     counted = CompileCounter()
@@ -58,3 +98,4 @@ def test_one_graph_for_any_size(call):
 def test_covering(side):
     for size in (1, 2, 7, 8):
         assert covering(side, size) == min(n for n in range(side, side + size) if n % size == 0)
+        assert ceil(side, size) == -(-side // size)

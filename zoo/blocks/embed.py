@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
+from ops.sizes import varies
+
 from .conv import Conv2dSame, pad_to_multiple
 
 fx.wrap(pad_to_multiple)  # in every module that calls it: that is where torch.fx looks
@@ -64,7 +66,11 @@ def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]
 def add_positions(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, H, W, C) plus the table, in order where it has an entry a token, else resized; one call to torch.fx."""
     H, W = x.shape[1], x.shape[2]
-    if table.shape[1] != H * W:
+    if varies(H * W):
+        entries = torch.arange(H * W, device=x.device)
+        ordered = table[:, entries.clamp(max=table.shape[1] - 1)]
+        table = torch.where(entries[-1] == table.shape[1] - 1, ordered, resize_positions(table, grid, (H, W)))
+    elif table.shape[1] != H * W:
         table = resize_positions(table, grid, (H, W))
     return x + table.unflatten(1, [H, W])
 

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
+from ops.sizes import surely
+
 from .conv import FusedMBConv
 
 
@@ -12,7 +14,7 @@ from .conv import FusedMBConv
 @register_notrace_function
 def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
     """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
-    is_one = x.shape[2] == window[0] and x.shape[3] == window[1]
+    is_one = surely(x.shape[2] == window[0]) and surely(x.shape[3] == window[1])
     return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
 
 
