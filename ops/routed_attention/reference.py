@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..sizes import laid_out
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.routed_attention`."""
@@ -17,15 +19,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 def rank(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:
     """(B, R, topk): the regions with the largest products of mean query and mean key."""
-    q, k = means(q.detach(), regions), means(k.detach(), regions)  # (B, R, heads * D)
+    q, k = cut(q.detach(), regions).mean(2).flatten(2), cut(k.detach(), regions).mean(2).flatten(2)  # (B, R, heads * D)
     return (q @ k.transpose(1, 2)).topk(topk, dim=-1).indices
-
-
-def means(x: Tensor, regions: tuple[int, int]) -> Tensor:
-    """(B, H, W, heads, D) -> (B, R, heads * D): the mean of each region's pixels."""
-    H, W = x.shape[1], x.shape[2]
-    x = x.unflatten(2, [regions[1], W // regions[1]]).unflatten(1, [regions[0], H // regions[0]])
-    return x.mean((2, 4)).flatten(1, 2).flatten(2)
 
 
 def cut(x: Tensor, regions: tuple[int, int]) -> Tensor:
@@ -33,7 +28,7 @@ def cut(x: Tensor, regions: tuple[int, int]) -> Tensor:
     B, H, W, heads, D = x.shape
     rows, cols = regions
     x = x.reshape(B, rows, H // rows, cols, W // cols, heads, D).transpose(2, 3)
-    return x.reshape(B, rows * cols, (H // rows) * (W // cols), heads, D)
+    return laid_out(x).reshape(B, rows * cols, (H // rows) * (W // cols), heads, D)
 
 
 def join(x: Tensor, regions: tuple[int, int], H: int, W: int) -> Tensor:

@@ -72,7 +72,7 @@ class Segmenter(OverBackbone):
         unfilled = self.class_weights is not None and self.class_weights.is_meta
         super()._apply(fn, recurse)
         if unfilled and self._weights is not None:
-            self.class_weights.copy_(self.class_weights.new_tensor(self._weights))
+            self.class_weights.copy_(torch.tensor(self._weights))
         return self
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
