@@ -1,6 +1,8 @@
 """Files of weights: what is recognised, what is refused, and that a refusal runs nothing and changes nothing."""
 
 import argparse
+import collections
+import datetime
 import os
 import pickle
 import sys
@@ -48,6 +50,14 @@ WRAPPED = {
         "metric": np.float64(81.5),
         "history": np.arange(3.0),
         "best": np.int64(2),
+    },
+    "records": lambda s: {
+        "state_dict": s,
+        "lr_scheduler": {"milestones": collections.Counter([8, 11, 11])},
+        "losses": collections.defaultdict(list, train=[0.5, 0.25]),
+        "seen": {"train", "val"},
+        "time": datetime.datetime(2022, 3, 4),
+        "took": datetime.timedelta(hours=3),
     },
     "prefixes": lambda s: {"model": {f"module.backbone.{k}": v for k, v in s.items()}},
     "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
@@ -132,6 +142,25 @@ def test_harmless_foreign_classes(tmp_path, source):
     load_checkpoint(model, path)
     assert same(model, state_of(source))
     assert "yacs" not in sys.modules
+
+
+def test_history_of_mmengine(tmp_path, source):
+    """What its runs write beside the weights: buffers of figures, as instances that hold arrays."""
+    path, module = tmp_path / "epoch_12.pth", type(sys)("mmengine.logging.history_buffer")
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    buffer = module.HistoryBuffer()
+    buffer.__dict__ = {"max_length": 1000, "_log_history": np.arange(3.0), "_count_history": np.arange(3)}
+    packages = dict.fromkeys(("mmengine", "mmengine.logging"), type(sys)("mmengine")) | {module.__name__: module}
+    sys.modules |= packages
+    try:
+        torch.save({"state_dict": state_of(source), "message_hub": {"train/loss": buffer}}, path)
+    finally:
+        for name in packages:
+            del sys.modules[name]
+    model = small(NAME)
+    load_checkpoint(model, path)
+    assert same(model, state_of(source))
+    assert "mmengine" not in sys.modules
 
 
 def test_another_number_of_classes(tmp_path, source, caplog):

@@ -7,6 +7,8 @@ from families import SMALL
 from rankings import Ranked, ranking, rankings
 from test_models import every_small, small, trained
 from zoo.export import SIZES_SINCE, program
+from zoo.heads import segmenter
+from zoo.heads.segmenter import HEADS
 
 # compilers take their time: the first variant of a class in every run, the others with the slow tests
 one_fast = pytest.mark.parametrize(
@@ -102,6 +104,17 @@ def test_export_with_any_size(name):
         for size in ((3, 3, 64, 64), (1, 3, 97, 70), (2, 3, 224, 224), (1, 3, 120, 640)):
             x = torch.randn(*size)
             torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@since_sizes
+@pytest.mark.parametrize("head", [HEADS[0], *(pytest.param(head, marks=pytest.mark.slow) for head in HEADS[1:])])
+def test_segmenters_with_any_size(head):
+    """In float64, since a logit may be next to nothing."""
+    model = trained(segmenter(small("davit_t", features_only=True), 5, head=head, channels=16)).double()
+    made = program(model, torch.randn(2, 3, 64, 96).double(), dynamic=True, any_size=True).module()
+    for size in ((3, 3, 64, 64), (1, 3, 97, 70), (2, 3, 224, 224), (1, 3, 120, 640)):
+        x = torch.randn(*size).double()
+        torch.testing.assert_close(made(x), model(x))
 
 
 def test_export_with_any_size_has_a_least_torch(monkeypatch):

@@ -42,7 +42,11 @@ MAPPINGS = (
     "mmcv.utils.config.Config",
     "addict.addict.Dict",
 )
-RECORDS = ("argparse.Namespace", "types.SimpleNamespace")
+RECORDS = ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")
+DEFAULT = "collections.defaultdict"
+BUILTINS = "__builtin__"  # as the pickles that torch.save writes call the module
+FACTORIES = ("list", "dict", "int", "float")  # what a defaultdict calls for a key that it has not
+TIMES = ("datetime.datetime", "datetime.date", "datetime.timedelta")
 PATHS = tuple(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))
 NUMPY = ("numpy.dtype", "numpy.ndarray")
 SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -127,7 +131,8 @@ class _Machine:
         make = _MAKERS.get(what.text) if isinstance(what, Name) else None
         if make is None or not isinstance(arguments, tuple):
             raise CheckpointError(f"calls {what.text if isinstance(what, Name) else 'what is no name'}: {REFUSED}")
-        if make is _ordered:  # one list of pairs may be named in many calls, each a line of the file and all its pairs
+        # one list may be named in many calls, each a line of the file and all that is in the list
+        if make in (_ordered, _counted, _set):
             self.copied += sum(map(len, arguments))
         if self.copied > MOST:
             raise CheckpointError(f"unfolds to more than {MOST:,} values: refused")
@@ -234,6 +239,18 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     return made
 
 
+def _counted(counts: Any = ()) -> dict[Any, Any]:
+    """A Counter, the milestones of torch's MultiStepLR say."""
+    return _ordered(counts.items() if isinstance(counts, dict) else counts)
+
+
+def _set(items: Any = ()) -> list[Any]:
+    """In the order of the file. Its items are hashed when torch reads it, which of tuples may never end."""
+    if not isinstance(items, list) or not all(isinstance(item, (str, int, float, bool, bytes)) for item in items):
+        raise CheckpointError("has a set of what are no numbers and no words: refused")
+    return items
+
+
 def _word(part: Any) -> str:
     """Part of a name. A list that holds itself many times over would take for ever to write out."""
     if not isinstance(part, (str, int)):
@@ -272,5 +289,9 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(PATHS, lambda *parts: str(PurePosixPath(*map(_word, parts)))),
     **dict.fromkeys(MAPPINGS, _ordered),
     **dict.fromkeys(RECORDS, lambda: Record()),
+    **{name: (lambda *state, name=name: Other(name)) for name in TIMES},
+    "collections.Counter": _counted,
+    DEFAULT: lambda *factory: {},
+    f"{BUILTINS}.set": _set,
 }
-_KNOWN = {*_MAKERS, *STORAGES, *DTYPES, *NUMPY}
+_KNOWN = {*_MAKERS, *STORAGES, *DTYPES, *NUMPY, *(f"{BUILTINS}.{name}" for name in FACTORIES)}

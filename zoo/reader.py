@@ -59,9 +59,19 @@ class Inert:
         pass
 
 
+def _default(*factory: Any) -> OrderedDict:
+    """A defaultdict without what it calls, of a type that torch fills."""
+    return OrderedDict()
+
+
 # torch must know the names that `pickled.py` let through; nothing of them is imported
-_INERT = (*pickled.RECORDS, *pickled.PATHS, *pickled.NUMPY, *pickled.SCALAR, *pickled.ARRAY)
-ALIASES: list[Any] = [*((Inert, name) for name in _INERT), *((OrderedDict, name) for name in pickled.MAPPINGS)]
+_INERT = (*pickled.RECORDS, *pickled.PATHS, *pickled.NUMPY, *pickled.SCALAR, *pickled.ARRAY, *pickled.TIMES)
+_FACTORIES = (f"builtins.{name}" for name in pickled.FACTORIES)
+ALIASES: list[Any] = [
+    *((Inert, name) for name in (*_INERT, *_FACTORIES)),
+    *((OrderedDict, name) for name in pickled.MAPPINGS),
+    (_default, pickled.DEFAULT),
+]
 
 
 @dataclass(frozen=True)

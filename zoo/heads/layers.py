@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.sizes import alike, ceil, varies
+
 
 class ConvBlock(nn.Module):
     """Convolution that keeps the size, batch norm, ReLU."""
@@ -33,18 +35,26 @@ class PixelHead(nn.Module):
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, H, W) -> (B, C, *size)
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return x if alike(x.shape[-2:], size) else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
-    """`F.adaptive_avg_pool2d`, whose backward on a GPU is by atomics: the same by parts where these may not be."""
-    if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
+    """`F.adaptive_avg_pool2d`; as products with masks where its backward would be by atomics, which may not be, and in
+    a graph for maps of many sizes, of which it makes a rule.
+    """
+    atomics = not x.is_cpu and torch.are_deterministic_algorithms_enabled()
+    if not (atomics or varies(x.shape[2]) or varies(x.shape[3])):
         return F.adaptive_avg_pool2d(x, side)
-    return _means(_means(x, side, 2), side, 3)
+    return masked_averages(x, side)
 
 
-def _means(x: Tensor, count: int, dim: int) -> Tensor:
-    """Means over `count` parts of an axis, which overlap by a place where it does not divide."""
-    length = x.shape[dim]
-    parts = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-    return torch.cat([x.narrow(dim, start, end - start).mean(dim, keepdim=True) for start, end in parts], dim)
+def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
+    rows, columns = (_parts(x.shape[dim], side, x) for dim in (2, 3))
+    return rows @ x @ columns.T / (rows.sum(1)[:, None] * columns.sum(1))
+
+
+def _parts(length: int, count: int, like: Tensor) -> Tensor:
+    """Which places of an axis each of `count` parts has, (count, length); parts overlap where it does not divide."""
+    parts, places = (torch.arange(n, device=like.device) for n in (count, length))
+    starts, ends = parts * length // count, ceil((parts + 1) * length, count)
+    return ((places >= starts[:, None]) & (places < ends[:, None])).to(like.dtype)
