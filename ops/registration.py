@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from .dispatch import watched
 from .launching import interpreted
@@ -78,11 +79,14 @@ def register(
         return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[:count])
 
     op = define(name, arguments, results, like_outputs, forward, on_cpu)
+    count_flops(op, specification, 1)
     run = alone(forward) if results == 1 else forward
     if backward is None:
         return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
     given = ", ".join(["Tensor grad", arguments, "Tensor? out0", *(f"Tensor out{i}" for i in range(1, results))])
     backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
+    # each product has two gradients; what is multiplied anew is no cost of the model
+    count_flops(backward_op, lambda grad, *args: specification(*args[:-results]), 2)
 
     def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
         result, *rest = output if results > 1 else (output,)
@@ -149,6 +153,19 @@ def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callabl
     library.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def count_flops(op: OpOverload, specification: Callable[..., Tensor], times: int) -> None:
+    """Let torch's FlopCounterMode count an operator as so many times what its specification multiplies and adds."""
+
+    def formula(*args: Any, out_val: Any = None) -> int:
+        shapes = [torch.empty_like(arg, device="meta") if isinstance(arg, Tensor) else arg for arg in args]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            specification(*shapes)
+        return times * counter.get_total_flops()
+
+    flop_registry.pop(op.overloadpacket, None)  # of the one that had the name
+    register_flop_formula(op.overloadpacket, get_raw=True)(formula)
 
 
 def learned(argument: Tensor | None) -> bool:

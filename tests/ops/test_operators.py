@@ -10,6 +10,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter the kernels run instead", allow_module_level=True)
 
+from torch.utils.flop_counter import FlopCounterMode
+
 from ops.check.cases import packed, random
 from ops.registration import NAMESPACE
 from ops.window_attention.triton_path import attend as window_attend
@@ -75,6 +77,35 @@ def operator(name):
 def test_opcheck(name):
     """Schema, registration of autograd, fake tensors, and tracing with dynamic sizes."""
     torch.library.opcheck(operator(name), CALLS[name]())
+
+
+# pixels, keys that each meets, channels of all heads, products; maps that windows and cells do not divide are filled
+PRODUCTS = {
+    "neighborhood_attention-plain": 35 * 9 * 16 * 2,
+    "routed_attention": 72 * 2 * 9 * 16 * 2,
+    "significance": 24 * 6 * 16,
+    "merged_tokens": 2 * 24 * 2 * 5,
+    "super_token_share": 2 * 72 * 9 * 6,
+    "super_token_average": 2 * 72 * 9 * 6,
+    "super_token_distribute": 2 * 72 * 9 * 6,
+    "channel_attention": 60 * 8 * 16 * 2,
+    "window_attention": 64 * 16 * 16 * 2,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_flops(name):
+    """What torch counts where kernels run, and no operator of its own: multiplications and additions of products."""
+    arguments = [x.detach().to("meta") if isinstance(x, torch.Tensor) else x for x in CALLS[name]()]
+    with FlopCounterMode(display=False) as forward:
+        out = operator(name)(*arguments)
+    assert forward.get_total_flops() == 2 * PRODUCTS[name]
+    if name == "significance":  # has no gradient
+        return
+    out = out if isinstance(out, tuple) else (out,)
+    with FlopCounterMode(display=False) as backward:
+        operator(f"{name.partition('-')[0]}_backward")(torch.empty_like(out[0]), *arguments, *out)
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def test_export_sees_one_operator():
