@@ -212,6 +212,7 @@ def _check_launch() -> None:
     from recipes.log import say
 
     if _launched():
+        _check_numbers()
         return
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
@@ -224,6 +225,18 @@ def _check_launch() -> None:
             f"srun has started {count} processes of this command, and each is a run of its own; one run of all: "
             f"srun torchrun, one task a machine, hydra/launcher=slurm, or {', '.join(LAUNCHED)} in their environment",
             "yellow",
+        )
+
+
+def _check_numbers() -> None:
+    """Raise ConfigError for what no launcher says, before this process waits for others that it would never meet."""
+    said = {name: os.environ[name] for name in LAUNCHED if name != "MASTER_ADDR"}
+    if strange := [f"{name}={value}" for name, value in said.items() if not value.isdecimal()]:
+        raise ConfigError(f"expected whole numbers in the environment, and {', '.join(strange)}: torchrun sets them")
+    if rank() >= size():
+        raise ConfigError(
+            f"RANK={rank()}, WORLD_SIZE={size()}: the processes of one run are numbered from 0 on, so RANK must be "
+            "below WORLD_SIZE"
         )
 
 

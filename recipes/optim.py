@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from recipes.config import ConfigError
@@ -137,8 +138,8 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
     group. What learns `beside` the model has the whole rate and weight decay.
     Raises ConfigError for an optimiser timm does not know or that needs second derivatives, or a package or GPU that is
-    not here, for an option that the optimiser does not take, and for names in `optim.decay` and `optim.no_decay` that
-    no parameter has.
+    not here, or that cannot step a model that is shared out, for an option that the optimiser does not take, and for
+    names in `optim.decay` and `optim.no_decay` that no parameter has.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
@@ -165,6 +166,8 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
+    if isinstance(model, FSDPModule):
+        _check_steps_shared(cfg, model, options)
     for group in optimizer.param_groups:  # without weight decay timm puts all parameters into one
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     decays = dict.fromkeys(_named(model, cfg.optim.decay, "optim.decay"), cfg.optim.weight_decay)
@@ -177,6 +180,24 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
         optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see regroup
     return optimizer
+
+
+def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, Any]) -> None:
+    """Raise ConfigError for an optimiser whose step does not take parts of parameters, tried on a small model."""
+    mesh = next(model.parameters()).device_mesh
+    with torch.random.fork_rng([]), torch.device(mesh.device_type):
+        small = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32, 32))
+    fully_shard(small, mesh=mesh)
+    optimizer = create_optimizer_v2(small, lr=base_lr(cfg), **{k: v for k, v in options.items() if k != "layer_decay"})
+    for parameter in small.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:  # torch's and timm's, as each operator words it
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} cannot step a model that is shared out, hardware.parallel=fsdp: "
+            f"{str(error).strip().splitlines()[0]}\nGive hardware.parallel=ddp, or another optimiser, such as adamw"
+        ) from error
 
 
 def _plain(*modules: nn.Module | None) -> bool:

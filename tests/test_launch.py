@@ -17,6 +17,21 @@ def test_a_launch_that_says_half_is_no_run_of_one(monkeypatch, given):
         distributed.join(config.compose())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"WORLD_SIZE": "two", "MASTER_PORT": "-1"}, "whole numbers .*, and WORLD_SIZE=two, MASTER_PORT=-1"),
+        ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2: .* RANK must be below"),
+    ],
+)
+def test_numbers_that_no_launcher_gives(monkeypatch, wrong, said):
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (where | wrong).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        distributed.join(config.compose())
+
+
 def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     distributed.join(config.compose())

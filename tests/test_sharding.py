@@ -1,5 +1,7 @@
 """A model that processes share out: which blocks, which norms, on which devices, and that it computes the same."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from families import SMALL as FAMILIES
 from ranks import on_ranks
-from recipes import config, distributed, hardware, sharding
+from recipes import config, distributed, hardware, optim, sharding
 from recipes.config import ConfigError
 from recipes.hardware import Hardware
 
@@ -101,3 +103,24 @@ def test_a_sharded_model_computes_as_a_whole_one(name, amp, limit):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_computes_sharded(name):
     assert max(map(max, on_ranks(2, sharded_as_whole, name, None))) < 1e-4
+
+
+def refused_optimizers(*names: str) -> dict[str, str]:
+    """What is said of optimisers that cannot step a shared model; "" of those that can."""
+    distributed.join(config.compose([]))
+    model, said = timm.create_model("test_resnet", num_classes=10), {}
+    Hardware(torch.device("cpu"), None, torch.preserve_format, False, "fsdp").shard(model)
+    for name in names:
+        try:
+            optim.create(config.compose([f"optim.opt={name}", "optim.layer_decay=0.9"]), model)
+            said[name] = ""
+        except ConfigError as error:
+            said[name] = str(error)
+    return said
+
+
+def test_optimizers_that_cannot_step_a_shared_model_are_refused():
+    for said in on_ranks(2, refused_optimizers, "adamw", "lamb", "muon", "adafactor", "adamuon"):
+        assert [name for name, error in said.items() if not error] == ["adamw", "lamb", "muon"]
+        for name in ("adafactor", "adamuon"):
+            assert re.search(rf"optim\.opt={name} cannot step .* shared out.*\nGive hardware\.parallel=ddp", said[name])
