@@ -5,6 +5,7 @@ python -m docs.render  # writes them into the pages
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,19 @@ def pages() -> dict[Path, str]:
         found[DOCS / "families" / f"{key}.md"] = marks
     for key, (functions, rows) in OPS.items():
         found[DOCS / "ops" / f"{key}.md"] = {"signature": signatures(functions), "speed": op_speed(rows)}
-    return {path: filled(path.read_text(), marks) for path, marks in found.items()}
+    return {path: filled(path, marks) for path, marks in found.items()}
 
 
-def filled(text: str, marks: dict[str, str]) -> str:
-    """`text` with each table between its marks. Raises ValueError where there are none."""
-    for mark, rendered in marks.items():
-        text = table.insert(text, f"\n{rendered}\n", mark)
+def filled(path: Path, marks: dict[str, str]) -> str:
+    """The text of a page with each table between its marks. Raises ValueError where the page or a mark is missing."""
+    try:
+        text = path.read_text()
+        for mark, rendered in marks.items():
+            text = table.insert(text, f"\n{rendered}\n", mark)
+    except (OSError, ValueError) as error:
+        wanted = ", ".join(f"<!-- {mark} --> <!-- /{mark} -->" for mark in marks)
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path}: {said}. Write the page with these marks, each on a line: {wanted}") from error
     return text
 
 
@@ -61,6 +68,8 @@ def variants(key: str) -> str:
 def releases(key: str) -> str:
     """Classifiers that load by their tag, and how many files there are for other tasks."""
     mine = [r for r in RELEASES if family(r.model) == key and not r.foreign]
+    if not mine:
+        return "No weights are known.\n"
     rows = [[f"`{r.name}`", r.top1 or "", r.img_size, r.data, _licence(r)] for r in mine if r.loadable]
     others = {title: sum(r.task == task for r in mine) for task, title in TASKS.items() if task != "classification"}
     said = ", ".join(f"{count} for {title.lower()}" for title, count in others.items() if count)
@@ -157,5 +166,8 @@ def lines(header: list[str], rows: list[list[Any]], numbers: tuple[int, ...] = (
 
 
 if __name__ == "__main__":
-    for path, text in pages().items():
-        path.write_text(text)
+    try:
+        for path, text in pages().items():
+            path.write_text(text)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

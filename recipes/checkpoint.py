@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from recipes import distributed, restricted
+from recipes.log import say
 from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"
@@ -164,10 +165,15 @@ class Store:
         return path
 
     def _remove_old(self, kind: str, keep: int) -> None:
+        """What cannot be removed is said and stays: the newer ones are whole, and the run can go on."""
         for old in self._paths(kind)[keep:]:
             doomed = old.with_name(TEMPORARY + old.name)  # killed while removing, it must not look like a checkpoint
-            old.rename(doomed)
-            shutil.rmtree(doomed)
+            try:
+                old.rename(doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                left = doomed if doomed.exists() else old
+                say(f"the old checkpoint {old} could not be removed: {error}; remove {left} by hand", "yellow")
 
     def newest(self, kind: str = "step") -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint of a kind, and for each newer one that is not whole, what is wrong with it."""

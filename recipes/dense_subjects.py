@@ -9,6 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 import zoo
 from recipes.config import ConfigError
+from recipes.data.paired import antialiased
 from recipes.log import say
 from recipes.task import create
 from zoo import releases
@@ -22,8 +23,9 @@ NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark a
 def configure(cfg: DictConfig, path: Path) -> Release | None:
     """Set `model` and `task` of `cfg` to what a file holds; gives the release that it is, where its name says it.
 
-    A file in other names than mmseg's and mmdet's is measured as what the configuration describes. Raises ConfigError
-    for a file of another task, and where the backbone cannot be told.
+    Images are then resized as OpenCV did for it, without antialiasing, where nothing else is asked for. A file in other
+    names than mmseg's and mmdet's is measured as what the configuration describes. Raises ConfigError for a file of
+    another task, and where the backbone cannot be told.
     """
     file = zoo.describe(path)
     found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
@@ -49,8 +51,8 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
 
 
 def published(cfg: DictConfig, release: Release) -> float | None:
-    """The figure of the source, in percent, where this is measured on the same images at the same size."""
-    if cfg.data.name not in NAMES.get(release.benchmark, ()):
+    """The figure of the source, in percent, where this is measured on the same images, resized the same."""
+    if cfg.data.name not in NAMES.get(release.benchmark, ()) or antialiased(cfg.data):
         return None
     short = cfg.data.short_side
     size = (short if short is None or isinstance(short, int) else max(short), cfg.data.long_side)
@@ -75,6 +77,8 @@ def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Rel
         cfg.model.name = model
         cfg.task.head = found.head
         cfg.task.update(found.options)
+        if cfg.data.antialias is None:
+            cfg.data.antialias = False
         for key, value in wanted.items():
             if cfg.model.get(key, own.get(key)) == own.get(key):  # another value was asked for
                 cfg.model[key] = value

@@ -55,7 +55,7 @@ def of_run(cfg: DictConfig, run: Path) -> None:
     with open_dict(own):
         own.pop("augment", None)  # what was learned from is not needed any more
     if cfg.predict is not None:
-        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, noted.described(run))
+        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, noted.described(run, own))
         return
     noted.count_classes(run, own.data)
     out = Path(cfg.out or run)
@@ -112,6 +112,7 @@ def measure(
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = task.build_data()
     if run is not None:
+        data = noted.with_classes_of(run, data)
         noted.check_classes(run, data, cfg.data.name)
     model = machine.place(load(task, data, checkpoint))
     answered = Answers()
@@ -190,7 +191,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | No
             continue
         images, _ = machine.send(task.prepare(image), None)
         with torch.no_grad(), machine.autocast():
-            predictions = task.predict(model, images)
+            predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])
         table, picture = task.answer(image, predictions, data, path)
         CONSOLE.print(table)
         if picture is not None:

@@ -53,7 +53,7 @@ def evaluate(
                 continue
             images, targets = hardware.send(*batch, built.val.finish)
             with hardware.autocast():
-                predictions = task.predict(model, images)
+                predictions = task.predict_with(model, images, targets)
             metrics.update(predictions, targets)
             note(predictions, targets)
     values = metrics.compute()  # also waits for the device

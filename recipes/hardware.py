@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recipes import distributed, sharding
 from recipes.config import ConfigError
+from recipes.log import say
 from zoo.allocator import keep_freed_memory
 
 # newer versions of torch have another name for it
@@ -28,6 +29,7 @@ KEEP_BUFFERS = next(
     if name in inspect.signature(DistributedDataParallel).parameters
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SEVERAL = {"parallel": "fsdp", "sync_bn": True}  # what is for several processes alone
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,15 @@ def setup(cfg: DictConfig) -> Hardware:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if hardware.sync_bn and "train" in cfg and distributed.size() > 1 and device.type != "cuda":
+    learns = "augment" in cfg  # an evaluation has none, also that of a run
+    if hardware.sync_bn and learns and distributed.size() > 1 and device.type != "cuda":
         raise ConfigError(
             f"hardware.sync_bn=true: PyTorch's SyncBatchNorm trains on GPUs alone, this is the {device.type}; "
             "leave it out, and each part of a batch is normed on its own"
         )
+    if learns and distributed.size() == 1:
+        for key in (key for key, value in SEVERAL.items() if hardware[key] == value):
+            say(f"hardware.{key}={str(hardware[key]).lower()} has no effect on one process: see torchrun", "yellow")
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     strict = device.type == "cpu" if hardware.deterministic is None else hardware.deterministic

@@ -54,18 +54,25 @@ class Jsonl:
     def write(self, line: dict[str, Any]) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
         text = (json.dumps(finite) + "\n").encode()
-        try:
+        with self._writing(self.file.name):
             if self.file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def picture(self, step: int, image: Image.Image) -> None:
+        """A line of text holds none: it lies beside the file."""
+        path = self.folder / "validation.png"
+        with self._writing(path):
+            save_picture(image, path)
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path | str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             saved = any((self.folder / "checkpoints").glob("step-*"))
             left = "the checkpoints are whole" if saved else "there is no checkpoint yet"
             then = f"resume={self.folder} {'goes on' if saved else 'begins again'}"
-            raise LogError(f"could not write {self.file.name}: {error}; {left}: {then}") from error
-
-    def picture(self, step: int, image: Image.Image) -> None:
-        """A line of text holds none: it lies beside the file."""
-        save_picture(image, self.folder / "validation.png")
+            raise LogError(f"could not write {path}: {error}; {left}: {then}") from error
 
     def close(self) -> None:
         self.file.close()
@@ -212,23 +219,29 @@ class Log:
 
 
 def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Table:
-    """The last `rows` evaluations of a run, each with the training loss since the one before; the best is marked."""
+    """The last `rows` evaluations of a run; the best is marked.
+
+    Each has the mean training loss of the steps logged since the one before, and the last rate and speed among these.
+    """
     table = Table("epoch", "step", "train loss", f"val {score}", "val loss", "lr", "images/s", title="evaluations")
-    found, last = [], {}
+    found, losses, last, done = [], [], {}, 0
     for line in history:
         if "lr" in line:
-            last = line
+            steps = line["step"] - done - line.get("skipped", 0)  # that the line is the mean of
+            losses += [] if line["loss"] is None else [(line["loss"], steps)]
+            last, done = line, line["step"]
         if line.get(f"val_{score}") is not None:
-            found.append((line, last))
-            last = {}
-    best = max((line[f"val_{score}"] for line, _ in found), default=None)
-    for line, train in found[-rows:]:
+            found.append((line, losses, last))
+            losses, last = [], {}
+    best = max((line[f"val_{score}"] for line, *_ in found), default=None)
+    for line, losses, train in found[-rows:]:
         value = line[f"val_{score}"]
+        weight = sum(steps for _, steps in losses)
         mark = "[bold]{:.2f}[/] *" if value == best else "{:.2f}"
         table.add_row(
             f"{line['epoch']:.2f}",
             str(line["step"]),
-            _number(train.get("loss"), ".4f"),
+            _number(sum(loss * steps for loss, steps in losses) / weight if weight else None, ".4f"),
             mark.format(value),
             _number(line.get("val_loss"), ".4f"),
             _number(train.get("lr"), ".2e"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
-from recipes.data import Data, imagenet
+from recipes.data import Data, dense, imagenet
+from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.settings import RunError
 
@@ -31,15 +33,48 @@ def read(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def described(run: Path) -> SimpleNamespace:
-    """The data of a run as far as its model must know it, so that it can be asked where the data is not."""
-    return SimpleNamespace(**{"left_out": (), "subset": None, **read(run)})
+def described(run: Path, cfg: DictConfig) -> Data:
+    """The data of a run of the configuration `cfg`, without images: its model can be asked where the data is not.
+
+    Raises RunError for a run that noted nothing.
+    """
+    noted, prep = read(run), preprocessing(cfg)
+    if not noted:
+        raise RunError(f"{run} has no {FILE}, which says what its classes are: train.py writes it as a run begins")
+    size = noted["img_size"]
+    return Data(
+        train=None,
+        val=None,
+        num_classes=noted["num_classes"],
+        class_names=noted["class_names"],
+        mean=prep.mean,
+        std=prep.std,
+        img_size=size if isinstance(size, int) else tuple(size),
+        left_out=tuple(noted.get("left_out", ())),
+    )
 
 
 def count_classes(run: Path, data: DictConfig) -> None:
     """Let a reader that counts the classes have as many as the run: validation alone may lack the highest."""
     if data.source in COUNTING and data.num_classes is None:
         data.num_classes = read(run).get("num_classes")
+
+
+def with_classes_of(run: Path, data: Data) -> Data:
+    """The data that a run is to be measured on, with the run's classes where its own are some of them in their order.
+
+    A reader knows the classes of the files that it reads, and those of validation may lack some; what it numbers
+    without them is numbered as in the run. Labels that lie in images are what they are: there only the last may lack.
+    """
+    there, here = read(run).get("class_names") or [], data.class_names
+    if data.subset is not None or data.truths is not None or len(here) >= len(there):
+        return data
+    if here != there[: len(here)]:
+        if isinstance(data.val, dense.Dense) or here != [name for name in there if name in here]:
+            return data
+        records = data.val.records
+        records.labels = np.array([there.index(name) for name in here])[records.labels]
+    return replace(data, num_classes=len(there), class_names=there)
 
 
 def check_classes(run: Path, data: Data, name: str) -> None:

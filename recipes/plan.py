@@ -123,6 +123,7 @@ def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -
             train=True,
             start=offset * plan.accumulate,
             rank=distributed.rank(),
+            parts=plan.parts,
             **_order(cfg, plan),
         )
         for _, batch in zip(range(left), stream, strict=False):
@@ -135,7 +136,7 @@ def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> li
     epoch, offset = divmod(step, plan.per_epoch)
     found = []
     for rank in range(plan.world):
-        options = {"start": offset * plan.accumulate, "rank": rank, **_order(cfg, plan)}
+        options = {"start": offset * plan.accumulate, "rank": rank, "parts": plan.parts, **_order(cfg, plan)}
         for batch in plan_batches(source, epoch=epoch, train=True, **options)[: plan.accumulate]:
             found += [index for index, _, _ in batch.keys]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,17 +17,24 @@ from recipes.settings import RunError
 
 
 def matching(pattern: str) -> list[str]:
-    """The file of that name, the images in the folder, or the files that a pattern with * names.
+    """The file of that name, whatever it is; or the images in the folder, or among what a pattern with * names.
 
-    Raises RunError where there is none.
+    Images are told by their suffixes, or by that of the pattern; hidden files are left out. Raises RunError where there
+    is none.
     """
-    if Path(pattern).is_dir():
-        found = sorted(str(path) for path in Path(pattern).iterdir() if path.suffix.lower() in SUFFIXES)
-    else:
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+    folder = Path(pattern).is_dir()
+    if Path(pattern).exists() and not folder:
+        return [pattern]
+    there = [str(path) for path in Path(pattern).iterdir()] if folder else glob.glob(pattern, recursive=True)
+    suffixes = SUFFIXES if folder else {*SUFFIXES, Path(pattern).suffix.lower()} - {""}
+    found = sorted(path for path in there if _is_image(Path(path), suffixes))
     if not found:
-        raise RunError(f"predict={pattern} names no file{' of an image' if Path(pattern).is_dir() else ''}")
+        raise RunError(f"predict={pattern} names no file{' of an image' if folder or there else ''}")
     return found
+
+
+def _is_image(path: Path, suffixes: Collection[str]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def names(paths: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """The run folder: made once, locked while in use, and found again to go on or to evaluate.
 
-    runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/
+    runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/  nonfinite/
 
 README.md is the model's card; config.yaml is the resolved configuration; data.json names the classes and
-says how many images there are; sessions.jsonl has a line for every start.
+says how many images there are; sessions.jsonl has a line for every start; nonfinite/, where there is one, lists the
+images of every step whose loss or gradient was no number.
 """
 
 from __future__ import annotations
@@ -114,6 +115,19 @@ class Run:
         if not stop.signal:
             saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
             raise type(error)(f"{error}\n{saved}") from error
+
+    def list_images(self, step: int, names: list[str]) -> str:
+        """Write what the images of a step are called to nonfinite/step-<step>.txt, a line each; say where that is.
+
+        An error is only said as well: it must not hide why the images are listed.
+        """
+        path = self.folder / "nonfinite" / f"step-{step:08d}.txt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _replace(path, "".join(f"{name}\n" for name in names))
+        except OSError as error:
+            return f"but the list of all could not be written to {path}: {error}"
+        return f"all listed in {path}"
 
     def evaluated(self, step: int, score: str) -> bool:
         """Whether the log has the evaluation of a step."""

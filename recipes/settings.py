@@ -16,12 +16,20 @@ from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
 
-# what may change when a run goes on: without any effect on its result, and with one in the last digits
+# what may change when a run goes on: without any effect on its result, and with one that is said
 FREE = (
     "resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every",
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
 SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
+LAST_DIGITS = "the result may differ in its last digits"
+OTHER_BEST = "the weights of other steps are measured, so that another checkpoint may be the best"
+EFFECTS = {  # where it is more than the last digits
+    "hardware.amp": "from here on numbers are rounded otherwise, and the result differs",
+    "hardware.sync_bn": "on several GPUs batch norms take statistics over other images, and the result differs",
+    "train.eval_every": OTHER_BEST,
+    "train.eval_steps": OTHER_BEST,
+}
 
 # what may be typed beside eval.py's run=: how the command goes, and what is measured and how
 COMMAND = ("run", "predict", "predictions", "out", "img_size")
@@ -59,21 +67,18 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     stored = load_config(folder)
     asked = _compose(folder, overrides)
     was, now = flat(stored), flat(asked)
-    defaults = base("train") | task_defaults(stored.task.name)
-    was |= {key: defaults[key] for key in defaults if key not in was}  # keys that are younger than the run
+    was |= _younger(stored)
     changed = {key: (was.get(key), now.get(key)) for key in was | now if was.get(key) != now.get(key)}
-    lines = [
-        f"{key}: the run has {old}, now {new}" for key, (old, new) in changed.items() if not is_in(key, FREE + SAID)
-    ]
-    if lines:
+    refused = {key: both for key, both in changed.items() if not is_in(key, FREE + SAID)}
+    if refused:
         raise RunError(
             f"{folder} was begun with another configuration, and going on would give a run that is neither:\n  "
-            + "\n  ".join(lines)
-            + "\nleave these out to go on, or begin a new run (another name=, no resume)"
+            + "\n  ".join(f"{key}: the run has {old}, now {new}" for key, (old, new) in refused.items())
+            + f"\n{_way_on(refused, overrides)}, or begin a new run (another name=, no resume)"
         )
     for key, (old, new) in changed.items():
         if is_in(key, SAID):
-            say(f"{key} changes from {old} to {new}: the result may differ in its last digits", "yellow")
+            say(f"{key} changes from {old} to {new}: {EFFECTS.get(key, LAST_DIGITS)}", "yellow")
     return asked
 
 
@@ -84,9 +89,30 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
     overrides, searched = _merge([*first_overrides(folder), *_moved(folder)], typed), _searched(folder)
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:
-        return config.compose(overrides, typed=typed, searched=searched)
+        cfg = config.compose(overrides, typed=typed, searched=searched)
     finally:
         GlobalHydra.instance().hydra = outer
+    named = [_key(text) for text in typed]  # keys, or groups that bring theirs
+    for key, value in _younger(load_config(folder)).items():
+        if not is_in(key, named):
+            OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def _way_on(refused: dict[str, tuple[Any, Any]], typed: list[str]) -> str:
+    """What to do about differences to a run, which are typed, or in a recipe that has changed since it was begun."""
+    named = [_key(text) for text in typed]
+    if "recipe" in named or any(is_in(key, named) for key in refused):
+        return "leave these out to go on"
+    given = (f"{key}={'null' if old is None else str(old).replace(' ', '')}" for key, (old, _) in refused.items())
+    return f"a recipe has changed since; to go on as before give {' '.join(given)}"
+
+
+def _younger(stored: DictConfig) -> dict[str, Any]:
+    """Keys that are younger than a run, with their defaults: so it was begun, whatever its recipe says of them now."""
+    task = stored.task.name if "task" in stored else "classify"
+    known, defaults = flat(stored), base("train") | task_defaults(task)
+    return {key: value for key, value in defaults.items() if key not in known}
 
 
 def _moved(folder: Path) -> list[str]:
@@ -175,5 +201,5 @@ def _preparation(cfg: DictConfig) -> dict[str, Any]:
     found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.get("eval_img_size")}
     if "task" in cfg and cfg.task.name != "classify":
         found = {key: value for key, value in found.items() if key not in WHOLE}
-        found |= {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last
+        found |= {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
     return {f"data.{key}": list(value) if isinstance(value, tuple) else value for key, value in found.items()}

@@ -30,13 +30,14 @@ Learner = Callable[[nn.Module], nn.Module]
 class State:
     """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
 
-    split    parts that a step's batch is cut into
-    learner  what a step calls and trains: the model, or a module of `model` and `beside`, what its loss learns with it
-    frozen   modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
-    averaged whether the moving average is what is evaluated, where there is one
-    skipped  how many of the last steps in a row had a gradient that is no number, and changed nothing
-    due      the weights of this step are still to be evaluated
-    best     the best score so far
+    split       parts that a step's batch is cut into
+    learner     what is called and trained: the model, or a module of `model` and `beside`, what its loss learns with it
+    frozen      modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
+    averaged    whether the moving average is what is evaluated, where there is one
+    skipped     how many of the last steps in a row had a gradient that is no number, and changed nothing
+    overflowed  how many of these, because float16 overflowed
+    due         the weights of this step are still to be evaluated
+    best        the best score so far
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class State:
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     skipped: int = 0
+    overflowed: int = 0
     due: bool = False
     best: float | None = None
     position: Callable[[int], dict[str, Any] | None] = lambda step: None  # of the training data after a step
@@ -102,7 +104,7 @@ class State:
     def overflows(self) -> bool:
         """Whether too large a loss scale may be why a gradient is no number, as it is in the first steps in float16."""
         least = 2.0 ** (16 - HALVINGS)
-        return self.scaler.is_enabled() and self.skipped < HALVINGS and self.scaler.get_scale() > least
+        return self.scaler.is_enabled() and self.overflowed < HALVINGS and self.scaler.get_scale() > least
 
     def train(self) -> None:
         """Training mode."""
@@ -128,7 +130,8 @@ class State:
     def extras(self) -> dict[str, Any]:
         """What is no tensor: goes into state.json."""
         state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
-        return {**state, "skipped": self.skipped, "parts": self.split, "data": self.position(self.step)}
+        skipped = {"skipped": self.skipped, "overflowed": self.overflowed}
+        return {**state, **skipped, "parts": self.split, "data": self.position(self.step)}
 
     def load(self, checkpoint: Checkpoint, best: float | None) -> None:
         """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
@@ -144,6 +147,7 @@ class State:
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]
         self.skipped = checkpoint.state.get("skipped", 0)  # not in checkpoints of the first version
+        self.overflowed = checkpoint.state.get("overflowed", 0)  # nor, later, how many of them overflowed
         self.best = best
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
@@ -195,8 +199,10 @@ def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:
 def make_ema(cfg: DictConfig, model: nn.Module, foreach: bool = True) -> ModelEmaV3 | None:
     """The moving average of the weights with decay `train.ema`, or None.
 
-    With `train.ema_warmup` the decay of step n is min(train.ema, (1 + n) / (10 + n)), TensorFlow's rule: short runs
-    average over their last tenth, whatever the final decay.
+    Its updates are numbered from 1, as by timm's training script: the first takes the weights as they are, so that the
+    initial ones are no part of the average. With `train.ema_warmup` the decay of update n is
+    min(train.ema, (n - 1) / (n + 8)), TensorFlow's rule, which begins with 0.1, from the second on: short runs average
+    over their last tenth, whatever the final decay.
 
     foreach  many tensors at once, which must be all sharded or all whole: parameters and buffers of FSDP2 are not
     """

@@ -66,6 +66,10 @@ class Task(ABC):
     def predict(self, model: nn.Module, images: Any) -> Any:
         """Predictions in evaluation mode, as the metrics take them."""
 
+    def predict_with(self, model: nn.Module, images: Any, targets: Any) -> Any:
+        """The same where the targets are there: of labels in an image they say how large it was, `size` (H, W)."""
+        return self.predict(model, images)
+
     @abstractmethod
     def metrics(self, data: Data) -> Metrics:
         """Fresh metrics; `compute` includes `score`, and `loss` where predictions have one.

@@ -66,7 +66,8 @@ class Teacher(nn.Module):
     @classmethod
     def _of_run(cls, cfg: DictConfig, data: Data) -> Teacher:
         run = Path(cfg.checkpoint)
-        own, known = load_config(run), noted.described(run)
+        own = load_config(run)
+        known = noted.described(run, own)
         if own.task.name != "classify":
             raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected a classifier's")
         if cfg.name is not None:

@@ -27,6 +27,8 @@ from recipes.state import State
 from recipes.stop import Stop, Stopped
 from recipes.task import create as create_task
 
+NAMED = 5  # images that a message names; a batch may have thousands
+
 
 class NotFinite(RuntimeError):
     """The loss or its gradient is no number any more."""
@@ -104,7 +106,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
         if math.isfinite(loss) and math.isfinite(norm):
             now.scaler.step(optimizer)
-            now.skipped = 0
+            now.skipped = now.overflowed = 0
         else:
             skip(run, plans, data, now, lr=lr, loss=loss, norm=norm)
         now.scaler.update()
@@ -129,16 +131,17 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
 def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: float) -> None:
     """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row.
 
-    Where float16 overflows at the loss scale of the moment, which then halves, that is no error and only counted.
+    Where float16 overflows at the loss scale of the moment, which then halves, that is no error and counted apart.
     """
     if math.isfinite(loss) and now.overflows:
         now.rewind()
-        now.skipped += 1
+        now.skipped, now.overflowed = now.skipped + 1, now.overflowed + 1
         return
     what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
-    images = f"the training images were {named(data.train, plan.images_of(run.cfg, plans, data.train, now.step))}"
-    if now.skipped >= run.cfg.train.skip_nonfinite:
+    images = f"the training images were {distributed.first(lambda: listed(run, plans, data.train, now.step))}"
+    if now.skipped - now.overflowed >= run.cfg.train.skip_nonfinite:
         skipped = f", as at the {now.skipped} before, which were skipped" if now.skipped else ""
+        skipped += f" ({now.overflowed} as float16 overflowed)" if now.overflowed else ""
         raise NotFinite(
             f"{what}{skipped}; {images}\nlook at these images, or begin a new run with a lower optim.lr, "
             "a longer sched.warmup or train.clip_grad=1"
@@ -148,9 +151,16 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     log.say(f"{what}: this step is skipped, the weights stay as they are; {images}", "yellow")
 
 
-def named(source: Source, images: list[int]) -> str:
+def listed(run: Run, plans, source: Source, step: int) -> str:
+    """The first images of a step in words, and where all of them are listed."""
+    names = named(source, plan.images_of(run.cfg, plans, source, step))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}, {run.list_images(step, names)}"
+
+
+def named(source: Source, images: list[int]) -> list[str]:
     """What images are called: those that lie in files by these, others by their numbers."""
-    return ", ".join(map(source.where, images)) if isinstance(source.records, Encoded) else str(images)
+    return list(map(source.where if isinstance(source.records, Encoded) else str, images))
 
 
 def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:

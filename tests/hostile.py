@@ -68,10 +68,10 @@ def pickled(content):
     return buffer.getvalue()
 
 
-def archive(index, entries=(), compression=zipfile.ZIP_STORED):
-    """What torch.save would write with this pickle, and further entries."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as out:
+def archive(index, entries=(), compression=zipfile.ZIP_STORED, behind=b""):
+    """What torch.save would write with this pickle, and further entries; all of it behind other bytes."""
+    buffer = io.BytesIO(behind)
+    with zipfile.ZipFile(buffer, "a" if behind else "w", compression) as out:
         out.writestr("archive/data.pkl", index)
         out.writestr("archive/data/0", struct.pack("<4f", 1, 2, 3, 4))
         for name, data in entries:
@@ -179,6 +179,33 @@ def with_size(size):
     return bytes(data)
 
 
+PICKLE = pickled({"w": Crafted((4,), (1,))})
+END = struct.Struct(
+    "<HHIIH"
+)  # the archive's last bytes: entries on this disk and on all, their list, a comment's length
+
+
+def at_the_end(data, **changed):
+    """An archive with other figures at its end."""
+    said = dict(zip(("here", "all", "length", "offset", "comment"), END.unpack(data[-END.size :]), strict=True))
+    return data[: -END.size] + END.pack(*(said | changed).values())
+
+
+def long_end(data):
+    """The record of an archive's end for large ones."""
+    _, count, length, offset, _ = END.unpack(data[-END.size :])
+    return b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, length, offset)
+
+
+def two_lists(to_first):
+    """Two archives, one behind the other, each with its record: the end points to that of the first, or of its own."""
+    first = archive(PICKLE)
+    record = len(first) - 22
+    second = archive(PICKLE, behind=first[:-22] + long_end(first))
+    place = record if to_first else len(second) - 22
+    return second[:-22] + long_end(second) + b"PK\6\7" + struct.pack("<IQI", 0, place, 1) + second[-22:]
+
+
 def declaring(numel):
     """Torch's old format, whose storage has this many elements as it says, in the pickle and behind it."""
     long = b"\x8a\x05" + numel.to_bytes(5, "little")
@@ -238,6 +265,7 @@ DATA = {
     "doubled-number": (lambda: archive(hashed()), "holds no state dict"),
     "doubled-storages": (lambda: listing(doubled(b"](LASTe.")), "does not list the storages"),
     "no-pairs": (lambda: archive(b"ccollections\nOrderedDict\n](K\1e\x85R."), "of what are no pairs"),
+    "no-utf-8": (lambda: archive(b"}U\2\xff\xfeNs."), "text that is not UTF-8"),
     "copied-pairs": (lambda: archive(copied()), "unfolds to"),
     "many-dicts": (lambda: archive(b"}" * 3_000_000 + b"."), "opcodes"),
     "long-pickle": (lambda: archive(b"X\0\0\0\x05" + bytes(0x05000000) + b"."), "an index of"),
@@ -248,6 +276,10 @@ DATA = {
     "offset-negative": (lambda: archive(pickled({"w": Crafted((2,), (1,), -1)})), "does not lie in"),
     "shape-huge": (lambda: archive(pickled({"w": Crafted((HUGE,), (1,))})), "does not lie in"),
     "shape-repeated": (lambda: archive(pickled({"w": Crafted((HUGE,), (0,))})), "declares 10,737,418,240 bytes"),
+    "shape-beside-0": (lambda: archive(pickled({"w": Crafted((0, 2**62, 2**62), (1, 1, 1))})), "which none has"),
+    "shape-over-64-bits": (lambda: archive(pickled({"w": Crafted((0, 2**70), (1, 1))})), "does not lie in"),
+    "stride-over-64-bits": (lambda: archive(pickled({"w": Crafted((1,), (2**63,))})), "does not lie in"),
+    "name-long": (lambda: archive(pickled({"w" * 1001: Crafted((4,), (1,))})), "'w{40}' ... of 1,001 letters: refused"),
     "shape-of-many": (lambda: archive(pickled({"w": Crafted((1,) * 5000, (0,) * 5000)})), "does not describe one"),
     "shape-of-text": (lambda: archive(pickled({"w": Crafted(("a",), (1,))})), "does not describe one"),
     "storage-huge": (lambda: archive(pickled({"w": Crafted((4,), (1,), place=Place(HUGE))})), "2,684,354,560 elements"),
@@ -270,6 +302,16 @@ DATA = {
     "size-of-gigabytes": (lambda: with_size(0x7FFFFFFF), "would unfold from"),
     "size-too-small": (lambda: with_size(80), "21 elements, but it has 80 bytes"),
     "archive-cut-off": (lambda: saved(STATE)[:-200], "cut off or damaged"),
+    "two-lists": (lambda: two_lists(to_first=True), "may be read in two ways"),
+    "two-archives": (lambda: archive(PICKLE) + archive(PICKLE), "may be read in two ways"),
+    "list-elsewhere": (lambda: at_the_end(archive(PICKLE), offset=0), "may be read in two ways"),
+    "entries-uncounted": (lambda: at_the_end(archive(PICKLE), here=1, all=1), "may be read in two ways"),
+    "comment": (lambda: at_the_end(archive(PICKLE), comment=3) + b"abc", "may be read in two ways"),
+    "large-letters": (lambda: archive(PICKLE, [("archive/DATA.PKL", b"}.")]), "two entries of one name"),
+    "zero-in-a-name": (
+        lambda: archive(PICKLE, [("archive/data/1-", b"x")]).replace(b"data/1-", b"data/1\0"),
+        "a zero in its name, 'archive/data/1\\\\x00'",
+    ),
     "jit": (jit, "is a TorchScript program"),
     "numpy": (lambda: archive(b"}.", [("archive/w.npy", b"x")]), "archive of numpy's"),
     "other-archive": (lambda: archive(b"}.").replace(b"data.pkl", b"data.txt"), "it has no data.pkl"),
@@ -277,6 +319,7 @@ DATA = {
     "header-beyond": (lambda: safetensors(entry([4], 0, 1600)), "damaged safetensors"),
     "header-huge-shape": (lambda: safetensors(entry([HUGE], 0, 16)), "damaged safetensors"),
     "header-overflow": (lambda: safetensors(entry([2**62, 2**62], 0, 16)), "damaged safetensors"),
+    "header-beside-0": (lambda: safetensors(entry([0, 2**62, 2**62], 0, 0), b""), "which none has"),
     "header-overlap": (
         lambda: safetensors(entry([4], 0, 16) | {"v": entry([4], 0, 16)["w"]}),
         "damaged safetensors",

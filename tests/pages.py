@@ -7,6 +7,7 @@ A comment above a block says what becomes of it where its page is run from top t
 <!-- edit: path -->                it is a change to a file: lines that go begin with -, those that come with +
 
 Without one, Python is run on its own, and commands are checked without being run: they may need data, a GPU, a network.
+A block of text is for the eye alone.
 """
 
 import re
@@ -48,9 +49,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def everywhere(language: str) -> list[Block]:
-    """The blocks of all pages in a language, those aside that a page changes the tree for."""
+    """The blocks of all pages in a language; those that are run behind a change of the tree are of no other."""
     pages = [blocks(path) for path in PAGES]
-    return [b for page in pages if not changes(page) for b in page if b.language == language]
+    return [b for page in pages for b in page if b.language == language and not (b.how and changes(page))]
 
 
 def changes(page: list[Block]) -> bool:

@@ -143,6 +143,26 @@ def test_patches_leave_out_what_does_not_fill_them(name):
     assert torch.equal(model(x), model(x[:, :, :112, :96]))
 
 
+def test_first_values():
+    """As published: linear layers from a normal cut at 2, of deviation 0.02; 1 x 1 convolutions as torch's."""
+    for name, normal in (("biformer_t", True), ("biformer_stl", True), ("biformer_stl_nchw", False)):
+        torch.manual_seed(0)
+        model = class_of(name)(**variants()[name] | SMALL[name])
+        layers = [m for m in model.stages.modules() if isinstance(m, nn.Linear)]
+        assert len(layers) == 5 * 4
+        for layer in layers:
+            bound = layer.in_features**-0.5  # of torch's uniform distribution
+            std, bias = (0.02, 0) if normal else (bound / 3**0.5, bound)
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+            assert layer.bias is None or layer.bias.abs().max().item() == pytest.approx(bias, rel=0.15)
+        assert model.head.fc.weight.std().item() == pytest.approx(0.02, rel=0.15) and not model.head.fc.bias.any()
+
+
+def test_lengths_that_differ():
+    with pytest.raises(ValueError, match=r"topk is \(1, 4\): expected a number for each of 4 stages but the last"):
+        biformer.BiFormer(topk=(1, 4))
+
+
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="dim 64 does not divide into 3 heads"):
         biformer.BiFormer(heads=(3, 4, 8, 8))

@@ -53,13 +53,20 @@ def test_scores_and_masks_are_means_over_the_stages():
 
 
 def test_each_stage_moves_the_regions_of_the_one_before():
-    """By the deltas of the likeliest class, in tenths, twentieths, thirtieths of the side; the last by each class's."""
+    """By deltas of the likeliest class, in tenths and twentieths of the side; the last by each class's, in 0.033."""
     right, left = [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]  # the likeliest is 1, or 2
     deltas = [0.0] * 4 + [1.0, 0.0, 0.0, 0.0] + [-1.0, 0.0, 0.0, 0.0]
     found = told([(likely, deltas, [0.0] * 3) for likely in (left, right, right)])
     moved = -30 / 10 + 30 / 20
-    expected = [[40 + moved + x, 50.0, 70 + moved + x, 90.0] for x in (30 / 30, -30 / 30)]
+    expected = [[40 + moved + x, 50.0, 70 + moved + x, 90.0] for x in (0.033 * 30, -0.033 * 30)]
     torch.testing.assert_close(found["boxes"], torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_deviations_of_each_stage():
+    """mmdet's `target_stds`, of which torchvision takes the inverses: a box moves by delta times deviation."""
+    for stage, stds in zip(model().heads.roi_heads, ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067)), strict=True):
+        weights = [1 / stds[0]] * 2 + [1 / stds[1]] * 2
+        assert list(stage.box_coder.weights) == pytest.approx(weights, rel=1e-12)
 
 
 def test_losses_of_three_stages(monkeypatch):

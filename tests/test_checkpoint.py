@@ -18,6 +18,7 @@ import zoo
 from families import SMALL
 from test_models import small, trained
 from zoo.checkpoint import load_checkpoint
+from zoo.heads import segmenter
 from zoo.reader import read
 
 NAME = "maxvit_t"
@@ -186,13 +187,26 @@ def test_other_channels(tmp_path, source, channels):
     path = tmp_path / "rgb.pth"
     torch.save(timm_state(source), path)
     model = small(NAME, in_chans=channels)
-    load_checkpoint(model, path)
+    report = load_checkpoint(model, path)
+    assert report.channels == 3
+    assert "its first convolution, for images of 3 channels, was made one for the model's" in report.message
+    assert load_checkpoint(small(NAME), path).channels is None
     overlay = {"file": str(path)}
     by_timm = small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay=overlay)
     assert same(model, state_of(by_timm))
     summed = source.stem.conv1.weight.sum(1)
     if channels == 1:
         torch.testing.assert_close(model.stem.conv1.weight[:, 0], summed)
+
+
+def test_other_channels_of_a_segmenter(tmp_path):
+    path, args = tmp_path / "rgb.pth", {"head": "fcn", "channels": 8, **SMALL[NAME]}
+    source, model = segmenter(NAME, 3, **args), segmenter(NAME, 3, in_chans=1, **args)
+    torch.save(source.state_dict(), path)
+    assert load_checkpoint(model, path).channels == 3
+    conv = "backbone.model.stem.conv1.weight"
+    summed = source.state_dict()[conv].sum(1, keepdim=True)
+    assert same(model, source.state_dict() | {conv: summed})
 
 
 def test_channels_that_cannot_be_made_others(tmp_path, source):
@@ -228,6 +242,55 @@ def test_other_windows(tmp_path, source):
     assert len(report.resized) == 10
     source.set_input_size((96, 160))
     assert same(model, state_of(source))
+
+
+@pytest.mark.parametrize("name", [NAME, "gcvit_s"])
+def test_windows_of_swapped_sides(tmp_path, name):
+    """Their tables have as many entries, in another order."""
+    path, source, model = tmp_path / "wide.pth", trained(small(name, img_size=(64, 96))), small(name, img_size=(96, 64))
+    torch.save(state_of(source), path)
+    report = load_checkpoint(model, path)
+    source.set_input_size((96, 64))
+    assert report.resized and same(model, state_of(source))
+    by_timm = small(name, img_size=(96, 64), pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert same(by_timm, state_of(source))
+
+
+def test_a_flat_table_of_windows_that_are_not_square(tmp_path):
+    """torchvision's does not say its sides; those of the model are taken, and the report says so."""
+    path, name, wide = tmp_path / "wide.pth", "maxvit_t_tv", {"img_size": (64, 96)}
+    source, model = trained(small(name, **wide)), small(name, **wide)
+    torch.save(timm_state(source), path)
+    report = load_checkpoint(model, path)
+    assert same(model, state_of(source)) and not report.resized
+    assert report.in_order == [key for key in state_of(source) if key.endswith("rpb")]
+    assert report.message.endswith("though the file may be of others with as many: 10")
+    torch.save(state_of(source), path)
+    assert load_checkpoint(model, path).in_order == []
+
+
+def test_positions_of_a_square_image_and_of_one_with_as_many(tmp_path):
+    """Released tables are of square images; what a model itself wrote is that of its own grid."""
+    path, key, wide = tmp_path / "weights.pth", "stem.position.table", {"img_size": (32, 128)}
+    source = trained(small("sgformer_b", img_size=64))
+    resized = trained(small("sgformer_b", img_size=64))
+    resized.set_input_size((32, 128))
+    (official,) = zoo.layouts.LAYOUTS["SGFormer"]
+    torch.save(official.to_theirs(state_of(source)), path)
+    model, overlay = small("sgformer_b", **wide), {"file": str(path)}
+    report = load_checkpoint(model, path)
+    assert report.resized == [key] and same(model, state_of(resized))
+    assert same(small("sgformer_b", pretrained=True, pretrained_cfg_overlay=overlay, **wide), state_of(resized))
+    report = load_checkpoint(small("sgformer_b", img_size=64), path)
+    assert report.resized == report.in_order == []
+    torch.save(state_of(resized), path)
+    model = small("sgformer_b", **wide)
+    report = load_checkpoint(model, path)
+    assert same(model, state_of(resized)) and report.resized == [] and report.in_order == [key]
+    assert same(small("sgformer_b", pretrained=True, pretrained_cfg_overlay=overlay, **wide), state_of(resized))
+    torch.save({f"0.{name}": tensor for name, tensor in state_of(resized).items()}, path)
+    report = load_checkpoint(nn.Sequential(small("sgformer_b", **wide)), path)
+    assert report.layout == "as is" and report.in_order == [f"0.{key}"]
 
 
 def test_a_compiled_model(tmp_path, source):
@@ -371,6 +434,14 @@ def test_values_that_are_no_weights(tmp_path, source):
     state["head.fc.bias"][1] = torch.inf
     torch.save(state, path)
     refused(path, rf"NaN or infinity in 2 of {len(state)} tensors: stem\.conv1\.weight, head\.fc\.bias\. Its training")
+    state = state_of(source)
+    state["stem.conv1.weight"][0, 0] = 1e6
+    torch.save(state, path)
+    said = rf"too large for the types of this MaxViT in 1 of {len(state)} tensors: stem\.conv1\.weight float16\. Build"
+    refused(path, said, small(NAME, dtype=torch.float16))
+    with pytest.raises(zoo.CheckpointError, match=said):
+        small(NAME, dtype=torch.float16, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert load_checkpoint(small(NAME, dtype=torch.bfloat16), path).message.endswith("raw weights")
     torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
     refused(path, r"part='net' reads it\. For a command python -m zoo\.convert IN OUT --part net writes it alone\. ")
 

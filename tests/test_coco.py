@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
+from pycocotools import mask as tools
 
 from children import lines, train_here
-from recipes.data import DataError
+from recipes.data import BadImage, DataError
+from recipes.data.coco import outlined
 from test_dense_data import all_of, build
 from test_masks import picture
 
@@ -80,9 +84,9 @@ def change(folder, key, value, at=0, part="annotations"):
         ("image_id", 99, "annotations", "annotation 1 is of image 99, which it has not"),
         ("bbox", [1, 2, 3], "annotations", "annotation 1 has the box [1.0, 2.0, 3.0]"),
         ("bbox", [1, 2, float("nan"), 4], "annotations", "annotation 1 has the box [1.0, 2.0, nan, 4.0]"),
-        ("bbox", ["a", 1, 2, 3], "annotations", "lacks what COCO's format asks for: ValueError"),
-        ("bbox", None, "annotations", "lacks what COCO's format asks for"),
-        ("height", None, "images", "lacks what COCO's format asks for"),
+        ("bbox", ["a", 1, 2, 3], "annotations", "annotations[0] (id 1) lacks what COCO's format asks for: ValueError"),
+        ("bbox", None, "annotations", "annotations[0] (id 1) lacks what COCO's format asks for"),
+        ("height", None, "images", "images[0] (id 5) lacks what COCO's format asks for"),
         ("file_name", "gone.jpg", "images", "names 1 of 2 images that"),
         ("file_name", "no/such/x.jpg", "images", "has not, such as no/such/x.jpg"),
         ("file_name", "../val/x.jpg", "images", "which leads out of its folder"),
@@ -104,12 +108,33 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
 @pytest.mark.parametrize(
     ("key", "value", "part", "said"),
     [
-        ("segmentation", [[1, 2]], "annotations", "segmentation cannot be read"),
+        ("segmentation", [[1, 2]], "annotations", "without a segmentation; task.head=faster_rcnn"),
+        ("segmentation", [1, 2, 3, 4, 5, 6], "annotations", "segmentation cannot be read"),
+        (
+            "segmentation",
+            [[2, 3, 1e9, 3, 12, 11]],
+            "annotations",
+            "x.jpg has an object whose segmentation cannot be "
+            "read: a corner of a polygon lies at 1e+09, more than 10 sides away from the image",
+        ),
         ("segmentation", [[2, 3, float("nan"), 3, 12, 11]], "annotations", "a corner of a polygon is no number"),
         ("segmentation", [], "annotations", "without a segmentation; task.head=faster_rcnn"),
         ("segmentation", {"size": [9, 9], "counts": [0, 81]}, "annotations", "whose mask is 9 x 9 pixels"),
-        ("segmentation", {"size": [20, 30], "counts": [0, 999]}, "annotations", "its runs are of 999 pixels"),
-        ("segmentation", {"size": [20, 30], "counts": "%%"}, "annotations", "segmentation cannot be read"),
+        (
+            "segmentation",
+            {"size": [20, 30], "counts": [0, 999]},
+            "annotations",
+            "its runs are of 999 pixels: expected 600",
+        ),
+        (
+            "segmentation",
+            {"size": [20, 30], "counts": [-1, 601]},
+            "annotations",
+            "its runs are of 600 pixels, some of fewer than none: expected 600",
+        ),
+        ("segmentation", {"size": [20, 30], "counts": "%%"}, "annotations", "its runs are no whole run-length code"),
+        ("segmentation", {"size": [20, 30], "counts": ""}, "annotations", "its runs are no whole run-length code"),
+        ("segmentation", {"size": [20, 30], "counts": "0"}, "annotations", "its runs are of 0 pixels: expected 600"),
         ("width", 31, "images", "has an object whose mask is 30 x 20 pixels, the image is said to have 31 x 20"),
     ],
 )
@@ -120,6 +145,77 @@ def test_bad_objects_are_an_error_or_are_replaced(objects, key, value, part, sai
     assert said in str(error.value)
     source = coco(objects, "data.on_bad_image=replace").train
     assert len(all_of(source, batch_size=2)[0][0]) == 2 and source.take_bad() == 1
+
+
+def test_codes_are_pycocotools_own():
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (37, 53), (300, 410)):
+        for share in (0, 0.01, 0.5, 1):
+            mask = rng.random(size) < share
+            code = tools.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+            assert np.array_equal(outlined({"size": list(size), "counts": code}, size, "x"), mask)
+            if len(code) > 2:  # its last run is lost
+                with pytest.raises(BadImage, match="its runs are"):
+                    outlined({"size": list(size), "counts": code[: len(code) // 2]}, size, "x")
+
+
+def test_parts_that_are_no_polygon_are_left_out(objects, capsys):
+    """Whatever comes first among the parts: pycocotools would take all for what the first is."""
+    whole = [2, 3, 12, 3, 12, 11, 2, 11]
+    for parts in ([whole, [1, 2]], [[1, 2, 3, 4], whole], [[], whole]):
+        change(objects, "segmentation", parts)
+        assert coco(objects).train.sample(0, 0)[1]["masks"].flatten(1).sum(1).tolist() == [80, 20]
+        assert "train.json: 1 polygons of fewer than three corners are left out" in capsys.readouterr().out
+
+
+def test_boxes_are_measured_as_they_are_written(objects):
+    """pycocotools cuts none of them; what is learned ends with the image."""
+    for split in ("train", "val"):
+        content = json.loads((objects / f"{split}.json").read_text())
+        content["annotations"][0] |= {"bbox": [-4, -4, 10, 12], "area": 99.0}
+        write(objects / f"{split}.json", content)
+    data = coco(objects, "data.hflip=0")
+    assert data.train.sample(0, 0)[1]["boxes"].tolist()[0] == [0, 0, 6, 8]
+    target = data.val.sample(0, 0)[1]
+    assert target["boxes"].tolist()[0] == [-4, -4, 6, 8] and target["area"].tolist() == [99, 20, 20]
+
+
+def test_images_are_measured_in_the_order_of_their_ids(objects):
+    """In which pycocotools ranks equal scores; those of training keep the order of the file."""
+    for split in ("train", "val"):
+        content = json.loads((objects / f"{split}.json").read_text())
+        write(objects / f"{split}.json", {**content, "images": content["images"][::-1]})
+    data = coco(objects)
+    names = [[source.records.name_of(index) for index in range(len(source))] for source in (data.train, data.val)]
+    assert names == [["y.jpg", "x.jpg"], ["x.jpg", "y.jpg", "z.jpg"]]
+
+
+def test_images_that_are_turned(objects, capsys):
+    """Objects of the image that viewers show: by a tag that is not followed they lie elsewhere."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 30)).save(objects / "train" / "x.jpg", exif=exif)
+    with pytest.raises(DataError) as error:
+        coco(objects).train.sample(0, 0)
+    said = str(error.value)
+    assert "its objects are of an image of 30 x 20. Its EXIF tag says that it is turned, which is not followed" in said
+    assert said.endswith("give data.exif_orientation=true")
+    turned = coco(objects, "data.exif_orientation=true").train
+    assert turned.sample(0, 0)[0].shape == (3, 20, 30)
+    change(objects, "width", 20, part="images")
+    change(objects, "height", 30, part="images")
+    with pytest.raises(DataError, match=r"which is followed: give data\.exif_orientation=false$"):
+        coco(objects, "data.exif_orientation=true", masks=False).train.sample(0, 0)
+    exif[ExifTags.Base.Orientation] = 3
+    picture(objects / "train" / "y.jpg")
+    Image.new("RGB", (30, 20)).save(objects / "train" / "y.jpg", exif=exif)
+    assert capsys.readouterr().err == ""
+    source = coco(objects).train
+    for epoch in range(2):
+        source.sample(1, epoch)
+    assert capsys.readouterr().err.count("y.jpg in the training set of coco_json has the EXIF orientation 3") == 1
+    coco(objects, "data.exif_orientation=true").train.sample(1, 0)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

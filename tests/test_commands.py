@@ -22,6 +22,7 @@ from test_golden import FOLDER, is_dense
 from test_models import every_small, small, trained
 from zoo import export, inspect
 from zoo.convert import command
+from zoo.heads import segmenter
 
 GCVIT = "gc_vit_xxtiny_224x224"
 
@@ -63,6 +64,16 @@ def test_there_and_back(stem, tmp_path, capsys):
     found = torch.load(back, weights_only=True)["model"]
     assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in state.items()}
     assert all(torch.equal(found[key], state[key]) for key in learned(stem))
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl"])
+def test_names_of_files_that_torch_saves(released, tmp_path, ending):
+    """Every name that is read is written, with a key around the weights where one is asked for."""
+    out = tmp_path / f"back{ending}"
+    assert command.main([str(released), str(out), "--to", "official", "--wrapper", "model"]) == 0
+    found, state = torch.load(out, weights_only=True)["model"], official(GCVIT)
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in learned(GCVIT))
+    assert inspect.inspect(out)["model"] == "gcvit_xxt" and out in zoo.files.weights_in(tmp_path)
 
 
 def layout_of(stem):
@@ -166,9 +177,15 @@ def test_what_convert_does_not_do(released, tmp_path, capsys):
     assert "no model of the zoo" in capsys.readouterr().err
     assert command.main([str(tmp_path / "vit.pth"), out, "--model", "davit_t"]) == 2
     assert "no name for cls_token" in capsys.readouterr().err
-    for wrong in (["a", "b.onnx"], ["a", "b.pth", "--model", "x"], ["a", "b.safetensors", "--wrapper", "model"]):
+    endings = "its name must end in .pth, .pt, .tar, .bin, .safetensors, .ckpt or .pkl"
+    for wrong, said in (
+        (["b.onnx"], f"OUT is b.onnx: {endings}"),
+        (["b.pth", "--model", "x"], "no model is called x"),
+        (["b.safetensors", "--wrapper", "model"], "--wrapper is for .pth and the like"),
+    ):
         with pytest.raises(SystemExit):
-            command.parse(wrong)
+            command.parse(["a", *wrong])
+        assert said in capsys.readouterr().err
 
 
 def test_what_is_in_a_file(released):
@@ -275,6 +292,24 @@ def test_features_for_any_size(shared, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         export.parse([str(folder), str(out), "--size", "32", "96", "--any-size"])
     assert "with --any-size expected 64 pixels a side at least" in capsys.readouterr().err
+
+
+def test_export_segmenter(tmp_path, capsys):
+    """A released file: its backbone is built for segmentation, and its auxiliary head is left out."""
+    torch.manual_seed(0)
+    model = trained(segmenter("dinat_m", 7, channels=16, dilations="segmentation"))
+    path, out = tmp_path / "upernet_dinat_mini.pth", tmp_path / "model.pt2"
+    torch.save({"state_dict": model.layouts()[0].to_theirs(model.state_dict())}, path)
+    assert export.main([str(path), str(out), "--size", "64", "96"]) == 0
+    said = capsys.readouterr().out
+    assert "2 x 3 x 64 x 96" not in said and "1 x 3 x 64 x 96" in said and "left out" in said
+    x = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(torch.export.load(out).module()(x), model(x), rtol=1e-4, atol=1e-4)
+    assert export.main([str(path), str(tmp_path / "maps.pt2"), "--features"]) == 2
+    assert "Its part 'backbone' is" in capsys.readouterr().err
+    path.rename(tmp_path / "some.pth")
+    assert export.main([str(tmp_path / "some.pth"), str(out), "--force"]) == 2
+    assert "Give --model" in capsys.readouterr().err
 
 
 def test_maps_are_compared():

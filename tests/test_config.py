@@ -99,6 +99,14 @@ def test_paper_tables_are_complete(task):
             assert papers.chosen(model, phase, task) <= table["chosen"].keys()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_published_values_make_sense(task):
+    for phase, table in papers.tables(task).items():
+        for model in table["models"]:
+            for key, value in papers.values(model, phase, task).items():
+                check_range(key, value)
+
+
 def test_every_paper_value_can_be_given_another():
     """One command that overrides them all, with values that no table has."""
     words = {"augment.auto_augment": "rand-m1", "augment.interpolation": "bilinear", "data.interpolation": "nearest",

@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
 from children import FORKS
+from recipes.config import compose
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, worker_count
 from recipes.data.digits import Digits, load
+from recipes.data.loader import plan_batches
 from recipes.data.seeding import preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
 from source_cases import all_of, config, make, same
@@ -153,6 +155,35 @@ def test_repeats(small):
     assert labels.unique_consecutive().numel() <= 2
     assert not torch.equal(images[0], images[1]) and labels[0] == labels[1] == labels[2]
     assert len(all_of(small, repeats=3)) == batches_per_epoch(small, 64, repeats=3) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_copies_of_an_image_lie_in_different_parts(small, world):
+    """A step of 24 is shared by four parts of six, on one, two or four processes; its samples are the same."""
+    given = {"seed": 0, "epoch": 2, "train": True, "repeats": 3}
+    whole = [batch.keys for batch in plan_batches(small, batch_size=24, **given)]
+    ranks = [plan_batches(small, batch_size=6, **given, world=world, rank=rank, parts=4) for rank in range(world)]
+    parts = [batch.keys for each in zip(*ranks, strict=True) for batch in each]
+    assert parts == [step[part::4] for step in whole for part in range(4)] and len(whole) == 300 // 24
+    assert all(len({index for index, _, _ in part}) == 6 for part in parts)
+    for rank, planned in enumerate(ranks):
+        rest = plan_batches(small, batch_size=6, **given, world=world, rank=rank, parts=4, start=5)
+        assert [batch.keys for batch in rest] == [batch.keys for batch in planned[5:]]
+
+
+def test_parts_without_copies_are_slices(small):
+    given = {"seed": 0, "epoch": 2, "train": True}
+    whole = [key for batch in plan_batches(small, batch_size=24, **given) for key in batch.keys]
+    parts = [batch.keys for batch in plan_batches(small, batch_size=6, **given, parts=4)]
+    assert parts == [whole[first : first + 6] for first in range(0, len(whole), 6)]
+
+
+@pytest.mark.parametrize("recipe", ["quick", "paper", "finetune"])
+def test_what_must_not_be_mirrored_is_not(recipe):
+    """Whatever the recipe: the data says it, or the person whose data it is."""
+    digits, photos = (compose([f"recipe={recipe}", data]) for data in ("data=digits", "data=imagefolder"))
+    signs = compose([f"recipe={recipe}", "data=imagefolder", "data.hflip=0"])
+    assert (digits.augment.hflip, photos.augment.hflip, signs.augment.hflip) == (0, 0.5, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,5 +1,9 @@
 """Label maps, boxes and masks move together with their images; a batch is a function of seed, epoch and index."""
 
+import colorsys
+from itertools import product
+from statistics import fmean
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from recipes.config import compose
 from recipes.data import batches, dense, paired
@@ -235,13 +240,86 @@ def test_crops_are_capped():
     assert shares[1.0] < 0.25 < 0.6 < shares[0.75]
 
 
-def test_colours_are_distorted_and_channels_stay():
-    image = tv_tensors.Image(torch.tensor([200, 120, 20], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).contiguous())
-    distorted = []
-    for seed in range(60):
-        torch.manual_seed(seed)
-        distorted.append(paired.Distort()(image)[:, 0, 0].tolist())
-    assert all(red >= green >= blue for red, green, blue in distorted) and len({*map(tuple, distorted)}) > 20
+COLOURS = torch.randint(256, (3, 8, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+COLOURS[:, 0] = torch.arange(0, 256, 17, dtype=torch.uint8)  # greys, from black to white
+COLOURS[1:, 1] = 0
+
+
+@pytest.mark.parametrize("amount", [-32.0, -7.3, 0.0, 18.6, 32.0])
+def test_brightness_is_a_summand(amount):
+    expected = np.clip(COLOURS.numpy().astype(np.float32) + np.float32(amount), 0, 255).astype(np.uint8)
+    assert np.array_equal(paired.brightened(COLOURS, amount), expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.83, 1.0, 1.27, 1.5])
+def test_contrast_is_a_factor(factor):
+    expected = np.clip(COLOURS.numpy().astype(np.float32) * np.float32(factor), 0, 255).astype(np.uint8)
+    assert np.array_equal(paired.contrasted(COLOURS, factor), expected)
+
+
+def by_hsv(change):
+    """COLOURS with each pixel's (hue, saturation, value) changed, in double precision."""
+    pixels = [colorsys.rgb_to_hsv(*(value / 255 for value in pixel)) for pixel in COLOURS.flatten(1).T.tolist()]
+    changed = [[255 * value for value in colorsys.hsv_to_rgb(*change(*pixel))] for pixel in pixels]
+    return torch.tensor(changed, dtype=torch.float64).round().to(torch.uint8).T.reshape(COLOURS.shape)
+
+
+@pytest.mark.parametrize("factor", [0.51, 0.8317, 1.0, 1.2731, 1.49])  # of which none falls between two values
+def test_saturation_is_a_factor_on_that_of_hsv(factor):
+    expected = by_hsv(lambda hue, saturation, value: (hue, min(1.0, factor * saturation), value))
+    assert torch.equal(paired.saturated(COLOURS, factor), expected)
+
+
+@pytest.mark.parametrize("share", [-0.0973, -0.0413, 0.0, 0.0071, 0.0831])
+def test_hue_turns_on_its_circle(share):
+    expected = by_hsv(lambda hue, saturation, value: ((hue + share) % 1, saturation, value))
+    assert torch.equal(paired.turned(COLOURS, share), expected)
+
+
+def test_colours_are_distorted_as_mmsegmentation_does():
+    """Each of the four half of the time, contrast second or last; labels stay as they are."""
+    order = [paired.brightened, paired.contrasted, paired.saturated, paired.turned, paired.contrasted]
+    limits = {
+        paired.brightened: (-32, 32), paired.contrasted: (0.5, 1.5), paired.saturated: (0.5, 1.5),
+        paired.turned: (-0.1, 17 / 180),
+    }  # fmt: skip
+    reseed(0)
+    drawn = [paired.Distort().make_params([])["steps"] for _ in range(2000)]
+    amounts = {change: [amount for steps in drawn for kind, amount in steps if kind is change] for change in limits}
+    for change, (least, most) in limits.items():
+        found, span = amounts[change], most - least
+        assert 900 < len(found) < 1100
+        assert least <= min(found) < least + 0.02 * span and most - 0.02 * span < max(found) <= most
+    kinds = [[kind for kind, _ in steps] for steps in drawn]
+    assert {tuple(steps) for steps in kinds} == {
+        tuple(kind for kind, bit in zip(order, bits, strict=True) if bit)
+        for bits in product((0, 1), repeat=5) if bits[1] + bits[4] < 2
+    }  # fmt: skip
+    both = [steps for steps in kinds if {paired.contrasted, paired.saturated} <= set(steps)]
+    assert 0.4 < fmean(steps.index(paired.contrasted) < steps.index(paired.saturated) for steps in both) < 0.6
+    labels = tv_tensors.Mask(torch.arange(128, dtype=torch.uint8).view(8, 16))
+    image, target = v2.Compose([paired.Distort()] * 9)(tv_tensors.Image(COLOURS), {"labels": labels})
+    assert torch.equal(target["labels"], labels) and not torch.equal(image, COLOURS)
+    assert image.dtype == torch.uint8 and isinstance(image, tv_tensors.Image)
+
+
+def test_pixels_that_a_smaller_image_is_made_of():
+    """At a fourth, of the two in the middle, as OpenCV has it; with antialiasing of all."""
+    image = tv_tensors.Image(2 * torch.randint(128, (3, 32, 40), dtype=torch.uint8))
+    middle = (image[:, 1::4].float() + image[:, 2::4]) / 2
+    middle = ((middle[..., 1::4] + middle[..., 2::4]) / 2).as_subclass(Tensor)
+    task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": 0.0})
+    for value, plain in ((False, True), (True, False), (None, False), ("older", False)):
+        data = OmegaConf.create({"short_side": 8, "long_side": None, "hflip": 0.0})
+        if value != "older":
+            data.antialias = value
+        boxes = tv_tensors.BoundingBoxes([[0.0, 0.0, 40.0, 32.0]], format="XYXY", canvas_size=(32, 40))
+        learned, _ = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False)(image, {"boxes": boxes})
+        for found in (learned, paired.evaluation(data)(image)):
+            assert ((found.as_subclass(Tensor) - middle).abs().max() <= 0.5) == plain
+        data.short_side = None
+        parts = paired.training(data, OmegaConf.merge(task, {"precrop": 1.0}), (1, 1), (0, 0, 0), semantic=False)
+        assert parts.transforms[0].transforms[0].antialias != plain
 
 
 def test_sides_are_rounded_half_up():

@@ -77,6 +77,7 @@ def test_a_segmenter_is_found_from_its_file(ade, tmp_path, capsys):
     found = measured(tmp_path, *here)
     assert found["model"] == "dinat_m" and found["miou"] > 99.9 and found["images"] == 2
     assert "published" not in found  # which is of short sides of 512
+    assert found["preprocessing"]["antialias"] is False
     said = " ".join(capsys.readouterr().out.split())
     assert "is measured as upernet on dinat_m, UPerNet 160k of SHI-Labs" in said
     other = measured(tmp_path, *here, "model=dinat_m", "model.dilations=1")
@@ -128,7 +129,7 @@ def find(source, *overrides):
 def test_published_figures_of_dense_models(ade):
     _, path = ade
     assert find(path, "task=segment", "data=ade20k").published() == 45.8
-    for other in ("data.short_side=640", "task.flip=true", "task.inference=slide", "data=voc"):
+    for other in ("data.short_side=640", "task.flip=true", "task.inference=slide", "data=voc", "data.antialias=true"):
         assert find(path, "task=segment", "data=ade20k", other).published() is None, other
 
 
@@ -183,7 +184,8 @@ def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
     assert ("mask_ap" in found) == (head == "mask_rcnn") and found.get("mask_ap", 99) > 60
     assert f"is measured as {head} on {DETECTORS[head][0]}" in " ".join(capsys.readouterr().out.split())
     subject = find(path, "task=detect", "data=coco")
-    assert subject.published() == DETECTORS[head][2]
+    assert subject.published() == DETECTORS[head][2] and subject.cfg.data.antialias is False
+    assert find(path, "task=detect", "data=coco", "data.antialias=true").published() is None
     assert subject.cfg.model.get("windows") == ([0, 0, 4, 1] if head == "retinanet" else None)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -170,7 +171,9 @@ def test_dense_images_are_measured_one_by_one(monkeypatch):
     for given in (["recipe=finetune", "data.eval_batch_size=null"], ["recipe=quick"], ["data.eval_batch_size=3"]):
         task = segment.Task(config.compose([*TASKS["segment"], *TINY[:5], "data.workers=0", *given]))
         monkeypatch.setattr(
-            task, "predict", lambda model, images: sizes.append(len(images)) or [torch.zeros(11, 64, 64)] * len(images)
+            task,
+            "predict",
+            lambda model, images: sizes.append(len(images)) or [torch.zeros(11, 64, 64)] * len(images),
         )
         evaluate(task.cfg, task, torch.nn.Identity(), task.build_data(), hardware.setup(task.cfg))
     assert sizes == [1] * 7 + [7] + [3, 3, 1]
@@ -234,6 +237,48 @@ def test_ways_to_look_at_an_image():
     assert torch.allclose(found["whole"], found["one"], atol=1e-6)
     for name in ("slide", "flip", "scales"):
         assert not torch.allclose(found["whole"], found[name], atol=1e-4), name
+
+
+def test_several_looks_are_averaged_at_the_images_own_sizes():
+    """As mmsegmentation: the logits of each are enlarged, twice, then made shares, and these averaged."""
+    task = segment.Task(config.compose([*TASKS["segment"], *TINY, "task.scales=[0.5,1.5]", "task.flip=true"]))
+    model = task.build_model(task.build_data()).eval()
+    images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    sizes = [(90, 130), (41, 64)]
+
+    def enlarged(maps, size):
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+    with torch.no_grad():
+        found = task.predict_with(model, images, [{"size": list(size)} for size in sizes])
+        for logits, image, size in zip(found, images, sizes, strict=True):
+            shares = []
+            for side in (32, 96):
+                seen = enlarged(image[None], (side, side))
+                for logit in (model(seen), model(seen.flip(-1)).flip(-1)):
+                    shares.append(enlarged(enlarged(logit, (side, side)), size).softmax(1))
+            torch.testing.assert_close(logits.exp(), torch.cat(shares).mean(0))
+        alike = task.predict_with(model, images, [{"size": (90, 130)}] * 2)
+        torch.testing.assert_close(alike[0], found[0])
+        assert [logits.shape for logits in task.predict(model, images)] == [(11, 64, 64)] * 2
+        task.cfg.task.update({"scales": [1.0], "flip": False})
+        assert task.predict_with(model, images, [{"size": size} for size in sizes])[0].shape == (11, 64, 64)
+
+
+def test_tasks_are_told_how_large_images_were(run, tmp_path, monkeypatch):
+    sizes, kind = [], {"segment": segment, "detect": detect}[run.name].Task
+    predict = kind.predict_with
+
+    def told(self, model, images, targets):
+        sizes.extend(tuple(target["size"]) for target in targets)
+        return predict(self, model, images, targets)
+
+    monkeypatch.setattr(kind, "predict_with", told)
+    Image.new("RGB", (90, 50), "teal").save(tmp_path / "a.png")
+    evaluate_here(f"run={run}", f"predict={tmp_path / 'a.png'}", f"out={tmp_path}")
+    assert sizes == [(50, 90)]
+    evaluate_here(f"run={run}", f"out={tmp_path}")
+    assert sizes[1:] == [(64, 64)] * 7
 
 
 def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):

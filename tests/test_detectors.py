@@ -66,6 +66,23 @@ def test_fpn(tmp_path):
     check_gradients(maps, record)
 
 
+@pytest.mark.parametrize("extra_relu", [False, True])
+def test_levels_below_the_last_output(extra_relu):
+    """mmdetection's `on_output`, with `relu_before_extra_convs` or without: only what follows the first is cut off."""
+    torch.manual_seed(0)
+    neck = FPN(DIMS, 8, extra=3, extra_from="output", extra_relu=extra_relu).double()
+    maps = [torch.randn(2, dim, 48 // 2**i, 64 // 2**i, dtype=torch.float64) for i, dim in enumerate(DIMS)]
+    found, plain = neck(maps), FPN(DIMS, 8).double()
+    plain.load_state_dict(neck.state_dict(), strict=False)
+    assert [tuple(x.shape[2:]) for x in found[3:]] == [(6, 8), (3, 4), (2, 2), (1, 1)]
+    assert all(torch.equal(x, y) for x, y in zip(found[:4], plain(maps), strict=True))
+    last = found[3]
+    for i, conv in enumerate(neck.outputs[4:]):
+        last = conv(last.clamp(min=0) if i and extra_relu else last)
+        torch.testing.assert_close(found[4 + i], last)
+    assert all(x.min() < 0 for x in found[3:])
+
+
 def test_retinanet(tmp_path):
     record = load("det_retinanet_neck_head_72x120")
     model = detector(Given(), 80, head="retinanet").double()
@@ -315,6 +332,17 @@ def test_bad_calls():
             detector(Pools(), 5, head=head, channels=32, head_kwargs={name: 0.3})
     with pytest.raises(ValueError, match="channels is 16; FCOS norms groups of them, 32 in all"):
         detector(Pools(), 5, head="fcos", channels=16)
+
+
+def test_fcos_norms_one_pixel_of_one_channel():
+    """A small image alone is answered as it is among others."""
+    model = detector(Pools(), 3, head="fcos", channels=32)
+    maps = torch.randn(2, 32, 1, 1)
+    alone, among = model.heads.head([maps[:1]]), model.heads.head([maps])
+    for key in ("cls_logits", "bbox_regression", "bbox_ctrness"):
+        torch.testing.assert_close(alone[key], among[key][:1])
+    losses = model([torch.rand(3, 64, 64)], [{"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}])
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize("head,layers", [("mask_rcnn", 3), ("cascade_mask_rcnn", 9), ("retinanet", 1)])

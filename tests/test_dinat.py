@@ -68,7 +68,7 @@ def test_dilations_by_hand():
 @pytest.mark.parametrize("given", [{"depths": [1, 2]}, {"depths": [1] * 5}, {"dims": [32] * 3}, {"dims": [32] * 5}])
 @pytest.mark.parametrize("name", ["nat_m", "dinats_t"])
 def test_stages_have_all_their_numbers(name, given):
-    with pytest.raises(ValueError, match="expected a number a stage in both"):
+    with pytest.raises(ValueError, match="expected a number a stage in each"):
         create_model(name, device="meta", **given)
 
 

@@ -260,6 +260,8 @@ def poisoned(out: Path) -> None:
 def test_no_number_on_one_is_none_on_any(tmp_path):
     ended = on_ranks(2, poisoned, tmp_path)
     assert [type(end) for end in ended] == [train.NotFinite] * 2 and "at step 2" in str(ended[0])
+    listed = (tmp_path / "poisoned" / "nonfinite" / "step-00000002.txt").read_text().splitlines()
+    assert len(set(listed)) == 32 and [str(end) for end in ended] == [str(ended[0])] * 2
     saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
     assert saved.state["step"] == 2
     assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())

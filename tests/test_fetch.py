@@ -108,6 +108,13 @@ def test_nothing_is_fetched_unless_asked(monkeypatch):
         assert timm.models.get_pretrained_cfg(name).num_classes == 1000
 
 
+@pytest.mark.parametrize("release", [r for r in RELEASES if r.loadable], ids=lambda r: r.name)
+def test_the_last_map_of_a_configuration_is_of_its_images(release):
+    cfg = timm.models.get_pretrained_cfg(release.name)
+    side = -(-release.img_size // zoo.registry.class_of(release.model).reduction)
+    assert (cfg.input_size, cfg.pool_size) == ((3, release.img_size, release.img_size), (side, side))
+
+
 def test_a_tag_is_downloaded_verified_converted_and_loaded(monkeypatch, site, cache):
     """Over HTTP, in the released layout under the released name; the second time from the cache."""
     source = trained(small(MODEL))

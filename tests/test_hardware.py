@@ -1,5 +1,6 @@
 """What a run does on a GPU, as far as a machine without one can tell."""
 
+import math
 import os
 import platform
 import shutil
@@ -103,6 +104,26 @@ def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, range(99)))
     with pytest.raises(train.NotFinite, match=r"(?s)at step 32 .*norm of its gradient nan, as at the 32 before"):
         train_here(tmp_path, *SCALED, "name=run")
+
+
+def test_overflows_are_no_steps_that_skip_nonfinite_counts(tmp_path, monkeypatch):
+    """Three of them, before and between a loss that is no number at steps 2 and 4, of which one may be passed over."""
+    scaled(monkeypatch, True)
+    bare = classify.Task.loss
+
+    def poisoned(self, model, images, targets, *, draw):
+        return bare(self, model, images * math.nan if draw in (2, 4) else images, targets, draw=draw)
+
+    monkeypatch.setattr(classify.Task, "loss", steep(poisoned, {0, 1, 3}))
+    options = [*SCALED, "train.skip_nonfinite=1", "name=run", f"out={tmp_path}"]
+    said = r"at step 4 .* the loss is nan .*, as at the 4 before, which were skipped \(3 as float16 overflowed\); "
+    with pytest.raises(train.NotFinite, match=said):
+        train_here(tmp_path, *options)
+    (state,) = (read(path).state for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert (state["step"], state["skipped"], state["overflowed"]) == (4, 4, 3)
+    note_overrides(tmp_path / "run", options)
+    with pytest.raises(train.NotFinite, match=said):  # it counts on from there, and stops as before
+        train_here(tmp_path, f"resume={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Files that want to do harm: each ends in an error that says why, with nothing run and little memory taken."""
 
+import datetime
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -58,6 +61,62 @@ def test_refused(tmp_path, name):
     refused(path, match)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert not (tmp_path.parent / "escaped").exists()
+
+
+def test_archives_of_many_entries(tmp_path):
+    """More than 65,535 have another record at the end; so have few, where that is the archive's own."""
+    path = tmp_path / "weights.pth"
+    many = hostile.archive(hostile.PICKLE, [(f"archive/more/{i}", b"") for i in range(66_000)])
+    for data in (many, hostile.two_lists(to_first=False), hostile.archive(hostile.PICKLE)):
+        path.write_bytes(data)
+        assert zoo.describe(path).entries["raw"].keys() == {"w"}
+
+
+def test_what_is_read_is_what_was_described(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(hostile.saved({"model": {"a": torch.zeros(3), "b": torch.zeros(2), "c": torch.zeros(1)}}))
+    for read, said in (
+        ({"model": {"a": torch.zeros(3), "b": torch.zeros(3), "c": torch.zeros(1).half()}}, r"2 of 3 .*shape, b, c\."),
+        ({"model": {"a": torch.zeros(3), "b": [0, 0]}}, r"2 of 3 .*shape, b, c\."),
+        ({"model": 3}, r"3 of 3 .*shape, a, b, c\."),
+        ([], r"3 of 3 .*shape, a, b, c\."),
+    ):
+        monkeypatch.setattr("zoo.reader._torch_load", lambda *_, read=read: read)
+        refused(path, f"and then something else was read of it: {said}")
+
+
+def test_threads_read_one_after_the_other(tmp_path, monkeypatch):
+    """Which names torch takes for harmless is one list for all of them."""
+    path, load, inside, most, read = tmp_path / "weights.pth", torch.load, [], [], []
+    path.write_bytes(hostile.saved({"model": hostile.STATE, "time": datetime.datetime(2022, 3, 4)}))
+
+    def slow(*args, **kwargs):
+        inside.append(path)
+        time.sleep(0.05)
+        most.append(len(inside))
+        content = load(*args, **kwargs)
+        inside.pop()
+        return content
+
+    monkeypatch.setattr(torch, "load", slow)
+    threads = [threading.Thread(target=lambda: read.append(zoo.read(path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1] and len(read) == 3
+
+
+def test_the_longest_name(tmp_path):
+    path = tmp_path / f"{'a' * 251}.pth"
+    path.write_bytes(hostile.saved(hostile.STATE))
+    assert zoo.read(path).entries["raw"].keys() == hostile.STATE.keys()
+
+
+def test_names_that_python_2_wrote(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(hostile.legacy({"ab": torch.ones(2)}).replace(b"X\2\0\0\0ab", b"U\2\xc3\xa9"))
+    assert torch.equal(zoo.read(path).entries["raw"]["é"], torch.ones(2))
 
 
 def test_a_download_that_goes_on(tmp_path):

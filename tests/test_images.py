@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from children import lines, train_here
 from recipes.data import BadImage, DataError, batches, build
-from recipes.data.images import Decoding, Jpeg, open_late, open_rgb
+from recipes.data.images import Decoding, Jpeg, open_late, open_rgb, orientation_of
 from recipes.data.transforms import reduction
 from source_cases import all_of, config, make, photos, same
 
@@ -128,6 +128,16 @@ def test_orientation():
     assert isinstance(late, Image.Image) and difference(late, image) == 0
     upright = open_late(io.BytesIO(encoded(photo(), "JPEG")), "upright", turned)
     assert isinstance(upright, Jpeg) and difference(upright.decode(), ImageOps.exif_transpose(photo())) < 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_tags_of_orientation(kind):
+    exif = Image.Exif()
+    for said, expected in ((1, 1), (3, 3), (8, 8), (0, 1), (9, 1)):
+        exif[0x0112] = said
+        assert orientation_of(io.BytesIO(encoded(photo(8, 6), kind, exif=exif)), "x") == expected
+    for broken in (b"Exif\x00\x00no such tags", exif.tobytes()[:15]):
+        assert orientation_of(io.BytesIO(encoded(photo(8, 6), kind, exif=broken)), "x") == 1
 
 
 @pytest.mark.parametrize("size", [(30_000, 3), (3, 30_000), (30_000, 40)])

@@ -1,13 +1,16 @@
 """Images with label maps beside them: read from every layout, or refused in words."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from recipes.data import DataError
+from recipes.data.images import open_labels
 from test_dense_data import all_of, build
 
 
@@ -53,6 +56,12 @@ def test_masks(folder):
     assert images.shape == (3, 3, 32, 32) and {0, 2} <= set(labels.unique().tolist()) <= {0, 2, 255}
     (folder / "names.txt").write_text("x\ny\nz z\n")
     assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
+    (folder / "names.txt").write_text("0\tx\n1\ty\n2\tz z\n", "utf-8-sig")
+    assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
+    (folder / "names.txt").write_text("number\tname\n0\tx\n1\ty\n2\tz z\n")
+    assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
+    (folder / "names.txt").write_text("x\ny\nz z\n", "utf-8-sig")
+    assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
     assert masks(folder).class_names == ["0", "1", "2"]
 
 
@@ -67,6 +76,9 @@ def test_ade20k(tmp_path):
     data = build("segment", "data=ade20k", f"data.root={tmp_path}")
     assert (values(data.train), values(data.val)) == ([[0, 255]], [[149, 255]])
     assert data.num_classes == 150 and data.class_names[149] == "thing 150, object"
+    mask(tmp_path / "annotations" / "training" / "ADE_1.png", (0, 151))
+    with pytest.raises(DataError, match=r"ADE_1.jpg has label 151 at row 0, column 15, which stands for class 150: "):
+        data.train.sample(0, 0)
 
 
 def test_ade20k_as_parquet(tmp_path):
@@ -168,6 +180,8 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.val_masks=/etc"], "leads out of its folder"),
         (["data.label_ids=[3,3]"], "data.label_ids=[3, 3]: expected different numbers"),
         (["data.label_ids=[255]"], "each 0 ... 254"),
+        (["data.label_ids=[1,2]"], "data.label_ids has 2 values for 3 classes: expected one value a class"),
+        (["data.label_ids=[0,1,2,3]"], "data.label_ids has 4 values for 3 classes"),
         (["data.num_classes=300"], "has 300 classes: a mask tells 255 apart at the most"),
         (["data.left_out=[sky]"], "data.left_out names 'sky', which is no class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
@@ -205,6 +219,49 @@ def test_masks_of_one_bit(folder):
         for target in targets
     ]
     assert set(torch.cat([each.flatten() for each in labels]).tolist()) <= {0, 1, 255}
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masks_of_few_bits(tmp_path, bits):
+    """Pillow spreads them over 0 ... 255, where the last class would not be labelled."""
+    labels = np.arange(2**bits, dtype=np.uint8).reshape(2, -1)
+    pixels = labels if bits == 4 else np.pad(labels, ((0, 0), (0, 2)))
+    (tmp_path / "mask.png").write_bytes(grey(pixels, bits))
+    assert Image.open(tmp_path / "mask.png").getextrema() == (0, 255)
+    found = open_labels(tmp_path / "mask.png", "mask")
+    assert found.dtype == np.uint8 and np.array_equal(found, pixels)
+
+
+def grey(pixels, bits):
+    """A grey PNG of `bits` a pixel."""
+    rows = [bytes([0, *np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:])]) for row in pixels]
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", *pixels.shape[::-1], bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(rows)),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_lists_name_one_image_a_line(folder):
+    picture(folder / "images" / "train" / "my photo.jpg")
+    mask(folder / "masks" / "train" / "my photo.png", (0, 1))
+    (folder / "list.txt").write_text("my photo  \n\nb\n", "utf-8-sig")
+    source = masks(folder, "data.train_list=list.txt").train
+    assert [source.records.name_of(index) for index in range(len(source))] == ["my photo.jpg", "b.jpg"]
+
+
+def test_a_mask_of_an_image_that_is_turned(folder):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 30)).save(folder / "images" / "train" / "b.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"expected the same\. Its EXIF tag says .* data\.exif_orientation=true$"):
+        masks(folder).train.sample(1, 0)
+    assert masks(folder, "data.exif_orientation=true").train.sample(1, 0)[0].shape == (3, 32, 32)
 
 
 def test_images_of_several_sizes_make_no_batch(folder):

@@ -59,6 +59,19 @@ def test_sync_batch_norm(name):
     torch.testing.assert_close(model.eval()(x), before)
 
 
+@every_small
+def test_momentum_of_batch_norms(name):
+    """As published: a step moves running statistics by a hundredth."""
+    model = small(name)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 1 + 3 * 5 and {(m.momentum, m.eps) for m in norms} == {(0.01, 1e-3)}
+
+
+def test_stages_without_blocks():
+    with pytest.raises(ValueError, match=r"depths is \(2, 0, 1, 1\): expected a block a stage at least"):
+        create_model("maxvit_t", depths=(2, 0, 1, 1))
+
+
 def test_lengths_that_differ():
-    with pytest.raises(ValueError, match=r"depths \(2, 2\): expected a number a stage in both"):
+    with pytest.raises(ValueError, match=r"depths is \(2, 2\): expected a number a stage in each"):
         create_model("maxvit_t", depths=(2, 2))

@@ -151,6 +151,60 @@ def test_head(name):
 
 
 @every_small
+@pytest.mark.parametrize("prune_head", [True, False])
+def test_stages_are_cut(name, prune_head):
+    """As timm's models: norm and head go with the last stage, and a new classifier fits the last one that is left."""
+    model, x = trained(small(name)), torch.randn(2, 3, 64, 64)
+    want = model.forward_intermediates(x, [1], intermediates_only=True)[0]
+    width = model.feature_info[1]["num_chs"]
+    assert model.prune_intermediate_layers([1], prune_head=prune_head) == [1]
+    assert not [key for key in model.state_dict() if key.startswith("head.")]
+    assert model.num_features == model.head_hidden_size == width and model.num_classes == 0
+    torch.testing.assert_close(model(x), want)
+    model.reset_classifier(10, "avg")
+    torch.testing.assert_close(model.forward_head(want, pre_logits=True), want.mean((2, 3)))
+    assert model(x).shape == (2, 10) and model.num_classes == 10
+    model(x).sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+
+
+@every_small
+def test_a_head_is_cut_off(name):
+    """All stages are kept: so is the norm before the head, until it is asked for, and a new classifier fits."""
+    model, x = trained(small(name)), torch.randn(2, 3, 64, 64)
+    width = model.feature_info[3]["num_chs"]
+    want = model.forward_intermediates(x, [3], norm=True, intermediates_only=True)[0]
+    model.prune_intermediate_layers([3])
+    assert model.num_features == model.head_hidden_size == width
+    torch.testing.assert_close(model(x), want)
+    model.reset_classifier(10, "avg")
+    torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), want.mean((2, 3)))
+    model.prune_intermediate_layers([3], prune_norm=True)
+    torch.testing.assert_close(model(x), model.forward_features(x))
+
+
+@every_small
+def test_a_norm_is_cut_off(name):
+    """The head that is kept goes on fitting."""
+    model = trained(small(name))
+    model.prune_intermediate_layers([3], prune_norm=True, prune_head=False)
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_stages_are_cut_as_timm_cuts_them():
+    ours, theirs = create_model("gcvit_xxt", num_classes=7), create_model("gcvit_xxtiny", num_classes=7)
+    x = torch.randn(1, 3, 224, 224)  # the one size that timm's takes
+    for indices, prune_norm, prune_head in (([0, 2], False, False), ([1], True, True)):
+        for model in (ours, theirs):
+            assert model.prune_intermediate_layers(indices, prune_norm, prune_head) == indices
+        assert (ours.num_features, ours.head_hidden_size) == (theirs.num_features, theirs.head_hidden_size)
+        assert ours(x).shape == theirs(x).shape
+    for model in (ours, theirs):
+        model.reset_classifier(10, "avg")
+        assert model(x).shape == (1, 10)
+
+
+@every_small
 def test_reset_keeps_device_and_precision(name):
     model = small(name, dtype=torch.float64).eval()
     model.reset_classifier(5)
@@ -374,9 +428,15 @@ def test_inner_windows_do_not_see_the_padding():
     torch.testing.assert_close(attention(x)[:, 28:, 28:], attention(corner), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("given", [{"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}),
+        *({"num_classes": -1}, {"num_classes": 10.0}),
+    ],
+)
 @every_small
-def test_images_that_there_are_not(name, given):
+def test_images_and_classes_that_there_are_not(name, given):
     (key,) = given
     with pytest.raises(ValueError, match=f"{key} is .*: expected"):
         small(name, **given)
@@ -387,6 +447,67 @@ def test_images_that_there_are_not(name, given):
 def test_widths_that_give_no_heads(name, dim):
     with pytest.raises(ValueError, match=f"dim {dim} does not divide into {dim // 32} heads"):
         timm.create_model(name, dims=(dim, 128, 256, 512))
+
+
+@pytest.mark.parametrize(
+    "name,given,says",
+    [
+        ("maxvit_t", {"window": 0}, r"window is \(0, 0\): expected at least 1 token a side"),
+        ("maxvit_t", {"window": (7,)}, r"window is \(7,\): expected at least 1 token a side"),
+        ("gcvit_s", {"window_size": -1}, r"window is \(-1, -1\): expected at least 1 token a side"),
+        ("davit_t", {"window": 0}, r"window is \(0, 0\): expected at least 1 token a side"),
+        ("dinat_b", {"window": 6}, "window is 6, dilation 1: expected one odd number, and 1 or more"),
+        ("dinat_iso_s", {"window": (7, 7)}, r"window is \(7, 7\), dilation 1: expected one odd number"),
+        ("dinats_t", {"dilations": 0}, "window is 7, dilation 0: expected one odd number, and 1 or more"),
+        ("dinat_b", {"dilations": [1, 2, 1, 2]}, r"dilations is \[1, 2, 1, 2\]: expected a list a stage"),
+        ("dinat_b", {"dims": (32, 64), "depths": (1, 1)}, "dilations is 'classification', for 4 stages: here are 2"),
+        ("dinat_iso_s", {"dilations": ()}, "dilations is an empty list: expected numbers"),
+        ("litv2_s", {"alpha": 2}, "alpha is 2: expected a share of the heads, from 0 to 1"),
+        ("litv2_s", {"heads": (1, 2, 0, 4)}, "dim 128 does not divide into 0 heads"),
+        ("biformer_t", {"heads": (0, 2, 2, 2)}, "dim 32 does not divide into 0 heads"),
+        ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
+        ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
+        ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected 4 stages at most"),
+        ("gcvit_s", {"mlp_ratio": -1}, "an MLP for 32 channels has -32 hidden units: expected 1 or more"),
+    ],
+)
+def test_arguments_that_fit_no_layer(name, given, says):
+    with pytest.raises(ValueError, match=says):
+        small(name, **given)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - ISOTROPIC))
+def test_stages_of_different_numbers(name):
+    with pytest.raises(
+        ValueError, match=r"depths is \(1, 1\).*: expected a number (a stage in each|for each of 4 stages)"
+    ):
+        small(name, depths=(1, 1))
+
+
+@pytest.mark.parametrize("stages", [4, 3, 2, 1])
+@every_small
+def test_images_that_are_too_small(name, stages):
+    """One pixel less than leaves all maps a pixel is refused in words."""
+    model = small(name).eval()
+    model.prune_intermediate_layers([stages - 1])
+    least = {
+        "biformer_stl": 2 ** (stages + 1),
+        "biformer_stl_nchw": 2 ** (stages + 1),
+        "litv2_s": 2 ** (stages + 1) - 3,
+        "sgformer_b": 29,
+    }.get(name, 1)
+    assert model.least == least
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, least, least)).isfinite().all()
+    if least > 1:
+        for size in ((least - 1, 64), (64, least - 1)):
+            image = torch.randn(1, 3, *size)
+            for call in (model, model.forward_intermediates, torch.fx.symbolic_trace(model)):
+                with pytest.raises(ValueError, match=rf"images are .*: expected {least} pixels a side at least"):
+                    call(image)
+        model.least = 1
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            model(image)
 
 
 @every_small

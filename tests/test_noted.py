@@ -1,12 +1,14 @@
 """The data of a run, held against data that it is gone on with or measured on."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import noted
+from recipes import config, noted
 from recipes.data import Data, imagenet
 from recipes.settings import RunError
 
@@ -61,6 +63,23 @@ def test_classes_that_may_be_the_same(begun):
         noted.check_classes(run, data(imagenet.class_names()[::-1]), "imagenet_v2")
 
 
+def test_validation_may_lack_classes(begun):
+    """The files that are measured declare fewer, or have no folder for some."""
+    run = begun(ANIMALS)
+    for names, labels, expected in (
+        (["ant", "bee"], [0, 1, 1, 0], [0, 1, 1, 0]),
+        (["ant", "cow"], [0, 1, 1, 0], [0, 2, 2, 0]),
+        (["cow"], [0] * 4, [2] * 4),
+    ):
+        source = SimpleNamespace(records=SimpleNamespace(labels=np.array(labels)))
+        found = noted.with_classes_of(run, replace(data(names), val=source))
+        assert (found.num_classes, found.class_names) == (3, ANIMALS) and source.records.labels.tolist() == expected
+        noted.check_classes(run, replace(found, val=range(4)), "photos")
+    for names in (ANIMALS, ["bee", "ant"], ["ant", "cat"], ["ant", "bee", "cow", "dog"]):
+        same = data(names)
+        assert noted.with_classes_of(run, same) is same
+
+
 def test_a_run_goes_on_with_as_many_images(begun, capsys):
     run = begun(ANIMALS)
     noted.check_same(run, data(ANIMALS))
@@ -75,7 +94,17 @@ def test_runs_that_noted_less(tmp_path):
     noted.check_same(tmp_path, data(ANIMALS, images=9))
     (tmp_path / noted.FILE).write_text(json.dumps({"num_classes": 3, "class_names": ANIMALS, "img_size": 32}))
     noted.check_same(tmp_path, data(ANIMALS, images=9))
-    assert noted.described(tmp_path).left_out == ()
+    assert noted.described(tmp_path, config.compose(["model=nat_m"])).left_out == ()
+
+
+def test_data_without_images(begun, tmp_path):
+    """What a task is given where the data is not: all of it but the images, and of its type."""
+    cfg = config.compose(["model=nat_m", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"])
+    whole = data(ANIMALS, img_size=(32, 64), left_out=(1,))
+    known = noted.described(begun(ANIMALS, img_size=(32, 64), left_out=(1,)), cfg)
+    assert known == replace(whole, train=None, val=None)
+    with pytest.raises(RunError, match=r"has no data\.json, which says what its classes are"):
+        noted.described(tmp_path / "none", cfg)
 
 
 def test_validation_may_lack_the_highest_class(begun):

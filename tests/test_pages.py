@@ -19,6 +19,8 @@ import pages
 import zoo
 from docs import draw, render
 from pages import ROOT, blocks, edited
+from zoo.releases import RELEASES, UNRELEASED
+from zoo.releases import render as render_releases
 
 MARKS = {"models", "variants", "releases", "recipe", "speed", "signature"}
 RUN = [path for path in pages.PAGES if any(block.how for block in blocks(path))]
@@ -41,12 +43,17 @@ def photos(folder):
     image.save(folder / "cat.jpg")
 
 
-def tree(folder):
-    """A copy of the code, with what the pages speak of beside it."""
+def code(folder):
+    """A copy of the code."""
     for name in ("zoo", "ops", "recipes"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "eval.py"):
+    for name in ("train.py", "eval.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+
+
+def tree(folder):
+    """A copy of the code, with what the pages speak of beside it."""
+    code(folder)
     released_file(folder)
     photos(folder)
 
@@ -103,17 +110,39 @@ def test_every_block_has_a_way_to_be_run():
             assert block.language in ("bash", "python", "text") or block.how in ("file", "edit"), block
 
 
-def test_changes_of_the_tree_still_apply():
-    for path in RUN:
-        for block in blocks(path):
-            if block.how == "edit":
-                edited((ROOT / block.what).read_text(), block.text)
+@pytest.mark.parametrize("path", [path for path in RUN if pages.changes(blocks(path))], ids=lambda path: path.stem)
+def test_changes_of_the_tree_still_apply(path, tmp_path):
+    """And what they make of it is linted as the tree is."""
+    code(tmp_path)
+    changes = [block for block in blocks(path) if block.how in ("file", "edit")]
+    for block in changes:
+        run(block, tmp_path)
+    pytest.importorskip("ruff")
+    changed = sorted({block.what for block in changes if block.what.endswith(".py")})
+    for command in (["check"], ["format", "--check"]):
+        child([sys.executable, "-m", "ruff", *command, "--no-cache", *changed], tmp_path)
 
 
 def test_a_change_that_does_not_apply_is_an_error():
     assert edited("a\nb\n", " a\n-b\n+c\n") == "a\nc\n"
     with pytest.raises(ValueError, match="expected once"):
         edited("a\nb\n", "-c\n+d\n")
+
+
+def test_a_page_without_its_marks(tmp_path):
+    page, marks = tmp_path / "strips.md", {"variants": "", "speed": ""}
+    wanted = "these marks, each on a line: <!-- variants --> <!-- /variants -->, <!-- speed --> <!-- /speed -->"
+    with pytest.raises(ValueError, match=f"strips.md: .*No such file.*{wanted}"):
+        render.filled(page, marks)
+    page.write_text("<!-- variants -->\n<!-- /variants -->\n")
+    with pytest.raises(ValueError, match=f"strips.md: expected the lines <!-- speed -->.*{wanted}"):
+        render.filled(page, marks)
+
+
+def test_a_family_without_weights(monkeypatch):
+    monkeypatch.setitem(render.FAMILIES, "strips", "Strips")
+    assert "Strips" not in render_releases(RELEASES, UNRELEASED)
+    assert render.releases("strips") == "No weights are known.\n"
 
 
 def test_tables_are_in_step():
@@ -189,3 +218,16 @@ def test_every_family_and_op_has_a_page():
     assert {path.stem for path in (ROOT / "docs" / "families").glob("*.md")} == {"index", *render.FAMILIES}
     functions = {name for names, _ in render.OPS.values() for name in names}
     assert functions | {"implementation", "unpack"} == set(ops.__all__)
+
+
+@pytest.mark.parametrize("kind, found", [("families", render.FAMILIES), ("ops", render.OPS)])
+def test_pages_of_families_and_ops_are_named(kind, found):
+    contents = (ROOT / "mkdocs.yml").read_text()
+    assert [key for key in found if f": {kind}/{key}.md\n" not in contents] == [], "mkdocs.yml names every page"
+    index = (ROOT / "docs" / kind / "index.md").read_text()
+    assert [key for key in found if f"({key}.md)" not in index] == [], f"docs/{kind}/index.md has a row for each"
+
+
+def test_every_family_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert [key for key in render.FAMILIES if f"(docs/families/{key}.md)" not in text] == []

@@ -24,10 +24,11 @@ HEADS = {
 WHOLE = "whole, keep-ratio (2048,512)"
 SEGMENT = {
     "data.short_side": 512, "data.long_side": 2048, "data.img_size": 512, "data.hflip": 0.5, "task.jitter": [0.5, 2.0],
-    "task.crop": True, "task.category_cap": 0.75, "task.photometric": True,
+    "task.crop": True, "task.category_cap": 0.75, "task.photometric": True, "data.antialias": False,
 }  # fmt: skip
 DETECT = {
-    "data.long_side": 1333, "data.hflip": 0.5, "task.jitter": [1.0, 1.0], "task.crop": False, "task.photometric": False
+    "data.long_side": 1333, "data.hflip": 0.5, "task.jitter": [1.0, 1.0], "task.crop": False, "task.photometric": False,
+    "data.antialias": False,
 }  # fmt: skip
 IMAGES = {
     "512 (resize (2048,512) x 0.5-2, cat_max_ratio 0.75, flip 0.5, photometric)": SEGMENT,

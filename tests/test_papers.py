@@ -109,7 +109,7 @@ def besides(fact):
     keys = {"data.mean", "data.std", "train.micro_batch", "optim.no_decay", "optim.decay"}  # below; test_schedule.py
     keys |= {"task.loss", "train.ema_every", "train.ema_warmup"}
     if fact["randaugment"] == TIMM:
-        keys |= {"augment.ratio", "augment.hflip", "augment.re_mode", "sched.shared_floor", "train.eval_mode"}
+        keys |= {"augment.ratio", "augment.re_mode", "sched.shared_floor", "train.eval_mode"}
     if not fact["ema"]:
         keys.add("train.ema_evaluated")
     if not any((fact["warmup"] or {}).values()):
@@ -149,6 +149,10 @@ def test_normalisation(found):
         wide = model.startswith("maxvit") and (each["cfg"]["data.img_size"] > 224 or "21k" in phase)
         expected = ([0.5] * 3, [0.5] * 3) if wide else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         assert (each["cfg"]["data.mean"], each["cfg"]["data.std"]) == expected, model
+
+
+def test_all_mirror_half_of_the_images(found):
+    assert {each["cfg"]["augment.hflip"] for each in found.values()} == {0.5}
 
 
 def test_no_family_decays_its_rate_by_layer(found):

@@ -24,6 +24,11 @@ def test_which_images_are_meant(folder):
 
     assert named("") == named("/") == ["a.jpg", "b.PNG"]
     assert named("/**/*.png") == ["deep/a.png"] and named("/a.jpg") == ["a.jpg"]
+    (folder / "._a.jpg").touch()
+    assert named("") == named("/*") == ["a.jpg", "b.PNG"]
+    assert named("/notes.txt") == named("/*.txt") == ["notes.txt"] and named("/._a.jpg") == ["._a.jpg"]
+    with pytest.raises(RunError, match=r"predict=.*/n\* names no file of an image$"):
+        named("/n*")
     (folder / "x[1].jpg").touch()
     assert named("/x[1].jpg") == ["x[1].jpg"]
     with pytest.raises(RunError, match=r"predict=.*/\*.gif names no file$"):

@@ -1,6 +1,7 @@
 """The recipes that any model takes: what they say, what they compute, that they run."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from timm.models import create_model
 
 import zoo
 from children import SMALL, lines, train_here
-from recipes import config, data, optim, papers
+from pages import everywhere
+from recipes import config, data, distributed, optim, papers, plan, schedule
 from recipes.config import ConfigError, checks
 from recipes.data import imagenet
 from recipes.data.build import preprocessing
@@ -76,6 +78,35 @@ def test_headers_say_command_hardware_and_what_to_expect(recipe):
     text = "\n".join(header)
     assert f"train.py recipe={recipe} " in text and "# Hardware: " in text and "o expect: " in text
     assert "https://arxiv.org/abs/" in text
+
+
+@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
+@pytest.mark.parametrize("recipe", checks.options("recipe"))
+def test_every_recipe_is_accepted_where_it_is_for(recipe, task):
+    try:
+        config.compose([f"recipe={recipe}", f"task={task}", "model=davit_t"])
+    except ConfigError as error:
+        assert task != "classify" and f"task={task} has no " in str(error)  # keys of classification
+
+
+CUT = ("train.accumulate=", "train.micro_batch=")
+HEADERS = [line for file in sorted(CONF.rglob("*.yaml")) for line in file.read_text().splitlines()]
+COMMANDS = [shlex.split(line[2:], comments=True) for line in HEADERS if line.startswith("# torchrun ")]
+COMMANDS += [command for block in everywhere("bash") for command in block.commands()]
+CUTTING = [command for command in COMMANDS if any(word.startswith(CUT) for word in command)]
+
+
+@pytest.mark.parametrize("command", CUTTING, ids=" ".join)
+def test_what_a_command_cuts_its_batch_by_counts(command, monkeypatch):
+    """Else it is taken for what makes the batch fit."""
+    processes = int(command[command.index("--nproc-per-node") + 1]) if "--nproc-per-node" in command else 1
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    typed = command[command.index("train.py") + 1 :]
+
+    def parts(typed):
+        return plan.make(config.compose(typed), schedule.Counted("ImageNet", schedule.IMAGENET)).parts
+
+    assert parts(typed) > parts([word for word in typed if not word.startswith(CUT)])
 
 
 def test_recipes_of_classification_are_refused_elsewhere():

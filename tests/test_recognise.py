@@ -1,5 +1,8 @@
 """Recognition by names and shapes: wrong file names, stacked prefixes, files mixed up, parts of detectors."""
 
+import re
+import time
+
 import pytest
 import timm
 import torch
@@ -13,7 +16,7 @@ from zoo import inspect
 from zoo.checkpoint import layouts_of, load_checkpoint, part_of
 from zoo.heads import segmenter
 from zoo.reader import Checkpoint
-from zoo.recognise import Recognition, closest, compare, recognise
+from zoo.recognise import Recognition, closest, compare, recognise, without_prefix
 from zoo.registry import class_of, variants
 from zoo.releases import RELEASES
 
@@ -94,6 +97,21 @@ def test_released_files_of_models_that_are_alike(group):
     assert {file: recognise(state, file).model for file in files} == files
 
 
+def test_many_wrappers():
+    """In time that goes by the length of a name, not by its square."""
+    long, begun = f"{'module.' * 200_000}stem.norm", time.perf_counter()
+    assert without_prefix({f"{long}.weight": 1, f"{long}.bias": 2}) == {"stem.norm.weight": 1, "stem.norm.bias": 2}
+    assert time.perf_counter() - begun < 2
+    assert without_prefix({"module.model.a": 1, "module.encoder.b": 2}) == {"model.a": 1, "encoder.b": 2}
+    assert without_prefix({"backbone.": 1}) == {"": 1} and without_prefix({}) == {}
+
+
+def test_numbers_of_many_digits():
+    """Python makes no number of more than 4,300; ones of other scripts are none."""
+    for number in ("1" * 5000, "10000", "٣"):
+        assert recognise({f"levels.0.blocks.{number}.norm1.weight": torch.zeros(2)}) == Recognition((), exact=False)
+
+
 def test_counter_of_an_average():
     state = prefixed(state_of("gcvit_xxt"), "module.") | {"n_averaged": torch.zeros((), dtype=torch.long)}
     assert recognise(state).model == "gcvit_xxt"
@@ -147,6 +165,21 @@ def test_no_model_of_the_zoo():
     assert recognise({"stem.conv1.weight": torch.zeros(3)}).candidates == ()
     wrong = state_of("stvit_s")
     wrong["layers.0.blocks.0.attn.stoken_refine.qkv.weight"] = torch.zeros(3)
+    assert recognise(wrong).candidates == ()
+
+
+def test_projections_apart_that_do_not_fit(tmp_path):
+    """As Hugging Face names them: no model, and no end of a list of files."""
+    names = [f"dinat.encoder.levels.0.layers.0.attention.self.{part}.weight" for part in ("query", "key", "value")]
+    state = dict(zip(names, (torch.zeros(4, 4), torch.zeros(4, 3), torch.zeros(4, 4)), strict=True))
+    torch.save(state, tmp_path / "weights.pth")
+    assert recognise(state).candidates == ()
+    assert inspect.inspect(tmp_path / "weights.pth")["summary"] == "no model of the zoo"
+    said = " or ".join(f"{name} than {tuple(tensor.shape)}" for name, tensor in state.items())
+    refused(
+        tmp_path / "weights.pth", re.escape(f"layout 'transformers' expects another shape for {said}"), small("dinat_b")
+    )
+    wrong = {"levels.0.blocks.0.attn.qkv.weight": torch.zeros(4), **dict.fromkeys(names, torch.zeros(()))}
     assert recognise(wrong).candidates == ()
 
 

@@ -168,6 +168,30 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path, monkeypatch, capsys):
+    store = checkpoint.Store(tmp_path, keep=1)
+    store.save(1, {"model": {"w": torch.zeros(1)}}, {})
+    remove = checkpoint.shutil.rmtree
+
+    def busy(path, ignore_errors=False):
+        if path.name == ".writing-step-00000001" and not ignore_errors:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        remove(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", busy)
+        for step in (2, 3):
+            store.save(step, {"model": {"w": torch.full((1,), float(step))}}, {})
+    left = tmp_path / ".writing-step-00000001"
+    said = f"the old checkpoint {tmp_path}/step-00000001 could not be removed: [Errno 16] Device or resource busy: "
+    assert capsys.readouterr().out == f"{said}'{left}'; remove {left} by hand\n"
+    newest, problems = store.newest()
+    assert newest.tensors("model")["w"] == 3 and not problems
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "step-00000003"]
+    store.clean()  # when the run is resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
 def test_moments_of_a_channels_last_model_keep_their_strides(tmp_path):
     def make():
         torch.manual_seed(0)

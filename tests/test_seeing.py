@@ -135,6 +135,20 @@ def test_no_training_loss_is_shown_twice():
     assert "0.7500" in first and "0.7500" not in second and second.count(" - ") == 4  # the loss of validation, too
 
 
+def test_the_training_loss_of_an_evaluation_is_the_mean_since_the_one_before():
+    """Of the steps: a line counts as many times as steps that it is the mean of, which skipped ones are not."""
+    logged = [(10, 4.0, 0), (12, 1.0, 0), (20, 2.0, 0), (30, 5.0, 6), (40, None, 10)]
+    history = [
+        {"step": step, "loss": loss, "lr": step / 100, "images_per_s": 9.0, **({"skipped": skipped} if skipped else {})}
+        for step, loss, skipped in logged
+    ]
+    history[2:2] = [{"step": 12, "epoch": 2.0, "val_top1": 1.0}]
+    history += [{"step": 40, "epoch": 7.0, "val_top1": 2.0}]
+    first, second = rendered(epoch_table(history, "top1")).splitlines()[-3:-1]
+    assert "3.5000" in first and "1.20e-01" in first  # (10 * 4 + 2 * 1) / 12
+    assert "3.0000" in second and "4.00e-01" in second  # (8 * 2 + 4 * 5) / 12
+
+
 def test_the_card_loads_the_model(runs, monkeypatch):
     card = (runs / "one" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\n") and "trained on `digits`" in card and torch.__version__ in card

@@ -10,16 +10,16 @@ from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.provenance import note_session, sessions
 from recipes.run import open_run
-from recipes.settings import RunError, config_to_evaluate, config_to_resume, runs_in
+from recipes.settings import RunError, config_to_evaluate, config_to_resume, load_config, runs_in
 
 SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
 
 
-def begun(folder, *overrides, job=None):
+def begun(folder, *overrides, job=None, model=SMALL):
     """A run's folder as it is before the first step."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*SMALL, *overrides]), resolve=True))
-    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*SMALL, *overrides], "job": job}) + "\n")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*model, *overrides]), resolve=True))
+    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*model, *overrides], "job": job}) + "\n")
     return folder
 
 
@@ -56,6 +56,34 @@ def test_another_dense_data_set_is_resized_as_the_run_s(tmp_path, capsys):
     assert (found.short_side, found.long_side) == (640, 900)
     said = capsys.readouterr().out
     assert "prepared as the run's images were" in said and "data.short_side=640" in said and "crop_pct" not in said
+
+
+def test_a_run_goes_on_as_before_where_its_recipe_sets_a_younger_key(tmp_path):
+    paper = ["task=segment", "recipe=paper", "data=ade20k", "data.root=there"]
+    run = begun(tmp_path / "run", *paper, model=["model=nat_m"])
+    assert config_to_resume(run, []).data.antialias is False
+    path = run / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "antialias" not in line))
+    assert config_to_resume(run, []).data.antialias is None
+    with pytest.raises(RunError, match=r"data\.antialias: the run has None, now False"):
+        config_to_resume(run, ["data.antialias=false"])
+    for typed, antialias in ((["task.flip=true"], None), (["data.antialias=false"], False)):
+        assert config_to_evaluate(run, typed).data.antialias is antialias
+    assert config_to_evaluate(run, ["data=voc", "data.root=here"]).data.antialias is None
+
+
+def test_a_run_whose_recipe_has_another_value_now_is_told_how_to_go_on(tmp_path):
+    run = begun(tmp_path / "run")
+    path, config = run / "config.yaml", load_config(run)
+    config.augment.hflip, config.optim.betas = 0.5, [0.9, 0.95]
+    path.write_text(OmegaConf.to_yaml(config))
+    with pytest.raises(RunError, match=r"hflip: the run has 0\.5, now 0") as error:
+        config_to_resume(run, [])
+    given = ["augment.hflip=0.5", "optim.betas=[0.9,0.95]"]
+    assert f"to go on as before give {' '.join(given)}, or begin" in str(error.value)
+    assert config_to_resume(run, given).augment.hflip == 0.5
+    with pytest.raises(RunError, match="leave these out to go on, or begin"):
+        config_to_resume(run, ["augment.hflip=0.25", "optim.betas=[0.9,0.95]"])
 
 
 @pytest.mark.parametrize("typed", ["seed=3", "task=segment", "task.loss=binary_cross_entropy", "++train.steps=3"])
@@ -103,6 +131,26 @@ def test_a_key_that_was_typed_is_no_near_match():
         config.compose(["task.flip=true"], "eval")
     with pytest.raises(ConfigError, match=r"unknown key 'recipe'; "):
         config.compose(["recipe=quick"], "eval")
+
+
+BEST = "the weights of other steps are measured, so that another checkpoint may be the best"
+EFFECTS = {
+    "hardware.amp=bfloat16": "None to bfloat16: from here on numbers are rounded otherwise, and the result differs",
+    "hardware.sync_bn=true": "False to True: on several GPUs batch norms take statistics over other images, and the "
+    "result differs",
+    "train.eval_every=2": f"1 to 2: {BEST}",
+    "train.eval_steps=2": f"None to 2: {BEST}",
+    "hardware.threads=1": "None to 1: the result may differ in its last digits",
+    "data.eval_batch_size=2": "None to 2: the result may differ in its last digits",
+}
+
+
+@pytest.mark.parametrize("typed", EFFECTS)
+def test_going_on_says_what_a_change_does(tmp_path, capsys, typed):
+    run = begun(tmp_path / "run")
+    config_to_resume(run, [f"resume={run}", typed])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == f"{typed.partition('=')[0]} changes from {EFFECTS[typed]}"
 
 
 def test_runs_lie_at_any_depth(tmp_path):

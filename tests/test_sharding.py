@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from families import SMALL as FAMILIES
@@ -27,6 +28,26 @@ def test_synchronised_norms_are_refused_on_the_cpu(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(ConfigError, match="SyncBatchNorm trains on GPUs alone, this is the cpu"):
         hardware.setup(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
+
+
+def test_what_is_for_several_processes_is_said_on_one(monkeypatch, capsys):
+    typed = ["hardware=cpu", "hardware.parallel=fsdp", "hardware.sync_bn=true"]
+    hardware.setup(config.compose(typed))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{text} has no effect on one process: see torchrun" for text in typed[1:]
+    ]
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    hardware.setup(config.compose(typed[:2]))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_of_a_run_needs_no_synchronised_norms(monkeypatch, capsys, processes):
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    cfg = OmegaConf.to_container(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
+    del cfg["augment"]
+    hardware.setup(OmegaConf.create(cfg))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["maxvit_t", "biformer_t", "stvit_b", "test_resnet", "efficientnet_b0"])

@@ -164,6 +164,15 @@ def test_folders_that_are_wrong(tmp_path, spoil, said):
         make("imagefolder", root=str(tmp_path / "photos"))
 
 
+def test_validation_may_lack_a_class(tmp_path):
+    """Labels are numbered as in training; a run that is measured on such a folder numbers it likewise."""
+    root = photos(tmp_path / "photos")
+    shutil.rmtree(root / "val" / "bee")
+    data = make("imagefolder", root=str(root))
+    assert data.class_names == ["ant", "bee", "cat"] and data.val.records.labels.tolist() == [0] * 3 + [2] * 3
+    assert data.val.where(3).endswith("val/cat/0.jpg")
+
+
 def test_splits_are_the_folders_that_are_named(tmp_path):
     root = photos(tmp_path / "photos")
     (root / "val").rename(root / "test")
@@ -295,6 +304,22 @@ def test_labels_are_numbers(tmp_path, source, values, said):
 
 
 @pytest.mark.parametrize("source", ["arrow", "parquet"])
+@pytest.mark.parametrize("labels", [[[0, 1, 1], [1, 0, 0]], [[1, 2], [0]], [[], [0]], [None, [2]]])
+def test_several_labels_an_image(tmp_path, source, labels):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.List(datasets.Value("int64"))})
+    for split in ("train", "test"):
+        rows = {"img": [png((9, 9, 9), "RGB")] * 2, "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError) as error:
+        make("cifar10", root=str(tmp_path), source=source, hub=None)
+    row = labels[0] is None
+    assert (
+        f"the column 'label' holds several labels, {labels[row]} at row {int(row)}: expected one an image, the number "
+        "of a class; give data.label_key= another column"
+    ) in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
 @pytest.mark.parametrize("where", ["train-1", "test-0"])
 def test_files_that_number_their_classes_otherwise(tmp_path, source, where):
     """Files that were made apart; labels would silently mean other classes."""
@@ -311,6 +336,29 @@ def test_files_that_number_their_classes_otherwise(tmp_path, source, where):
     write(where, ["ant", "cat"])
     with pytest.raises(DataError, match=rf"class 1 is 'bee' in .*train-0.parquet and 'cat' in .*{where}.parquet"):
         make("cifar10", **changes)
+
+
+def test_what_datasets_saved_to_a_disk(tmp_path):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    rows = {"img": [png((40, 0, 0), "RGB"), png((9, 9, 9), "RGB")], "label": [1, 0]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "saved")
+    given = {"root": str(tmp_path / "saved"), "num_classes": None}
+    data = make("cifar10", **given)
+    assert data.class_names == ["ant", "bee"] and data.val.records.labels.tolist() == [1, 0]
+    assert data.train.image(0).getpixel((0, 0)) == (40, 0, 0)
+    with pytest.raises(DataError, match=r"What save_to_disk of `datasets` wrote is read with data\.source=arrow"):
+        make("cifar10", source="parquet", hub=None, **given)
+    with pytest.raises(DataError, match=r"files of the split 'more'.* read with data.source=arrow, from .*/saved/more"):
+        make("cifar10", val_split="more", **given)
+    (tmp_path / "saved" / "test" / "data-00000-of-00001.arrow").write_bytes(b"no table")
+    with pytest.raises(DataError, match="cannot read the saved files of 'test' under"):
+        make("cifar10", **given)
+    other = table.cast_column("label", datasets.ClassLabel(names=["bee", "ant"]))
+    shutil.rmtree(tmp_path / "saved" / "test")
+    other.save_to_disk(tmp_path / "saved" / "test")
+    with pytest.raises(DataError, match=r"class 0 is 'ant' in .*saved/train and 'bee' in .*saved/test"):
+        make("cifar10", **given)
 
 
 def test_hidden_tables_are_passed_over(tmp_path):

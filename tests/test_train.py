@@ -164,8 +164,20 @@ def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
     saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
     assert saved.state["step"] == 4
     assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
-    indices = json.loads(str(error.value).split("training images were ")[1].splitlines()[0])
-    assert len(set(indices)) == 32 and max(indices) < 1617
+    file = tmp_path / "poisoned" / "nonfinite" / "step-00000004.txt"
+    indices = file.read_text().splitlines()
+    assert len(set(indices)) == 32 and max(map(int, indices)) < 1617
+    assert f"images were {', '.join(indices[:5])} and 27 more, all listed in {file}\nlook at" in str(error.value)
+
+
+def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
+    path = tmp_path / "run" / "nonfinite"
+    path.parent.mkdir()
+    path.write_text("in the way")
+    said = rf"the loss is nan .* and 27 more, but the list of all could not be written to {path}/step-00000000.txt: "
+    with pytest.raises(train.NotFinite, match=said):
+        train_here(tmp_path, *QUICK, "name=run")
 
 
 def test_images_that_lie_in_files_are_called_by_them(tmp_path):
@@ -174,7 +186,7 @@ def test_images_that_lie_in_files_are_called_by_them(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
     source = data.build(config.compose(["data=imagefolder", f"data.root={tmp_path}"])).train
-    assert train.named(source, [1, 0]) == f"{tmp_path}/train/b/1.png, {tmp_path}/train/a/0.png"
+    assert train.named(source, [1, 0]) == [f"{tmp_path}/train/b/1.png", f"{tmp_path}/train/a/0.png"]
 
 
 def test_a_run_that_failed_in_its_first_step_goes_on_as_a_new_one(tmp_path, monkeypatch, run):
@@ -265,6 +277,9 @@ def test_a_log_that_cannot_be_written(tmp_path):
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(log.LogError, match=r"No space left on device; the checkpoints are whole: .* goes on"):
         sink.write({"step": 2})
+    (tmp_path / ".validation.png").symlink_to("/dev/full")
+    with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device; .* goes on"):
+        sink.picture(2, Image.new("RGB", (8, 8)))
 
 
 def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):
@@ -289,11 +304,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_ema_warms_up_as_tensorflow_s():
+    """Whose rule is (1 + n) / (10 + n) from n = 0 on, after a first update that takes the weights as they are."""
     ema = make_ema(config.compose(["train.ema=0.9"]), torch.nn.Linear(1, 1))
+    assert [ema.get_decay(n) for n in (1, 2, 3, 11)] == pytest.approx([0, 1 / 10, 2 / 11, 10 / 19])
     expected = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
     assert [ema.get_decay(n + 2) for n in range(200)] == pytest.approx(expected)
     ema = make_ema(config.compose(["train.ema=0.9", "train.ema_warmup=false"]), torch.nn.Linear(1, 1))
-    assert [ema.get_decay(n + 2) for n in range(9)] == [0.9] * 9
+    assert [ema.get_decay(n) for n in range(1, 10)] == [0, *[0.9] * 8]
+
+
+@pytest.mark.parametrize(("warmup", "decays"), [("true", [0, 1 / 10, 2 / 11]), ("false", [0, 0.7, 0.7])])
+def test_the_average_of_each_step(tmp_path, warmup, decays):
+    how = ["train.steps=3", "train.save_every=1", "train.keep=9", "train.ema=0.7", f"train.ema_warmup={warmup}"]
+    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
+    store = checkpoint.Store(tmp_path / "run" / "checkpoints")
+    average = {}
+    for step, decay in enumerate(decays, 1):
+        for name, tensor in weights(store, step, "model").items():
+            if tensor.is_floating_point():
+                average[name] = decay * average.get(name, tensor) + (1 - decay) * tensor
+                torch.testing.assert_close(weights(store, step, "ema")[name], average[name], msg=f"{name}, step {step}")
 
 
 @pytest.fixture(scope="module")

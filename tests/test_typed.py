@@ -72,6 +72,30 @@ IDLE = [
     (["optim.momentum=0.5"], "it needs an optimiser that has momentum, and optim.opt=adamw has none"),
     (["optim=sgd", "optim.betas=[0.9,0.95]"], "that has betas, and optim.opt=sgd has none"),
     (["optim.opt=lookahead_lion", "optim.eps=1e-6"], "that has eps, and optim.opt=lookahead_lion has none"),
+    (["task=segment", "augment.mixup=0.8"], "changed as keys of task and data.hflip say"),
+    (["task=detect", "augment.scale=[0.1,1.0]"], "it needs task=classify; images with labels in them are changed"),
+    (["task=detect", "augment.hflip=0.3"], "it needs task=classify; images with labels in them are mirrored by data.h"),
+    (["augment.cutmix=0", "augment.mixup=0", "augment.mix_prob=0.2"], "augment.mixup or augment.cutmix, and both are"),
+    (["augment.switch_prob=0.2"], "it needs another augment.cutmix than 0"),
+    (["augment.cutmix=1", "augment.mixup=0", "augment.switch_prob=0.2"], "it needs another augment.mixup than 0"),
+    (["augment.re_prob=0", "augment.re_mode=const"], "it needs another augment.re_prob than 0"),
+    (["train.steps=3", "train.epochs=2"], "train.epochs=2 has no effect here: it needs train.steps=null, and it is 3"),
+    (["train.eval_steps=3", "train.eval_every=2"], "it needs train.eval_steps=null, and it is 3"),
+    (["train.ema=null", "train.ema_every=2"], "it needs another train.ema than null"),
+    (["train.ema=null", "train.ema_warmup=false"], "train.ema_warmup=False has no effect here"),
+    (["train.ema=null", "train.ema_evaluated=false"], "it needs another train.ema than null"),
+    (["sched.warmup=0", "sched.warmup_lr=1e-5"], "it needs another sched.warmup than 0"),
+    (["sched.warmup_ratio=0.1", "sched.warmup_lr=1e-5"], "it needs sched.warmup_ratio=null, and it is 0.1"),
+    (["sched.warmup_ratio=0.1", "sched.decay_from=start"], "it needs sched.warmup_ratio=null, and it is 0.1"),
+    (["sched.warmup=0", "sched.decay_from=start"], "it needs another sched.warmup than 0"),
+    (["sched.warmup=0", "sched.warmup_ratio=0.1"], "it needs another sched.warmup than 0"),
+    (["data=imagefolder", "data.cache_gb=8"], "it needs another data.cache than null"),
+    (["data=imagefolder", "data.cache=ram", "data.cache_dir=a"], "it needs data.cache=disk, and it is ram"),
+    (["task=detect", "data.left_out=['0']"], "it needs task=segment, which leaves these classes out"),
+    (["task=segment", "data.left_out=[]", "task.left_out_weight=0.5"], "it needs another data.left_out than []"),
+    (["task=segment", "task.auxiliary=true"], "it needs another task.head than semantic_fpn"),
+    (["task=segment", "task.stride=[8,8]"], "it needs task.inference=slide, and it is whole"),
+    (["task=segment", "task.crop=false", "task.category_cap=0.5"], "it needs task.crop=true, and it is false"),
 ]
 
 
@@ -91,6 +115,17 @@ def test_what_is_read_is_not():
     compose(["optim=sgd", "optim.betas=null"])
     compose(["optim.opt=lookahead_sgd", "optim.momentum=0.8"])
     compose(["model.weights=ema", "model.checkpoint=a.pth"])
+    compose(["augment.cutmix=1", "augment.mix_prob=0.2", "augment.switch_prob=0.2", "augment.re_mode=const"])
+    compose(["task=segment", "augment.repeats=3", "data.hflip=0.5", "augment.mixup=0.0"])  # the last is the default
+    compose(["train.epochs=2", "train.eval_every=2", "train.ema_every=2", "train.ema_warmup=false"])
+    compose(["sched.warmup_lr=1e-5", "sched.decay_from=start"])
+    compose(["data=imagefolder", "data.cache=disk", "data.cache_gb=8", "data.cache_dir=a"])
+    compose(
+        ["task=segment", "task.auxiliary=false", "task.inference=slide", "task.stride=[8,8]", "data.left_out=['0']"]
+    )
+    compose(["task=segment", "task.head=fcn", "task.auxiliary=true", "task.category_cap=0.5"])
+    compose(["task=segment", "++augment.mixup=0.8"])  # as config= writes a recipe's
+    compose(["train.steps=3", "train.epochs=2", "resume=runs/a"])
     compose(["run=runs/a", "data.val_split=test"], "eval")  # its data is another
     compose(["data=imagefolder", "data.hub=foo", "seed=-1"], typed=["data.root=photos"])  # a run that was begun before
 
@@ -121,6 +156,8 @@ def own(tmp_path):
         "train: {steps: '${sizes.big}'}\nmodel: {act_layer: silu}\n",
         "recipe/mistyped": "# @package _global_\ntrain: {stps: 2}\n",
         "recipe/misplaced": "train: {steps: 2}\n",
+        "recipe/wild": "# @package _global_\ntrain: {clip_grad: -1.0}\n",
+        "recipe/strong": "# @package _global_\naugment: {auto_augment: bogus}\n",
         "experiment/misplaced": "train: {stps: 2}\n",
         "experiment/unread": "# @package _global_\nside: 48\n",
         "data/mine": "name: mine\nsource: folder\nrot: here\n",
@@ -150,6 +187,25 @@ def test_keys_of_ones_own_files_that_nothing_reads(own, typed, said):
     # a run that was begun with them goes on
     compose([typed], typed=[], searched=[str(own)])
     compose([typed, "resume=runs/first"], searched=[str(own)])
+
+
+@pytest.mark.parametrize(
+    "recipe, said",
+    [
+        ("wild", "train.clip_grad=-1.0: expected a number in (0, infinity)"),
+        ("strong", "augment.auto_augment=bogus is nothing that timm reads"),
+    ],
+)
+def test_numbers_of_ones_own_files_that_make_no_sense(own, recipe, said):
+    given = {"searched": [str(own)]}
+    for typed in ([f"recipe={recipe}"], [f"recipe={recipe}", "resume=auto"]):
+        with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+            compose(typed, **given)
+    # a run that was begun with them goes on
+    compose([f"recipe={recipe}"], typed=["data.root=photos"], **given)
+    compose([f"recipe={recipe}", "resume=runs/first"], **given)
+    key = said.partition("=")[0]
+    assert compose([f"recipe={recipe}", f"{key}=null"], **given).train.epochs == 1
 
 
 def test_keys_of_ones_own_files_that_are_read(own):

@@ -1,6 +1,16 @@
 """Vision backbones whose attention is the interesting part. Importing this registers every model with timm."""
 
-from . import biformer, davit, dinat, dinats, gcvit, litv2, maxvit, sgformer, stvit
+from . import (
+    biformer,
+    davit,
+    dinat,
+    dinats,
+    gcvit,
+    litv2,
+    maxvit,
+    sgformer,
+    stvit,
+)
 from .backbone import Backbone
 from .checkpoint import LoadReport, load_checkpoint
 from .errors import CheckpointError, LicenceWarning

@@ -9,9 +9,12 @@ from typing import Any
 
 from .described import Name, Storage
 from .errors import CheckpointError
-from .pickled import STORAGES, describe
+from .pickled import INSTEAD, STORAGES, describe
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of what follows it
+# what stands at the end: signature, numbers of entries on this disk and on all, bytes and place of their list; in END64
+# with more bits, and LOCATOR says where that lies
+END64, LOCATOR, END = struct.Struct("<4s20x4Q"), struct.Struct("<4s4xQ4x"), struct.Struct("<4s4x2H2I2x")
 LARGEST_PICKLE = 2**26  # bytes; the names, shapes and arguments of a training checkpoint take less than a million
 
 # what other programs keep in zip archives: an entry that tells, and what to do
@@ -33,7 +36,8 @@ def content(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            if len(entries) < len(archive.infolist()):
+            _check_end(path, len(archive.infolist()))
+            if len({name.lower() for name in entries}) < len(archive.infolist()):  # torch takes A for a
                 raise CheckpointError("holds two entries of one name: refused")
             root = _checked(list(entries.values()), path)
             index = entries[f"{root}/data.pkl"]
@@ -49,6 +53,29 @@ def content(path: Path) -> Any:
         ) from error
     sizes = {name: entry.file_size for name, entry in entries.items()}
     return describe(io.BytesIO(pickle), lambda identity: _storage(identity, root, sizes))
+
+
+def _check_end(path: Path, count: int) -> None:
+    """The list of the `count` entries lies where all programs look for it, right before the records at the end.
+
+    Of an archive with a comment, or with something before or between these, zipfile and torch may read two lists.
+    """
+    size, long = path.stat().st_size, END64.size + LOCATOR.size
+    with path.open("rb") as file:
+        file.seek(max(0, size - long - END.size))
+        tail = file.read().rjust(long + END.size, b"\0")
+    signature, *said = END.unpack_from(tail, long)
+    begin, same = size - END.size, signature == b"PK\5\6"
+    locator, place = LOCATOR.unpack_from(tail, END64.size)
+    if locator == b"PK\6\7":
+        signature, *said = END64.unpack_from(tail)
+        begin -= long
+        same = same and signature == b"PK\6\6" and place == begin
+    here, all_entries, length, offset = said
+    if not same or here != count or all_entries != count or offset + length != begin:
+        raise CheckpointError(
+            f"does not end as torch.save ends archives, and may be read in two ways: refused. {INSTEAD}"
+        )
 
 
 def _checked(entries: list[zipfile.ZipInfo], path: Path) -> str:
@@ -75,6 +102,8 @@ def _check_name(entry: zipfile.ZipInfo) -> None:
     parts = entry.filename.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or ":" in parts[0]:
         raise CheckpointError(f"holds an entry with the name {entry.filename!r}, which points outside: refused")
+    if "\0" in entry.orig_filename:  # where the name ends for zipfile, and not for torch
+        raise CheckpointError(f"holds an entry with a zero in its name, {entry.orig_filename!r}: refused")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise CheckpointError(f"holds a link, {entry.filename!r}: refused")
 

@@ -13,6 +13,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, fx, nn
 
+from ops.sizes import surely
+
 from .blocks.init import init_linear
 
 OTHER_NAMES = (
@@ -22,15 +24,17 @@ OTHER_NAMES = (
 
 
 @fx.wrap
-def check_images(x: Tensor) -> None:
-    """Raises ValueError unless x is (B, C, H, W); torch.fx would have to follow the question."""
+def check_images(x: Tensor, least: int) -> None:
+    """Raises ValueError unless x is (B, C, H, W) with `least` pixels a side; torch.fx cannot follow a branch."""
     if x.dim() != 4:
         raise ValueError(f"images are {x.shape}: expected (B, in_chans, H, W)")
+    if surely(x.shape[2] < least) or surely(x.shape[3] < least):
+        raise ValueError(f"images are {x.shape}: expected {least} pixels a side at least")
 
 
-def channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor, least: int) -> Tensor:
     """The same (B, C, H, W) with the channels of a pixel side by side; vmap knows no memory formats by name."""
-    check_images(x)
+    check_images(x, least)
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -146,6 +150,7 @@ class Backbone(nn.Module):
         self.in_chans = in_chans
         self.num_features = dims[-1]
         self.head_hidden_size = head.dim
+        self.least = self.least_side(len(self.stages))
         self.feature_info = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
@@ -153,8 +158,13 @@ class Backbone(nn.Module):
         norms = [nn.LayerNorm(dim, self.feature_norm_eps) if feature_norms else nn.Identity() for dim in dims]
         self.feature_norms = nn.ModuleList(norms)
 
+    @staticmethod
+    def least_side(stages: int) -> int:
+        """Pixels a side of the smallest image that so many stages have maps of: 32 or fewer for four."""
+        return 1
+
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
-        x = self.stem(channels_last(x))
+        x = self.stem(channels_last(x, self.least))
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 3, 1, 2)
@@ -190,7 +200,7 @@ class Backbone(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         norm = norm and self.head.dim == self.num_features
         features = []
-        x = self.stem(channels_last(x))
+        x = self.stem(channels_last(x, self.least))
         for i, (stage, own) in enumerate(zip(self.stages, self.feature_norms)):  # noqa: B905 (TorchScript has no strict)
             if i <= last or not stop_early:
                 x = stage(x)
@@ -205,17 +215,26 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the features `indices` do not need, so that every parameter left gets a gradient."""
+        """Drop what the features `indices` do not need, so that every parameter left gets a gradient.
+
+        prune_norm  also the norm before the head
+        prune_head  also the head. Where the last stage goes, for which norm and head were made, both go in any case.
+                    `reset_classifier` then makes a classifier of what the last stage that is left gives
+        """
         take, last = feature_take_indices(len(self.stages), indices)
+        cut, widens = last < len(self.stages) - 1, self.head.dim != self.num_features
+        drops_head = prune_head or cut
         self.stages = self.stages[: last + 1]
         self.feature_norms = nn.ModuleList(
             norm if i in take else nn.Identity() for i, norm in enumerate(self.feature_norms[: last + 1])
         )
-        if prune_norm or (prune_head and self.head.dim != self.num_features):
+        if cut or (drops_head if widens else prune_norm):
             self.head.before = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
+        if drops_head:
             self.head.after = nn.Identity()
+            self.num_features = self.head_hidden_size = self.head.dim = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        self.least = self.least_side(len(self.stages))
         return take
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

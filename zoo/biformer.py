@@ -18,7 +18,7 @@ from ops import pooled_attention, route_regions, routed_attention
 from ops.sizes import covering, cropped, surely, varies
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
+from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, check_heads, check_stages, drop_path_rates, init_linear
 from .registry import register
 
 for op in (cropped, pooled_attention, route_regions, routed_attention):
@@ -81,8 +81,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        check_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.lepe = nn.Conv2d(dim, dim, 5, 1, 2, groups=dim)
@@ -207,6 +206,9 @@ class BiFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        check_stages(dims=dims, depths=depths, heads=heads)
+        if len(topk) != len(dims) - 1:
+            raise ValueError(f"topk is {tuple(topk)}: expected a number for each of {len(dims)} stages but the last")
         kinds = [*(partial(self.routed_class, n_win=n_win, topk=count) for count in topk), self.full_class]
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
@@ -224,6 +226,10 @@ class BiFormer(Backbone):
             feature_norms=feature_norms,
         )
         self.img_size = to_2tuple(img_size)
+        self.init_layers()
+
+    def init_layers(self) -> None:
+        """First values, as published."""
         self.apply(init_linear)
 
 
@@ -237,12 +243,20 @@ class BiFormerSTL(BiFormer):
     halve_class = PatchMerge
     positions = False
 
+    @staticmethod
+    def least_side(stages: int) -> int:
+        return 2 ** (stages + 1)
+
 
 class BiFormerSTLNchw(BiFormerSTL):
     """The second published BiFormer-STL, which computes something else; see its two kinds of attention."""
 
     routed_class = FloorRoutedAttention
     full_class = ValueFullAttention
+
+    def init_layers(self) -> None:
+        """Only the classifier is published as a linear layer: 1 x 1 convolutions start as torch has it."""
+        init_linear(self.head.fc)
 
 
 def block(dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, positions: bool) -> nn.Sequential:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from timm.models._manipulate import adapt_input_conv
@@ -21,11 +22,13 @@ from .convert import Layout, listed
 from .errors import CheckpointError, printable
 from .fetch import locate, warn_of_licence
 from .reader import Checkpoint, read
-from .recognise import CONV, layouts_of, parts, recognise, recognised_part, without_prefix
+from .recognise import CONV, OURS, layouts_of, parts, recognise, recognised_part, without_prefix
 from .registry import class_of
 from .releases import RELEASES, find
 
 _logger = logging.getLogger(__name__)
+
+AS_IS = "as is"  # the layout of what is no backbone: its own state dict
 
 
 @dataclass
@@ -36,7 +39,11 @@ class LoadReport:
     entry        which weights of the file were taken, "raw" or "ema"
     head_remade  the classifier is new: the file has none, not all of it, or one for another number of classes
     new          tensors of what else the file has nothing of and starts from scratch: a head's norm, norms on features
+    channels     of the images that the file is for, where they are others than the model's: the first convolution was
+                 summed, or repeated and scaled; None where they are the same
     resized      tables of positions that were interpolated: relative ones to other windows, others to other images
+    in_order     tables of positions that were read as those of the model's windows or images, which have as many
+                 entries: of other sides the file may be, and does not say
     left_out     parts of the file that were not asked for, or that the model was built without, a head under features
                  say, and how many tensors each has
     message      all this in one line
@@ -46,7 +53,9 @@ class LoadReport:
     entry: str = ""
     head_remade: bool = False
     new: list[str] = field(default_factory=list)
+    channels: int | None = None
     resized: list[str] = field(default_factory=list)
+    in_order: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     message: str = ""
 
@@ -69,13 +78,11 @@ def load_checkpoint(
     checkpoint, left_out = part_of(read(path), part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    made_of = state[CONV].shape if isinstance(model, Backbone) and CONV in state else ()
-    if len(made_of) == 4 and made_of[1] != model.in_chans:
-        _check_channels(state, model, str(path))
-        state[CONV] = adapt_input_conv(model.in_chans, state[CONV])
-    report = fit(state, model)
+    channels = _fit_channels(state, model, str(path))
+    report = fit(state, model, layout)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
-    report.layout, report.entry, report.left_out = layout, entry, left_out | unused | report.left_out
+    report.channels, report.layout, report.entry = channels, layout, entry
+    report.left_out = left_out | unused | report.left_out
     report.message = _message(report, path, model)
     warn_of_licence(find(filename=path))
     return report
@@ -83,10 +90,11 @@ def load_checkpoint(
 
 def overlay_with_weights(
     cls: type[Backbone], name: str, kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names.
 
-    With it come the entries that these weights displaced, `file` and `source`, where there were any.
+    With it come the entries that these weights displaced, `file` and `source`, where there were any, and the layout
+    that the weights were in.
     """
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
     if overlay.get("url") or overlay.get("hf_hub_id"):  # goes before every place that the tag has
@@ -102,20 +110,23 @@ def overlay_with_weights(
     if "head.fc.weight" in state:
         # timm leaves out a classifier that this number says is for other classes
         overlay["num_classes"] = state["head.fc.weight"].shape[0]
-    return overlay, {key: getattr(cfg, key) for key in ("file", "source") if getattr(cfg, key)}
+    return overlay, {key: getattr(cfg, key) for key in ("file", "source") if getattr(cfg, key)}, layout
 
 
-def adapt(state: Mapping[str, Tensor], model: nn.Module, *, classifies: bool = True) -> dict[str, Tensor]:
+def adapt(
+    state: Mapping[str, Tensor], model: nn.Module, *, layout: str = OURS.name, classifies: bool = True
+) -> dict[str, Tensor]:
     """timm's `pretrained_filter_fn`: what `overlay_with_weights` gave, with the shapes of `model`.
 
-    timm itself adapts the first convolution to another number of channels afterwards. `classifies=False`: the model
+    timm itself adapts the first convolution to another number of channels afterwards. `layout`: that the weights were
+    in. `classifies=False`: the model
     will lose its classifier anyhow, so it is not worth a warning that the file has none. Raises CheckpointError where
     the weights are not of this model.
     """
     state = dict(state)
     if isinstance(model, Backbone):
-        _check_channels(state, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
-    report = fit(state, model, ignore=(CONV,))
+        _check_channels(state, CONV, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
+    report = fit(state, model, layout, ignore=(CONV,))
     if not classifies:
         report.head_remade, report.new = False, [name for name in report.new if not name.startswith("head.")]
     fresh = report.head_remade or any(name.startswith("head.") for name in report.new)
@@ -139,7 +150,7 @@ def select(
     first = next(iter(states))
     if layouts is None and not issubclass(cls, Backbone):
         entry = first if weights == "auto" else weights
-        return "as is", entry, _entry(states, entry, checkpoint.path)
+        return AS_IS, entry, _entry(states, entry, checkpoint.path)
     layout = _recognise(states[first], layouts or layouts_of(cls), checkpoint.path)
     entry = weights
     if weights == "auto":
@@ -226,12 +237,16 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()) -> LoadReport:
+def fit(
+    state: dict[str, Tensor], model: nn.Module, layout: str = OURS.name, ignore: tuple[str, ...] = ()
+) -> LoadReport:
     """Bring `state` to the shapes of `model` in place: resize tables, drop what it was built without and a classifier
     for other classes.
 
-    Raises CheckpointError where names, shapes or types differ in any other way, or values are not finite; `ignore`
-    names tensors of any shape.
+    layout  that the file was in
+    ignore  tensors of any shape
+    Raises CheckpointError where names, shapes or types differ in any other way, or values are not finite, or would not
+    be in the types of `model`.
     """
     want, classifier = model.state_dict(), _classifier(model)
     headless = not any(k.startswith(("head.", *classifier)) for k in state)
@@ -244,14 +259,15 @@ def fit(state: dict[str, Tensor], model: nn.Module, ignore: tuple[str, ...] = ()
         key = f"{name}.rpb"
         both = hasattr(module, "resize") and key in state and key in want
         if both and state[key].shape[0] == module.heads and state[key].shape != want[key].shape:
-            if state[key].numel() == want[key].numel():
-                # a flat table of windows that are not square
+            if state[key].dim() == 2 and state[key].numel() == want[key].numel():
+                # a flat table of windows that are not square: 10 x 8 and 8 x 10 have as many entries
                 state[key] = state[key].reshape(want[key].shape)
+                report.in_order.append(key)
             elif state[key].dim() == 3:
                 state[key] = resize_table(state[key], tuple(want[key].shape[1:]), module.resize)
                 report.resized.append(key)
         if isinstance(module, PositionTable):
-            _fit_positions(state, f"{name}.table", module, report)
+            _fit_positions(state, f"{name}.table", module, layout, report)
     lacks = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
     report.head_remade = any(k.startswith(classifier) for k in lacks)
     lacks = [k for k in lacks if not k.startswith(classifier)]
@@ -282,23 +298,42 @@ def _may_be_new(name: str, state: Mapping[str, Tensor], headless: bool) -> bool:
     return headless and name.startswith("head.")
 
 
-def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, report: LoadReport) -> None:
-    """Bring a table of absolute positions to the grid of `module`; a file does not say its own, but all are square."""
+def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, layout: str, report: LoadReport) -> None:
+    """Bring a table of absolute positions to the grid of `module`; a file does not say its own, but all are square.
+
+    Only what a model itself wrote may be of a grid like this one, not square and with as many entries as a square one.
+    """
     table = state.get(key)
-    if table is None or table.dim() != 3 or table.shape[1] == module.table.shape[1]:
+    if table is None or table.dim() != 3:
         return
-    side = math.isqrt(table.shape[1])
-    if side * side == table.shape[1]:
-        state[key] = resize_positions(table, (side, side), module.grid)
-        report.resized.append(key)
+    entries, side = table.shape[1], math.isqrt(table.shape[1])
+    if side * side != entries or tuple(module.grid) == (side, side):
+        return
+    if layout in (OURS.name, AS_IS) and entries == module.table.shape[1]:
+        report.in_order.append(key)
+        return
+    state[key] = resize_positions(table, (side, side), module.grid)
+    report.resized.append(key)
 
 
-def _check_channels(state: Mapping[str, Tensor], model: Backbone, what: str, channels: int = 3) -> None:
+def _fit_channels(state: dict[str, Tensor], model: nn.Module, what: str) -> int | None:
+    """Make the first convolution of the backbone in `state` one for the channels of the model's; its own, if others."""
+    found = None
+    for name, module in model.named_modules():
+        key = f"{name}.{CONV}" if name else CONV
+        shape = state[key].shape if isinstance(module, Backbone) and key in state else ()
+        if len(shape) == 4 and shape[1] != module.in_chans:
+            _check_channels(state, key, module, what)
+            state[key], found = adapt_input_conv(module.in_chans, state[key]), shape[1]
+    return found
+
+
+def _check_channels(state: Mapping[str, Tensor], key: str, model: Backbone, what: str, channels: int = 3) -> None:
     """Raise CheckpointError where the first convolution is neither for the model's channels nor for `channels`.
 
     timm makes one for another number of those alone that it is told of.
     """
-    shape = state[CONV].shape if CONV in state else ()
+    shape = state[key].shape if key in state else ()
     if len(shape) == 4 and shape[1] not in (channels, model.in_chans):
         raise CheckpointError(f"{what} is for images of {shape[1]} channels, which cannot be made {model.in_chans}")
 
@@ -328,6 +363,12 @@ def _compare(
             f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
             f"had diverged, or the file is damaged: take an earlier one, or download it again."
         )
+    narrow = [k for k in floating if torch.finfo(want[k].dtype).max < torch.finfo(state[k].dtype).max]
+    if lost := [k for k in narrow if not state[k].is_meta and not state[k].to(want[k].dtype).isfinite().all()]:
+        raise CheckpointError(
+            f"the checkpoint has values too large for the types of this {what} in {len(lost)} of {len(state)} tensors: "
+            f"{listed(_typed(k, want[k]) for k in lost)}. Build the model in float32 or bfloat16."
+        )
 
 
 def _typed(name: str, tensor: Tensor) -> str:
@@ -348,8 +389,15 @@ def _notes(report: LoadReport, model: nn.Module) -> list[str]:
         )
     if report.new:
         notes.append(f"it has no {listed(report.new)}: new, from scratch")
+    if report.channels:
+        notes.append(f"its first convolution, for images of {report.channels} channels, was made one for the model's")
     if report.resized:
         notes.append(f"tables of positions interpolated to other windows or images: {len(report.resized)}")
+    if report.in_order:
+        notes.append(
+            f"tables of positions taken for those of this model's windows or images, though the file may be of others "
+            f"with as many: {len(report.in_order)}"
+        )
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return notes

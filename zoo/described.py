@@ -10,6 +10,7 @@ from .errors import CheckpointError
 
 DEEPEST = 32  # nested levels of what a file holds
 MOST = 2**20  # opcodes of a pickle, and values that it makes: 1,000 tensors, their moments and average take 150,000
+LONGEST = 1000  # letters of a tensor's name: those of detectors have a hundred
 UNFOLDS = 8  # how many times its own bytes a file may declare: tensors may share memory
 
 
@@ -74,12 +75,16 @@ def plain(value: Any) -> Any:
 def check(content: Any, size: int) -> None:
     """Look through what a file of `size` bytes holds.
 
-    Raises CheckpointError where it is nested too deep or in itself, where references make much of little, or where its
-    tensors are far larger than the file.
+    Raises CheckpointError where it is nested too deep or in itself, where references make much of little, where its
+    tensors are far larger than the file or than any memory, or their names are of no use.
     """
     tensors: dict[int, TensorInfo] = {}
     if _values(content, 0, {}, tensors) > MOST:
         raise CheckpointError(f"unfolds to more than {MOST:,} values: refused")
+    for tensor in tensors.values():
+        # torch computes with all sides, those beside one of 0 too
+        if math.prod(max(side, 1) for side in tensor.shape) * tensor.dtype.itemsize >= 2**63:
+            raise CheckpointError(f"declares a tensor of shape {str(tensor.shape)[:200]}, which none has: refused")
     declared = sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors.values())
     if declared > UNFOLDS * size + 2**20:
         raise CheckpointError(f"declares {declared:,} bytes of tensors in a file of {size:,}: refused")
@@ -96,5 +101,14 @@ def _values(item: Any, depth: int, counts: dict[int, int], tensors: dict[int, Te
             raise CheckpointError(f"holds data nested more than {DEEPEST} levels deep: refused")
         counts[id(item)] = MOST + 1  # until it is counted: who finds itself inside itself has no end
         inner = item.values() if isinstance(item, dict) else item
+        if isinstance(item, dict):
+            _check_names(item)
         counts[id(item)] = 1 + sum(_values(value, depth + 1, counts, tensors) for value in inner)
     return counts[id(item)]
+
+
+def _check_names(mapping: dict[Any, Any]) -> None:
+    for name, value in mapping.items():
+        if isinstance(value, TensorInfo) and isinstance(name, str) and len(name) > LONGEST:
+            said = f"{name[:40]!r} ... of {len(name):,} letters"
+            raise CheckpointError(f"has a tensor with a name over {LONGEST:,} letters, {said}: refused")

@@ -6,6 +6,7 @@ DiNAT spreads the window of every second block over the whole map, NAT never doe
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
+from numbers import Integral
 
 import torch
 from timm.layers import to_2tuple
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 from ops import neighborhood_attention, unpack
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, drop_path_rates, init_linear, init_normal, of_zeros
+from .blocks import Block, check_heads, check_stages, drop_path_rates, init_linear, init_normal, of_zeros
 from .registry import register
 
 for op in (neighborhood_attention, unpack):
@@ -90,8 +91,9 @@ class NeighborhoodAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, dilation: int) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        check_heads(dim, heads)
+        if not isinstance(window, Integral) or window < 1 or window % 2 == 0 or dilation < 1:
+            raise ValueError(f"window is {window}, dilation {dilation}: expected one odd number, and 1 or more")
         self.heads = heads
         self.window = window
         self.resize = "bicubic"  # how a table for another window is interpolated
@@ -152,8 +154,7 @@ class DiNAT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        if len(dims) != len(depths):
-            raise ValueError(f"dims is {tuple(dims)} and depths {tuple(depths)}: expected a number a stage in both")
+        check_stages(dims=dims, depths=depths)
         if dilations == "segmentation" and dims[0] == 192:
             dilations = "segmentation_640"
         spread = expand(dilations, depths, self.presets)
@@ -181,14 +182,19 @@ def expand(
 ) -> list[list[int]]:
     """A dilation a block, a list a stage."""
     if isinstance(dilations, int):
-        dilations = [[dilations]] * len(depths)
+        patterns = [[dilations]] * len(depths)
     elif isinstance(dilations, str):
         if dilations not in presets:
             raise ValueError(f"dilations is {dilations!r}: expected a number, a list a stage or one of {list(presets)}")
-        dilations = presets[dilations]
-    elif len(dilations) != len(depths) or not all(0 < len(d) <= n for d, n in zip(dilations, depths, strict=True)):
-        raise ValueError(f"dilations is {dilations}: expected a list a stage, of at most {tuple(depths)} numbers")
-    return [list(islice(cycle(pattern), depth)) for pattern, depth in zip(dilations, depths, strict=True)]
+        patterns = presets[dilations]
+        if len(patterns) != len(depths):
+            raise ValueError(f"dilations is {dilations!r}, for {len(patterns)} stages: here are {len(depths)}")
+    else:
+        patterns = dilations
+        lists = len(patterns) == len(depths) and all(isinstance(pattern, Sequence) for pattern in patterns)
+        if not lists or not all(0 < len(pattern) <= n for pattern, n in zip(patterns, depths, strict=True)):
+            raise ValueError(f"dilations is {dilations}: expected a list a stage, of at most {tuple(depths)} numbers")
+    return [list(islice(cycle(pattern), depth)) for pattern, depth in zip(patterns, depths, strict=True)]
 
 
 register(DiNAT, VARIANTS)

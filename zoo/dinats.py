@@ -11,7 +11,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, fx, nn
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, PatchStem, WindowAttention, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import Block, PatchStem, WindowAttention, check_stages, drop_path_rates, init_linear, pad_to_multiple
 from .dinat import PRESETS, DiNAT, NeighborhoodAttention
 from .registry import register
 
@@ -98,7 +98,11 @@ class Isotropic(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        spread = cycle([dilations] if isinstance(dilations, int) else dilations)
+        check_stages(depths=depths)
+        repeated = [dilations] if isinstance(dilations, int) else list(dilations)
+        if not repeated:
+            raise ValueError("dilations is an empty list: expected numbers, which are repeated over the blocks")
+        spread = cycle(repeated)
         stages = []
         for rates in drop_path_rates(drop_path_rate, depths):
             attentions = [self.attention(dim, window, dilation) for dilation in islice(spread, len(rates))]

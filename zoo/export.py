@@ -4,10 +4,11 @@
     python -m zoo.export maxvit_t.safetensors maxvit_t.pt2 --size 256 320 --dynamic
     python -m zoo.export gcvit_t.timm_in1k maps.onnx --features 1 2 3 --dynamic --any-size
 
-MODEL is a file of weights, whose model is recognised, a folder that `zoo.save_for_hf` wrote, or a name of timm's: with
-a tag its weights are downloaded, without one it has none. What was written is read again and run on random and on
-smooth images beside the model itself. The exit code is 1, and the file stays, where they differ by more than the
-tolerance. Models that rank (BiFormer regions, SG-Former tokens) may: rounding swaps two that rank nearly alike.
+MODEL is a file of weights, whose model is recognised, of a classifier or a released segmenter, a folder that
+`zoo.save_for_hf` wrote, or a name of timm's: with a tag its weights are downloaded, without one it has none. What was
+written is read again and run on random and on smooth images beside the model itself. The exit code is 1, and the file
+stays, where they differ by more than the tolerance. Models that rank (BiFormer regions, SG-Former tokens) may: rounding
+swaps two that rank nearly alike.
 """
 
 import argparse
@@ -28,9 +29,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config
 
+from . import releases
 from .checkpoint import load_checkpoint
 from .errors import CheckpointError
 from .files import whole
+from .heads import segmenter
+from .heads.recognise import TASKS, DenseRecognition, recognise_dense
 from .reader import read
 from .recognise import hint, part_hint, recognise
 from .registry import variants
@@ -38,6 +42,7 @@ from .registry import variants
 OPSET = 18
 SUFFIXES = (".onnx", ".pt2")
 INSTALL = "pip install onnx onnxruntime onnxscript"
+DENSE = 512  # pixels a side that released segmenters are asked at
 # pixels a side, and in a program for any size, since torch makes a rule of a map of one pixel
 LEAST, LEAST_OF_ANY = 32, 64
 SIZES_SINCE = "2.13"  # torch; those before make rules of the remainders of maps that they pool
@@ -90,6 +95,9 @@ def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module
 def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
     checkpoint = read(path)
     state = next(iter(checkpoint.entries.values()))
+    dense = recognise_dense(state, hint(str(path), checkpoint.meta))
+    if dense and dense.task == "segment" and create is timm.create_model:
+        return _segmenter_from_file(dense, path, model, weights)
     found = recognise(state, hint(str(path), checkpoint.meta))
     name = model or found.model
     if name is None:
@@ -97,6 +105,26 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     built = create(name, **({} if found.classes is None else {"num_classes": found.classes}))
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
+    return built
+
+
+def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None, weights: str) -> nn.Module:
+    """Without the auxiliary head, which learns and is never asked."""
+    name = model or found.backbone.model
+    if name is None:
+        raise CheckpointError(f"the backbone of {path} is {found.backbone.message}. Give --model")
+    release = releases.find(name, filename=path.name)
+    shown = release.arguments if release and release.task == TASKS[found.task] else {}
+    built = segmenter(
+        name,
+        found.classes,
+        head=found.head,
+        channels=found.options["channels"],
+        auxiliary=False,
+        **{**found.arguments(name), **shown},
+    )
+    built.pretrained_cfg["input_size"] = (3, DENSE, DENSE)
+    print(load_checkpoint(built, path, weights=weights).message)
     return built
 
 

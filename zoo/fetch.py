@@ -1,11 +1,9 @@
 """Where the weights of a pretrained configuration are: file, folder, hub or URL. Only this module uses the network."""
 
-import hashlib
 import posixpath
 import re
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +11,7 @@ from urllib.parse import urlsplit
 from timm.models._hub import download_cached_file, get_cache_dir
 
 from .errors import CheckpointError, LicenceWarning
+from .files import sha256 as digest_of
 from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -141,7 +140,7 @@ def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
 
     A file that was `made` just now is then deleted, so as not to be found again; another is somebody's, and stays.
     """
-    found = _digest(path) if sha256 else None
+    found = digest_of(path) if sha256 else None
     if not sha256 or found.startswith(sha256):
         return
     if made:
@@ -151,14 +150,6 @@ def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
         f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing of it was loaded; "
         + ("the download was deleted" if made else "delete it to download it again")
     )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(partial(file.read, 2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _failed(where: str, error: Exception, path: Path | None = None) -> str:

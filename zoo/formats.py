@@ -1,5 +1,6 @@
 """What a file is that is no checkpoint, told from its first bytes."""
 
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def unfinished(path: Path) -> str:
     for ending in BESIDE:
         if path.name.endswith(ending):
             return f"is a download that is not complete: its name ends in {ending}"
-        if path.with_name(path.name + ending).exists():
+        if os.path.exists(f"{path}{ending}"):  # of a name that would be too long it says no
             return f"is a download that is not complete: {path.name}{ending} lies beside it. Finish it, or start anew"
     return ""
 

@@ -17,7 +17,17 @@ from torchvision.ops import deform_conv2d
 from ops import pooled_attention, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Mlp, PatchStem, Residual, drop_path_rates, init_linear, of_zeros, pad_to_multiple
+from .blocks import (
+    Mlp,
+    PatchStem,
+    Residual,
+    check_heads,
+    check_stages,
+    drop_path_rates,
+    init_linear,
+    of_zeros,
+    pad_to_multiple,
+)
 from .registry import register
 
 for op in (pooled_attention, window_attention, unpack, pad_to_multiple):
@@ -181,8 +191,9 @@ class HiLo(nn.ModuleDict):
     """
 
     def __init__(self, dim: int, heads: int, alpha: float, window: int) -> None:
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        check_heads(dim, heads)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: expected a share of the heads, from 0 to 1")
         low = heads if window == 1 else int(heads * alpha)
         counts = {"hi": (HighFrequencies, heads - low), "lo": (LowFrequencies, low)}
         super().__init__({k: kind(dim, count, dim // heads, window) for k, (kind, count) in counts.items() if count})
@@ -246,6 +257,7 @@ class LITv2(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        check_stages(dims=dims, depths=depths, heads=heads, windows=windows)
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, (dim, count, window, ramp) in enumerate(zip(dims, heads, windows, rates, strict=True)):
@@ -262,6 +274,10 @@ class LITv2(Backbone):
         )
         self.img_size = to_2tuple(img_size)
         self.apply(init_linear)
+
+    @staticmethod
+    def least_side(stages: int) -> int:
+        return 2 ** (stages + 1) - 3  # patches of 4 are filled up, patches of 2 are not
 
     @torch.jit.ignore
     def lr_scales(self) -> dict[str, float]:

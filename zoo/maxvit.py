@@ -21,6 +21,7 @@ from .blocks import (
     Mlp,
     Residual,
     WindowAttention,
+    check_stages,
     drop_path_rates,
     init_fan_out,
 )
@@ -85,7 +86,7 @@ class MaxViT(Backbone):
     no_decay = ("rpb",)
     conv: type[nn.Conv2d] = Conv2dSame
     act: type[nn.Module] = GELUTanh
-    norm_eps = 1e-3  # of the batch norms
+    norm_eps, norm_momentum = 1e-3, 0.01  # of the batch norms; TensorFlow calls this momentum 0.99
     stem_bias = head_bias = True
     ramp_reaches_rate = False
 
@@ -104,8 +105,9 @@ class MaxViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        if len(dims) != len(depths):
-            raise ValueError(f"dims is {tuple(dims)} and depths {tuple(depths)}: expected a number a stage in both")
+        check_stages(dims=dims, depths=depths)
+        if min(depths) < 1:
+            raise ValueError(f"depths is {tuple(depths)}: expected a block a stage at least, which halves its map")
         window = window_for(to_2tuple(img_size)) if window is None else to_2tuple(window)
         rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
         stages = []
@@ -113,7 +115,15 @@ class MaxViT(Backbone):
             opens = [self.block(before, dim, 2, window, stage_rates[0])]
             stages.append(Stage(opens + [self.block(dim, dim, 1, window, rate) for rate in stage_rates[1:]]))
         super().__init__(
-            ConvStem(in_chans, stem_dim, conv=self.conv, act=self.act, bias=self.stem_bias, eps=self.norm_eps),
+            ConvStem(
+                in_chans,
+                stem_dim,
+                conv=self.conv,
+                act=self.act,
+                bias=self.stem_bias,
+                eps=self.norm_eps,
+                momentum=self.norm_momentum,
+            ),
             stages,
             Head(
                 dims[-1],
@@ -142,6 +152,7 @@ class MaxViT(Backbone):
             shortcut=shortcut,
             drop_path=drop_path,
             eps=self.norm_eps,
+            momentum=self.norm_momentum,
         )
         block, grid = (
             # the authors resize tables bilinearly

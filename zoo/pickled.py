@@ -99,6 +99,13 @@ class _Machine:
         self.outer.append(self.stack)
         self.stack = []
 
+    def text(self, argument: str) -> None:
+        """What Python 2 wrote, bytes: the tokeniser takes them for Latin-1, torch for UTF-8."""
+        try:
+            self.push(argument.encode("latin-1").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"has text that is not UTF-8, as torch reads it: refused. {INSTEAD}") from error
+
     def name(self, argument: str) -> None:
         name = argument.replace(" ", ".")
         if name not in _KNOWN:
@@ -162,7 +169,7 @@ def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
     """What each opcode does: those that torch.save writes, and so torch.load(weights_only=True) reads."""
     constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
     steps = {op: (lambda m, _, value=value: m.push(value)) for op, value in constants.items()}
-    arguments = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
+    arguments = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
     steps |= dict.fromkeys(arguments, _Machine.push)
     tuples = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
     steps |= {op: (lambda m, _, count=count: m.tuple(count)) for op, count in tuples.items()}
@@ -173,6 +180,7 @@ def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
         "PROTO": lambda m, _: None,
         "MARK": _Machine.mark,
         "GLOBAL": _Machine.name,
+        "SHORT_BINSTRING": _Machine.text,
         "BUILD": _Machine.build,
         "EMPTY_LIST": lambda m, _: m.push([]),
         "EMPTY_DICT": lambda m, _: m.push({}),
@@ -212,7 +220,7 @@ def _tensor(
         raise CheckpointError("describes a tensor by what does not describe one: refused")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     held = storage.numel * storage.dtype.itemsize // (dtype or storage.dtype).itemsize
-    if min(numbers, default=0) < 0 or (0 not in shape and last >= held):
+    if not all(0 <= n < 2**63 for n in numbers) or (0 not in shape and last >= held):
         raise CheckpointError(
             f"has a tensor of shape {_short(shape)}, strides {_short(stride)} and offset {offset} that does not lie in "
             f"its storage of {storage.numel} elements: refused"

@@ -6,6 +6,7 @@ place in it is checked. Only then torch or safetensors reads the tensors, mapped
 
 import os
 import stat
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ ALIASES: list[Any] = [
     *((OrderedDict, name) for name in pickled.MAPPINGS),
     (_default, pickled.DEFAULT),
 ]
+_ALIASED = threading.Lock()  # torch keeps one list of them for all threads
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,28 @@ def read(path: str | Path) -> Checkpoint:
     tensors = load_file(path) if found.format == "safetensors" else _torch_load(Path(path), found.format)
     entries = {}
     for kind, state in found.entries.items():
-        content = tensors
-        for key in found.places[kind]:
-            content = content[key]
-        # parameters that were saved as such ask for gradients, which no copy of a model may hold
-        entries[kind] = {name: content[name].detach() for name in state}
+        entries[kind] = _as_described(tensors, found.places[kind], state, found.path)
     return Checkpoint(found.path, entries, found.meta)
+
+
+def _as_described(
+    content: Any, place: tuple[str, ...], state: Mapping[str, TensorInfo], path: str
+) -> dict[str, Tensor]:
+    """The state dict at `place` of what was read; CheckpointError where it is another than was described."""
+    for key in place:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    read = content if isinstance(content, Mapping) else {}
+    if other := [name for name, info in state.items() if not _is(read.get(name), info)]:
+        raise CheckpointError(
+            f"{path} was looked through, and then something else was read of it: {len(other)} of {len(state)} tensors "
+            f"are missing or of another type or shape, {listed(name[:80] for name in other)}. Refused"
+        )
+    # parameters that were saved as such ask for gradients, which no copy of a model may hold
+    return {name: read[name].detach() for name in state}
+
+
+def _is(value: Any, info: TensorInfo) -> bool:
+    return isinstance(value, Tensor) and value.dtype == info.dtype and tuple(value.shape) == info.shape
 
 
 def describe(path: str | Path) -> Description:
@@ -234,7 +252,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _torch_load(path: Path, kind: str) -> Any:
-    with torch.serialization.safe_globals(ALIASES):
+    with _ALIASED, torch.serialization.safe_globals(ALIASES):
         try:
             # torch goes by the name, and would not find its own format, or a file of no name that is text
             if path.suffix == ".safetensors" or not _is_text(path):

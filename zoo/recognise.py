@@ -103,9 +103,11 @@ def identify(state: State) -> list[tuple[str, str]]:
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict without what wrappers of models put before every name, several deep."""
     state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in COUNTERS}
-    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
+    outer = (min(state), max(state)) if state else ("",)  # what these begin with alike, all others do
+    length = 0
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p, length) for key in outer)), None):
+        length += len(prefix)
+    return {key[length:]: value for key, value in state.items()}
 
 
 def parts(state: Mapping[str, Tensor]) -> Counter[str]:

@@ -50,10 +50,8 @@ def _cfgs(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def _cfg(cls: type[Backbone], args: Mapping[str, Any], release: Release | None) -> dict[str, Any]:
-    size = args["img_size"]
     cfg = {
-        "input_size": (3, size, size),
-        "pool_size": (math.ceil(size / cls.reduction),) * 2,
+        "input_size": (3, args["img_size"], args["img_size"]),
         "num_classes": 1000,
         "crop_pct": 0.875,
         "interpolation": "bicubic",
@@ -63,7 +61,8 @@ def _cfg(cls: type[Backbone], args: Mapping[str, Any], release: Release | None) 
         "classifier": "head.fc",
         "license": None,
     }
-    return cfg if release is None else cfg | release.cfg()
+    cfg |= release.cfg() if release else {}
+    return cfg | {"pool_size": tuple(math.ceil(side / cls.reduction) for side in cfg["input_size"][1:])}
 
 
 def _entrypoint(cls: type[Backbone], name: str):
@@ -82,23 +81,25 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
                 url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
-    Raises CheckpointError if the weights cannot be read, or are not those of this model, and ValueError for images
-    that there are none of, or a `feature_cls` that finds no features here.
+    Raises CheckpointError if the weights cannot be read, or are not those of this model, and ValueError for images or
+    classes that there are none of, or a `feature_cls` that finds no features here.
     """
     from .checkpoint import adapt, overlay_with_weights
 
     if kwargs.get("features_only"):
         _check_features(kwargs.get("feature_cls", "getter"))
+    fitted = partial(adapt, classifies=not kwargs.get("features_only"))
     displaced: dict[str, Any] = {}
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
     released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
     if pretrained:
-        kwargs["pretrained_cfg_overlay"], displaced = overlay_with_weights(cls, name, kwargs)
+        kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
+        fitted = partial(fitted, layout=layout)
     model = build_model_with_cfg(
         _constructor(cls),
         name,
         pretrained,
-        pretrained_filter_fn=partial(adapt, classifies=not kwargs.get("features_only")),
+        pretrained_filter_fn=fitted,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**_VARIANTS[name], **kwargs},
     )
@@ -115,14 +116,16 @@ def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> Non
             cfg.update(displaced)
 
 
-def _check(*, img_size: Any, in_chans: Any = 3, **_: Any) -> None:
-    """Raise ValueError for images that there are none of; a layer would fail on them later, without their name."""
+def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: Any) -> None:
+    """Raise ValueError for images or classes that there are none of; a layer would fail on them later, nameless."""
     sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
     pair = isinstance(sides, Sequence) and len(sides) == 2
     if not pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
         raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
     if not isinstance(in_chans, Integral) or in_chans < 1:
         raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
+    if not isinstance(num_classes, Integral) or num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes!r}: expected the number of classes, or 0 for no classifier")
 
 
 def _check_features(kind: Any) -> None:

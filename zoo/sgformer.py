@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, drop_path_rates, init_fan_out
+from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, check_stages, drop_path_rates, init_fan_out
 from .registry import register
 
 for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention):
@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if dim % heads or heads % 2:
+        if heads < 1 or dim % heads or heads % 2:
             raise ValueError(f"dim is {dim}, heads {heads}: expected an even number of heads that divides dim")
         self.heads = heads
         conv = Nhwc(nn.Conv2d(dim, dim, 3, 1, 1, groups=dim))
@@ -223,9 +223,9 @@ class SGFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        if not len(dims) == len(depths) == len(heads):
-            given = f"dims is {tuple(dims)}, depths {tuple(depths)} and heads {tuple(heads)}"
-            raise ValueError(f"{given}: expected a number a stage in each")
+        check_stages(dims=dims, depths=depths, heads=heads)
+        if len(dims) > len(STAGES) + 1:
+            raise ValueError(f"dims is {tuple(dims)}: expected {len(STAGES) + 1} stages at most")
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks = [Block(dims[i], attention(dims[i], heads[i], i, j), rate) for j, rate in enumerate(rates)]
@@ -242,6 +242,10 @@ class SGFormer(Backbone):
         )
         self.img_size = to_2tuple(img_size)
         self.apply(init_fan_out)
+
+    @staticmethod
+    def least_side(stages: int) -> int:
+        return 29  # the first stage's map, a quarter as large, is halved three times without filling it up
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

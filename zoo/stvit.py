@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ops import pooled_attention, scatter_super_tokens, super_tokens
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, drop_path_rates, init_linear
+from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, check_heads, check_stages, drop_path_rates, init_linear
 from .registry import register
 
 for op in (pooled_attention, scatter_super_tokens, super_tokens):
@@ -72,8 +72,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        check_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -159,6 +158,7 @@ class STViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        check_stages(dims=dims, depths=depths, heads=heads, cells=cells)
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, (dim, count, cell, ramp) in enumerate(zip(dims, heads, cells, rates, strict=True)):

@@ -58,7 +58,7 @@ NUMBERS = {
     "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch",
     "task.left_out_weight", "task.target_threshold",
 }  # fmt: skip
-SWITCHES = {"hardware.channels_last", "hardware.compile", "hardware.deterministic"}
+SWITCHES = {"data.antialias", "hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
     "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
     "optim.decay", "optim.no_decay", "task.stride",
@@ -90,7 +90,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     begun  whether a run was begun with the rest, which goes on as it was accepted then
 
     Raises ConfigError for a value of the wrong kind, an unknown choice or model, a recipe that is not published, a key
-    that nothing reads, and for what was typed and makes no sense, or has no effect.
+    that nothing reads, a number that makes no sense, and for what was typed and has no effect; not for what was written
+    with `++`, as every key of a `config=FILE` is.
     """
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
@@ -98,7 +99,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
         raise ConfigError(NOTHING[name])
     if "paper" in cfg:
         papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
-    _check_keys(cfg, name, overrides, begun or cfg.get("resume") not in (None, "auto"))
+    begun = begun or cfg.get("resume") not in (None, "auto")
+    _check_keys(cfg, name, overrides, begun)
     OmegaConf.resolve(cfg)
     _check_task(cfg)
     defaults = base(name)
@@ -109,9 +111,11 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     model = cfg.model.name
     if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
         raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
-    mine = {key: values[key] for key in typed if key in values}
-    for key, value in mine.items():
-        check_range(key, value)
+    for key, value in values.items():
+        if key in typed or not begun:
+            check_range(key, value)
+    forced = {text.lstrip("+").partition("=")[0] for text in overrides if text.startswith("++")}
+    mine = {key: values[key] for key in typed if key in values and key not in forced}
     check_read(cfg, mine, defaults | task_defaults(cfg.task.name))
 
 

@@ -30,15 +30,30 @@ READ = {
 }  # fmt: skip
 SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
 WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image becomes one of the model's size, to be classified
-SIDES = ("short_side", "long_side", "side_multiple")  # how one with labels in it is resized
+SIDES = ("short_side", "long_side", "side_multiple", "antialias")  # how one with labels in it is resized
 OPTIMIZER = ("betas", "eps", "momentum")  # what timm leaves away in silence where an optimiser has it not
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
+DENSE = ("segment", "detect")  # tasks whose images are changed as `task` and `data` say, not as `augment` does
 # keys that have an effect with one value of another key
 WITH = {
-    "sched.milestones": ("sched.sched", "step"), "sched.gamma": ("sched.sched", "step"),
-    "sched.power": ("sched.sched", "poly"), "teacher.temperature": ("teacher.kind", "soft"),
-    "task.target_threshold": ("task.loss", "binary_cross_entropy"),
+    "train.epochs": {"train.steps": None}, "train.eval_every": {"train.eval_steps": None},
+    "sched.milestones": {"sched.sched": "step"}, "sched.gamma": {"sched.sched": "step"},
+    "sched.power": {"sched.sched": "poly"}, "sched.warmup_lr": {"sched.warmup_ratio": None},
+    "sched.decay_from": {"sched.warmup_ratio": None}, "teacher.temperature": {"teacher.kind": "soft"},
+    "task.target_threshold": {"task.loss": "binary_cross_entropy"}, "task.stride": {"task.inference": "slide"},
+    "task.category_cap": {"task.crop": True}, "data.cache_dir": {"data.cache": "disk"},
 }  # fmt: skip
+# keys that have an effect with every value but one of another key
+WITHOUT = {
+    "train.ema_warmup": {"train.ema": None}, "train.ema_every": {"train.ema": None},
+    "train.ema_evaluated": {"train.ema": None},
+    "sched.warmup_lr": {"sched.warmup": 0}, "sched.warmup_ratio": {"sched.warmup": 0},
+    "sched.decay_from": {"sched.warmup": 0},
+    "augment.re_mode": {"augment.re_prob": 0}, "augment.switch_prob": {"augment.mixup": 0, "augment.cutmix": 0},
+    "task.auxiliary": {"task.head": "semantic_fpn"}, "task.left_out_weight": {"data.left_out": []},
+    "data.cache_gb": {"data.cache": None},
+}  # fmt: skip
+OFF = {"task.auxiliary": False}  # the value that asks for nothing, where the default asks for something
 
 
 def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -48,7 +63,8 @@ def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any])
     """
     if cfg.get("run") is not None or cfg.get("resume") is not None:
         return
-    for key in (key for key, value in typed.items() if key in defaults and value != defaults[key]):
+    idle = defaults | OFF
+    for key in (key for key, value in typed.items() if key in defaults and value != idle[key]):
         needed = _needed(cfg, key)
         if needed:
             raise ConfigError(f"{key}={typed[key]} has no effect here: it needs {needed}")
@@ -69,13 +85,34 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return "teacher.kind=soft, hard or feature"
     if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
         return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
-    if key in WITH and (found := OmegaConf.select(cfg, WITH[key][0])) != WITH[key][1]:
-        return f"{'='.join(WITH[key])}, and it is {found}"
+    if group == "augment" and rest != "repeats" and cfg.task.name in DENSE:
+        said = "mirrored by data.hflip" if rest == "hflip" else "changed as keys of task and data.hflip say"
+        return f"task=classify; images with labels in them are {said}"
     if key == "augment.label_smoothing":
         return _needed_to_smooth(cfg)
     if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
         return "model.checkpoint=, of which it says the weights"
+    if key == "augment.mix_prob" and not (cfg.augment.mixup or cfg.augment.cutmix):
+        return "augment.mixup or augment.cutmix, and both are 0"
+    if key == "data.left_out" and cfg.task.name == "detect":
+        return "task=segment, which leaves these classes out of its means"
+    return _other_value(cfg, key)
+
+
+def _other_value(cfg: DictConfig, key: str) -> str | None:
+    """The value of another key that a key needs, by the tables above."""
+    for other, value in WITH.get(key, {}).items():
+        if (found := OmegaConf.select(cfg, other)) != value:
+            return f"{other}={_written(value)}, and it is {_written(found)}"
+    for other, value in WITHOUT.get(key, {}).items():
+        if OmegaConf.select(cfg, other) == value:
+            return f"another {other} than {_written(value)}"
     return None
+
+
+def _written(value: Any) -> str:
+    """As it is typed."""
+    return "null" if value is None else str(value).lower()
 
 
 def _needed_to_smooth(cfg: DictConfig) -> str | None:

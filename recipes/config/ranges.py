@@ -1,4 +1,4 @@
-"""Which values make sense for the keys that hold numbers: what was typed is held to it, before anything is read."""
+"""Which values make sense for the keys that hold numbers: what is typed or in a file is held to it at the start."""
 
 from __future__ import annotations
 

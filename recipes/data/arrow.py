@@ -1,8 +1,10 @@
 """Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,17 +52,28 @@ class Arrow(Encoded):
 def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
     """Rows of each split ("train", "val"), and class names, of what the `data` group describes.
 
-    cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, no network.
+    cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, or what `datasets`
+    saved there, no network.
     Raises DataError if there is neither network nor copy, and for a split or column that is not there.
     """
     chosen = [cfg[f"{split}_split"] for split in splits]
-    found = [_rows(*table_of(cfg, name), cfg, name) for name in chosen]
-    if cfg.root:  # `datasets` takes the names of the first file for those of all; on the hub a data set has one list
-        from pyarrow.parquet import read_schema
-
-        files = [path for name in chosen for path in of_split(cfg.root, cfg.name, name, ".parquet")]
-        check_agreed((path, declared(read_schema(path), cfg.label_key)) for path in files)
+    tables = [table_of(cfg, name) for name in chosen]
+    found = [_rows(*table, cfg, name) for table, name in zip(tables, chosen, strict=True)]
+    if cfg.root:  # on the hub a data set has one list of names
+        check_agreed(
+            itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
+        )
     return [rows for rows, _ in found], found[0][1]
+
+
+def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:
+    """Files of a split and the names of the classes that each declares: `datasets` takes those of the first for all."""
+    from pyarrow.parquet import read_schema
+
+    if saved := _saved(cfg, split):
+        return [(str(saved), getattr(table.features[cfg.label_key], "names", None))]
+    files = of_split(cfg.root, cfg.name, split, ".parquet")
+    return [(path, declared(read_schema(path), cfg.label_key)) for path in files]
 
 
 def declared(schema: Any, key: str) -> list[str] | None:
@@ -126,18 +139,28 @@ def _from_hub(datasets, cfg, split: str):
 
 
 def _local(datasets, cfg, split: str):
-    chosen = of_split(cfg.root, cfg.name, split, ".parquet")
+    saved = _saved(cfg, split)
+    chosen = None if saved else of_split(cfg.root, cfg.name, split, ".parquet")
     try:
+        if saved:
+            return datasets.load_from_disk(str(saved))
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
     # Arrow and datasets raise types of their own for a broken file
     except Exception as error:
-        raise DataError(f"cannot read the parquet files of {split!r} under {cfg.root}: {first_line(error)}") from error
+        kind = "saved" if saved else "parquet"
+        raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {first_line(error)}") from error
+
+
+def _saved(cfg, split: str) -> Path | None:
+    """The folder that `datasets` made of a split by save_to_disk, if that is what lies under cfg.root."""
+    folder = Path(cfg.root).expanduser() / split
+    return folder if (folder / "state.json").is_file() else None
 
 
 def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
     for option in ("image_key", "label_key"):
         check_column(table, cfg, option, split)
-    column = table.select_columns(cfg.label_key).with_format("numpy")[:][cfg.label_key]
+    column = table.select_columns(cfg.label_key).with_format("arrow")[:][cfg.label_key].to_numpy()
     labels = numbers(column, f"{cfg.name}, split {split!r}", cfg.label_key)
     feature = table.features[cfg.label_key]
     count = cfg.num_classes or int(labels.max(initial=-1)) + 1
@@ -147,7 +170,13 @@ def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
 
 
 def numbers(column: Any, where: str, key: str) -> np.ndarray:
-    """Labels, (N,) int64. Raises DataError for a column of anything but whole numbers."""
+    """Labels, (N,) int64. Raises DataError for a column of anything but whole numbers, one a row."""
+    row, cell = next(((row, cell) for row, cell in enumerate(column) if cell is not None), (0, 0))
+    if np.ndim(cell):
+        raise DataError(
+            f"{where}: the column {key!r} holds several labels, {np.asarray(cell).tolist()} at row {row}: expected one "
+            "an image, the number of a class; give data.label_key= another column"
+        )
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
     if len(found) and not whole:

@@ -106,7 +106,7 @@ def rates(case: str, root: Path, args: argparse.Namespace) -> Rates:
         f"data={kind}",
         f"data.root={root / size / kind}",
         f"data.workers={args.workers}",
-        f"data.cache_dir={root}",
+        f"++data.cache_dir={root}",  # also where a case keeps no images
     ]
     cfg = compose([*given, "data.img_size=224", *PLAIN, "data.batch_size=32", "data.eval_batch_size=32", *overrides])
     return measure(cfg, build(cfg), split, seconds=args.seconds, turns=args.turns)

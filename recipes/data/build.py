@@ -13,7 +13,14 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.models._hub import load_model_config_from_path
 
-from recipes.data import arrow, digits, folder, imagenet, parquet, tar
+from recipes.data import (
+    arrow,
+    digits,
+    folder,
+    imagenet,
+    parquet,
+    tar,
+)
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
@@ -30,7 +37,7 @@ WORDS = {"train": "training", "val": "validation"}
 class Data:
     """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what training images have.
 
-    train        None in an evaluation
+    train        None in an evaluation; `val` too, where a run is asked what is in an image
     num_classes  the model's; `class_names` are those of the labels, fewer where there is a subset
     subset       the model's classes that the labels number; None for all
     truths       (N, most) all labels of each validation image, padded with -1, where one does not say it all (ReaL); a
@@ -39,7 +46,7 @@ class Data:
     """
 
     train: Source | None
-    val: Source
+    val: Source | None
     num_classes: int
     class_names: list[str]
     mean: tuple[float, ...]
@@ -171,7 +178,13 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
     """The records of each split, and the names of the classes."""
     if data.source == "digits":
         return digits.load(size, data.val_fraction, data.split_seed)[-len(splits) :], digits.CLASSES
-    readers = {"folder": folder, "arrow": arrow, "tar": tar, "parquet": parquet, "imagenet": imagenet}
+    readers = {
+        "folder": folder,
+        "arrow": arrow,
+        "tar": tar,
+        "parquet": parquet,
+        "imagenet": imagenet,
+    }
     if data.source in readers:
         return readers[data.source].load(data, splits)
     raise DataError(

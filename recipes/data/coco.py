@@ -6,7 +6,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.files import stamp
 from recipes.data.masks import safe
 from recipes.log import say
+
+REACH = 10  # sides of an image that a corner may lie away from it
+DIGITS = 7  # of five bits: what a run of pycocotools can have, 32 bits
 
 
 class Coco(Encoded):
@@ -68,33 +72,56 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
         raise BadImage(f"{where} has an object without a segmentation; task.head=faster_rcnn learns from boxes alone")
     try:
         if isinstance(shape, list):
-            _check_finite(shape)
-            code = mask.merge(mask.frPyObjects(shape, *size))
-        else:
-            code = _encoded(shape, size) if isinstance(shape["counts"], list) else shape
-        drawn = mask.decode(code).astype(bool)
+            _check_corners(shape, size)
+            return mask.decode(mask.merge(mask.frPyObjects(shape, *size))).astype(bool)
+        if tuple(shape["size"]) == size:
+            return mask.decode(_encoded(shape["counts"], size)).astype(bool)
     # pycocotools raises plain Exceptions beside those of missing keys
     except Exception as error:
         raise BadImage(f"{where} has an object whose segmentation cannot be read: {error}") from error
-    if drawn.shape != size:
-        given, said = (" x ".join(map(str, reversed(sides))) for sides in (drawn.shape, size))
-        raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
-    return drawn
+    given, said = (" x ".join(map(str, reversed(sides))) for sides in (shape["size"], size))
+    raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
 
 
-def _check_finite(polygons: list[list[float]]) -> None:
-    """pycocotools ends the process at a corner that is no number."""
-    if not all(math.isfinite(place) for polygon in polygons for place in polygon):
+def _check_corners(polygons: list[list[float]], size: tuple[int, int]) -> None:
+    """pycocotools ends the process at a corner that is no number, and takes memory for each pixel on the way to one."""
+    places = [place for polygon in polygons for place in polygon]
+    if not all(map(math.isfinite, places)):
         raise ValueError("a corner of a polygon is no number")
+    far = max(places, key=abs)
+    if abs(far) > REACH * max(size):
+        raise ValueError(f"a corner of a polygon lies at {far:g}, more than {REACH} sides away from the image")
 
 
-def _encoded(shape: dict[str, Any], size: tuple[int, int]) -> Any:
-    """Runs that are written as numbers; pycocotools does not look whether they fill the mask."""
+def _encoded(counts: str | list[int], size: tuple[int, int]) -> Any:
+    """A run-length code as pycocotools takes it, which does not look whether the runs fill the mask."""
     from pycocotools import mask
 
-    if sum(shape["counts"]) != math.prod(shape["size"]):
-        raise ValueError(f"its runs are of {sum(shape['counts'])} pixels, its size is {shape['size']}")
-    return mask.frPyObjects(shape, *size)
+    runs = np.array(counts if isinstance(counts, list) else _runs(counts))
+    if runs.min(initial=0) < 0 or runs.sum() != math.prod(size):
+        odd = ", some of fewer than none" if runs.min(initial=0) < 0 else ""
+        raise ValueError(f"its runs are of {runs.sum()} pixels{odd}: expected {math.prod(size)}")
+    return mask.frPyObjects({"size": size, "counts": runs.tolist()}, *size)
+
+
+def _runs(code: str) -> np.ndarray:
+    """The runs of a compressed code: numbers of five bits a character, low ones first, 32 says that more follow.
+
+    From the fourth on they are differences to the run two before. Raises ValueError for what is no such code.
+    """
+    symbols = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero(symbols < 32)  # of the numbers
+    if not len(symbols) or symbols.min() < 0 or symbols.max() > 63 or ends[-1:].tolist() != [len(symbols) - 1]:
+        raise ValueError("its runs are no whole run-length code")
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > DIGITS:
+        raise ValueError("its runs are no whole run-length code")
+    starts = ends + 1 - lengths
+    places = np.arange(len(symbols)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((symbols & 31) << 5 * places, starts)
+    runs -= np.where(symbols[ends] & 16, 1 << 5 * lengths, 0)  # the highest bit is a sign
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs
 
 
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Coco], list[str]]:
@@ -149,7 +176,10 @@ def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]
         raise DataError(f"{root} has no folder {images}: give data.root=, data.{split}_images=")
     content = _content(root / file)
     names = _categories(content, str(root / file))
-    return root / images, _rows(content, list(names), str(root / file)), names
+    rows = _rows(content, list(names), str(root / file))
+    # pycocotools ranks equal scores by the ids of their images
+    order = sorted(rows, key=lambda number: (isinstance(number, str), number)) if split == "val" else rows
+    return root / images, [rows[number] for number in order], names
 
 
 def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
@@ -160,16 +190,16 @@ def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
         raise DataError(
             f"{file}: a category lacks what COCO's format asks for: {type(error).__name__}: {error}"
         ) from error
-    _check_different([number for number, _ in found], file, "categories", "id")
-    _check_different([name for _, name in found], file, "categories", "name")  # by which each is measured
+    _check_different([number for number, _ in found], file, "id")
+    _check_different([name for _, name in found], file, "name")  # by which each is measured
     return dict(found)
 
 
-def _check_different(values: list[Any], file: str, what: str, key: str) -> None:
-    """Raise DataError where two entries are called alike: one would take the other's place."""
+def _check_different(values: list[Any], file: str, key: str) -> None:
+    """Raise DataError where two categories are called alike: one would take the other's place."""
     twice = next((value for value, count in Counter(values).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: several {what} have the {key} {twice!r}: expected another for each")
+        raise DataError(f"{file}: several categories have the {key} {twice!r}: expected another for each")
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -185,37 +215,54 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(content: dict[str, Any], categories: list[int], file: str) -> list[dict[str, Any]]:
-    """What `Coco` keeps of each image, in the order of the file."""
-    try:
-        _check_different([image["id"] for image in content["images"]], file, "images", "id")
-        rows = {
-            image["id"]: {
-                "file": safe(image["file_name"], file),
-                "size": [image["height"], image["width"]],
-                "objects": [],
-            }
-            for image in content["images"]
-        }
-        empty = 0
-        for entry in content["annotations"]:
+def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any, dict[str, Any]]:
+    """What `Coco` keeps of each image, by its id, in the order of the file."""
+    rows: dict[Any, dict[str, Any]] = {}
+    for place, image in enumerate(content["images"]):
+        with _complete(f"{file}: images[{place}]", image):
+            size, name = [int(image["height"]), int(image["width"])], safe(image["file_name"], file)
+            if image["id"] in rows:
+                raise DataError(f"{file}: several images have the id {image['id']!r}: expected another for each")
+            rows[image["id"]] = {"file": name, "size": size, "objects": []}
+    boxless = cornerless = 0
+    for place, entry in enumerate(content["annotations"]):
+        with _complete(f"{file}: annotations[{place}]", entry):
             thing = _thing(entry, categories, file)
             if entry["image_id"] not in rows:
                 raise DataError(
                     f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which it has not"
                 )
             row = rows[entry["image_id"]]
-            if thing is None or not _is_inside(thing["bbox"], row["size"]):
-                empty += 1
-            else:
-                row["objects"].append(thing)
+        if thing is None or not _is_inside(thing["bbox"], row["size"]):
+            boxless += 1
+            continue
+        given, thing["segmentation"] = thing["segmentation"], _with_corners(thing["segmentation"])
+        cornerless += len(given) - len(thing["segmentation"]) if isinstance(given, list) else 0
+        row["objects"].append(thing)
+    if boxless:
+        say(f"{file}: {boxless} objects whose boxes have no size, or lie outside of their image, are left out")
+    if cornerless:
+        say(f"{file}: {cornerless} polygons of fewer than three corners are left out")
+    return rows
+
+
+@contextmanager
+def _complete(where: str, entry: Any) -> Iterator[None]:
+    """Raise DataError for what an entry of the file lacks, with its place and its id."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
+        called = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
         raise DataError(
-            f"{file}: an entry lacks what COCO's format asks for: {type(error).__name__}: {error}"
+            f"{where}{called} lacks what COCO's format asks for: {type(error).__name__}: {error}"
         ) from error
-    if empty:
-        say(f"{file}: {empty} objects whose boxes have no size, or lie outside of their image, are left out")
-    return list(rows.values())
+
+
+def _with_corners(segmentation: Any) -> Any:
+    """Without polygons (x, y, x, y, ...) of fewer than three corners, which have no pixel; codes are as they are."""
+    if not isinstance(segmentation, list):
+        return segmentation
+    return [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
 
 
 def _is_inside(box: list[float], size: list[int]) -> bool:

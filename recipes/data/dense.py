@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -18,6 +20,7 @@ from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, decoding, preprocessing
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
+from recipes.data.images import orientation
 from recipes.data.paired import IGNORE
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
@@ -61,6 +64,7 @@ class Dense(Source, ABC):
     ):
         super().__init__(records, transform, **options)
         self.normalize, self.classes, self.train = normalize, classes, train
+        self.turned = False  # whether an image was met whose EXIF tag says that it is
 
     def __len__(self) -> int:
         return len(self.records)
@@ -72,6 +76,7 @@ class Dense(Source, ABC):
     def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
         image = self.image(index)
         target = self.target(index, image.size[::-1])
+        self._look_at_tag(image, index)
         reseed(Stream.SAMPLE, self.seed, *draws)
         planes = tv_tensors.Image(F.pil_to_tensor(image))
         # in evaluation the image alone is rescaled: what is found is measured at the image's own size
@@ -81,6 +86,29 @@ class Dense(Source, ABC):
         # an image that cannot be read is replaced: `index` is whose turn it is, `shown` whose image this is
         extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
         return self.normalize.finish(planes) if finish else planes, {**plain, **extra}
+
+    def _look_at_tag(self, image: Image.Image, index: int) -> None:
+        """Say once, of several workers in the first, that images are turned: whether their labels are, nobody knows."""
+        worker = get_worker_info()
+        if self.turned or (worker is not None and worker.id) or orientation(image) == 1:  # a tag that is followed goes
+            return
+        self.turned = True
+        print(
+            f"{self.where(index)} in {self.name} has the EXIF orientation {orientation(image)}, which is not followed: "
+            "give data.exif_orientation=true if its labels are of the image that viewers show",
+            file=sys.stderr,
+        )
+
+    def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:
+        """The error for labels of another size (H, W) than the image's; of one that is turned, with what helps."""
+        error = BadImage(message)
+        if size == labelled[::-1] and isinstance(self.records, Encoded) and self.records.orientation(index) != 1:
+            followed = self.records.decoding.exif_orientation
+            error.advice = (
+                f"Its EXIF tag says that it is turned, which is {'' if followed else 'not '}followed: "
+                f"give data.exif_orientation={str(not followed).lower()}"
+            )
+        return error
 
     def collate(self, samples: list[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
         """Lists: images may have different sizes."""
@@ -99,7 +127,8 @@ class Semantic(Dense):
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
         labels, where = self.records.semantic(index), self.where(index)
         if labels.shape != size:
-            raise BadImage(f"{where} has {_said(size)} pixels and its mask {_said(labels.shape)}: expected the same")
+            said = f"{where} has {_said(size)} pixels and its mask {_said(labels.shape)}: expected the same"
+            raise self.misfit(index, said, size, labels.shape)
         wrong = (labels != IGNORE) & ((labels < 0) | (labels >= self.classes))
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
@@ -124,7 +153,9 @@ class Semantic(Dense):
 
 
 class Instances(Dense):
-    """Boxes and masks. Batches are lists; crowds, which are no single object, are left out in training alone.
+    """Boxes and masks. Batches are lists.
+
+    In training alone crowds, which are no single object, are left out, and boxes are cut at the borders of their image.
 
     masks  whether masks are wanted beside the boxes
     """
@@ -135,15 +166,17 @@ class Instances(Dense):
 
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
         found, where = self.records.instances(index, masks=self.masks), self.where(index)
-        if tuple(found["size"]) != size:
-            raise BadImage(f"{where} has {_said(size)} pixels, its objects are of an image of {_said(found['size'])}")
+        labelled = tuple(found["size"])
+        if labelled != size:
+            said = f"{where} has {_said(size)} pixels, its objects are of an image of {_said(labelled)}"
+            raise self.misfit(index, said, size, labelled)
         labels = found["labels"]
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.classes):
             raise BadImage(f"{where} has an object of class {labels.max()}: expected 0 ... {self.classes - 1}")
         kept = ~found["crowd"] if self.train else np.ones(len(labels), bool)
-        boxes = torch.from_numpy(found["boxes"][kept])
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(found["boxes"][kept]), format="XYXY", canvas_size=size)
         target = {
-            "boxes": F.clamp_bounding_boxes(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)),
+            "boxes": F.clamp_bounding_boxes(boxes) if self.train else boxes,
             **{key: torch.from_numpy(found[key][kept]) for key in ("labels", "area", "crowd")},
         }
         return target | ({"masks": tv_tensors.Mask(torch.from_numpy(found["masks"][kept]))} if self.masks else {})

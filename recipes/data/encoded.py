@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.data.images import Decoding, File, Jpeg, open_late, open_rgb
+from recipes.data.images import Decoding, File, Jpeg, open_late, open_rgb, orientation_of
 
 
 class Encoded(ABC):
@@ -36,6 +36,10 @@ class Encoded(ABC):
 
     def image(self, index: int) -> Image.Image:
         return open_rgb(self.encoded(index), self.where(index), self.decoding)
+
+    def orientation(self, index: int) -> int:
+        """What the EXIF tag of the file says, 1 where it says nothing."""
+        return orientation_of(self.encoded(index), self.where(index))
 
     def late(self, index: int) -> Image.Image | Jpeg:
         """`image`, a colour JPEG undecoded."""

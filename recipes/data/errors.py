@@ -6,4 +6,9 @@ class DataError(RuntimeError):
 
 
 class BadImage(DataError):
-    """An image is there but cannot be decoded: what `data.on_bad_image=replace` passes over."""
+    """An image is there but cannot be decoded: what `data.on_bad_image=replace` passes over.
+
+    advice  what to do where it is not passed over
+    """
+
+    advice = "Replace or remove it, or give data.on_bad_image=replace"

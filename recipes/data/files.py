@@ -21,6 +21,8 @@ def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
     chosen = [str(file) for file in files if belongs(file.relative_to(base), split)]
     if not chosen:
         found = ", ".join(str(file.relative_to(base)) for file in files[:5]) or "none"
+        if next(base.rglob("*/state.json"), None):
+            found += f". What save_to_disk of `datasets` wrote is read with data.source=arrow, from {base / split}"
         raise DataError(
             f"data.root={root} has no {suffix} files of the split {split!r}: expected names such as "
             f"{split}-00000{suffix} or a folder {split}/, or what data.train_split= and data.val_split= name; "

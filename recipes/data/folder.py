@@ -59,7 +59,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
     """Images of each split ("train", "val"), and the sorted class names, of the folder cfg.root.
 
     The splits lie in the folders cfg.train_split and cfg.val_split, of which `validation` stands for val/ as well.
-    Raises DataError for a missing folder, an empty class, or classes that differ between the two.
+    Raises DataError for a missing folder, an empty class, or one of validation that training has not.
     """
     if cfg.root is None:
         raise DataError("data=imagefolder needs data.root=<folder with train/ and val/>")
@@ -69,7 +69,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
     folders = [_of_split(base, split, cfg[f"{split}_split"]) for split in splits]
     listings = [list_classes(folder) for folder in folders]
     if len(listings) == 2:
-        _same_classes(folders, listings)
+        _number_alike(folders, listings)
     return list(map(Folder, folders, listings)), list(map(_in_unicode, listings[-1].classes))
 
 
@@ -109,14 +109,19 @@ def list_classes(folder: Path) -> Listing:
     return listing
 
 
-def _same_classes(folders: list[Path], listings: list[Listing]) -> None:
+def _number_alike(folders: list[Path], listings: list[Listing]) -> None:
+    """Let validation have all classes of training, without images where it lacks the folder.
+
+    Raises DataError where it has others.
+    """
     train, val = (listing.classes.keys() for listing in listings)
     only = [(folder.name, sorted(names)[:8]) for folder, names in zip(folders, (train - val, val - train), strict=True)]
-    if train != val:
+    if val - train:
         said = "; ".join(f"only in {name}/: {', '.join(names)}" for name, names in only if names)
         raise DataError(
             f"the class folders of {folders[0]} and {folders[1]} differ: {said}. Give both the same folders"
         )
+    listings[1].classes = {name: listings[1].classes.get(name, []) for name in train}
 
 
 def _scan(folder: Path) -> Listing:

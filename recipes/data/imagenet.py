@@ -23,7 +23,6 @@ from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.folder import Folder, list_classes
 
-SUBSETS = ("a", "r")
 PLACES = {"train": ("train",), "val": ("val", "validation", "valid")}
 SYNSET, NUMBER = re.compile(r"n\d{8}"), re.compile(r"\d{1,4}")
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")  # the name that a validation image was published under

@@ -13,6 +13,7 @@ from recipes.data.errors import BadImage, DataError
 from zoo.images import formats
 
 File = str | Path | IO[bytes]
+SCALES = {"L;2": 85, "L;4": 17}  # what Pillow multiplies such greys by
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,40 @@ def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Im
 def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.ndarray:
     """(H, W) integers of an image of one channel, as they are in the file; of a palette the indices.
 
+    Pillow spreads greys of two and four bits over those of eight, which is undone.
+
     Raises DataError if the file cannot be read, and BadImage if it can but has several channels or is no image.
     """
     with _named(name), _opened(file, decoding) as image:
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise ValueError(f"a mask has one channel of classes, this one is {image.mode}")
+        scale = SCALES.get(_raw_mode(image), 1)
         labels = np.array(image)
-        return labels.astype(np.uint8) if labels.dtype == bool else labels  # of one bit a pixel
+        if labels.dtype == bool:  # of one bit a pixel
+            return labels.astype(np.uint8)
+        return labels if scale == 1 else labels // scale
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    """How Pillow calls the pixels as they lie in the file; it is gone once they are read."""
+    args = image.tile[0].args if image.tile else None
+    return args[0] if isinstance(args, tuple) else args
+
+
+def orientation(image: Image.Image) -> int:
+    """What its EXIF tag says, 1 ... 8; 1, upright, where it says nothing or cannot be read."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # broken tags of a PNG or WebP raise SyntaxError, struct.error, ...; Pillow itself passes over those of a JPEG
+    except Exception:
+        return 1
+    return said if said in range(1, 9) else 1
+
+
+def orientation_of(file: File, name: str) -> int:
+    """`orientation` of the image in `file`, of which only the header is read. Raises as open_rgb."""
+    with _named(name), Image.open(file, formats=formats()) as image:
+        return orientation(image)
 
 
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
@@ -85,7 +113,7 @@ def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg"
     with _named(name):
         image = _opened(file, decoding)
         late = image.format in ("JPEG", "MPO") and image.mode == "RGB"
-        if late and not (decoding.exif_orientation and image.getexif().get(ExifTags.Base.Orientation, 1) != 1):
+        if late and not (decoding.exif_orientation and orientation(image) != 1):
             return Jpeg(image, name)
         with image:
             image.load()

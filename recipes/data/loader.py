@@ -83,6 +83,7 @@ def plan_batches(
     rank: int = 0,
     world: int = 1,
     repeats: int = 1,
+    parts: int | None = None,
 ) -> list[Batch]:
     """What `batches` gives, by index: nothing is read."""
     if not train:
@@ -90,10 +91,21 @@ def plan_batches(
     found = law_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
     if found is not None:
         return law.batches(found, epoch, rank, start)
-    count = batches_per_epoch(source, batch_size, world, repeats)
+    parts = parts or world
+    count = batches_per_epoch(source, batch_size, parts, repeats) * parts
     keys = [(index, epoch, copy) for index, copy in order(source, seed=seed, epoch=epoch, repeats=repeats)]
-    firsts = [(step * world + rank) * batch_size for step in range(start, count)]
-    return [Batch(keys[first : first + batch_size]) for first in firsts]
+    numbers = range(rank, count, world)[start:]
+    return [Batch(_part(keys, number, batch_size, parts, repeats)) for number in numbers]
+
+
+def _part(keys: list[Any], number: int, size: int, parts: int, repeats: int) -> list[Any]:
+    """The samples of a part, which are numbered over the epoch: `parts` of them share a run of samples.
+
+    Each takes a slice; of repeated images each takes every `parts`-th, or the copies would meet in one part.
+    """
+    step, part = divmod(number, parts)
+    shared = keys[step * parts * size : (step + 1) * parts * size]
+    return shared[part * size : (part + 1) * size] if repeats == 1 else shared[part::parts]
 
 
 def batches(
@@ -108,14 +120,18 @@ def batches(
     rank: int = 0,
     world: int = 1,
     repeats: int = 1,
+    parts: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `batch_size` images for this rank: ((B, 3, H, W) float32, (B,) int64).
 
     In a process that uses a GPU images may be uint8: `source.finish` normalises them there, after a fourth of the way.
 
-    train  a permutation that is a function of (seed, epoch); the last, short batch is dropped. Rank r takes the r-th
-           slice of every `world * batch_size` samples; with `repeats` each image comes that often, augmented anew.
-           Of a source in shards the order depends on the numbers of workers and ranks as well, see `recipes.data.law`.
+    train  a permutation that is a function of (seed, epoch); what does not fill a last step is dropped. Rank r takes
+           the r-th slice of every `world * batch_size` samples; with `repeats` each image comes that often, augmented
+           anew, and the samples of a step are dealt out, so that its copies lie in as many batches as can be.
+           Of a source in shards the order depends on the numbers of workers and ranks as well, see `recipes.data.law`:
+           there one rank reads an image, and its copies follow each other.
+    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one of each rank
     eval   in order, every sample exactly once over all ranks; the last batch may be short.
     start  how many batches of this epoch were already consumed: what follows is the same as if they were iterated.
     The random state of the calling process is not touched. Raises DataError naming the sample that failed.
@@ -131,6 +147,7 @@ def batches(
         rank=rank,
         world=world,
         repeats=repeats,
+        parts=parts,
     )
     return _iterate(source, planned, worker_count(source, workers))
 

@@ -27,10 +27,13 @@ from recipes.data.paired import IGNORE
 
 
 class Classes:
-    """What the values in a mask mean: numbers of classes, unless `ids` says which value is class 0, 1, ..."""
+    """What the values in a mask mean: numbers of classes, unless `ids` says which value is class 0, 1, ...
 
-    def __init__(self, ids: list[int] | None):
-        self.table = None
+    count  of classes; a value that `ids` has for a later one is an error
+    """
+
+    def __init__(self, ids: list[int] | None, count: int):
+        self.table, self.count = None, count
         if ids is not None:
             self.table = np.full(256, IGNORE, np.uint8)
             self.table[list(ids)] = np.arange(len(ids))
@@ -40,7 +43,15 @@ class Classes:
             return labels
         if labels.size and (labels.min() < 0 or labels.max() > 255):
             raise BadImage(f"the mask of {where} has label {labels.max()}: expected 0 ... 255")
-        return self.table[labels]
+        found = self.table[labels]
+        beyond = (found >= self.count) & (found != IGNORE)
+        if beyond.any():
+            row, column = np.argwhere(beyond)[0].tolist()
+            raise BadImage(
+                f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}, which stands for "
+                f"class {found[row, column]}: expected classes 0 ... {self.count - 1}"
+            )
+        return found
 
 
 class MaskFiles(Encoded):
@@ -94,9 +105,12 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
     if ids is not None and (len(set(ids)) < len(ids) or not all(0 <= label < IGNORE for label in ids)):
         raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... {IGNORE - 1}")
-    classes = Classes(ids)
+    names = class_names(cfg)
+    if not cfg.reduce_zero_label and ids is not None and len(ids) != len(names):
+        raise DataError(f"data.label_ids has {len(ids)} values for {len(names)} classes: expected one value a class")
+    classes = Classes(ids, len(names))
     read = _rows if cfg.source == "arrow_masks" else _files
-    return [read(cfg, split, classes) for split in splits], class_names(cfg)
+    return [read(cfg, split, classes) for split in splits], names
 
 
 def class_names(cfg) -> list[str]:
@@ -129,13 +143,14 @@ def _given_names(cfg) -> list[str]:
 
 
 def _names_of_file(path: Path) -> list[str]:
-    """One name a line; of a table with a header, ADE20K's, the last column."""
+    """One name a line; of a table, the last column, and without its header, as ADE20K's has one."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the names of the classes: {error}; give data.class_names=[...]") from error
-    table = bool(lines) and "\t" in lines[0]
-    return [line.split("\t")[-1].strip() for line in lines[table:] if line.strip()]
+    rows = [line.split("\t") for line in lines if line.strip()]
+    header = bool(rows) and len(rows[0]) > 1 and not rows[0][0].strip().isdecimal()  # or it would be a class's number
+    return [row[-1].strip() for row in rows[header:]]
 
 
 def _files(cfg, split: str, classes: Classes) -> MaskFiles:
@@ -172,10 +187,10 @@ def _walked(folder: Path, suffix: str | None) -> list[str]:
 
 
 def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
-    """The images that a list names, without their suffix."""
+    """The images that a list names, one a line, without their suffix."""
     path = root / safe(cfg[f"{split}_list"], f"data.{split}_list")
     try:
-        names = path.read_text().split()
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list of the split {split!r}: {error}") from error
     found = [f"{safe(name, str(path))}{cfg.image_suffix or '.jpg'}" for name in names]

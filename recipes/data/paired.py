@@ -27,6 +27,7 @@ class Rescale(v2.Transform):
     jitter  both are multiplied by a number drawn from this range: scale jitter; with (0.1, 2) large-scale jitter,
             https://arxiv.org/abs/2012.07177
     multiple  pixels: each side goes up to a multiple of these, which changes the shape a little; None: it stays
+    antialias  whether a pixel of a smaller image is the mean of all that it covers; False: of four, as OpenCV has it
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Rescale(v2.Transform):
         long: int | None = None,
         jitter: Sequence[float] = (1, 1),
         multiple: int | None = None,
+        antialias: bool = True,
     ):
         super().__init__()
         self.short, self.long, self.jitter, self.multiple = short, long, jitter, multiple or 1
+        self.antialias = antialias
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = _size(flat_inputs)
@@ -52,7 +55,7 @@ class Rescale(v2.Transform):
         return {"size": [-(-side // self.multiple) * self.multiple for side in sides]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, params["size"], antialias=True)
+        return F.resize(inpt, params["size"], antialias=self.antialias)
 
 
 class Crop(v2.Transform):
@@ -119,14 +122,53 @@ class PadTo(v2.Transform):
         return F.pad(inpt, fill=self.label if isinstance(inpt, tv_tensors.Mask) else self.colour, **params)
 
 
-class Distort(v2.RandomPhotometricDistort):
-    """Brightness, contrast, saturation and hue, as mmsegmentation's; torchvision's, SSD's, swaps channels too.
+class Distort(v2.Transform):
+    """Brightness, contrast, saturation and hue of an image, each half of the time, as mmsegmentation's; labels stay.
 
-    Brightness changes by a factor of 7/8 to 9/8, there by a summand of up to 1/8 of white.
+    The image is bytes after each of them. What differs: OpenCV also rounds hue and saturation, to 180 and 256 values.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return super().make_params(flat_inputs) | {"channel_permutation": None}
+        brightness = brightened, float(torch.empty(()).uniform_(-32, 32))
+        contrast, saturation = (
+            (change, float(torch.empty(()).uniform_(0.5, 1.5))) for change in (contrasted, saturated)
+        )
+        hue = turned, int(torch.randint(-18, 18, ())) / 180
+        early = brightness, contrast, saturation, hue
+        late = brightness, saturation, hue, contrast
+        order = early if torch.randint(2, ()) else late
+        return {"steps": [step for step in order if torch.randint(2, ())]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        image = inpt.as_subclass(Tensor)
+        for change, amount in params["steps"]:
+            image = change(image, amount)
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def brightened(image: Tensor, summand: float) -> Tensor:
+    """uint8 (3, H, W) with `summand` added to every pixel; as of the next, fractions are cut off."""
+    return (image + summand).clamp(0, 255).to(torch.uint8)
+
+
+def contrasted(image: Tensor, factor: float) -> Tensor:
+    """uint8 (3, H, W), every pixel multiplied: bright ones differ from dark ones by more, or by less."""
+    return (image * factor).clamp(0, 255).to(torch.uint8)
+
+
+def saturated(image: Tensor, factor: float) -> Tensor:
+    """uint8 (3, H, W), the saturation of HSV multiplied, up to 1: how far channels lie below the largest."""
+    largest, least = image.amax(0).float(), image.amin(0).float()
+    most = largest / (largest - least)  # makes the least channel 0; infinite, or 0 / 0, of a grey pixel, which stays
+    factors = most.clamp(max=factor).nan_to_num(0.0)
+    return (largest - (largest - image) * factors).round().to(torch.uint8)
+
+
+def turned(image: Tensor, share: float) -> Tensor:
+    """uint8 (3, H, W), the hue of HSV moved by a share of its circle."""
+    return (255 * F.adjust_hue(image / 255, share)).round().to(torch.uint8)
 
 
 class Sound(v2.Transform):
@@ -144,9 +186,11 @@ class Sound(v2.Transform):
 def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float], *, semantic: bool) -> v2.Compose:
     """What the `data` and `task` groups say: rescale, crop and pad to `size` if asked for, mirror, distort colours."""
     short = [data.short_side] if isinstance(data.short_side, int) else data.short_side
-    steps = [Rescale(short, data.long_side, task.jitter)]
+    antialias = antialiased(data)
+    steps = [Rescale(short, data.long_side, task.jitter, antialias=antialias)]
     if task.get("precrop"):  # of detection: the second of DETR's two ways, https://arxiv.org/abs/2005.12872, A.4
-        steps.insert(0, v2.RandomApply([Rescale([400, 500, 600]), PartOf(384, 600)], task.precrop))
+        part = [Rescale([400, 500, 600], antialias=antialias), PartOf(384, 600)]
+        steps.insert(0, v2.RandomApply(part, task.precrop))
     if task.crop:
         steps.append(Crop(size, task.category_cap if semantic else 1.0))
     steps.append(v2.RandomHorizontalFlip(data.hflip))
@@ -161,7 +205,14 @@ def evaluation(data: Any) -> Rescale:
     """The image at its own size, or at the largest of `data.short_side`."""
     short = data.short_side
     short = None if short is None else [short] if isinstance(short, int) else [max(short)]
-    return Rescale(short, data.long_side, multiple=data.get("side_multiple"))  # runs of older versions lack the key
+    multiple = data.get("side_multiple")  # runs of older versions lack the key
+    return Rescale(short, data.long_side, multiple=multiple, antialias=antialiased(data))
+
+
+def antialiased(data: Any) -> bool:
+    """What `data.antialias` stands for; runs of older versions lack the key."""
+    antialias = data.get("antialias")
+    return True if antialias is None else antialias
 
 
 def _size(flat_inputs: list[Any]) -> tuple[int, int]:

@@ -110,7 +110,7 @@ class Source(Dataset):
                 drawn = self._drawn(chosen, (epoch, index, copy), finish)
             except BadImage as error:
                 if not self.replace:
-                    raise DataError(f"{error}. Replace or remove it, or give data.on_bad_image=replace") from error
+                    raise DataError(f"{error}. {error.advice}") from error
                 why = why or str(error)
                 continue
             if why:

@@ -18,7 +18,8 @@ released weights differ, the repository is followed, and the other is listed bel
 
 A value with \\* is chosen: no source has it. Where the models of a column differ, their values stand below each other,
 in the order of the first row. Keys are those of the configuration; `null` is off, or not given. Precision is the
-machine's (`hardware.amp`) unless a table has it, and no family lets its rate decay by layer (`optim.layer_decay`).
+machine's (`hardware.amp`) unless a table has it, and no family lets its rate decay by layer (`optim.layer_decay`). All
+mirror half of the images, as `data.hflip` does unless the data says otherwise.
 
 `python -m recipes.schedule recipe=paper model=...` writes out what the optimiser makes of it: the learning rate of
 every step, weight decay and factor on the rate of every parameter, the drop-path rate of every block.

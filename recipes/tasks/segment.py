@@ -20,7 +20,7 @@ from recipes.config import ConfigError
 from recipes.config.idle import SIDES
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
-from recipes.data.paired import IGNORE, evaluation
+from recipes.data.paired import IGNORE, antialiased, evaluation
 from recipes.data.transforms import Normalize
 from recipes.metrics.segmentation import Segmentation, at_size
 from recipes.pictures import beside, colours, with_labels
@@ -78,13 +78,30 @@ class Task(task.Task):
         self.labelled = labelled if self.labelled is None else self.labelled | labelled
         return sum(model(images, targets).values())
 
+    @property
+    def averages(self) -> bool:
+        """Whether the model is asked more than once about an image."""
+        return list(self.cfg.task.scales) != [1.0] or self.cfg.task.flip
+
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[Tensor]:
         """Logits (classes, h, w) of each image, at the size of what the model sees."""
-        if len({image.shape for image in images}) == 1:
-            return list(self._logits(model, torch.stack(images)))
-        return [self._logits(model, image[None])[0] for image in images]
+        return self._found(model, images, [tuple(image.shape[1:]) for image in images])
 
-    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+    def predict_with(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> list[Tensor]:
+        """As `predict`; of several scales, or mirrored too, at the images' own sizes.
+
+        Each is enlarged to that before the shares of the classes are averaged, of which these are the logarithms.
+        """
+        if not self.averages:
+            return self.predict(model, images)
+        return self._found(model, images, [tuple(target["size"]) for target in targets])
+
+    def _found(self, model: nn.Module, images: list[Tensor], sizes: list[tuple[int, ...]]) -> list[Tensor]:
+        if len({(image.shape, size) for image, size in zip(images, sizes, strict=True)}) == 1:
+            return list(self._logits(model, torch.stack(images), sizes[0]))
+        return [self._logits(model, image[None], size)[0] for image, size in zip(images, sizes, strict=True)]
+
+    def _logits(self, model: nn.Module, images: Tensor, size: tuple[int, ...]) -> Tensor:
         from zoo.heads import inference
 
         cfg = self.cfg.task
@@ -93,10 +110,10 @@ class Task(task.Task):
             crop = preprocessing(self.cfg).size
             stride = tuple(cfg.stride or (max(1, side * 2 // 3) for side in crop))
             run = partial(inference.slide, crop=crop, stride=stride)
-        if list(cfg.scales) == [1.0] and not cfg.flip:
+        if not self.averages:
             return run(model, images)
-        shares = inference.augmented(model, images, list(cfg.scales), cfg.flip, infer=run)
-        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()  # as logits, for the loss
+        shares = inference.augmented(model, images, list(cfg.scales), cfg.flip, infer=run, size=size)
+        return shares.clamp_min_(torch.finfo(shares.dtype).tiny).log_()  # as logits, for the loss
 
     def metrics(self, data: Data) -> Segmentation:
         return Segmentation(data.class_names, data.left_out)
@@ -173,7 +190,8 @@ def class_weights(cfg, data: Data) -> list[float] | None:
 
 def resized(cfg) -> dict[str, Any]:
     """What is done to an image in an evaluation, as a record says it; `size` is that of crops and windows."""
-    prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last
+    prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
+    sides["antialias"] = antialiased(cfg.data)
     return {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": "bilinear"} | {
         key: list(value) if isinstance(value, Sequence) else value for key, value in sides.items()
     }

@@ -2,6 +2,7 @@
 
 from .attention import WindowAttention, of_zeros, resize_table
 from .block import Block
+from .checks import check_heads, check_stages, window_sides
 from .conv import (
     AvgPool2dSame,
     Conv2dSame,
@@ -38,6 +39,8 @@ __all__ = [
     "Residual",
     "SqueezeExcite",
     "WindowAttention",
+    "check_heads",
+    "check_stages",
     "drop_path_rates",
     "init_fan_out",
     "init_linear",
@@ -46,4 +49,5 @@ __all__ = [
     "pad_to_multiple",
     "resize_positions",
     "resize_table",
+    "window_sides",
 ]

@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
 
+from .checks import check_heads, window_sides
 from .init import init_normal
 
 # torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs; it looks for what is
@@ -62,10 +62,9 @@ class WindowAttention(nn.Module):
         filled: bool = False,
     ) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:  # families whose heads have 32 channels ask for none where dim is less
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        check_heads(dim, heads)  # families whose heads have 32 channels ask for none where dim is less
         self.heads = heads
-        self.window = to_2tuple(window)
+        self.window = window_sides(window)
         self.partition = partition
         self.scale = (dim // heads) ** -0.5 if scale is None else scale
         self.resize = resize
@@ -80,7 +79,7 @@ class WindowAttention(nn.Module):
     @torch.jit.ignore
     def set_window(self, window: tuple[int, int]) -> None:
         """Attend in windows of another size from now on; the table is interpolated, and is then a new parameter."""
-        self.window = to_2tuple(window)
+        self.window = window_sides(window)
         size = (2 * self.window[0] - 1, 2 * self.window[1] - 1)
         if self.rpb is not None and tuple(self.rpb.shape[1:]) != size:
             self.rpb = nn.Parameter(resize_table(self.rpb.detach(), size, self.resize), self.rpb.requires_grad)

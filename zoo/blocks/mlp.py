@@ -8,6 +8,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
+        if hidden < 1:
+            raise ValueError(f"an MLP for {dim} channels has {hidden} hidden units: expected 1 or more")
         self.fc1 = nn.Linear(dim, hidden)
         self.act = act()
         self.fc2 = nn.Linear(hidden, dim)

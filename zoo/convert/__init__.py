@@ -8,9 +8,10 @@ follows it is kept.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class Layout:
         """The names of a file as the rules speak of them: regrouped."""
         names: dict[str, Tensor | None] = dict.fromkeys(keys)
         for group in self.groups:
-            names = _regroup(names, group.theirs, group.units, lambda _, group=group: [None] * len(group.units))
+            names = _regroup(names, group.theirs, group.units, lambda taken, group=group: [None] * len(group.units))
         return list(names)
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
@@ -101,11 +102,14 @@ class Layout:
         return [key for key in self.units(keys) if not self.drops(key) and self.ours(key) is None]
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their state dict with our names and our way of writing; ValueError for an unknown key, or two that meet."""
+        """Their state dict with our names and our way of writing.
+
+        Raises ValueError for an unknown key, for two that meet, and for a tensor of a shape that cannot be rewritten.
+        """
         if unknown := self.unknown(state):
             raise ValueError(f"layout {self.name!r} has no rule for {listed(unknown)}")
         for group in self.groups:
-            state = _regroup(state, group.theirs, group.units, group.to_units)
+            state = _regroup(state, group.theirs, group.units, partial(self._regrouped, group.to_units))
         out: dict[str, Tensor] = {}
         for key, tensor in state.items():
             if self.drops(key):
@@ -114,7 +118,8 @@ class Layout:
             if name in out:
                 raise ValueError(f"layout {self.name!r} gives two entries the name {name}")
             change = self._change(name)
-            out[name] = self._changed(key, tensor, change.to_ours) if change else tensor
+            with self._rewriting({key: tensor}):
+                out[name] = change.to_ours(tensor) if change else tensor
         return out
 
     def to_theirs(self, state: Mapping[str, Tensor], *, constants: bool = False) -> dict[str, Tensor]:
@@ -125,9 +130,10 @@ class Layout:
             if name is None:
                 raise ValueError(f"layout {self.name!r} has no name for our {key}")
             change = self._change(key)
-            out[name] = self._changed(key, tensor, change.to_theirs) if change else tensor
+            with self._rewriting({key: tensor}):
+                out[name] = change.to_theirs(tensor) if change else tensor
         for group in self.groups:
-            out = _regroup(out, group.units, group.theirs, group.to_theirs)
+            out = _regroup(out, group.units, group.theirs, partial(self._regrouped, group.to_theirs))
         return out | self._constants(out) if constants else out
 
     def _constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,12 +145,18 @@ class Layout:
                     out[_fill(template, match)] = constant.make(state[key])
         return out
 
-    def _changed(self, key: str, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def _regrouped(self, convert: Callable[[Tensors], Tensors], tensors: Mapping[str, Tensor]) -> Tensors:
+        with self._rewriting(tensors):
+            return convert(list(tensors.values()))
+
+    @contextmanager
+    def _rewriting(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """ValueError where what is done to these tensors cannot be done to their shapes."""
         try:
-            return change(tensor)
+            yield
         except (IndexError, RuntimeError) as error:
-            shape = tuple(tensor.shape)
-            raise ValueError(f"layout {self.name!r} expects another shape for {key} than {shape}") from error
+            said = " or ".join(f"{key} than {tuple(tensor.shape)}" for key, tensor in tensors.items())
+            raise ValueError(f"layout {self.name!r} expects another shape for {said}") from error
 
     def _change(self, name: str) -> Change | None:
         return next((change for template, change in self.changes.items() if _pattern(template).fullmatch(name)), None)
@@ -152,9 +164,9 @@ class Layout:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """Anchored; `{i+n}` becomes a group `i_n`, whose number is n more than i."""
+    """Anchored; `{i+n}` becomes a group `i_n`, whose number, of four digits at most, is n more than i."""
     out = re.escape(template)
-    out = re.sub(r"\\{(\w)(?:\\\+(\d))?\\}", lambda m: rf"(?P<{m[1]}_{m[2] or 0}>\d+)", out)
+    out = re.sub(r"\\{(\w)(?:\\\+(\d))?\\}", lambda m: rf"(?P<{m[1]}_{m[2] or 0}>[0-9]{{1,4}})", out)
     return re.compile(out + r"(?P<rest>(?:\..+)?)")
 
 
@@ -174,13 +186,16 @@ def _fill(template: str, match: re.Match[str]) -> str:
 
 
 def _regroup(state: Mapping, have: tuple[str, ...], want: tuple[str, ...], convert: Callable) -> dict:
-    """`state` with the tensors named `want` in place of each complete set of those named `have`."""
+    """`state` with the tensors named `want` in place of each complete set of those named `have`.
+
+    convert  what was taken, by name -> tensors in the order of `want`
+    """
     out = dict(state)
     for key in state:
         match = _pattern(have[0]).fullmatch(key)
         names = [_fill(template, match) for template in have] if match else []
         if names and all(name in state for name in names):
-            made = convert([out.pop(name) for name in names])
+            made = convert({name: out.pop(name) for name in names})
             if len(made) != len(want):
                 raise ValueError(f"{key} makes {len(made)} tensors: expected {len(want)}, {listed(want)}")
             out |= {_fill(template, match): tensor for template, tensor in zip(want, made, strict=True)}

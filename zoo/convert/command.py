@@ -3,6 +3,7 @@
     python -m zoo.convert gcvit_1k_tiny.pth.tar gcvit_t.safetensors
     python -m zoo.convert model.safetensors given_back.pth --to official --wrapper model
 
+OUT is written as safetensors or, where its name ends in .pth, .pth.tar, .pt or the like, by torch.save.
 Model and layout are recognised from the file. Every tensor comes back bit for bit, in its own precision. Entries that
 hold no knowledge are left out of the zoo's layout and computed again on the way back: tables of relative position
 indices (for square windows; other windows are refused), STViT's one-hot kernels. Not carried over: optimisers, epochs
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from ..checkpoint import fit, part_of, select
 from ..errors import CheckpointError, printable
-from ..files import sha256, whole
+from ..files import SUFFIXES, sha256, whole
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read
 from ..recognise import CONV, OURS, TABLES, hint, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
 from . import listed
 
+ENDINGS = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
 NAMES = [OURS.name, *dict.fromkeys(layout.name for layouts in LAYOUTS.values() for layout in layouts)]
 
 
@@ -113,18 +115,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m zoo.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="IN", help="a file of weights")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors or .pth")
+    parser.add_argument("out", type=Path, metavar="OUT", help=f"a file that ends in {ENDINGS}")
     parser.add_argument("--to", choices=NAMES, default=OURS.name, help="the layout to write (%(default)s)")
     parser.add_argument("--model", metavar="NAME", help="a model of the zoo; default: as recognised")
     parser.add_argument("--weights", choices=("auto", "raw", "ema"), default="auto", help="which of the file's weights")
     parser.add_argument("--part", metavar="NAME", help="of a file of several parts, convert this one: backbone")
-    parser.add_argument("--wrapper", metavar="KEY", help="write a .pth as {KEY: weights}, as authors' programs read it")
+    parser.add_argument("--wrapper", metavar="KEY", help="write {KEY: weights}, as authors' programs read it")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
     args = parser.parse_args(argv)
-    if args.out.suffix not in (".safetensors", ".pth"):
-        parser.error(f"OUT is {args.out}: its name must end in .safetensors or .pth")
-    if args.wrapper and args.out.suffix != ".pth":
-        parser.error("--wrapper is for .pth: safetensors have no keys around the weights")
+    if args.out.suffix not in SUFFIXES:
+        parser.error(f"OUT is {args.out}: its name must end in {ENDINGS}")
+    if args.wrapper and args.out.suffix == ".safetensors":
+        parser.error("--wrapper is for .pth and the like: safetensors have no keys around the weights")
     if args.model is not None and args.model not in variants():
         parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
     return args

@@ -16,7 +16,8 @@ from .precision import predicts_in_single
 from .rcnn import TwoStage, rcnn_heads
 
 IOUS = (0.5, 0.6, 0.7)
-BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+# deviations of the deltas of x, y, width and height in each stage; torchvision multiplies by their inverses
+BOX_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 Shapes = list[tuple[int, int]]
 
@@ -32,11 +33,11 @@ def cascade_heads(
     Arguments as of `rcnn_heads`; `kwargs` are those of the network that proposes regions.
     """
     rpn = rcnn_heads(channels, num_classes, strides, masks=False, anchor_size=anchor_size, **kwargs).rpn
-    stages = [_stage(channels, num_classes + 1, strides[:-1], *row) for row in zip(IOUS, BOX_WEIGHTS, strict=True)]
+    stages = [_stage(channels, num_classes + 1, strides[:-1], *row) for row in zip(IOUS, BOX_STDS, strict=True)]
     return TwoStage(rpn, CascadeRoIHeads(stages))
 
 
-def _stage(channels: int, classes: int, strides: list[int], iou: float, weights: tuple[float, ...]) -> RoIHeads:
+def _stage(channels: int, classes: int, strides: list[int], iou: float, stds: tuple[float, ...]) -> RoIHeads:
     stage = RoIHeads(
         AlignedPooler(strides, 7),
         FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], nn.BatchNorm2d),
@@ -45,7 +46,7 @@ def _stage(channels: int, classes: int, strides: list[int], iou: float, weights:
         bg_iou_thresh=iou,
         batch_size_per_image=512,
         positive_fraction=0.25,
-        bbox_reg_weights=weights,
+        bbox_reg_weights=tuple(1 / std for std in stds),
         score_thresh=0.05,
         nms_thresh=0.5,
         detections_per_img=100,

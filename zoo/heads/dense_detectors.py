@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
@@ -60,6 +61,10 @@ class FCOSHeads(FCOS):
         kwargs = {"score_thresh": 0.05, **kwargs}
         super().__init__(Given(channels), num_classes, anchor_generator=points, **kwargs)
         del self.transform
+        for part in (self.head.classification_head, self.head.regression_head):
+            for place, layer in enumerate(part.conv):
+                if isinstance(layer, nn.GroupNorm):
+                    part.conv[place] = AnyGroupNorm(layer.num_groups, layer.num_channels)
         predicts_in_single(self.head)
 
     def forward(self, images: ImageList, features: list[Tensor], targets: Targets | None = None) -> Any:
@@ -67,6 +72,16 @@ class FCOSHeads(FCOS):
         if targets is not None:
             return self.compute_loss(targets, outputs, anchors, [x.shape[2] * x.shape[3] for x in features])
         return self.postprocess_detections(*_by_level(outputs, anchors, features), images.image_sizes)
+
+
+class AnyGroupNorm(nn.GroupNorm):
+    """Group norm that also takes one image with one pixel and one channel a group, which it takes to the shift.
+
+    torch refuses that image alone, but takes it among others, though none has a part in another's norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _by_level(

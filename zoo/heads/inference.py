@@ -52,6 +52,9 @@ def augmented(
 ) -> Tensor:
     """Probabilities (B, classes, H, W), the mean over the images at several scales, plain and mirrored.
 
+    Logits of each are resized to `size` before they are made probabilities. Three tensors of that size are there at a
+    time, however many scales are.
+
     scales  factors on the images' sides, or sizes (H, W)
     flip    take each scale mirrored as well
     infer   (model, images) -> logits: `whole`, or `slide` with its windows filled in
@@ -60,13 +63,15 @@ def augmented(
     """
     if not scales:
         raise ValueError("scales are empty: give one or more, (1.0,) for the images as they are")
-    size, total = size or images.shape[-2:], 0
+    size, total = size or images.shape[-2:], None
     for scale in scales:
         scaled = resize(images, _scaled(images, scale))
         for mirrored in (False, True) if flip else (False,):
             logits = infer(model, scaled.flip(-1)).flip(-1) if mirrored else infer(model, scaled)
-            total = total + resize(logits, size).softmax(1)
-    return total / (len(scales) * (1 + flip))
+            shares = resize(logits, size).softmax(1)
+            total = shares.clone() if total is None else total.add_(shares)  # softmax needs its own for the gradient
+            del shares
+    return total.div_(len(scales) * (1 + flip))
 
 
 def _windows(side: int, crop: int, stride: int) -> list[slice]:

@@ -97,6 +97,7 @@ def render(releases: Iterable[Release], unreleased: Iterable[Unreleased] = ()) -
     """The table as Markdown: families, in each its tasks, in each its sources; then what cannot be loaded."""
     releases, links = list(releases), {}
     families = {t: [r for r in releases if family(r.model) == key and not r.foreign] for key, t in FAMILIES.items()}
+    families = {title: rows for title, rows in families.items() if rows}
     parts = {title: list(_family(rows, links)) for title, rows in families.items()}
     parts[NOT_OURS] = list(_foreign([r for r in releases if r.foreign], links))
     parts[UNRELEASED] = list(_unreleased(unreleased))

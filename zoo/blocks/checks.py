@@ -1,0 +1,28 @@
+"""Arguments that a layer would refuse later, without their name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers import to_2tuple
+
+
+def check_stages(**args: Sequence[Any]) -> None:
+    """Raises ValueError unless all arguments have one number a stage, and there is a stage."""
+    lengths = {len(value) for value in args.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        given = ", ".join(f"{name} is {tuple(value)}" for name, value in args.items())
+        raise ValueError(f"{given}: expected a number a stage in each")
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Raises ValueError unless `dim` channels make `heads` heads, all as wide as each other."""
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim {dim} does not divide into {heads} heads")
+
+
+def window_sides(window: int | tuple[int, int]) -> tuple[int, int]:
+    """(vertical, horizontal) tokens of a window that is given so, or as one number; ValueError where there are none."""
+    sides = to_2tuple(window)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"window is {window}: expected at least 1 token a side, or (vertical, horizontal)")
+    return sides
