@@ -61,10 +61,9 @@ def test_sync_batch_norm(name):
 
 @every_small
 def test_momentum_of_batch_norms(name):
-    """As published: a step moves running statistics by a hundredth."""
-    model = small(name)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 1 + 3 * 5 and {(m.momentum, m.eps) for m in norms} == {(0.01, 1e-3)}
+    for given, momentum in (({}, 0.1), ({"bn_momentum": 0.01}, 0.01)):
+        norms = [m for m in small(name, **given).modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == 1 + 3 * 5 and {(m.momentum, m.eps) for m in norms} == {(momentum, 1e-3)}
 
 
 def test_stages_without_blocks():

@@ -259,8 +259,7 @@ def fit(
         key = f"{name}.rpb"
         both = hasattr(module, "resize") and key in state and key in want
         if both and state[key].shape[0] == module.heads and state[key].shape != want[key].shape:
-            if state[key].dim() == 2 and state[key].numel() == want[key].numel():
-                # a flat table of windows that are not square: 10 x 8 and 8 x 10 have as many entries
+            if _may_be_flat(state[key], layout) and state[key].numel() == want[key].numel():
                 state[key] = state[key].reshape(want[key].shape)
                 report.in_order.append(key)
             elif state[key].dim() == 3:
@@ -296,6 +295,14 @@ def _may_be_new(name: str, state: Mapping[str, Tensor], headless: bool) -> bool:
         norm = name.rpartition(".")[0]
         return not any(k.startswith(f"{norm}.") for k in state)
     return headless and name.startswith("head.")
+
+
+def _may_be_flat(table: Tensor, layout: str) -> bool:
+    """Whether a table comes from a file that does not say its sides: 10 x 8 and 8 x 10 have as many entries.
+
+    Conversion makes a square one of those that could be, of windows of 1 x 5 as well.
+    """
+    return table.dim() == 2 or (table.shape[1] == table.shape[2] and layout not in (OURS.name, AS_IS))
 
 
 def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, layout: str, report: LoadReport) -> None:

@@ -81,12 +81,14 @@ class MaxViT(Backbone):
     window          tokens a side of both kinds of window, or (vertical, horizontal), if not from `img_size`
     drop_path_rate  the authors' ramp: block b of N drops its branches with probability drop_path_rate * b / N
     feature_norms   see `Backbone`
+    bn_momentum     share of a batch in the running statistics of the batch norms: 0.1 as timm has it. The authors and
+                    torchvision have 0.01, which needs some hundred steps from scratch before evaluation fits training
     """
 
     no_decay = ("rpb",)
     conv: type[nn.Conv2d] = Conv2dSame
     act: type[nn.Module] = GELUTanh
-    norm_eps, norm_momentum = 1e-3, 0.01  # of the batch norms; TensorFlow calls this momentum 0.99
+    norm_eps = 1e-3  # of the batch norms
     stem_bias = head_bias = True
     ramp_reaches_rate = False
 
@@ -104,6 +106,7 @@ class MaxViT(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
+        bn_momentum: float = 0.1,
     ) -> None:
         check_stages(dims=dims, depths=depths)
         if min(depths) < 1:
@@ -115,15 +118,7 @@ class MaxViT(Backbone):
             opens = [self.block(before, dim, 2, window, stage_rates[0])]
             stages.append(Stage(opens + [self.block(dim, dim, 1, window, rate) for rate in stage_rates[1:]]))
         super().__init__(
-            ConvStem(
-                in_chans,
-                stem_dim,
-                conv=self.conv,
-                act=self.act,
-                bias=self.stem_bias,
-                eps=self.norm_eps,
-                momentum=self.norm_momentum,
-            ),
+            ConvStem(in_chans, stem_dim, conv=self.conv, act=self.act, bias=self.stem_bias, eps=self.norm_eps),
             stages,
             Head(
                 dims[-1],
@@ -140,6 +135,9 @@ class MaxViT(Backbone):
         )
         self.img_size = to_2tuple(img_size)
         self.apply(init_fan_out)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
 
     def block(self, dim: int, dim_out: int, stride: int, window: tuple[int, int], drop_path: float) -> MaxViTBlock:
         shortcut = self.shortcut(dim, dim_out) if stride == 2 else None
@@ -152,7 +150,6 @@ class MaxViT(Backbone):
             shortcut=shortcut,
             drop_path=drop_path,
             eps=self.norm_eps,
-            momentum=self.norm_momentum,
         )
         block, grid = (
             # the authors resize tables bilinearly

@@ -107,17 +107,16 @@ class MBConv(nn.Module):
         shortcut: nn.Module | None = None,
         drop_path: float = 0.0,
         eps: float = 1e-3,
-        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         hidden = expand * dim_out
         padding = 0 if conv is Conv2dSame else 1
         self.shortcut = nn.Identity() if shortcut is None else shortcut
-        self.norm = nn.BatchNorm2d(dim, eps, momentum)
+        self.norm = nn.BatchNorm2d(dim, eps)
         self.expand = nn.Conv2d(dim, hidden, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden, eps, momentum)
+        self.norm1 = nn.BatchNorm2d(hidden, eps)
         self.depthwise = conv(hidden, hidden, 3, stride, padding, groups=hidden, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden, eps, momentum)
+        self.norm2 = nn.BatchNorm2d(hidden, eps)
         self.act = act()
         self.se = SqueezeExcite(hidden, dim_out // 4)
         self.project = nn.Conv2d(hidden, dim_out, 1)

@@ -39,12 +39,11 @@ class ConvStem(nn.Module):
         act: type[nn.Module] = nn.GELU,
         bias: bool = True,
         eps: float = 1e-5,
-        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         padding = 0 if conv is Conv2dSame else 1
         self.conv1 = conv(in_chans, dim, 3, 2, padding, bias=bias)
-        self.norm1 = nn.BatchNorm2d(dim, eps, momentum)
+        self.norm1 = nn.BatchNorm2d(dim, eps)
         self.act = act()
         self.conv2 = conv(dim, dim, 3, 1, padding)
 
