@@ -4,12 +4,13 @@ import json
 import time
 
 import pytest
+import timm
 import torch
 
 from zoo import bench
 from zoo.bench_profile import by_module, kind
 from zoo.registry import variants
-from zoo.table import parameters
+from zoo.table import gflops, parameters
 
 
 def test_ours_beside_timm(tmp_path, capsys):
@@ -98,17 +99,43 @@ def test_kinds_of_operators(operator, expected):
     assert kind(operator) == expected
 
 
+def test_a_model_of_timm_s_at_another_size(tmp_path, capsys):
+    command = ["test_resnet", "gcvit_xxt", "maxvit_t_tv", "--size", "64", "96", "--batch", "1", "--repeats", "1"]
+    bench.main([*command, "--out", str(tmp_path)])
+    assert "batch 1, 64 x 96, float32" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "models_cpu_inference_64x96.json").read_text())
+    assert [set(row["images_a_second"]) for row in numbers["rows"]] == [{"timm"}, {"ours", "timm"}, {"ours"}]
+    cells = [line.split(" | ") for line in bench.table([bench.Row(**row) for row in numbers["rows"]]).splitlines()[2:]]
+    assert [len(row) for row in cells] == [10, 10, 10]
+    assert [row[4] == "-" for row in cells] == [True, False, False]
+    assert [row[6] for row in cells] == ["timm", "timm", "-"] and [row[9] == "- |" for row in cells] == [1, 0, 1]
+
+
+def test_cost_at_a_size():
+    """By hand: of a convolution its weights once for every pixel of its map, of attention its keys for every query."""
+    at, twice = gflops("test_resnet", 64), gflops("test_resnet", (64, 128))
+    classifier = 1000 * timm.create_model("test_resnet").num_features / 1e9
+    assert twice - classifier == pytest.approx(2 * (at - classifier))
+    model = timm.create_model("test_vit", img_size=64)
+    tokens, blocks, dim = (64 // 16) ** 2 + 1, len(model.blocks), model.embed_dim
+    weights = sum(m.weight.numel() * tokens for m in model.blocks.modules() if isinstance(m, torch.nn.Linear))
+    attention = blocks * 2 * tokens**2 * dim
+    ends = dim * 3 * 16**2 * (tokens - 1) + 1000 * dim
+    assert gflops("test_vit", 64) == pytest.approx((weights + attention + ends) / 1e9)
+    assert gflops("nat_m") == gflops("nat_m", 224) < gflops("nat_m", (224, 256))
+
+
 def test_unknown_model(capsys):
     with pytest.raises(SystemExit):
-        bench.parse(["davit_tiny"])
-    assert "no model is called davit_tiny" in capsys.readouterr().err
+        bench.parse(["davit_tiniest"])
+    assert "no model is called davit_tiniest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", bench.TWINS)
 def test_twins_have_the_same_parameters(name):
     """But for classifiers and buffers, a twin is the same architecture."""
     with torch.device("meta"):
-        twin = bench.TWINS[name][1]()
+        twin = bench.twin_of(name)
     assert sum(p.numel() for p in twin.parameters()) == pytest.approx(parameters(name), rel=2e-3)
 
 

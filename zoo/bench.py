@@ -2,11 +2,12 @@
 
     python -m zoo.bench davit_t gcvit_t --device cpu --threads 2 --out benchmarks
     python -m zoo.bench --device cuda --dtype bfloat16 --batch 128 --train
+    python -m zoo.bench nat_t convnext_tiny --size 800 1344 --batch 2
     python -m zoo.bench stvit_s --profile
 
 The share is multiply-adds times two, times images a second, over the rate of a large matrix product: what a perfect
-model would reach is 100 %. Model, twin and product take turns, so that a busy moment of the machine hits all;
-the column GFLOP/s is the product's.
+model would reach is 100 %. A model that is timm's alone stands in the columns of twins. Model, twin and product take
+turns, so that a busy moment of the machine hits all; the column GFLOP/s is the product's.
 With `--profile` it says where the time of each model goes.
 """
 
@@ -28,23 +29,23 @@ from ops.bench.report import circumstances, overwrite
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
-from .registry import class_of, variants
-from .table import gflops
+from .registry import variants
+from .table import at_size, gflops
 
 # the same architecture elsewhere: how it is built
-TWINS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "maxvit_t": ("timm", partial(timm.create_model, "maxvit_tiny_tf_224")),
-    "maxvit_s": ("timm", partial(timm.create_model, "maxvit_small_tf_224")),
-    "maxvit_b": ("timm", partial(timm.create_model, "maxvit_base_tf_224")),
+TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
+    "maxvit_t": ("timm", "maxvit_tiny_tf_224"),
+    "maxvit_s": ("timm", "maxvit_small_tf_224"),
+    "maxvit_b": ("timm", "maxvit_base_tf_224"),
     "maxvit_t_tv": ("torchvision", torchvision.models.maxvit_t),
-    "gcvit_xxt": ("timm", partial(timm.create_model, "gcvit_xxtiny")),
-    "gcvit_xt": ("timm", partial(timm.create_model, "gcvit_xtiny")),
-    "gcvit_t": ("timm", partial(timm.create_model, "gcvit_tiny")),
-    "gcvit_s": ("timm", partial(timm.create_model, "gcvit_small")),
-    "gcvit_b": ("timm", partial(timm.create_model, "gcvit_base")),
-    "davit_t": ("timm", partial(timm.create_model, "davit_tiny")),
-    "davit_s": ("timm", partial(timm.create_model, "davit_small")),
-    "davit_b": ("timm", partial(timm.create_model, "davit_base")),
+    "gcvit_xxt": ("timm", "gcvit_xxtiny"),
+    "gcvit_xt": ("timm", "gcvit_xtiny"),
+    "gcvit_t": ("timm", "gcvit_tiny"),
+    "gcvit_s": ("timm", "gcvit_small"),
+    "gcvit_b": ("timm", "gcvit_base"),
+    "davit_t": ("timm", "davit_tiny"),
+    "davit_s": ("timm", "davit_small"),
+    "davit_b": ("timm", "davit_base"),
 }
 
 # the smallest of each family that its paper compares with others
@@ -78,15 +79,23 @@ def step(model: nn.Module, images: Tensor, train: bool) -> None:
 
 def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor]:
     """The model, its twin where there is one, and a batch of images."""
-    size, dtype = variants()[name]["img_size"], getattr(torch, args.dtype)
-    models = {"ours": class_of(name)(**variants()[name])}
-    if name in TWINS:
-        source, make = TWINS[name]
-        models[source] = make()
+    dtype = getattr(torch, args.dtype)
+    model, size = at_size(name, args.size)
+    models = {"ours" if name in variants() else "timm": model}
+    if name in TWINS and (twin := twin_of(name, args.size)):
+        models[TWINS[name][0]] = twin
     for model in models.values():
         model.to(args.device, dtype, memory_format=torch.channels_last).train(args.train)
-    images = torch.randn(args.batch, 3, size, size, device=args.device, dtype=dtype)
+    images = torch.randn(args.batch, 3, *size, device=args.device, dtype=dtype)
     return models, images.contiguous(memory_format=torch.channels_last)
+
+
+def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module | None:
+    """The same architecture elsewhere, for images of a size; torchvision's is for its own alone."""
+    make = TWINS[name][1]
+    if isinstance(make, str):
+        return at_size(make, size)[0]
+    return make() if size is None else None
 
 
 def measure(name: str, args: argparse.Namespace) -> Row:
@@ -100,10 +109,11 @@ def measure(name: str, args: argparse.Namespace) -> Row:
     ms, mib = timings(runs, args.repeats, args.device)
     rate = size / (ms.pop("product") / 1000)
     mib.pop("product")
-    operations = 2e9 * gflops(name) * (3 if args.train else 1)
+    cost = gflops(name, args.size)
+    operations = 2e9 * cost * (3 if args.train else 1)
     speed = {source: args.batch / (value / 1000) for source, value in ms.items()}
     share = {source: operations * value / rate for source, value in speed.items()}
-    return Row(name, mode(args), gflops(name), rate, speed, mib, share)
+    return Row(name, mode(args), cost, rate, speed, mib, share)
 
 
 def profiled(name: str, args: argparse.Namespace) -> list[str]:
@@ -130,13 +140,11 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         cells = [row.model, row.mode, f"{row.gflops:.2f}", f"{row.rate / 1e9:.0f}"]
-        cells += [mark(row, "ours"), f"{row.share['ours']:.0%}"]
+        cells += [mark(row, "ours"), f"{row.share['ours']:.0%}"] if "ours" in row.share else ["-"] * 2
         twin = next((source for source in row.images_a_second if source != "ours"), None)
-        if twin is not None:
-            ratio = row.images_a_second["ours"] / row.images_a_second[twin]
-            cells += [twin, mark(row, twin), f"{row.share[twin]:.0%}", f"{ratio:.2f}"]
-        else:
-            cells += ["-"] * 4
+        cells += [twin, mark(row, twin), f"{row.share[twin]:.0%}"] if twin else ["-"] * 3
+        speeds = row.images_a_second.values()
+        cells += [f"{row.images_a_second['ours'] / row.images_a_second[twin]:.2f}" if len(speeds) == 2 else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -148,10 +156,13 @@ def mark(row: Row, source: str) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m zoo.bench", description="Whole models beside their twins.")
-    parser.add_argument("models", nargs="*", help=f"default: {' '.join(DEFAULT)}")
+    parser.add_argument("models", nargs="*", help=f"of the zoo, or timm's; default: {' '.join(DEFAULT)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: each model's own"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
@@ -159,9 +170,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="where the time goes, in place of how much it is")
     parser.add_argument("--out", type=Path, help="a folder for models_<device>_<mode>.md and .json, or profile_....md")
     args = parser.parse_args(argv)
-    unknown = sorted(set(args.models) - set(variants()))
+    unknown = sorted(name for name in set(args.models) if not timm.is_model(name))
     if unknown:
-        parser.error(f"no model is called {', '.join(unknown)}: expected some of {', '.join(variants())}")
+        parser.error(
+            f"no model is called {', '.join(unknown)}: expected models of timm's, or some of {', '.join(variants())}"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     return args
@@ -207,7 +220,9 @@ def profile(args: argparse.Namespace) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
     timing = "one run, warmed up" if args.profile else f"medians of {args.repeats} alternating runs"
-    return circumstances(args.device, "zoo.bench") | {"settings": f"batch {args.batch}, {args.dtype}, {timing}"}
+    size = [] if args.size is None else [" x ".join(map(str, args.size))]
+    said = ", ".join([f"batch {args.batch}", *size, args.dtype, timing])
+    return circumstances(args.device, "zoo.bench") | {"settings": said}
 
 
 def page(title: str, facts: dict[str, str], lines: list[str]) -> str:
@@ -218,6 +233,7 @@ def stem(args: argparse.Namespace, what: str) -> str:
     """The name of a file: what was measured otherwise is no later version of it."""
     parts = [what, args.device, "training" if args.train else "inference"]
     parts += [args.dtype] * (args.dtype != "float32") + ["compiled"] * args.compile
+    parts += [] if args.size is None else ["x".join(map(str, args.size))]
     return "_".join(parts)
 
 

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+import timm
 import torch
+from timm.layers import to_2tuple
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
@@ -37,21 +40,39 @@ def parameters(name: str) -> int:
         return sum(p.numel() for p in class_of(name)(**variants()[name]).parameters())
 
 
-def gflops(name: str) -> float:
-    """Multiply-adds in 10^9 of matrix products and convolutions for one image of the variant's size.
+def gflops(name: str, img_size: int | tuple[int, int] | None = None) -> float:
+    """Multiply-adds in 10^9 of matrix products and convolutions for one image.
 
     Papers call this FLOPs. Nothing is computed: the shapes alone run through the model.
+
+    name      a variant, or any model of timm's
+    img_size  of the image and of the model that is built for it; None: the model's own
     """
-    args = variants()[name]
     with torch.device("meta"):
-        model = class_of(name)(**args).eval()
-        image = torch.empty(1, 3, args["img_size"], args["img_size"])
+        model, size = at_size(name, img_size)
+        image = torch.empty(1, 3, *size)
     formulas = {torch.ops.torchvision.deform_conv2d: _deformable}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     # the references do what the equations say; a fast path may compute more than it needs
     with implementation("reference"), counter, torch.no_grad():
-        model(image)
+        model.eval()(image)
     return counter.get_total_flops() / 2e9
+
+
+def at_size(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int]]:
+    """A variant, or any model of timm's, with 1,000 classes, built for images of a size, and that size (H, W)."""
+    given = {} if img_size is None else {"img_size": img_size}
+    if name in variants():
+        model = class_of(name)(**variants()[name] | given)
+        return model, model.img_size
+    try:
+        model = timm.create_model(name, **given)
+    except TypeError as error:  # it is built for no size
+        if "img_size" not in str(error):
+            raise
+        model = timm.create_model(name)
+    own = model.pretrained_cfg["input_size"][-2:] if img_size is None else to_2tuple(img_size)
+    return model, tuple(own)
 
 
 def _deformable(x, weight, offset, *args, out_shape=None, **kwargs) -> int:
