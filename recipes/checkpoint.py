@@ -49,9 +49,19 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """Tensors of `model`, `ema` or `optimizer` on the CPU."""
+        """Tensors of `model`, `ema` or `optimizer` on the CPU; of a sharded one, of `model` or `ema`, put together.
+
+        Any process may come here alone. Raises CheckpointError where a sharded one holds more than its tensors.
+        """
+        if self.sharded:
+            with self._reading():
+                return restricted.whole(self.path / SHARDED, part)
         with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def place(self, part: str) -> Path:
+        """The file of a part, or the folder of all parts of a sharded one."""
+        return self.path / (SHARDED if self.sharded else f"{part}.safetensors")
 
     def tree(self, part: str) -> Any:
         """A nested state dict saved as `part`, as `pack` took it apart."""
@@ -59,20 +69,29 @@ class Checkpoint:
             return unpack(json.loads(file.metadata()["tree"]), self.tensors(part))
 
     def has(self, part: str) -> bool:
+        if self.sharded:
+            with self._reading():
+                return bool(restricted.names(self.path / SHARDED, part))
         return f"{part}.safetensors" in self.state["files"]
 
     @property
     def sharded(self) -> bool:
-        """Whether the tensors lie in parts, as several processes wrote them: `fill` reads them."""
+        """Whether the tensors lie in parts, as several processes wrote them."""
         return f"{SHARDED}/.metadata" in self.state["files"]
 
     def fill(self, states: dict[str, Any]) -> None:
         """Read a sharded checkpoint into nested state dicts of the right names and shapes, sharded or whole.
 
-        Raises CheckpointError where names or shapes do not fit, or where it holds more than tensors and plain values.
+        All processes of a run must come here. Raises CheckpointError, on all, where names or shapes do not fit, or
+        where it holds more than tensors and plain values.
         """
-        try:
+        with self._reading():
             restricted.load(states, self.path / SHARDED)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except CheckpointException as error:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
         except restricted.Refused as error:

@@ -1,7 +1,8 @@
 """Several runs side by side: python -m recipes.compare runs/*
 
 Prints a table, the best run first, with the keys in which their configurations differ, and draws their curves together;
-of runs of several tasks a table and a picture for each score.
+runs of other tasks, scores or classes have a table and a picture of their own. Of runs that differ in nothing but their
+seed it gives mean and standard deviation. --json keeps all of it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import argparse
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -24,30 +26,65 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from yaml import YAMLError
 
+from recipes import names as naming
+from recipes import noted
 from recipes.config import SWEEP_ENDS
-from recipes.config.checks import flat, is_in
+from recipes.config.checks import base, flat, is_in
 from recipes.log import CONSOLE, history, say
+from recipes.measured import write_json
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, load_config, runs_in
 from recipes.task import create as create_task
 
 LOWER = ("loss",)  # what is better where it is less
+IMAGES = ("data.name", "data.hub", "data.val_split", "data.val_fraction", "data.split_seed")  # which are held out
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its configuration, its log, and of its evaluations the best."""
+    """One run: its configuration, its log, of its evaluations the best, and what it noted of its data."""
 
     folder: Path
     cfg: dict[str, Any]
     history: list[dict[str, Any]]
     score: str
     best: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
         return self.best[f"val_{self.score}"]
+
+    @property
+    def task(self) -> str:
+        return self.cfg.get("task.name", "classify")  # older runs lack it
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that it is measured on."""
+        return tuple(noted.words(self.data.get("class_names") or ()))
+
+    @property
+    def measured(self) -> tuple[Hashable, ...]:
+        """What its scores are of: task, score and classes."""
+        return self.task, self.score, self.data.get("num_classes"), self.classes
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """What tells the images that it is measured on from others, as far as a run notes it: their number first."""
+        defaults = base("train")  # for keys that are younger than the run
+        return self.data.get("images", {}).get("val"), *(self.cfg.get(key, defaults.get(key)) for key in IMAGES)
+
+    @property
+    def speed(self) -> float | None:
+        """The median of its training, in images per second."""
+        speeds = sorted(line["images_per_s"] for line in self.history if line.get("images_per_s"))
+        return speeds[len(speeds) // 2] if speeds else None
+
+    @property
+    def steps(self) -> int:
+        return max(line["step"] for line in self.history)
 
 
 def read(folder: Path, score: str | None = None) -> Row:
@@ -60,9 +97,15 @@ def read(folder: Path, score: str | None = None) -> Row:
     lines = history(folder / "metrics.jsonl")
     found = [line for line in lines if line.get(f"val_{score}") is not None]
     if not found:
-        raise RunError(f"{folder} has no evaluation with val_{score} yet")
-    best = min if score in LOWER else max
-    return Row(folder, flat(cfg), lines, score, best(found, key=lambda line: line[f"val_{score}"]))
+        scores = dict.fromkeys(key.removeprefix("val_") for line in lines for key in line if key.startswith("val_"))
+        there = ", ".join(key for key in scores if "/" not in key)  # without those of single classes
+        raise RunError(
+            f"{folder} has no evaluation with {score}; its evaluations have {there}"
+            if there
+            else f"{folder} has no evaluation yet"
+        )
+    best = (min if score in LOWER else max)(found, key=lambda line: line[f"val_{score}"])
+    return Row(folder, flat(cfg), lines, score, best, noted.read(folder))
 
 
 def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
@@ -94,57 +137,186 @@ def _differ(key: str, one: Row, other: Row) -> bool:
 
 def names(rows: Sequence[Row]) -> list[str]:
     """What the runs are called: their paths without the folders that all of them are in."""
-    shared = os.path.commonpath([row.folder.absolute().parent for row in rows])
-    return [os.path.relpath(row.folder, shared) for row in rows]
+    return naming.apart([row.folder for row in rows])
 
 
-def table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
-    score = rows[0].score
+def seeds(rows: Sequence[Row]) -> list[list[Row]]:
+    """The runs that differ in nothing but their `seed`, together those of each configuration that has several."""
+
+    def but_seed(row: Row) -> Hashable:
+        return str((row.images, {k: row.cfg[k] for k in sorted(row.cfg) if k != "seed" and not is_in(k, FREE)}))
+
+    return [group for group in grouped(rows, but_seed) if len({row.cfg.get("seed") for row in group}) > 1]
+
+
+def decimals(rows: Sequence[Row]) -> int:
+    """As many as tell the scores of the rows apart: at least two, of a loss four, and no more than six."""
+    values = {row.value for row in rows}
+    fewest = 4 if rows[0].score in LOWER else 2
+    return next((n for n in range(fewest, 6) if len({f"{value:.{n}f}" for value in values}) == len(values)), 6)
+
+
+def table(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> Table:
+    """A row a run; `what` it is about, where there are other tables."""
+    score, digits = rows[0].score, decimals(rows)
     heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
-    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=f"{len(rows)} run{'s' * (len(rows) > 1)}")
+    title = f"{what}: " * (what is not None) + f"{len(rows)} run{'s' * (len(rows) > 1)}"
+    drawn = Table(*(Column(head, overflow="fold") for head in heads), title=title)
     for name, row in zip(names(rows), rows, strict=True):
-        speeds = [line["images_per_s"] for line in row.history if line.get("images_per_s")]
         drawn.add_row(
             name,
-            f"{row.value:.2f}",
+            f"{row.value:.{digits}f}",
             str(row.best["step"]),
             f"{row.best['val_loss']:.4f}" if row.best.get("val_loss") is not None else "-",
-            str(max(line["step"] for line in row.history)),
-            f"{sorted(speeds)[len(speeds) // 2]:.1f}" if speeds else "-",
+            str(row.steps),
+            f"{row.speed:.1f}" if row.speed else "-",
             *(str(row.cfg.get(key, "-")) for key in keys),
         )
     return drawn
 
 
-def show(folders: Sequence[Path], picture: Path, score: str | None = None) -> bool:
+def show(folders: Sequence[Path], picture: Path, score: str | None = None, kept: Path | None = None) -> bool:
     """Print the table and draw the curves of those runs that can be read; whether there was one.
 
-    Runs of several tasks have a table and a picture for each of their scores, which cannot be compared.
+    Runs whose scores cannot be compared, of several tasks or classes, have a table and a picture each.
+    kept  JSON file that all of it is written to
     """
-    rows = readable(folders, score)
-    scores = dict.fromkeys(row.score for row in rows)
-    for one in scores:
-        path = picture if len(scores) == 1 else picture.with_stem(f"{picture.stem}-{one}")
-        _show([row for row in rows if row.score == one], path)
-    return bool(rows)
+    tables = grouped(readable(folders, score), lambda row: row.measured)
+    told = _suffixes(tables) if len(tables) > 1 else [None] * len(tables)
+    for rows, suffix in zip(tables, told, strict=True):
+        path = picture if suffix is None else picture.with_stem(f"{picture.stem}-{suffix}")
+        _show(rows, path, None if suffix is None else _about(rows[0]))
+    if tables and kept is not None:
+        write_json(kept, [record(rows) for rows in tables])
+        say(f"written: {kept}")
+    return bool(tables)
 
 
-def _show(rows: Sequence[Row], picture: Path) -> None:
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
+    """The rows of each key, in their order."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
+
+
+def _suffixes(tables: Sequence[Sequence[Row]]) -> list[str]:
+    """What the pictures of several tables are called apart by: as little as does, numbers where nothing does."""
+    firsts = [rows[0] for rows in tables]
+    columns = [
+        [row.score for row in firsts],
+        [row.task for row in firsts],
+        [str(row.cfg.get("data.name")) for row in firsts],
+        [f"{row.data.get('num_classes')}-classes" for row in firsts],
+    ]
+    for count in range(1, len(columns) + 1):
+        for chosen in combinations(columns, count):
+            found = ["-".join(parts) for parts in zip(*chosen, strict=True)]
+            if len(set(found)) == len(found):
+                return found
+    return [str(number) for number in range(1, len(tables) + 1)]
+
+
+def _about(row: Row) -> str:
+    return f"{row.task}, {row.cfg.get('data.name')}, {row.data.get('num_classes', 'unknown')} classes"
+
+
+def _show(rows: Sequence[Row], picture: Path, what: str | None) -> None:
     keys = different(rows)
-    _print(rows, keys)
+    _print(rows, keys, what)
+    _say_images(rows)
+    _print_seeds(rows)
     curves = {_label(name, row, keys[:2]): row.history for name, row in zip(names(rows), rows, strict=True)}
     draw_together(picture, curves, rows[0].score)
     say(f"curves: {picture}")
 
 
-def _print(rows: Sequence[Row], keys: Sequence[str]) -> None:
+def _say_images(rows: Sequence[Row]) -> None:
+    """Say so where runs of one table are measured on other images."""
+    groups = grouped(rows, lambda row: row.images)
+    if len(groups) == 1:
+        return
+    columns = zip(("images", *IMAGES), *(group[0].images for group in groups), strict=True)
+    differing = [(key, values) for key, *values in columns if len(set(values)) > 1]
+    parts = []
+    for place, group in enumerate(groups):
+        said = ", ".join(f"{key}={values[place]}" for key, values in differing)
+        parts.append(f"{_called(group, rows)} ({said})")
+    say(f"not measured on the same images, so that scores do not compare: {'; '.join(parts)}", "yellow")
+
+
+def _called(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """What some of the rows are called, in one line."""
+    found = dict(zip((row.folder for row in rows), names(rows), strict=True))
+    return ", ".join(found[row.folder] for row in some)
+
+
+def _print_seeds(rows: Sequence[Row]) -> None:
+    """Mean and standard deviation of runs that differ in their seed alone, where there are any."""
+    groups = seeds(rows)
+    if not groups:
+        return
+    score, digits = rows[0].score, decimals(rows)
+    heads = ("runs", f"best {score}, mean ± standard deviation (n)", "seeds")
+    drawn = Table(*(Column(head, overflow="fold") for head in heads), title="over seeds")
+    for group in groups:
+        mean, deviation = _statistics(group)
+        drawn.add_row(
+            _called(group, rows),
+            f"{mean:.{digits}f} ± {deviation:.{digits}f} ({len(group)})",
+            ", ".join(str(row.cfg.get("seed")) for row in group),
+        )
+    CONSOLE.print(drawn)
+
+
+def _statistics(group: Sequence[Row]) -> tuple[float, float]:
+    """Mean and standard deviation of the best scores of several runs, the latter with n - 1."""
+    values = [row.value for row in group]
+    return fmean(values), stdev(values)
+
+
+def record(rows: Sequence[Row]) -> dict[str, Any]:
+    """One table as JSON: what it is about, its rows, and under `seeds` the statistics of those that differ in seed."""
+    keys, first, called = different(rows), rows[0], names(rows)
+    return {
+        "task": first.task,
+        "score": first.score,
+        "classes": first.data.get("num_classes"),
+        "rows": [
+            {
+                "run": name,
+                "folder": str(row.folder),
+                "best": row.value,
+                "step": row.best["step"],
+                "val_loss": row.best.get("val_loss"),
+                "steps": row.steps,
+                "images_per_s": row.speed,
+                "data": row.cfg.get("data.name"),
+                "images": row.images[0],
+                "config": {key: row.cfg.get(key) for key in keys},
+            }
+            for name, row in zip(called, rows, strict=True)
+        ],
+        "seeds": [
+            {
+                "folders": [str(row.folder) for row in group],
+                "seeds": [row.cfg.get("seed") for row in group],
+                **dict(zip(("mean", "std"), _statistics(group), strict=True)),
+                "n": len(group),
+            }
+            for group in seeds(rows)
+        ],
+    }
+
+
+def _print(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> None:
     """The table, with what tells the runs apart in lines below it where the columns would be narrower than words."""
-    whole = table(rows, keys)
+    whole = table(rows, keys, what)
     unbound = CONSOLE.options.update_width(1_000_000)
     if Measurement.get(CONSOLE, unbound, whole).maximum <= CONSOLE.width:
         CONSOLE.print(whole)
         return
-    CONSOLE.print(table(rows, []))
+    CONSOLE.print(table(rows, [], what))
     for name, row in zip(names(rows), rows, strict=True):
         say(_label(f"{name}:", row, keys))
 
@@ -179,6 +351,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="where the curves go")
     parser.add_argument("--score", help="what to sort by: top1, top5, loss, ...; default: the task's own")
+    parser.add_argument("--json", type=Path, help="a file that rows and statistics go to as well")
     return parser.parse_args(argv)
 
 
@@ -187,12 +360,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     # runs/* has pictures of sweeps too, and may name again what is named before it
     folders = [path for path in dict.fromkeys(args.runs) if not path.is_file()]
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        shown = show(folders, args.out, args.score)
+        for path in (args.out, args.json):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        shown = show(folders, args.out, args.score, args.json)
     except OSError as error:
-        sys.exit(f"error: could not write {args.out}: {error}")
+        sys.exit(f"error: could not write {args.out}{f' or {args.json}' if args.json else ''}: {error}")
     if not shown:
-        sys.exit("error: none of these folders holds a run with an evaluation")
+        with_score = f" with {args.score}" if args.score else ""
+        sys.exit(f"error: none of these folders holds a run with an evaluation{with_score}")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.progress import track
 from torch import Tensor, nn
 
 from recipes import config, distributed, hardware, measured, noted, predict, subjects
 from recipes.checkpoint import Checkpoint
+from recipes.checkpoint import CheckpointError as StepError
+from recipes.config.checks import flat, is_in
 from recipes.data import DataError
 from recipes.data.build import decoding
 from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
-from recipes.measured import Answers, Measurement
+from recipes.measured import Answers, Measurement, Results
 from recipes.provenance import named, versions
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
 from zoo import Backbone, CheckpointError
+
+# how images are fetched, which changes nothing that is measured
+FETCHED = (
+    "data.batch_size", "data.eval_batch_size", "data.workers", "data.cache", "data.cache_gb", "data.cache_dir",
+)  # fmt: skip
 
 
 @config.main("eval", errors=(RunError,))
@@ -50,50 +57,74 @@ def main(cfg: DictConfig) -> None:
 
 def of_run(cfg: DictConfig, run: Path) -> None:
     """Measure the model that a run kept, or ask it what is in an image."""
-    own = config_to_evaluate(run, config.overrides())
-    checkpoint = find_checkpoint(run)
-    with open_dict(own):
-        own.pop("augment", None)  # what was learned from is not needed any more
+    own, checkpoint = kept_by(run, config.overrides())
     if cfg.predict is not None:
         answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, noted.described(run, own))
         return
-    noted.count_classes(run, own.data)
-    out = Path(cfg.out or run)
-    distributed.first(lambda: predict.check_writable(out))
-    about = {"name": run.name, "model": own.model.name, "weights": str(checkpoint.path)}
-    found = measure(own, about, checkpoint, run=run, answers=cfg.predictions)
-    distributed.first(lambda: found.write(out, "eval"))
+    results = Results(Path(cfg.out or run))
+    distributed.first(lambda: predict.check_writable(results.folder))
+    found = measure_run(run, run.name, own, checkpoint, answers=cfg.predictions)
+    distributed.first(lambda: found.write(results, "eval"))
     found.show()
+
+
+def kept_by(run: Path, overrides: list[str]) -> tuple[DictConfig, Checkpoint]:
+    """The configuration of a run with what is typed on top, and its best checkpoint. Raises RunError."""
+    own = config_to_evaluate(run, overrides)
+    checkpoint = find_checkpoint(run)
+    with open_dict(own):
+        own.pop("augment", None)  # what was learned from is not needed any more
+    return own, checkpoint
+
+
+def measure_run(run: Path, name: str, own: DictConfig, checkpoint: Checkpoint, *, answers: bool) -> Measurement:
+    """Measure a run's checkpoint with the run's classes; tables call it `name`."""
+    noted.count_classes(run, own.data)
+    about = {"name": name, "model": own.model.name, "weights": str(checkpoint.path)}
+    return measure(own, about, checkpoint, run=run, answers=answers)
 
 
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     """Measure one set of weights, or several; of several, those that cannot be measured do not stop the others."""
-    distributed.first(lambda: predict.check_writable(Path(cfg.out or ".")))
+    results = Results(Path(cfg.out or "."))
+    distributed.first(lambda: predict.check_writable(results.folder))
     found, failed = [], []
-    stems = ["eval"] if len(sources) == 1 else subjects.stems(sources)
-    for source, stem in zip(sources, stems, strict=True):
+    alone = len(sources) == 1
+    stems, names = (["eval"], [None]) if alone else (subjects.stems(sources), subjects.names(sources))
+    for source, stem, name in zip(sources, stems, names, strict=True):
         try:
-            found.append(of_one(cfg, source, stem))
-        except (CheckpointError, config.ConfigError) as error:
-            if len(sources) == 1:
+            one = of_one(cfg, source, name)
+        except (CheckpointError, config.ConfigError, RunError) as error:
+            if alone:
                 raise
             failed.append(str(source))
             say(f"{source} is not measured: {error}", "red")
-    if len(sources) > 1 and found:
-        conclude(cfg, found)
+            continue
+        distributed.first(lambda: one.write(results, stem))  # noqa: B023 (called at once)
+        one.show()
+        found.append(one)
+    if found and not alone:
+        conclude(results, found)
     if failed:
         raise RunError(f"{len(failed)} of {len(sources)} could not be measured, see above: {', '.join(failed)}")
 
 
-def of_one(cfg: DictConfig, source: str | None, stem: str) -> Measurement:
-    """Measure what one of the `sources` names and write what was found as <stem>.json and the like."""
+def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement:
+    """Measure what one of the `sources` names, a run as `run=` does; tables call it `name`, None for its own.
+
+    Raises CheckpointError, ConfigError or RunError for what says itself that it cannot be measured.
+    """
+    if source is not None and subjects.is_run(source):
+        run = Path(source)
+        typed = [text for text in config.overrides() if not text.lstrip("+").startswith("checkpoint=")]
+        try:
+            return measure_run(run, name or run.name, *kept_by(run, typed), answers=cfg.predictions)
+        except DataError as error:  # of this run alone
+            raise RunError(str(error)) from error
     subject = subjects.find(cfg, source)
     weights = source or ("released" if subject.cfg.model.pretrained else "random")
-    about = {"name": subject.name if stem == "eval" else stem, "model": subject.cfg.model.name, "weights": weights}
-    found = measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
-    distributed.first(lambda: found.write(Path(cfg.out or "."), stem))
-    found.show()
-    return found
+    about = {"name": name or subject.name, "model": subject.cfg.model.name, "weights": weights}
+    return measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
 
 
 def measure(
@@ -129,16 +160,29 @@ def measure(
     }
     count = int(values.get("scored", len(data.val)))
     record = measured.record({**about, **where}, values, count, published, task.score) | how
+    record["config"] = asked(cfg)
     keys = [key for key in values if "/" not in key]  # without those of single classes
     return Measurement(record, keys, task, data, metrics, answered.table(data) if answers else [])
 
 
-def conclude(cfg: DictConfig, found: list[Measurement]) -> None:
-    """One table of all, the best first."""
-    score = found[0].task.score
-    records = sorted((one.record for one in found), key=lambda record: -record[score])
-    measured.show(records, found[0].keys, f"{records[0]['images']} images of {cfg.data.name}")
-    distributed.first(lambda: measured.write_json(Path(cfg.out or ".") / "eval.json", records))
+def asked(cfg: DictConfig) -> dict[str, Any]:
+    """What of a configuration says what is measured and how, without what is null."""
+    groups = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("task", "model", "data") if key in cfg}
+    given = {key: value for key, value in flat(OmegaConf.create(groups)).items() if value is not None}
+    return {key: value for key, value in given.items() if not is_in(key, FETCHED)}
+
+
+def conclude(results: Results, found: list[Measurement]) -> None:
+    """One table of all that were measured by the same on the same data, the best first, and a list of all."""
+    tables: dict[tuple[str, ...], list[Measurement]] = {}
+    for one in found:
+        tables.setdefault((one.task.score, one.record["data"], one.record["images"]), []).append(one)
+    ranked = []
+    for (score, data, images), those in tables.items():
+        records = sorted((one.record for one in those), key=lambda record: -record[score])
+        measured.show(records, those[0].keys, f"{images} images of {data}")
+        ranked += records
+    distributed.first(lambda: results.write_list("eval", ranked))
 
 
 def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
@@ -146,11 +190,11 @@ def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
     if checkpoint is None:
         return task.build_model(data)
     model, weights = task.build_model(data, pretrained=False), checkpoint.state["weights"]
-    if checkpoint.sharded:
-        states = {weights: model.state_dict()}
-        checkpoint.fill(states)
-    else:
-        _fill(model, checkpoint.tensors(weights), checkpoint.path / f"{weights}.safetensors")
+    try:
+        tensors = checkpoint.tensors(weights)
+    except StepError as error:
+        raise RunError(str(error)) from error
+    _fill(model, tensors, checkpoint.place(weights))
     say(f"{checkpoint.path}: step {checkpoint.state['step']}, {weights} weights")
     return model
 
@@ -161,7 +205,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         typed = shlex.quote(config.quote("checkpoint", str(path)))
         file = f", or as a file, whose tables are interpolated: {typed} data=... img_size=..."
-        advice = f"measure it at the run's own{file if isinstance(model, Backbone) else ''}"
+        advice = f"measure it at the run's own{file if isinstance(model, Backbone) and path.is_file() else ''}"
         raise RunError(
             f"the weights of {path} are of another shape than the model that is asked for, as one with tables of "
             f"positions has at another img_size; {advice}. {error}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from recipes.config import ConfigError
 from recipes.log import CONSOLE, say
 
 Record = dict[str, Any]
+FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last says of what it is
+SAME = ("weights", "images", "amp", "config")  # what two evaluations of the same thing share
 NORMAL = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -93,18 +95,74 @@ class Measurement:
     def title(self) -> str:
         return f"{self.record['name']}: {self.record['images']} images of {self.record['data']}"
 
-    def write(self, folder: Path, stem: str) -> None:
+    def write(self, results: Results, stem: str) -> None:
         """<stem>.json, .png, and as far as there are such, -classes.csv and -images.csv."""
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = results.folder
+        results.make_way(stem, self.record)
         write_json(folder / f"{stem}.json", self.record)
         self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
         for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
             if rows:
                 write_csv(folder / f"{stem}-{what}.csv", rows)
-        written = [
-            path.name for path in sorted(folder.glob(f"{glob.escape(stem)}[.-]*")) if not path.name.startswith(".")
-        ]
-        say(f"written to {folder}: {', '.join(written)}")
+        say(f"written to {folder}: {', '.join(sorted(_there(folder, stem)))}")
+
+
+class Results:
+    """The folder that evaluations are written to; what an earlier one of something else left in it is not lost.
+
+    Its files are moved to earlier/<number>, one folder for all that a command moves.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def earlier(self) -> Path:
+        """A folder that was not there yet; it is made."""
+        there = self.folder / "earlier"
+        used = [int(path.name) for path in there.iterdir() if path.name.isdecimal()] if there.is_dir() else []
+        made = there / str(max(used, default=0) + 1)
+        made.mkdir(parents=True)
+        return made
+
+    def write_list(self, stem: str, records: list[Record]) -> None:
+        """Several evaluations as <stem>.json."""
+        self.make_way(stem, records)
+        write_json(self.folder / f"{stem}.json", records)
+
+    def make_way(self, stem: str, content: Record | list[Record]) -> None:
+        """Move the files of a stem away where they are of another evaluation than `content`, and say so.
+
+        Those of the same one stay, to be replaced.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = _there(self.folder, stem)
+        if not files or _asked(_read(self.folder / f"{stem}.json")) == _asked(content):
+            return
+        for file in files:
+            os.rename(self.folder / file, self.earlier / file)
+        say(f"{self.folder} held another evaluation: {', '.join(sorted(files))} moved to {self.earlier}", "yellow")
+
+
+def _there(folder: Path, stem: str) -> list[str]:
+    return [name for name in (form.format(stem) for form in FILES) if (folder / name).is_file()]
+
+
+def _read(path: Path) -> Any:
+    """What the file of an evaluation says; None where it is not there or cannot be read as JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _asked(content: Any) -> Any:
+    """Of what an evaluation is, as JSON has it; of several, in whatever order. None where it is not said."""
+    if isinstance(content, list):
+        return sorted(json.dumps(_asked(one), sort_keys=True) for one in content)
+    if not isinstance(content, dict) or not content.keys() >= set(SAME):
+        return None
+    return json.loads(json.dumps({key: content[key] for key in SAME}))
 
 
 def _label(data: Any, label: int) -> int | str:

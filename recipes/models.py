@@ -93,7 +93,7 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     if weights.is_run(given):
         weights.check_model(given, cfg.model.name)
         _say_seen_otherwise(cfg, Path(given))
-        given, kind = weights.file_of(given, kind), "auto"  # of the file, which holds nothing else
+        given, kind = weights.of_run(given, kind), "auto"  # these alone
     report = zoo.load_checkpoint(model, given, weights=kind)
     if report.head_remade and "train" not in cfg:
         raise ConfigError(f"{report.message}: {NOTHING}")

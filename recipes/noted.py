@@ -114,7 +114,7 @@ def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
         return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
     if data.subset is not None or data.truths is not None or _only_counted(there) or _only_counted(here):
         return None
-    pairs = zip(_words(there), _words(here), strict=False)
+    pairs = zip(words(there), words(here), strict=False)
     place = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
     if place is None:
         return None
@@ -126,7 +126,7 @@ def _only_counted(names: Sequence[str]) -> bool:
     return all(name == str(index) for index, name in enumerate(names))
 
 
-def _words(names: Sequence[str]) -> Sequence[str]:
+def words(names: Sequence[str]) -> Sequence[str]:
     """The names, ImageNet's in words."""
     return imagenet.class_names() if tuple(names) == tuple(imagenet.synsets()) else names
 

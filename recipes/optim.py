@@ -29,6 +29,9 @@ OURS = {"lr", "lr_base_batch", "decay", "no_decay", "model_lr_scales", "backbone
 # torch's choice stands
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
+# options of a group that say in which loop a step is made, and nothing of what it computes
+LOOPS = ("fused", "foreach", "capturable", "differentiable")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -263,13 +266,22 @@ def clip(model: nn.Module, limit: float | None) -> Tensor:
     return nn.utils.clip_grad_norm_(parameters, limit)
 
 
+def with_own_loops(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of a state dict, each with the `LOOPS` of this optimiser, which has the same in all of its groups.
+
+    A state dict has those of where it was made, and there are loops that parts of parameters, or a GPU, do not have.
+    """
+    own = {key: value for key, value in optimizer.param_groups[0].items() if key in LOOPS}
+    return [{k: v for k, v in group.items() if k in own or k not in LOOPS} | own for group in groups]  # in their order
+
+
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict and give every moment its parameter's strides again.
+    """Load a state dict, but for `LOOPS`, and give every moment its parameter's strides again.
 
     A channels-last parameter read from a file would have contiguous moments otherwise, and the update would run in
     other kernels than before, which round differently.
     """
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "param_groups": with_own_loops(optimizer, state["param_groups"])})
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:  # a count of steps has none

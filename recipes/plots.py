@@ -39,9 +39,14 @@ def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
 
 
 def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score: str) -> None:
-    """Training loss, validation loss and score of several runs over the steps; `histories` by what to call them."""
-    figure = Figure(figsize=(15, 4 + 0.18 * len(histories)), layout="constrained")
-    for axes, key in zip(figure.subplots(1, 3), ("loss", "val_loss", f"val_{score}"), strict=True):
+    """Training loss, validation loss and score of several runs over the steps, as far as any of them has these.
+
+    histories  by what to call them
+    """
+    keys = dict.fromkeys(("loss", "val_loss", f"val_{score}"))
+    keys = [key for key in keys if any(line.get(key) is not None for lines in histories.values() for line in lines)]
+    figure = Figure(figsize=(5 * len(keys), 4 + 0.18 * len(histories)), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for history in histories.values():
             _plot(axes, history, key, label=None)
         axes.set_title(key)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 # what an index is made of: module, and the names in it
 KNOWN = {
@@ -68,7 +70,37 @@ class Planner(dcp.DefaultLoadPlanner):
 
 
 def load(states: dict[str, Any], folder: Path) -> None:
-    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder. Raises Refused."""
+    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder. Raises Refused.
+
+    All processes of a run must come here.
+    """
     reader = Reader(folder)
     reader.read_metadata()  # torch 2.9 keeps to itself why it has no index
     dcp.load(states, storage_reader=reader, planner=Planner())
+
+
+def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:
+    """Shape and type of every tensor of a state dict that was saved as `part`; none where there is none.
+
+    Raises Refused.
+    """
+    index = Reader(folder).read_metadata().state_dict_metadata
+    found = {key.removeprefix(f"{part}."): value for key, value in index.items() if key.startswith(f"{part}.")}
+    return {name: value for name, value in found.items() if isinstance(value, TensorStorageMetadata)}
+
+
+def whole(folder: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of a state dict that was saved as `part`, put together on the CPU by this process alone.
+
+    Raises Refused.
+    """
+    known = names(folder, part)
+    promised = sum(info.size.numel() * info.properties.dtype.itemsize for info in known.values())
+    held = sum(file.stat().st_size for file in folder.iterdir())
+    if promised > held:  # before memory is asked for
+        raise Refused(f"its index promises {promised:,} bytes of {part}, and {folder} holds {held:,}")
+    state = {name: torch.empty(info.size, dtype=info.properties.dtype) for name, info in known.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
+        dcp.load({part: state}, storage_reader=Reader(folder), planner=Planner(), no_dist=True)
+    return state

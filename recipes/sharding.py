@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from recipes import distributed
+from recipes import distributed, optim
 from zoo.backbone import Backbone
 
 
@@ -86,11 +86,13 @@ def tree(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None) 
 
 
 def load_tree(states: dict[str, Any], models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Give back what `tree` took."""
+    """Give back what `tree` took, but for `optim.LOOPS`."""
     for name, model in models.items():
         set_model_state_dict(model, states[name])
     if "optimizer" in states:
-        set_optimizer_state_dict(next(iter(models.values())), optimizer, states["optimizer"])
+        state = states["optimizer"]
+        state = {**state, "param_groups": optim.with_own_loops(optimizer, state["param_groups"])}
+        set_optimizer_state_dict(next(iter(models.values())), optimizer, state)
 
 
 def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -102,13 +104,17 @@ def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's whole state dict, as torch numbers its parameters, into that of a sharded model."""
+    """Load an optimiser's whole state dict, as torch numbers its parameters, into that of a sharded model.
+
+    `optim.LOOPS` stay as they are.
+    """
     called = {parameter: name for name, parameter in model.named_parameters()}
     names = [called[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     named = {
         "state": {names[index]: moments for index, moments in state["state"].items()},
         "param_groups": [
-            {**group, "params": [names[index] for index in group["params"]]} for group in state["param_groups"]
+            {**group, "params": [names[index] for index in group["params"]]}
+            for group in optim.with_own_loops(optimizer, state["param_groups"])
         ],
     }
     set_optimizer_state_dict(model, optimizer, named, options=StateDictOptions(full_state_dict=True))

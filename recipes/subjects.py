@@ -23,6 +23,7 @@ from recipes.config.checks import REMOTE
 from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
+from recipes.names import apart
 from zoo import releases
 from zoo.described import TensorInfo
 from zoo.heads.recognise import recognise_dense
@@ -62,10 +63,10 @@ class Subject:
 
 
 def sources(cfg: DictConfig) -> list[str | None]:
-    """What `checkpoint=` names, folders as the files in them, or as the one model that timm wrote there; None for the
-    model's own weights.
+    """What `checkpoint=` names, folders as the files in them, or as the one model that timm wrote there, a run's as it
+    is; None for the model's own weights.
 
-    Raises ConfigError for a folder without weights, and for a run's.
+    Raises ConfigError for a folder without weights.
     """
     given = cfg.checkpoint or cfg.model.checkpoint
     if given is None:
@@ -77,15 +78,33 @@ def sources(cfg: DictConfig) -> list[str | None]:
 
 def stems(sources: list[str]) -> list[str]:
     """What the files about each of several sources are called: as its own file, or as its path where two are alike."""
-    names = [Path(source).name if os.path.isfile(source) else source for source in sources]
+    names = [_name(source) if os.path.exists(source) else source for source in sources]
     alike = {name for name in names if names.count(name) > 1}
     chosen = (source if name in alike else name for source, name in zip(sources, names, strict=True))
     return [re.sub(r"[/\\:]", "-", text.lstrip("./")) for text in chosen]
 
 
+def names(sources: list[str]) -> list[str]:
+    """What tables call several sources: as their own files and folders, or by what tells their paths apart where two
+    are alike."""
+    paths = [source for source in sources if os.path.exists(source)]
+    own = [_name(path) for path in paths]
+    called = dict(zip(paths, own if len(set(own)) == len(own) else apart(paths, tail=True), strict=True))
+    return [called.get(source, source) for source in sources]
+
+
+def _name(path: str) -> str:
+    return Path(os.path.abspath(path)).name
+
+
+def is_run(source: str) -> bool:
+    """Whether one of the `sources` is the folder of a run."""
+    return os.path.isfile(os.path.join(source, "config.yaml"))
+
+
 def _files(folder: Path) -> list[str]:
-    if (folder / "config.yaml").is_file():
-        raise ConfigError(f"checkpoint={folder} is the folder of a run: run={folder} measures it")
+    if is_run(str(folder)):
+        return [str(folder)]
     if _is_shared(folder):
         return [f"local-dir:{folder}"]
     found = list(map(str, files([folder])))
@@ -109,6 +128,8 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
 
     Raises ConfigError where the model cannot be told, CheckpointError for a file that cannot be read or is of none.
     """
+    if source is not None and is_run(source):
+        raise ConfigError(f"checkpoint={source} is the folder of a run: run={source} is what to give here")
     cfg = copy.deepcopy(cfg)
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
     if source is not None and not os.path.isfile(source):  # Path's own fails where a name is too long for a file

@@ -74,7 +74,7 @@ class Teacher(nn.Module):
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
         model, prep = models.create(own, known), preprocessing(own)
-        zoo.load_checkpoint(model, weights.file_of(cfg.checkpoint))
+        zoo.load_checkpoint(model, weights.of_run(cfg.checkpoint))
         fixed = prep.size if _is_fixed(model) else None
         size = _pair(cfg.img_size) or fixed
         return cls(model, own.model.name, data, prep.mean, prep.std, size, known.class_names)

@@ -14,31 +14,38 @@ from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.run import find_checkpoint
 from recipes.settings import RunError, load_config
+from zoo.formats import shared_out
 from zoo.inspect import files
+from zoo.reader import Checkpoint
 
 
 def is_run(given: str) -> bool:
-    """Whether a folder is named, which must be a run's. Raises ConfigError for one that holds files of weights."""
+    """Whether a folder is named, which must be a run's.
+
+    Raises ConfigError for one that holds files of weights, and for what is no file of them but a sharded checkpoint.
+    """
     folder = Path(given)
+    if why := shared_out(folder):
+        raise ConfigError(f"{folder} {why}. The run's own folder serves as well")
     if folder.is_dir() and not (folder / "config.yaml").is_file() and (found := files([folder])):
         raise ConfigError(f"{folder} is no folder of a run but holds weights: give a file of them, {found[0]}")
     return folder.is_dir()
 
 
-def file_of(given: str, weights: str = "auto") -> Path:
-    """Of a run's best checkpoint, or its newest where none has been evaluated.
+def of_run(given: str, weights: str = "auto") -> Checkpoint:
+    """Those of a run's best checkpoint, or of its newest where none has been evaluated, as a file's would be read.
 
     weights  "auto" those that it measured, "raw", or "ema"
 
-    Raises RunError for a folder that holds no run, for a run without a whole checkpoint, and for weights it lacks.
+    Raises RunError for a folder that holds no run, for a run without a whole checkpoint, and for weights it lacks;
+    CheckpointError for a sharded checkpoint that holds more than its tensors.
     """
     load_config(Path(given))
     found = find_checkpoint(Path(given))
     part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
     if not found.has(part):
-        why = "it is shared out over several processes" if found.sharded else "train.ema was null"
-        raise RunError(f"{found.path} has no file {part}.safetensors, {why}; model.weights=auto takes what it measured")
-    return found.path / f"{part}.safetensors"
+        raise RunError(f"{found.path} has no {part} weights, train.ema was null; model.weights=auto takes what it has")
+    return Checkpoint(str(found.place(part)), {"ema" if part == "ema" else "raw": found.tensors(part)})
 
 
 def check_model(given: str, name: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import create_model
 from torch import nn
 
 from families import SMALL
@@ -171,3 +172,8 @@ def test_heads_that_do_not_divide():
 def test_no_regions():
     with pytest.raises(ValueError, match=r"n_win is \(7, 0\) and topk 1: expected at least 1"):
         biformer.BiFormer(n_win=(7, 0))
+
+
+def test_norms_on_features_have_the_published_eps():
+    model = create_model("biformer_t", feature_norms=True, device="meta")
+    assert {norm.eps for norm in model.feature_norms} == {1e-6}

@@ -72,8 +72,9 @@ def test_deviations_of_each_stage():
 def test_losses_of_three_stages(monkeypatch):
     built, (images, targets) = model(5), batch()
     weights, values = (1.0, 0.5, 0.25), []
-    for given in (weights, (1.0,) * STAGES):
-        monkeypatch.setattr(cascade, "LOSS_WEIGHTS", given)
+    for alike in (False, True):
+        if alike:
+            monkeypatch.setattr(cascade, "LOSS_WEIGHTS", (1.0,) * STAGES)
         torch.manual_seed(0)
         values.append({key: float(loss.detach()) for key, loss in built(images, targets).items()})
     kinds = ("loss_classifier", "loss_box_reg", "loss_mask")
@@ -86,6 +87,25 @@ def test_losses_of_three_stages(monkeypatch):
         for i, weight in enumerate(weights):
             assert values[1][f"{kind}_{i}"] > 0
             assert values[0][f"{kind}_{i}"] == pytest.approx(weight * values[1][f"{kind}_{i}"], rel=1e-4)
+
+
+def test_thresholds_of_each_stage():
+    matchers = [stage.proposal_matcher for stage in model().heads.roi_heads]
+    assert [m.high_threshold for m in matchers] == [m.low_threshold for m in matchers] == [0.5, 0.6, 0.7]
+
+
+def test_loss_of_boxes_is_ten_times_giou_over_all_regions():
+    stage, labels = model().heads.roi_heads[0], torch.tensor([1, 0])
+    regions = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    truth = [{"boxes": torch.tensor([[0.0, 0, 10, 20]])}]
+    loss = cascade._box_loss(stage, [regions], torch.zeros(2, 12), labels, labels > 0, [torch.tensor([0, 0])], truth)
+    assert float(loss) == pytest.approx(10 * 0.5 / 2)
+
+
+def test_no_gradient_goes_through_the_regions_of_the_next_stage():
+    deltas, regions = torch.zeros(1, 12, requires_grad=True), [torch.tensor([[0.0, 0, 10, 10]])]
+    (found,) = cascade._refine(model().heads.roi_heads[0], regions, deltas, torch.tensor([1]), [(32, 32)])
+    assert not found.requires_grad
 
 
 def test_loss_falls():

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed.checkpoint as dcp
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import golden
 import hostile
@@ -252,6 +254,26 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     (tmp_path / "none").mkdir()
     assert inspect.main([str(tmp_path / "none")]) == 1
     assert "no file of weights" in capsys.readouterr().err
+
+
+def test_what_processes_shared_out_is_no_file_of_weights(tmp_path, monkeypatch, capsys):
+    """The command that is given makes one, which has the names and both kinds of weights."""
+    state = small("davit_t", depths=(1, 1, 1, 1)).state_dict()
+    folder = tmp_path / "step-1" / "sharded"
+    dcp.save({"model": state, "ema": state, "optimizer": {"param_groups": [{"lr": 0.5}]}}, checkpoint_id=folder)
+    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
+    for path, what in (
+        (folder.parent, "is a checkpoint that processes shared out"),
+        (folder, "is a checkpoint that processes shared out"),
+        (folder / "__0_0.distcp", "is a part of a checkpoint that processes shared out"),
+    ):
+        assert inspect.main([str(path), "--json"]) == 1
+        (said,) = json.loads(capsys.readouterr().out)
+        why = f"{what} (torch.distributed.checkpoint), no file of weights: {command} makes one of it, if you trust it"
+        assert said["error"] == f"{path} {why}"
+    dcp_to_torch_save(folder, tmp_path / "weights.pth")
+    found = inspect.inspect(tmp_path / "weights.pth")
+    assert found["weights"] == {"raw": "model", "ema": "ema"} and found["tensors"] == len(state)
 
 
 @pytest.fixture

@@ -227,6 +227,11 @@ def test_worker_count(digits, monkeypatch):
     for cores, expected in ((1, 0), (2, 1), (5, 4), (64, 4)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert worker_count(digits.train) == expected
+    # of eight machines: the processes of this one share its cores
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    assert worker_count(digits.train) == 2
 
 
 def test_workers_end_with_a_killed_parent(digits):

@@ -325,3 +325,9 @@ def test_pixels_that_a_smaller_image_is_made_of():
 def test_sides_are_rounded_half_up():
     rescale = paired.Rescale([512])
     assert rescale(tv_tensors.Image(torch.zeros(3, 1024, 1025, dtype=torch.uint8))).shape == (3, 512, 513)
+
+
+def test_crops_reach_the_last_column():
+    image = tv_tensors.Image(torch.arange(3, dtype=torch.uint8).expand(3, 4, 3).contiguous())
+    reseed(0)
+    assert {int(paired.Crop((4, 2))(image)[0, 0, 0]) for _ in range(40)} == {0, 1}

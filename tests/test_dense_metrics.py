@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from ranks import on_ranks
 from recipes import config, distributed
 from recipes.data import DataError
-from recipes.metrics.detection import Detection, at_size, masks_at
+from recipes.metrics.detection import Detection, at_size, boxes_at, masks_at
 from recipes.metrics.segmentation import Confusion, Segmentation
 from zoo.heads.paste import paste
 from zoo.heads.segmenter import pixel_loss
@@ -239,3 +239,8 @@ def test_nothing_of_a_gpu_has_no_fixed_order(monkeypatch):
 def test_a_model_of_more_classes_is_not_measured():
     with pytest.raises(ValueError, match="class 4 was predicted of 3"):
         Confusion(3).update(torch.full((2, 2), 4), torch.zeros(2, 2, dtype=torch.int64))
+
+
+def test_boxes_of_an_image_whose_sides_were_resized_by_different_factors():
+    found = boxes_at({"boxes": torch.tensor([[4.0, 2, 10, 6]]), "size": (10, 20)}, (30, 40))
+    assert found.tolist() == [[8, 6, 20, 18]]

@@ -371,3 +371,13 @@ def test_what_trainers_ask_for():
     assert kept and all(name.startswith("backbone.model.stages.") for name in kept)
     model.set_grad_checkpointing()
     assert all(stage.grad_checkpointing for stage in model.backbone.model.stages)
+
+
+def test_as_many_samples_as_a_region_has_pixels():
+    x = torch.randn(1, 1, 8, 8)
+    pooled = AlignedPooler([1], 1)({"0": x}, [torch.tensor([[0.0, 0, 8, 8]])], [(8, 8)])
+    assert pooled.item() == pytest.approx(x.mean().item(), abs=1e-6)
+
+
+def test_fcos_keeps_what_is_as_sure_as_the_published():
+    assert detector(Pools(), 2, head="fcos", channels=32).heads.score_thresh == 0.05

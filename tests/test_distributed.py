@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import zoo
 from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
@@ -157,6 +159,33 @@ def test_three_processes_go_on_with_the_same_bits(tmp_path):
 def evaluate_here(*overrides: str) -> None:
     with flags_restored():
         evaluation.main.__wrapped__(config.compose(overrides, "eval"))
+
+
+def test_a_sharded_step_is_weights(runs, tmp_path, capsys):
+    """Of a run that was lost before anything was evaluated."""
+    run = lost_after(3, runs / "fsdp", tmp_path / "run")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    asked = [f"run={run}", f"predict={tmp_path / 'image.png'}"]
+    assert on_ranks(2, evaluate_here, *asked) == [None, None]
+    step = run / "checkpoints" / "step-00000003"
+    dcp_to_torch_save(step / "sharded", tmp_path / "step.pth")
+    saved = zoo.reader.read(tmp_path / "step.pth").entries
+    for given, kind in (("auto", "ema"), ("raw", "raw"), ("ema", "ema")):
+        chosen = [*SMALL, f"model.checkpoint={run}", f"model.weights={given}"]
+        state = task_model(chosen).state_dict()
+        assert f"step-00000003/sharded: layout 'as is', {kind} weights" in capsys.readouterr().out.replace("\n", "")
+        assert state.keys() == saved[kind].keys()
+        assert all(torch.equal(tensor, saved[kind][name]) for name, tensor in state.items()), given
+    assert not all(torch.equal(tensor, saved["raw"][name]) for name, tensor in saved["ema"].items())
+    with pytest.raises(
+        ConfigError, match=r"step-00000003 is a checkpoint that .*\. The run's own folder serves as well"
+    ):
+        task_model([*SMALL, f"model.checkpoint={step}"])
+
+
+def task_model(overrides: list[str]) -> torch.nn.Module:
+    task = classify.Task(config.compose(overrides))
+    return task.build_model(task.build_data())
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import zoo
-from children import SMALL, flags_restored, lines, succeed, train_here
-from recipes import config, measured, models
+from children import SMALL, flags_restored, lines, note_overrides, succeed, train_here
+from recipes import checkpoint, config, measured, models
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.plots import draw_confusion
@@ -33,7 +33,9 @@ def evaluate_here(*overrides: str) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    train_here(folder, *SMALL, "train.steps=8", "train.eval_every=0.1", "train.save_every=100", "name=first")
+    options = [*SMALL, "train.steps=8", "train.eval_every=0.1", "train.save_every=100", "name=first"]
+    train_here(folder, *options)
+    note_overrides(folder / "first", options)
     return folder / "first"
 
 
@@ -56,6 +58,77 @@ def test_a_file_of_the_run_gives_the_same(run, tmp_path):
     evaluate_here(*small, f"checkpoint={file}", f"out={tmp_path / 'there'}")
     there, here = (json.loads((path / "eval.json").read_text()) for path in (tmp_path / "there", run))
     assert (there["top1"], there["loss"]) == (here["top1"], pytest.approx(here["loss"]))
+
+
+def test_an_evaluation_of_something_else_is_moved(run, tmp_path, capsys, monkeypatch):
+    """Of the same thing it is replaced, however its images are fetched."""
+
+    def kept(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    first = kept(tmp_path)
+    assert first.keys() == {"eval.json", "eval.png", "eval-classes.csv", "eval-images.csv"}
+    evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    with monkeypatch.context() as typed:
+        typed.setattr(config, "overrides", lambda: ["data.eval_batch_size=90"])
+        evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    assert not (tmp_path / "earlier").exists() and "moved" not in capsys.readouterr().out
+    first = kept(tmp_path)
+    with monkeypatch.context() as typed:
+        typed.setattr(config, "overrides", lambda: ["img_size=64"])
+        evaluate_here(f"run={run}", f"out={tmp_path}", "img_size=64")
+    assert kept(tmp_path / "earlier" / "1") == first and json.loads(kept(tmp_path)["eval.json"])["img_size"] == [64, 64]
+    said = "eval-classes.csv, eval-images.csv, eval.json, eval.png moved to"
+    assert f"{tmp_path} held another evaluation: {said} {tmp_path / 'earlier' / '1'}" in capsys.readouterr().out
+    second = kept(tmp_path)
+    evaluate_here(f"run={run}", f"out={tmp_path}")
+    assert kept(tmp_path / "earlier" / "1") == first and kept(tmp_path / "earlier" / "2") == second
+
+
+def test_all_that_a_command_moves_lies_together(tmp_path):
+    def record(weights, data):
+        return {"weights": weights, "images": 4, "amp": None, "config": {"data.name": data, "data.mean": (0.5,)}}
+
+    def write(data, stems=("a", "b")):
+        results = measured.Results(tmp_path)
+        for stem in stems:
+            results.make_way(stem, record(stem, data))
+            measured.write_json(tmp_path / f"{stem}.json", record(stem, data))
+        results.write_list("eval", [record(stem, data) for stem in stems])
+
+    write("imagenet")
+    write("imagenet", ("b", "a"))
+    assert not (tmp_path / "earlier").exists()
+    (tmp_path / "a-images.csv").write_text("of imagenet")
+    write("imagenet_v2")
+    moved = {path.name for path in (tmp_path / "earlier" / "1").iterdir()}
+    assert moved == {"a.json", "a-images.csv", "b.json", "eval.json"}
+    write("imagenet_v2", ("a",))
+    assert [path.name for path in (tmp_path / "earlier" / "2").iterdir()] == ["eval.json"]
+    (tmp_path / "eval.json").write_text('{"top1": 1.0}')  # as older versions wrote it
+    write("imagenet_v2", ("a",))
+    assert (tmp_path / "earlier" / "3" / "eval.json").read_text() == '{"top1": 1.0}'
+
+
+def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys):
+    """Each as run= does; one that cannot be does not stop the others."""
+    evaluate_here(f"run={run}", f"out={tmp_path / 'alone'}")
+    file = find_checkpoint(run).path / "ema.safetensors"
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("seed: 0\n")
+    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.02", "data.img_size=32"]
+    with pytest.raises(RunError, match=r"1 of 3 could not be measured, see above: .*unfinished"):
+        evaluate_here(*small, f"checkpoint=[{unfinished},{run},{file}]", f"out={tmp_path}")
+    said = capsys.readouterr().out
+    assert f"{unfinished} is not measured: {unfinished} has no whole checkpoint yet" in said
+    assert "180 images of digits" in said and "36 images of digits" in said
+    alone, listed = (json.loads((tmp_path / name).read_text()) for name in ("alone/eval.json", "first.json"))
+    timed = {"images_per_s"}
+    assert {k: v for k, v in listed.items() if k not in timed} == {k: v for k, v in alone.items() if k not in timed}
+    table = json.loads((tmp_path / "eval.json").read_text())
+    assert [(one["name"], one["images"]) for one in table] == [("first", 180), ("ema.safetensors", 36)]
 
 
 @pytest.mark.slow
@@ -220,3 +293,16 @@ def test_the_table_of_several_keeps_their_names(capsys):
     measured.show(records, ["top1", "loss", "images_per_s"], "9 images")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert "".join(row[0] for row in rows if row) == "".join(names)
+
+
+def test_of_five_classes_all_would_be_among_the_first_five():
+    assert set(Metrics(5).top) == {1} and set(Metrics(6).top) == {1, 5}
+
+
+def test_a_step_that_cannot_be_read_is_said(run, monkeypatch):
+    def damaged(*_):
+        raise checkpoint.CheckpointError("sharded/__0_0.distcp is damaged")
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "tensors", damaged)
+    with pytest.raises(RunError, match=r"__0_0\.distcp is damaged"):
+        evaluate_here(f"run={run}")

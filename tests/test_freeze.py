@@ -151,7 +151,7 @@ def test_a_run_s_folder_is_its_best_weights(first):
         saved = best.tensors(part)
         state = made(first, f"model.weights={kind}").state_dict()
         assert all(torch.equal(tensor, saved[name]) for name, tensor in state.items()), kind
-        assert weights.file_of(str(first), kind) == best.path / f"{part}.safetensors"
+        assert weights.of_run(str(first), kind).path == str(best.path / f"{part}.safetensors")
     assert not all(torch.equal(tensor, best.tensors("model")[name]) for name, tensor in best.tensors("ema").items())
 
 
@@ -210,7 +210,7 @@ def test_folders_that_are_no_start(first, tmp_path):
         state = json.loads(path.read_text())
         del state["files"]["ema.safetensors"]
         path.write_text(json.dumps(state))
-    with pytest.raises(RunError, match=r"has no file ema.safetensors, train.ema was null"):
+    with pytest.raises(RunError, match=r"has no ema weights, train.ema was null; model.weights=auto takes what it has"):
         made(tmp_path / "plain", "model.weights=ema")
 
 

@@ -13,7 +13,7 @@ import golden
 import zoo
 from zoo.heads import Segmenter, inference, segmenter
 from zoo.heads.fpn import FPN
-from zoo.heads.layers import averages, masked_averages
+from zoo.heads.layers import PixelHead, averages, masked_averages
 from zoo.heads.segmenter import AUXILIARY_WEIGHT, auxiliary_head, pixel_loss
 from zoo.heads.semantic_fpn import SemanticFPN
 from zoo.heads.upernet import UPerNet
@@ -232,3 +232,10 @@ def test_inference_at_scales_and_wrong_strides():
     torch.testing.assert_close(out.sum(1), torch.ones(1, 20, 30))
     with pytest.raises(ValueError, match="stride"):
         inference.slide(model, torch.randn(1, 3, 9, 13), (4, 4), (5, 4))
+
+
+def test_dropout_is_of_whole_channels():
+    head = PixelHead(64, 64, 0.5).train()
+    nn.init.eye_(head.classifier.weight.data.flatten(1))
+    kept = head.classify(torch.ones(1, 64, 4, 4)).count_nonzero((2, 3))
+    assert set(kept.flatten().tolist()) == {0, 16}

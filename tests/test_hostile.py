@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import torch
 import hostile
 import zoo
 from zoo import inspect
+from zoo.described import Name, Other, Storage
+from zoo.pickled import _number, _typed_tensor
 
 
 def refused(path, match):
@@ -260,3 +263,13 @@ def test_a_name_that_is_no_text(tmp_path):
     path.write_bytes(hostile.save(hostile.STATE))
     with pytest.raises(zoo.CheckpointError, match=r"a name that is no text in UTF-8.*rename it"):
         zoo.read(path)
+
+
+def test_a_typed_view_lies_in_its_bytes():
+    with pytest.raises(zoo.CheckpointError, match="does not lie in its storage"):
+        _typed_tensor(Storage(torch.uint8, 8), 0, (3,), (1,), False, {}, Name("torch.float32"))
+
+
+def test_scalars_of_either_byte_order():
+    for order in "<>":
+        assert _number(Other("numpy.dtype", ("f8", (3, order))), struct.pack(f"{order}d", 1.5)) == 1.5

@@ -141,6 +141,10 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert next(iter(table.columns[0].cells)) == imagenet.class_names()[6]
     with pytest.raises(DataError, match=r"is none of the 200 classes of data=imagenet_r: is it another set"):
         make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
+    with pytest.raises(
+        DataError, match=r"Found \S+/n/0/\S+; expected folders that are named by WordNet ids \(n01498041"
+    ):
+        make("imagenet_a", root=val(tmp_path / "n", ["0"]))
 
 
 def test_training_on_what_is_for_measuring(tmp_path):

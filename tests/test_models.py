@@ -10,7 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import ops
 import zoo
 from families import CROPPED, ISOTROPIC, PARAMETERS, ROUNDED_DOWN, SMALL
-from zoo.blocks import WindowAttention, resize_table
+from zoo.blocks import WindowAttention, init_fan_out, resize_table
 
 
 def small(name, **kwargs):
@@ -514,3 +514,16 @@ def test_images_that_are_too_small(name, stages):
 def test_wrong_channels_name_themselves(name):
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         small(name)(torch.randn(1, 4, 64, 64))
+
+
+def test_depthwise_convolutions_start_by_their_own_fan():
+    conv = torch.nn.Conv2d(512, 512, 3, groups=512)
+    init_fan_out(conv)
+    assert conv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+
+
+def test_a_new_classifier_starts_as_the_first_did():
+    model = small("davit_t")
+    model.reset_classifier(1000)
+    classifier = model.get_classifier()
+    assert classifier.weight.std().item() == pytest.approx(0.02, rel=0.1) and not classifier.bias.any()

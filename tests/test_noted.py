@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes import config, noted
-from recipes.data import Data, imagenet
+from recipes.data import Data, dense, imagenet
 from recipes.settings import RunError
 
 ANIMALS = ["ant", "bee", "cow"]
@@ -114,3 +114,11 @@ def test_validation_may_lack_the_highest_class(begun):
         cfg = OmegaConf.create({"source": source, "num_classes": given})
         noted.count_classes(run, cfg)
         assert cfg.num_classes == expected
+
+
+def test_labels_that_lie_in_images_are_not_numbered_anew(begun):
+    kind = dense.KINDS["semantic"]
+    val = kind.__new__(kind)
+    val.records = SimpleNamespace(labels=np.array([0, 1]))
+    some = replace(data([ANIMALS[0], ANIMALS[2]]), val=val)
+    assert noted.with_classes_of(begun(ANIMALS), some) is some

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from children import SMALL, note_overrides, train_here
 from recipes import checkpoint, config, optim
@@ -259,6 +260,18 @@ def test_steps_on_the_processor_are_fused_where_torch_can(opt, fused):
     assert not torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "sgd"])
+def test_a_loaded_state_keeps_the_loop_that_is_here(opt):
+    """As of a run that went on from a GPU, or was begun where nothing was fused yet."""
+    cfg = config.compose([f"optim.opt={opt}"])
+    here, there = (optim.create(cfg, torch.nn.Linear(3, 2)) for _ in range(2))
+    state = there.state_dict()
+    state["param_groups"] = [{**group, "fused": None, "foreach": True, "lr": 0.5} for group in state["param_groups"]]
+    optim.load_state(here, state)
+    assert {(g["fused"], g["foreach"], g["lr"]) for g in here.param_groups} == {(True, None, 0.5)}
+    assert {(g["fused"], g["foreach"]) for g in state["param_groups"]} == {(None, True)}  # left as it was given
+
+
 def test_a_model_of_timm_s_has_one_rate():
     model, optimizer = made(*SMALL)
     optim.set_lr(optimizer, optim.Schedule(10, 0.5, "constant"), 3)
@@ -291,3 +304,10 @@ def test_an_optimizer_has_as_many_betas_as_it_has(opt, betas, count):
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=f"optim.opt={opt} has {count} of them"):
         optim.create(config.compose([f"optim.opt={opt}", f"optim.betas={betas}"]), model)
+
+
+def test_what_learns_beside_a_model_has_the_whole_rate_and_decay():
+    beside = nn.Conv2d(2, 3, 1)
+    group = optim.create(config.compose(["optim.weight_decay=0.05"]), nn.Linear(3, 2), beside).param_groups[-1]
+    assert [id(p) for p in group["params"]] == [id(p) for p in beside.parameters()]
+    assert (group["weight_decay"], group["lr_scale"]) == (0.05, 1.0)

@@ -8,7 +8,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from recipes import checkpoint, restricted, sharding
+from ranks import on_ranks
+from recipes import checkpoint, config, distributed, restricted, sharding
 
 
 class Hostile:
@@ -37,9 +38,13 @@ def written(tmp_path):
     return folder
 
 
+def opened(folder):
+    return checkpoint.Checkpoint(folder.parent, {"files": {"sharded/.metadata": {}}})
+
+
 def fill(folder):
     found = states()
-    checkpoint.Checkpoint(folder.parent, {"files": {"sharded/.metadata": {}}}).fill(found)
+    opened(folder).fill(found)
     return found
 
 
@@ -49,6 +54,34 @@ def test_comes_back(written):
     assert torch.equal(found["model"]["weight"], want["model"]["weight"])
     assert found["optimizer"]["param_groups"][0]["lr"] == 0.25
     assert torch.equal(found["optimizer"]["state"]["weight"]["exp_avg"], torch.full((4, 3), 0.1))
+
+
+def read_alone(folder):
+    """The weights, read by the first of two processes; the other does not come."""
+    distributed.join(config.compose([]))
+    if distributed.rank() == 0:
+        return opened(folder).tensors("model")["weight"].tolist()
+
+
+def test_one_process_reads_alone(written):
+    assert on_ranks(2, read_alone, written) == [states(value=2.0)["model"]["weight"].tolist(), None]
+
+
+def test_a_part_is_read_without_a_model(written):
+    found = opened(written)
+    assert {name: tuple(tensor.shape) for name, tensor in found.tensors("model").items()} == {
+        "weight": (4, 3), "bias": (4,)
+    }  # fmt: skip
+    assert torch.equal(found.tensors("model")["weight"], states(value=2.0)["model"]["weight"])
+    assert found.has("model") and not found.has("ema") and found.tensors("ema") == {}
+
+
+def test_more_is_not_promised_than_there_is(written):
+    index = pickle.loads((written / ".metadata").read_bytes())
+    index.state_dict_metadata["model.weight"].size = torch.Size([2**40, 3])
+    (written / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(checkpoint.CheckpointError, match=r"promises 13,194,139,533,328 bytes of model, and .* holds"):
+        opened(written).tensors("model")
 
 
 def test_an_index_is_not_run(written, tmp_path):
@@ -80,7 +113,7 @@ def test_files_stay_in_their_folder(written, tmp_path):
 def test_names_must_fit(written):
     found = {"model": {"other": torch.zeros(2)}}
     with pytest.raises(checkpoint.CheckpointError, match="other"):
-        checkpoint.Checkpoint(written.parent, {"files": {"sharded/.metadata": {}}}).fill(found)
+        opened(written).fill(found)
 
 
 def test_another_kind_of_index(written):

@@ -216,3 +216,20 @@ def test_model_randomness_is_a_function_of_the_step():
     assert draw(0, 1, 5, 0, 0) == draw(0, 1, 5, 0, 0)
     keys = [(0, 1, 5, 0, 0), (0, 1, 6, 0, 0), (0, 1, 5, 1, 0), (0, 1, 5, 0, 1), (1, 1, 5, 0, 0), (0, 0)]
     assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+
+
+def test_damage_in_the_first_of_several_blocks_is_found(tmp_path):
+    checkpoint.write(tmp_path / "step-1", {"model": {"w": torch.zeros(2**21)}}, {"step": 1})  # 8 MiB
+    file = tmp_path / "step-1" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+        checkpoint.read(tmp_path / "step-1")
+
+
+def test_tensors_that_share_their_memory_are_both_kept(tmp_path):
+    tied = torch.randn(3, 3)
+    checkpoint.write(tmp_path / "step-1", {"model": {"a": tied, "b": tied}}, {"step": 1})
+    found = checkpoint.read(tmp_path / "step-1").tensors("model")
+    assert torch.equal(found["a"], tied) and torch.equal(found["b"], tied)

@@ -9,7 +9,7 @@ import pytest
 
 import facts
 from children import SMALL, train_here
-from recipes import plan, schedule
+from recipes import optim, plan, schedule
 from recipes.config import ConfigError, compose
 
 FACTS = facts.classification()
@@ -231,3 +231,8 @@ def test_parts_are_no_larger_than_asked():
     assert parts("data.batch_size=900", "train.micro_batch=128") == (9, 100)
     with pytest.raises(ConfigError, match=r"train.micro_batch=0 is too few"):
         parts("train.micro_batch=0")
+
+
+def test_a_constant_rate_cools_down_for_as_many_steps():
+    rate = optim.Schedule(100, 1.0, "constant", min_lr=0.1, cooldown=10)
+    assert (rate(89), rate(90)) == (1.0, 0.1)

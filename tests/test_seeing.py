@@ -24,6 +24,7 @@ from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.log import epoch_table
+from recipes.plots import draw_together
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 
@@ -204,7 +205,94 @@ def test_runs_of_several_tasks_have_a_table_each(runs, tmp_path, capsys):
     assert said.count("best miou") == said.count("best top1") == 1 and "2 runs" in said and "1 run\n" in said
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["all-miou.png", "all-top1.png"]
     compare.main([*given, "--score", "loss", "--out", str(tmp_path / "loss.png")])
-    assert "3 runs" in capsys.readouterr().out and (tmp_path / "loss.png").is_file()
+    said = capsys.readouterr().out
+    assert "segment, digits, 10 classes: 1 run\n" in said and "classify, digits, 10 classes: 2 runs" in said
+    assert sorted(path.name for path in tmp_path.glob("loss*")) == ["loss-classify.png", "loss-segment.png"]
+
+
+def as_measured(run, folder, **data):
+    """A copy of a run whose data.json and data configuration say something else."""
+    shutil.copytree(run, folder)
+    cfg = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(cfg, {"data": data.pop("cfg", {})}), folder / "config.yaml")
+    noted = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(noted | data))
+    return folder
+
+
+def test_runs_on_other_classes_have_a_table_of_their_own(runs, tmp_path, capsys):
+    few = as_measured(runs / "one", tmp_path / "few", num_classes=2, class_names=["sky", "ground"])
+    compare.main([str(few), str(runs / "one"), str(runs / "two"), "--out", str(tmp_path / "all.png")])
+    said = capsys.readouterr().out
+    assert "classify, digits, 2 classes: 1 run\n" in said and "classify, digits, 10 classes: 2 runs" in said
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["all-10-classes.png", "all-2-classes.png"]
+    assert "not measured on the same images" not in said
+
+
+def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
+    cfg = {"val_fraction": 0.02}
+    less = as_measured(runs / "one", tmp_path / "less", images={"train": 1761, "val": 36}, cfg=cfg)
+    compare.main([str(less), str(runs / "one"), "--out", str(tmp_path / "all.png")])
+    said = capsys.readouterr().out
+    assert "2 runs" in said and "not measured on the same images, so that scores do not compare: " in said
+    assert "less (images=36, data.val_fraction=0.02)" in said
+    assert "one (images=180, data.val_fraction=0.1)" in said
+    compare.main([str(runs / "one"), str(runs / "two"), "--out", str(tmp_path / "all.png")])
+    assert "not measured" not in capsys.readouterr().out
+
+
+def scored(name, value, **cfg):
+    best = {"step": 1, "val_top1": value, "val_loss": value}
+    return compare.Row(Path(name), cfg, [best], "top1", best)
+
+
+def test_seeds_have_mean_and_deviation(capsys):
+    rows = [scored("a", 80.0, seed=0, lr=1), scored("b", 84.0, seed=1, lr=1, out="b"), scored("c", 70.0, seed=0, lr=2)]
+    assert [[row.folder.name for row in group] for group in compare.seeds(rows)] == [["a", "b"]]
+    compare._print_seeds(rows)
+    assert "82.00 ± 2.83 (2)" in capsys.readouterr().out
+    compare._print_seeds(rows[1:])
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_compared_as_json(runs, tmp_path):
+    other = shutil.copytree(runs / "one", tmp_path / "other")
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(other / "config.yaml"), {"seed": 7}), other / "config.yaml")
+    given = [str(runs / "one"), str(runs / "two"), str(other)]
+    compare.main([*given, "--out", str(tmp_path / "a.png"), "--json", str(tmp_path / "new" / "a.json")])
+    (table,) = json.loads((tmp_path / "new" / "a.json").read_text())
+    best = {name: max(line.get("val_top1", 0) for line in lines(runs / name)) for name in ("one", "two")}
+    expected = dict(zip(given, [*best.values(), best["one"]], strict=True))
+    assert {row["folder"]: row["best"] for row in table["rows"]} == expected
+    assert (table["task"], table["score"], table["classes"]) == ("classify", "top1", 10)
+    assert all(row["images"] == 180 and row["config"].keys() == {"seed", "optim.lr"} for row in table["rows"])
+    (group,) = table["seeds"]
+    assert group == {"folders": given[::2], "seeds": [0, 7], "mean": best["one"], "std": 0.0, "n": 2}
+
+
+def test_scores_have_the_decimals_that_tell_them_apart():
+    def loss(*values):
+        return compare.decimals([compare.Row(Path(), {}, [], "loss", {"val_loss": value}) for value in values])
+
+    assert compare.decimals([scored("a", 80.0), scored("b", 80.0), scored("c", 81.0)]) == 2
+    assert compare.decimals([scored("a", 80.001), scored("b", 80.004)]) == 3
+    assert (loss(2.3, 2.4), loss(2.30001, 2.30002), loss(2.0, 2.0 + 1e-9)) == (4, 5, 6)
+
+
+def test_a_score_that_there_is_not(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="none of these folders holds a run with an evaluation with top9"):
+        compare.main([str(runs / "one"), "--score", "top9", "--out", str(tmp_path / "a.png")])
+    said = capsys.readouterr().out
+    assert "one has no evaluation with top9; its evaluations have top1, top5, loss, images_per_s" in said
+
+
+def test_pictures_have_no_empty_panel(tmp_path):
+    def width(*keys):
+        draw_together(tmp_path / "a.png", {"one": [{"step": 1, **dict.fromkeys(keys, 2.0)}]}, "ap")
+        with Image.open(tmp_path / "a.png") as picture:
+            return picture.width
+
+    assert width("loss", "val_loss", "val_ap") == 1500 and width("loss", "val_ap") == 1000
 
 
 def test_what_follows_from_another_model_is_not_told_apart():

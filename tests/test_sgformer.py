@@ -12,7 +12,7 @@ from test_golden import FOLDER
 from test_models import small, trained
 from zoo import table
 from zoo.blocks import PositionTable
-from zoo.sgformer import STAGES, VARIANTS, GuidedAttention, HybridAttention, PlainAttention
+from zoo.sgformer import STAGES, VARIANTS, Block, GuidedAttention, HybridAttention, PlainAttention
 
 # 0.6 to 0.8 % above the published code's: significance is an op of its own, which multiplies queries and keys again
 GFLOPS = {"sgformer_s": 4.784, "sgformer_m": 7.427, "sgformer_b": 15.543}
@@ -224,3 +224,8 @@ def test_trains_under_autocast():
         logits = model(torch.randn(2, 3, 70, 90))
     logits.float().square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_block_that_drops_both_branches_is_the_identity():
+    block, x = Block(8, PlainAttention(8, 2), 1.0).train(), torch.randn(2, 4, 4, 8)
+    assert torch.equal(block(x, x[..., 0])[0], x)

@@ -93,3 +93,8 @@ def test_trains_under_autocast():
         logits = model(torch.randn(2, 3, 70, 90))
     logits.float().square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_first_values_of_the_layer_scale():
+    gammas = [module.gamma for module in small("stvit_b").modules() if hasattr(module, "gamma")]
+    assert gammas and all(torch.equal(gamma, torch.full_like(gamma, 1e-6)) for gamma in gammas)

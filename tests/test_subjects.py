@@ -166,6 +166,20 @@ def test_files_of_one_name_are_kept_apart(tmp_path, small, images):
     assert {name.split("-")[-2] for name in kept} == {"first", "second"}
 
 
+def test_tables_call_files_by_what_tells_them_apart(tmp_path):
+    def made(*paths):
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+        return [str(tmp_path / path) for path in paths]
+
+    assert subjects.names(made("one/a.pth", "two/b.pth")) == ["a.pth", "b.pth"]
+    runs = made("a/x/checkpoints/best/model.safetensors", "b/x/checkpoints/best/model.safetensors")
+    assert subjects.names([*runs, "davit_t.timm_msft_in1k"]) == ["a", "b", "davit_t.timm_msft_in1k"]
+    assert subjects.names(made("a/m.pth", "b/m.pth", "b/n.pth")) == ["a/m.pth", "b/m.pth", "b/n.pth"]
+    assert subjects.names(made("m.pth", "a/m.pth")) == ["m.pth", "a/m.pth"]
+
+
 def find(source, *overrides):
     cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
     return subjects.find(cfg, *subjects.sources(cfg))

@@ -347,6 +347,7 @@ def test_the_average_may_move_every_so_many_steps(kept):
     averages = [weights(kept, step, "ema") for step in (1, 2, 3)]
     models = [weights(kept, step, "model") for step in (1, 2, 3)]
     assert not same(averages[0], averages[1]) and same(averages[1], averages[2])
+    assert same(averages[1], weights(kept, 2, "model"))  # the first time, it takes the weights as they are
     assert not same(models[1], models[2])
 
 
@@ -366,3 +367,15 @@ def test_learning_in_evaluation_mode(tmp_path):
     assert means and not any(mean.any() for mean in means)
     biases = [tensor for name, tensor in tensors.items() if name.endswith("bn1.bias")]
     assert biases and all(bias.any() for bias in biases)
+
+
+def test_an_evaluation_leaves_the_model_learning(tmp_path):
+    """Without an average it is the model itself that answers, in evaluation mode: its norms then move again."""
+    how = ["train.steps=4", "train.eval_every=0.04", "train.save_every=1", "train.keep=9", "train.ema=null"]
+    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
+    store = checkpoint.Store(tmp_path / "run" / "checkpoints")
+    assert sum("val_loss" in line for line in lines(tmp_path / "run")) > 1
+    for step in (1, 2, 3):
+        before, after = weights(store, step, "model"), weights(store, step + 1, "model")
+        means = [name for name in after if name.endswith("running_mean")]
+        assert means and not any(torch.equal(before[name], after[name]) for name in means)

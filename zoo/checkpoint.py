@@ -61,11 +61,12 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, *, weights: str = "auto", part: str | None = None
+    model: nn.Module, path: str | Path | Checkpoint, *, weights: str = "auto", part: str | None = None
 ) -> LoadReport:
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
     model    may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
+    path     a file, or what `zoo.reader.read` made of one
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
              belong to, else the raw ones
     part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
@@ -75,10 +76,13 @@ def load_checkpoint(
     model = _unwrapped(model)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError("the model is on the meta device, without memory for weights: build it on another one")
-    checkpoint, left_out = part_of(read(path), part)
+    given = path if isinstance(path, Checkpoint) else read(path)
+    path = given.path
+    checkpoint, left_out = part_of(given, part)
     checkpoint, unused = _without_unused(checkpoint, model)
     layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    channels = _fit_channels(state, model, str(path))
+    state = dict(state)  # which may be the given one
+    channels = _fit_channels(state, model, path)
     report = fit(state, model, layout)
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.channels, report.layout, report.entry = channels, layout, entry

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 # what programs that download leave beside a file, or end its name with, until it is whole
@@ -17,6 +18,8 @@ MAGIC = {
     b"\x93NUMPY": "is an array of numpy's, not a state dict",
     b"\x08": "seems to be an ONNX model, which holds no state dict: its weights must come from where it was exported",
 }
+# what torch.distributed.checkpoint writes: the index of a folder, and what the names of the parts beside it end in
+INDEX, PART = ".metadata", ".distcp"
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -28,6 +31,20 @@ def unfinished(path: Path) -> str:
         if os.path.exists(f"{path}{ending}"):  # of a name that would be too long it says no
             return f"is a download that is not complete: {path.name}{ending} lies beside it. Finish it, or start anew"
     return ""
+
+
+def shared_out(path: Path) -> str:
+    """Why a file or a folder of torch.distributed.checkpoint's is no file of weights, or nothing for any other."""
+    if path.suffix == PART:
+        what, folder = "is a part of a checkpoint that processes shared out", path.parent
+    else:
+        # recipes/checkpoint.py has the parts in a folder of the step's
+        folder = next((place for place in (path, path / "sharded") if (place / INDEX).is_file()), None)
+        if folder is None:
+            return ""
+        what = "is a checkpoint that processes shared out"
+    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} weights.pth"
+    return f"{what} (torch.distributed.checkpoint), no file of weights: {command} makes one of it, if you trust it"
 
 
 def what_else(head: bytes) -> str:

@@ -19,6 +19,7 @@ from .convert import listed
 from .described import TensorInfo
 from .errors import CheckpointError, printable
 from .files import SUFFIXES, sha256, weights_in
+from .formats import shared_out
 from .reader import describe
 from .recognise import (
     closest,
@@ -94,13 +95,16 @@ def release(path: Path, model: str | None, digest: str) -> str | None:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones."""
+    """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones.
+
+    A folder that is one checkpoint, as processes share it out, stands for itself.
+    """
     return [file for path in paths for file in _in(path)]
 
 
 def _in(path: Path) -> list[Path]:
     try:
-        return weights_in(path) if path.is_dir() else [path]
+        return weights_in(path) if path.is_dir() and not shared_out(path) else [path]
     except OSError:  # a folder that is closed, or no name at all: `inspect` says so
         return [path]
 

@@ -23,7 +23,7 @@ from .convert import listed
 from .described import Other, Storage, TensorInfo
 from .errors import CheckpointError
 from .files import weights_in
-from .formats import unfinished, what_else
+from .formats import shared_out, unfinished, what_else
 
 # where training programs put the weights, and their moving average
 RAW = (
@@ -170,6 +170,8 @@ def _check_file(path: Path) -> None:
     except OSError as error:
         why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
         raise CheckpointError(f"is not there{why}; expected a file of weights") from error
+    if why := shared_out(path):
+        raise CheckpointError(why)
     if stat.S_ISDIR(kind):
         inner = listed(file.name for file in weights_in(path))
         raise CheckpointError(f"is a folder; expected a file of weights{f', one of {inner}' if inner else ''}")

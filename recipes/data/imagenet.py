@@ -94,7 +94,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
     if chosen is None:
         return found, list(class_names())
     for records in found:
-        records.labels = _within(records.labels, chosen, cfg)
+        records.labels = _within(records, chosen, cfg)
     return found, [class_names()[index] for index in chosen]
 
 
@@ -148,16 +148,19 @@ def _numbers(names: list[str], folder: Path) -> np.ndarray:
     return np.array([place[name] for name in names], np.int64)
 
 
-def _within(labels: np.ndarray, chosen: tuple[int, ...], cfg) -> np.ndarray:
-    """Labels among the thousand classes, as places among the chosen ones."""
+def _within(records: Encoded, chosen: tuple[int, ...], cfg) -> np.ndarray:
+    """Labels among the thousand classes, as places among the chosen ones. Raises DataError for one that is not."""
     place = np.full(len(synsets()), -1, np.int64)
     place[list(chosen)] = np.arange(len(chosen))
-    found = place[labels]
+    found = place[records.labels]
     if (found < 0).any():
-        other = synsets()[int(labels[np.argmax(found < 0)])]
+        first = int(np.argmax(found < 0))
+        other = int(records.labels[first])
         raise DataError(
-            f"data.root={cfg.root} holds {other}, which is none of the {len(chosen)} classes of data={cfg.name}: "
-            f"is it another set?"
+            f"data.root={cfg.root} holds {synsets()[other]}, which is none of the {len(chosen)} classes of "
+            f"data={cfg.name}: is it another set? Found {records.where(first)}; expected folders that are named by "
+            f"WordNet ids ({synsets()[chosen[0]]}), or by numbers among all thousand classes, where {other} is "
+            f"{synsets()[other]}"
         )
     return found
 

@@ -93,3 +93,13 @@ def test_autocast(case, impl):
     out.sum().backward()
     assert all(t.grad.isfinite().all() and t.grad.dtype == t.dtype for t in inputs.values())
     assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
+def test_a_backward_inside_autocast():
+    x = [torch.randn(2, 6, 8, 2, 4, requires_grad=True) for _ in range(3)]
+    out = ops.routed_attention(*x, (3, 2), 2, impl="torch")
+    probe = torch.randn_like(out)
+    want = torch.autograd.grad(out, x, probe, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.autograd.grad(out, x, probe)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

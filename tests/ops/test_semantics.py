@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import ops
+from ops.channel_attention.torch_path import logits
 from ops.check.cases import packed, random
 
 
@@ -322,3 +323,17 @@ def test_reallocation_by_a_given_order_is_the_ranked_one():
     ranked = ops.reallocate_tokens(x, significance, *arguments)
     given = ops.reallocate_tokens(x, None, *arguments, order=ops.rank_tokens(significance))
     assert all(torch.equal(a, b) for a, b in zip(ranked, given, strict=True))
+
+
+def test_logits_of_channels_are_in_float32():
+    """A large map's, of numbers in half precision: with a scale of 1 they are what rounding would show first."""
+    k, v = torch.randn(2, 1, 28, 28, 2, 8).bfloat16()
+    exact = torch.einsum("byxhi, byxhj -> bhij", k.double(), v.double()).flatten(0, 1)
+    assert (logits(k, v, 1.0) - exact).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("window", [None, (3, 4), (4, 4)])
+def test_significance_is_in_float32_at_least(window, impl):
+    q = torch.randn(1, 6, 8, 2, 8).bfloat16()
+    assert ops.significance(q, q, window, impl=impl).dtype == torch.float32
