@@ -29,11 +29,11 @@ from recipes.data.paired import IGNORE
 class Classes:
     """What the values in a mask mean: numbers of classes, unless `ids` says which value is class 0, 1, ...
 
-    count  of classes; a value that `ids` has for a later one is an error
+    count  of classes, once it is known; a value that `ids` has for a later one is an error
     """
 
-    def __init__(self, ids: list[int] | None, count: int):
-        self.table, self.count = None, count
+    def __init__(self, ids: list[int] | None):
+        self.table, self.count = None, IGNORE
         if ids is not None:
             self.table = np.full(256, IGNORE, np.uint8)
             self.table[list(ids)] = np.arange(len(ids))
@@ -105,12 +105,14 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
     if ids is not None and (len(set(ids)) < len(ids) or not all(0 <= label < IGNORE for label in ids)):
         raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... {IGNORE - 1}")
-    names = class_names(cfg)
+    classes = Classes(ids)
+    read = _rows if cfg.source == "arrow_masks" else _files
+    found = [read(cfg, split, classes) for split in splits]
+    names = class_names(cfg)  # which may lie in a file beside the images: a folder that is not there is said first
     if not cfg.reduce_zero_label and ids is not None and len(ids) != len(names):
         raise DataError(f"data.label_ids has {len(ids)} values for {len(names)} classes: expected one value a class")
-    classes = Classes(ids, len(names))
-    read = _rows if cfg.source == "arrow_masks" else _files
-    return [read(cfg, split, classes) for split in splits], names
+    classes.count = len(names)
+    return found, names
 
 
 def class_names(cfg) -> list[str]:
