@@ -206,9 +206,11 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         typed = shlex.quote(config.quote("checkpoint", str(path)))
         file = f", or as a file, whose tables are interpolated: {typed} data=... img_size=..."
         advice = f"measure it at the run's own{file if isinstance(model, Backbone) and path.is_file() else ''}"
+        _, *differences = map(str.strip, str(error).splitlines())
+        more = f" And {len(differences) - 1} more" if len(differences) > 1 else ""
         raise RunError(
             f"the weights of {path} are of another shape than the model that is asked for, as one with tables of "
-            f"positions has at another img_size; {advice}. {error}"
+            f"positions has at another img_size; {advice}. The first difference: {' '.join(differences[:1])}{more}"
         ) from error
 
 
