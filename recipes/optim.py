@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from recipes.config import ConfigError
 from recipes.config.errors import near
+from recipes.data.arrow import first_line
 from recipes.freeze import backbone_names
 from recipes.log import say
 from recipes.plan import Plan
@@ -199,7 +200,7 @@ def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, A
     except Exception as error:  # torch's and timm's, as each operator words it
         raise ConfigError(
             f"optim.opt={cfg.optim.opt} cannot step a model that is shared out, hardware.parallel=fsdp: "
-            f"{str(error).strip().splitlines()[0]}\nGive hardware.parallel=ddp, or another optimiser, such as adamw"
+            f"{first_line(error)}\nGive hardware.parallel=ddp, or another optimiser, such as adamw"
         ) from error
 
 

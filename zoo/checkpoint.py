@@ -122,10 +122,12 @@ def adapt(
 ) -> dict[str, Tensor]:
     """timm's `pretrained_filter_fn`: what `overlay_with_weights` gave, with the shapes of `model`.
 
-    timm itself adapts the first convolution to another number of channels afterwards. `layout`: that the weights were
-    in. `classifies=False`: the model
-    will lose its classifier anyhow, so it is not worth a warning that the file has none. Raises CheckpointError where
-    the weights are not of this model.
+    timm itself adapts the first convolution to another number of channels afterwards.
+
+    layout      that the weights were in
+    classifies  False: the model will lose its classifier anyhow, so that the file has none is not worth a warning
+
+    Raises CheckpointError where the weights are not of this model.
     """
     state = dict(state)
     if isinstance(model, Backbone):
