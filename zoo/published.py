@@ -1,6 +1,6 @@
-"""Cost of every variant: parameters as counted, and 10^9 multiply-adds for one image of its size as printed."""
+"""Cost of every variant: parameters, and 10^9 multiply-adds for one image of its size as printed."""
 
-# with 1,000 classes; `zoo.table.parameters` counts them
+# with 1,000 classes; those of the published code, or of timm's where the authors published none
 PARAMETERS = {
     "biformer_t": 13_142_760,
     "biformer_s": 25_536_232,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .convert import Layout
+from .convert import Layout, listed
 from .described import TensorInfo
 from .layouts import LAYOUTS
 from .registry import class_of, variants
@@ -22,6 +22,7 @@ from .releases import find
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
 COUNTERS = ("n_averaged", "total_ops", "total_params")  # of torch's AveragedModel, and of thop in every module
+AS_IS = "as is"  # the layout of what is no backbone: its own state dict
 CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
 TABLES = (".rpb", ".position.table")  # whose shapes, but for their heads, go by windows or images
 BY_TIMM = ("model.safetensors", "pytorch_model.bin")  # what timm calls the weights beside a config.json
@@ -279,3 +280,19 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
         k: v.shape for k, v in state.items() if not k.startswith("head.fc.") and not k.endswith("num_batches_tracked")
     }
     return {k: shape[:1] + shape[2:] if k == CONV else shape for k, shape in shapes.items()}
+
+
+def what_it_is(state: Mapping[str, Tensor]) -> str:
+    """For messages, a sentence on what a state dict is instead of what was expected, and what to do; "" if unknown."""
+    found = recognise(state)
+    if found.candidates:
+        # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
+        names = " or ".join(name for name, _ in found.candidates)
+        return f"It holds {names} in layout {found.candidates[0][1]!r}. "
+    if inner := recognised_part(state):
+        part, within = inner
+        others = sorted(parts(state).keys() - {part})
+        without = f" without {listed(others)}" if others else ""
+        command = f"For a command python -m zoo.convert IN OUT --part {part} writes it alone. "
+        return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. {command}"
+    return ""

@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import fit, part_of, select
+from ..checkpoint import part_of, select
 from ..errors import CheckpointError, printable
 from ..files import SUFFIXES, sha256, whole
+from ..fitting import fit
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read
 from ..recognise import CONV, OURS, TABLES, hint, layouts_of, part_hint, recognise
