@@ -30,6 +30,11 @@ def say(text: str, style: str | None = None) -> None:
     CONSOLE.print(text, style=style, markup=False)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without what it adds below."""
+    return next(iter(str(error).strip().splitlines()), "no reason given")
+
+
 class LogError(RuntimeError):
     """A line of the log could not be written."""
 

@@ -13,6 +13,7 @@ from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import of_split, stamp
 from recipes.data.images import File
+from recipes.log import first_line
 
 
 class Arrow(Encoded):
@@ -192,8 +193,3 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and value == value // 1
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without what it adds below."""
-    return next(iter(str(error).strip().splitlines()), "no reason given")
