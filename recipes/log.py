@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -11,16 +12,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recipes import distributed
 from recipes.clock import STARTUP
 from recipes.pictures import save_picture
-from recipes.plan import Plan
+
+if TYPE_CHECKING:
+    from recipes.plan import Plan  # which reads data, whose readers are worded here
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
 
@@ -39,8 +43,26 @@ class LogError(RuntimeError):
     """A line of the log could not be written."""
 
 
+@contextlib.contextmanager
+def writing(what: Path | str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise LogError, which names what could not be written, in place of the system's errors and of `errors`."""
+    try:
+        yield
+    except (OSError, *errors) as error:
+        raise LogError(f"could not write {what}: {error}") from error
+
+
+class Through(io.FileIO):
+    """A file that takes what is written at once and whole, or raises OSError."""
+
+    def write(self, data: bytes) -> int:
+        if super().write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data)
+
+
 class Sink(Protocol):
-    """Takes one dictionary of numbers a line, and pictures."""
+    """Takes one dictionary of numbers a line, and pictures; raises LogError where it cannot."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -53,34 +75,24 @@ class Jsonl:
     """metrics.jsonl: one JSON object a line, written through line by line."""
 
     def __init__(self, path: Path):
-        self.folder = path.parent
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self.path = path
+        with writing(path):
+            self.file = Through(path, "ab")
 
     def write(self, line: dict[str, Any]) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
-        text = (json.dumps(finite) + "\n").encode()
-        with self._writing(self.file.name):
-            if self.file.write(text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with writing(self.path):
+            self.file.write((json.dumps(finite) + "\n").encode())
 
     def picture(self, step: int, image: Image.Image) -> None:
         """A line of text holds none: it lies beside the file."""
-        path = self.folder / "validation.png"
-        with self._writing(path):
+        path = self.path.with_name("validation.png")
+        with writing(path):
             save_picture(image, path)
 
-    @contextlib.contextmanager
-    def _writing(self, path: Path | str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            saved = any((self.folder / "checkpoints").glob("step-*"))
-            left = "the checkpoints are whole" if saved else "there is no checkpoint yet"
-            then = f"resume={self.folder} {'goes on' if saved else 'begins again'}"
-            raise LogError(f"could not write {path}: {error}; {left}: {then}") from error
-
     def close(self) -> None:
-        self.file.close()
+        with writing(self.path):
+            self.file.close()
 
 
 @dataclass
@@ -143,7 +155,10 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
         for sink in self.sinks:
-            sink.close()
+            try:
+                sink.close()
+            except LogError as error:  # what the run has learned is saved, and an error on its way says more
+                say(f"{error}; its last lines may be missing", "yellow")
 
     def step(
         self,
@@ -169,8 +184,8 @@ class Log:
         if step % self.every and step != self.steps:
             return
         line = self._line(step, lr, grad_norm)
-        self.meter.clear()
         self.write(line)
+        self.meter.clear()
         if self.plain:
             text = _describe(line["epoch"], line["loss"], lr, line["images_per_s"])
             say(f"step {step}/{self.steps}  {text}  {_clock(self._left(step))} left")
@@ -203,8 +218,13 @@ class Log:
         say(f"step {step}  validation ({which} weights)  {text}{'  best so far' if best else ''}")
 
     def write(self, line: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.write(line)
+        """Hand a line on; all processes come here, and an error of the one that writes is an error of all."""
+
+        def hand_on() -> None:
+            for sink in self.sinks:
+                sink.write(line)
+
+        distributed.first(hand_on)
 
     def picture(self, step: int, image: Image.Image | None) -> None:
         """Hand on what the weights after `step` steps found, where there is anything to see."""

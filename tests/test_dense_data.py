@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from recipes.config import compose
 from recipes.data import batches, dense, paired
@@ -195,6 +196,62 @@ def test_sides_go_up_to_a_multiple():
     assert paired.evaluation(data)(tv_tensors.Image(torch.zeros(3, 100, 200, dtype=torch.uint8))).shape == (3, 64, 96)
     data.side_multiple = None
     assert paired.evaluation(data)(tv_tensors.Image(torch.zeros(3, 100, 200, dtype=torch.uint8))).shape == (3, 35, 70)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_sides_go_up_to_a_multiple_in_a_second_step(antialias):
+    image = tv_tensors.Image(torch.randint(256, (3, 100, 200), dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.arange(20000).reshape(100, 200).remainder(251).byte())
+    found, target = paired.Rescale([50], 70, multiple=32, antialias=antialias)(image, {"labels": mask})
+    small = F.resize(image, [35, 70], antialias=antialias)
+    assert torch.equal(found, F.resize(small, [64, 96], antialias=antialias))
+    small = F.resize(mask, [35, 70], interpolation=F.InterpolationMode.NEAREST)
+    assert torch.equal(target["labels"], F.resize(small, [64, 96], interpolation=F.InterpolationMode.NEAREST))
+
+
+SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+def test_each_scale_is_resized_from_the_image_itself():
+    """Sizes as mmsegmentation's for (2048, 512): those of the resized image times 1.75 would be 896 x 1195."""
+    image = tv_tensors.Image(torch.randint(256, (3, 1024, 1365), dtype=torch.uint8))
+    data = OmegaConf.create({"short_side": 512, "long_side": 2048, "antialias": False})
+    sizes = [[256, 341], [384, 512], [512, 683], [640, 853], [768, 1024], [896, 1194]]
+    found = paired.evaluation(data, SCALES)(image)
+    for planes, size in zip(found, sizes, strict=True):
+        assert torch.equal(planes, F.resize(image, size, antialias=False)), size
+    assert torch.equal(paired.evaluation(data, [1.0])(image), found[2])
+    data.side_multiple = 32
+    assert torch.equal(paired.evaluation(data, [0.5])(image)[0], F.resize(found[0], [256, 352], antialias=False))
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "scale", "expected"),
+    [
+        (None, None, 1.5, (60, 120)),
+        (None, None, 0.02, (1, 2)),
+        (10, None, 0.75, (7, 14)),  # whole pixels: 7, not 7.5
+        (None, 30, 0.55, (8, 16)),  # 16, not 16.5
+        (10, 15, 2.0, (15, 30)),
+        ([10, 30, 20], None, 0.5, (15, 30)),
+    ],
+)
+def test_scales_are_of_the_limits(short, long, scale, expected):
+    data = OmegaConf.create({"short_side": short, "long_side": long})
+    (found,) = paired.evaluation(data, [scale])(tv_tensors.Image(torch.zeros(3, 40, 80, dtype=torch.uint8)))
+    assert found.shape == (3, *expected)
+
+
+def test_batches_of_several_scales():
+    data = build("segment", *SCENES, "task.scales=[0.5,1.0,1.5]")
+    plain = all_of(build("segment", *SCENES).val, train=False, batch_size=2)
+    batches = all_of(data.val, train=False, batch_size=2)
+    assert equal(batches, all_of(data.val, train=False, batch_size=2, workers=1))
+    for (images, targets), (unscaled, same) in zip(batches, plain, strict=True):
+        assert [[look.shape[1] for look in image] for image in images] == [[32, 64, 96]] * 2
+        assert {look.dtype for image in images for look in image} == {torch.float32}
+        assert equal([image[1] for image in images], unscaled) and equal(targets, same)
+    assert isinstance(all_of(data.train)[0][0], Tensor)
 
 
 def test_parts_are_drawn_within_limits():

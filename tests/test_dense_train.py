@@ -196,7 +196,10 @@ def test_classes_of_which_nothing_is_there_are_named(tmp_path, capsys):
     said = "note: 1 of the 2 classes (thing) have no pixel in the validation set"
     assert capsys.readouterr().out.count(said) == 1  # of the first evaluation
     evaluate_here(f"run={tmp_path / 'out' / 'two'}", f"out={tmp_path}")
-    assert f"{said}: whether the model finds them is not measured. 255 in a mask is no class" in capsys.readouterr().out
+    said += (
+        ": whether the model finds them is not measured. 255 in a mask is no class, but what is not labelled, unless"
+    )
+    assert f"{said} data.label_ids names it, as [0,255] does" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_training_masks_without_a_label_are_named():
@@ -263,6 +266,56 @@ def test_several_looks_are_averaged_at_the_images_own_sizes():
         assert [logits.shape for logits in task.predict(model, images)] == [(11, 64, 64)] * 2
         task.cfg.task.update({"scales": [1.0], "flip": False})
         assert task.predict_with(model, images, [{"size": size} for size in sizes])[0].shape == (11, 64, 64)
+
+
+@pytest.mark.parametrize(("inference", "side", "windows"), [("whole", 64, 1), ("slide", 40, 4)])
+def test_an_evaluation_enlarges_no_image_that_it_made_smaller(inference, side, windows):
+    """Images of 64 pixels, seen at 32 by one scale: at two of them the model sees them, or windows, as they are."""
+    cfg = config.compose([*TASKS["segment"], *TINY, "task.flip=true"])
+    cfg = OmegaConf.merge(cfg, {"data": {"short_side": 32}, "task": {"scales": [1.0, 2.0], "inference": inference}})
+    task, seen = create(cfg), []
+    data = task.build_data()
+    task.cfg = OmegaConf.merge(cfg, {"data": {"img_size": side}})
+
+    class Watched(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return images.new_zeros(len(images), 11, *images.shape[2:])
+
+    evaluate(cfg, task, Watched(), data, hardware.setup(cfg))
+    image = data.val.image(0)
+    whole = data.val.normalize(image)
+    assert [tuple(images.shape) for images in seen[:3]] == [(2, 3, 32, 32)] * 2 + [(2, 3, side, side)]
+    assert torch.equal(seen[2][0], whole[:, :side, :side])
+    assert torch.equal(seen[2 + windows][0], whole.flip(-1)[:, :side, :side])
+    images = task.prepare(image)  # a person's own image is looked at alike
+    assert torch.equal(images[0][0], seen[0][0]) and torch.equal(images[0][1], whole)
+    assert task.predict(Watched(), images)[0].shape == (11, 64, 64)
+
+
+def test_looks_of_several_sizes_are_averaged():
+    """Whether images are seen together, being of one size, or apart."""
+    task = segment.Task(config.compose([*TASKS["segment"], *TINY, "task.scales=[0.5,1.5]", "task.flip=true"]))
+    model, seen = task.build_model(task.build_data()).eval(), torch.Generator().manual_seed(0)
+    one, two, wide = (
+        [torch.rand(3, *size, generator=seen) for size in ((32, width), (96, 96))] for width in (32, 32, 40)
+    )
+
+    def expected(looks):
+        ways = [(model(look[None]), model(look[None].flip(-1)).flip(-1)) for look in looks]
+        at_sizes = (
+            F.interpolate(logits, look.shape[1:], mode="bilinear", align_corners=False)
+            for look, both in zip(looks, ways, strict=True)
+            for logits in both
+        )
+        large = [F.interpolate(logits, (90, 130), mode="bilinear", align_corners=False) for logits in at_sizes]
+        return torch.cat(large).softmax(1).mean(0)
+
+    with torch.no_grad():
+        for images in ([one, two], [one, wide]):
+            found = task.predict_with(model, images, [{"size": (90, 130)}] * 2)
+            for logits, looks in zip(found, images, strict=True):
+                torch.testing.assert_close(logits.exp(), expected(looks))
 
 
 def test_tasks_are_told_how_large_images_were(run, tmp_path, monkeypatch):

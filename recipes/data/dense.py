@@ -21,7 +21,7 @@ from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, dec
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.images import orientation
-from recipes.data.paired import IGNORE
+from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
 from recipes.data.transforms import Normalize
@@ -81,11 +81,11 @@ class Dense(Source, ABC):
         planes = tv_tensors.Image(F.pil_to_tensor(image))
         # in evaluation the image alone is rescaled: what is found is measured at the image's own size
         planes, target = self.transform(planes, target) if self.train else (self.transform(planes), target)
-        planes = planes.as_subclass(Tensor).contiguous()
+        planes = mapped(lambda part: part.as_subclass(Tensor).contiguous(), planes)
         plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
         # an image that cannot be read is replaced: `index` is whose turn it is, `shown` whose image this is
         extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
-        return self.normalize.finish(planes) if finish else planes, {**plain, **extra}
+        return self.finish(planes) if finish else planes, {**plain, **extra}
 
     def _look_at_tag(self, image: Image.Image, index: int) -> None:
         """Say once, of several workers in the first, that images are turned: whether their labels are, nobody knows."""
@@ -116,13 +116,14 @@ class Dense(Source, ABC):
         return list(images), list(targets)
 
     def finish(self, images: Any) -> Any:
-        if isinstance(images, Tensor):
-            return super().finish(images)
-        return [super(Dense, self).finish(image) for image in images]
+        return mapped(super().finish, images)
 
 
 class Semantic(Dense):
-    """A class for every pixel. Training batches are (B, 3, H, W) and (B, H, W) int64, those of an evaluation lists."""
+    """A class for every pixel. Training batches are (B, 3, H, W) and (B, H, W) int64, those of an evaluation lists.
+
+    An image that is evaluated at several scales is itself a list.
+    """
 
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
         labels, where = self.records.semantic(index), self.where(index)
@@ -134,7 +135,8 @@ class Semantic(Dense):
             row, column = np.argwhere(wrong)[0].tolist()
             raise BadImage(
                 f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}: expected "
-                f"0 ... {self.classes - 1}, or {IGNORE} for what is not labelled"
+                f"0 ... {self.classes - 1}, or {IGNORE} for what is not labelled",
+                masks.ADVICE,
             )
         return {"labels": tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))}
 
@@ -205,7 +207,7 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
     sources = {
         split: _source(cfg, records, split, kind, prep, options) for records, split in zip(found, splits, strict=True)
     }
-    left_out = [_index(name, names) for name in cfg.data.left_out] if kind == "semantic" else []
+    left_out = [_index(str(name), names) for name in cfg.data.left_out] if kind == "semantic" else []
     return Data(
         train=sources.get("train"),
         val=sources["val"],
@@ -226,7 +228,7 @@ def _source(
     if isinstance(records, Encoded):
         records.decoding = decoding(cfg)
     learns = split == "train"
-    transform = paired.evaluation(cfg.data)
+    transform = paired.evaluation(cfg.data, cfg.task.get("scales"))  # detection has none
     if learns:
         transform = paired.training(cfg.data, cfg.task, prep.size, prep.mean, semantic=kind == "semantic")
     return KINDS[kind](

@@ -7,7 +7,7 @@ torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ class Rescale(v2.Transform):
     short   pixels, of several one is drawn; None: only the long side is looked at, and without it the size stays
     jitter  both are multiplied by a number drawn from this range: scale jitter; with (0.1, 2) large-scale jitter,
             https://arxiv.org/abs/2012.07177
-    multiple  pixels: each side goes up to a multiple of these, which changes the shape a little; None: it stays
+    multiple  pixels: what was resized is resized again, each side up to a multiple of these, which changes the shape a
+            little; None: it stays
     antialias  whether a pixel of a smaller image is the mean of all that it covers; False: of four, as OpenCV has it
+    scale   factor on `short` and `long`, of which whole pixels are left; without either on the image's sides
     """
 
     def __init__(
@@ -37,25 +39,43 @@ class Rescale(v2.Transform):
         jitter: Sequence[float] = (1, 1),
         multiple: int | None = None,
         antialias: bool = True,
+        scale: float = 1.0,
     ):
         super().__init__()
         self.short, self.long, self.jitter, self.multiple = short, long, jitter, multiple or 1
-        self.antialias = antialias
+        self.antialias, self.scale = antialias, scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = _size(flat_inputs)
         limits = []
         if self.short is not None:
             drawn = self.short[int(torch.randint(len(self.short), ()))]
-            limits.append(drawn / min(height, width))
+            limits.append(int(drawn * self.scale) / min(height, width))
         if self.long is not None:
-            limits.append(self.long / max(height, width))
-        scale = min(limits, default=1.0) * float(torch.empty(()).uniform_(*self.jitter))
-        sides = [max(1, int(side * scale + 0.5)) for side in (height, width)]
-        return {"size": [-(-side // self.multiple) * self.multiple for side in sides]}
+            limits.append(int(self.long * self.scale) / max(height, width))
+        scale = min(limits, default=self.scale) * float(torch.empty(()).uniform_(*self.jitter))
+        size = [max(1, int(side * scale + 0.5)) for side in (height, width)]
+        return {"sizes": (size, [-(-side // self.multiple) * self.multiple for side in size])}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, params["size"], antialias=self.antialias)
+        for size in params["sizes"]:  # what has that size already is left alone
+            inpt = F.resize(inpt, size, antialias=self.antialias)
+        return inpt
+
+
+class AtScales:
+    """An image as a list, once of each transform."""
+
+    def __init__(self, steps: Sequence[Callable[[Any], Any]]):
+        self.steps = steps
+
+    def __call__(self, image: tv_tensors.Image) -> list[tv_tensors.Image]:
+        return [step(image) for step in self.steps]
+
+
+def mapped(function: Callable[[Any], Any], images: Any) -> Any:
+    """`function` of an image, or of each in a list, which may hold lists."""
+    return [mapped(function, image) for image in images] if isinstance(images, list) else function(images)
 
 
 class Crop(v2.Transform):
@@ -106,7 +126,10 @@ class PartOf(Crop):
 
 
 class PadTo(v2.Transform):
-    """Pad below and to the right up to `size` (height, width): images with `colour`, masks with `label`."""
+    """Pad below and to the right up to `size` (height, width): images with `colour`, masks with `label`.
+
+    The image is bytes, so that the colour is rounded: a mean is up to 0.01 from 0 once normalised.
+    """
 
     def __init__(self, size: tuple[int, int], colour: Sequence[float], label: int):
         super().__init__()
@@ -201,12 +224,20 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
     return v2.Compose(steps if semantic else [*steps, Sound()])
 
 
-def evaluation(data: Any) -> Rescale:
-    """The image at its own size, or at the largest of `data.short_side`."""
+def evaluation(data: Any, scales: Sequence[float] | None = None) -> Rescale | AtScales:
+    """The image at its own size, or at the largest of `data.short_side`.
+
+    scales  factors on that, as in mmsegmentation before 1.0; None: 1 alone. Of others the image comes as a list, each
+            time resized from the image itself
+    """
     short = data.short_side
     short = None if short is None else [short] if isinstance(short, int) else [max(short)]
     multiple = data.get("side_multiple")  # runs of older versions lack the key
-    return Rescale(short, data.long_side, multiple=multiple, antialias=antialiased(data))
+    steps = [
+        Rescale(short, data.long_side, multiple=multiple, antialias=antialiased(data), scale=scale)
+        for scale in scales or (1.0,)
+    ]
+    return steps[0] if [step.scale for step in steps] == [1.0] else AtScales(steps)
 
 
 def antialiased(data: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from recipes.config import ConfigError
 from recipes.config.idle import SIDES
 from recipes.data import Data, dense
 from recipes.data.build import preprocessing
-from recipes.data.paired import IGNORE, antialiased, evaluation
+from recipes.data.paired import IGNORE, antialiased, evaluation, mapped
 from recipes.data.transforms import Normalize
 from recipes.metrics.segmentation import Segmentation, at_size
 from recipes.pictures import beside, colours, with_labels
 from recipes.plots import draw_found
+
+Looks = Tensor | list[Tensor]  # an image (3, h, w), or the same at each of task.scales
 
 HEAD = ("head", "channels", "auxiliary", "dropout")  # keys of cfg.task that the model is built with
 
@@ -83,11 +85,14 @@ class Task(task.Task):
         """Whether the model is asked more than once about an image."""
         return list(self.cfg.task.scales) != [1.0] or self.cfg.task.flip
 
-    def predict(self, model: nn.Module, images: list[Tensor]) -> list[Tensor]:
-        """Logits (classes, h, w) of each image, at the size of what the model sees."""
-        return self._found(model, images, [tuple(image.shape[1:]) for image in images])
+    def predict(self, model: nn.Module, images: list[Looks]) -> list[Tensor]:
+        """Logits (classes, h, w) of each image, at the size of what the model sees; of a list, at its largest.
 
-    def predict_with(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> list[Tensor]:
+        Where several scales are asked for and an image is one tensor, they are resized from that.
+        """
+        return self._found(model, images, [_seen(image) for image in images])
+
+    def predict_with(self, model: nn.Module, images: list[Looks], targets: list[dict[str, Any]]) -> list[Tensor]:
         """As `predict`; of several scales, or mirrored too, at the images' own sizes.
 
         Each is enlarged to that before the shares of the classes are averaged, of which these are the logarithms.
@@ -96,12 +101,13 @@ class Task(task.Task):
             return self.predict(model, images)
         return self._found(model, images, [tuple(target["size"]) for target in targets])
 
-    def _found(self, model: nn.Module, images: list[Tensor], sizes: list[tuple[int, ...]]) -> list[Tensor]:
-        if len({(image.shape, size) for image, size in zip(images, sizes, strict=True)}) == 1:
-            return list(self._logits(model, torch.stack(images), sizes[0]))
-        return [self._logits(model, image[None], size)[0] for image, size in zip(images, sizes, strict=True)]
+    def _found(self, model: nn.Module, images: list[Looks], sizes: list[tuple[int, ...]]) -> list[Tensor]:
+        kinds = [(mapped(_seen, image), size) for image, size in zip(images, sizes, strict=True)]
+        if all(kind == kinds[0] for kind in kinds):
+            return list(self._logits(model, _stacked(images), sizes[0]))
+        return [self._logits(model, _stacked([image]), size)[0] for image, size in zip(images, sizes, strict=True)]
 
-    def _logits(self, model: nn.Module, images: Tensor, size: tuple[int, ...]) -> Tensor:
+    def _logits(self, model: nn.Module, images: Tensor | Iterator[Tensor], size: tuple[int, ...]) -> Tensor:
         from zoo.heads import inference
 
         cfg = self.cfg.task
@@ -112,7 +118,8 @@ class Task(task.Task):
             run = partial(inference.slide, crop=crop, stride=stride)
         if not self.averages:
             return run(model, images)
-        shares = inference.augmented(model, images, list(cfg.scales), cfg.flip, infer=run, size=size)
+        looks = inference.scaled(images, list(cfg.scales)) if isinstance(images, Tensor) else images
+        shares = inference.averaged(model, looks, size, cfg.flip, run)
         return shares.clamp_min_(torch.finfo(shares.dtype).tiny).log_()  # as logits, for the loss
 
     def metrics(self, data: Data) -> Segmentation:
@@ -145,7 +152,8 @@ class Task(task.Task):
         if absent:
             remarks.append(
                 f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model "
-                f"finds them is not measured. {IGNORE} in a mask is no class, but what is not labelled"
+                f"finds them is not measured. {IGNORE} in a mask is no class, but what is not labelled, unless "
+                f"data.label_ids names it, as [0,{IGNORE}] does"
             )
         return remarks
 
@@ -183,7 +191,7 @@ class Task(task.Task):
 def class_weights(cfg, data: Data) -> list[float] | None:
     """What a pixel of each class counts in the loss; None: all the same."""
     weight = cfg.task.get("left_out_weight", 1.0)  # older runs lack it
-    if weight == 1:
+    if weight == 1 or not data.left_out:
         return None
     return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
 
@@ -197,8 +205,21 @@ def resized(cfg) -> dict[str, Any]:
     }
 
 
-def prepared(cfg, image: Image.Image) -> Tensor:
-    """(3, h, w) float32: an image as an evaluation takes it."""
+def prepared(cfg, image: Image.Image) -> Looks:
+    """(3, h, w) float32: an image as an evaluation takes it; a list where that is of other scales than 1."""
     prep = preprocessing(cfg)
-    planes = evaluation(cfg.data)(tv_tensors.Image(F.pil_to_tensor(image)))
-    return Normalize(prep.mean, prep.std).finish(planes.as_subclass(Tensor))
+    normalize = Normalize(prep.mean, prep.std)
+    planes = evaluation(cfg.data, cfg.task.get("scales"))(tv_tensors.Image(F.pil_to_tensor(image)))
+    return mapped(lambda part: normalize.finish(part.as_subclass(Tensor)), planes)
+
+
+def _seen(image: Looks) -> tuple[int, ...]:
+    """(h, w) of an image, or of the largest of a list."""
+    return tuple(image.shape[1:]) if isinstance(image, Tensor) else max(map(_seen, image))
+
+
+def _stacked(images: list[Looks]) -> Tensor | Iterator[Tensor]:
+    """Images of one size as a batch (B, 3, h, w); of lists a batch at each scale, one after the other."""
+    if isinstance(images[0], Tensor):
+        return torch.stack(images)
+    return (torch.stack(looks) for looks in zip(*images, strict=True))

@@ -4,7 +4,7 @@ Nothing here turns gradients off or changes the model's mode. `size` (H, W) is t
 network saw a resized one: logits are first resized to what the network saw, then to this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -52,26 +52,50 @@ def augmented(
 ) -> Tensor:
     """Probabilities (B, classes, H, W), the mean over the images at several scales, plain and mirrored.
 
-    Logits of each are resized to `size` before they are made probabilities. Three tensors of that size are there at a
-    time, however many scales are.
+    Each scale is resized from `images`, bilinearly, without antialiasing. If those were made smaller before, what was
+    lost then stays lost at a larger scale: where the originals are at hand, resize these and take `averaged`.
 
     scales  factors on the images' sides, or sizes (H, W)
-    flip    take each scale mirrored as well
-    infer   (model, images) -> logits: `whole`, or `slide` with its windows filled in
+    The others are those of `averaged`; without `size` it is that of the images.
+
+    Raises ValueError where there is no scale.
+    """
+    return averaged(model, scaled(images, scales), size or images.shape[-2:], flip, infer)
+
+
+def averaged(model: nn.Module, looks: Iterable[Tensor], size: Size, flip: bool = True, infer: Infer = whole) -> Tensor:
+    """Probabilities (B, classes, H, W), the mean over `looks`, plain and mirrored.
+
+    Logits of each are resized to `size` before they are made probabilities. Three tensors of that size are there at a
+    time, however many looks are.
+
+    looks  the images at several sizes, (B, 3, h, w) each
+    flip   take each mirrored as well
+    infer  (model, images) -> logits: `whole`, or `slide` with its windows filled in
+
+    Raises ValueError where there is no look.
+    """
+    total, count = None, 0
+    for look in looks:
+        for mirrored in (False, True) if flip else (False,):
+            logits = infer(model, look.flip(-1)).flip(-1) if mirrored else infer(model, look)
+            shares = resize(logits, size).softmax(1)
+            total = shares.clone() if total is None else total.add_(shares)  # softmax needs its own for the gradient
+            count += 1
+            del shares
+    if total is None:
+        raise ValueError("no images to average over: give them at one size or more")
+    return total.div_(count)
+
+
+def scaled(images: Tensor, scales: Sequence[float | Size]) -> Iterator[Tensor]:
+    """The images (B, 3, H, W) at each scale, a factor on their sides or a size (H, W), one after the other.
 
     Raises ValueError where there is no scale.
     """
     if not scales:
         raise ValueError("scales are empty: give one or more, (1.0,) for the images as they are")
-    size, total = size or images.shape[-2:], None
-    for scale in scales:
-        scaled = resize(images, _scaled(images, scale))
-        for mirrored in (False, True) if flip else (False,):
-            logits = infer(model, scaled.flip(-1)).flip(-1) if mirrored else infer(model, scaled)
-            shares = resize(logits, size).softmax(1)
-            total = shares.clone() if total is None else total.add_(shares)  # softmax needs its own for the gradient
-            del shares
-    return total.div_(len(scales) * (1 + flip))
+    return (resize(images, _scaled(images, scale)) for scale in scales)
 
 
 def _windows(side: int, crop: int, stride: int) -> list[slice]:
