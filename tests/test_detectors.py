@@ -7,17 +7,20 @@ import pytest
 import torch
 from timm.models import FeatureInfo
 from torch import nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import box_iou
 
 import golden
 import zoo
 from steps import losses_of
 from test_heads import DIMS, Given, inputs, load
 from zoo.heads import Detector, detector
-from zoo.heads.anchors import AlignedPooler, Anchors
+from zoo.heads.anchors import AlignedPooler, Anchors, BestMatcher
 from zoo.heads.fpn import FPN
 from zoo.heads.paste import paste
+from zoo.heads.rcnn import masks_in
 
 HEADS = ("mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet", "fcos")
 
@@ -83,6 +86,23 @@ def test_levels_below_the_last_output(extra_relu):
     assert all(x.min() < 0 for x in found[3:])
 
 
+def test_levels_below_the_last_lateral():
+    """mmdetection's `on_lateral`: the first reads the coarsest map as the 1 x 1 convolution leaves it."""
+    torch.manual_seed(0)
+    neck = FPN(DIMS, 8, extra=2, extra_from="lateral").double()
+    maps = [torch.randn(2, dim, 48 // 2**i, 64 // 2**i, dtype=torch.float64) for i, dim in enumerate(DIMS)]
+    found, plain = neck(maps), FPN(DIMS, 8).double()
+    plain.load_state_dict(neck.state_dict(), strict=False)
+    assert all(torch.equal(x, y) for x, y in zip(found[:4], plain(maps), strict=True))
+    last = torch.einsum("oc,bchw->bohw", neck.laterals[3].weight[:, :, 0, 0], maps[3])
+    last = last + neck.laterals[3].bias[:, None, None]
+    for conv, x in zip(neck.outputs[4:], found[4:], strict=True):
+        last = nn.functional.conv2d(last, conv.weight, conv.bias, stride=2, padding=1)
+        torch.testing.assert_close(x, last)
+    with pytest.raises(ValueError, match="'top'; it must be one of pool, input, lateral, output"):
+        FPN(DIMS, 8, extra=1, extra_from="top")
+
+
 def test_retinanet(tmp_path):
     record = load("det_retinanet_neck_head_72x120")
     model = detector(Given(), 80, head="retinanet").double()
@@ -93,6 +113,106 @@ def test_retinanet(tmp_path):
     outputs = [scores.cls_logits(scores.conv(x)) for x in levels] + [boxes.bbox_reg(boxes.conv(x)) for x in levels]
     check_outputs(outputs, record)
     check_gradients(maps, record)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+def test_boxes_without_area_are_no_detections(head):
+    """Three anchors, the surest of which stand right of the image and below it: they take no one's place."""
+    heads = detector(Pools(), 1, head=head, channels=32, head_kwargs={"detections_per_img": 1}).heads
+    anchors = torch.tensor([[40.0, 0, 60, 20], [0, 40, 20, 60], [0, 0, 20, 20]])
+    outputs = {"cls_logits": torch.tensor([[[4.0], [3], [2]]]), "bbox_regression": torch.zeros(1, 3, 4)}
+    if head == "fcos":  # sides, in those of the anchor, from its centre
+        outputs |= {"bbox_regression": torch.full((1, 3, 4), 0.5), "bbox_ctrness": torch.zeros(1, 3, 1)}
+    levels = {key: [value] for key, value in outputs.items()}
+    (found,) = heads.postprocess_detections(levels, [[anchors]], [(32, 32)])
+    assert found["boxes"].tolist() == [[0, 0, 20, 20]] and found["labels"].tolist() == [0]
+    assert len(found["scores"]) == 1 and heads.detections_per_img == 1
+
+
+def test_which_anchors_learn_an_object():
+    """Its best, from an IoU of the floor on, whatever else that one overlaps with."""
+    few, many = torch.tensor([[0.2, 0.1, 0.0], [0.4, 0.5, 0.1]]), torch.tensor([[0.75, 0.1], [0.8, 0.9]])
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    assert BestMatcher(matcher, 0.3)(few).tolist() == [-2, 1, -1]  # between the thresholds, object 1, none
+    assert BestMatcher(matcher, 0)(few).tolist() == [0, 1, -1]
+    assert BestMatcher(matcher, 0.3)(many).tolist() == [0, 1]
+    floors = {"mask_rcnn": 0.3, "faster_rcnn": 0.3, "cascade_mask_rcnn": 0.3, "retinanet": 0}
+    for head, floor in floors.items():
+        heads = detector(Pools(), 2, head=head, channels=16).heads
+        assert getattr(heads, "rpn", heads).proposal_matcher.floor == floor
+
+
+@pytest.mark.parametrize("head,count", [("faster_rcnn", 1000), ("mask_rcnn", 1000), ("cascade_mask_rcnn", 2000)])
+def test_how_many_regions_are_proposed(head, count):
+    rpn = detector(Pools(), 2, head=head, channels=16).heads.rpn
+    assert rpn.train().post_nms_top_n() == count and rpn.eval().post_nms_top_n() == 1000
+    thin = torch.tensor([[[3.0, 4, 3.0001, 9], [5, 5, 5, 9]]])  # a width counts, none does not
+    (boxes,), _ = rpn.filter_proposals(thin, torch.zeros(1, 2, 1), [(16, 16)], [2])
+    assert torch.equal(boxes, thin[0, :1])
+
+
+def test_retinanet_averages_over_the_batch():
+    """By anchors that learn an object: an image without one counts as if it had one."""
+    torch.manual_seed(0)
+    model = detector(Pools(), 5, head="retinanet", channels=16).double()
+    images = [torch.randn(3, 64, 64, dtype=torch.float64) for _ in range(3)]
+    boxes = [[[4.0, 4, 30, 40], [20, 10, 60, 50]], [[8.0, 8, 24, 26]], []]
+    targets = [
+        {"boxes": torch.tensor(rows, dtype=torch.float64).view(-1, 4), "labels": torch.arange(len(rows))}
+        for rows in boxes
+    ]
+    heads, maps = model.heads, [torch.zeros(1, 1, 64 // s, 64 // s).double() for s in (8, 16, 32, 64)]
+    anchors = heads.anchor_generator(ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), [*maps, maps[-1]])[0]
+    counts = [
+        max(1, int((heads.proposal_matcher(box_iou(t["boxes"], anchors)) >= 0).sum())) if len(t["boxes"]) else 1
+        for t in targets
+    ]
+    assert len(set(counts)) == 3
+    alone = [{k: v.detach() for k, v in model([i], [t]).items()} for i, t in zip(images, targets, strict=True)]
+    for key, loss in model(images, targets).items():
+        want = sum(count * float(one[key]) for count, one in zip(counts, alone, strict=True)) / sum(counts)
+        assert float(loss.detach()) == pytest.approx(want, rel=1e-9)
+
+
+def test_boxes_of_an_rcnn_learn_by_l1():
+    """Of regions proposed, and of those that hold an object, by the number of all that are drawn."""
+    heads = detector(Pools(), 2, head="faster_rcnn", channels=16).heads
+    deltas, wanted = torch.tensor([[0.0, 0, 1, 0], [5, 5, 5, 5]]), torch.tensor([[2.0, 0, 0.5, 0], [0, 0, 0, 0]])
+    logits = torch.tensor([[1.0], [-2.0]])
+    sought, moved = heads.rpn.compute_loss(logits, deltas, [torch.tensor([1.0, 0.0])], [wanted])
+    assert float(moved) == 2.5 / 2
+    assert float(sought) == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))) / 2, rel=1e-6)
+
+    layer = heads.roi_heads.box_predictor.bbox_pred
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, 2.0)
+    target = {"boxes": torch.tensor([[8.0, 8, 24, 24]]), "labels": torch.tensor([1])}
+    regions = torch.tensor([[8.0, 8, 24, 24], [40, 40, 60, 60]])  # the object, which is added once more, and none
+    maps = {str(i): torch.zeros(1, 16, 16 >> i, 16 >> i) for i in range(4)}
+    _, losses = heads.train().roi_heads(maps, [regions], [(64, 64)], [target])
+    assert losses.keys() == {"loss_classifier", "loss_box_reg"}
+    assert float(losses["loss_box_reg"].detach()) == pytest.approx(2 * 4 * 2 / 3, rel=1e-6)
+
+
+def test_masks_to_learn_are_read_at_the_middle_of_pixels():
+    """And where a part is covered by half or more it is all of it."""
+    masks = torch.zeros(2, 4, 6, dtype=torch.uint8)
+    masks[1, :, :3] = 1
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4], [0, 0, 4, 4]])
+    found = masks_in(masks, torch.tensor([1, 1, 0]), boxes, 2)
+    assert found.tolist() == [[[True, True]] * 2, [[True, False]] * 2, [[False, False]] * 2]
+
+    heads = detector(Pools(), 2, head="mask_rcnn", channels=16).train().heads.roi_heads
+    last = heads.mask_predictor.mask_fcn_logits
+    nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([9.0, 9.0, 1.0])
+    large = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    large[:, :, 8:29] = 1
+    target = {"boxes": torch.tensor([[8.0, 8, 36, 36]]), "labels": torch.tensor([2]), "masks": large}
+    maps = {str(i): torch.zeros(1, 16, 16 >> i, 16 >> i) for i in range(4)}
+    _, losses = heads(maps, [target["boxes"]], [(64, 64)], [target])
+    want = 0.75 * math.log1p(math.exp(-1)) + 0.25 * math.log1p(math.exp(1))  # 21 of 28 columns are covered
+    assert float(losses["loss_mask"].detach()) == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])

@@ -175,7 +175,7 @@ def whole(tmp_path_factory):
 
 
 def test_weights_of_classes():
-    """As mmseg's: a weighted sum over the labelled pixels, divided by the number of all."""
+    """As mmseg's before 1.0: a weighted sum over the labelled pixels, divided by the number of all."""
     logits, targets = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
     targets[0, 0] = 255
     weights = torch.tensor([1.0, 0.25, 3.0])
@@ -185,7 +185,7 @@ def test_weights_of_classes():
     model = segmenter("resnet18", 3, channels=8, class_weights=weights.tolist()).eval()
     images, targets = torch.randn(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.long)
     plain = segmenter("resnet18", 3, channels=8).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != "class_weights"})
     losses, others = model(images, targets), plain(images, targets)
     for name in ("decode", "auxiliary"):
         torch.testing.assert_close(losses[name], 0.25 * others[name])

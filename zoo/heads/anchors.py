@@ -1,9 +1,10 @@
-"""Anchors and pooling of regions as mmdet computes them, in torchvision's classes."""
+"""Anchors, which objects they learn, and pooling of regions as mmdet computes them, in torchvision's classes."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
@@ -53,6 +54,28 @@ class Anchors(AnchorGenerator):
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([x.shape[2:] for x in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
+
+
+class BestMatcher(Matcher):
+    """An object's best anchors learn it, even where they overlap with it by less than the threshold.
+
+    torchvision has no floor for that, and where such an anchor overlaps with another object more, that one has it.
+
+    matcher  whose thresholds are kept
+    floor    IoU that an object's best anchor must have
+    """
+
+    def __init__(self, matcher: Matcher, floor: float) -> None:
+        super().__init__(matcher.high_threshold, matcher.low_threshold, allow_low_quality_matches=True)
+        self.floor = floor
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        """Write to `matches` (N) from the IoUs (M, N) of objects and anchors; of several objects the last has it."""
+        best = match_quality_matrix.amax(1, keepdim=True)
+        chosen = (match_quality_matrix == best) & (best >= self.floor)
+        objects = torch.arange(len(best), device=best.device)[:, None]
+        last = torch.where(chosen, objects, -1).amax(0)
+        matches.copy_(torch.where(last >= 0, last, matches))
 
 
 class AlignedPooler(MultiScaleRoIAlign):

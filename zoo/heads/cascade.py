@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from .anchors import AlignedPooler
 from .dense_detectors import Targets
 from .precision import predicts_in_single
-from .rcnn import TwoStage, rcnn_heads
+from .rcnn import RegionHeads, TwoStage, torchvision_model
 
 IOUS = (0.5, 0.6, 0.7)
 # deviations of the deltas of x, y, width and height in each stage; torchvision multiplies by their inverses
@@ -32,12 +32,12 @@ def cascade_heads(
 
     Arguments as of `rcnn_heads`; `kwargs` are those of the network that proposes regions.
     """
-    rpn = rcnn_heads(channels, num_classes, strides, masks=False, anchor_size=anchor_size, **kwargs).rpn
+    rpn = torchvision_model(channels, num_classes, strides, masks=False, anchor_size=anchor_size, **kwargs).rpn
     stages = [_stage(channels, num_classes + 1, strides[:-1], *row) for row in zip(IOUS, BOX_STDS, strict=True)]
     return TwoStage(rpn, CascadeRoIHeads(stages))
 
 
-def _stage(channels: int, classes: int, strides: list[int], iou: float, stds: tuple[float, ...]) -> RoIHeads:
+def _stage(channels: int, classes: int, strides: list[int], iou: float, stds: tuple[float, ...]) -> RegionHeads:
     stage = RoIHeads(
         AlignedPooler(strides, 7),
         FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], nn.BatchNorm2d),
@@ -55,14 +55,13 @@ def _stage(channels: int, classes: int, strides: list[int], iou: float, stds: tu
         mask_predictor=MaskRCNNPredictor(256, 256, classes),
     )
     predicts_in_single(stage.box_predictor, stage.mask_predictor)
-    return stage
+    return RegionHeads(stage)
 
 
 class CascadeRoIHeads(nn.ModuleList):
-    """Stages of torchvision's `RoIHeads`, called like one of them.
+    """Stages of `RegionHeads`, called like one of them.
 
-    As in mmdet's code, with whose answers it was never compared: scores are those of the stages' mean logits, masks the
-    mean of their probabilities, boxes the last stage's.
+    Scores are those of the stages' mean logits, masks the mean of their probabilities, boxes the last stage's.
     """
 
     def forward(
@@ -79,7 +78,7 @@ class CascadeRoIHeads(nn.ModuleList):
     def _detect(self, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes) -> list[dict[str, Tensor]]:
         scores = []
         for i, stage in enumerate(self):
-            logits, deltas = _boxes(stage, features, proposals, shapes)
+            logits, deltas = stage.boxes(features, proposals, shapes)
             scores.append(logits)
             if i < len(self) - 1:
                 proposals = _refine(stage, proposals, deltas, logits[:, 1:].argmax(1) + 1, shapes)
@@ -92,19 +91,9 @@ class CascadeRoIHeads(nn.ModuleList):
         return out
 
     @staticmethod
-    def _masks(stage: RoIHeads, features: dict[str, Tensor], found: list[dict[str, Tensor]], shapes: Shapes) -> Any:
-        logits = _mask_logits(stage, features, [detections["boxes"] for detections in found], shapes)
+    def _masks(stage: RegionHeads, features: dict[str, Tensor], found: list[dict[str, Tensor]], shapes: Shapes) -> Any:
+        logits = stage.masks(features, [detections["boxes"] for detections in found], shapes)
         return maskrcnn_inference(logits, [detections["labels"] for detections in found])
-
-
-def _boxes(
-    stage: RoIHeads, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes
-) -> tuple[Tensor, Tensor]:
-    return stage.box_predictor(stage.box_head(stage.box_roi_pool(features, proposals, shapes)))
-
-
-def _mask_logits(stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], shapes: Shapes) -> Tensor:
-    return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(features, boxes, shapes)))
 
 
 def _decode(stage: RoIHeads, proposals: list[Tensor], deltas: Tensor, labels: Tensor) -> Tensor:
@@ -120,20 +109,16 @@ def _refine(stage: RoIHeads, proposals: list[Tensor], deltas: Tensor, labels: Te
 
 
 def _train(
-    stage: RoIHeads, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes, targets: Targets
+    stage: RegionHeads, features: dict[str, Tensor], proposals: list[Tensor], shapes: Shapes, targets: Targets
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The losses of a stage, not weighted yet, and the regions for the next."""
     proposals, matches, labels, _ = stage.select_training_samples(proposals, targets)
-    logits, deltas = _boxes(stage, features, proposals, shapes)
+    logits, deltas = stage.boxes(features, proposals, shapes)
     flat = torch.cat(labels)
     losses = {"loss_classifier": F.cross_entropy(logits, flat)}
     positive = flat > 0
     losses["loss_box_reg"] = _box_loss(stage, proposals, deltas, flat, positive, matches, targets)
-    inside = [torch.where(label > 0)[0] for label in labels]
-    boxes = [box[i] for box, i in zip(proposals, inside, strict=True)]
-    matched = [match[i] for match, i in zip(matches, inside, strict=True)]
-    masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-    losses["loss_mask"] = maskrcnn_loss(_mask_logits(stage, features, boxes, shapes), boxes, masks, classes, matched)
+    losses["loss_mask"] = stage.mask_loss(features, proposals, shapes, matches, labels, targets)
     refined = _refine(stage, proposals, deltas, torch.where(positive, flat, logits[:, 1:].argmax(1) + 1), shapes)
     # the objects themselves, which the sampling adds, are added again by the next stage
     kept = [~_among(box, t["boxes"]) for box, t in zip(proposals, targets, strict=True)]

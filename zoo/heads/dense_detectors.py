@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
 
-from .anchors import Anchors
+from .anchors import Anchors, BestMatcher
 from .precision import predicts_in_single
 
 Targets = list[dict[str, Tensor]]
@@ -21,7 +22,36 @@ class Given(nn.Identity):
         self.out_channels = channels
 
 
-class RetinaNetHeads(RetinaNet):
+class WithArea:
+    """Before torchvision's dense detectors: boxes without width or height are none of `detections_per_img`.
+
+    Clipped, a box in the padding has none. It overlaps with nothing, so that it can be left out after NMS.
+    """
+
+    def postprocess_detections(self, *args: Any) -> list[dict[str, Tensor]]:
+        most, self.detections_per_img = self.detections_per_img, None  # all
+        try:
+            detections = super().postprocess_detections(*args)
+        finally:
+            self.detections_per_img = most
+        return [_with_area(found, most) for found in detections]
+
+
+class BatchLosses(RetinaNetHead):
+    """Losses by the number of positives of the batch, an image's none being one; torchvision's are means of images'."""
+
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        mean, one = super().compute_loss, [slice(i, i + 1) for i in range(len(targets))]
+        losses = [
+            mean(targets[i], {key: x[i] for key, x in head_outputs.items()}, anchors[i], matched_idxs[i]) for i in one
+        ]
+        counts = torch.stack([(matches >= 0).sum().clamp(min=1) for matches in matched_idxs])
+        return {key: (torch.stack([loss[key] for loss in losses]) * counts).sum() / counts.sum() for key in losses[0]}
+
+
+class RetinaNetHeads(WithArea, RetinaNet):
     """Maps of an FPN to losses, or to detections (https://arxiv.org/abs/1708.02002).
 
     channels     of each map
@@ -34,8 +64,12 @@ class RetinaNetHeads(RetinaNet):
         self, channels: int, num_classes: int, strides: list[int], anchor_size: float = 4, **kwargs: Any
     ) -> None:
         sizes = [[anchor_size * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
-        kwargs = {"detections_per_img": 100, **kwargs}
-        super().__init__(Given(channels), num_classes, anchor_generator=Anchors(strides, sizes), **kwargs)
+        anchors = Anchors(strides, sizes)
+        head = BatchLosses(channels, anchors.num_anchors_per_location()[0], num_classes)
+        kwargs = {"detections_per_img": 100, "head": head, **kwargs}
+        super().__init__(Given(channels), num_classes, anchor_generator=anchors, **kwargs)
+        if "proposal_matcher" not in kwargs:
+            self.proposal_matcher = BestMatcher(self.proposal_matcher, floor=0)
         del self.transform
         predicts_in_single(self.head)
 
@@ -46,8 +80,9 @@ class RetinaNetHeads(RetinaNet):
         return self.postprocess_detections(*_by_level(outputs, anchors, features), images.image_sizes)
 
 
-class FCOSHeads(FCOS):
-    """Maps of an FPN to losses, or to detections (https://arxiv.org/abs/1904.01355); as in torchvision.
+class FCOSHeads(WithArea, FCOS):
+    """Maps of an FPN to losses, or to detections (https://arxiv.org/abs/1904.01355); as in torchvision,
+    but for boxes without width or height, which are left out.
 
     Scores count from 0.05 on, as for the published models; torchvision's 0.2 leaves out what average precision counts.
 
@@ -82,6 +117,13 @@ class AnyGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _with_area(found: dict[str, Tensor], most: int) -> dict[str, Tensor]:
+    """The first `most` detections whose boxes have a width and a height."""
+    boxes = found["boxes"]
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:most, 0]
+    return {key: value[kept] for key, value in found.items()}
 
 
 def _by_level(

@@ -1,10 +1,17 @@
 """Detection of objects: a backbone, an FPN, and torchvision's heads, in mmdet's arithmetic where that is the published.
 
-What of mmdet's files is exact: with RetinaNet, Faster and Mask R-CNN all but the pixels of an image that another
-library resized: maps, boxes, scores, labels, and masks. Cascade's files follow mmdet's names, but were never compared
-with its answers. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load. Training
-differs in what torchvision does differently: smooth L1 in place of L1 for boxes, 2000 proposals in place of 1000, and
-RetinaNet's loss is averaged over the objects of each image, not of the batch.
+What of mmdet's files is exact: with RetinaNet, Faster, Mask and Cascade R-CNN all but the pixels of an image that
+another library resized: maps, boxes, scores, labels, and masks. But mmdet's R-CNNs also give boxes with a side below
+0.01 pixels, which are left out here, and in mmdet no side shrinks to less than 1/62 of an anchor's or region's, where
+torchvision limits growth alone. Of Cascade no released file was ever read; it gives mmdet's answers for the same
+weights. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load.
+
+Losses are mmdet's too, given the same draws, but for what they are of:
+- mmdet learns from no anchor beyond an image's own size, filled up to a multiple of 32, where others of its batch are
+  larger, and in Cascade from none that crosses the border of the image; here all are learned from
+- in mmdet's Mask R-CNN an object has the region that is best for it, even where another overlaps with it more; here
+  each region learns the object that it overlaps with most
+What starts from scratch does so from torchvision's random weights: those of linear layers differ from mmdet's.
 """
 
 from inspect import signature

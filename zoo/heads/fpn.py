@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EXTRAS = ("pool", "input", "output")
+EXTRAS = ("pool", "input", "lateral", "output")
 
 
 class FPN(nn.Module):
@@ -13,7 +13,8 @@ class FPN(nn.Module):
 
     extra       levels below the last, each of half the size
     extra_from  what they are: "pool" every second pixel of the level above; or 3 x 3 convolutions of stride 2, of which
-                the first reads the last map of the backbone ("input", RetinaNet) or the last output ("output")
+                the first reads the last map of the backbone ("input", RetinaNet), what a 1 x 1 convolution makes of it
+                ("lateral"), or the last output ("output")
     extra_relu  a ReLU before every such convolution but the first
     """
 
@@ -46,12 +47,13 @@ class FPN(nn.Module):
         for i in reversed(range(len(maps) - 1)):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
         outputs = [output(x) for output, x in zip(self.outputs, maps)]  # noqa: B905 (the extra levels follow)
-        return outputs + self._coarser(features[-1], outputs[-1])
-
-    def _coarser(self, last_input: Tensor, last_output: Tensor) -> list[Tensor]:
         if self.extra_from == "pool":
-            return [last_output[..., :: 2**i, :: 2**i] for i in range(1, self.extra + 1)]
-        maps = [last_input if self.extra_from == "input" else last_output]
+            return outputs + [outputs[-1][..., :: 2**i, :: 2**i] for i in range(1, self.extra + 1)]
+        # the coarsest lateral is what it was: no level adds to it
+        return outputs + self._coarser({"input": features, "lateral": maps, "output": outputs}[self.extra_from][-1])
+
+    def _coarser(self, last: Tensor) -> list[Tensor]:  # (B, C, H, W) -> `extra` maps
+        maps = [last]
         for i, conv in enumerate(self.outputs[len(self.laterals) :]):
             maps.append(conv(F.relu(maps[-1]) if i and self.extra_relu else maps[-1]))
         return maps[1:]
