@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from recipes.data import Data, dense, imagenet
-from recipes.data.build import preprocessing
+from recipes import distributed
+from recipes.data import Data, DataError, Source, dense, imagenet
+from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.log import say
 from recipes.settings import RunError
 
@@ -23,14 +26,63 @@ COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the cla
 
 def of(data: Data) -> dict[str, Any]:
     """What a run that begins on this data notes."""
-    images = {"train": len(data.train), "val": len(data.val)}
+    images = {split: len(source) for split, source in _sources(data).items()}
     return {**{key: getattr(data, key) for key in KEYS}, "images": images}
 
 
+def check_alike(data: Data) -> None:
+    """Raise DataError, on every process, where one has other data than the first, as of another copy of a folder.
+
+    Compared are the classes, how many images there are, and their labels where these do not lie in images.
+    """
+    if distributed.size() == 1:
+        return
+    mine = {**of(data), "labels": _digest(data), "host": socket.gethostname()}
+    first, *others = distributed.gathered(mine)
+    found = [
+        f"rank {rank} on {other['host']} has {', '.join(said)}"
+        for rank, other in enumerate(others, 1)
+        if (said := _differences(first, other))
+    ]
+    if found:
+        raise DataError(
+            f"the processes of this run do not have the same data. Other than rank 0 on {first['host']}:\n  "
+            + "\n  ".join(found)
+            + "\ngive every machine the same files, or all of them one folder that they share"
+        )
+
+
+def _sources(data: Data) -> dict[str, Source]:
+    """Those that there are: an evaluation has none to learn from."""
+    return {split: source for split in SPLITS if (source := getattr(data, split)) is not None}
+
+
+def _digest(data: Data) -> str:
+    labels = [getattr(source.records, "labels", ()) for source in _sources(data).values()]  # of dense tasks in images
+    parts = [*labels, () if data.truths is None else data.truths]
+    return hashlib.sha256(b"".join(np.asarray(part, np.int64).tobytes() for part in parts)).hexdigest()
+
+
+def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What another process has, and the first has not."""
+    there, here = first["class_names"], other["class_names"]
+    if len(here) != len(there):
+        found = [f"{len(here)} classes ({_listed(here)}), not {len(there)} ({_listed(there)})"]
+    else:
+        place = _place(there, here)
+        found = [] if place is None else [f"{here[place]!r} as class {place}, not {there[place]!r}"]
+    counts = {split: (other["images"][split], count) for split, count in first["images"].items()}
+    found += [f"{now} {WORDS[split]} images, not {then}" for split, (now, then) in counts.items() if now != then]
+    return found or (["other labels of as many images"] if other["labels"] != first["labels"] else [])
+
+
 def read(run: Path) -> dict[str, Any]:
-    """What a run noted; older ones lack some of it."""
+    """What a run noted; older ones lack some of it, and have numbers where these were given as names."""
     path = run / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    if noted.get("class_names"):
+        noted["class_names"] = list(map(str, noted["class_names"]))
+    return noted
 
 
 def described(run: Path, cfg: DictConfig) -> Data:
@@ -114,12 +166,17 @@ def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
         return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
     if data.subset is not None or data.truths is not None or _only_counted(there) or _only_counted(here):
         return None
-    pairs = zip(words(there), words(here), strict=False)
-    place = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+    place = _place(words(there), words(here))
     if place is None:
         return None
     first = f"class {place} is {there[place]!r} in the run and {here[place]!r} in the data"
     return f"{first} (the run: {_listed(there)}; the data: {_listed(here)})"
+
+
+def _place(there: Sequence[str], here: Sequence[str]) -> int | None:
+    """The first class of another name; None without one."""
+    pairs = zip(there, here, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), None)
 
 
 def _only_counted(names: Sequence[str]) -> bool:

@@ -85,8 +85,10 @@ def change(folder, key, value, at=0, part="annotations"):
         ("bbox", [1, 2, 3], "annotations", "annotation 1 has the box [1.0, 2.0, 3.0]"),
         ("bbox", [1, 2, float("nan"), 4], "annotations", "annotation 1 has the box [1.0, 2.0, nan, 4.0]"),
         ("bbox", ["a", 1, 2, 3], "annotations", "annotations[0] (id 1) lacks what COCO's format asks for: ValueError"),
-        ("bbox", None, "annotations", "annotations[0] (id 1) lacks what COCO's format asks for"),
-        ("height", None, "images", "images[0] (id 5) lacks what COCO's format asks for"),
+        ("bbox", None, "annotations", "annotations[0] (id 1) lacks what COCO's format asks for: KeyError: 'bbox'"),
+        ("image_id", None, "annotations", "(id 1) lacks what COCO's format asks for: KeyError: 'image_id'"),
+        ("height", None, "images", "images[0] (id 5) lacks what COCO's format asks for: KeyError: 'height'"),
+        ("name", None, "categories", "a category lacks what COCO's format asks for: KeyError: 'name'"),
         ("file_name", "gone.jpg", "images", "names 1 of 2 images that"),
         ("file_name", "no/such/x.jpg", "images", "has not, such as no/such/x.jpg"),
         ("file_name", "../val/x.jpg", "images", "which leads out of its folder"),
@@ -244,13 +246,27 @@ def test_boxes_outside_of_their_image_are_left_out(objects, box, capsys):
     assert cut in ([0, 0, 6, 8], [24, 0, 30, 8])
 
 
+def test_null_is_as_good_as_no_key(objects):
+    for key in ("area", "iscrowd", "segmentation"):
+        change(objects, key, None)
+    target = coco(objects, masks=False).train.sample(0, 0)[1]
+    assert target["labels"].tolist() == [1, 0] and target["area"].tolist() == [80, 20]
+    with pytest.raises(DataError, match=r"x\.jpg has an object without a segmentation; task\.head=faster_rcnn"):
+        coco(objects).train.sample(0, 0)
+
+
 def test_nothing_to_learn_or_to_find(objects):
     content = json.loads((objects / "train.json").read_text())
     write(objects / "train.json", {**content, "annotations": [content["annotations"][2]]})  # a crowd
     with pytest.raises(DataError, match="no training image of coco_json has an object"):
         coco(objects)
-    (objects / "val" / "z.jpg").unlink()
     write(objects / "train.json", content)
+    for things in ([], [content["annotations"][2]]):
+        write(objects / "val.json", {**content, "annotations": things})
+        with pytest.raises(DataError, match="no validation image of coco_json has an object: there is nothing to meas"):
+            coco(objects)
+    write(objects / "val.json", content)
+    (objects / "val" / "z.jpg").unlink()
     with pytest.raises(DataError, match=r"val.json names 1 of 3 images that .*val has not, such as z.jpg"):
         coco(objects)
 

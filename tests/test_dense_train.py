@@ -9,11 +9,13 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
 
+import zoo
 from children import flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config, hardware
@@ -96,15 +98,49 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
 
 def test_a_backbone_starts_from_that_of_another_run(run, tmp_path):
     """Before any step it is what that run ended with, whatever its task was."""
-    cfg = config.compose([*TASKS["segment"], *TINY, f"model.backbone={run}"])
-    task, best = segment.Task(cfg), find_checkpoint(run)
-    found, weights = task.build_model(task.build_data()).backbone.state_dict(), best.tensors(best.state["weights"])
-    shared = [name for name in found if f"backbone.{name}" in weights]
-    assert len(shared) > 50 and all(torch.equal(found[name], weights[f"backbone.{name}"]) for name in shared)
-    with pytest.raises(ConfigError, match="is the run of another model"):
+    best = find_checkpoint(run)
+    weights = best.tensors(best.state["weights"])
+    for given in (run, best.place(best.state["weights"])):
+        task = segment.Task(config.compose([*TASKS["segment"], *TINY, f"model.backbone={given}"]))
+        found = task.build_model(task.build_data()).backbone.state_dict()
+        shared = [name for name in found if f"backbone.{name}" in weights]
+        assert len(shared) > 50 and all(torch.equal(found[name], weights[f"backbone.{name}"]) for name in shared)
+    with pytest.raises(ConfigError, match=r"model\.backbone: .* is of another model: \d+ tensors"):
         train_here(tmp_path, *TASKS["segment"], *TINY, "model.name=resnet18", f"model.backbone={run}")
     with pytest.raises(ConfigError, match="is for segmentation and detection"):
         train_here(tmp_path, "data=digits", *TINY[:3], "train.steps=4", f"model.backbone={run}")
+
+
+def test_what_a_dense_model_starts_from_as_a_whole_is_of_its_task_and_head(run, tmp_path):
+    mine, other = ("segment", "detect") if run.name == "segment" else ("detect", "segment")
+    with pytest.raises(
+        ConfigError, match=f"is one of task={mine}, and this is task={other}: model.backbone={run} starts"
+    ):
+        train_here(tmp_path, *TASKS[other], *TINY, f"model.checkpoint={run}")
+    with pytest.raises(
+        zoo.CheckpointError, match=r"\nThe run has .*task\.channels=\w+: give the same, or model\.backbone="
+    ):
+        train_here(tmp_path, *TASKS[run.name], *TINY, "task.channels=64", f"model.checkpoint={run}")
+
+
+def test_a_dense_model_starts_from_a_file_of_a_classifier(tmp_path):
+    small = ["model=nat_m", "model.dims=[32,32,32,32]", "model.depths=[1,1,1,1]"]
+    classifier = timm.create_model("nat_m", dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), num_classes=7)
+    file = tmp_path / "classifier.pth"
+    torch.save({"state_dict": classifier.state_dict()}, file)
+    typed = [*TASKS["segment"], *TINY[2:], "task.channels=16", *small]
+    task = segment.Task(config.compose([*typed, f"model.backbone={file}"]))
+    model = task.build_model(task.build_data())
+    assert torch.equal(model.backbone.model.stem.conv1.weight, classifier.stem.conv1.weight)
+    assert torch.equal(
+        model.backbone.model.stages[3].blocks[0].attn.fn.qkv.weight, classifier.stages[3].blocks[0].attn.fn.qkv.weight
+    )
+    task = segment.Task(config.compose([*typed, f"model.checkpoint={file}"]))
+    said = re.escape(
+        f"\nThe backbone of a classifier, or of another dense model, starts from it with model.backbone={file}"
+    )
+    with pytest.raises(zoo.CheckpointError, match=said):
+        task.build_model(task.build_data())
 
 
 def numbers(run: Path) -> list[dict]:
@@ -196,10 +232,8 @@ def test_classes_of_which_nothing_is_there_are_named(tmp_path, capsys):
     said = "note: 1 of the 2 classes (thing) have no pixel in the validation set"
     assert capsys.readouterr().out.count(said) == 1  # of the first evaluation
     evaluate_here(f"run={tmp_path / 'out' / 'two'}", f"out={tmp_path}")
-    said += (
-        ": whether the model finds them is not measured. 255 in a mask is no class, but what is not labelled, unless"
-    )
-    assert f"{said} data.label_ids names it, as [0,255] does" in capsys.readouterr().out.replace("\n", " ")
+    said += ": whether the model finds them is not measured. 255 in a mask is no class, but what is not labelled"
+    assert f"{said}, unless data.label_ids names it, as [0,255] does" in capsys.readouterr().out
 
 
 def test_training_masks_without_a_label_are_named():

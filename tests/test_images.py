@@ -114,8 +114,9 @@ def test_a_large_header_costs_no_memory():
             (30_000, "DecompressionBomb"),
             (10_000, "10000 x 10000 pixels are more than data.max_pixels"),
         ):
-            with pytest.raises(BadImage, match=said):
+            with pytest.raises(BadImage, match=said) as error:
                 open_rgb(io.BytesIO(header(kind, size, size)), "bomb")
+    assert error.value.advice == "Give data.max_pixels=100000000 or more to read it, or data.on_bad_image=replace"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the pixels are 2.7 GB
 
 

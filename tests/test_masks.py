@@ -63,6 +63,35 @@ def test_masks(folder):
     (folder / "names.txt").write_text("x\ny\nz z\n", "utf-8-sig")
     assert masks(folder, "data.class_names=names.txt").class_names == ["x", "y", "z z"]
     assert masks(folder).class_names == ["0", "1", "2"]
+    data = masks(folder, "data.class_names=[0,2024,1.5]", "data.left_out=[2024]")
+    assert (data.class_names, data.left_out) == (["0", "2024", "1.5"], (1,))
+
+
+def test_links_to_folders_are_followed(folder):
+    """As where each city lies on another disk; a link back to a parent folder ends there."""
+    for kind in ("images", "masks"):
+        (folder / kind / "train" / "deep").rename(folder / f"{kind} elsewhere")
+        (folder / kind / "train" / "far").symlink_to(folder / f"{kind} elsewhere")
+        (folder / f"{kind} elsewhere" / "back").symlink_to(folder / kind / "train")
+        (folder / f"{kind} elsewhere" / "self").symlink_to(".")
+    source = masks(folder).train
+    names = [source.where(index).removeprefix(f"{folder}/images/train/") for index in range(len(source))]
+    assert names == ["a.jpg", "b.jpg", "far/c.jpg"] and values(source) == [[0, 2]] * 3
+
+
+def test_folders_that_cannot_be_listed(folder):
+    (folder / "images" / "train" / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"cannot list the images: .*symbolic links.*images/train/loop"):
+        masks(folder)
+
+
+def test_255_may_be_a_class(folder):
+    for path in (folder / "masks").rglob("*.png"):
+        mask(path, (0, 255))
+    assert values(masks(folder).train) == [[0, 255]] * 3
+    both = masks(folder, "data.num_classes=2", "data.label_ids=[0,255]")
+    assert values(both.train) == values(both.val) == [[0, 1]] * 3
+    assert values(masks(folder, "data.num_classes=2", "data.label_ids=[255,1]").val) == [[0, 255]] * 3
 
 
 def test_ade20k(tmp_path):
@@ -77,7 +106,8 @@ def test_ade20k(tmp_path):
     assert (values(data.train), values(data.val)) == ([[0, 255]], [[149, 255]])
     assert data.num_classes == 150 and data.class_names[149] == "thing 150, object"
     mask(tmp_path / "annotations" / "training" / "ADE_1.png", (0, 151))
-    with pytest.raises(DataError, match=r"ADE_1.jpg has label 151 at row 0, column 15, which stands for class 150: "):
+    said = r"ADE_1.jpg has label 151 at row 0, column 15, which stands for class 150: .*149\. Give data\.num_classes="
+    with pytest.raises(DataError, match=said):
         data.train.sample(0, 0)
 
 
@@ -143,9 +173,12 @@ def spoil(folder, what):
 
 
 SPOILT = {
-    "size": "b.jpg has 30 x 20 pixels and its mask 20 x 30: expected the same",
-    "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255",
-    "colours": "a mask has one channel of classes, this one is RGB",
+    "size": "b.jpg has 30 x 20 pixels and its mask 20 x 30: expected the same. Replace or remove it, or give ",
+    "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255 for what is not labelled. Give "
+    "data.num_classes= or data.class_names= as many classes as the masks have, data.label_ids= the values that stand "
+    "for them, or, where this mask alone is wrong, ",
+    "colours": "b.png: a mask has one channel of classes, this one is RGB. Save masks as PNGs of one channel whose "
+    "values are classes, or, where this one alone is wrong, give ",
     "bytes": "cannot read the image",
 }
 
@@ -155,7 +188,7 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
     spoil(folder, what)
     with pytest.raises(DataError) as error:
         all_of(masks(folder).train, batch_size=3)
-    assert SPOILT[what] in str(error.value) and "data.on_bad_image=replace" in str(error.value)
+    assert SPOILT[what] in str(error.value) and str(error.value).endswith("data.on_bad_image=replace")
     source = masks(folder, "data.on_bad_image=replace").train
     assert len(all_of(source, batch_size=3)[0][0]) == 3 and source.take_bad() == 1
     target = source.sample(1, 0)[1]
@@ -175,11 +208,17 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.class_names=[sky]"], "has 1 class: expected two or more"),
         (["data.class_names=[sky,tree,sky]"], "several classes of data=masks have the name 'sky': give each its own"),
         (["data.class_names=twice.txt"], "several classes of data=masks have the name 'sky'"),
+        (["data.class_names=[false,true]"], "data.class_names has false, which is no text: write such names in quotes"),
+        (["data.class_names=[sky,null]"], "data.class_names has null, which is no text"),
+        (["data.class_names=[sky,[tree]]"], "data.class_names has \"['tree']\", which is no text"),
+        (["data.class_names=[1,'1']"], "several classes of data=masks have the name '1'"),
+        (["data.class_names=3"], "data.class_names=3: expected a list of names, or a file of them below data.root"),
         (["data.class_names=gone.txt"], "cannot read the names of the classes"),
         (["data.train_images=../images"], "leads out of its folder"),
         (["data.val_masks=/etc"], "leads out of its folder"),
         (["data.label_ids=[3,3]"], "data.label_ids=[3, 3]: expected different numbers"),
-        (["data.label_ids=[255]"], "each 0 ... 254"),
+        (["data.label_ids=[1,2,256]"], "data.label_ids=[1, 2, 256]: expected different numbers, each 0 ... 255"),
+        (["data.label_ids=[a,b,c]"], "data.label_ids=['a', 'b', 'c']: expected different numbers"),
         (["data.label_ids=[1,2]"], "data.label_ids has 2 values for 3 classes: expected one value a class"),
         (["data.label_ids=[0,1,2,3]"], "data.label_ids has 4 values for 3 classes"),
         (["data.num_classes=300"], "has 300 classes: a mask tells 255 apart at the most"),

@@ -97,6 +97,13 @@ def test_runs_that_noted_less(tmp_path):
     assert noted.described(tmp_path, config.compose(["model=nat_m"])).left_out == ()
 
 
+def test_numbers_as_names(begun):
+    """Older runs noted what a person gave, data.class_names=[3,7]."""
+    noted.check_same(begun([3, 7]), data(["3", "7"]))
+    with pytest.raises(RunError, match="class 1 is '7' in the run and '8' in the data"):
+        noted.check_same(begun([3, 7]), data(["3", "8"]))
+
+
 def test_data_without_images(begun, tmp_path):
     """What a task is given where the data is not: all of it but the images, and of its type."""
     cfg = config.compose(["model=nat_m", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"])

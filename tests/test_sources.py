@@ -53,7 +53,7 @@ def test_listing_is_kept_and_follows_changes(tmp_path, monkeypatch):
     root = photos(tmp_path / "photos")
     aged(root)
     make("imagefolder", root=str(root))
-    monkeypatch.setattr(folder, "_images", lambda *_: pytest.fail("scanned again though nothing changed"))
+    monkeypatch.setattr(folder, "images_below", lambda *_: pytest.fail("scanned again though nothing changed"))
     assert len(make("imagefolder", root=str(root)).train) == 9
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -140,18 +140,25 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     if "train" in found:
         folder, rows, _ = found["train"]
         found["train"] = (folder, _to_learn_from(rows, cfg.name), names)
+    if not any(map(_has_object, found["val"][1])):
+        raise DataError(f"no validation image of {cfg.name} has an object: there is nothing to measure")
     for split, (folder, rows, _) in found.items():
         _check_files(folder, [row["file"] for row in rows], cfg[f"{split}_json"])
     return [Coco(folder, rows) for folder, rows, _ in found.values()], list(names.values())
 
 
 def _to_learn_from(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    kept = [row for row in rows if any(not thing["crowd"] for thing in row["objects"])]
+    kept = list(filter(_has_object, rows))
     if not kept:
         raise DataError(f"no training image of {name} has an object: there is nothing to learn")
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} training images without an object are left out")
     return kept
+
+
+def _has_object(row: dict[str, Any]) -> bool:
+    """Whether there is one that is no crowd."""
+    return any(not thing["crowd"] for thing in row["objects"])
 
 
 def _check_files(folder: Path, files: list[str], named_by: str) -> None:
@@ -203,8 +210,9 @@ def _check_different(values: list[Any], file: str, key: str) -> None:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    """What a file holds; a key whose value is null counts as one that is not there."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_hook=_without_nulls)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the annotations {path}: {error}") from error
     missing = [
@@ -213,6 +221,10 @@ def _content(path: Path) -> dict[str, Any]:
     if missing:
         raise DataError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
     return content
+
+
+def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any, dict[str, Any]]:

@@ -11,4 +11,6 @@ class BadImage(DataError):
     advice  what to do where it is not passed over
     """
 
-    advice = "Replace or remove it, or give data.on_bad_image=replace"
+    def __init__(self, message: str, advice: str = "Replace or remove it, or give data.on_bad_image=replace"):
+        super().__init__(message)
+        self.advice = advice

@@ -130,29 +130,39 @@ def _scan(folder: Path) -> Listing:
     listing.folders[""] = os.stat(folder).st_mtime_ns
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.name.startswith(".") and entry.is_dir():
-            listing.classes[entry.name] = sorted(_images(folder, entry.name, "", listing.folders, set()))
+            listing.classes[entry.name] = sorted(images_below(folder, entry.name, listing.folders))
     if max(listing.folders.values()) < listing.scanned - RACY:
         _keep(folder, listing)
     return listing
 
 
-def _images(folder: Path, cls: str, below: str, folders: dict[str, int], parents: set[tuple[int, int]]) -> list[str]:
-    """The images under folder/cls/below, relative to the class; a link back to a parent folder is not followed."""
-    relative = os.path.join(cls, below)
-    status = os.stat(folder / relative)
+def images_below(
+    folder: Path,
+    below: str,
+    folders: dict[str, int],
+    suffixes: tuple[str, ...] = SUFFIXES,
+    parents: frozenset[tuple[int, int]] = frozenset(),
+) -> list[str]:
+    """The images under folder/below, relative to that; links are followed, but not back to a parent folder.
+
+    folders   takes every folder that is read, relative to `folder` -> its modification time in ns
+    suffixes  in small letters, of images; names may have capital ones
+    """
+    status = os.stat(folder / below)
     if (status.st_dev, status.st_ino) in parents:
         return []
-    parents = parents | {(status.st_dev, status.st_ino)}
-    folders[relative] = status.st_mtime_ns
+    parents |= {(status.st_dev, status.st_ino)}
+    folders[below] = status.st_mtime_ns
     found = []
-    with os.scandir(folder / relative) as entries:
+    with os.scandir(folder / below) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _images(folder, cls, os.path.join(below, entry.name), folders, parents)
-            elif entry.name.lower().endswith(SUFFIXES):
-                found.append(os.path.join(below, entry.name) if below else entry.name)
+                inside = images_below(folder, os.path.join(below, entry.name), folders, suffixes, parents)
+                found += [os.path.join(entry.name, name) for name in inside]
+            elif entry.name.lower().endswith(suffixes):
+                found.append(entry.name)
     return found
 
 

@@ -62,7 +62,7 @@ def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Im
 
     Raises DataError if the file cannot be read, and BadImage if it can but is empty, truncated, too large or no image.
     """
-    with _named(name), _opened(file, decoding) as image:
+    with _named(name), _opened(file, name, decoding) as image:
         image.load()  # Pillow decodes late; after this block the file is closed
         if decoding.exif_orientation:
             image = ImageOps.exif_transpose(image)
@@ -76,9 +76,13 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
 
     Raises DataError if the file cannot be read, and BadImage if it can but has several channels or is no image.
     """
-    with _named(name), _opened(file, decoding) as image:
+    with _named(name), _opened(file, name, decoding) as image:
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-            raise ValueError(f"a mask has one channel of classes, this one is {image.mode}")
+            raise BadImage(
+                f"{name}: a mask has one channel of classes, this one is {image.mode}",
+                "Save masks as PNGs of one channel whose values are classes, or, where this one alone is wrong, give "
+                "data.on_bad_image=replace",
+            )
         scale = SCALES.get(_raw_mode(image), 1)
         labels = np.array(image)
         if labels.dtype == bool:  # of one bit a pixel
@@ -111,7 +115,7 @@ def orientation_of(file: File, name: str) -> int:
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
     """As open_rgb, but a colour JPEG comes undecoded, so that a crop of it may be decoded at a smaller size."""
     with _named(name):
-        image = _opened(file, decoding)
+        image = _opened(file, name, decoding)
         late = image.format in ("JPEG", "MPO") and image.mode == "RGB"
         if late and not (decoding.exif_orientation and orientation(image) != 1):
             return Jpeg(image, name)
@@ -138,12 +142,15 @@ class Jpeg:
             return image
 
 
-def _opened(file: File, decoding: Decoding) -> Image.Image:
+def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
     image = Image.open(file, formats=formats())
     width, height = image.size
     if width * height > decoding.max_pixels:
         image.close()
-        raise ValueError(f"{width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}")
+        raise BadImage(
+            f"{name}: {width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}",
+            f"Give data.max_pixels={width * height} or more to read it, or data.on_bad_image=replace",
+        )
     return image
 
 
@@ -151,6 +158,8 @@ def _opened(file: File, decoding: Decoding) -> Image.Image:
 def _named(name: str) -> Iterator[None]:
     try:
         yield
+    except BadImage:
+        raise
     # Pillow's decoders raise a dozen types (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
     except Exception as error:
         said = f"cannot read the image {name}: {type(error).__name__}: {error}"

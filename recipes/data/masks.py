@@ -9,6 +9,7 @@ Pascal VOC   JPEGImages/*.jpg, SegmentationClass/*.png, and lists of names for e
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +22,14 @@ from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import stamp
-from recipes.data.folder import SUFFIXES
+from recipes.data.folder import SUFFIXES, images_below
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
+
+ADVICE = (
+    "Give data.num_classes= or data.class_names= as many classes as the masks have, data.label_ids= the values that "
+    "stand for them, or, where this mask alone is wrong, data.on_bad_image=replace"
+)
 
 
 class Classes:
@@ -36,7 +42,7 @@ class Classes:
         self.table, self.count = None, IGNORE
         if ids is not None:
             self.table = np.full(256, IGNORE, np.uint8)
-            self.table[list(ids)] = np.arange(len(ids))
+            self.table[list(map(int, ids))] = np.arange(len(ids))
 
     def __call__(self, labels: np.ndarray, where: str) -> np.ndarray:
         if self.table is None:
@@ -49,7 +55,8 @@ class Classes:
             row, column = np.argwhere(beyond)[0].tolist()
             raise BadImage(
                 f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}, which stands for "
-                f"class {found[row, column]}: expected classes 0 ... {self.count - 1}"
+                f"class {found[row, column]}: expected classes 0 ... {self.count - 1}",
+                ADVICE,
             )
         return found
 
@@ -103,8 +110,8 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     of their folder.
     """
     ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
-    if ids is not None and (len(set(ids)) < len(ids) or not all(0 <= label < IGNORE for label in ids)):
-        raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... {IGNORE - 1}")
+    if ids is not None and (len(set(ids)) < len(ids) or not set(ids) <= set(range(256))):
+        raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... 255")
     classes = Classes(ids)
     read = _rows if cfg.source == "arrow_masks" else _files
     found = [read(cfg, split, classes) for split in splits]
@@ -118,7 +125,7 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
 def class_names(cfg) -> list[str]:
     """data.class_names: a list, or a file below data.root; else numbers, as many as data.num_classes says.
 
-    Raises DataError for fewer than two, and for two of one name, by which each is measured.
+    Raises DataError for what is no name, for fewer than two, and for two of one name, by which each is measured.
     """
     names = _given_names(cfg)
     if len(names) < 2:
@@ -138,10 +145,24 @@ def _given_names(cfg) -> list[str]:
     if isinstance(cfg.class_names, str) and cfg.root is not None:
         return _names_of_file(Path(cfg.root).expanduser() / safe(cfg.class_names, "data.class_names"))
     if cfg.class_names is not None and not isinstance(cfg.class_names, str):
-        return list(cfg.class_names)
+        return _texts(cfg.class_names)
     if cfg.num_classes is None:
         raise DataError(f"data={cfg.name} needs data.num_classes=, or data.class_names=[first,second,...]")
     return [str(label) for label in range(cfg.num_classes)]
+
+
+def _texts(given: Any) -> list[str]:
+    """A list of names, of which numbers are as good as texts. Raises DataError for what else a file may hold."""
+    if not isinstance(given, Sequence):
+        raise DataError(f"data.class_names={given}: expected a list of names, or a file of them below data.root")
+    names = [str(name) if type(name) in (int, float) else name for name in given]
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(
+                f"data.class_names has {json.dumps(name, default=str)}, which is no text: write such names in quotes, "
+                """'data.class_names=["true","null"]' on a command line; in a file yes, no, on and off as well"""
+            )
+    return names
 
 
 def _names_of_file(path: Path) -> list[str]:
@@ -177,15 +198,10 @@ def _files(cfg, split: str, classes: Classes) -> MaskFiles:
 
 
 def _walked(folder: Path, suffix: str | None) -> list[str]:
-    wanted = (suffix,) if suffix else SUFFIXES
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        kept = [
-            file for file in files if not file.startswith(".") and file.lower().endswith(tuple(map(str.lower, wanted)))
-        ]
-        found += [os.path.relpath(os.path.join(parent, file), folder) for file in kept]
-    return sorted(found)
+    try:
+        return sorted(images_below(folder, "", {}, (suffix.lower(),) if suffix else SUFFIXES))
+    except OSError as error:
+        raise DataError(f"cannot list the images: {error}") from error
 
 
 def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
