@@ -1,9 +1,13 @@
 """Checks of arguments that several ops share."""
 
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .dispatch import watched
+from .dispatch import autocasts, watched
 
 
 def factor(scale: float | None, D: int) -> float:
@@ -21,17 +25,75 @@ def factor(scale: float | None, D: int) -> float:
     return D**-0.5 if scale is None else scale
 
 
+def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) from one number for both or from two. Raises ValueError for anything else."""
+    if isinstance(value, int):
+        return (value, value)
+    elif torch.jit.is_scripting():
+        return value
+    else:
+        return both(name, value)
+
+
+def both(name: str, value: Any) -> tuple[int, int]:
+    """`pair` of what is not Python's int."""
+    if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
+    numbers = value if isinstance(value, Sequence) else (value, value)
+    if len(numbers) != 2 or not all(map(is_whole, numbers)):
+        raise ValueError(f"{name} is {value!r}: expected one whole number, or two: (rows, columns)")
+    return pythons(numbers[0]), pythons(numbers[1])
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is a whole number: Python's, NumPy's, or a size that a compiler or a trace follows."""
+    return isinstance(number, int | Integral | torch.SymInt) or (torch.jit.is_tracing() and isinstance(number, Tensor))
+
+
+def pythons(number: Any) -> int:
+    """NumPy's number as Python's; others are one already, or are followed."""
+    return number if isinstance(number, int) or not isinstance(number, Integral) else int(number)
+
+
 def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises ValueError unless all three are (B, H, W, heads, D) of one shape, of at least 1 x 1 pixels."""
+    """Raises ValueError unless all three are maps (B, H, W, heads, D) of one shape and dtype."""
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected one shape (B, H, W, heads, D)")
-    check_pixels("q", q)
+    check_map("q", q)
+    check_dtypes("q, k, v", [q, k, v])
 
 
-def check_pixels(name: str, x: Tensor) -> None:
-    """Raises ValueError for a map (B, H, W, ...) without pixels; its batch may be empty."""
-    if x.shape[1] == 0 or x.shape[2] == 0:
+def check_map(name: str, x: Tensor) -> None:
+    """Raises ValueError for a map (B, H, W, ...) without pixels, and as `check_channels`; its batch may be empty."""
+    sizes = x.shape
+    if sizes[1] == 0 or sizes[2] == 0:
         raise ValueError(f"{name} is {x.shape}: expected a map of at least 1 x 1 pixels")
+    check_channels(name, x)
+
+
+def check_channels(name: str, x: Tensor) -> None:
+    """Raises ValueError for a map (B, H, W, C) or (B, H, W, heads, D) without channels, and as `check_kind`."""
+    sizes = x.shape
+    if sizes[3] == 0 or sizes[-1] == 0:
+        raise ValueError(f"{name} is {x.shape}: expected at least one head of at least one channel")
+    check_kind(name, x)
+
+
+def check_kind(name: str, x: Tensor) -> None:
+    """Raises ValueError for numbers that ops do not take: integers, say, or floating-point numbers of 8 bits."""
+    if not x.is_floating_point() or x.element_size() == 1:
+        raise ValueError(f"{name} is {x.dtype}: expected float16, bfloat16, float32 or float64")
+
+
+def check_dtypes(names: str, given: list[Tensor]) -> None:
+    """Raises ValueError for tensors of several dtypes, but where autocast gives them one (never of float64)."""
+    if not torch.jit.is_scripting():
+        dtype = given[0].dtype
+        for t in given:
+            if t.dtype != dtype:
+                dtypes = [t.dtype for t in given]
+                if torch.float64 in dtypes or not autocasts(t):
+                    raise ValueError(f"{names} are {', '.join(map(str, dtypes))}: expected one dtype")
 
 
 def check_bias(bias: Tensor | None, heads: int, wh: int, ww: int) -> None:
@@ -54,8 +116,10 @@ def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> 
 def check_numbers(name: str, given: Tensor, count: int) -> None:
     """Raises ValueError for numbers other than 0 ... count - 1, which would lead to another image's values.
 
-    Where that costs no wait: on a CPU, and where nothing but autograd looks on.
+    Their values are seen where that costs no wait: on a CPU, and where nothing but autograd looks on.
     """
+    if given.dtype != torch.int64 and given.dtype != torch.int32:
+        raise ValueError(f"{name} is {given.dtype}: expected int64")
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
         if given.is_cpu and given.numel() > 0 and not watched(given):
             least, most = given.aminmax()

@@ -66,11 +66,7 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
     `x` is one of its inputs; its kernel takes up to so many `channels` on the last axis (None: any number). Raises
     ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
     """
-    name = _known(impl, f"{op}'s impl")
-    if name == "auto" and _settings:
-        name = _settings[-1][0]
-    if name == "auto":
-        name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    name = _named(impl, op)
     if name == "auto":
         if "reference" in has and transformed():
             return "reference"
@@ -94,6 +90,12 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
     return name
 
 
+def by_reference() -> bool:
+    """Whether the reference runs of an op that is called now: for what is no op but has a fast way of its own too."""
+    name = _named("auto")
+    return name == "reference" or (name == "auto" and transformed())
+
+
 def transformed() -> bool:
     """Whether a transform of torch.func follows what is computed now, or forward_ad, which has tangents in a level.
 
@@ -109,6 +111,29 @@ def watched(*given: Tensor | None) -> bool:
     if torch._C._len_torch_dispatch_stack() or transformed():
         return True
     return not all(type(t) in ORDINARY for t in given)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where `x` is."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype that autocast, where it is on, has for matrix products; else, as float64, unchanged."""
+    if not autocasts(given[0]):
+        return given
+    dtype = torch.get_autocast_dtype(given[0].device.type)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in given)
+
+
+def _named(impl: str, op: str = "an op") -> str:
+    """What is asked for by `impl`, the innermost `implementation` or ZOO_ATTENTION, the first that is not "auto"."""
+    name = _known(impl, f"{op}'s impl")
+    if name == "auto" and _settings:
+        name = _settings[-1][0]
+    if name == "auto":
+        name = _known(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    return name
 
 
 def _known(name: str, where: str) -> str:

@@ -49,9 +49,13 @@ def register(
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
 
+    def forward_together(*args: Any) -> tuple[Tensor, ...]:
+        together(args[:count], name)
+        return forward(*args)
+
     def on_cpu(*args: Any) -> tuple[Tensor, ...]:
         if interpreted():
-            return forward(*args)
+            return forward_together(*args)
         # what else forward returns is of no use here: by_specification starts from the arguments
         return (specification(*args).contiguous(), *(other.zero_() for other in outputs(*args)[1:]))
 
@@ -71,16 +75,18 @@ def register(
         return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
 
     def like_outputs(*args: Any) -> tuple[Tensor, ...]:
+        together(args[:count], name)
         return forward(*args) if is_recording() else outputs(*args)
 
     def like_arguments(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        together((grad, *args[:count]), name)
         if is_recording():
             return gradients(grad, *args)
         return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[:count])
 
-    op = define(name, arguments, results, like_outputs, forward, on_cpu)
+    op = define(name, arguments, results, like_outputs, forward_together, on_cpu)
     count_flops(op, specification, 1)
-    run = alone(forward) if results == 1 else forward
+    run = alone(forward_together) if results == 1 else forward_together
     if backward is None:
         return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
     given = ", ".join(["Tensor grad", arguments, "Tensor? out0", *(f"Tensor out{i}" for i in range(1, results))])
@@ -117,7 +123,7 @@ def register(
         return (*(gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)), *nothing)
 
     def refuse(ctx: Any, *grads: Tensor) -> tuple:
-        raise RuntimeError(f"the 'triton' kernel of {name} has no second derivative: use impl='torch' for it")
+        raise RuntimeError(f"the 'triton' kernel of {name} has no second derivative: use impl='reference' for it")
 
     torch.library.register_autograd(op, differentiate, setup_context=keep, lib=_libraries[name])
     torch.library.register_autograd(backward_op, refuse, lib=_libraries[f"{name}_backward"])
@@ -168,6 +174,15 @@ def count_flops(op: OpOverload, specification: Callable[..., Tensor], times: int
     register_flop_formula(op.overloadpacket, get_raw=True)(formula)
 
 
+def together(given: Sequence[Tensor | None], name: str) -> None:
+    """Raises ValueError for tensors on several devices: a kernel would read the memory of one as that of another."""
+    place = given[0].get_device()  # a number, which takes less time than a device
+    for t in given:
+        if t is not None and t.get_device() != place:
+            devices = ", ".join(dict.fromkeys(str(t.device) for t in given if t is not None))
+            raise ValueError(f"{name}'s tensors are on {devices}: expected one device")
+
+
 def learned(argument: Tensor | None) -> bool:
     """Whether an argument can have a gradient: it is given, and no tensor of indices."""
     return argument is not None and argument.is_floating_point()
@@ -180,11 +195,3 @@ def alone(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:
 
 def tensors(count: int) -> str:
     return ", ".join(["Tensor"] * count)
-
-
-def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype that autocast, where it is on, has for matrix products; else as they are."""
-    device = given[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return given
-    return tuple(t.to(torch.get_autocast_dtype(device)) for t in given)

@@ -117,10 +117,13 @@ SIZES = ("queries", "keys", "count", "padded", "tall", "wide", "top", "left", "h
 
 @tuned(SIZES, Choices(half=(choice(4, 1),), float32=(choice(4, 1),)))
 def backward_table_kernel(
-    Pairs, Table, queries, keys, count, padded, tall, wide, top, left, height, width, rows, columns,
+    Pairs, Table, queries, keys, count, padded, tall, wide, top, left, height, width, rows, columns, far,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of entries of a head: each is a sum over all pairs of a query and the key that lies so far from it."""
+    """A block of entries of a head: each is a sum over all pairs of a query and the key that lies so far from it.
+
+    `far` is 1 where the pairs of a head are so many that their offsets need 64 bits, else None.
+    """
     blocks = tl.cdiv(rows * columns, BLOCK)
     head, entry = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     # the key of a query in row 0 and column 0, in the rectangle of keys
@@ -133,7 +136,10 @@ def backward_table_kernel(
         row, column = y[None, :] + (token // wide)[:, None], x[None, :] + (token % wide)[:, None]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         inside &= (query < count * tall * wide)[:, None] & (entry < rows * columns)[None, :]
-        place = (before + token)[:, None] * keys + before[:, None] + row * width + column
+        lane = before + token
+        if far is not None:
+            lane = lane.to(tl.int64)
+        place = lane[:, None] * keys + before[:, None] + row * width + column
         total += tl.sum(tl.load(start + place, mask=inside, other=0.0), 0)
     place = head * (rows * columns) + entry
     tl.store(Table + place, total.to(Table.dtype.element_ty), mask=entry < rows * columns)
@@ -158,6 +164,7 @@ def table_gradient(
     """
     heads, rows, columns = bias.shape
     pairs, out = pairs.sum(0), bias.new_empty(bias.shape)
-    given = (pairs, out, *pairs.shape[1:], count, padded, *queries, *keys, rows, columns)
+    far = 1 if pairs.shape[1] * pairs.shape[2] >= 2**31 else None
+    given = (pairs, out, *pairs.shape[1:], count, padded, *queries, *keys, rows, columns, far)
     launch(backward_table_kernel, heads * triton.cdiv(rows * columns, ENTRIES), *given, BLOCK=ENTRIES)
     return out

@@ -22,11 +22,11 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
     scale      of the logits; None: D ** -0.5
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: DaViT, https://arxiv.org/abs/2204.03645, section 3.2.
     """
-    scale_ = factor(scale, q.shape[-1])
     check_maps(q, k, v)
+    scale_ = factor(scale, q.shape[-1])
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, scale_)
     else:

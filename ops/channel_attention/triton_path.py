@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides
 from . import reference
 from .kernels import attention_kernel, change_kernel, gram_kernel, mix_kernel

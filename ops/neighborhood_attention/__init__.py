@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, check_maps, check_outside, factor
+from ..checks import check_bias, check_maps, check_outside, factor, pair
 from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
@@ -40,12 +40,12 @@ def neighborhood_attention(
                zeros, which makes these the projection's bias)
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes and sizes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes, dtypes and sizes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: NAT, https://arxiv.org/abs/2204.07143; DiNAT, https://arxiv.org/abs/2209.15001, section 3.
     """
-    window_, dilation_ = pair(window), pair(dilation)
-    scale_ = factor(scale, q.shape[-1])
+    window_, dilation_ = pair("window", window), pair("dilation", dilation)
     check_maps(q, k, v)
+    scale_ = factor(scale, q.shape[-1])
     check_bias(bias, q.shape[3], window_[0], window_[1])
     _check_axis("rows", q.shape[1], window_[0], dilation_[0], outside is not None)
     _check_axis("columns", q.shape[2], window_[1], dilation_[1], outside is not None)
@@ -71,14 +71,6 @@ def _triton_attend(
     from .triton_path import attend  # triton is imported where it runs, and only there
 
     return attend(q, k, v, bias, window, dilation, scale, outside)
-
-
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) from one number for both or from two."""
-    if isinstance(value, int):
-        return (value, value)
-    else:
-        return value
 
 
 def _check_axis(axis: str, size: int, window: int, dilation: int, extended: bool) -> None:

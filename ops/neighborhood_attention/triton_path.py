@@ -9,9 +9,10 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides, table_gradient
 from ..window_attention import triton_path as windows
 from . import reference

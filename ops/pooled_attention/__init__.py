@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import factor
+from ..checks import check_channels, check_dtypes, factor
 from ..dispatch import choose, on_threads
 from ..sizes import surely
 from ..window_attention.torch_path import differentiating
@@ -26,16 +26,18 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 
     `torch` is scaled_dot_product_attention, which is the fused kernel wherever there is one; but on a CPU, for up to 64
     keys, it is two products and a softmax where gradients are wanted, or several threads have a small map.
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
-    scale_ = factor(scale, q.shape[-1])
     fits = k.shape[0] == q.shape[0] and k.shape[-2:] == q.shape[-2:]
     if q.dim() != 5 or (k.dim() != 4 and k.dim() != 5) or k.shape != v.shape or not fits:
         raise ValueError(
             f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected (B, H, W, heads, D) and twice "
             "(B, h, w, heads, D) or (B, N, heads, D)"
         )
+    check_channels("q", q)
+    check_dtypes("q, k, v", [q, k, v])
+    scale_ = factor(scale, q.shape[-1])
     if k.dim() == 5:
         k, v = k.flatten(1, 2), v.flatten(1, 2)
     if torch.jit.is_scripting():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_maps, check_numbers, factor
+from ..checks import check_dtypes, check_map, check_maps, check_numbers, factor, pair
 from ..dispatch import choose
 from . import reference
 from .reference import rank
@@ -16,7 +16,7 @@ def routed_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    regions: tuple[int, int],
+    regions: int | tuple[int, int],
     topk: int,
     route: Tensor | None = None,
     scale: float | None = None,
@@ -27,7 +27,7 @@ def routed_attention(
         out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],   j in the regions route[region of i]
 
     q, k, v    (B, H, W, heads, D), any strides
-    regions    how many regions the map is cut into, down and across; H and W must be multiples
+    regions    how many regions the map is cut into, for both axes or (down, across); H and W must be multiples
     topk       regions that each region attends to, 1 ... regions[0] * regions[1]
     route      (B, R, topk) int64, numbers of regions in row-major order, each at most once for a region;
                None: `route_regions`, without gradient
@@ -36,25 +36,26 @@ def routed_attention(
 
     `torch` gathers keys and values for a few regions at a time, and its backward again, so that memory grows with the
     map, not with the map times `topk`. In a scripted, compiled or exported graph the gradient of each block keeps them.
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
     """
-    scale_ = factor(scale, q.shape[-1])
+    regions_ = pair("regions", regions)
     check_maps(q, k, v)
-    _check(q, regions, topk)
+    scale_ = factor(scale, q.shape[-1])
+    _check(q, regions_, topk)
+    R = regions_[0] * regions_[1]
     if route is None:
-        route = rank(q, k, regions, topk)
-    elif list(route.shape) != [q.shape[0], regions[0] * regions[1], topk]:
-        raise ValueError(
-            f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {regions[0] * regions[1]}, {topk})"
-        )
+        route = rank(q, k, regions_, topk)
+    elif list(route.shape) != [q.shape[0], R, topk]:
+        raise ValueError(f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {R}, {topk})")
     else:
-        check_numbers("route", route, regions[0] * regions[1])
+        check_numbers("route", route, R)
+        route = route.long()
     if torch.jit.is_scripting():
-        return torch_attend(q, k, v, regions, route, scale_)
+        return torch_attend(q, k, v, regions_, route, scale_)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
-        return attend[choose(impl, q, op="routed_attention", has=HAS)](q, k, v, regions, route, scale_)
+        return attend[choose(impl, q, op="routed_attention", has=HAS)](q, k, v, regions_, route, scale_)
 
 
 def _triton_attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
@@ -63,14 +64,19 @@ def _triton_attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], ro
     return attend(q, k, v, regions, route, scale)
 
 
-def route_regions(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:
+def route_regions(q: Tensor, k: Tensor, regions: int | tuple[int, int], topk: int) -> Tensor:
     """(B, R, topk) int64: for each region the `topk` regions whose mean key is most like its mean query.
 
     Means are over a region's pixels, the product is over all heads together; no gradient. Arguments and errors as in
     `routed_attention`. (A positive scale changes no ranking, so there is none.)
     """
-    _check(q, regions, topk)
-    return rank(q, k, regions, topk)
+    regions_ = pair("regions", regions)
+    if q.dim() != 5 or q.shape != k.shape:
+        raise ValueError(f"q and k are {q.shape}, {k.shape}: expected one shape (B, H, W, heads, D)")
+    check_map("q", q)
+    check_dtypes("q, k", [q, k])
+    _check(q, regions_, topk)
+    return rank(q, k, regions_, topk)
 
 
 def _check(q: Tensor, regions: tuple[int, int], topk: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import under_autocast
 from ..sizes import laid_out, surely, varies
 
 # bytes of a block: what caches hold; on other devices fewer and larger blocks are better
@@ -21,6 +22,8 @@ FEW = 64  # up to so many keys two products are faster on CPUs than fused attent
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.routed_attention`."""
+    if not torch.jit.is_scripting():
+        q, k, v = under_autocast(q, k, v)
     H, W, heads, D = q.shape[1:]
     if surely(route.shape[2] == regions[0] * regions[1]):  # plain attention: nothing to gather
         q, k, v = q.flatten(1, 2).transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)

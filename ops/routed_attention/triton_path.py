@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides
 from . import reference
 from .kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel

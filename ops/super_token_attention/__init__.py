@@ -6,7 +6,7 @@ Two ops, because a projected attention among the super tokens stands between the
 import torch
 from torch import Tensor
 
-from ..checks import check_pixels
+from ..checks import check_channels, check_map, pair
 from ..dispatch import choose
 from ..sizes import ceil
 from . import reference
@@ -18,7 +18,7 @@ HAS = ("triton", "torch", "reference")
 
 def super_tokens(
     x: Tensor,
-    cell: tuple[int, int],
+    cell: int | tuple[int, int],
     iterations: int = 1,
     differentiable: bool = False,
     impl: str = "auto",
@@ -34,58 +34,65 @@ def super_tokens(
     map is extended with zeros at the bottom and right, and these pixels count in the means and in the denominator.
 
     x               (B, H, W, C), any strides
-    cell            pixels of a super token, down and across
+    cell            pixels of a super token, for both axes or (down, across)
     iterations      at least 1
     differentiable  False, as published: affinity and denominator are constants to the gradient, which reaches x only
                     as the pixels averaged by the last step
     returns         tokens (B, ceil(H / cell[0]), ceil(W / cell[1]), C), and affinity (B, H, W, 9), the last one; entry
                     3 * (dy + 1) + (dx + 1) belongs to the cell dy below and dx right of the pixel's own
 
-    Raises ValueError for a shape, cell or iterations that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for a shape, dtype, cell or iterations that do not fit, and what `ops.dispatch.choose` raises for
+    `impl`.
     Source: STViT, https://arxiv.org/abs/2211.11167, section 3.2.
     """
-    _check_cell(cell)
+    cell_ = pair("cell", cell)
+    _check_cell(cell_)
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
-    check_pixels("x", x)
+    check_map("x", x)
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}: expected at least 1")
     if torch.jit.is_scripting():
-        return torch_associate(x, cell, iterations, differentiable)
+        return torch_associate(x, cell_, iterations, differentiable)
     else:
         associate = {"triton": _triton_associate, "torch": torch_associate, "reference": reference.associate}
         name = choose(impl, x, op="super_tokens", has=HAS, channels=None)
-        return associate[name](x, cell, iterations, differentiable)
+        return associate[name](x, cell_, iterations, differentiable)
 
 
-def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], impl: str = "auto") -> Tensor:
+def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int, int], impl: str = "auto") -> Tensor:
     """Spreads super tokens back: each pixel is the sum of the 3 x 3 tokens around it, weighed by its affinity.
 
         out[i] = sum_m affinity[i, m] tokens[m],   tokens beyond the grid are zero
 
     tokens     (B, h, w, C)
-    affinity   (B, H, W, 9), as `super_tokens` returns it; H and W say how large the map is
-    cell       pixels of a super token, down and across
+    affinity   (B, H, W, 9), as `super_tokens` returns it; H and W say how large the map is. Cast to the dtype of tokens
+    cell       pixels of a super token, for both axes or (down, across)
     returns    (B, H, W, C)
 
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: STViT, https://arxiv.org/abs/2211.11167, equation 8.
     """
-    _check_cell(cell)
-    h, w = ceil(affinity.shape[1], cell[0]), ceil(affinity.shape[2], cell[1])
-    grid = [affinity.shape[0], h, w]
-    if tokens.dim() != 4 or affinity.dim() != 4 or affinity.shape[3] != 9 or list(tokens.shape[:3]) != grid:
+    cell_ = pair("cell", cell)
+    _check_cell(cell_)
+    fits = tokens.dim() == 4 and affinity.dim() == 4 and affinity.shape[3] == 9
+    if fits:
+        h, w = ceil(affinity.shape[1], cell_[0]), ceil(affinity.shape[2], cell_[1])
+        fits = list(tokens.shape[:3]) == [affinity.shape[0], h, w]
+    if not fits:
         raise ValueError(
-            f"tokens are {tokens.shape} and affinity {affinity.shape}: expected (B, ceil(H/{cell[0]}), "
-            f"ceil(W/{cell[1]}), C) and (B, H, W, 9)"
+            f"tokens are {tokens.shape} and affinity {affinity.shape}: expected (B, ceil(H/{cell_[0]}), "
+            f"ceil(W/{cell_[1]}), C) and (B, H, W, 9)"
         )
-    check_pixels("affinity", affinity)
+    check_map("affinity", affinity)
+    check_channels("tokens", tokens)
+    affinity = affinity.to(tokens.dtype)
     if torch.jit.is_scripting():
-        return torch_scatter(tokens, affinity, cell)
+        return torch_scatter(tokens, affinity, cell_)
     else:
         scatter = {"triton": _triton_scatter, "torch": torch_scatter, "reference": reference.scatter}
         name = choose(impl, tokens, op="scatter_super_tokens", has=HAS, channels=None)
-        return scatter[name](tokens, affinity, cell)
+        return scatter[name](tokens, affinity, cell_)
 
 
 def _triton_associate(x: Tensor, cell: tuple[int, int], iterations: int, learned: bool) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import under_autocast
 from ..sizes import ceil, covering, cropped, laid_out, surely
 
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
     """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
+    if not torch.jit.is_scripting():
+        (x,) = under_autocast(x)
     B, H, W, C = x.shape
     h, w = ceil(H, cell[0]), ceil(W, cell[1])
     pixels = cut(x, cell)  # (cells, P, C)
@@ -38,7 +41,7 @@ def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
 
 def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C); the arguments are those of `ops.scatter_super_tokens`."""
-    out = torch.bmm(cut(affinity, cell).to(tokens.dtype), around(tokens))  # (cells, P, C)
+    out = torch.bmm(cut(affinity, cell), around(tokens))  # (cells, P, C)
     return join(out, affinity.shape[1], affinity.shape[2], cell)
 
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides
 from . import reference
 from .kernels import collect_kernel, contribute_kernel, relate_kernel, spread_kernel

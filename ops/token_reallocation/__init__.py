@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_numbers, check_pixels, factor
+from ..checks import check_dtypes, check_map, check_numbers, factor, pair
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
@@ -15,7 +15,7 @@ HAS = ("triton", "torch", "reference")
 def significance(
     q: Tensor,
     k: Tensor,
-    window: tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -25,28 +25,30 @@ def significance(
 
     q          (B, H, W, heads, D), any strides
     k          (B, h, w, heads, D); with `window` of the same shape as q
-    window     None: every query attends to every key. (wh, ww): attention is inside contiguous tiles of the map; where
-               these do not divide it, tokens outside neither attend nor are attended
+    window     None: every query attends to every key. Tokens, for both axes or (wh, ww): attention is inside contiguous
+               tiles of the map; where these do not divide it, tokens outside neither attend nor are attended
     scale      of the logits; None: D ** -0.5
     returns    (B, h, w), in float32 at least: rounded further, many tokens would be equal
 
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.2.
     """
-    scale_ = factor(scale, q.shape[-1])
+    window_ = pair("window", window) if window is not None else None
     if q.dim() != 5 or k.dim() != 5 or q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
         raise ValueError(f"q and k are {q.shape}, {k.shape}: expected (B, H, W, heads, D) and (B, h, w, heads, D)")
-    if window is not None and (q.shape != k.shape or window[0] < 1 or window[1] < 1):
+    if window_ is not None and (q.shape != k.shape or window_[0] < 1 or window_[1] < 1):
         raise ValueError(f"q and k are {q.shape}, {k.shape} for window {window}: expected one shape and at least 1 x 1")
-    check_pixels("q", q)
-    check_pixels("k", k)
+    check_map("q", q)
+    check_map("k", k)
+    check_dtypes("q, k", [q, k])
+    scale_ = factor(scale, q.shape[-1])
     if torch.jit.is_scripting():
-        return torch_received(q.detach(), k.detach(), window, scale_)
+        return torch_received(q.detach(), k.detach(), window_, scale_)
     else:
         # the kernel holds a window in one tile
-        has = HAS if window is None or window[0] * window[1] <= 128 else HAS[1:]
+        has = HAS if window_ is None or window_[0] * window_[1] <= 128 else HAS[1:]
         received = {"triton": _triton_received, "torch": torch_received, "reference": reference.received}
-        return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window, scale_)
+        return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window_, scale_)
 
 
 def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
@@ -83,17 +85,18 @@ def reallocate_tokens(
 
     x             (B, H, W, C), any strides
     significance  (B, H, W): gives the order by `rank_tokens`; may be None where `order` is given
-    weights       for each group (1, run), as of a Linear(run, 1)
-    biases        for each group (1,)
+    weights       for each group (1, run), as of a Linear(run, 1); cast to the dtype of x
+    biases        for each group (1,); cast to the dtype of x
     shares        relative sizes of the groups, least significant first: [1, 2, 1] is a quarter, a half, a quarter
     order         (B, 2, H * W) int64 in place of ranking, as `rank_tokens` returns it
     returns       two sequences (B, M, C), from the row-major and the column-major order; M is the number of runs
 
-    Gradients reach x, weights and biases, never the order. Raises ValueError for shapes that do not fit, and what
-    `ops.dispatch.choose` raises for `impl`. Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.3.
+    Gradients reach x, weights and biases, never the order. Raises ValueError for shapes and dtypes that do not fit, and
+    what `ops.dispatch.choose` raises for `impl`. Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.3.
     """
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
+    check_map("x", x)
     if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
         raise ValueError(
             f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
@@ -116,6 +119,8 @@ def reallocate_tokens(
         )
     else:
         check_numbers("order", order, x.shape[1] * x.shape[2])
+        order = order.long()
+    weights, biases = [weight.to(x.dtype) for weight in weights], [bias.to(x.dtype) for bias in biases]
     if torch.jit.is_scripting():
         merged = torch_merge(x, order, weights, biases, shares)
     else:

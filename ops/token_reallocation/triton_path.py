@@ -6,8 +6,9 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides
 from . import reference
 from .kernels import (
@@ -36,8 +37,7 @@ def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor],
     """(B, 2, M, C), for both orders; the arguments are those of `ops.reallocate_tokens`."""
     runs = [weight.numel() for weight in weights]
     flat = torch.cat([weight.flatten() for weight in weights])
-    # scattering, by which the backward finds ranks, takes no other integers
-    return merged(x, order.long(), flat, torch.cat([bias.flatten() for bias in biases]), runs, shares)
+    return merged(x, order, flat, torch.cat([bias.flatten() for bias in biases]), runs, shares)
 
 
 def significance_outputs(q: Tensor, k: Tensor, window: list[int], scale: float) -> tuple[Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, check_pixels, factor
+from ..checks import check_bias, check_dtypes, check_kind, check_map, factor, pair
 from ..dispatch import choose
 from ..sizes import alike
 from . import reference
@@ -17,7 +17,7 @@ def window_attention(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    window: tuple[int, int],
+    window: int | tuple[int, int],
     partition: str = "block",
     scale: float | None = None,
     outside: tuple[Tensor, Tensor] | None = None,
@@ -33,7 +33,7 @@ def window_attention(
                Cast to the dtype of k: under autocast a query that was not projected may come in float32.
     bias       (heads, 2*wh - 1, 2*ww - 1): a table of relative positions, entry key - query + window - 1 on each axis
                (the direction of TensorFlow's MaxViT and of NATTEN; Swin's tables are the reverse: flip both axes)
-    window     (wh, ww) tokens
+    window     tokens, for both axes or (wh, ww)
     partition  "block": contiguous wh x ww tiles. "grid": token (a, b) of group (r, s) is pixel
                (a*ceil(H/wh) + r, b*ceil(W/ww) + s); `bias` then counts steps of the grid, not pixels
     scale      of the logits; None: D ** -0.5
@@ -42,18 +42,19 @@ def window_attention(
                value (DaViT's and LITv2's zero padding before the projection makes these the projection's bias)
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
     Source: MaxViT, https://arxiv.org/abs/2204.01697, section 3.2; GC ViT, https://arxiv.org/abs/2206.09959, section 3.
     """
+    window_ = pair("window", window)
+    _check(q, k, v, bias, window_, partition, outside)
     scale_ = factor(scale, q.shape[-1])
-    _check(q, k, v, bias, window, partition, outside)
     q = q.to(k.dtype)
     if torch.jit.is_scripting():
-        return torch_attend(q, k, v, bias, window, partition == "grid", scale_, outside)
+        return torch_attend(q, k, v, bias, window_, partition == "grid", scale_, outside)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
         name = choose(impl, q, op="window_attention", has=HAS)
-        return attend[name](q, k, v, bias, window, partition == "grid", scale_, outside)
+        return attend[name](q, k, v, bias, window_, partition == "grid", scale_, outside)
 
 
 def _triton_attend(
@@ -87,11 +88,13 @@ def _check(
         raise ValueError(f"window is {wh} x {ww}: expected at least 1 x 1")
     if k.dim() != 5 or k.shape != v.shape:
         raise ValueError(f"k is {k.shape} and v {v.shape}: expected both (B, H, W, heads, D)")
-    check_pixels("k", k)
+    check_map("k", k)
+    check_dtypes("k, v", [k, v])
     one_window = [k.shape[0], wh, ww, k.shape[3], k.shape[4]]
     known = alike(q.shape, k.shape) or alike(q.shape, one_window)  # first what a compiler can tell without a guard
     if not known and q.shape != k.shape and list(q.shape) != one_window:
         raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
+    check_kind("q", q)
     check_bias(bias, k.shape[3], wh, ww)
     if outside is not None:
         k0, v0 = outside

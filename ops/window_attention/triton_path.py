@@ -5,10 +5,10 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ..dispatch import NARROW
+from ..dispatch import NARROW, under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
-from ..registration import register, under_autocast
+from ..registration import register
 from ..tiles import strides, table_gradient
 from . import reference
 from .kernels import backward_kernel, forward_kernel

@@ -95,6 +95,27 @@ def test_autocast(case, impl):
     assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * truth.abs().max()
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in ("routed_attention", "super_tokens")], ids=str)
+def test_autocast_decides_the_dtype(case):
+    """Where kernels and copies are all that runs, too: what is returned, and passed between two ops, is in it."""
+    inputs = {name: t.float().requires_grad_() for name, t in case.make().items()}
+    truth = case.call(impl="reference", **{name: t.detach().double() for name, t in inputs.items()})
+    with torch.autocast("cpu", torch.bfloat16):
+        out = case.call(impl="torch", **inputs)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert all(t.grad.isfinite().all() and t.grad.dtype == torch.float32 for t in inputs.values())
+    assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * truth.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert case.call(impl="torch", **case.make()).dtype == torch.float64
+
+
+def test_super_tokens_under_autocast_are_in_its_dtype():
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, affinity = ops.super_tokens(random(1, 8, 8, 6).float(), 4)
+    assert tokens.dtype == affinity.dtype == torch.bfloat16
+
+
 def test_a_backward_inside_autocast():
     x = [torch.randn(2, 6, 8, 2, 4, requires_grad=True) for _ in range(3)]
     out = ops.routed_attention(*x, (3, 2), 2, impl="torch")

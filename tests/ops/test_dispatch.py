@@ -201,7 +201,17 @@ BAD = {
     "shapes": (lambda: ops.neighborhood_attention(Q, Q, Q[1:], None, 3), r"expected one shape \(B, H, W, heads, D\)"),
     "regions": (lambda: ops.routed_attention(Q, Q, Q, (4, 2), 1), "6 x 8 does not cut into 4 x 2"),
     "topk": (lambda: ops.route_regions(Q, Q, (3, 2), 7), "topk is 7: expected 1 to 6"),
+    "route regions shapes": (lambda: ops.route_regions(Q, Q[:, :3], (3, 2), 1), "q and k are .*: expected one shape"),
+    "route regions axes": (lambda: ops.route_regions(X, X, (3, 2), 1), r"expected one shape \(B, H, W, heads, D\)"),
+    "route of floats": (
+        lambda: ops.routed_attention(Q, Q, Q, (3, 2), 1, torch.zeros(2, 6, 1)),
+        "route is torch.float32: expected int64",
+    ),
     "route": (lambda: ops.routed_attention(Q, Q, Q, (3, 2), 2, Q), r"expected \(B, R, topk\), \(2, 6, 2\)"),
+    "order of floats": (
+        lambda: ops.reallocate_tokens(X, None, *ONE, order=torch.zeros(2, 2, 48)),
+        "order is torch.float32: expected int64",
+    ),
     "regions that are not": (
         lambda: ops.routed_attention(
             Q, Q, Q, (3, 2), 1, torch.tensor([-1, 0, 1, 2, 3, 4]).view(1, 6, 1).expand(2, -1, -1)
@@ -232,11 +242,43 @@ EMPTY = {
     "window": lambda rows: ops.window_attention(*[Q[:, :rows]] * 3, None, (2, 2)),
     "neighborhood": lambda rows: ops.neighborhood_attention(*[Q[:, :rows]] * 3, None, 1),
     "routed": lambda rows: ops.routed_attention(*[Q[:, :rows]] * 3, (1, 1), 1),
+    "route": lambda rows: ops.route_regions(*[Q[:, :rows]] * 2, (1, 1), 1),
     "channel": lambda rows: ops.channel_attention(*[Q[:, :rows]] * 3),
     "super tokens": lambda rows: ops.super_tokens(X[:, :rows], (2, 2)),
     "scatter": lambda rows: ops.scatter_super_tokens(X[:, :rows], random(2, 6, 8, 9)[:, :rows], (1, 1)),
+    "reallocation": lambda rows: ops.reallocate_tokens(X[:, :rows], X[:, :rows, :, 0], *ONE),
     "significance": lambda rows: ops.significance(Q[:, :rows], Q),
     "significance of keys": lambda rows: ops.significance(Q, Q[:, :rows]),
+}
+MAPS = {
+    "window": lambda q: ops.window_attention(q, q, q, None, (2, 2)),
+    "neighborhood": lambda q: ops.neighborhood_attention(q, q, q, None, 3),
+    "routed": lambda q: ops.routed_attention(q, q, q, (3, 2), 2),
+    "route": lambda q: ops.route_regions(q, q, (3, 2), 2),
+    "channel": lambda q: ops.channel_attention(q, q, q),
+    "pooled": lambda q: ops.pooled_attention(q, q, q),
+    "super tokens": lambda q: ops.super_tokens(q[..., 0, :] if q.shape[3] else q[..., 0], (2, 2)),
+    "scatter": lambda q: ops.scatter_super_tokens(q.flatten(3), random(2, 6, 8, 9), (1, 1)),
+    "significance": lambda q: ops.significance(q, q),
+    "reallocation": lambda q: ops.reallocate_tokens(q.flatten(3), None, *ONE, torch.arange(48).expand(2, 2, -1)),
+}
+PAIRS = {
+    "window": lambda n: ops.window_attention(Q, Q, Q, None, n),
+    "neighborhood": lambda n: ops.neighborhood_attention(Q, Q, Q, None, 1, n),
+    "routed": lambda n: ops.routed_attention(Q, Q, Q, n, 1),
+    "route": lambda n: ops.route_regions(Q, Q, n, 1),
+    "super tokens": lambda n: ops.super_tokens(X, n)[0],
+    "scatter": lambda n: ops.scatter_super_tokens(X[:, :3, :4], random(2, 6, 8, 9), n),
+    "significance": lambda n: ops.significance(Q, Q, n),
+}
+TYPES = {
+    "neighborhood": lambda q, k: ops.neighborhood_attention(q, q, k, None, 3),
+    "window": lambda q, k: ops.window_attention(q, q, k, None, 2),
+    "routed": lambda q, k: ops.routed_attention(q, k, q, (3, 2), 2),
+    "route": lambda q, k: ops.route_regions(q, k, (3, 2), 2),
+    "channel": lambda q, k: ops.channel_attention(q, k, k),
+    "pooled": lambda q, k: ops.pooled_attention(q, k, k),
+    "significance": lambda q, k: ops.significance(q, k),
 }
 SCALED = {
     "window": lambda scale: ops.window_attention(Q, Q, Q, None, (2, 2), scale=scale),
@@ -269,6 +311,56 @@ def test_a_map_has_pixels(call):
     call(1)
     with pytest.raises(ValueError, match=r"is torch.Size\(\[2, 0, 8, .*: expected a map of at least 1 x 1 pixels"):
         call(0)
+
+
+@pytest.mark.parametrize("call", MAPS.values(), ids=MAPS)
+def test_a_map_has_channels_of_floating_point_numbers(call):
+    call(Q)
+    for empty in (Q[..., :0], Q[..., :0, :]):
+        with pytest.raises(ValueError, match="expected at least one head of at least one channel"):
+            call(empty)
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        with pytest.raises(ValueError, match=f"is {dtype}: expected float16, bfloat16, float32 or float64"):
+            call(Q.to(dtype))
+
+
+@pytest.mark.parametrize("call", PAIRS.values(), ids=PAIRS)
+def test_one_number_is_for_both_axes(call):
+    want = call((2, 2))
+    for same in (2, np.int64(2), [2, 2], (np.int32(2), 2)):
+        assert torch.equal(call(same), want)
+    for other in ((2,), (2, 2, 2), 2.0, ("2", 2), torch.tensor(2)):
+        with pytest.raises(ValueError, match="expected one whole number, or two"):
+            call(other)
+
+
+@pytest.mark.parametrize("call", TYPES.values(), ids=TYPES)
+def test_maps_are_of_one_dtype(call):
+    """But where autocast gives them one, which leaves float64 alone."""
+    with pytest.raises(ValueError, match=r"are .*torch.float(16|32), torch.float(16|32).*: expected one dtype"):
+        call(Q.half(), Q.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        call(Q.half(), Q.float())
+        with pytest.raises(ValueError, match=r"torch.float64.*: expected one dtype"):
+            call(Q, Q.float())
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_what_is_cast(dtype, impl):
+    """A query to the dtype of keys, affinity to that of tokens, what merges tokens and its order to what fits them."""
+    q, x, merge = Q.to(dtype), X.to(dtype), ([random(1, 2).float()], [random(1).float()], [1])
+    assert ops.window_attention(Q.float(), q, q, None, 2, impl=impl).dtype == dtype
+    affinity = random(2, 6, 8, 9).float()
+    out = ops.scatter_super_tokens(x, affinity, 1, impl=impl)
+    assert torch.equal(out, ops.scatter_super_tokens(x, affinity.to(dtype), 1, impl=impl)) and out.dtype == dtype
+    order = ops.rank_tokens(X[..., 0])
+    out = ops.reallocate_tokens(x, None, *merge, order.int(), impl=impl)
+    want = ops.reallocate_tokens(x, None, *([t.to(dtype) for t in given] for given in merge[:2]), [1], order, impl=impl)
+    assert all(map(torch.equal, out, want)) and out[0].dtype == dtype
+    route = ops.route_regions(q, q, 2, 1)
+    given = [ops.routed_attention(q, q, q, 2, 1, t, impl=impl) for t in (route, route.int())]
+    assert torch.equal(*given)
 
 
 @pytest.mark.parametrize("name", BAD)

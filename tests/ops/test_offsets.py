@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 import ops
 from ops.ahead import compile, distinct
 from ops.recording import recording
-from ops.tiles import far_spread, strides
+from ops.tiles import backward_table_kernel, far_spread, strides
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,19 @@ def test_launches_say_whether_images_are_far_spread(call, side, flag):
     told = [steps for steps in tuples if len(steps) > 4]  # others are no map's
     assert told
     assert {steps[-1] for steps in told} == {flag}
+
+
+@pytest.mark.parametrize("side, flag", [(215, None), (216, 1)])
+def test_pairs_of_a_large_window_are_counted_in_64_bits(side, flag):
+    """Of a table's gradient: 46,368 lanes of queries, and as many of keys, are just more than 2**31."""
+    q = torch.empty(1, side, 215, 1, 16, device="meta", dtype=torch.bfloat16)
+    bias = torch.empty(1, 2 * side - 1, 429, device="meta", requires_grad=True)
+    with recording() as launches:
+        ops.window_attention(q, q, q, bias, (side, 215)).sum().backward()
+    (launch,) = (launch for launch in launches if launch.kernel is backward_table_kernel)
+    assert launch.values[-1] == flag
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert compile(launch, "sm_90").fits
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")

@@ -2,6 +2,10 @@
 
 import importlib
 import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +17,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops.check.cases import packed, random
-from ops.registration import NAMESPACE
+from ops.registration import NAMESPACE, together
 from ops.window_attention.triton_path import attend as window_attend
 
+ROOT = Path(__file__).parents[2]
 PATHS = [
     importlib.import_module(f"ops.{op}.triton_path")
     for op in (
@@ -118,6 +123,35 @@ def test_export_sees_one_operator():
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert names[0] == "attention_backbones.window_attention.default"
     torch.testing.assert_close(program.module()(q), Attention()(q))
+
+
+def test_a_program_is_loaded_where_no_op_has_run(tmp_path):
+    class Attention(torch.nn.Module):
+        def forward(self, q):
+            return window_attend(q, q, q, None, (4, 4), False, 0.3, None)
+
+    q = packed(1, 5, 6, 2, 8).select(3, 0).float()
+    torch.export.save(torch.export.export(Attention(), (q,)), tmp_path / "program.pt2")
+    torch.save((q, Attention()(q)), tmp_path / "answer.pt")
+    code = (
+        "import sys, torch; q, want = torch.load('answer.pt'); import ops.operators\n"
+        "assert torch.equal(torch.export.load('program.pt2').module()(q), want)\n"
+        "print(*sorted(name for name in sys.modules if name.endswith('.triton_path')))"
+    )
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    found = [f"ops.{path.parent.name}.triton_path" for path in ROOT.glob("ops/*/triton_path.py")]
+    assert child.stdout.split() == sorted(found)
+
+
+def test_tensors_on_several_gpus_are_refused():
+    """Of which no tensor is needed to tell."""
+    first, second = (SimpleNamespace(get_device=lambda i=i: i, device=torch.device("cuda", i)) for i in (0, 1))
+    together((first, None, first), "op")
+    with pytest.raises(ValueError, match="op's tensors are on cuda:0, cuda:1: expected one device"):
+        together((first, None, first, second), "op")
 
 
 @pytest.mark.skipif(torch.__version__ < "2.10", reason="torch 2.9 crashes where an operator is defined again")

@@ -51,6 +51,14 @@ def test_scripted_call_checks_its_arguments(quiet):
         torch.jit.script(ops.window_attention)(q, k, v, None, window=(2, 2), partition="tile")
 
 
+def test_scripted_call_takes_one_number_for_both_axes(quiet):
+    q, k, v = packed(1, 4, 4, 1, 4).unbind(3)
+    scripted, map_ = torch.jit.script(ops.window_attention), (q, k, v, None)
+    assert torch.equal(scripted(*map_, window=2), scripted(*map_, window=(2, 2)))
+    scripted = torch.jit.script(ops.significance)
+    assert torch.equal(scripted(q, k, window=2), scripted(q, k, window=(2, 2)))
+
+
 @pytest.mark.parametrize("case", FIRST + ODD, ids=str)
 def test_compiles_as_one_graph(case):
     torch._dynamo.reset()

@@ -1,0 +1,22 @@
+"""The kernels as operators of torch: importing this module registers those of all ops. Needs triton.
+
+An op registers its own when its kernel first runs. A program that `torch.export` wrote where kernels run names them: in
+another process `import ops.operators` has to come before `torch.export.load`. There, on CPU tensors, they compute their
+references.
+"""
+
+from .channel_attention import triton_path as channel_attention
+from .neighborhood_attention import triton_path as neighborhood_attention
+from .routed_attention import triton_path as routed_attention
+from .super_token_attention import triton_path as super_token_attention
+from .token_reallocation import triton_path as token_reallocation
+from .window_attention import triton_path as window_attention
+
+__all__ = [
+    "channel_attention",
+    "neighborhood_attention",
+    "routed_attention",
+    "super_token_attention",
+    "token_reallocation",
+    "window_attention",
+]
