@@ -201,6 +201,8 @@ class Store:
             try:
                 return read(path), problems
             except CheckpointError as error:
+                if not os.path.lexists(path):  # a run in progress has removed it, for a newer one
+                    return self.newest(kind)
                 problems.append(str(error))
         return None, problems
 

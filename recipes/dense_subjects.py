@@ -80,5 +80,5 @@ def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Rel
         if cfg.data.antialias is None:
             cfg.data.antialias = False
         for key, value in wanted.items():
-            if cfg.model.get(key, own.get(key)) == own.get(key):  # another value was asked for
+            if cfg.model.get(key) in (None, own.get(key)):  # another value was asked for
                 cfg.model[key] = value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from recipes.config import ConfigError
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+TIMED_OUT = re.compile(r"tim(?:ed|ing) out|time ?out", re.IGNORECASE)  # as gloo, NCCL and the store word it
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
 
 
@@ -69,6 +71,7 @@ def join(cfg: DictConfig) -> None:
             f"{cfg.hardware.timeout} seconds: {str(error).splitlines()[0]}"
         ) from error
     atexit.register(dist.destroy_process_group)
+    _WAITS.append(cfg.hardware.timeout)
     CONSOLE.quiet = rank() > 0
 
 
@@ -183,9 +186,20 @@ def report(message: str, what: str = "error") -> None:
 
 
 def report_loss(error: Exception) -> None:
-    """Print that another process is gone, unless some process has said why."""
-    if _count("any") == 1:
+    """Print that another process is gone or did not answer in time, unless some process has said why."""
+    if _count("any") > 1:
+        return
+    if _WAITS and TIMED_OUT.search(str(error)):
+        _print(
+            f"error: another process of this run did not answer for hardware.timeout={_WAITS[-1]} seconds, and so this "
+            f"one ends: {error}\nwhere that one hangs, start again as after any stop (of a run resume=<its folder>); "
+            f"where it is only slow, with a longer time: hardware.timeout={2 * _WAITS[-1]}"
+        )
+    else:
         _print(f"error: another process of this run is gone, and so this one ends: {error}")
+
+
+_WAITS: list[int] = []  # seconds that this process waits for the others, once it has met them
 
 
 def _print(message: str) -> None:

@@ -17,7 +17,6 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from recipes import config, distributed, hardware, measured, noted, predict, subjects
-from recipes.checkpoint import Checkpoint
 from recipes.checkpoint import CheckpointError as StepError
 from recipes.config.checks import flat, is_in
 from recipes.data import DataError
@@ -27,7 +26,7 @@ from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
 from recipes.measured import Answers, Measurement, Results
 from recipes.provenance import named, versions
-from recipes.run import find_checkpoint
+from recipes.run import Kept, find_weights
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
@@ -57,31 +56,29 @@ def main(cfg: DictConfig) -> None:
 
 def of_run(cfg: DictConfig, run: Path) -> None:
     """Measure the model that a run kept, or ask it what is in an image."""
-    own, checkpoint = kept_by(run, config.overrides())
+    own = config_of(run, config.overrides())
     if cfg.predict is not None:
-        answer(own, cfg.predict, Path(cfg.out or "predictions"), checkpoint, noted.described(run, own))
+        answer(own, cfg.predict, Path(cfg.out or "predictions"), run)
         return
     results = Results(Path(cfg.out or run))
     distributed.first(lambda: predict.check_writable(results.folder))
-    found = measure_run(run, run.name, own, checkpoint, answers=cfg.predictions)
+    found = measure_run(run, run.name, own, answers=cfg.predictions)
     distributed.first(lambda: found.write(results, "eval"))
     found.show()
 
 
-def kept_by(run: Path, overrides: list[str]) -> tuple[DictConfig, Checkpoint]:
-    """The configuration of a run with what is typed on top, and its best checkpoint. Raises RunError."""
+def config_of(run: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of a run with what is typed on top. Raises RunError."""
     own = config_to_evaluate(run, overrides)
-    checkpoint = find_checkpoint(run)
     with open_dict(own):
         own.pop("augment", None)  # what was learned from is not needed any more
-    return own, checkpoint
+    return own
 
 
-def measure_run(run: Path, name: str, own: DictConfig, checkpoint: Checkpoint, *, answers: bool) -> Measurement:
-    """Measure a run's checkpoint with the run's classes; tables call it `name`."""
+def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Measurement:
+    """Measure a run's best checkpoint with the run's classes; tables call it `name`."""
     noted.count_classes(run, own.data)
-    about = {"name": name, "model": own.model.name, "weights": str(checkpoint.path)}
-    return measure(own, about, checkpoint, run=run, answers=answers)
+    return measure(own, {"name": name, "model": own.model.name}, run=run, answers=answers)
 
 
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
@@ -118,7 +115,7 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
         run = Path(source)
         typed = [text for text in config.overrides() if not text.lstrip("+").startswith("checkpoint=")]
         try:
-            return measure_run(run, name or run.name, *kept_by(run, typed), answers=cfg.predictions)
+            return measure_run(run, name or run.name, config_of(run, typed), answers=cfg.predictions)
         except DataError as error:  # of this run alone
             raise RunError(str(error)) from error
     subject = subjects.find(cfg, source)
@@ -130,22 +127,26 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
 def measure(
     cfg: DictConfig,
     about: dict[str, Any],
-    checkpoint: Checkpoint | None = None,
     *,
     run: Path | None = None,
     published: float | None = None,
     answers: bool = False,
 ) -> Measurement:
-    """Evaluate the model of a configuration, with the weights of a run's checkpoint where there is one.
+    """Evaluate the model of a configuration, with the best weights of a run where there is one.
 
-    Raises RunError where the data has other classes than the run.
+    Raises RunError where the data has other classes than the run, DataError where a process has other data than others.
     """
+    kept = kept_by(run)
+    if kept is not None:
+        about = {**about, "weights": str(kept.checkpoint.path)}
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = task.build_data()
+    noted.check_alike(data)
     if run is not None:
         data = noted.with_classes_of(run, data)
         noted.check_classes(run, data, cfg.data.name)
-    model = machine.place(load(task, data, checkpoint))
+    model = machine.place(load(task, data, kept))
+    del kept  # which is as large as the model
     answered = Answers()
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
@@ -185,17 +186,21 @@ def conclude(results: Results, found: list[Measurement]) -> None:
     distributed.first(lambda: results.write_list("eval", ranked))
 
 
-def load(task: Task, data: Any, checkpoint: Checkpoint | None) -> nn.Module:
-    """The model with the weights that the run measured, or those that the configuration names."""
-    if checkpoint is None:
-        return task.build_model(data)
-    model, weights = task.build_model(data, pretrained=False), checkpoint.state["weights"]
+def kept_by(run: Path | None) -> Kept | None:
+    """The weights that a run has measured, for all processes at once. Raises RunError where they cannot be had."""
     try:
-        tensors = checkpoint.tensors(weights)
+        return None if run is None else find_weights(run)
     except StepError as error:
         raise RunError(str(error)) from error
-    _fill(model, tensors, checkpoint.place(weights))
-    say(f"{checkpoint.path}: step {checkpoint.state['step']}, {weights} weights")
+
+
+def load(task: Task, data: Any, kept: Kept | None) -> nn.Module:
+    """The model with the weights of a run, or those that the configuration names."""
+    if kept is None:
+        return task.build_model(data)
+    model = task.build_model(data, pretrained=False)
+    _fill(model, kept.tensors, kept.place)
+    say(f"{kept.checkpoint.path}: step {kept.checkpoint.state['step']}, {kept.part} weights")
     return model
 
 
@@ -214,17 +219,17 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def answer(cfg: DictConfig, pattern: str, out: Path, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
-    """Print what is in the images, and draw it in where it lies in a place; `data` is looked for if there is none.
+def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) -> None:
+    """Print what is in the images, and draw it in where it lies in a place; a run's model does without the data.
 
     Images that cannot be read do not stop the others. One process answers, however many there are.
     """
-    paths = predict.matching(pattern)
+    paths, kept = predict.matching(pattern), kept_by(run)
+    machine, task = hardware.setup(cfg), create_task(cfg)
+    data = task.build_data() if run is None else noted.described(run, cfg)
+    model = machine.place(load(task, data, kept)).eval()
     if distributed.rank():
         return
-    machine, task = hardware.setup(cfg), create_task(cfg)
-    data = data or task.build_data()
-    model = machine.place(load(task, data, checkpoint)).eval()
     unread = []
     for path, name in zip(paths, predict.names(paths), strict=True):
         try:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
+from recipes.config.given import written
 from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.log import say
-from recipes.run import find_checkpoint
 from recipes.settings import load_config
+from zoo.checkpoint import part_of, select
 from zoo.heads.recognise import recognise_dense
-from zoo.recognise import hint
+from zoo.reader import Checkpoint
+from zoo.recognise import hint, parts, without_prefix
 
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 NOTHING = "there is nothing to measure. Give the data that it was trained for"
+PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -60,7 +63,7 @@ def create(
     elif options["pretrained"] and "train" not in cfg:
         _check_answers(model, cfg)
     if cfg.model.get("backbone") is not None and pretrained:
-        start_backbone(model, cfg.model.backbone)
+        start_backbone(model, cfg.model.backbone, cfg.model.weights)
     if pretrained and "paper" in cfg:
         _say_start(cfg)
     return model
@@ -71,7 +74,7 @@ def _say_start(cfg: DictConfig) -> None:
     given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.get("backbone")  # older runs lack the last
     begins = papers.starts(cfg.model.name, cfg.paper.phase, cfg.task.name)
     if begins and not given:
-        other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=runs/<name>"
+        other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=<run or file>"
         say(
             f"this recipe of {cfg.model.name} starts from {begins}, and none are given: the model begins at random. "
             f"Give model.pretrained=true or {other}",
@@ -92,14 +95,46 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     given, kind = cfg.model.checkpoint, cfg.model.weights
     if weights.is_run(given):
         weights.check_model(given, cfg.model.name)
+        _check_task(cfg)
         _say_seen_otherwise(cfg, Path(given))
         given, kind = weights.of_run(given, kind), "auto"  # these alone
-    report = zoo.load_checkpoint(model, given, weights=kind)
+    try:
+        report = zoo.load_checkpoint(model, given, weights=kind)
+    except zoo.CheckpointError as error:
+        raise zoo.CheckpointError(f"{error}{_other_ways(cfg)}") from error
     if report.head_remade and "train" not in cfg:
         raise ConfigError(f"{report.message}: {NOTHING}")
     say(report.message)
     if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
         _say_built_otherwise(cfg)
+
+
+def _check_task(cfg: DictConfig) -> None:
+    """Raise ConfigError where a dense model is to start from a run of another task, whose backbone alone fits."""
+    given, task = cfg.model.checkpoint, _task(cfg.model.checkpoint).get("name")
+    if cfg.task.name != "classify" and task != cfg.task.name:
+        raise ConfigError(
+            f"the run {given} is one of task={task}, and this is task={cfg.task.name}: model.backbone={given} starts "
+            "the backbone from it, without the rest"
+        )
+
+
+def _task(run: str) -> Mapping[str, Any]:
+    return load_config(Path(run)).get("task") or {"name": "classify"}  # as the oldest runs are
+
+
+def _other_ways(cfg: DictConfig) -> str:
+    """What else to give where model.checkpoint= is not of this dense model; nothing in an evaluation."""
+    given = cfg.model.checkpoint
+    if cfg.task.name == "classify" or "train" not in cfg:
+        return ""
+    backbone = f"model.backbone={given}"
+    if not weights.is_run(given):
+        return f"\nThe backbone of a classifier, or of another dense model, starts from it with {backbone}"
+    there, here = _task(given), cfg.task
+    other = {key: there[key] for key in PARTS if key in there and there[key] != here[key]}
+    typed = " ".join(f"task.{key}={written(value)}" for key, value in other.items())
+    return f"\nThe run has {typed}: give the same" + f", or {backbone} to start the backbone alone" if typed else ""
 
 
 def _check_answers(model: nn.Module, cfg: DictConfig) -> None:
@@ -130,36 +165,47 @@ def _say_built_otherwise(cfg: DictConfig) -> None:
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
     found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
     for key, value in (found.arguments(variant) if found else {}).items():
-        if cfg.model.get(key, own.get(key)) == own.get(key):  # no other value was asked for
+        given = cfg.model.get(key, own.get(key))
+        if given == own.get(key) and given != value:  # no other value was asked for
             say(f"{path} is of a model with model.{key}={value}, which this one is built without: give it", "yellow")
 
 
-def start_backbone(model: nn.Module, folder: str) -> None:
-    """Copy the backbone of a run's best weights into that of a dense model, which may have norms that the run had not.
+def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:
+    """Let the backbone of a dense model start from that of a run's best weights, or of a file of any task.
 
-    Raises ConfigError where the model has no backbone of its own, or the run is one of another model.
+    It may have norms that those have not.
+
+    kind  which weights: "auto", "raw", or "ema"
+
+    Raises ConfigError where the model has no backbone of its own; this or CheckpointError for weights of another model.
     """
     if not hasattr(model, "backbone"):
-        raise ConfigError(f"model.backbone={folder} is for segmentation and detection; here use model.checkpoint")
-    found, inner = find_checkpoint(Path(folder)), getattr(model.backbone, "model", model.backbone)
-    want = inner.state_dict()
-    state = _bare(found.tensors(found.state["weights"]), "backbone.", "model.")
-    same = {name: state[name] for name in want if name in state and state[name].shape == want[name].shape}
-    if other := [name for name in want if name not in same and not name.startswith("feature_norms.")]:
+        raise ConfigError(f"model.backbone={given} is for segmentation and detection; here use model.checkpoint")
+    if weights.is_run(given):
+        found, kind = weights.of_run(given, kind), "auto"  # these alone
+    else:
+        found = zoo.read(given)
+    part = "backbone" if "backbone" in parts(without_prefix(next(iter(found.entries.values())))) else None
+    inner = getattr(model.backbone, "model", model.backbone)
+    if isinstance(inner, zoo.Backbone):
+        said = zoo.load_checkpoint(inner, found, weights=kind, part=part).message
+    else:
+        said = f"{found.path}, {_copy(inner, part_of(found, part)[0], kind)} weights"
+    say(f"the backbone starts from {said}")
+
+
+def _copy(model: nn.Module, found: Checkpoint, kind: str) -> str:
+    """Copy what a model of timm's, without its head, has of a checkpoint, and give which weights these are."""
+    _, entry, state = select(found, type(model), kind)
+    want = model.state_dict()
+    if other := [name for name in want if name not in state or state[name].shape != want[name].shape]:
         raise ConfigError(
-            f"model.backbone={folder} is the run of another model: {len(other)} tensors of this one's backbone are not "
-            f"in it or have another shape, {other[0]} among them"
+            f"model.backbone: {found.path} is of another model: {len(other)} tensors of this one's backbone are not in "
+            f"it or have another shape, {other[0]} among them. What is in timm's names alone, timm reads: give "
+            "model.pretrained=true +model.pretrained_cfg_overlay.file=<file>"
         )
-    inner.load_state_dict(want | same)
-    say(f"the backbone starts from {found.path}, {found.state['weights']} weights")
-
-
-def _bare(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """What lies behind each prefix in turn, where anything does, without it."""
-    for prefix in prefixes:
-        inner = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        state = inner or state
-    return state
+    model.load_state_dict({name: state[name] for name in want})
+    return entry
 
 
 def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
@@ -178,18 +224,23 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
             say(f"{name} takes no {refused}; it is built without it")
             del wishes[refused]
         except zoo.CheckpointError as error:
-            raise zoo.CheckpointError(str(error).replace(OVERLAY, "model.checkpoint=<file>")) from error
+            raise zoo.CheckpointError(str(error).replace(OVERLAY, _as_file(make))) from error
         except OSError as error:  # no network, or no such file on the hub
             if not options.get("pretrained"):
                 raise
-            raise ConfigError(_not_released(name, error)) from error
+            raise ConfigError(_not_released(name, error, _as_file(make))) from error
         except ValueError as error:
             raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
 
 
-def _not_released(name: str, error: OSError) -> str:
+def _as_file(make: Make) -> str:
+    """How weights that would be released are given as a file: those of a dense model are its backbone's."""
+    return "model.backbone=<file>" if make.__module__.startswith("zoo.heads.") else "model.checkpoint=<file>"
+
+
+def _not_released(name: str, error: OSError, file: str) -> str:
     why = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"the released weights of {name} could not be downloaded: {why}\nin place of pretrained=true a file that is "
-        "here can be given: model.checkpoint=<file>, or of a teacher teacher.checkpoint=<file>"
+        f"here can be given: {file}, or of a teacher teacher.checkpoint=<file>"
     )

@@ -80,11 +80,12 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
     Raises ConfigError where the batch does not divide or the training set does not fill one step.
     """
     size, accumulate, world = cfg.data.batch_size, cfg.train.accumulate, distributed.size()
-    parts = math.lcm(parts or max(accumulate, 1), world)
+    least = parts or max(accumulate, 1)
+    parts = math.lcm(least, world)
     if accumulate < 1 or size < 1 or size % parts:
         raise ConfigError(
             f"data.batch_size={size} images per step do not divide over train.accumulate={accumulate} micro-batches "
-            f"of {world} process(es); choose a multiple of {parts}"
+            f"of {world} process(es); choose a multiple of {parts}{_sharing(size, least, world)}"
         )
     parts = _small_enough(size, parts, cfg.train.micro_batch)
     micro = size // parts
@@ -101,6 +102,14 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
             raise ConfigError(f"{key}: {value} is too few; at least 1")
     every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
     return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(every)))
+
+
+def _sharing(size: int, parts: int, world: int) -> str:
+    """The numbers of processes, nearest to `world`, that a batch can be shared out to in at least `parts`, in words."""
+    able = [count for count in range(1, size + 1) if size % math.lcm(parts, count) == 0]
+    fewer, more = max((n for n in able if n < world), default=None), min((n for n in able if n > world), default=None)
+    near = " or ".join(str(count) for count in (fewer, more) if count)
+    return f", or start {near} process(es): a run that goes on keeps its batch" if near else ""
 
 
 def _small_enough(size: int, parts: int, most: int | None) -> int:

@@ -31,6 +31,8 @@ KNOWN = {
     "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
 }
 
+YOUNGER = ("class_weights",)  # of models, not in every checkpoint; the configuration says them as well
+
 
 class Refused(pickle.UnpicklingError):
     """A sharded checkpoint asks for something that no such checkpoint needs."""
@@ -72,10 +74,14 @@ class Planner(dcp.DefaultLoadPlanner):
 def load(states: dict[str, Any], folder: Path) -> None:
     """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder. Raises Refused.
 
-    All processes of a run must come here.
+    What is younger than the checkpoint is taken out of them. All processes of a run must come here.
     """
     reader = Reader(folder)
-    reader.read_metadata()  # torch 2.9 keeps to itself why it has no index
+    index = reader.read_metadata().state_dict_metadata  # torch 2.9 keeps to itself why it has no index
+    for part, state in states.items():
+        for name in YOUNGER:
+            if f"{part}.{name}" not in index:
+                state.pop(name, None)
     dcp.load(states, storage_reader=reader, planner=Planner())
 
 

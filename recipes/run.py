@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from recipes import card, config, distributed, noted, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data
-from recipes.log import CONSOLE, Jsonl, Sink, epoch_table, history, say
+from recipes.log import CONSOLE, Jsonl, LogError, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
 from recipes.settings import RunError, config_to_resume, is_run, load_config, runs_in
@@ -142,16 +142,21 @@ class Run:
         """Where the lines of the log go: rank 0 writes them."""
         if distributed.rank() > 0:
             return []
-        return [Jsonl(self.metrics), *trackers(self.cfg, self.folder, self.step)]
+        try:
+            # the log comes last: what it lacks for the error of another is made up for by a run that goes on
+            return [*trackers(self.cfg, self.folder, self.step), Jsonl(self.metrics)]
+        except LogError as error:
+            raise LogError(f"{error}; then go on with: {self.resume_command}") from error
 
     def draw(self, score: str, *, every: float = 0.0) -> None:
         """Draw the curves, unless the picture is younger than `every` seconds."""
         path = self.folder / "curves.png"
-        if not path.exists() or time.time() - path.stat().st_mtime >= every:
+        age = time.time() - path.stat().st_mtime if path.exists() else every
+        if not 0 <= age < every:  # by another machine's clock it may lie in the future
             try:
                 draw_curves(path, history(self.metrics), score)
             except OSError as error:
-                raise RunError(f"could not write {path}: {error}; then go on with: {self.resume_command}") from error
+                raise RunError(f"could not write {path}: {error}") from error
 
     @property
     def resume_command(self) -> str:
@@ -214,6 +219,50 @@ def find_checkpoint(folder: Path) -> Checkpoint:
         if found:
             return found
     raise RunError(f"{folder} has no whole checkpoint yet; train it further: {_going_on(folder)}")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The `tensors` of one part of a run's checkpoint: `model` or `ema`."""
+
+    checkpoint: Checkpoint
+    part: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def place(self) -> Path:
+        return self.checkpoint.place(self.part)
+
+
+def find_weights(folder: Path, weights: str = "auto") -> Kept:
+    """Those of `find_checkpoint`, the same on all processes, which must all come here.
+
+    A run in progress replaces its checkpoints: where one is gone before all have read it, the newer one is taken.
+
+    weights  "auto" those that the run measured, "raw", or "ema"
+
+    Raises RunError for a run without a whole checkpoint, for weights that it lacks or that cannot be read;
+    CheckpointError for a sharded checkpoint that holds more than its tensors.
+    """
+    while True:
+        found = distributed.first(lambda: find_checkpoint(folder))
+        tensors, error = None, None
+        try:
+            part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
+            if not found.has(part):
+                raise RunError(
+                    f"{found.path} has no {part} weights, train.ema was null; model.weights=auto takes what it has"
+                )
+            tensors = found.tensors(part)
+        except OSError as failure:
+            error = RunError(f"could not read {found.path}: {failure}")
+        except (CheckpointError, RunError) as failure:
+            error = failure
+        errors = [failure for failure in distributed.gathered(error) if failure]
+        if not errors:
+            return Kept(found, part, tensors)
+        if distributed.first(found.path.exists):
+            raise error or errors[0]
 
 
 def _find(cfg: DictConfig) -> Path | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -12,6 +15,9 @@ from recipes import distributed
 from recipes.log import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# what ends the process at once where it is sent again, and from how many seconds after the first on: until then it may
+# come by several ways, and SIGTERM, which a scheduler repeats without looking, while a large checkpoint is written
+AGAIN = {signal.SIGINT: 5.0, signal.SIGTERM: 30.0}
 REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be started again with resume=
 
 T = TypeVar("T")
@@ -25,7 +31,9 @@ class Stop:
     """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
 
     Ctrl-C once more ends the process at once, as it would without this. What a scheduler sends may come more than once:
-    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it.
+    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it. Later
+    (AGAIN) a second SIGTERM ends the process at once, and so does Ctrl-C where the loop waits for another process and no
+    handler of Python's is called.
     """
 
     def __init__(self) -> None:
@@ -35,11 +43,22 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._read, self._written = os.pipe()
+        os.set_blocking(self._written, False)
+        # the interpreter writes the number of each signal there as it comes, whatever its main thread waits for
+        self._other = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._other)
+        os.write(self._written, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._written)
 
     def agree(self) -> None:
         """Between steps, on all processes."""
@@ -57,6 +76,16 @@ class Stop:
     def code(self) -> int:
         """The exit status of a run that was stopped: what a shell reports after Ctrl-C, else REQUEUE."""
         return 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
+
+    def _watch(self) -> None:
+        """End the process where a signal is sent again."""
+        came: dict[int, float] = {}
+        while number := os.read(self._read, 1)[0]:  # 0 from `__exit__`
+            now = time.monotonic()
+            if number in AGAIN and now - came.setdefault(number, now) > AGAIN[number]:
+                name = signal.Signals(number).name
+                print(f"{name} came again: this process ends at once, without saving", file=sys.stderr, flush=True)
+                os._exit(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 import shlex
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from PIL import Image
 
 from recipes import shell
 from recipes.config import ConfigError, quote
-from recipes.log import Sink
+from recipes.log import Sink, Through, writing
 from recipes.provenance import first_session
 
 PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
@@ -43,7 +46,7 @@ def _chosen(cfg: DictConfig) -> list[str]:
 
 
 class Wandb:
-    """Weights & Biases; `logger.mode=offline` keeps everything in the run folder."""
+    """Weights & Biases; `logger.mode=offline`, or WANDB_MODE, keeps everything in the run folder."""
 
     def __init__(self, cfg: DictConfig, folder: Path):
         import wandb
@@ -58,26 +61,30 @@ class Wandb:
             resume="allow",
             config=OmegaConf.to_container(cfg, resolve=True),
         )
+        self.errors = wandb.errors.Error
         try:
             self.run = wandb.init(**options)
-        except wandb.errors.Error as error:  # no account, no network, no such entity
-            resume = shlex.quote(quote("resume", str(folder)))
+        except (wandb.errors.Error, ValueError) as error:  # no account, no network, a WANDB_MODE that there is not
+            resume, chosen = quote("resume", str(folder)), ",".join(_chosen(cfg))
+            asked = shlex.join([resume, f"logger=[{chosen}]" if "," in chosen else f"logger={chosen}"])
             raise ConfigError(
-                f"Weights & Biases refuses the run: {error}\ngo on once it does not, or without it: "
-                f"{shell.command('train')} {resume} logger.mode=offline"
+                f"Weights & Biases refuses the run: {error}\ngo on once it does not, or keep it on this machine: "
+                f"{shell.command('train')} {asked} logger.mode=offline"
             ) from error
         self.run.define_metric("*", step_metric="step")  # a resumed run counts on from its own step, not wandb's
 
     def write(self, line: dict[str, Any]) -> None:
-        self.run.log(line)
+        with writing("to Weights & Biases", self.errors):
+            self.run.log(line)
 
     def picture(self, step: int, image: Image.Image) -> None:
         import wandb
 
-        self.run.log({"step": step, "val_picture": wandb.Image(image)})
+        self.write({"step": step, "val_picture": wandb.Image(image)})
 
     def close(self) -> None:
-        self.run.finish()
+        with writing("to Weights & Biases", self.errors):
+            self.run.finish()
 
 
 def _wandb_id(folder: Path) -> str:
@@ -90,21 +97,42 @@ def _wandb_id(folder: Path) -> str:
 
 
 class TensorBoard:
-    """Event files in the run folder, one series for each key; what was written after `step` before is hidden."""
+    """Event files in the run folder, one series for each key; what was written after `step` before is hidden.
+
+    Lines are written as they come: SummaryWriter's thread meets a full disk later, and ends with a traceback.
+    """
 
     def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.writer = SummaryWriter(folder, purge_step=step + 1)
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+            self.records = RecordWriter(Through(folder / name, "ab"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, line: dict[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
         for key, value in line.items():
             if key != "step" and math.isfinite(value):
                 group = "validation" if key.startswith("val_") else "training"
-                self.writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, line["step"])
+                self._add(step=line["step"], summary=scalar(f"{group}/{key.removeprefix('val_')}", value))
 
     def picture(self, step: int, image: Image.Image) -> None:
-        self.writer.add_image("validation/picture", np.asarray(image), step, dataformats="HWC")
+        from torch.utils.tensorboard import summary
+
+        self._add(step=step, summary=summary.image("validation/picture", np.asarray(image), dataformats="HWC"))
 
     def close(self) -> None:
-        self.writer.close()
+        with writing(self.folder):
+            self.records.close()
+
+    def _add(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        with writing(self.folder):
+            self.records.write(Event(wall_time=time.time(), **event).SerializeToString())

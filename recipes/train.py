@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, distributed, hardware, log, optim, plan, rng, sharding, trackers
+from recipes import config, distributed, hardware, log, noted, optim, plan, rng, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.data import DataError, Source
@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> float | None:
     machine = hardware.setup(cfg)
     task = create_task(cfg)
     data = task.build_data()
+    noted.check_alike(data)
     distributed.first(lambda: run.check_data(data))
     STARTUP.mark("data")
     plans = plan.make(cfg, data.train, run.parts)
@@ -64,7 +65,7 @@ def main(cfg: DictConfig) -> float | None:
     with log.Log(run.sinks(), now.meter, plans, **show) as logs, Stop() as stop:
         try:
             train(run, machine, task, data, plans, schedule, now, logs, stop)
-        except (DataError, NotFinite) as error:
+        except (DataError, NotFinite, LogError, RunError) as error:
             run.rescue(now, error, stop)
     finished = now.step >= plans.steps and not now.due
     distributed.first(lambda: run.report(task, data, model, finished=finished))

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 import zoo
 from recipes.config import ConfigError
 from recipes.data.build import preprocessing
-from recipes.run import find_checkpoint
-from recipes.settings import RunError, load_config
+from recipes.run import find_weights
+from recipes.settings import load_config
 from zoo.formats import shared_out
 from zoo.inspect import files
 from zoo.reader import Checkpoint
@@ -37,15 +37,12 @@ def of_run(given: str, weights: str = "auto") -> Checkpoint:
 
     weights  "auto" those that it measured, "raw", or "ema"
 
-    Raises RunError for a folder that holds no run, for a run without a whole checkpoint, and for weights it lacks;
-    CheckpointError for a sharded checkpoint that holds more than its tensors.
+    All processes must come here. Raises RunError for a folder that holds no run, for a run without a whole checkpoint,
+    and for weights it lacks; CheckpointError for a sharded checkpoint that holds more than its tensors.
     """
     load_config(Path(given))
-    found = find_checkpoint(Path(given))
-    part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
-    if not found.has(part):
-        raise RunError(f"{found.path} has no {part} weights, train.ema was null; model.weights=auto takes what it has")
-    return Checkpoint(str(found.place(part)), {"ema" if part == "ema" else "raw": found.tensors(part)})
+    kept = find_weights(Path(given), weights)
+    return Checkpoint(str(kept.place), {"ema" if kept.part == "ema" else "raw": kept.tensors})
 
 
 def check_model(given: str, name: str) -> None:

@@ -63,6 +63,7 @@ ALIKE = (
     {"dinats_l", "dinats_l_384"},
     {"nat_iso_s", "dinat_iso_s"},
     {"nat_iso_b", "dinat_iso_b"},
+    {"davit_l", "davit_l_384"},
 )
 
 # classifiers whose authors' dense-prediction backbone has the same names, no head, and a norm on every stage, called so

@@ -295,8 +295,9 @@ def test_export_program(shared, tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.__version__ < export.SIZES_SINCE, reason=f"torch {export.SIZES_SINCE} pools maps of any size")
-def test_features_for_any_size(shared, tmp_path, monkeypatch, capsys):
-    folder, out = shared[1], tmp_path / "maps.pt2"
+def test_features_for_any_size(tmp_path, monkeypatch, capsys):
+    folder = zoo.save_for_hf(trained(small("stvit_b", depths=(1, 1, 1, 1))), tmp_path / "shared")
+    out = tmp_path / "maps.pt2"
     given = ["--features", "1", "3", "--size", "64", "96", "--dynamic", "--any-size"]
     assert export.main([str(folder), str(out), *given]) == 0
     said = capsys.readouterr().out
@@ -405,13 +406,24 @@ def test_what_is_exported(released, tmp_path, capsys):
     assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
     torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "net.ckpt")
     with pytest.raises(
-        zoo.CheckpointError, match=r"part 'net' is nat_m or dinat_m.*zoo\.convert .* --part net writes it"
+        zoo.CheckpointError,
+        match=r"part 'net' is nat_m or dinat_m.*: name the model\. The command .*zoo\.convert .* --part net writes it",
     ):
         export.build(str(tmp_path / "net.ckpt"))
     assert export.main(["no_such_model", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor a model" in capsys.readouterr().err
     assert export.main([str(tmp_path), str(tmp_path / "x.pt2")]) == 2
     assert "a folder without config.json" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("model:\n")
+    assert export.main([str(tmp_path), str(tmp_path / "x.pt2")]) == 2
+    assert f"the folder of a run: python -m recipes.export {tmp_path} OUT exports its model" in capsys.readouterr().err
+    torch.save(
+        {f"{name}.weight": torch.zeros(2) for name in ("backbone.x", "decode_head.classifier")}, tmp_path / "own.pth"
+    )
+    with pytest.raises(
+        zoo.CheckpointError, match=r"own\.pth is a segmenter in the zoo's names.*recipes\.export RUN OUT"
+    ):
+        export.build(str(tmp_path / "own.pth"))
     assert export.main(["davit_t.safetensors", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor one of davit_t's weights" in capsys.readouterr().err
     for wrong in (["a", "b.pth"], ["a", "b.pt2", "--model", "x"], ["a", "b.pt2", "--size", "8", "8"]):

@@ -6,6 +6,7 @@ import torch
 from timm.models import create_model
 from torch.nn import functional as F
 
+import oracles
 import zoo
 from test_models import small, trained
 from zoo.blocks import WindowAttention, pad_to_multiple
@@ -41,6 +42,14 @@ def test_windows():
     large = create_model("davit_l_384", device="meta")
     assert {m.window for m in large.modules() if isinstance(m, WindowAttention)} == {(12, 12)}
     assert not any(key.endswith("rpb") for key in large.state_dict())
+
+
+def test_windows_of_12():
+    """Against the published arithmetic written out, where windows reach over the border."""
+    model = trained(small("davit_t", window=12, dtype=torch.float64))
+    x = torch.randn(2, 3, 101, 150, dtype=torch.float64)
+    expected = oracles.davit(zoo.layouts.LAYOUTS["DaViT"][0].to_theirs(model.state_dict()), x, 12)
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("table", [False, True])

@@ -113,6 +113,21 @@ def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path
     assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
 
 
+@pytest.mark.parametrize("img_size", [224, 384])
+def test_windows_are_those_of_the_file(img_size, tmp_path, capsys):
+    """Not those for the data's images; what is asked for goes before."""
+    path = save(
+        segmenter("gcvit_xxt", 150, head="fcn", channels=8, auxiliary=False, img_size=img_size), tmp_path / "fcn.pth"
+    )
+    assert find(path, "task=segment", "data=ade20k").cfg.model.img_size == img_size
+    assert find(path, "task=segment", "data=ade20k", "model.img_size=64").cfg.model.img_size == 64
+    typed = ["model=gcvit_xxt", "task=segment", "task.head=fcn", "task.channels=8", "model.img_size=224"]
+    task = create(config.compose([*typed, "data.train_count=4", "data.val_count=2", f"model.checkpoint={path}"]))
+    task.build_model(task.build_data())
+    said = "is of a model with model.img_size=384, which this one is built without: give it"
+    assert (said in capsys.readouterr().out) == (img_size == 384)
+
+
 def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
     """Among them the channels, which a run's recipe sets and the file does not say."""
     path = tmp_path / "ema.safetensors"

@@ -18,13 +18,14 @@ from PIL import Image
 import zoo
 from children import flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
-from recipes import config, hardware
+from recipes import config, export, hardware, noted
 from recipes import eval as evaluation
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.data import DataError
+from recipes.eval import config_of, load
 from recipes.evaluate import evaluate
-from recipes.run import find_checkpoint
+from recipes.run import find_checkpoint, find_weights
 from recipes.settings import RunError
 from recipes.task import create
 from recipes.tasks import detect, segment
@@ -86,6 +87,23 @@ def test_the_card_loads_the_model(run, monkeypatch):
     best = find_checkpoint(run)
     weights = best.tensors(best.state["weights"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in said["model"].state_dict().items())
+
+
+def test_a_run_is_exported(run, tmp_path, capsys):
+    out = tmp_path / "model.pt2"
+    if run.name != "segment":
+        assert export.main([str(run), str(out)]) == 2
+        assert f"{run} is a run of task=detect: boxes" in capsys.readouterr().err
+        return
+    assert export.main([str(run), str(out), "--dynamic"]) == 0
+    assert "for any number of images x 3 x 64 x 64" in capsys.readouterr().out
+    cfg, images = config_of(run, []), torch.randn(3, 3, 64, 64)
+    task = create(cfg)
+    model = load(task, noted.described(run, cfg), find_weights(run)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(out).module()(images), model(images))
+    assert export.main([str(tmp_path), str(out)]) == 2
+    assert "holds no run" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):

@@ -2,8 +2,14 @@
 
 import json
 import math
+import multiprocessing
 import os
+import re
+import shutil
 import signal
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,12 +22,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import zoo
 from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import assert_bits, on_ranks
-from recipes import checkpoint, config, distributed, log, plan, train
+from recipes import checkpoint, config, distributed, log, noted, plan, stop, train
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
-from recipes.run import RunError, find_checkpoint
-from recipes.stop import REQUEUE, Stop
+from recipes.run import RunError, find_checkpoint, find_weights
+from recipes.stop import REQUEUE, SIGNALS, Stop
 from recipes.tasks import classify
 
 # the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
@@ -244,6 +250,43 @@ def signalled_twice(number: int) -> int | None:
     return stop.signal
 
 
+def hung(end) -> None:
+    """Waits in C++ for what never comes, where no handler of Python's is called."""
+    stop.AGAIN = dict.fromkeys(stop.AGAIN, 0.3)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=100))
+    with Stop():
+        end.send("waits")
+        store.get("what never comes")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_what_hangs(capfd, number, status):
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=hung, args=(theirs,))
+    process.start()
+    assert mine.recv() == "waits"
+    for _ in range(3):  # the second comes too soon
+        os.kill(process.pid, number)
+        time.sleep(0.01 if process.is_alive() else 0)
+    time.sleep(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == status
+    assert f"{number.name} came again: this process ends at once, without saving" in capfd.readouterr().err
+
+
+def test_a_stop_leaves_signals_as_they_were():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    files = len(os.listdir("/proc/self/fd"))
+    with Stop():
+        assert len(os.listdir("/proc/self/fd")) == files + 2
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert len(os.listdir("/proc/self/fd")) == files and signal.set_wakeup_fd(-1) == -1
+
+
 def test_what_a_scheduler_sends_may_come_more_than_once():
     """Slurm's SIGTERM reaches torchrun, which hands it on, and the processes too."""
     assert on_ranks(1, signalled_twice, signal.SIGTERM) == [signal.SIGTERM]
@@ -378,6 +421,141 @@ def test_a_lost_process_ends_the_others_in_words(capfd):
     assert "error: another process of this run is gone" in said and "Traceback" not in said
 
 
+def slow() -> str:
+    distributed.join(config.compose(["hardware.timeout=3"]))
+    if distributed.rank() == 1:
+        time.sleep(4)
+        return "late"
+    try:
+        with config.reported("train"):
+            distributed.gathered(0)
+    except SystemExit as end:
+        return f"status {end.code}"
+
+
+def test_a_process_that_does_not_answer_is_not_called_gone(capfd):
+    assert on_ranks(2, slow) == ["status 2", "late"]
+    said = capfd.readouterr().err
+    assert "error: another process of this run did not answer for hardware.timeout=3 seconds" in said
+    assert "with a longer time: hardware.timeout=6" in said and "gone" not in said and "Traceback" not in said
+
+
+def broken_log(out: Path) -> None:
+    written = log.Jsonl.write
+
+    def write(self, line):
+        with log.writing(self.path):
+            if line["step"] == 2:
+                raise OSError(28, "No space left on device")
+        written(self, line)
+
+    log.Jsonl.write = write
+    train_here(out, *SHARED, "name=broken")
+
+
+def test_a_log_that_fails_is_an_error_of_all(tmp_path):
+    """Only the first process writes it; both must come to save the state."""
+    ended = on_ranks(2, broken_log, tmp_path)
+    assert [type(end) for end in ended] == [log.LogError] * 2
+    assert all("No space left on device\nthe state after step 2 is saved; to go on" in str(end) for end in ended)
+    saved, problems = checkpoint.Store(tmp_path / "broken" / "checkpoints").newest()
+    assert saved.state["step"] == 2 and problems == []
+
+
+def own_copy(folder: Path) -> None:
+    os.chdir(folder / str(distributed.rank()))
+    small = ["model=timm", "model.name=test_resnet", "data.img_size=32", "data.workers=0", "data.batch_size=4"]
+    train_here(folder / "out", *small, "data=imagefolder", "data.root=photos", "name=run")
+
+
+def test_copies_of_a_folder_that_differ_are_an_error_of_all(tmp_path):
+    for split, name in ((split, name) for split in ("train", "val") for name in ("ant", "bee")):
+        folder = tmp_path / "0" / "photos" / split / name
+        folder.mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    for split in ("train", "val"):
+        (tmp_path / "1" / "photos" / split / "bee").rename(tmp_path / "1" / "photos" / split / "cow")
+    (tmp_path / "1" / "photos" / "train" / "ant" / "0.png").unlink()
+    first, second = on_ranks(2, own_copy, tmp_path)
+    assert type(first) is type(second) is DataError and str(first) == str(second)
+    said = r"rank 1 on \S+ has 'cow' as class 1, not 'bee', 7 training images, not 8\n"
+    assert re.search(said, str(first)) and not (tmp_path / "out").exists()
+
+
+def compared() -> list[str | None]:
+    """What is said where the second process has the same, the same to measure alone, other labels, another class."""
+    distributed.join(config.compose([]))
+    data, last = classify.Task(config.compose(SMALL)).build_data(), distributed.rank() == 1
+    said = []
+    for change in (
+        lambda: data,
+        lambda: replace(data, train=None),
+        lambda: relabelled(data, last),
+        lambda: named(data, last),
+    ):
+        try:
+            said.append(noted.check_alike(change()))
+        except DataError as error:
+            said.append(str(error).splitlines()[1].partition(" has ")[2])
+    return said
+
+
+def relabelled(data, really: bool):
+    data.val.records.labels[0] += really
+    return data
+
+
+def named(data, really: bool):
+    return replace(data, num_classes=11, class_names=[*data.class_names, "X"]) if really else data
+
+
+def test_what_processes_compare():
+    first, second = on_ranks(2, compared)
+    ten = "0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert first == second == [None, None, "other labels of as many images", f"11 classes ({ten}), not 10 ({ten})"]
+
+
+def measured_with_others(run: Path, out: Path) -> None:
+    build = classify.Task.build_data
+
+    def function(self):
+        data = build(self)
+        data.val.records.labels[: distributed.rank()] += 1
+        return data
+
+    classify.Task.build_data = function
+    evaluate_here(f"run={run}", f"out={out}")
+
+
+def test_an_evaluation_of_other_data_on_one_process_is_none(runs, tmp_path):
+    ended = on_ranks(2, measured_with_others, runs / "ddp", tmp_path)
+    assert [type(end) for end in ended] == [DataError] * 2 and list(tmp_path.iterdir()) == []
+
+
+def while_it_trains(run: Path) -> tuple[str, dict[str, list]]:
+    """The best checkpoint is replaced when the first process has read it, and the second has not."""
+    distributed.join(config.compose([]))
+    tensors = checkpoint.Checkpoint.tensors
+
+    def function(self, part):
+        read = distributed.first(lambda: tensors(self, part))
+        if distributed.rank() == 1 and self.path.name != "best-00000099":
+            self.path.rename(self.path.with_name("best-00000099"))
+        return read if distributed.rank() == 0 else tensors(self, part)
+
+    checkpoint.Checkpoint.tensors = function
+    kept = find_weights(run)
+    return kept.checkpoint.path.name, {name: tensor.tolist() for name, tensor in kept.tensors.items()}
+
+
+def test_all_processes_read_the_same_weights_of_a_run_in_progress(runs, tmp_path):
+    run = shutil.copytree(runs / "ddp", tmp_path / "run")
+    (one, ours), (two, theirs) = on_ranks(2, while_it_trains, run)
+    assert one == two == "best-00000099" and ours == theirs
+
+
 @pytest.mark.parametrize(
     ("accumulate", "parts", "world", "expected"),
     [(1, None, 1, 1), (4, None, 2, 4), (1, None, 2, 2), (4, None, 8, 8), (2, None, 3, 6), (1, 4, 2, 4), (1, 4, 1, 4)],
@@ -397,7 +575,16 @@ def test_parts_of_a_batch(monkeypatch, accumulate, parts, world, expected):
 
 def test_a_batch_that_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
-    with pytest.raises(ConfigError, match=r"of 3 process.es.; choose a multiple of 3"):
+    with pytest.raises(
+        ConfigError, match=r"of 3 process.es.; choose a multiple of 3, or start 2 or 4 process.es.: a run"
+    ):
+        plan.make(config.compose(["data.batch_size=32"]), range(480))
+    with pytest.raises(ConfigError, match=r"choose a multiple of 12, or start 2 or 4 process.es.: a run that goes on"):
+        plan.make(config.compose(["data.batch_size=32"]), range(480), parts=4)
+    with pytest.raises(ConfigError, match=r"choose a multiple of 12$"):  # no number of processes shares 33 in four
+        plan.make(config.compose(["data.batch_size=33", "train.accumulate=4"]), range(480))
+    monkeypatch.setattr(distributed, "size", lambda: 64)
+    with pytest.raises(ConfigError, match=r"choose a multiple of 64, or start 32 process.es.: a run that goes on"):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
 
 

@@ -117,7 +117,7 @@ def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys)
     file = find_checkpoint(run).path / "ema.safetensors"
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "config.yaml").write_text("seed: 0\n")
+    (unfinished / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
     small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.02", "data.img_size=32"]
     with pytest.raises(RunError, match=r"1 of 3 could not be measured, see above: .*unfinished"):
         evaluate_here(*small, f"checkpoint=[{unfinished},{run},{file}]", f"out={tmp_path}")
@@ -164,7 +164,7 @@ def test_predict_refuses_what_is_no_image(run, tmp_path):
 
 
 def test_run_without_a_checkpoint(tmp_path):
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
     with pytest.raises(RunError, match="has no whole checkpoint yet"):
         evaluate_here(f"run={tmp_path}")
 

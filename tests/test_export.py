@@ -110,7 +110,7 @@ def test_export_with_any_size(name):
 @pytest.mark.parametrize("head", [HEADS[0], *(pytest.param(head, marks=pytest.mark.slow) for head in HEADS[1:])])
 def test_segmenters_with_any_size(head):
     """In float64, since a logit may be next to nothing."""
-    model = trained(segmenter(small("davit_t", features_only=True), 5, head=head, channels=16)).double()
+    model = trained(segmenter(small("stvit_b", features_only=True), 5, head=head, channels=16)).double()
     made = program(model, torch.randn(2, 3, 64, 96).double(), dynamic=True, any_size=True).module()
     for size in ((3, 3, 64, 64), (1, 3, 97, 70), (2, 3, 224, 224), (1, 3, 120, 640)):
         x = torch.randn(*size).double()

@@ -7,6 +7,7 @@ from timm.models import create_model
 from torch import nn
 from torch.nn import functional as F
 
+import oracles
 import zoo
 from test_models import small, trained
 from zoo.blocks import WindowAttention
@@ -14,6 +15,7 @@ from zoo.gcvit import GlobalAttention
 from zoo.layouts.tables import swin_table
 
 NAME = "gcvit_s"
+OFFICIAL = zoo.layouts.LAYOUTS["GCViT"][0]
 TIMM = next(layout for layout in zoo.layouts.LAYOUTS["GCViT"] if layout.name == "timm")
 
 
@@ -59,6 +61,9 @@ def test_windows():
     assert windows(small(NAME, img_size=(97, 33))) == [(4, 2), (4, 2), (7, 3), (4, 2)]
     detection = small(NAME, window_size=24)
     assert windows(detection) == [(24, 24)] * 4 and pools(detection) == [True, True, True, False]
+    # whatever image the weights were trained for
+    assert pools(small(NAME, img_size=384, window_size=24)) == [True, True, True, False]
+    assert pools(small(NAME, img_size=384)) == [True, True, False, False]
     whole = small(NAME, window_size=(7, 7, 14, 7))
     assert windows(whole) == windows(small(NAME)) and pools(whole) == pools(small(NAME))
     assert windows(small(NAME, window_size=(5, 6))) == [(5, 6)] * 4
@@ -80,6 +85,27 @@ def test_a_window_of_queries_at_the_size_it_was_built_for(img_size):
             query = stage.query.pool(conv(query))
         assert query.shape[2:] == stage.query.window
         x = stage(x)
+
+
+@pytest.mark.parametrize("side", [384, 370])
+def test_windows_for_384_pixels(side):
+    """Against the published arithmetic written out; windows of the second image reach over its border."""
+    model = trained(small(NAME, depths=(2, 2, 2, 2), img_size=384, dtype=torch.float64))
+    x = torch.randn(1, 3, side, side, dtype=torch.float64)
+    expected = oracles.gcvit(OFFICIAL.to_theirs(model.state_dict()), x, (12, 12, 24, 12))
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("img_size", "table"), [(224, True), (384, True), (224, False)])
+def test_detection(img_size, table):
+    """The same of the detection code's, with layer scale, and with its option to leave out the biases."""
+    options = {"features_only": True, "feature_norms": True, "depths": (2, 2, 2, 2), "dtype": torch.float64}
+    net = trained(small(NAME, img_size=img_size, window_size=24, table=table, **options))
+    assert any(key.endswith(".rpb") for key in net.state_dict()) == table
+    x = torch.randn(2, 3, 100, 130, dtype=torch.float64)
+    expected = oracles.gcvit(OFFICIAL.to_theirs(net.model.state_dict()), x, (24,) * 4, detection=True)
+    for feature, want in zip(net(x), expected, strict=True):
+        torch.testing.assert_close(feature, want.permute(0, 3, 1, 2), rtol=1e-9, atol=1e-9)
 
 
 def test_images_keep_their_own_queries():
@@ -112,7 +138,7 @@ def test_global_attention_is_attention_with_the_same_queries_everywhere():
 def test_tables_for_detection(tmp_path):
     """Released tables are interpolated to the detection windows as its authors' code does it."""
     source = trained(small(NAME))
-    official = zoo.layouts.LAYOUTS["GCViT"][0].to_theirs(source.state_dict())
+    official = OFFICIAL.to_theirs(source.state_dict())
     path = tmp_path / "official.pth.tar"
     torch.save({"state_dict": official}, path)
     model = small(NAME, window_size=24)

@@ -6,6 +6,7 @@ from timm.models import create_model
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+import ops
 import zoo
 from test_models import small, trained
 from zoo import table
@@ -28,6 +29,25 @@ def test_sampled_map_is_a_deformable_convolution(taps, size, far):
     if taps is interpolate:
         torch.testing.assert_close(sample_2x2(x, offset, weight, bias), got, rtol=0, atol=0)
         torch.testing.assert_close(grads(got, x, offset), grads(expected, x, offset), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 3)])
+def test_second_derivatives(size):
+    """By the reference: the map of the fast way, with derivatives of it and of its gradients."""
+    torch.manual_seed(0)
+    x, offset = torch.randn(2, 2, *size), 2 * torch.randn(2, 8, size[0] // 2, size[1] // 2)
+    inputs = [t.double().requires_grad_() for t in (x, offset, torch.randn(3, 2, 2, 2), torch.randn(3))]
+    expected = sample_2x2(*inputs)
+    with ops.implementation("reference"):
+        got = sample_2x2(*inputs)
+        assert torch.autograd.gradcheck(sample_2x2, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(sample_2x2, inputs)
+        wide = sample_2x2(*inputs).to(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = sample_2x2(*(t.float() for t in inputs))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads(got, *inputs), grads(expected, *inputs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mixed, wide, rtol=1e-5, atol=1e-5)
 
 
 def grads(out, *inputs):

@@ -138,10 +138,16 @@ def test_head(name):
     assert model(x).shape == (2, 3) and model.num_classes == 3
     model.reset_classifier(0, "")
     assert model(x).shape == (2, model.head_hidden_size, *[64 // model.reduction] * 2)
+    assert model.global_pool == ""
     model.reset_classifier(3, "max")
-    assert model(x).shape == (2, 3)
+    assert model(x).shape == (2, 3) and model.global_pool == "max"
+    want = model(x)
     with pytest.raises(ValueError, match="global_pool is 'attention'"):
-        model.reset_classifier(3, "attention")
+        model.reset_classifier(4, "attention")
+    for count in (-1, 2.5, None):
+        with pytest.raises(ValueError, match=f"num_classes is {count}: expected the number of classes"):
+            model.reset_classifier(count)
+    assert torch.equal(model(x), want) and model.num_classes == 3
 
 
 @every_small
@@ -263,6 +269,39 @@ def test_a_projection_may_be_wrapped(name):
 
 
 @every_small
+def test_hooks_change_all_that_a_projection_gives(name):
+    """Halved by hooks, it gives what it gives with halved weights, to what lies beyond the border too."""
+    models = [trained(small(name)) for _ in range(2)]
+    for hooked, halved in zip(*(model.modules() for model in models), strict=True):
+        if isinstance(hooked, torch.nn.Linear):
+            hooked.register_forward_hook(lambda module, args, out: out / 2)
+            for parameter in halved.parameters():
+                parameter.data /= 2
+    for size in ((80, 80), (224, 224)):  # windows reach over the border of maps, and do not
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(models[0](x), models[1](x))
+
+
+@pytest.mark.parametrize("name", ["davit_t", "gcvit_s", "dinat_b", "litv2_s"])
+def test_what_records_a_projection_ends_with_the_map(name):
+    """And sees nothing else where no window reaches over the border."""
+    model = trained(small(name))
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "qkv", None), torch.nn.Linear):
+            module.qkv = Adapter(module.qkv)
+    layers = {key: layer for key, layer in model.named_modules() if key.endswith("qkv")}
+    seen = {key: [] for key in layers}
+    for key, layer in layers.items():
+        layer.register_forward_hook(lambda module, args, out, key=key: seen[key].append(tuple(out.shape[:3])))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 224, 224))
+        assert {len(shapes) for shapes in seen.values()} == {1}
+        model(torch.randn(2, 3, 72, 88))
+    assert {shapes[-1][0] for shapes in seen.values()} == {2}
+    assert {shape for shapes in seen.values() for shape in shapes[1:-1]} == {(1, 1, 1)}
+
+
+@every_small
 def test_linear_layers_may_be_quantised(name):
     model = trained(small(name))
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
@@ -348,9 +387,8 @@ def test_gradients_of_each_image(name):
 
 
 def has_forward_derivative(name):
-    """Whether PyTorch has one of all that a model does.
-
-    Not of what samples LITv2's maps; in older versions nor of SG-Former's group norms, whose maps have channels last.
+    """Whether PyTorch has one of all that a model does: in older versions not of SG-Former's group norms, whose maps
+    have channels last.
     """
     if name.startswith("sgformer"):
         x = torch.ones(1, 4, 2, 2).to(memory_format=torch.channels_last)
@@ -359,7 +397,7 @@ def has_forward_derivative(name):
         except RuntimeError as error:
             assert "view size is not compatible" in str(error)
             return False
-    return not name.startswith("litv2")
+    return True
 
 
 @every_small

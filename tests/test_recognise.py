@@ -12,9 +12,10 @@ from families import ALIKE, SMALL
 from test_checkpoint import NAME, refused, timm_state, without
 from test_checkpoint import state_of as weights_of
 from test_models import small, trained
-from zoo import inspect
+from zoo import export, heads, inspect, show
 from zoo.checkpoint import layouts_of, load_checkpoint, part_of
 from zoo.heads import segmenter
+from zoo.heads.recognise import recognise_dense
 from zoo.reader import Checkpoint
 from zoo.recognise import Recognition, closest, compare, recognise, without_prefix
 from zoo.registry import class_of, variants
@@ -94,6 +95,7 @@ def test_names_pick_among_equals(file, model):
 def test_released_files_of_models_that_are_alike(group):
     files = {r.url.rpartition("/")[2]: r.model for r in RELEASES if r.model in group and r.loadable and not r.by_hand}
     state = state_of(min(group))
+    assert {name for name, _ in recognise(state).candidates} == group
     assert {file: recognise(state, file).model for file in files} == files
 
 
@@ -190,6 +192,59 @@ def test_of_wrong_shapes():
         model = class_of("stvit_s")(**variants()["stvit_s"])
     with pytest.raises(zoo.CheckpointError, match=r"expects another shape for .*qkv\.weight than \(3,\)"):
         zoo.checkpoint.select(Checkpoint("w.pth", {"raw": wrong}), type(model), "auto")
+
+
+# how a GC ViT is built -> what its tables show of it
+BUILT = [
+    ({}, {"img_size": 224}),
+    ({"img_size": (250, 318)}, {"img_size": (256, 320)}),  # the same windows
+    ({"window_size": 24}, {"window_size": 24}),
+    ({"window_size": (7, 7, 14, 7)}, {"img_size": 224}),
+    ({"window_size": (3, (3, 4), 5, 4)}, {"window_size": [3, (3, 4), 5, 4]}),
+    ({"window_size": 24, "table": False}, {"table": False}),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), BUILT, ids=str)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_tables_show_the_windows(given, shown, num_classes):
+    with torch.device("meta"):
+        state = class_of("gcvit_xxt")(**variants()["gcvit_xxt"] | given, num_classes=num_classes).state_dict()
+    found = recognise(state)
+    assert (found.model, found.arguments("gcvit_xxt"), found.arguments("gcvit_t")) == ("gcvit_xxt", shown, {})
+    # in the authors' layout tables are flat
+    flat = {key: value.flatten(1) if key.endswith(".rpb") else value for key, value in state.items()}
+    assert recognise(flat).arguments("gcvit_xxt") == ({} if "table" not in given else shown)
+
+
+@pytest.mark.parametrize(("given", "shown"), [*BUILT[:1], *BUILT[2:4], *BUILT[5:]], ids=str)
+def test_windows_of_detectors(given, shown):
+    model = heads.detector("gcvit_xxt", 3, head="mask_rcnn", channels=16, device="meta", **given)
+    found = recognise_dense(model.layouts()[0].to_theirs(model.state_dict()))
+    assert found.backbone.model == "gcvit_xxt" and found.arguments("gcvit_xxt") == shown
+    again = heads.detector("gcvit_xxt", 3, head=found.head, device="meta", **found.options, **shown)
+    same = {key: value.shape for key, value in again.state_dict().items()}
+    assert same == {key: value.shape for key, value in model.state_dict().items()}
+
+
+def test_tables_that_show_no_windows():
+    """Others in a stage than beside them, or of no window's sides."""
+    state = state_of("gcvit_xxt", "zoo")
+    for sides in ((47, 47), (0, 0), (12, 13)):
+        state["stages.1.blocks.1.attn.fn.rpb"] = torch.empty(4, *sides)
+        assert recognise(state).arguments("gcvit_xxt") == {}
+        state["stages.1.blocks.0.attn.fn.rpb"] = torch.empty(4, *sides)
+        assert recognise(state).arguments("gcvit_xxt") == ({} if 47 not in sides else {"window_size": [7, 24, 14, 7]})
+        state["stages.1.blocks.0.attn.fn.rpb"] = torch.empty(4, 13, 13)
+    del state["stages.1.blocks.1.attn.fn.rpb"]
+    assert recognise(state).candidates == ()
+
+
+@pytest.mark.parametrize("build", [export.build, lambda path: show.source.build(None, path, None)[0]])
+def test_a_headless_file_is_built_with_its_windows(build, tmp_path):
+    args = variants()["gcvit_xxt"] | {"window_size": 24, "num_classes": 0}
+    torch.save(class_of("gcvit_xxt")(**args).state_dict(), tmp_path / "backbone.pth")
+    assert [stage.query.window for stage in build(str(tmp_path / "backbone.pth")).stages] == [(24, 24)] * 4
 
 
 def detector(model):

@@ -56,6 +56,17 @@ def test_comes_back(written):
     assert torch.equal(found["optimizer"]["state"]["weight"]["exp_avg"], torch.full((4, 3), 0.1))
 
 
+def test_what_is_younger_than_the_checkpoint_stays_as_the_model_has_it(tmp_path):
+    """Weights of classes, which the first segmenters did not save."""
+    folder = tmp_path / "step" / "sharded"
+    dcp.save({"model": {"weight": torch.ones(3)}}, checkpoint_id=folder)
+    found = {"model": {"weight": torch.zeros(3), "class_weights": torch.ones(2)}}
+    opened(folder).fill(found)
+    assert found["model"].keys() == {"weight"} and torch.equal(found["model"]["weight"], torch.ones(3))
+    with pytest.raises(checkpoint.CheckpointError, match=r"Missing key in checkpoint state_dict: model\.bias"):
+        opened(folder).fill({"model": {"bias": torch.ones(2)}})
+
+
 def read_alone(folder):
     """The weights, read by the first of two processes; the other does not come."""
     distributed.join(config.compose([]))

@@ -1,13 +1,17 @@
 """What can be seen of a run: trackers, evaluations, the card, several runs side by side, where the time goes."""
 
+import errno
+import io
 import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,14 +21,16 @@ from rich.console import Console
 from timm.data import resolve_data_config
 
 import zoo
-from children import SMALL, lines, note_overrides, train_here
-from recipes import compare, config
+from children import SMALL, lines, note_overrides, train_here, trained
+from recipes import compare, config, log
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.log import epoch_table
 from recipes.plots import draw_together
+from recipes.settings import RunError
+from recipes.trackers import TensorBoard
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 
@@ -61,6 +67,61 @@ def test_tensorboard_and_its_resumption(tmp_path):
         assert [event.value for event in read.Scalars(tag)] == pytest.approx([value for _, value in expected])
 
 
+@pytest.mark.parametrize("file", ["events.out.tfevents", "metrics.jsonl"])
+def test_a_log_that_fails_stops_the_run_and_loses_nothing(runs, tmp_path, monkeypatch, capsys, file):
+    pytest.importorskip("tensorboard")
+    write = log.Through.write
+
+    def full(self, data):
+        if file in str(self.name) and trained(tmp_path / "run", 2):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    options = [*QUICK, "train.save_every=100", "logger=tensorboard", f"out={tmp_path}", "name=run"]
+    monkeypatch.setattr(log.Through, "write", full)
+    said = r"(?s)could not write \S+: .*No space left on device\nthe state after step 3 is saved; to go on .*resume="
+    with pytest.raises(log.LogError, match=said):
+        train_here(tmp_path, *options)
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.undo()
+    note_overrides(tmp_path / "run", options)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    both = lines(tmp_path / "run"), lines(runs / "one")
+    ours, whole = ({line["step"]: line["loss"] for line in found if "loss" in line} for found in both)
+    mean = (whole.pop(3) + whole[4]) / 2  # the line of step 4 is of the steps since that of 2
+    assert ours == {**whole, 4: pytest.approx(mean, rel=1e-12)}
+
+
+def test_curves_that_cannot_be_written_lose_no_step(tmp_path, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("recipes.run.draw_curves", full)
+    said = r"(?s)could not write \S+curves.png: .*No space left on device\nthe state after step 5 is saved; to go on "
+    with pytest.raises(RunError, match=said):
+        train_here(tmp_path, *QUICK, "train.save_every=100", f"out={tmp_path}", "name=run")
+    assert Store(tmp_path / "run" / "checkpoints").newest("step")[0].state["step"] == 5
+
+
+def test_tensorboard_has_pictures(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sink = TensorBoard(tmp_path / "tensorboard", 0)
+    sink.picture(7, Image.new("RGB", (8, 6), (255, 0, 0)))
+    sink.close()
+    (shown,) = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("validation/picture")
+    with Image.open(io.BytesIO(shown.encoded_image_string)) as picture:
+        assert (shown.step, picture.size, picture.getpixel((0, 0))) == (7, (8, 6), (255, 0, 0))
+
+
+def test_tensorboard_that_cannot_begin_says_how_to_go_on(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("in the way")
+    with pytest.raises(log.LogError, match=r"could not write \S+tensorboard: .*; then go on with: .* resume=\S+run$"):
+        train_here(tmp_path, *QUICK, "logger=tensorboard", "name=run")
+
+
 def test_a_tracker_that_cannot_be_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
@@ -70,14 +131,41 @@ def test_a_tracker_that_cannot_be_leaves_no_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_that_refuses_says_how_to_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["UsageError", ValueError])
+def test_wandb_that_refuses_says_how_to_go_on(tmp_path, monkeypatch, kind):
+    wandb = pytest.importorskip("wandb")
+    error = getattr(wandb.errors, kind) if isinstance(kind, str) else kind
+
+    def init(**options):
+        asked.append(options["mode"])
+        if options["mode"] != "offline":
+            raise error("no account")
+        return SimpleNamespace(define_metric=lambda *_, **__: None, log=logged.append, finish=lambda: None)
+
+    asked, logged = [], []
+    options = [*QUICK, "train.steps=2", "logger=wandb", "name=run"]
+    monkeypatch.setattr(wandb, "init", init)
+    said = r"(?s)refuses the run: no account.* resume=\S+run logger=wandb logger.mode=offline"
+    with pytest.raises(ConfigError, match=said) as refused:
+        train_here(tmp_path, *options)
+    note_overrides(tmp_path / "run", options)
+    typed = shlex.split(str(refused.value).splitlines()[-1])[-3:]
+    monkeypatch.setattr(config, "overrides", lambda: typed)
+    train_here(tmp_path, *typed)
+    assert asked == [None, "offline"]  # what is not given is for WANDB_MODE to say
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2]
+
+
+def test_wandb_that_fails_in_mid_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
-    def refuse(**options):
-        raise wandb.errors.UsageError("no account")
+    def fail(line):
+        raise wandb.errors.CommError("its service is gone")
 
-    monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(ConfigError, match=r"(?s)refuses the run: no account.* resume=\S+run logger.mode=offline"):
+    run = SimpleNamespace(define_metric=lambda *_, **__: None, log=fail, finish=lambda: fail(None))
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    said = r"could not write to Weights & Biases: its service is gone\nthe state after step 1 is saved"
+    with pytest.raises(log.LogError, match=said):
         train_here(tmp_path, *QUICK, "logger=wandb", "name=run")
 
 

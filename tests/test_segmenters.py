@@ -13,6 +13,8 @@ import zoo
 from steps import losses_of
 from zoo.heads import inference, segmenter
 from zoo.heads.plain import pyramid_of
+from zoo.heads.recognise import recognise_dense
+from zoo.heads.segmenter import auxiliary_head
 
 FOLDER = Path(__file__).parent / "golden"
 # record of a backbone, and how the model is built
@@ -97,10 +99,32 @@ def test_auxiliary_head_is_left_out_where_the_model_has_none(small):
     assert report.left_out == {"auxiliary_head": 8} and "auxiliary_head (8 tensors)" in report.message
 
 
+@pytest.mark.parametrize("kind", ["narrow", "several"])
+def test_another_auxiliary_head_is_left_out(small, kind, tmp_path):
+    """A file that has one of other channels, or more than one, is recognised as without, and else it is said how."""
+    state = zoo.read(small[1]).entries["raw"]
+    parts = {name: x for name, x in state.items() if name.startswith("auxiliary_head.")}
+    assert recognise_dense(state).options == {"channels": 16, "auxiliary": True}
+    state = {name: x for name, x in state.items() if name not in parts}
+    if kind == "narrow":
+        model = tiny()
+        model.auxiliary_head = auxiliary_head(64, 5, channels=24)
+        theirs = model.layouts()[0].to_theirs(model.state_dict())
+        state |= {name: theirs[name] for name in parts}
+    else:
+        state |= {name.replace("head.", f"head.{i}."): x for name, x in parts.items() for i in (0, 1)}
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    found = recognise_dense(state)
+    assert found.options == {"channels": 16, "auxiliary": False}
+    assert zoo.load_checkpoint(tiny(**found.options), tmp_path / "other.pth").left_out.keys() == {"auxiliary_head"}
+    with pytest.raises(zoo.CheckpointError, match="auxiliary=False builds a segmenter without"):
+        zoo.load_checkpoint(tiny(), tmp_path / "other.pth")
+
+
 def test_auxiliary_head_is_missed(small, tmp_path):
     state = {k: v for k, v in zoo.read(small[1]).entries["raw"].items() if not k.startswith("auxiliary_head.")}
     torch.save(state, tmp_path / "without.pth")
-    with pytest.raises(zoo.CheckpointError, match=r"missing: auxiliary_head\.convs"):
+    with pytest.raises(zoo.CheckpointError, match=r"missing: auxiliary_head\.convs.*: auxiliary=False builds"):
         zoo.load_checkpoint(tiny(), tmp_path / "without.pth")
 
 
@@ -117,8 +141,9 @@ def test_classifiers_for_other_classes_are_made_anew(small):
 def test_files_of_other_segmenters_are_refused(small, kwargs):
     model = tiny(**kwargs)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(zoo.CheckpointError):
+    with pytest.raises(zoo.CheckpointError) as error:
         zoo.load_checkpoint(model, small[1])
+    assert "auxiliary=False" not in str(error.value)  # which would not help
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -190,6 +215,8 @@ def test_a_module_as_backbone():
         segmenter("resnet18", 0)
     with pytest.raises(ValueError, match="scales are empty"):
         inference.augmented(nn.Identity(), torch.zeros(1, 3, 32, 32), scales=())
+    with pytest.raises(ValueError, match="no images to average over"):
+        inference.averaged(nn.Identity(), [], (32, 32))
     with pytest.raises(ValueError, match="drop_path_rate cannot be given"):
         segmenter(backbone, 3, drop_path_rate=0.1)
 
@@ -226,6 +253,55 @@ def test_weights_of_classes_survive_meta():
     torch.testing.assert_close(model[0].class_weights, torch.tensor(weights).double())
     model[0].class_weights = torch.ones(5)
     assert torch.equal(model.double()[0].class_weights, torch.ones(5).double())
+
+
+@torch.no_grad()
+def test_a_file_predicts_the_same_whichever_weights_of_classes_a_model_has(tmp_path):
+    images, path, small = torch.randn(1, 3, 64, 64), tmp_path / "w.pth", {"head": "fcn", "channels": 8}
+    saved = segmenter("test_resnet", 3, **small, class_weights=[0.2, 1.0, 4.0]).eval()
+    torch.save(saved.state_dict(), path)
+    for given in (None, [0.2, 1.0, 4.0], [1.0, 3.0, 0.5]):
+        read, copied = (segmenter("test_resnet", 3, **small, class_weights=given).eval() for _ in range(2))
+        assert zoo.load_checkpoint(read, path).layout == "zoo"
+        copied.load_state_dict(saved.state_dict())
+        assert torch.equal(read(images), copied(images))
+        torch.testing.assert_close(read(images), saved(images))
+        assert given != [0.2, 1.0, 4.0] or torch.equal(read(images), saved(images))
+        kept = read.state_dict().get("class_weights")
+        assert kept is None if given is None else kept.tolist() == pytest.approx(given)
+        learned, here = (
+            saved.auxiliary_head.classifier.bias - saved.class_weights.log(),
+            torch.tensor(given or [1.0] * 3),
+        )
+        torch.testing.assert_close(read.auxiliary_head.classifier.bias, learned + here.log())
+    other = segmenter("test_resnet", 4, **small, class_weights=[1.0, 2.0, 3.0, 4.0])
+    assert zoo.load_checkpoint(other, path).head_remade and other.class_weights.tolist() == [1.0, 2.0, 3.0, 4.0]
+    half = saved.state_dict() | {"class_weights": torch.full((2,), 0.5)}
+    with pytest.raises(
+        zoo.CheckpointError, match=r"class_weights is \(2,\), and decode_head.*\(3,\): expected a weight"
+    ):
+        segmenter("test_resnet", 3, **small).load_state_dict(half)
+
+
+@pytest.mark.parametrize("head", ["upernet", "fcn"])
+def test_a_file_with_another_head_says_so(small, tmp_path, head):
+    """In both layouts; not that it has no auxiliary head."""
+    torch.save(tiny(head="semantic_fpn").state_dict(), tmp_path / "own.pth")
+    with pytest.raises(zoo.CheckpointError, match=r"Its head is of another kind.*task\.head=.*\.$") as raised:
+        zoo.load_checkpoint(tiny(head=head), tmp_path / "own.pth")
+    assert "auxiliary=False" not in str(raised.value)
+    with pytest.raises(zoo.CheckpointError, match=r"Its head is of another kind"):
+        zoo.load_checkpoint(tiny(head="semantic_fpn"), small[1])
+
+
+@torch.no_grad()
+def test_files_of_earlier_versions_have_no_weights_of_classes():
+    images, weights = torch.randn(1, 3, 64, 64), [0.2, 1.0, 4.0]
+    one, two = (segmenter("test_resnet", 3, head="fcn", channels=8, class_weights=weights).eval() for _ in range(2))
+    state = one.state_dict()
+    del state["class_weights"]
+    two.load_state_dict(state)
+    assert torch.equal(one(images), two(images)) and torch.equal(one.class_weights, two.class_weights)
 
 
 def test_loss_falls():

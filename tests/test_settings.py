@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from recipes import config
 from recipes.config import ConfigError
+from recipes.config.given import with_task_of_run
 from recipes.data.build import preprocessing
 from recipes.provenance import note_session, sessions
 from recipes.run import open_run
@@ -124,6 +125,24 @@ def test_data_that_was_moved_stays_where_it_is_now(tmp_path):
     assert config_to_resume(run, ["data.root=fourth"]).data.root == "fourth"
     assert config_to_evaluate(run, ["data=imagenet_a", "data.root=other"]).data.root == "other"
     assert config_to_resume(run, []).hardware.device == "auto"  # of one start
+
+
+def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, capsys):
+    """So that Hydra knows the keys of that task."""
+    segment, classify = begun(tmp_path / "my run", "task=segment"), begun(tmp_path / "other")
+    typed = [config.quote("run", str(segment)), "task.flip=true"]
+    assert with_task_of_run(typed) == ["task=segment", *typed]
+    assert with_task_of_run([*typed, f"run={classify}"]) == ["task=classify", *typed, f"run={classify}"]
+    for others in (["checkpoint=a.pth"], ["-m", f"run={segment},{classify}"], [f"run={segment}", "task=detect"]):
+        assert with_task_of_run(others) == others
+    said = []
+    monkeypatch.setattr("sys.argv", ["eval.py", *typed])
+    config.main("eval")(lambda cfg: said.append((cfg.run, cfg.task.name, cfg.task.flip)))()
+    assert said == [(str(segment), "segment", True)]
+    monkeypatch.setattr("sys.argv", ["eval.py", "run=missing", "task.flip=true"])
+    with pytest.raises(SystemExit):
+        config.main("eval", errors=(RunError,))(lambda cfg: None)()
+    assert "error: missing holds no run: missing/config.yaml is not there" in capsys.readouterr().err
 
 
 def test_a_key_that_was_typed_is_no_near_match():

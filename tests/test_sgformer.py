@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import golden
+import oracles
 import zoo
 from test_golden import FOLDER
 from test_models import small, trained
@@ -183,6 +184,24 @@ def official(model):
     return layout.to_theirs(model.state_dict())
 
 
+@pytest.mark.parametrize("size", [(112, 448), (224, 224)])
+def test_as_many_tokens_as_published(size, tmp_path):
+    """Against the published arithmetic written out, which reads its table in order; made for the size it is another.
+
+    Heads are of 24 channels in the first stage, as the base model's, and the last stage has two blocks.
+    """
+    options = {"dims": (48, 64, 64, 64), "depths": (2, 2, 2, 2), "dtype": torch.float64}
+    model = trained(small("sgformer_b", **options))
+    assert {block.attn.q.in_features // block.attn.heads for block in model.stages[0].blocks[1:]} == {24}
+    x = torch.randn(1, 3, *size, dtype=torch.float64)
+    expected = oracles.sgformer(official(model), x, (2, 2, 4, 2))
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+    torch.save(official(model), tmp_path / "official.pth")
+    made_for_it = small("sgformer_b", img_size=size, **options).eval()
+    zoo.load_checkpoint(made_for_it, tmp_path / "official.pth")
+    assert torch.allclose(made_for_it(x), expected) == (size == (224, 224))
+
+
 def test_table_of_another_grid_is_refused(tmp_path):
     state = official(small("sgformer_b", img_size=(64, 96)))  # 16 x 24 entries: no square
     torch.save(state, tmp_path / "wide.pth")
@@ -204,6 +223,27 @@ def test_recognised_at_another_size():
     """A file for 448 pixels differs in its table alone."""
     record = golden.load(FOLDER / "sgformer_s_448x448.json")
     assert zoo.identify(golden.official_state_dict(record, torch.float32)) == [("sgformer_s", "official")]
+
+
+def test_drop_path_ramp():
+    model = create_model("sgformer_b", device="meta", drop_path_rate=0.4)
+    rates = [m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")]
+    assert rates == pytest.approx([0.4 * block / 35 for block in range(36) for _ in range(2)], abs=1e-12)
+
+
+def test_first_values():
+    """Convolutions start by what leaves them, of depthwise ones a channel's alone."""
+    model, depthwise = small("sgformer_b"), 0
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Conv2d):
+            fan = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
+            assert m.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.15), name
+            assert m.bias is None or not m.bias.any()
+            depthwise += m.groups > 1
+        if isinstance(m, nn.Linear):
+            assert m.weight.abs().max() < 0.12 and not m.bias.any(), name
+            assert m.weight.numel() < 1000 or m.weight.std().item() == pytest.approx(0.02, rel=0.1), name
+    assert depthwise == 3 + 2 * 6
 
 
 def test_heads_that_do_not_divide():

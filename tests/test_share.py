@@ -41,6 +41,23 @@ def test_other_sizes_and_channels(tmp_path):
     assert same(timm.create_model(f"local-dir:{folder}", pretrained=True), model, (128, 128), channels=1)
 
 
+@pytest.mark.parametrize("pool", ["max", "avgmax", ""])
+def test_another_classifier(pool, tmp_path):
+    model = trained(small("stvit_b"))
+    model.reset_classifier(0 if pool == "" else 5, pool)
+    again = timm.create_model(f"local-dir:{zoo.save_for_hf(model, tmp_path)}", pretrained=True)
+    assert (again.num_classes, again.global_pool) == (model.num_classes, pool) and same(model, again)
+
+
+def test_other_windows(tmp_path):
+    model = trained(small("gcvit_s", window_size=5))
+    for windows in ({}, {"window_size": 4}, {"img_size": 96}):
+        if windows:
+            model.set_input_size(**windows)
+        again = timm.create_model(f"local-dir:{zoo.save_for_hf(model, tmp_path)}", pretrained=True)
+        assert same(model, again, (96, 160))
+
+
 def test_hub(tmp_path, monkeypatch):
     """The uploaded folder, given back as a repository, is the model; nothing of this test leaves the machine."""
     kept = tmp_path / "repository"
@@ -110,6 +127,21 @@ def test_features_cannot_be_shared(tmp_path):
     with pytest.raises(ValueError, match="gives features alone: share the model without"):
         zoo.save_for_hf(small("davit_t", features_only=True), tmp_path / "features")
     assert not (tmp_path / "features").exists()
+
+
+def test_what_timm_would_not_build_again(tmp_path):
+    pruned, replaced = small("davit_t"), small("davit_t")
+    pruned.prune_intermediate_layers([1])
+    replaced.head.fc = nn.Sequential(replaced.head.fc)
+    for model, names in ((pruned, r"head\.after\.bias, .* and \d+ more"), (replaced, r"head\.fc\.0\.bias, .*")):
+        with pytest.raises(ValueError, match=rf"would not build this DaViT again: .* \({names}\)"):
+            zoo.save_for_hf(model, tmp_path / "shared")
+        with pytest.raises(ValueError, match="would not build this DaViT again"):
+            zoo.push_to_hub(model, "someone/davit")
+    assert not (tmp_path / "shared").exists()
+    whole = trained(small("davit_t", num_classes=0))
+    whole.prune_intermediate_layers([3], prune_head=False)  # drops nothing
+    assert same(whole, timm.create_model(f"local-dir:{zoo.save_for_hf(whole, tmp_path)}", pretrained=True))
 
 
 def test_what_cannot_be_shared(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from families import SMALL
@@ -258,6 +259,43 @@ def test_field_ends_where_convolutions_do():
 def test_other_models_have_fields():
     model = timm.create_model("resnet10t", num_classes=0)
     assert [picture.name for picture in show.pictures(model, noise(), img_size=64, stage=1)] == ["field"]
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": ModelEmaV3,
+    "parallel": nn.DataParallel,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_models(wrapper):
+    model = small("davit_t").eval()
+    wrapped, x = WRAPPERS[wrapper](model), torch.randn(1, 3, *SIZE)
+    assert show.names(wrapped) == show.names(model)
+    assert_same(show.pictures(wrapped, noise(), img_size=SIZE), show.pictures(model, noise(), img_size=SIZE))
+    assert [call.module for call in show.record(wrapped, x)] == [call.module for call in show.record(model, x)]
+    assert torch.equal(show.receptive_field(wrapped, x), show.receptive_field(model, x))
+
+
+def assert_same(found, want):
+    assert [picture.title for picture in found] == [picture.title for picture in want]
+    for one, other in zip(found, want, strict=True):
+        assert one.data.keys() == other.data.keys()
+        assert all(torch.equal(value, other.data[key]) for key, value in one.data.items())
+
+
+def test_models_without_their_last_stages():
+    """Their pictures are those of the stages that are there, of a model for features alone too."""
+    whole, pruned, features = small("davit_t"), small("davit_t"), small("davit_t", features_only=True, out_indices=(1,))
+    pruned.prune_intermediate_layers([1])
+    want = {picture.name: picture for picture in show.pictures(whole, noise(), img_size=SIZE)}
+    for model in (pruned, features):
+        for picture in show.pictures(model, noise(), img_size=SIZE):
+            assert {key[-1] for key in picture.data if key[-1].isdigit()} == {"0", "1"}
+            assert all(torch.equal(value, want[picture.name].data[key]) for key, value in picture.data.items())
+        with pytest.raises(show.ShowError, match="stage is 2: DaViT has features 0 to 1"):
+            show.pictures(model, noise(), img_size=SIZE, only=["field"], stage=2)
 
 
 @pytest.mark.parametrize(

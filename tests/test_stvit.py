@@ -95,6 +95,24 @@ def test_trains_under_autocast():
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+def test_drop_path_ramp():
+    model = create_model("stvit_b", device="meta", drop_path_rate=0.4)
+    rates = [m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")]
+    assert rates == pytest.approx([0.4 * block / 29 for block in range(30) for _ in range(2)], abs=1e-12)
+
+
+def test_first_values():
+    """torch's own, uniform between bounds that go by what enters a layer, but for the classifier."""
+    model = small("stvit_b", num_classes=1000)
+    for name, m in model.named_modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)) and m is not model.head.fc:
+            bound = m.weight[0].numel() ** -0.5
+            assert 0.98 * bound < m.weight.abs().max() <= bound, name
+            assert 0.7 * bound < m.bias.abs().max() <= bound, name
+            assert m.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+    assert model.head.fc.weight.std().item() == pytest.approx(0.02, rel=0.01) and not model.head.fc.bias.any()
+
+
 def test_first_values_of_the_layer_scale():
     gammas = [module.gamma for module in small("stvit_b").modules() if hasattr(module, "gamma")]
     assert gammas and all(torch.equal(gamma, torch.full_like(gamma, 1e-6)) for gamma in gammas)

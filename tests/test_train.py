@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import zoo
 from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, data, log, models, train
 from recipes.data import DataError
+from recipes.run import Run, find_checkpoint, find_weights
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
@@ -261,6 +263,9 @@ def test_released_weights_that_cannot_be_had(error):
     with pytest.raises((config.ConfigError, zoo.CheckpointError), match=r"model.checkpoint=<file>") as raised:
         models.build(unreachable, "test_resnet", {"pretrained": True}, {"img_size": 32})
     assert "overlay" not in str(raised.value) and "and more" not in str(raised.value)
+    unreachable.__module__ = "zoo.heads.segmenter"  # which gives them to its backbone
+    with pytest.raises((config.ConfigError, zoo.CheckpointError), match=r"model.backbone=<file>"):
+        models.build(unreachable, "test_resnet", {"pretrained": True}, {})
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -272,14 +277,54 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_a_log_that_cannot_be_written(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     sink = log.Jsonl(tmp_path / "metrics.jsonl")
-    with pytest.raises(log.LogError, match=r"No space left on device; there is no checkpoint yet: .* begins again"):
+    with pytest.raises(log.LogError, match=r"could not write .*metrics.jsonl: .*No space left on device$"):
         sink.write({"step": 1})
-    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    with pytest.raises(log.LogError, match=r"No space left on device; the checkpoints are whole: .* goes on"):
-        sink.write({"step": 2})
     (tmp_path / ".validation.png").symlink_to("/dev/full")
-    with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device; .* goes on"):
+    with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device"):
         sink.picture(2, Image.new("RGB", (8, 8)))
+
+
+def test_curves_that_another_clock_has_dated_are_drawn_anew(run):
+    path, now = run / "curves.png", time.time()
+    begun = Run(run, OmegaConf.load(run / "config.yaml"), checkpoint.Store(run / "checkpoints"))
+    for age, drawn in ((30, False), (90, True), (-30, True)):
+        os.utime(path, (now - age, now - age))
+        before = path.stat().st_mtime_ns
+        begun.draw("top1", every=60)
+        assert (path.stat().st_mtime_ns != before) == drawn, age
+
+
+def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(run / "checkpoints", tmp_path / "checkpoints"))
+    read, (old,) = checkpoint.read, folder.glob("best-*")
+    new = old.with_name("best-00000099")
+
+    def replaced_first(path):
+        if path == old:
+            old.rename(new)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read", replaced_first)
+    assert find_checkpoint(tmp_path).path == new and capsys.readouterr().out == ""
+    weights, place = find_weights(tmp_path).tensors, new.with_name("best-00000100")
+
+    def replaced_again(self, part):
+        if self.path == new:
+            new.rename(place)
+        return tensors(self, part)
+
+    tensors = checkpoint.Checkpoint.tensors
+    monkeypatch.setattr(checkpoint.Checkpoint, "tensors", replaced_again)
+    kept = find_weights(tmp_path)
+    assert kept.checkpoint.path == place and kept.place == place / "ema.safetensors"
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.tensors.items())
+
+    def failing(self, part):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "tensors", failing)
+    with pytest.raises(RunError, match=r"could not read \S+best-00000100: .*Input/output error"):
+        find_weights(tmp_path)
 
 
 def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ops.sizes import surely
 
+from .blocks.checks import check_classes
 from .blocks.init import init_linear
 
 OTHER_NAMES = (
@@ -97,11 +98,10 @@ class Head(nn.Module):
     @torch.jit.ignore
     def reset(self, num_classes: int, pool: str | None, like: Tensor) -> None:
         """A new, freshly initialised classifier of the device and dtype of `like`; another pooling if it is given."""
+        self.pool = self.pool if pool is None else _pool(pool)
         self.fc = self._classifier(num_classes)
         init_linear(self.fc)
         self.fc.to(device=like.device, dtype=like.dtype)
-        if pool is not None:
-            self.pool = _pool(pool)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # (B, H, W, C)
         x = self.drop(self.after(self.pool(self.before(x))))
@@ -162,6 +162,16 @@ class Backbone(nn.Module):
     def least_side(stages: int) -> int:
         """Pixels a side of the smallest image that so many stages have maps of: 32 or fewer for four."""
         return 1
+
+    @staticmethod
+    def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Arguments beside a variant's that a model was built with, as far as the shapes of its weights show them."""
+        return {}
+
+    @property
+    def global_pool(self) -> str:
+        """How the head pools now, as timm asks for it where it writes a model down."""
+        return self.head.pool.pool_type
 
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
         x = self.stem(channels_last(x, self.least))
@@ -253,9 +263,13 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with `num_classes` outputs (0: none); another pooling if `global_pool` is given."""
-        self.num_classes = num_classes
+        """A new classifier with `num_classes` outputs (0: none); another pooling if `global_pool` is given.
+
+        Raises ValueError for what is no number of classes, or no pooling; the model is then as it was.
+        """
+        check_classes(num_classes)
         self.head.reset(num_classes, global_pool, like=next(self.stem.parameters()))
+        self.num_classes = num_classes
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

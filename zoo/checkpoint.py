@@ -36,17 +36,24 @@ def load_checkpoint(
     Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
     ValueError for a model on the meta device.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError("the model is on the meta device, without memory for weights: build it on another one")
     given = path if isinstance(path, Checkpoint) else read(path)
     path = given.path
     checkpoint, left_out = part_of(given, part)
     checkpoint, unused = _without_unused(checkpoint, model)
-    layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-    state = dict(state)  # which may be the given one
-    channels = fit_channels(state, model, path)
-    report = fit(state, model, layout)
+    try:
+        layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
+        state = dict(state)  # which may be the given one
+        if hasattr(model, "adopt"):
+            model.adopt(state)
+        channels = fit_channels(state, model, path)
+        report = fit(state, model, layout)
+    except CheckpointError as error:
+        if advice := _advice(checkpoint, model):
+            raise CheckpointError(f"{error} {advice}") from error
+        raise
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.channels, report.layout, report.entry = channels, layout, entry
     report.left_out = left_out | unused | report.left_out
@@ -145,7 +152,7 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
     return Checkpoint(checkpoint.path, entries, checkpoint.meta), left_out
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model without what compiles it, spreads it over devices, or asks it for features alone."""
     model = unwrap_model(model)
     return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
@@ -164,6 +171,11 @@ def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoin
     unused = {part: count for part, count in parts(next(iter(states.values()))).items() if model.unused(part)}
     entries = {k: {n: t for n, t in state.items() if n.partition(".")[0] not in unused} for k, state in states.items()}
     return Checkpoint(checkpoint.path, entries, checkpoint.meta), unused
+
+
+def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
+    """What a model that is more than a backbone has to say of a file that is not its own."""
+    return model.advice(without_prefix(next(iter(checkpoint.entries.values())))) if hasattr(model, "advice") else ""
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:

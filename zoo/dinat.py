@@ -14,9 +14,10 @@ from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import neighborhood_attention, unpack
+from ops.sizes import surely
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, check_heads, check_stages, drop_path_rates, init_linear, init_normal, of_zeros
+from .blocks import Block, FilledAttention, check_heads, check_stages, drop_path_rates, init_linear, init_normal
 from .registry import register
 
 for op in (neighborhood_attention, unpack):
@@ -82,7 +83,7 @@ class Downsample(nn.Module):
         return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class NeighborhoodAttention(nn.Module):
+class NeighborhoodAttention(FilledAttention):
     """Self-attention of every token to its `window` x `window` nearest, `dilation` apart, with a learned bias.
 
     A map smaller than window * dilation is filled up at the bottom and right as if the input were zero there: what
@@ -103,14 +104,15 @@ class NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         init_normal(self.rpb)
 
+    def covers(self, x: Tensor) -> bool:
+        side = self.window * self.dilation
+        return surely(x.shape[1] >= side) and surely(x.shape[2] >= side)
+
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
+        outside = self.outside(x)
         q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
-        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
-        zero = zero.view(3, self.heads, c // self.heads)
-        x = neighborhood_attention(
-            q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=(zero[1], zero[2])
-        )
+        x = neighborhood_attention(q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=outside)
         return self.proj(x.reshape(b, h, w, c))
 
 

@@ -36,7 +36,7 @@ from .files import whole
 from .heads import segmenter
 from .heads.recognise import TASKS, DenseRecognition, recognise_dense
 from .reader import read
-from .recognise import hint, part_hint, recognise
+from .recognise import hint, part_hint, recognise, without_prefix
 from .registry import variants
 
 OPSET = 18
@@ -72,6 +72,10 @@ def build(
     if path.is_file():
         return _from_file(create, path, model, weights).eval()
     if path.is_dir():
+        if (path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{path} is the folder of a run: python -m recipes.export {path} OUT exports its model"
+            )
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
         return create(f"local-dir:{path}", pretrained=True).eval()
@@ -98,11 +102,17 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     dense = recognise_dense(state, hint(str(path), checkpoint.meta))
     if dense and dense.task == "segment" and create is timm.create_model:
         return _segmenter_from_file(dense, path, model, weights)
+    if "decode_head.classifier.weight" in without_prefix(state):
+        raise CheckpointError(
+            f"{path} is a segmenter in the zoo's names, which do not say all of how it is built: of a run, python -m "
+            "recipes.export RUN OUT exports it; else load it into one, which zoo.export.export writes"
+        )
     found = recognise(state, hint(str(path), checkpoint.meta))
     name = model or found.model
     if name is None:
         raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
-    built = create(name, **({} if found.classes is None else {"num_classes": found.classes}))
+    classes = {} if found.classes is None else {"num_classes": found.classes}
+    built = create(name, **classes, **found.arguments(name))
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
     return built
@@ -234,17 +244,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m zoo.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="MODEL", help="a file, a folder, or a model's name")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .onnx or .pt2")
     parser.add_argument("--model", metavar="NAME", help="the zoo's model that a file is of; default: as recognised")
+    parser.add_argument(
+        "--features", type=int, nargs="*", metavar="I", help="maps, not logits: of all stages, or of these from 0 on"
+    )
+    args = parse_written(parser, argv)
+    if args.model is not None and args.model not in variants():
+        parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
+    return args
+
+
+def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of a command, to whose own, which say what is exported, those are added that say where and how."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .onnx or .pt2")
     parser.add_argument("--weights", choices=("auto", "raw", "ema"), default="auto", help="which of the file's weights")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: the model's own")
     parser.add_argument("--batch", type=int, default=1, help="images at once (%(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="any number of images at once")
     parser.add_argument(
         "--any-size", action="store_true", help=f"images of any height and width from {LEAST_OF_ANY} pixels"
-    )
-    parser.add_argument(
-        "--features", type=int, nargs="*", metavar="I", help="maps, not logits: of all stages, or of these from 0 on"
     )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
@@ -253,8 +271,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--size {args.size}: with --any-size expected {LEAST_OF_ANY} pixels a side at least")
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {' or '.join(SUFFIXES)}")
-    if args.model is not None and args.model not in variants():
-        parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
     if args.batch < 1 or min(args.size or (LEAST,)) < LEAST:
         parser.error(f"--batch {args.batch}, --size {args.size}: expected an image, of {LEAST} pixels a side, at least")
     if args.out.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
@@ -266,20 +282,29 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         model = build(args.source, model=args.model, weights=args.weights, features=args.features)
-        channels, *size = get_model_input_config(getattr(model, "model", model))["input_size"]
-        # an exporter takes a batch of one for a constant
-        shape = [max(args.batch, 2 if args.dynamic else 1), channels, *(args.size or size)]
-        with whole(args.out, force=args.force) as temporary:
-            export(model, torch.zeros(shape), temporary, dynamic=args.dynamic, any_size=args.any_size)
+        shapes = write(model, args)
     except (CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    return report(model, args.out, shapes, args.tolerance)
+
+
+def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
+    """Write `model` as the arguments of `parse_written` say, and give the shapes of images to compare it on.
+
+    Raises CheckpointError where the file cannot be written, ValueError as `program` does.
+    """
+    channels, *size = get_model_input_config(getattr(model, "model", model))["input_size"]
+    # an exporter takes a batch of one for a constant
+    shape = [max(args.batch, 2 if args.dynamic else 1), channels, *(args.size or size)]
+    with whole(args.out, force=args.force) as temporary:
+        export(model, torch.zeros(shape), temporary, dynamic=args.dynamic, any_size=args.any_size)
     opset = f", opset {OPSET}" if args.out.suffix == ".onnx" else ""
     print(f"written: {args.out}, {args.out.stat().st_size:,} bytes{opset}, for {_said(shape, args)}")
     shapes = [[shape[0] + args.dynamic, *shape[1:]]]
     if args.any_size:
         shapes += [[*shapes[0][:2], *other] for other in others(*shape[2:])]
-    return report(model, args.out, shapes, args.tolerance)
+    return shapes
 
 
 def _said(shape: Sequence[int], args: argparse.Namespace) -> str:

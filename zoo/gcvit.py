@@ -4,12 +4,13 @@ Blocks attend inside windows, in turn with queries of their own and with the ima
 the whole stage to a single window of queries, and every window asks its keys the same questions about the whole image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers import to_2tuple
 from timm.models import checkpoint
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
@@ -42,6 +43,9 @@ VARIANTS |= {f"gcvit_l_{pixels}": {**SIZES["gcvit_l"], "img_size": pixels} for p
 # a row a stage: pixels of the image per token of a window, along a side; convolutions of the query generator; whether
 # each of them halves the map, which brings it to one window
 STAGES = ((32, 3, True), (32, 2, True), (16, 1, False), (32, 1, False))
+# the third stage's window for 224 pixels. The detection code, whose windows are given, halves that stage's map too
+# unless its window is this one, whatever image the weights were trained for
+UNHALVED = (14, 14)
 
 
 class Stem(nn.Module):
@@ -59,14 +63,15 @@ class Stem(nn.Module):
 class GlobalAttention(WindowAttention):
     """Window attention whose queries, one window of them, are given; it projects keys and values alone."""
 
-    def __init__(self, dim: int, window: tuple[int, int]) -> None:
-        super().__init__(dim, dim // 32, window, filled=True)
+    def __init__(self, dim: int, window: tuple[int, int], table: bool = True) -> None:
+        super().__init__(dim, dim // 32, window, table=table, filled=True)
         self.qkv = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         b, h, w, c = x.shape
+        outside = self.outside(x, 2)
         k, v = unpack(self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads))  # (B, H, W, heads, D)
-        x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=self.outside(x))
+        x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=outside)
         return self.proj(x.reshape(b, h, w, c))
 
 
@@ -120,7 +125,10 @@ class GCViT(Backbone):
     layer_scale     first value of the factors on the branches; None: no such factors
     img_size        image that the windows are made for, pixels a side or (height, width): a window has
                     ceil(img_size / 32) tokens a side, in the third stage ceil(img_size / 16)
-    window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these
+    window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these. The
+                    third stage's queries are then made as the published detection code does, from half the map unless
+                    that window is 14 x 14, for any `img_size`
+    table           False: attention without a bias per relative position, an option of the published detection code
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
 
@@ -138,6 +146,7 @@ class GCViT(Backbone):
         *,
         img_size: Size = 224,
         window_size: Windows | None = None,
+        table: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -151,7 +160,8 @@ class GCViT(Backbone):
         dims = [dim * 2**i for i in range(len(STAGES))]
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
-            blocks = [block(dims[i], windows[i], j, mlp_ratio, layer_scale, rate) for j, rate in enumerate(rates)]
+            options = {"table": table, "mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
+            blocks = [block(dims[i], windows[i], j, drop_path=rate, **options) for j, rate in enumerate(rates)]
             query = QueryGenerator(dims[i], windows[i], STAGES[i][1])
             stages.append(GlobalStage(blocks, query, FusedReduce(dims[i - 1], dims[i]) if i else None))
         super().__init__(
@@ -166,18 +176,34 @@ class GCViT(Backbone):
         self.set_input_size(img_size, window_size)
         self.apply(init_linear)
 
+    @staticmethod
+    def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        tables = {(key.split(".")[1], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
+        if not tables:
+            return {"table": False}
+        sides = [sides for _, sides in sorted(tables)]
+        # flat ones do not tell their sides
+        if len(sides) != len(STAGES) or not all(len(pair) == 2 and pair[0] % 2 and pair[1] % 2 for pair in sides):
+            return {}
+        windows = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
+        pixels = tuple(STAGES[2][0] * side for side in windows[2])
+        if windows == windows_for(pixels):
+            return {"img_size": plain(pixels)}
+        return {"window_size": plain(windows[0]) if len(set(windows)) == 1 else [plain(window) for window in windows]}
+
     @torch.jit.ignore
     def set_input_size(self, img_size: Size | None = None, window_size: Windows | None = None) -> None:
         """Make the windows for another image size, or as given (see the class); the tables are interpolated."""
         self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
-        windows, whole = windows_for(self.img_size, window_size), windows_for(self.img_size)
+        windows = windows_for(self.img_size, window_size)
         for i, stage in enumerate(self.stages):
             for module in stage.modules():
                 if isinstance(module, WindowAttention):
                     module.set_window(windows[i])
-            # the detection code halves the third stage's map too, once its window is not the whole map
-            stage.query.set_window(windows[i], STAGES[i][2] or (i == 2 and windows[i] != whole[i]))
+            halved = i == 2 and window_size is not None and windows[i] != UNHALVED
+            stage.query.set_window(windows[i], STAGES[i][2] or halved)
         update_model_input_size(self, self.img_size)
+        update_model_args(self, window_size=window_size)
 
 
 def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -> list[tuple[int, int]]:
@@ -191,13 +217,25 @@ def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -
     return [to_2tuple(window) for window in window_size]
 
 
+def plain(sides: tuple[int, int]) -> Size:
+    """Sides that are alike as one number."""
+    return sides[0] if sides[0] == sides[1] else sides
+
+
 def block(
-    dim: int, window: tuple[int, int], index: int, mlp_ratio: float, layer_scale: float | None, drop_path: float
+    dim: int,
+    window: tuple[int, int],
+    index: int,
+    *,
+    table: bool,
+    mlp_ratio: float,
+    layer_scale: float | None,
+    drop_path: float,
 ) -> Block:
     """Blocks with even numbers are local, those with odd numbers global."""
     if index % 2:
-        return GlobalBlock(dim, GlobalAttention(dim, window), mlp_ratio, drop_path, layer_scale)
-    attention = WindowAttention(dim, dim // 32, window, filled=True)
+        return GlobalBlock(dim, GlobalAttention(dim, window, table), mlp_ratio, drop_path, layer_scale)
+    attention = WindowAttention(dim, dim // 32, window, table=table, filled=True)
     return LocalBlock(dim, attention, mlp_ratio, drop_path, layer_scale)
 
 

@@ -15,9 +15,11 @@ from torch import Tensor, fx, nn
 from torchvision.ops import deform_conv2d
 
 from ops import pooled_attention, unpack, window_attention
+from ops.dispatch import autocasts, by_reference
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
+    FilledAttention,
     Mlp,
     PatchStem,
     Residual,
@@ -25,7 +27,6 @@ from .blocks import (
     check_stages,
     drop_path_rates,
     init_linear,
-    of_zeros,
     pad_to_multiple,
 )
 from .registry import register
@@ -58,7 +59,8 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     """Deformable convolution of 2 x 2 taps and stride 2 on an NCHW map, https://arxiv.org/abs/1703.06211.
 
     offset   (B, 8, H // 2, W // 2): down and right, in pixels, of the taps (0, 0), (0, 1), (1, 0), (1, 1)
-    Computed in float32 at least, also under autocast: offsets are fractions of a pixel.
+    Computed in float32 at least, also under autocast: offsets are fractions of a pixel. Where ops run their reference,
+    so does this: by operators that have derivatives of any order, forward ones too, which neither of its fast ways has.
     """
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     x, offset, kernel = x.to(wide), offset.to(wide), weight.to(wide)
@@ -67,9 +69,11 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
         if torch.onnx.is_in_onnx_export():
             # onnxruntime may have no deformable convolution
             return F.conv2d(resample(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
-        if x.is_cpu and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
+        if autocasts(x):
+            with torch.autocast(x.device.type, enabled=False):
                 return sample_2x2(x, offset, kernel, bias).to(weight.dtype)
+        if by_reference():
+            return F.conv2d(interpolate(x, offset, True), kernel, bias, (2, 2)).to(weight.dtype)
     if x.is_cpu:
         # torchvision's runs on one thread there, and adds up gradients pixel by pixel
         return F.conv2d(interpolate(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
@@ -81,10 +85,11 @@ def moves(offset: Tensor) -> Tensor:
     return offset.unflatten(1, [2, 2, 2]).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def interpolate(x: Tensor, offset: Tensor) -> Tensor:
+def interpolate(x: Tensor, offset: Tensor, plain: bool = False) -> Tensor:
     """What all taps see as a map, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)), for an ordinary convolution.
 
-    Each tap sees a weighted sum of four pixels, all channels at once; pixels outside the map weigh nothing.
+    Each tap sees a weighted sum of four pixels, all channels at once; pixels outside the map weigh nothing. `plain`
+    holds these four in memory, for a sum by operators that have derivatives of any order.
     """
     B, C, H, W = x.shape
     move = moves(offset)
@@ -96,7 +101,10 @@ def interpolate(x: Tensor, offset: Tensor) -> Tensor:
     pixels = W * rows[..., :, None] + columns[..., None, :]  # (B, 2h, 2w, 2, 2)
     weights = down[..., :, None] * right[..., None, :]
     maps = x.permute(0, 2, 3, 1).reshape(-1, C)
-    out = F.embedding_bag(pixels.view(-1, 4), maps, mode="sum", per_sample_weights=weights.view(-1, 4))
+    if plain:
+        out = (weights.unsqueeze(-1) * F.embedding(pixels, maps)).sum((3, 4))
+    else:
+        out = F.embedding_bag(pixels.view(-1, 4), maps, mode="sum", per_sample_weights=weights.view(-1, 4))
     return out.view(B, H - H % 2, W - W % 2, C).permute(0, 3, 1, 2)
 
 
@@ -146,7 +154,7 @@ class DeformableMerge(nn.Module):
         return self.act(self.norm(x)).permute(0, 2, 3, 1)
 
 
-class HighFrequencies(nn.Module):
+class HighFrequencies(FilledAttention):
     """Attention inside windows; tokens attend to the zeros that fill the map to whole windows."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
@@ -157,10 +165,9 @@ class HighFrequencies(nn.Module):
         self.proj = nn.Linear(heads * head_dim, heads * head_dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
+        outside = self.outside(x)
         q, k, v = unpack(self.qkv(x).unflatten(-1, [3, self.heads, -1]))  # (B, H, W, heads, D)
-        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
-        zero = zero.view(3, self.heads, -1)
-        return self.proj(window_attention(q, k, v, None, self.window, outside=(zero[1], zero[2])).flatten(3))
+        return self.proj(window_attention(q, k, v, None, self.window, outside=outside).flatten(3))
 
 
 class LowFrequencies(nn.Module):

@@ -4,8 +4,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ class Recognition:
     """What a state dict is.
 
     candidates  (model, layout) of every variant that it fits; several where variants differ in what has no weights
-    exact       False: only the trunk fits, with other windows, or without a head, as for dense prediction
+    exact       False: only the trunk fits, with other windows, or without a head or tables, as for dense prediction
     model       the variant: the only candidate, or the one that the file's own name picks among them; else None
     by_name     the name had to pick
     classes     outputs of the classifier; None where there is none
+    built_with  arguments of the model beyond its name, as far as shapes show any: GC ViT's windows
     """
 
     candidates: tuple[tuple[str, str], ...]
@@ -49,6 +51,7 @@ class Recognition:
     model: str | None = None
     by_name: bool = False
     classes: int | None = None
+    built_with: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -56,22 +59,30 @@ class Recognition:
         if not self.candidates:
             return "no model of the zoo"
         said = f"{' or '.join(model for model, _ in self.candidates)} in layout {self.candidates[0][1]!r}"
+        said += "" if self.exact else " (with other windows, without tables or with another head)"
         if len(self.candidates) > 1:
             said += ", which differ in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
-        return said if self.exact else f"{said}, with other windows or another head"
+        return said
+
+    def arguments(self, model: str) -> dict[str, Any]:
+        """What builds `model` as the file's was, beyond its name and classes; nothing where it is none that fits."""
+        return dict(self.built_with) if model in dict(self.candidates) else {}
 
 
 def recognise(state: State, name: str = "") -> Recognition:
     """What a bare state dict is; of a file's `name` only a choice among equals is taken."""
     state = without_prefix(state)
-    candidates, exact = _candidates(state)
-    if not candidates:
+    fitting, exact = _candidates(state)
+    if not fitting:
         return Recognition((), exact=False)
+    candidates = [(name, layout) for name, layout, _ in fitting]
     models = [model for model, _ in candidates]
     model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
-    return Recognition(tuple(candidates), exact, model, by_name, _classes(state, *candidates[0]))
+    name, layout, shapes = fitting[0]  # those that fit alike are told apart by none of this
+    classes, built_with = _classes(state, name, layout), class_of(name).built_with(shapes)
+    return Recognition(tuple(candidates), exact, model, by_name, classes, built_with)
 
 
 def hint(path: str, meta: Mapping[str, Any]) -> str:
@@ -96,7 +107,8 @@ def _configured(path: Path) -> Any:
 def identify(state: State) -> list[tuple[str, str]]:
     """(model, layout) of every variant that a bare state dict fits, but for the classifier.
 
-    Where none fits exactly, those whose trunk it fits: with other windows, or without a head, as for dense prediction.
+    Where none fits exactly, those whose trunk it fits: with other windows, or without a head or tables, as for dense
+    prediction.
     """
     return list(recognise(state).candidates)
 
@@ -130,7 +142,8 @@ def part_hint(state: State, path: str | Path) -> str:
     if not (inner := recognised_part(without_prefix(state))):
         return ""
     part, found = inner
-    return f". Its part {part!r} is {found.message}: python -m zoo.convert {path} OUT --part {part} writes it alone"
+    command = f"python -m zoo.convert {path} OUT --part {part}"
+    return f". Its part {part!r} is {found.message}. The command {command} writes it alone"
 
 
 def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
@@ -161,14 +174,15 @@ def compare(shapes: Shapes, model: str) -> tuple[list[str], list[str], list[str]
     return [key for key in want if key not in shapes], [key for key in shapes if key not in want], other
 
 
-def _candidates(state: State) -> tuple[list[tuple[str, str]], bool]:
+def _candidates(state: State) -> tuple[list[tuple[str, str, Shapes]], bool]:
+    """(model, layout, shapes under our names) of every variant that fits, and whether exactly."""
     found = []
     for names, layout, shapes in _under_our_names(state):
         # building a variant takes a moment, counting blocks and channels does not
         counts = _depths(shapes), _widths(shapes)
         found += [(name, layout, shapes) for name in names if _may_be(name, *counts)]
-    exact = [(name, layout) for name, layout, shapes in found if shapes == _shapes_of(name)]
-    trunks = [(name, layout) for name, layout, shapes in found if _trunk(shapes) == _trunk(_shapes_of(name))]
+    exact = [case for case in found if case[2] == _shapes_of(case[0])]
+    trunks = [case for case in found if _trunk(case[2]) in _trunks(case[0])]
     return exact or trunks, bool(exact)
 
 
@@ -253,6 +267,13 @@ def _trunk(shapes: Shapes) -> Shapes:
         for key, shape in shapes.items()
         if not key.startswith(("head.", "feature_norms."))
     }
+
+
+def _trunks(name: str) -> list[Shapes]:
+    """That of a variant and, where its class can be built so, without tables of relative positions."""
+    trunk = _trunk(_shapes_of(name))
+    bare = {key: shape for key, shape in trunk.items() if not key.endswith(".rpb")}
+    return [trunk, bare] if "table" in signature(class_of(name)).parameters else [trunk]
 
 
 def _differences(shapes: Shapes, want: Shapes) -> int:

@@ -12,6 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureDictNet, build_model_with_cfg, generate_default_cfgs, register_model
 
 from .backbone import Backbone
+from .blocks import check_classes
 from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
@@ -124,8 +125,7 @@ def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: An
         raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
     if not isinstance(in_chans, Integral) or in_chans < 1:
         raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
-    if not isinstance(num_classes, Integral) or num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes!r}: expected the number of classes, or 0 for no classifier")
+    check_classes(num_classes)
 
 
 def _check_features(kind: Any) -> None:

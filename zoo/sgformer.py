@@ -17,7 +17,17 @@ from torch import Tensor, fx, nn
 from ops import pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Mlp, Nhwc, PositionTable, Residual, check_stages, drop_path_rates, init_fan_out
+from .blocks import (
+    ConvPosition,
+    Mlp,
+    Nhwc,
+    PositionTable,
+    Residual,
+    check_stages,
+    drop_path_rates,
+    init_fan_out,
+    is_plain,
+)
 from .registry import register
 
 for op in (pooled_attention, rank_tokens, reallocate_tokens, significance, unpack, window_attention):
@@ -102,8 +112,7 @@ def learned_sum(layer: nn.Module, run: int, x: Tensor) -> tuple[Tensor, Tensor]:
     What is no linear layer is asked for both, by zeros and units. So is one with a hook, which nothing else would run:
     pruning and weight norm make the weight in one.
     """
-    hooked = layer._forward_pre_hooks or layer._forward_hooks
-    if type(layer) is nn.Linear and layer.bias is not None and not hooked:
+    if is_plain(layer):
         return layer.weight, layer.bias
     bias = layer(x.new_zeros([1, run]))[0]
     return (layer(torch.eye(run).to(x)) - bias).T, bias
@@ -199,7 +208,9 @@ class SGFormer(Backbone):
 
     dims, depths, heads  channels, blocks and attention heads of each stage. In all stages but the last, blocks with
                     even numbers make the significance that the next one uses; no stage hands it to another
-    img_size        image that the table of positions is made for, pixels a side or (height, width)
+    img_size        image that the table of positions is made for, pixels a side or (height, width). Left alone,
+                    released weights answer 112 x 448 as published, by the table of 224 x 224 read in order, for there
+                    are as many tokens; with img_size=(112, 448) it is interpolated to that map
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`; the authors published no version for dense prediction
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timm.models import push_to_hf_hub
+from timm.models import create_model, get_model_args, push_to_hf_hub
 from timm.models import save_for_hf as save_by_timm
 from timm.models._hub import generate_readme
 from timm.models._input import get_model_input_config
 from torch import nn
 
+from .backbone import Backbone
+from .convert import listed
 from .errors import CheckpointError
 
 USE = """
@@ -37,10 +39,11 @@ def save_for_hf(
                  with a tag or `pretrained`, else "unknown"
     kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config (by
                  default the size of images that the model was built for)
-    Each file is written whole or not at all. Raises ValueError for a model that `timm.create_model` did not build,
-    CheckpointError where the disk does not take it.
+    Each file is written whole or not at all. Raises ValueError for a model that `timm.create_model` did not build, or
+    does not build again as it is now, CheckpointError where the disk does not take it.
     """
     folder = Path(folder)
+    _check(model, kwargs.get("model_args"))
     said = _card(model, f"local-dir:{folder}", description, licence)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +64,33 @@ def push_to_hub(
 
     kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
     """
+    _check(model, kwargs.get("model_args"))
     said = _card(model, f"hf-hub:{repository}", description, licence)
     about = _about(model, said["license"], kwargs)
     return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **about)
+
+
+def _check(model: nn.Module, model_args: dict[str, Any] | None) -> None:
+    """Raises ValueError for a model that cannot be built again."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not cfg or not cfg.get("architecture"):
+        raise ValueError(
+            f"{type(model).__name__} was not built by timm.create_model: its name and arguments are unknown"
+        )
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"{type(model).__name__} gives features alone: share the model without features_only=True")
+    if isinstance(model, Backbone):
+        built = create_model(cfg["architecture"], device="meta", **get_model_args(model, model_args))
+        if differing := _shapes(model).items() ^ _shapes(built).items():
+            names = listed(sorted({name for name, _ in differing}))
+            raise ValueError(
+                f"timm.create_model would not build this {type(model).__name__} again: by its name and arguments it "
+                f"has other tensors, or in other shapes ({names}). Share it with all its stages and its own layers"
+            )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +103,7 @@ def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, 
 
 def _card(model: nn.Module, name: str, description: str, licence: str | None) -> dict[str, Any]:
     """What timm's model card is filled with."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not cfg or not cfg.get("architecture"):
-        raise ValueError(
-            f"{type(model).__name__} was not built by timm.create_model: its name and arguments are unknown"
-        )
-    if not hasattr(model, "num_classes"):
-        raise ValueError(f"{type(model).__name__} gives features alone: share the model without features_only=True")
+    cfg = model.pretrained_cfg
     size = " x ".join(map(str, get_model_input_config(model)["input_size"]))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     details = {"Architecture": cfg["architecture"], "Params (M)": f"{parameters:.1f}", "Input": size}

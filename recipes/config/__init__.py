@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.clock import STARTUP
 from recipes.config.checks import check
 from recipes.config.errors import ConfigError
-from recipes.config.given import expanded, written
+from recipes.config.given import expanded, with_task_of_run, written
 from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
@@ -104,6 +104,9 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(name))
                 return
+            if name == "eval":
+                with reported(name, errors):
+                    sys.argv[1:] = with_task_of_run(sys.argv[1:])
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` words them
             with reported(name, errors):
                 try:

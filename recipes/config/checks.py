@@ -38,7 +38,7 @@ CHOICES = {
     "sched.decay_from": ("warmup", "start"),
     "hardware.amp": (None, "bfloat16", "float16"),
     "hardware.parallel": ("ddp", "fsdp"),
-    "logger.mode": ("online", "offline", "disabled"),
+    "logger.mode": (None, "online", "offline", "disabled"),
 }
 # the kinds of keys whose default (often null) does not tell
 TEXT = {

@@ -1,6 +1,9 @@
-"""config=FILE on the command line: every key of a configuration that was printed, or that a run has kept."""
+"""What stands for more on the command line: config=FILE, for every key of a configuration that was printed or that a
+run has kept; and eval.py's run=, for the keys of the run's task.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.config import checks
 from recipes.config.errors import ConfigError
-from recipes.config.quoting import quote
+from recipes.config.quoting import quote, reads_as
 
 KEY = "config="
 EXPECTED = "give a run's config.yaml or what --cfg job printed"
@@ -30,6 +33,20 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
             f"{' '.join(chosen)}, and give the keys that are to change; or leave out {KEY}"
         )
     return [*found, *others]
+
+
+def with_task_of_run(arguments: Sequence[str]) -> list[str]:
+    """The arguments of eval.py with the task of the run that one of them names, unless a task is typed.
+
+    Else Hydra would know the keys of classification alone. Raises RunError where the folder holds no run.
+    """
+    from recipes.settings import load_config
+
+    found = [reads_as(text) for text in arguments if text.startswith("run=")]
+    if not found or not isinstance(found[-1], str) or any(_group(text) == "task" for text in arguments):
+        return list(arguments)
+    task = OmegaConf.select(load_config(Path(found[-1])), "task.name")  # the oldest runs have none
+    return [*([f"task={task}"] if task in checks.options("task") else []), *arguments]
 
 
 def _group(text: str) -> str:

@@ -90,8 +90,8 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return f"task=classify; images with labels in them are {said}"
     if key == "augment.label_smoothing":
         return _needed_to_smooth(cfg)
-    if key == "model.weights" and cfg.model.checkpoint is None and "train" in cfg:
-        return "model.checkpoint=, of which it says the weights"
+    if key == "model.weights" and "train" in cfg and cfg.model.checkpoint is None and cfg.model.backbone is None:
+        return "model.checkpoint= or model.backbone=, of which it says the weights"
     if key == "augment.mix_prob" and not (cfg.augment.mixup or cfg.augment.cutmix):
         return "augment.mixup or augment.cutmix, and both are 0"
     if key == "data.left_out" and cfg.task.name == "detect":

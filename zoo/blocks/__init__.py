@@ -1,8 +1,8 @@
 """The shared block library. Maps are (B, H, W, C) between modules; what is unique to a family lives in its own file."""
 
-from .attention import WindowAttention, of_zeros, resize_table
+from .attention import FilledAttention, WindowAttention, is_plain, resize_table
 from .block import Block
-from .checks import check_heads, check_stages, window_sides
+from .checks import check_classes, check_heads, check_stages, window_sides
 from .conv import (
     AvgPool2dSame,
     Conv2dSame,
@@ -27,6 +27,7 @@ __all__ = [
     "Conv2dSame",
     "ConvPosition",
     "ConvStem",
+    "FilledAttention",
     "FusedMBConv",
     "FusedReduce",
     "Halve",
@@ -39,13 +40,14 @@ __all__ = [
     "Residual",
     "SqueezeExcite",
     "WindowAttention",
+    "check_classes",
     "check_heads",
     "check_stages",
     "drop_path_rates",
     "init_fan_out",
     "init_linear",
     "init_normal",
-    "of_zeros",
+    "is_plain",
     "pad_to_multiple",
     "resize_positions",
     "resize_table",

@@ -6,6 +6,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
+from ops.sizes import surely
 
 from .checks import check_heads, window_sides
 from .init import init_normal
@@ -26,17 +27,44 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
     return resized[0].to(table.dtype)
 
 
-def of_zeros(layer: nn.Module, x: Tensor) -> Tensor:
-    """(C',): what a projection of x makes of a token (C,) of zeros, which of a linear layer is its bias.
+def is_plain(layer: nn.Module) -> bool:
+    """Whether weight and bias are all that a layer answers by: a linear one, nothing in its place, without hooks."""
+    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    return type(layer) is nn.Linear and layer.bias is not None and not hooked
 
-    A layer that was put in its place, an adapter or a quantised one, is asked: it may have another bias, or none.
+
+class FilledAttention(nn.Module):
+    """What attention shares whose windows may reach over the border of the map, as if the input were zero there.
+
+    A subclass has `heads`, the layer `qkv` that projects the map, and the sides `window` of windows that tile it.
     """
-    if type(layer) is nn.Linear and layer.bias is not None:
-        return layer.bias
-    return layer(x.new_zeros([1, x.shape[-1]]))[0]
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether the map x, (B, H, W, C), surely has all that is attended; to a compiler, at any size of its graph."""
+        return surely(x.shape[1] % self.window[0] == 0) and surely(x.shape[2] % self.window[1] == 0)
+
+    def outside(self, x: Tensor, parts: int = 3) -> tuple[Tensor, Tensor] | None:
+        """Key and value, each (heads, D), of a position outside the map x, or None: what the projection makes of zeros.
+
+        Of a plain layer this is the bias. Any other, an adapter, a quantised one, one with hooks, is asked, but only
+        where there are such positions. To be called before the map is projected: what records a layer's answers then
+        keeps the map's.
+
+        parts  what `qkv` gives of each head: queries, keys and values, or 2 without queries
+        """
+        if torch.jit.is_scripting():  # noqa: SIM114 (TorchScript would compile what stands behind an `or`)
+            zero = self.qkv.bias
+        elif is_plain(self.qkv):
+            zero = self.qkv.bias
+        elif not isinstance(x, fx.Proxy) and self.covers(x):
+            return None
+        else:
+            zero = self.qkv(x.new_zeros([1, 1, 1, x.shape[-1]]))[0, 0, 0]
+        zero = zero.reshape(parts, self.heads, -1)
+        return zero[-2], zero[-1]
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(FilledAttention):
     """Multi-head self-attention inside windows, with a learned bias per head and relative position.
 
     dim        width; a head has dim / heads channels
@@ -84,16 +112,9 @@ class WindowAttention(nn.Module):
         if self.rpb is not None and tuple(self.rpb.shape[1:]) != size:
             self.rpb = nn.Parameter(resize_table(self.rpb.detach(), size, self.resize), self.rpb.requires_grad)
 
-    def outside(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Key and value, each (heads, D), of a position outside the map x: what the projection makes of zeros."""
-        if not self.filled:
-            return None
-        zero = self.qkv.bias if torch.jit.is_scripting() else of_zeros(self.qkv, x)
-        zero = zero.view(-1, self.heads, x.shape[-1] // self.heads)
-        return zero[-2], zero[-1]
-
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
+        outside = self.outside(x) if self.filled else None
         q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(
             q,
@@ -103,6 +124,6 @@ class WindowAttention(nn.Module):
             window=self.window,
             partition=self.partition,
             scale=self.scale,
-            outside=self.outside(x),
+            outside=outside,
         )
         return self.proj(x.reshape(b, h, w, c))

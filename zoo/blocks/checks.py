@@ -1,6 +1,7 @@
 """Arguments that a layer would refuse later, without their name."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from timm.layers import to_2tuple
@@ -12,6 +13,12 @@ def check_stages(**args: Sequence[Any]) -> None:
     if len(lengths) > 1 or 0 in lengths:
         given = ", ".join(f"{name} is {tuple(value)}" for name, value in args.items())
         raise ValueError(f"{given}: expected a number a stage in each")
+
+
+def check_classes(num_classes: Any) -> None:
+    """Raises ValueError for what is no number of classes."""
+    if not isinstance(num_classes, Integral) or num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes!r}: expected the number of classes, or 0 for no classifier")
 
 
 def check_heads(dim: int, heads: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..described import TensorInfo
 from ..recognise import Recognition, recognise, without_prefix
 from ..registry import variants
+from .segmenter import AUXILIARY_CHANNELS
 
 CONV = "conv.weight"
 # head -> a tensor that it alone has, the tensor whose rows are the channels
@@ -34,7 +35,7 @@ class DenseRecognition:
     task      "segment" or "detect": `zoo.heads.segmenter` builds it, or `zoo.heads.detector`
     head      as that function calls it
     classes   without a background
-    options   further arguments of that function: channels, and of a segmenter whether it has an auxiliary head
+    options   further arguments of that function: channels, and of a segmenter whether it has its auxiliary head
     backbone  what its backbone is
     """
 
@@ -45,9 +46,11 @@ class DenseRecognition:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, model: str) -> dict[str, Any]:
-        """What the authors of a backbone build it with for this task, where a file cannot say it: DiNAT's dilations."""
+        """What a backbone is built with beyond its name: as its file shows, GC ViT's windows, and where a file cannot
+        say it as its authors build it for this task, DiNAT's dilations.
+        """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
-        return {"dilations": TASKS[self.task]} if dilates else {}
+        return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})
 
 
 def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") -> DenseRecognition | None:
@@ -65,9 +68,16 @@ def _segmenter(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]]
         if {mark, wide, "decode_head.conv_seg.bias"} <= state.keys():
             options = {"channels": state[wide].shape[0]}
             if head != "semantic_fpn":
-                options["auxiliary"] = "auxiliary_head.conv_seg.bias" in state
+                options["auxiliary"] = _auxiliary(state)
             return "segment", head, state["decode_head.conv_seg.bias"].shape[0], options
     return None
+
+
+def _auxiliary(state: Mapping[str, Any]) -> bool:
+    """Whether there is an auxiliary head, and the one that `zoo.heads.segmenter` builds; without, any is left out."""
+    head = "auxiliary_head."
+    convs = {name: x.shape[0] for name, x in state.items() if name.startswith(head) and name.endswith(CONV)}
+    return convs == {f"{head}convs.0.{CONV}": AUXILIARY_CHANNELS}
 
 
 def _detector(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]] | None:

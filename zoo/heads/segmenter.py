@@ -1,6 +1,6 @@
 """Semantic segmentation: a backbone, a head that labels every pixel, and an auxiliary one for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..convert import Layout
+from ..errors import CheckpointError
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
@@ -22,6 +23,9 @@ from .upernet import UPerNet
 
 HEADS = ("upernet", "semantic_fpn", "fcn")
 AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
+AUXILIARY_CONV = "auxiliary_head.convs.0.conv.weight"  # in mmseg's files and in ours
+COUNTER = ".num_batches_tracked"  # of batch norms; files may lack it
+CLASSIFIERS = ("decode_head.classifier", "auxiliary_head.classifier")
 LEAST = 32  # pixels a side that every backbone takes
 
 
@@ -34,7 +38,8 @@ class Segmenter(OverBackbone):
     decode_head     -> logits at the finest of these maps
     auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
     class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned
-                    first, not what is predicted: logits are those of pixels that all count the same
+                    first, not what is predicted: logits are those of pixels that all count the same. State dicts have
+                    them, and what is loaded predicts as where it was saved, whichever weights this model has
     """
 
     def __init__(
@@ -60,12 +65,12 @@ class Segmenter(OverBackbone):
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
-        # kept as numbers too: what is built on "meta" comes from there unfilled, and no file has them
+        # kept as numbers too: what is built on "meta" comes from there unfilled
         self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
         weights = None if class_weights is None else torch.tensor(self._weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", weights)
         # what zoo.load_checkpoint makes anew for another number of classes
-        self.pretrained_cfg = {"classifier": ("decode_head.classifier", "auxiliary_head.classifier")}
+        self.pretrained_cfg = {"classifier": CLASSIFIERS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Segmenter":
         """What `to`, `to_empty` and the like do, those of a module around this one too."""
@@ -74,6 +79,37 @@ class Segmenter(OverBackbone):
         if unfilled and self._weights is not None:
             self.class_weights.copy_(torch.tensor(self._weights))
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """What `load_state_dict` does here before it goes on to the heads: these are brought to the weights here."""
+        self.adopt(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def adopt(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Bring a state dict, in place, to the weights of classes here: its classifiers learned with those in it.
+
+        One without any is taken for this model's own: earlier versions did not save them. Raises CheckpointError for
+        weights that are not those of its classifiers.
+        """
+        name = f"{prefix}class_weights"
+        there, here = state.pop(name, None), self.class_weights
+        if here is not None:
+            state[name] = here = torch.tensor(self._weights) if here.is_meta else here
+        if there is None or (here is not None and here.shape != there.shape):  # for other classes all is made anew
+            return
+        shift = -there.float().log()
+        if here is not None:
+            shift += here.to(shift).log()
+        if not shift.any():
+            return
+        for key in (f"{prefix}{layer}.bias" for layer in CLASSIFIERS):
+            if (bias := state.get(key)) is None:
+                continue
+            if bias.shape != shift.shape:
+                shapes = f"{tuple(shift.shape)}, and {key} {tuple(bias.shape)}"
+                raise CheckpointError(f"{name} is {shapes}: expected a weight for each class")
+            state[key] = (bias.float() + shift.to(bias.device)).to(bias)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.
@@ -118,6 +154,26 @@ class Segmenter(OverBackbone):
         """Whether a part of a file is to be left out: the auxiliary head, where the model was built without one."""
         return part == "auxiliary_head" and self.auxiliary_head is None
 
+    def advice(self, state: Mapping[str, Tensor]) -> str:
+        """What helps where a file of a segmenter, its tensors as it names them, has another head, or auxiliary one."""
+        named = [name for name in state if name.startswith("decode_head.")]
+        if not named:
+            return ""
+        want = {name for name in self.state_dict() if name.startswith("decode_head.") and not name.endswith(COUNTER)}
+        if not any(
+            {layout.ours(name) for name in named if not name.endswith(COUNTER)} == want for layout in self.layouts()
+        ):
+            return "Its head is of another kind: give its own as head= (task.head= in a command)."
+        if self.auxiliary_head is None:
+            return ""
+        there, here = state.get(AUXILIARY_CONV), self.auxiliary_head.convs[0].conv.weight
+        if there is not None and there.shape == here.shape:
+            return ""
+        return (
+            "Its auxiliary head, if it has one, is not this model's: auxiliary=False builds a segmenter without, which "
+            "predicts the same (task.auxiliary=false in a command)."
+        )
+
 
 def _filled(x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 32 at least
     height, width = x.shape[-2:]
@@ -143,7 +199,8 @@ def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tens
     It is divided by the number of all pixels, ignored ones too, as for the published models: a sparsely labelled batch
     weighs less, and one without any label gives 0, where the mean over labelled pixels would be NaN.
 
-    weights  (classes) factors on the pixels of each class, which do not change the number that is divided by
+    weights  (classes) factors on the pixels of each class, which do not change the number that is divided by, as in
+             mmseg before 1.0; 1.2 divides by the sum of the pixels' weights, and fails where any pixel is ignored
     """
     logits = resize(logits, targets.shape[-2:])
     # a sum within it would be by atomics on a GPU, in no fixed order
@@ -171,7 +228,8 @@ def segmenter(
                   models have them. Of maps that all have one stride, as ViT's, a `PlainPyramid` is made
     head          "upernet", "semantic_fpn", or "fcn" (on the last level)
     channels      512 by default; for "semantic_fpn" 256 in the pyramid, and half of it in the head
-    auxiliary     with an FCN of 256 channels on the last level but one; "semantic_fpn" has none
+    auxiliary     with an FCN of 256 channels on the last level but one; "semantic_fpn" has none. It predicts nothing:
+                  a file with another auxiliary head, or with several, loads where it is False
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
     class_weights what a pixel of each class counts in the losses, above 0; None: all the same

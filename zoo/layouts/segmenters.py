@@ -27,7 +27,7 @@ def _head(prefix: str) -> dict[str, str]:
 
 
 HEADS = Layout("mmseg", rules=NECK | _head("decode_head") | _head("auxiliary_head"))
-OUR_HEADS = Layout("zoo", rules={ours: ours for ours in (*HEADS.rules.values(), "pyramid")})
+OUR_HEADS = Layout("zoo", rules={ours: ours for ours in (*HEADS.rules.values(), "pyramid", "class_weights")})
 
 
 def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: str) -> tuple[Layout, ...]:

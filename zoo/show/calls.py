@@ -13,6 +13,8 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 import ops
 
+from ..checkpoint import unwrapped
+
 OPS = {getattr(ops, name) for name in ops.__all__} - {ops.unpack}  # which computes nothing
 
 
@@ -50,9 +52,11 @@ class Call:
 def record(model: nn.Module, x: Tensor) -> list[Call]:
     """The calls of ops in a forward pass of `model` on images `x`, (B, C, H, W), in evaluation mode.
 
-    The model is traced by torch.fx, for which every op is one call, and its graph is run: the same operators on the
-    same parameters as the model's own forward pass. Neither hooks nor anything else are left in the model.
+    The model, which may be compiled or wrapped as for `show.pictures`, is traced by torch.fx, for which every op is one
+    call, and its graph is run: the same operators on the same parameters as the model's own forward pass. Neither hooks
+    nor anything else are left in the model.
     """
+    model = unwrapped(model)
     tracer = NodePathTracer(
         leaf_modules=tuple(get_notrace_modules()), autowrap_functions=tuple(get_notrace_functions())
     )

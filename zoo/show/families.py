@@ -9,6 +9,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..biformer import BiFormer
+from ..checkpoint import unwrapped
 from ..davit import DaViT
 from ..dinat import DiNAT
 from ..dinats import Isotropic, VitRPB
@@ -130,8 +131,8 @@ def views(model: nn.Module) -> tuple[View, ...]:
 
 
 def names(model: nn.Module) -> list[str]:
-    """The names of the pictures that there are of a model."""
-    return [view.name for view in views(model)]
+    """The names of the pictures that there are of a model, which may be compiled or wrapped as for `pictures`."""
+    return [view.name for view in views(unwrapped(model))]
 
 
 def pictures(
@@ -148,6 +149,7 @@ def pictures(
 ) -> list[Picture]:
     """Pictures of what a model does with an image; of models that are not of the zoo, their receptive fields.
 
+    model     may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
     photo     a file, an image of Pillow's, or "flower" or "china", which come with scikit-learn
     query     (y, x), the pixel whose attention is looked at, of the image as the model sees it; None: the middle
     stage     its number, from 0; None: all that there are
@@ -160,6 +162,7 @@ def pictures(
     The model is left as it was. Raises ShowError for what is not there: an image, a query outside of it, a stage, a
     block, a head, a picture that the family does not have.
     """
+    model = unwrapped(model)
     chosen = _chosen(model, only)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size or image.size_of(model)
     seen = image.cut(image.load(photo), size)

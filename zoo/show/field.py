@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import unwrapped
 from . import canvas
 from .calls import evaluating
 from .look import Drawn, Look
@@ -19,17 +20,16 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
     A unit is the sum over channels, each with a random sign, at the position in the middle of the feature of a stage
     (without signs a normed feature has the same sum whatever the image). A pixel that has no path to it is exactly 0.
 
-    model  any that has timm's `forward_intermediates`
+    model  any that has timm's `forward_intermediates`; it may be compiled or wrapped as for `show.pictures`
     x      images as the model takes them, (B, C, H, W)
     stage  of the features that `forward_intermediates` gives, from the end if negative
     Raises ShowError for a model without it, and a stage that is not there.
     Source: Luo et al. 2016, https://arxiv.org/abs/1701.04128, section 3.
     """
-    if not hasattr(model, "forward_intermediates"):
-        raise ShowError(f"{type(model).__name__} has no forward_intermediates: give a backbone of the zoo or of timm")
+    model = unwrapped(model)
     x = x.detach().clone().requires_grad_()
     with evaluating(model), torch.enable_grad():
-        features = model.forward_intermediates(x, intermediates_only=True)
+        features = features_of(model, x)
         if not -len(features) <= stage < len(features):
             raise ShowError(f"stage is {stage}: {type(model).__name__} has features 0 to {len(features) - 1}")
         middle = features[stage][:, :, features[stage].shape[2] // 2, features[stage].shape[3] // 2].sum(0)  # (C,)
@@ -37,6 +37,13 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
         grads = [torch.autograd.grad(unit, x, retain_graph=True)[0] for unit in units]
     field = torch.stack(grads).abs().sum(2).mean((0, 1))
     return field / field.max().clamp(min=torch.finfo(field.dtype).tiny)
+
+
+def features_of(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Those of all stages that are there, (B, C, h, w) each. Raises ShowError for a model that gives none."""
+    if not hasattr(model, "forward_intermediates"):
+        raise ShowError(f"{type(model).__name__} has no forward_intermediates: give a backbone of the zoo or of timm")
+    return model.forward_intermediates(x, intermediates_only=True)
 
 
 def signs(units: int, channels: int) -> Tensor:
@@ -52,9 +59,10 @@ def covered(field: Tensor, share: float = 0.9) -> float:
 
 def fields(look: Look) -> Drawn:
     """The field of every stage, or of the one that is asked for."""
-    if not hasattr(look.model, "feature_info"):
-        raise ShowError(f"{type(look.model).__name__} has no feature_info: give a backbone of the zoo or of timm")
-    stages = range(len(look.model.feature_info)) if look.stage is None else [look.stage]
+    stages = [look.stage]
+    if look.stage is None:
+        with evaluating(look.model), torch.no_grad():
+            stages = range(len(features_of(look.model, look.x)))
     found = {f"field_{stage}": receptive_field(look.model, look.x, stage) for stage in stages}
     figure, axes = canvas.panels(1, len(found), look.title("effective receptive fields"), ratio=look.ratio)
     for ax, stage, field in zip(axes[0], stages, found.values(), strict=True):

@@ -11,7 +11,7 @@ from torch import nn
 from ..checkpoint import load_checkpoint
 from ..errors import CheckpointError
 from ..reader import read
-from ..recognise import hint, recognise, recognised_part
+from ..recognise import Recognition, hint, recognise, recognised_part
 from ..registry import variants
 from .picture import ShowError
 
@@ -21,7 +21,7 @@ RANDOM = "random weights"
 def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | None) -> tuple[nn.Module, str, str]:
     """(model, its name without a tag, words about its weights).
 
-    img_size  the zoo's models are made for it, timm's where they can be
+    img_size  the zoo's models are made for it, timm's where they can be; None: their own, or that which a file shows
     Raises ShowError for a name that there is not, and CheckpointError for a file that cannot be read, is of no model of
     the zoo, or not of the one that is named.
     """
@@ -30,26 +30,31 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
             torch.manual_seed(0)  # so that pictures of random weights can be made again
             model = create(name, img_size, pretrained="." in name)
         return model, name.partition(".")[0], f"weights of {name}" if "." in name else RANDOM
-    found, classes, part = of_file(checkpoint)
-    if (name or found) is None:
+    found, part = of_file(checkpoint)
+    name = name or found.model
+    if name is None:
         raise CheckpointError(f"{checkpoint} is no model of the zoo, or several alike: name one by model=")
-    model = create(name or found, img_size, **({} if classes is None else {"num_classes": classes}))
+    options = found.arguments(name.partition(".")[0])
+    if found.classes is not None:
+        options["num_classes"] = found.classes
+    own = options.pop("img_size", None)
+    model = create(name, img_size or own, **options)
     report = load_checkpoint(model, checkpoint, part=part)
     print(report.message)
-    return model, (name or found).partition(".")[0], f"weights of {'/'.join(Path(checkpoint).parts[-4:])}"
+    return model, name.partition(".")[0], f"weights of {'/'.join(Path(checkpoint).parts[-4:])}"
 
 
-def of_file(path: str) -> tuple[str | None, int | None, str | None]:
-    """What a file is: model, classes, and the part of the file that the model is, where it is one of several."""
+def of_file(path: str) -> tuple[Recognition, str | None]:
+    """What a file is, and the part of the file that the model is, where it is one of several."""
     checkpoint = read(path)
     state = next(iter(checkpoint.entries.values()))
     found, part = recognise(state, hint(path, checkpoint.meta)), None
     if not found.candidates and (inner := recognised_part(state)):
         part, found = inner
-    return found.model, found.classes, part
+    return found, part
 
 
-def create(name: str, img_size: tuple[int, int] | None, **kwargs: Any) -> nn.Module:
+def create(name: str, img_size: int | tuple[int, int] | None, **kwargs: Any) -> nn.Module:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, [*variants(), *timm.list_models()], 3)
