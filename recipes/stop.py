@@ -32,7 +32,7 @@ class Stop:
 
     Ctrl-C once more ends the process at once, as it would without this. What a scheduler sends may come more than once:
     Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it. Later
-    (AGAIN) a second SIGTERM ends the process at once, and so does Ctrl-C where the loop waits for another process and no
+    (AGAIN) a second SIGTERM ends the process at once; Ctrl-C does, too, where the loop waits for another process and no
     handler of Python's is called.
     """
 
