@@ -97,9 +97,11 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
         weights.check_model(given, cfg.model.name)
         _check_task(cfg)
         _say_seen_otherwise(cfg, Path(given))
-        given, kind = weights.of_run(given, kind), "auto"  # these alone
+        found, kind = weights.of_run(given, kind), "auto"  # these alone
+    else:
+        found = zoo.read(given)
     try:
-        report = zoo.load_checkpoint(model, given, weights=kind)
+        report = zoo.load_checkpoint(model, found, weights=kind)
     except zoo.CheckpointError as error:
         raise zoo.CheckpointError(f"{error}{_other_ways(cfg)}") from error
     if report.head_remade and "train" not in cfg:

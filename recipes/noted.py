@@ -33,7 +33,8 @@ def of(data: Data) -> dict[str, Any]:
 def check_alike(data: Data) -> None:
     """Raise DataError, on every process, where one has other data than the first, as of another copy of a folder.
 
-    Compared are the classes, how many images there are, and their labels where these do not lie in images.
+    Compared are the classes, how many images there are, and what readers know of these before they read any: labels or
+    boxes, and the names of files in folders.
     """
     if distributed.size() == 1:
         return
@@ -58,9 +59,15 @@ def _sources(data: Data) -> dict[str, Source]:
 
 
 def _digest(data: Data) -> str:
-    labels = [getattr(source.records, "labels", ()) for source in _sources(data).values()]  # of dense tasks in images
-    parts = [*labels, () if data.truths is None else data.truths]
-    return hashlib.sha256(b"".join(np.asarray(part, np.int64).tobytes() for part in parts)).hexdigest()
+    found = hashlib.sha256()
+    for records in (source.records for source in _sources(data).values()):
+        found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # of masks they lie in images
+        for key in ("names", "rows"):  # of files, and all that a COCO file says
+            said = getattr(records, key, None)
+            found.update(said if isinstance(said, bytes) else b"")
+    if data.truths is not None:
+        found.update(np.asarray(data.truths, np.int64).tobytes())
+    return found.hexdigest()
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -73,7 +80,7 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
         found = [] if place is None else [f"{here[place]!r} as class {place}, not {there[place]!r}"]
     counts = {split: (other["images"][split], count) for split, count in first["images"].items()}
     found += [f"{now} {WORDS[split]} images, not {then}" for split, (now, then) in counts.items() if now != then]
-    return found or (["other labels of as many images"] if other["labels"] != first["labels"] else [])
+    return found or (["as many images, but others or with other labels"] if other["labels"] != first["labels"] else [])
 
 
 def read(run: Path) -> dict[str, Any]:

@@ -159,6 +159,10 @@ def test_a_dense_model_starts_from_a_file_of_a_classifier(tmp_path):
     )
     with pytest.raises(zoo.CheckpointError, match=said):
         task.build_model(task.build_data())
+    file.write_bytes(b"<html>")
+    with pytest.raises(zoo.CheckpointError) as refused:
+        task.build_model(task.build_data())
+    assert str(refused.value) == f"{file} is too short to be a checkpoint"
 
 
 def numbers(run: Path) -> list[dict]:

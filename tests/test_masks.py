@@ -10,7 +10,9 @@ import torch
 from PIL import ExifTags, Image
 
 from recipes.data import DataError
+from recipes.data.errors import BadImage
 from recipes.data.images import open_labels
+from recipes.data.masks import Classes
 from test_dense_data import all_of, build
 
 
@@ -92,6 +94,9 @@ def test_255_may_be_a_class(folder):
     both = masks(folder, "data.num_classes=2", "data.label_ids=[0,255]")
     assert values(both.train) == values(both.val) == [[0, 1]] * 3
     assert values(masks(folder, "data.num_classes=2", "data.label_ids=[255,1]").val) == [[0, 255]] * 3
+    with pytest.raises(BadImage, match=r"has label -2: expected 0 \.\.\. 255") as refused:
+        Classes([0, 255])(np.array([[-2, 255]]), "a.png")
+    assert "data.label_ids=" in refused.value.advice
 
 
 def test_ade20k(tmp_path):

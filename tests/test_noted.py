@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from recipes import config, noted
 from recipes.data import Data, dense, imagenet
+from recipes.data.coco import Coco
+from recipes.data.folder import Folder, Listing
 from recipes.settings import RunError
 
 ANIMALS = ["ant", "bee", "cow"]
@@ -18,6 +20,21 @@ ANIMALS = ["ant", "bee", "cow"]
 def data(names, *, images=12, val=4, **others) -> Data:
     given = {"num_classes": len(names), "mean": (0.5,) * 3, "std": (0.5,) * 3, "img_size": 32}
     return Data(**given | {"train": range(images), "val": range(val), "class_names": list(names)} | others)
+
+
+def test_names_and_boxes_are_part_of_what_processes_compare(tmp_path):
+    def digest(records):
+        return noted._digest(SimpleNamespace(train=None, val=SimpleNamespace(records=records), truths=None))
+
+    def folder(name):
+        return Folder(tmp_path, Listing({"ant": [name]}, {}, 0))
+
+    def coco(file, x):
+        return Coco(tmp_path, [{"file": file, "size": [8, 8], "objects": [{"bbox": [x, 0, 1, 1], "label": 1}]}])
+
+    given = [folder("a.png"), folder("b.png"), coco("a.png", 0), coco("b.png", 0), coco("a.png", 1)]
+    assert len({digest(records) for records in given}) == len(given)
+    assert digest(coco("a.png", 0)) == digest(given[2])
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ class Classes:
         if self.table is None:
             return labels
         if labels.size and (labels.min() < 0 or labels.max() > 255):
-            raise BadImage(f"the mask of {where} has label {labels.max()}: expected 0 ... 255")
+            beyond = labels.min() if labels.min() < 0 else labels.max()
+            raise BadImage(f"the mask of {where} has label {beyond}: expected 0 ... 255", advice=ADVICE)
         found = self.table[labels]
         beyond = (found >= self.count) & (found != IGNORE)
         if beyond.any():
