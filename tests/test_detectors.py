@@ -7,10 +7,11 @@ import pytest
 import torch
 from timm.models import FeatureInfo
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
 import golden
 import zoo
@@ -129,6 +130,20 @@ def test_boxes_without_area_are_no_detections(head):
     assert len(found["scores"]) == 1 and heads.detections_per_img == 1
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+@torch.no_grad()
+def test_how_many_are_detected_is_never_changed(head, monkeypatch):
+    """Not while they are found either: threads share a detector."""
+    settings = {"detections_per_img": 3, "score_thresh": 0.0}
+    model = detector(Pools(), 1, head=head, channels=32, head_kwargs=settings).eval()
+    seen, nms = [], lambda *args: seen.append(model.heads.detections_per_img) or batched_nms(*args)
+    monkeypatch.setattr("torchvision.ops.boxes.batched_nms", nms)
+    images = [torch.randn(3, 64, 64)] * 2
+    assert [len(found["boxes"]) for found in model(images)] == [3, 3] and seen == [3, 3]
+    model.heads.detections_per_img = 2
+    assert [len(found["boxes"]) for found in model(images)] == [2, 2]
+
+
 def test_which_anchors_learn_an_object():
     """Its best, from an IoU of the floor on, whatever else that one overlaps with."""
     few, many = torch.tensor([[0.2, 0.1, 0.0], [0.4, 0.5, 0.1]]), torch.tensor([[0.75, 0.1], [0.8, 0.9]])
@@ -136,6 +151,21 @@ def test_which_anchors_learn_an_object():
     assert BestMatcher(matcher, 0.3)(few).tolist() == [-2, 1, -1]  # between the thresholds, object 1, none
     assert BestMatcher(matcher, 0)(few).tolist() == [0, 1, -1]
     assert BestMatcher(matcher, 0.3)(many).tolist() == [0, 1]
+    none = torch.tensor([[0.9, 0.0, 0.2], [0.0, 0.0, 0.0]])  # the second overlaps with no anchor, and has none
+    assert BestMatcher(matcher, 0)(none).tolist() == [0, -1, -1]
+    one = torch.tensor([[0.6, 0.5], [0.6, 0.5], [0.4, 0.4]])  # is the best of several: the last has it
+    assert BestMatcher(matcher, 0)(one).tolist() == [2, 2]
+
+
+def test_matching_needs_little_memory():
+    """Beside the IoUs no number for each pair of an object and an anchor."""
+    matcher, quality = BestMatcher(Matcher(0.7, 0.3, allow_low_quality_matches=True), 0), torch.rand(50, 20_000)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        matcher(quality)
+    assert max(event.self_cpu_memory_usage for event in measured.key_averages()) <= quality.numel()
+
+
+def test_heads_match_from_their_floor_on():
     floors = {"mask_rcnn": 0.3, "faster_rcnn": 0.3, "cascade_mask_rcnn": 0.3, "retinanet": 0}
     for head, floor in floors.items():
         heads = detector(Pools(), 2, head=head, channels=16).heads

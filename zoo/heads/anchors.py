@@ -1,5 +1,6 @@
 """Anchors, which objects they learn, and pooling of regions as mmdet computes them, in torchvision's classes."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,7 +58,7 @@ class Anchors(AnchorGenerator):
 
 
 class BestMatcher(Matcher):
-    """An object's best anchors learn it, even where they overlap with it by less than the threshold.
+    """An object's best anchors learn it, even where they overlap with it by less than the threshold, if they do at all.
 
     torchvision has no floor for that, and where such an anchor overlaps with another object more, that one has it.
 
@@ -72,9 +73,10 @@ class BestMatcher(Matcher):
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
         """Write to `matches` (N) from the IoUs (M, N) of objects and anchors; of several objects the last has it."""
         best = match_quality_matrix.amax(1, keepdim=True)
-        chosen = (match_quality_matrix == best) & (best >= self.floor)
-        objects = torch.arange(len(best), device=best.device)[:, None]
-        last = torch.where(chosen, objects, -1).amax(0)
+        best = best.where((best >= self.floor) & (best > 0), math.inf)  # which no anchor has
+        objects, anchors = (match_quality_matrix == best).nonzero(as_tuple=True)
+        # the largest: writes to one place have no order on a GPU
+        last = torch.full_like(matches, -1).scatter_reduce_(0, anchors, objects, "amax")
         matches.copy_(torch.where(last >= 0, last, matches))
 
 

@@ -1,5 +1,6 @@
 """RetinaNet and FCOS: torchvision's heads and losses, on features that are there already."""
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -29,12 +30,10 @@ class WithArea:
     """
 
     def postprocess_detections(self, *args: Any) -> list[dict[str, Tensor]]:
-        most, self.detections_per_img = self.detections_per_img, None  # all
-        try:
-            detections = super().postprocess_detections(*args)
-        finally:
-            self.detections_per_img = most
-        return [_with_area(found, most) for found in detections]
+        unlimited = copy(self)  # threads may share this one
+        unlimited.detections_per_img = None
+        detections = super(WithArea, unlimited).postprocess_detections(*args)
+        return [_with_area(found, self.detections_per_img) for found in detections]
 
 
 class BatchLosses(RetinaNetHead):

@@ -6,11 +6,12 @@ another library resized: maps, boxes, scores, labels, and masks. But mmdet's R-C
 torchvision limits growth alone. Of Cascade no released file was ever read; it gives mmdet's answers for the same
 weights. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load.
 
-Losses are mmdet's too, given the same draws, but for what they are of:
+Losses of all but FCOS, whose are torchvision's, are mmdet's too, given the same draws, but for what they are of:
 - mmdet learns from no anchor beyond an image's own size, filled up to a multiple of 32, where others of its batch are
   larger, and in Cascade from none that crosses the border of the image; here all are learned from
 - in mmdet's Mask R-CNN an object has the region that is best for it, even where another overlaps with it more; here
   each region learns the object that it overlaps with most
+- in mmdet's RetinaNet an object that overlaps with no anchor, outside of the image say, is learned by all; here by none
 What starts from scratch does so from torchvision's random weights: those of linear layers differ from mmdet's.
 """
 

@@ -17,7 +17,7 @@ from .features import OverBackbone, backbone_of, check_count, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
-from .precision import predicts_in_single
+from .precision import at_least_single, predicts_in_single
 from .semantic_fpn import SemanticFPN
 from .upernet import UPerNet
 
@@ -39,7 +39,9 @@ class Segmenter(OverBackbone):
     auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
     class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned
                     first, not what is predicted: logits are those of pixels that all count the same. State dicts have
-                    them, and what is loaded predicts as where it was saved, whichever weights this model has
+                    them, and what is loaded predicts as where it was saved, whichever weights this model has. Where
+                    there are none, a file (`zoo.load_checkpoint`) is of pixels that all counted the same, and what
+                    `load_state_dict` is given of this model's own weights: earlier versions did not save them
     """
 
     def __init__(
@@ -65,10 +67,9 @@ class Segmenter(OverBackbone):
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
-        # kept as numbers too: what is built on "meta" comes from there unfilled
+        # kept as numbers too: what is built on "meta" comes from there unfilled, and a checkpoint may be read into it
         self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
-        weights = None if class_weights is None else torch.tensor(self._weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights)
+        self.register_buffer("class_weights", self._own_weights())
         # what zoo.load_checkpoint makes anew for another number of classes
         self.pretrained_cfg = {"classifier": CLASSIFIERS}
 
@@ -77,28 +78,41 @@ class Segmenter(OverBackbone):
         unfilled = self.class_weights is not None and self.class_weights.is_meta
         super()._apply(fn, recurse)
         if unfilled and self._weights is not None:
-            self.class_weights.copy_(torch.tensor(self._weights))
+            self.class_weights.copy_(self._own_weights())
         return self
+
+    def _own_weights(self) -> Tensor | None:
+        return None if self._weights is None else torch.tensor(self._weights, dtype=torch.float32)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """What `load_state_dict` does here before it goes on to the heads: these are brought to the weights here."""
-        self.adopt(state_dict, prefix)
+        self._reweigh(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @torch.no_grad()
-    def adopt(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Bring a state dict, in place, to the weights of classes here: its classifiers learned with those in it.
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Bring a file's state dict, in place, to the weights of classes here: its classifiers learned with its own.
 
-        One without any is taken for this model's own: earlier versions did not save them. Raises CheckpointError for
-        weights that are not those of its classifiers.
+        One without any is of pixels that all counted the same. Raises CheckpointError for weights that are not those of
+        its classifiers.
         """
+        bias = state.get(f"{CLASSIFIERS[0]}.bias")
+        if self.class_weights is not None and bias is not None:
+            state.setdefault("class_weights", torch.ones(bias.shape))
+        self._reweigh(state)
+
+    @torch.no_grad()
+    def _reweigh(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """As `adopt`, but what has no weights is taken to have learned with those here."""
         name = f"{prefix}class_weights"
         there, here = state.pop(name, None), self.class_weights
         if here is not None:
-            state[name] = here = torch.tensor(self._weights) if here.is_meta else here
+            # the buffer's may be those of the file: torch.distributed.checkpoint reads into state dicts in place
+            own = here if self._weights is None else self._own_weights()
+            state[name] = here = own.to("cpu" if here.is_meta else here.device, here.dtype)
         if there is None or (here is not None and here.shape != there.shape):  # for other classes all is made anew
             return
-        shift = -there.float().log()
+        exact = at_least_single(there.dtype if here is None else torch.promote_types(there.dtype, here.dtype))
+        shift = -there.to(exact).log()
         if here is not None:
             shift += here.to(shift).log()
         if not shift.any():
@@ -109,7 +123,7 @@ class Segmenter(OverBackbone):
             if bias.shape != shift.shape:
                 shapes = f"{tuple(shift.shape)}, and {key} {tuple(bias.shape)}"
                 raise CheckpointError(f"{name} is {shapes}: expected a weight for each class")
-            state[key] = (bias.float() + shift.to(bias.device)).to(bias)
+            state[key] = (bias.to(at_least_single(bias.dtype)) + _spread_as(bias, shift)).to(bias.dtype)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.
@@ -185,6 +199,15 @@ def _labels(targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         raise ValueError(f"targets are {targets.dtype}: give the labels of pixels, integers")
     return targets.long()
+
+
+def _spread_as(like: Tensor, x: Tensor) -> Tensor:
+    """`x`, which every process has whole, where `like` is: on its device, or shared out as it is."""
+    if not hasattr(like, "device_mesh"):
+        return x.to(like.device)
+    from torch.distributed.tensor import distribute_tensor  # not every build of torch has it
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _checked(weights: Sequence[float], classes: int) -> tuple[float, ...]:
