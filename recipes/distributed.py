@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -92,6 +93,25 @@ def first(action: Callable[[], T]) -> T:
     return result if rank() == 0 else outcome[0]
 
 
+def everywhere(action: Callable[[], T], errors: tuple[type[Exception], ...]) -> T:
+    """What `action` gives on each rank; one of the `errors` on any is raised on every rank. All must come here.
+
+    So that no rank goes on alone, or waits in what the others have left.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except errors as failure:
+        if size() == 1:
+            raise
+        where = f"on rank {rank()}, {socket.gethostname()}: " if rank() else ""
+        error = type(failure)(f"{where}{failure}")
+    for failure in gathered(error):
+        if failure:
+            raise failure
+    return result
+
+
 def gathered(value: T) -> list[T]:
     """The values of all ranks, in their order."""
     if size() == 1:
@@ -159,6 +179,19 @@ def together(batches: Iterator[T], errors: type[Exception], rounds: int | None =
         yield batch
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within, this process is the only one, whatever a launcher has said: for a command that is no part of a run."""
+    _APART.append(True)
+    try:
+        yield
+    finally:
+        _APART.pop()
+
+
+_APART: list[bool] = []
+
+
 def job() -> str | None:
     """What torchrun's launch is called, the same after it has restarted its processes; None without torchrun.
 
@@ -218,7 +251,7 @@ def _count(event: str) -> int:
 
 
 def _launched() -> bool:
-    return all(name in os.environ for name in LAUNCHED)
+    return not _APART and all(name in os.environ for name in LAUNCHED)
 
 
 def _check_launch() -> None:

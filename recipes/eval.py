@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from recipes import config, distributed, hardware, measured, noted, predict, subjects
-from recipes.checkpoint import CheckpointError as StepError
 from recipes.config.checks import flat, is_in
-from recipes.data import DataError
+from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
@@ -32,6 +32,8 @@ from recipes.task import Task
 from recipes.task import create as create_task
 from zoo import Backbone, CheckpointError
 
+# what says itself that one set of weights cannot be measured
+UNMEASURED = (CheckpointError, config.ConfigError, RunError)
 # how images are fetched, which changes nothing that is measured
 FETCHED = (
     "data.batch_size", "data.eval_batch_size", "data.workers", "data.cache", "data.cache_gb", "data.cache_dir",
@@ -43,15 +45,17 @@ def main(cfg: DictConfig) -> None:
     distributed.join(cfg)
     if cfg.run is not None:
         of_run(cfg, Path(cfg.run))
-    elif cfg.predict is not None:
-        source, *others = subjects.sources(cfg)
+        return
+    sources = distributed.first(lambda: subjects.sources(cfg))
+    if cfg.predict is not None:
+        source, *others = sources
         if others:
             raise config.ConfigError(
                 f"predict={cfg.predict} asks one model: give one checkpoint=, not {len(others) + 1}"
             )
         answer(subjects.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
     else:
-        of_weights(cfg, subjects.sources(cfg))
+        of_weights(cfg, sources)
 
 
 def of_run(cfg: DictConfig, run: Path) -> None:
@@ -91,7 +95,7 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     for source, stem, name in zip(sources, stems, names, strict=True):
         try:
             one = of_one(cfg, source, name)
-        except (CheckpointError, config.ConfigError, RunError) as error:
+        except UNMEASURED as error:
             if alone:
                 raise
             failed.append(str(source))
@@ -109,16 +113,18 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
 def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement:
     """Measure what one of the `sources` names, a run as `run=` does; tables call it `name`, None for its own.
 
-    Raises CheckpointError, ConfigError or RunError for what says itself that it cannot be measured.
+    Raises CheckpointError, ConfigError or RunError for what says itself that it cannot be measured, on all processes:
+    each must go on to the same one.
     """
-    if source is not None and subjects.is_run(source):
+    if source is not None and distributed.first(lambda: subjects.is_run(source)):
         run = Path(source)
         typed = [text for text in config.overrides() if not text.lstrip("+").startswith("checkpoint=")]
         try:
-            return measure_run(run, name or run.name, config_of(run, typed), answers=cfg.predictions)
+            own = distributed.everywhere(lambda: config_of(run, typed), UNMEASURED)
+            return measure_run(run, name or run.name, own, answers=cfg.predictions)
         except DataError as error:  # of this run alone
             raise RunError(str(error)) from error
-    subject = subjects.find(cfg, source)
+    subject = distributed.everywhere(lambda: subjects.find(cfg, source), UNMEASURED)
     weights = source or ("released" if subject.cfg.model.pretrained else "random")
     about = {"name": name or subject.name, "model": subject.cfg.model.name, "weights": weights}
     return measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
@@ -134,19 +140,17 @@ def measure(
 ) -> Measurement:
     """Evaluate the model of a configuration, with the best weights of a run where there is one.
 
-    Raises RunError where the data has other classes than the run, DataError where a process has other data than others.
+    Raises RunError where the data has other classes than the run, DataError where a process has other data than others;
+    what one process cannot read or build is an error of all.
     """
-    kept = kept_by(run)
+    kept = None if run is None else find_weights(run)
     if kept is not None:
         about = {**about, "weights": str(kept.checkpoint.path)}
-    machine, task = hardware.setup(cfg), create_task(cfg)
-    data = task.build_data()
+    machine, task, data = distributed.everywhere(lambda: prepared(cfg), (DataError, *UNMEASURED))
     noted.check_alike(data)
-    if run is not None:
-        data = noted.with_classes_of(run, data)
-        noted.check_classes(run, data, cfg.data.name)
-    model = machine.place(load(task, data, kept))
+    data, model = distributed.everywhere(partial(built, task, data, kept, run), (DataError, *UNMEASURED))
     del kept  # which is as large as the model
+    model = machine.place(model)
     answered = Answers()
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
@@ -186,12 +190,18 @@ def conclude(results: Results, found: list[Measurement]) -> None:
     distributed.first(lambda: results.write_list("eval", ranked))
 
 
-def kept_by(run: Path | None) -> Kept | None:
-    """The weights that a run has measured, for all processes at once. Raises RunError where they cannot be had."""
-    try:
-        return None if run is None else find_weights(run)
-    except StepError as error:
-        raise RunError(str(error)) from error
+def prepared(cfg: DictConfig) -> tuple[hardware.Hardware, Task, Data]:
+    """What measures the model of a configuration."""
+    machine, task = hardware.setup(cfg), create_task(cfg)
+    return machine, task, task.build_data()
+
+
+def built(task: Task, data: Data, kept: Kept | None, run: Path | None) -> tuple[Data, nn.Module]:
+    """The data with the classes of a run where there is one, and the model for it."""
+    if run is not None:
+        data = noted.with_classes_of(run, data)
+        noted.check_classes(run, data, task.cfg.data.name)
+    return data, load(task, data, kept)
 
 
 def load(task: Task, data: Any, kept: Kept | None) -> nn.Module:
@@ -224,12 +234,14 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
 
     Images that cannot be read do not stop the others. One process answers, however many there are.
     """
-    paths, kept = predict.matching(pattern), kept_by(run)
+    paths = distributed.first(lambda: predict.matching(pattern))
+    kept = None if run is None else find_weights(run)
+    if distributed.rank():
+        return
     machine, task = hardware.setup(cfg), create_task(cfg)
     data = task.build_data() if run is None else noted.described(run, cfg)
     model = machine.place(load(task, data, kept)).eval()
-    if distributed.rank():
-        return
+    del kept  # which is as large as the model
     unread = []
     for path, name in zip(paths, predict.names(paths), strict=True):
         try:

@@ -16,8 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import zoo
-from recipes import noted
-from recipes.checkpoint import CheckpointError as StepError
+from recipes import distributed, noted
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
@@ -40,7 +39,8 @@ def build(folder: Path, weights: str = "auto") -> nn.Module:
         raise RunError(
             f"{folder} is a run of task=detect: boxes, of which each image has its own number, are not exported"
         )
-    model = load(task, noted.described(folder, cfg), find_weights(folder, weights)).eval()
+    with distributed.apart():  # a shell within a job of several processes has a launcher's variables
+        model = load(task, noted.described(folder, cfg), find_weights(folder, weights)).eval()
     model.pretrained_cfg["input_size"] = (3, *preprocessing(cfg).size)
     return model
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model = build(args.run, args.weights)
         shapes = export.write(model, args)
-    except (RunError, StepError, DataError, zoo.CheckpointError, ValueError) as error:
+    except (RunError, DataError, zoo.CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return export.report(model, args.out, shapes, args.tolerance)

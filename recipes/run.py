@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from torch import Tensor, nn
 
 from recipes import card, config, distributed, noted, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
-from recipes.data import Data
+from recipes.data import Data, DataError
 from recipes.log import CONSOLE, Jsonl, LogError, Sink, epoch_table, history, say
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
 from recipes.settings import RunError, config_to_resume, is_run, load_config, runs_in
 from recipes.state import State
-from recipes.stop import Stop
+from recipes.stop import Stop, saving
 from recipes.task import Task
 from recipes.trackers import trackers
 
@@ -95,7 +96,8 @@ class Run:
         """
         state = {**now.extras(), "metrics": best}
         try:
-            self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
+            with saving():
+                self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
             found, _ = distributed.first(self.store.newest)
             left = f"the checkpoint before it, {found.path}, is whole" if found else "there is no earlier checkpoint"
@@ -104,7 +106,7 @@ class Run:
     def rescue(self, now: State, error: Exception, stop: Stop) -> None:
         """Save the last good state after an error, and raise the error with the way to go on.
 
-        Where a signal stopped the run, which may end the processes that read data as well, the error is no news.
+        Where a signal stopped the run, it may have ended the processes that read data as well: a DataError is no news.
         """
         stop.agree()
         now.rewind()
@@ -112,9 +114,10 @@ class Run:
             self.save(now)
         except CheckpointError as unsaved:
             raise CheckpointError(f"{error}\nand then {unsaved}") from error
-        if not stop.signal:
-            saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
-            raise type(error)(f"{error}\n{saved}") from error
+        if stop.signal and isinstance(error, DataError):
+            return
+        saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
+        raise type(error)(f"{error}\n{saved}") from error
 
     def list_images(self, step: int, names: list[str]) -> str:
         """Write what the images of a step are called to nonfinite/step-<step>.txt, a line each; say where that is.
@@ -163,8 +166,7 @@ class Run:
         return _going_on(self.folder)
 
     def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
-        """Draw the curves, write the card, say where everything is and what to type next."""
-        self.draw(task.score)
+        """Write the card, say where everything is and what to type next, and draw the curves."""
         found, _ = self.store.newest("best")
         table = epoch_table(history(self.metrics), task.score)
         with _writable(self.folder):
@@ -179,6 +181,12 @@ class Run:
             say(f"go on with: {self.resume_command}")
         if found:
             say(f"evaluate with: {shell.command('eval')} {shlex.quote(config.quote('run', str(self.folder)))}")
+        try:
+            self.draw(task.score)
+        except RunError as error:
+            if finished:
+                raise
+            raise RunError(f"{error}; then go on with: {self.resume_command}") from error
 
 
 def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
@@ -241,28 +249,28 @@ def find_weights(folder: Path, weights: str = "auto") -> Kept:
 
     weights  "auto" those that the run measured, "raw", or "ema"
 
-    Raises RunError for a run without a whole checkpoint, for weights that it lacks or that cannot be read;
-    CheckpointError for a sharded checkpoint that holds more than its tensors.
+    Raises RunError, on all, for a run without a whole checkpoint, and for weights that it lacks or that cannot be read,
+    as those of a sharded checkpoint that holds more than its tensors.
     """
     while True:
         found = distributed.first(lambda: find_checkpoint(folder))
-        tensors, error = None, None
         try:
-            part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
-            if not found.has(part):
-                raise RunError(
-                    f"{found.path} has no {part} weights, train.ema was null; model.weights=auto takes what it has"
-                )
-            tensors = found.tensors(part)
-        except OSError as failure:
-            error = RunError(f"could not read {found.path}: {failure}")
-        except (CheckpointError, RunError) as failure:
-            error = failure
-        errors = [failure for failure in distributed.gathered(error) if failure]
-        if not errors:
-            return Kept(found, part, tensors)
-        if distributed.first(found.path.exists):
-            raise error or errors[0]
+            return distributed.everywhere(partial(_kept, found, weights), (RunError,))
+        except RunError:
+            if distributed.first(found.path.exists):
+                raise
+
+
+def _kept(found: Checkpoint, weights: str) -> Kept:
+    part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
+    try:
+        if not found.has(part):
+            raise RunError(f"{found.path} has no {part} weights, train.ema was null; the choice auto takes what it has")
+        return Kept(found, part, found.tensors(part))
+    except OSError as error:
+        raise RunError(f"could not read {found.path}: {error}") from error
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
 
 
 def _find(cfg: DictConfig) -> Path | None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -16,8 +17,12 @@ from recipes.log import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # what ends the process at once where it is sent again, and from how many seconds after the first on: until then it may
-# come by several ways, and SIGTERM, which a scheduler repeats without looking, while a large checkpoint is written
+# come by several ways
 AGAIN = {signal.SIGINT: 5.0, signal.SIGTERM: 30.0}
+ONCE_MORE = {
+    signal.SIGINT: "; once more stops at once, without saving",
+    signal.SIGTERM: f"; SIGTERM once more, after {AGAIN[signal.SIGTERM]:.0f} seconds, stops at once, without saving",
+}
 REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be started again with resume=
 
 T = TypeVar("T")
@@ -27,13 +32,26 @@ class Stopped(Exception):
     """What went on was left undone, as a signal asked for."""
 
 
+_SAVING = threading.Event()
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """While a checkpoint is written, however long that takes: SIGTERM, which may come again unasked, waits for it."""
+    _SAVING.set()
+    try:
+        yield
+    finally:
+        _SAVING.clear()
+
+
 class Stop:
     """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
 
     Ctrl-C once more ends the process at once, as it would without this. What a scheduler sends may come more than once:
     Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it. Later
-    (AGAIN) a second SIGTERM ends the process at once; Ctrl-C does, too, where the loop waits for another process and no
-    handler of Python's is called.
+    (AGAIN) a second SIGTERM ends the process at once, but for one that is `saving`; Ctrl-C does, too, where the loop
+    waits for another process and no handler of Python's is called.
     """
 
     def __init__(self) -> None:
@@ -82,7 +100,8 @@ class Stop:
         came: dict[int, float] = {}
         while number := os.read(self._read, 1)[0]:  # 0 from `__exit__`
             now = time.monotonic()
-            if number in AGAIN and now - came.setdefault(number, now) > AGAIN[number]:
+            again = number in AGAIN and now - came.setdefault(number, now) > AGAIN[number]
+            if again and not (number == signal.SIGTERM and _SAVING.is_set()):
                 name = signal.Signals(number).name
                 print(f"{name} came again: this process ends at once, without saving", file=sys.stderr, flush=True)
                 os._exit(128 + number)
@@ -92,7 +111,6 @@ class Stop:
             return  # a forked data worker: Ctrl-C reaches it too, and the loop that it serves decides
         if self.noted is None:
             self.noted = number
-            once_more = "; once more stops at once, without saving" if number == signal.SIGINT else ""
-            say(f"stopping after this step, to save{once_more}", "yellow")
+            say(f"stopping after this step, to save{ONCE_MORE.get(number, '')}", "yellow")
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])

@@ -38,7 +38,7 @@ def of_run(given: str, weights: str = "auto") -> Checkpoint:
     weights  "auto" those that it measured, "raw", or "ema"
 
     All processes must come here. Raises RunError for a folder that holds no run, for a run without a whole checkpoint,
-    and for weights it lacks; CheckpointError for a sharded checkpoint that holds more than its tensors.
+    and for weights that it lacks or that cannot be read.
     """
     load_config(Path(given))
     kept = find_weights(Path(given), weights)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -250,12 +251,12 @@ def signalled_twice(number: int) -> int | None:
     return stop.signal
 
 
-def hung(end) -> None:
+def hung(end, within=nullcontext) -> None:
     """Waits in C++ for what never comes, where no handler of Python's is called."""
     stop.AGAIN = dict.fromkeys(stop.AGAIN, 0.3)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=100))
-    with Stop():
+    with Stop(), within():
         end.send("waits")
         store.get("what never comes")
 
@@ -276,6 +277,21 @@ def test_a_second_signal_ends_what_hangs(capfd, number, status):
     process.join(60)
     assert process.exitcode == status
     assert f"{number.name} came again: this process ends at once, without saving" in capfd.readouterr().err
+
+
+def test_sigterm_waits_for_a_checkpoint_and_ctrl_c_does_not(capfd):
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=hung, args=(theirs, stop.saving))
+    process.start()
+    assert mine.recv() == "waits"
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+        time.sleep(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130 and "SIGTERM" not in capfd.readouterr().err
 
 
 def test_a_stop_leaves_signals_as_they_were():
@@ -555,6 +571,52 @@ def test_all_processes_read_the_same_weights_of_a_run_in_progress(runs, tmp_path
     run = shutil.copytree(runs / "ddp", tmp_path / "run")
     (one, ours), (two, theirs) = on_ranks(2, while_it_trains, run)
     assert one == two == "best-00000099" and ours == theirs
+
+
+def measured_where_one_lacks_some(run: Path, file: Path, folder: Path) -> None:
+    """The second process has no folder of the run, no copy of one file, and a broken one of another."""
+    own = folder / str(distributed.rank())
+    own.mkdir()
+    os.chdir(own)
+    for name in ("whole", "gone", "broken"):
+        shutil.copy(file, f"{name}.safetensors")
+    if distributed.rank() == 0:
+        shutil.copytree(run, "run")
+    else:
+        os.remove("gone.safetensors")
+        Path("broken.safetensors").write_bytes(b"no weights")
+    sources = "[run,gone.safetensors,broken.safetensors,whole.safetensors]"
+    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1005", "data.img_size=32", "data.workers=0"]
+    evaluate_here(*small, f"checkpoint={sources}", f"out={folder / 'out'}")
+
+
+def test_what_one_process_cannot_measure_no_other_does(runs, tmp_path):
+    best = find_checkpoint(runs / "ddp")
+    ended = on_ranks(2, measured_where_one_lacks_some, runs / "ddp", best.place("ema"), tmp_path)
+    said = "3 of 4 could not be measured, see above: run, gone.safetensors, broken.safetensors"
+    assert [type(end) for end in ended] == [RunError] * 2 and [str(end) for end in ended] == [said] * 2
+    (one,) = json.loads((tmp_path / "out" / "eval.json").read_text())
+    values = {key.removeprefix("val_"): value for key, value in best.state["metrics"].items()}
+    assert one["name"] == "whole.safetensors" and one["images"] == 181
+    assert one["top1"] == pytest.approx(values["top1"], abs=0.01)
+
+
+def answered_by_one(run: Path, image: Path) -> None:
+    build = classify.Task.build_model
+
+    def function(self, *args, **kwargs):
+        assert distributed.rank() == 0
+        return build(self, *args, **kwargs)
+
+    classify.Task.build_model = function
+    evaluate_here(f"run={run}", f"predict={image}")
+
+
+def test_one_process_alone_builds_the_model_that_answers(runs, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    assert on_ranks(2, answered_by_one, runs / "ddp", tmp_path / "image.png") == [None, None]
+    first, second = on_ranks(2, answered_by_one, runs / "ddp", tmp_path / "none.png")
+    assert type(first) is type(second) is RunError and str(first) == str(second)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import zoo
 from children import SMALL, flags_restored, lines, note_overrides, succeed, train_here
-from recipes import checkpoint, config, measured, models
+from recipes import checkpoint, config, measured, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.plots import draw_confusion
@@ -307,3 +307,5 @@ def test_a_step_that_cannot_be_read_is_said(run, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoint, "tensors", damaged)
     with pytest.raises(RunError, match=r"__0_0\.distcp is damaged"):
         evaluate_here(f"run={run}")
+    with pytest.raises(RunError, match=r"__0_0\.distcp is damaged"):
+        weights.of_run(str(run))

@@ -210,7 +210,7 @@ def test_folders_that_are_no_start(first, tmp_path):
         state = json.loads(path.read_text())
         del state["files"]["ema.safetensors"]
         path.write_text(json.dumps(state))
-    with pytest.raises(RunError, match=r"has no ema weights, train.ema was null; model.weights=auto takes what it has"):
+    with pytest.raises(RunError, match=r"has no ema weights, train.ema was null; the choice auto takes what it has$"):
         made(tmp_path / "plain", "model.weights=ema")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import zoo
 from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
-from recipes import checkpoint, config, data, log, models, train
+from recipes import checkpoint, config, data, distributed, export, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, find_checkpoint, find_weights
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
@@ -292,6 +292,60 @@ def test_curves_that_another_clock_has_dated_are_drawn_anew(run):
         before = path.stat().st_mtime_ns
         begun.draw("top1", every=60)
         assert (path.stat().st_mtime_ns != before) == drawn, age
+
+
+def test_a_report_is_whole_without_its_curves(run, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    begun = Run(folder, OmegaConf.load(folder / "config.yaml"), checkpoint.Store(folder / "checkpoints"))
+    task = classify.Task(begun.cfg)
+    made = task.build_data()
+
+    def failing(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recipes.run.draw_curves", failing)
+    unwritten = f"could not write {folder / 'curves.png'}: [Errno 28] No space left on device"
+    for finished, then in ((True, ""), (False, f"; then go on with: {begun.resume_command}")):
+        (folder / "README.md").unlink()
+        with pytest.raises(RunError) as raised:
+            begun.report(task, made, task.build_model(made, pretrained=False), finished=finished)
+        assert str(raised.value) == unwritten + then
+        said = capsys.readouterr().out.replace("\n", "")
+        assert "evaluations" in said and "best top1" in said and "evaluate with: " in said
+        assert (folder / "README.md").exists() and ("go on with: " in said) != finished
+
+
+def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch, capsys):
+    """At the last evaluation, after which nothing is left to be done but what the log lacks."""
+    written, write_checkpoint, saving = log.Jsonl.write, checkpoint.write, []
+
+    def write(self, line):
+        with log.writing(self.path):
+            if "val_top1" in line:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise OSError(28, "No space left on device")
+        written(self, line)
+
+    def noted(*args):
+        saving.append(stop._SAVING.is_set())
+        write_checkpoint(*args)
+
+    monkeypatch.setattr(log.Jsonl, "write", write)
+    monkeypatch.setattr(checkpoint, "write", noted)
+    with pytest.raises(log.LogError, match=r"No space left on device\nthe state after step 2 is saved; to go on"):
+        train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
+    assert saving == [True, True] and not stop._SAVING.is_set()
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "to save; SIGTERM once more, after 30 seconds, stops at once, without saving" in said
+
+
+def test_a_run_is_exported_within_a_launch(run, monkeypatch):
+    """A shell in a job of several processes has the variables of a launcher, and no process to meet."""
+    for name, value in zip(distributed.LAUNCHED, ("1", "2", "1", "127.0.0.1", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    weights = find_checkpoint(run).tensors("ema")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in export.build(run).state_dict().items())
+    assert (distributed.rank(), distributed.size()) == (1, 2)
 
 
 def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tmp_path, monkeypatch, capsys):
