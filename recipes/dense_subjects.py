@@ -11,6 +11,7 @@ import zoo
 from recipes.config import ConfigError
 from recipes.data.paired import antialiased
 from recipes.log import say
+from recipes.models import is_asked, typed
 from recipes.task import create
 from zoo import releases
 from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
@@ -25,7 +26,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
 
     Images are then resized as OpenCV did for it, without antialiasing, where nothing else is asked for. A file in other
     names than mmseg's and mmdet's is measured as what the configuration describes. Raises ConfigError for a file of
-    another task, and where the backbone cannot be told.
+    another task, and where the backbone cannot be told, or not how it was built.
     """
     file = zoo.describe(path)
     found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
@@ -43,6 +44,9 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
         raise ConfigError(
             f"the backbone of {path} is {found.backbone.message}. Name one with model=, or model=timm model.name="
         )
+    if missing := [key for key in found.backbone.unshown(model.partition(".")[0]) if cfg.model.get(key) is None]:
+        given = " ".join(typed(cfg.model, key) for key in missing)
+        raise ConfigError(f"the backbone of {path} is {found.backbone.message}, here as {given}")
     release = _release(path, model, found.task)
     _build_as(cfg, model, found, release)
     title = f", {release.method} of {release.source}" if release else ""
@@ -80,5 +84,5 @@ def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Rel
         if cfg.data.antialias is None:
             cfg.data.antialias = False
         for key, value in wanted.items():
-            if cfg.model.get(key) in (None, own.get(key)):  # another value was asked for
+            if not is_asked(cfg.model, key, own):
                 cfg.model[key] = value

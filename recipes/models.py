@@ -26,6 +26,7 @@ from zoo.recognise import hint, parts, without_prefix
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 NOTHING = "there is nothing to measure. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
+WINDOWS = ("img_size", "window_size")  # arguments that both say which windows a model has
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -108,7 +109,7 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
         raise ConfigError(f"{report.message}: {NOTHING}")
     say(report.message)
     if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
-        _say_built_otherwise(cfg)
+        _say_built_otherwise(model, cfg)
 
 
 def _check_task(cfg: DictConfig) -> None:
@@ -161,15 +162,37 @@ def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
         say(f"{run} learned from images that were normalised otherwise than these are: {given} is how", "yellow")
 
 
-def _say_built_otherwise(cfg: DictConfig) -> None:
-    """Say so where the authors build a released file's backbone in another way for its task, which no weight shows."""
+def is_asked(model: DictConfig, key: str, own: Mapping[str, Any]) -> bool:
+    """Whether a configuration of a model asks for another value of an argument than its variant's `own`, or of one that
+    stands for it.
+    """
+    same = WINDOWS if key in WINDOWS else (key,)
+    return any(model.get(other) not in (None, own.get(other)) for other in same)
+
+
+def typed(model: DictConfig, key: str) -> str:
+    """How an argument of the model is given on the command line: behind a plus where the configuration lacks it."""
+    return f"{'' if key in model else '+'}model.{key}="
+
+
+def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
+    """Say so where the backbone of a released file was built otherwise than this one, into which it loads all the same,
+    and nothing else was asked for: GC ViT's windows, by its tables, or DiNAT's dilations, as its authors have them.
+    """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
     found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
     for key, value in (found.arguments(variant) if found else {}).items():
-        given = cfg.model.get(key, own.get(key))
-        if given == own.get(key) and given != value:  # no other value was asked for
-            say(f"{path} is of a model with model.{key}={value}, which this one is built without: give it", "yellow")
+        given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
+        if key == "img_size":  # which null leaves to the data, and others have the same windows
+            inner = getattr(model.backbone, "model", model.backbone)
+            given = inner.built_with({name: x.shape for name, x in inner.state_dict().items()}).get(key)
+        if given != value and not is_asked(cfg.model, key, own):
+            argument = f"{typed(cfg.model, key)}{written(value)}"
+            say(f"{path} is of a model with {argument}, which this one is built without: give it", "yellow")
+    for key in found.backbone.unshown(variant) if found else ():
+        if cfg.model.get(key) is None:
+            say(f"the backbone of {path} is {found.backbone.message}, here as {typed(cfg.model, key)}", "yellow")
 
 
 def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:

@@ -113,19 +113,66 @@ def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path
     assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
 
 
-@pytest.mark.parametrize("img_size", [224, 384])
-def test_windows_are_those_of_the_file(img_size, tmp_path, capsys):
-    """Not those for the data's images; what is asked for goes before."""
-    path = save(
-        segmenter("gcvit_xxt", 150, head="fcn", channels=8, auxiliary=False, img_size=img_size), tmp_path / "fcn.pth"
-    )
-    assert find(path, "task=segment", "data=ade20k").cfg.model.img_size == img_size
-    assert find(path, "task=segment", "data=ade20k", "model.img_size=64").cfg.model.img_size == 64
-    typed = ["model=gcvit_xxt", "task=segment", "task.head=fcn", "task.channels=8", "model.img_size=224"]
-    task = create(config.compose([*typed, "data.train_count=4", "data.val_count=2", f"model.checkpoint={path}"]))
+def of_gcvit(folder, **windows):
+    """A segmenter's file."""
+    return save(segmenter("gcvit_xxt", 150, head="fcn", channels=8, auxiliary=False, **windows), folder / "fcn.pth")
+
+
+def said_in_training(path, capsys, *typed):
+    given = ["model=gcvit_xxt", "task=segment", "task.head=fcn", "task.channels=8", "task.auxiliary=false", *typed]
+    task = create(config.compose([*given, "data.train_count=4", "data.val_count=2", f"model.checkpoint={path}"]))
     task.build_model(task.build_data())
-    said = "is of a model with model.img_size=384, which this one is built without: give it"
-    assert (said in capsys.readouterr().out) == (img_size == 384)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"img_size": 224}, {"img_size": 224, "window_size": None}),
+        ({"window_size": (12, 12, 24, 12)}, {"img_size": None, "window_size": [12, 12, 24, 12]}),
+        ({"window_size": 24}, {"img_size": None, "window_size": 24}),
+    ],
+    ids=str,
+)
+def test_windows_are_those_of_the_file(given, shown, tmp_path):
+    """Not those for the data's images; what is asked for goes before."""
+    path = of_gcvit(tmp_path, **given)
+    here = find(path, "task=segment", "data=ade20k").cfg.model
+    assert {key: here.get(key) for key in shown} == shown
+    for typed, asked in (("model.img_size=64", {"img_size": 64}), ("+model.window_size=5", {"window_size": 5})):
+        other = find(path, "task=segment", "data=ade20k", typed).cfg.model
+        assert {key: other.get(key) for key in shown} == {"img_size": None, "window_size": None} | asked
+
+
+def test_training_from_other_windows_says_so(tmp_path, capsys):
+    path, said = (
+        of_gcvit(tmp_path, img_size=224),
+        "is of a model with model.img_size=224, which this one is built without",
+    )
+    assert said in said_in_training(path, capsys)  # windows for the data's images of 64 pixels
+    for same in ("data.img_size=224", "model.img_size=224", "model.img_size=222", "+model.window_size=[7,7,14,7]"):
+        assert "built without" not in said_in_training(path, capsys, same), same
+    assert "built without" not in said_in_training(path, capsys, "model.img_size=64")  # asked for
+    path, said = (
+        of_gcvit(tmp_path, window_size=24),
+        "is of a model with +model.window_size=24, which this one is built without",
+    )
+    for other in ("data.img_size=64", "model.img_size=224"):
+        assert said in said_in_training(path, capsys, other), other
+    for asked in ("+model.window_size=24", "+model.window_size=5", "model.img_size=64"):
+        assert "built without" not in said_in_training(path, capsys, asked), asked
+
+
+def test_windows_that_the_file_does_not_say(tmp_path, capsys):
+    path = of_gcvit(tmp_path, window_size=24, table=False)
+    said = r"the backbone of .*; the windows are not in it: give window_size=, here as \+model.window_size="
+    for typed in ((), ("model.img_size=384",)):
+        with pytest.raises(ConfigError, match=said):
+            find(path, "task=segment", "data=ade20k", *typed)
+    here = find(path, "task=segment", "data=ade20k", "+model.window_size=24").cfg.model
+    assert (here.table, here.window_size) == (False, 24)
+    assert "here as +model.window_size=" in said_in_training(path, capsys, "+model.table=false")
+    assert "here as" not in said_in_training(path, capsys, "+model.table=false", "+model.window_size=24")
 
 
 def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):

@@ -269,12 +269,18 @@ def test_a_projection_may_be_wrapped(name):
 
 
 @every_small
-def test_hooks_change_all_that_a_projection_gives(name):
-    """Halved by hooks, it gives what it gives with halved weights, to what lies beyond the border too."""
+@pytest.mark.parametrize("by", ["hook", "forward"])
+def test_hooks_change_all_that_a_projection_gives(name, by):
+    """Halved by hooks, or by another `forward`, it gives what it gives with halved weights, to what lies beyond the
+    border too.
+    """
     models = [trained(small(name)) for _ in range(2)]
     for hooked, halved in zip(*(model.modules() for model in models), strict=True):
         if isinstance(hooked, torch.nn.Linear):
-            hooked.register_forward_hook(lambda module, args, out: out / 2)
+            if by == "hook":
+                hooked.register_forward_hook(lambda module, args, out: out / 2)
+            else:
+                hooked.forward = lambda x, forward=hooked.forward: forward(x) / 2
             for parameter in halved.parameters():
                 parameter.data /= 2
     for size in ((80, 80), (224, 224)):  # windows reach over the border of maps, and do not

@@ -201,8 +201,10 @@ BUILT = [
     ({"window_size": 24}, {"window_size": 24}),
     ({"window_size": (7, 7, 14, 7)}, {"img_size": 224}),
     ({"window_size": (3, (3, 4), 5, 4)}, {"window_size": [3, (3, 4), 5, 4]}),
+    ({"window_size": (12, 12, 24, 12)}, {"img_size": 384}),  # as the published classifiers for 384 pixels
     ({"window_size": 24, "table": False}, {"table": False}),
 ]
+UNSAID = "; the windows are not in it: give window_size="
 
 
 @pytest.mark.parametrize(("given", "shown"), BUILT, ids=str)
@@ -212,19 +214,78 @@ def test_tables_show_the_windows(given, shown, num_classes):
         state = class_of("gcvit_xxt")(**variants()["gcvit_xxt"] | given, num_classes=num_classes).state_dict()
     found = recognise(state)
     assert (found.model, found.arguments("gcvit_xxt"), found.arguments("gcvit_t")) == ("gcvit_xxt", shown, {})
+    assert found.unshown("gcvit_xxt") == (["window_size"] if "table" in given else []) and not found.unshown("gcvit_t")
+    assert found.message.endswith(UNSAID) == ("table" in given)
     # in the authors' layout tables are flat
     flat = {key: value.flatten(1) if key.endswith(".rpb") else value for key, value in state.items()}
     assert recognise(flat).arguments("gcvit_xxt") == ({} if "table" not in given else shown)
 
 
-@pytest.mark.parametrize(("given", "shown"), [*BUILT[:1], *BUILT[2:4], *BUILT[5:]], ids=str)
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, {"img_size": 224}),
+        ({"window_size": 24}, {"window_size": 24}),
+        ({"window_size": (7, 7, 14, 7)}, {"img_size": 224}),
+        ({"window_size": (12, 12, 24, 12)}, {"window_size": [12, 12, 24, 12]}),  # of no classifier for 384 pixels
+    ],
+    ids=str,
+)
 def test_windows_of_detectors(given, shown):
-    model = heads.detector("gcvit_xxt", 3, head="mask_rcnn", channels=16, device="meta", **given)
+    model = heads.detector("gcvit_xxt", 3, head="retinanet", channels=16, **given).eval()
     found = recognise_dense(model.layouts()[0].to_theirs(model.state_dict()))
     assert found.backbone.model == "gcvit_xxt" and found.arguments("gcvit_xxt") == shown
-    again = heads.detector("gcvit_xxt", 3, head=found.head, device="meta", **found.options, **shown)
-    same = {key: value.shape for key, value in again.state_dict().items()}
-    assert same == {key: value.shape for key, value in model.state_dict().items()}
+    assert not found.backbone.unshown("gcvit_xxt")
+    again = heads.detector("gcvit_xxt", 3, head=found.head, **found.options, **shown).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 128, 160)
+    with torch.no_grad():
+        for got, want in zip(again.backbone(images), model.backbone(images), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def test_norms_on_features_are_of_the_detection_code():
+    """Of a backbone alone too, under our names: what it was given made the third stage's queries."""
+    for norms, shown in ((False, {"img_size": 384}), (True, {"window_size": [12, 12, 24, 12]})):
+        args = variants()["gcvit_xxt"] | {"window_size": (12, 12, 24, 12), "feature_norms": norms, "num_classes": 0}
+        with torch.device("meta"):
+            state = class_of("gcvit_xxt")(**args).state_dict()
+        assert recognise(state).arguments("gcvit_xxt") == shown
+
+
+WITHOUT_TABLES = {"window_size": 24, "table": False}
+CALL = re.escape("timm.create_model('gcvit_xxt', num_classes=3, table=False, window_size=...)")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        export.build,
+        lambda path: export.build(path, features=[1]),
+        lambda path: show.source.build(None, path, None),
+        lambda path: show.source.build("gcvit_xxt", path, (64, 64)),
+    ],
+    ids=["export", "maps", "show", "show named"],
+)
+def test_commands_build_no_windows_that_they_do_not_know(build, tmp_path):
+    path = tmp_path / "bare.pth"
+    torch.save(timm.create_model("gcvit_xxt", num_classes=3, **WITHOUT_TABLES).state_dict(), path)
+    with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID) + f", which .* does not take. In Python {CALL} is"):
+        build(str(path))
+
+
+def test_dense_models_of_windows_that_are_not_known(tmp_path):
+    path = tmp_path / "fcn.pth"
+    model = segmenter("gcvit_xxt", 3, head="fcn", channels=8, auxiliary=False, **WITHOUT_TABLES)
+    state = model.layouts()[0].to_theirs(model.state_dict())
+    torch.save(state, path)
+    found = recognise_dense(state)
+    assert found.arguments("gcvit_xxt") == {"table": False} and found.backbone.unshown("gcvit_xxt") == ["window_size"]
+    call = "zoo.heads.segmenter('gcvit_xxt', num_classes=3, head='fcn', channels=8, auxiliary=False, table=False, win"
+    with pytest.raises(zoo.CheckpointError, match=f"{re.escape(UNSAID)}, .* In Python {re.escape(call)}"):
+        export.build(str(path))
+    with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID)):
+        show.source.build(None, str(path), None)
 
 
 def test_tables_that_show_no_windows():

@@ -165,7 +165,10 @@ class Backbone(nn.Module):
 
     @staticmethod
     def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Arguments beside a variant's that a model was built with, as far as the shapes of its weights show them."""
+        """Arguments beside a variant's that a model was built with, as far as the shapes of its weights show them.
+
+        None: that they do not show it, though without it another model would be built.
+        """
         return {}
 
     @property

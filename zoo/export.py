@@ -36,7 +36,7 @@ from .files import whole
 from .heads import segmenter
 from .heads.recognise import TASKS, DenseRecognition, recognise_dense
 from .reader import read
-from .recognise import hint, part_hint, recognise, without_prefix
+from .recognise import Recognition, hint, part_hint, recognise, without_prefix
 from .registry import variants
 
 OPSET = 18
@@ -112,10 +112,20 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     if name is None:
         raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
     classes = {} if found.classes is None else {"num_classes": found.classes}
+    if call := found.in_python(name, **classes):
+        raise CheckpointError(_written_by(path, found, call))
     built = create(name, **classes, **found.arguments(name))
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
     return built
+
+
+def _written_by(path: Path, found: Recognition, call: str) -> str:
+    """For messages, how in Python a file is exported whose model this command cannot build."""
+    return (
+        f"{path} is of {found.message}, which this command does not take. In Python {call} is given it, "
+        "zoo.load_checkpoint loads the file, and zoo.export.export writes the model"
+    )
 
 
 def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None, weights: str) -> nn.Module:
@@ -123,6 +133,9 @@ def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None,
     name = model or found.backbone.model
     if name is None:
         raise CheckpointError(f"the backbone of {path} is {found.backbone.message}. Give --model")
+    arguments = {"num_classes": found.classes, "head": found.head, **found.options}
+    if call := found.backbone.in_python(name, "zoo.heads.segmenter", **arguments):
+        raise CheckpointError(_written_by(path, found.backbone, call))
     release = releases.find(name, filename=path.name)
     shown = release.arguments if release and release.task == TASKS[found.task] else {}
     built = segmenter(

@@ -178,16 +178,24 @@ class GCViT(Backbone):
 
     @staticmethod
     def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The windows, which tables of relative positions show; without these they are None.
+
+        Windows that are those for an image come as its `img_size`. Not so in weights of the detection code, which have
+        norms on features: they were given there, and the third stage's queries are made accordingly. A classifier that
+        was given such windows here, as `window_size=(12, 12, 24, 12)`, is taken for one for 384 pixels: no weight tells
+        the two apart.
+        """
         tables = {(key.split(".")[1], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
         if not tables:
-            return {"table": False}
+            return {"table": False, "window_size": None}
         sides = [sides for _, sides in sorted(tables)]
         # flat ones do not tell their sides
         if len(sides) != len(STAGES) or not all(len(pair) == 2 and pair[0] % 2 and pair[1] % 2 for pair in sides):
             return {}
         windows = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
         pixels = tuple(STAGES[2][0] * side for side in windows[2])
-        if windows == windows_for(pixels):
+        dense = any(key.startswith("feature_norms.") for key in shapes)
+        if windows == windows_for(pixels) and (not dense or windows[2] == UNHALVED):
             return {"img_size": plain(pixels)}
         return {"window_size": plain(windows[0]) if len(set(windows)) == 1 else [plain(window) for window in windows]}
 

@@ -28,6 +28,7 @@ CONV = "stem.conv1.weight"  # of all families the first convolution, (out, chann
 TABLES = (".rpb", ".position.table")  # whose shapes, but for their heads, go by windows or images
 BY_TIMM = ("model.safetensors", "pytorch_model.bin")  # what timm calls the weights beside a config.json
 SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
+NAMED = {"window_size": "the windows"}  # how messages call arguments that a file may not show
 RANDOM = ("normal_", "uniform_", "trunc_normal_")
 
 State = Mapping[str, Tensor | TensorInfo]
@@ -43,7 +44,8 @@ class Recognition:
     model       the variant: the only candidate, or the one that the file's own name picks among them; else None
     by_name     the name had to pick
     classes     outputs of the classifier; None where there is none
-    built_with  arguments of the model beyond its name, as far as shapes show any: GC ViT's windows
+    built_with  arguments of the model beyond its name, as far as shapes show any: GC ViT's windows; None: one that has
+                to be given, since they do not show it
     """
 
     candidates: tuple[tuple[str, str], ...]
@@ -63,11 +65,28 @@ class Recognition:
         if len(self.candidates) > 1:
             said += ", which differ in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
-        return said
+        return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._unshown())
 
     def arguments(self, model: str) -> dict[str, Any]:
         """What builds `model` as the file's was, beyond its name and classes; nothing where it is none that fits."""
-        return dict(self.built_with) if model in dict(self.candidates) else {}
+        shown = {key: value for key, value in self.built_with.items() if value is not None}
+        return shown if model in dict(self.candidates) else {}
+
+    def unshown(self, model: str) -> list[str]:
+        """Arguments without which `model` is not built as the file's was, and which it does not show."""
+        return self._unshown() if model in dict(self.candidates) else []
+
+    def in_python(self, model: str, function: str = "timm.create_model", **arguments: Any) -> str:
+        """For commands that cannot be given these, the call of `function` that builds `model`, with further arguments;
+        empty where there are none.
+        """
+        if not (unshown := self.unshown(model)):
+            return ""
+        given = [f"{key}={value!r}" for key, value in (arguments | self.arguments(model)).items()]
+        return f"{function}({', '.join([repr(model), *given, *(f'{key}=...' for key in unshown)])})"
+
+    def _unshown(self) -> list[str]:
+        return [key for key, value in self.built_with.items() if value is None]
 
 
 def recognise(state: State, name: str = "") -> Recognition:

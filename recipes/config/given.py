@@ -95,7 +95,7 @@ def _override(key: str, value: Any) -> str:
 
 def written(value: Any) -> str:
     """A value in Hydra's grammar."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ",".join(map(written, value)) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"

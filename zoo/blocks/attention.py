@@ -28,8 +28,8 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether weight and bias are all that a layer answers by: a linear one, nothing in its place, without hooks."""
-    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    """Whether weight and bias are all that a layer answers by: a linear one without hooks or its own `forward`."""
+    hooked = layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
     return type(layer) is nn.Linear and layer.bias is not None and not hooked
 
 

@@ -47,7 +47,8 @@ class DenseRecognition:
 
     def arguments(self, model: str) -> dict[str, Any]:
         """What a backbone is built with beyond its name: as its file shows, GC ViT's windows, and where a file cannot
-        say it as its authors build it for this task, DiNAT's dilations.
+        say it as its authors build it for this task, DiNAT's dilations. What it should show and does not,
+        `backbone.unshown` says.
         """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
         return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})

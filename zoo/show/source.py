@@ -23,7 +23,7 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
 
     img_size  the zoo's models are made for it, timm's where they can be; None: their own, or that which a file shows
     Raises ShowError for a name that there is not, and CheckpointError for a file that cannot be read, is of no model of
-    the zoo, or not of the one that is named.
+    the zoo, not of the one that is named, or does not show how its model is built.
     """
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
@@ -34,9 +34,13 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
     name = name or found.model
     if name is None:
         raise CheckpointError(f"{checkpoint} is no model of the zoo, or several alike: name one by model=")
-    options = found.arguments(name.partition(".")[0])
-    if found.classes is not None:
-        options["num_classes"] = found.classes
+    classes = {} if found.classes is None else {"num_classes": found.classes}
+    if call := found.in_python(name.partition(".")[0], **classes):
+        raise CheckpointError(
+            f"{checkpoint} is of {found.message}, which this command does not take. In Python {call} is given it, "
+            "zoo.load_checkpoint loads the file, and zoo.show.pictures draws"
+        )
+    options = found.arguments(name.partition(".")[0]) | classes
     own = options.pop("img_size", None)
     model = create(name, img_size or own, **options)
     report = load_checkpoint(model, checkpoint, part=part)
