@@ -234,8 +234,8 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
 
     Images that cannot be read do not stop the others. One process answers, however many there are.
     """
-    paths = distributed.first(lambda: predict.matching(pattern))
     kept = None if run is None else find_weights(run)
+    paths = distributed.first(lambda: predict.matching(pattern))
     if distributed.rank():
         return
     machine, task = hardware.setup(cfg), create_task(cfg)
