@@ -17,7 +17,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Panel:
-    """A map of tokens: `of(row, column)` names the colour of each; lines are drawn between tiles of `tile` tokens."""
+    """A map of tokens: `of(row, column)` names the colour of each token, with lines between tiles of `tile` tokens."""
 
     title: str
     side: int
@@ -34,7 +34,7 @@ def tile_of(query: Place, side: int) -> Callable[[int, int], bool]:
 
 
 def near(query: Place, window: int, dilation: int, size: int = 12) -> Callable[[int, int], bool]:
-    """The rule of neighborhoods: the window shifts inward in the line of positions equal modulo the dilation."""
+    """The rule of neighborhoods: at a border the window shifts inward along positions equal modulo the dilation."""
 
     def along(q: int, k: int) -> bool:
         first = min(max(q // dilation - window // 2, 0), (size - q % dilation + dilation - 1) // dilation - window)
@@ -60,14 +60,14 @@ FIGURES = {
         ["neighborhood attention", "MLP", "dilated attention (DiNAT)", "MLP"],
         [
             Panel("the nearest 5 x 5", 12, attends(Q, near(Q, 5, 1))),
-            Panel("at a border it shifts", 12, attends(CORNER, near(CORNER, 5, 1))),
+            Panel("shifted at a border", 12, attends(CORNER, near(CORNER, 5, 1))),
             Panel("dilation 2", 12, attends(Q, near(Q, 5, 2))),
         ],
     ),
     "biformer": (
-        ["position", "routed attention", "MLP"],
+        ["position encoding", "routed attention", "MLP"],
         [
-            Panel("regions by their means: query region", 12, lambda r, c: "query" if tile_of(Q, 3)(r, c) else "", 3),
+            Panel("the region of the query", 12, lambda r, c: "query" if tile_of(Q, 3)(r, c) else "", 3),
             Panel(
                 "keys: the most related regions",
                 12,
@@ -89,7 +89,7 @@ FIGURES = {
         [
             Panel("local: queries of the window", 12, attends(Q, tile_of(Q, 4)), 4),
             Panel("one window of queries ...", 4, lambda r, c: "query"),
-            Panel("... asks every window", 12, lambda r, c: "key", 4),
+            Panel("... attends to every window", 12, lambda r, c: "key", 4),
         ],
     ),
     "davit": (
@@ -103,12 +103,12 @@ FIGURES = {
         ["hybrid attention", "MLP", "guided attention", "MLP"],
         [
             Panel("hybrid: windows ...", 12, attends(Q, tile_of(Q, 4)), 4),
-            Panel("... say how significant a token is", 12, significance),
-            Panel("guided: what is left, merged", 6, lambda r, c: ("key", "more", "most")[r // 2]),
+            Panel("... show how significant tokens are", 12, significance),
+            Panel("guided: the merged tokens", 6, lambda r, c: ("key", "more", "most")[r // 2]),
         ],
     ),
     "stvit": (
-        ["position", "pixels to super tokens", "attention", "back to pixels", "MLP"],
+        ["position encoding", "pixels to super tokens", "attention", "back to pixels", "MLP"],
         [
             Panel("a pixel and the 3 x 3 cells around it", 12, attends(Q, lambda r, c: 1 <= c // 3 <= 3 and r < 9), 3),
             Panel("super tokens attend to all", 4, lambda r, c: "query" if (r, c) == (1, 2) else "key"),

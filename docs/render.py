@@ -1,4 +1,4 @@
-"""The tables in the pages: each is between marks, <!-- speed --> ... <!-- /speed -->, and comes from the zoo's own.
+"""The generated tables of the pages: each is between marks, <!-- speed --> ... <!-- /speed -->.
 
 python -m docs.render  # writes them into the pages
 """
@@ -35,7 +35,7 @@ OPS = {
 
 
 def pages() -> dict[Path, str]:
-    """Every page with tables -> its text with those tables as they should be."""
+    """Every page with tables -> its text with these tables rendered anew."""
     found = {}
     for key in FAMILIES:
         marks = {"variants": variants(key), "releases": releases(key), "recipe": recipe(key), "speed": speed(key)}
@@ -72,9 +72,9 @@ def releases(key: str) -> str:
         return "No weights are known.\n"
     rows = [[f"`{r.name}`", r.top1 or "", r.img_size, r.data, _licence(r)] for r in mine if r.loadable]
     others = {title: sum(r.task == task for r in mine) for task, title in TASKS.items() if task != "classification"}
-    said = ", ".join(f"{count} for {title.lower()}" for title, count in others.items() if count)
+    said = " and ".join(f"{count} {title.lower()}" for title, count in others.items() if count)
     where = f"[checkpoints.md](../../checkpoints.md#{FAMILIES[key].lower().replace(' ', '-')})"
-    end = f"Files, digests and sources are in {where}" + (f", with {said}" if said else "") + ".\n"
+    end = f"Files, digests and sources are in {where}" + (f", along with {said} checkpoints" if said else "") + ".\n"
     return lines(["weights", "top-1", "pixels", "trained on", "licence"], rows, numbers=(1, 2)) + "\n" + end
 
 
@@ -83,13 +83,13 @@ def _licence(release: zoo.Release) -> str:
 
 
 def recipe(key: str) -> str:
-    """What the authors' recipes are known for, and the command that trains by one."""
+    """The phases of the authors' recipes, with their models."""
     known = {task: _phases(task, key) for task in ("classify", "segment", "detect")}
     rows = [[f"`{task}`", f"`{phase}`", names] for task, phases in known.items() for phase, names in phases]
     if not rows:
-        return "No recipe of the authors is in `recipes/papers` yet; `recipe=quick` is the default.\n"
+        return "`recipes/papers` has no recipe of the authors yet; `recipe=quick` is the default.\n"
     more = " ([all values](../recipes.md))" if (DOCS / "recipes.md").exists() else ""
-    return lines(["task", "phase", "models"], rows) + f"\nEvery value has its source in `recipes/papers`{more}.\n"
+    return lines(["task", "phase", "models"], rows) + f"\nThe source of every value is in `recipes/papers`{more}.\n"
 
 
 def _phases(task: str, key: str) -> Iterator[tuple[str, str]]:
@@ -102,14 +102,14 @@ def _phases(task: str, key: str) -> Iterator[tuple[str, str]]:
 
 
 def speed(key: str) -> str:
-    """What was measured of the family's models, on every device that there are figures of."""
+    """Speed of the family's models, on every device with measurements."""
     header = ["model", "mode", "images/s", "peak MiB", "twin", "its images/s", "its peak MiB", "ours / twin"]
     parts = []
     for file in sorted((ROOT / "benchmarks").glob("models_*.json")):
         measured = json.loads(file.read_text())
         rows = [_model_row(row) for row in measured["rows"] if family(row["model"]) == key]
         parts += [lines(header, rows, numbers=(2, 3, 5, 6, 7)) + "\n" + circumstances(measured)] if rows else []
-    return "\n".join(parts) or "Nothing was measured yet.\n"
+    return "\n".join(parts) or "No measurements yet.\n"
 
 
 def _model_row(row: dict[str, Any]) -> list[Any]:
@@ -122,14 +122,14 @@ def _model_row(row: dict[str, Any]) -> list[Any]:
 
 
 def op_speed(names: list[str]) -> str:
-    """The calls of models that were measured, beside the fastest other implementation."""
-    header = ["call", "of", "dtype", "mode", "ours, ms", "peak MiB", "fastest peer", "its ms", "its peak MiB"]
+    """Measured calls of models, beside the fastest other implementation."""
+    header = ["call", "models", "dtype", "mode", "ours, ms", "peak MiB", "fastest peer", "its ms", "its peak MiB"]
     parts = []
     for file in sorted((ROOT / "benchmarks").glob("ops_*.json")):
         measured = json.loads(file.read_text())
         rows = [_op_row(row) for row in measured["rows"] if row["op"] in names]
         parts += [lines(header, rows, numbers=(4, 5, 7, 8)) + "\n" + circumstances(measured)] if rows else []
-    return "\n".join(parts) or "Nothing was measured yet.\n"
+    return "\n".join(parts) or "No measurements yet.\n"
 
 
 def _op_row(row: dict[str, Any]) -> list[Any]:
@@ -150,7 +150,7 @@ def circumstances(measured: dict[str, Any]) -> str:
 
 
 def signatures(functions: list[str]) -> str:
-    """What the docstrings of public functions say, which is where shapes and equations are written down."""
+    """Signatures and docstrings of public functions, which document shapes and equations."""
     parts = []
     for name in functions:
         function = getattr(ops, name)
@@ -160,7 +160,7 @@ def signatures(functions: list[str]) -> str:
 
 
 def lines(header: list[str], rows: list[list[Any]], numbers: tuple[int, ...] = ()) -> str:
-    """A table as Markdown; the columns `numbers` are set to the right."""
+    """A table as Markdown; the columns `numbers` are right-aligned."""
     rule = ["---:" if i in numbers else "---" for i in range(len(header))]
     return "".join("| " + " | ".join(map(str, cells)) + " |\n" for cells in (header, rule, *rows))
 

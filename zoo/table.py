@@ -1,9 +1,9 @@
-"""The table of models: parameters and cost as measured here beside what their authors print.
+"""The table of models: parameters and cost as counted here, beside the figures that the authors print.
 
     python -m zoo.table                 # prints the table
-    python -m zoo.table docs/models.md  # puts it between the marks in that file
+    python -m zoo.table docs/models.md  # writes it between the marks in that file
 
-Counting takes a second or two a model.
+Counting takes a second or two per model.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parameters(name: str) -> int:
 
 
 def gflops(name: str, img_size: int | tuple[int, int] | None = None) -> float:
-    """Multiply-adds in 10^9 of matrix products and convolutions for one image.
+    """Multiply-adds in 10^9 of matrix multiplications and convolutions for one image.
 
     Papers call this FLOPs. Nothing is computed: the shapes alone run through the model.
 

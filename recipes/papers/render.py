@@ -12,17 +12,19 @@ TASKS = {"classify": "Classification", "segment": "Segmentation", "detect": "Det
 HEADER = """\
 # How the authors trained
 
-What `recipe=paper` sets, for every model with a published recipe. Rendered from the tables in `recipes/papers`
-(`make docs`). Every value can be given another one on the command line. Where a paper and the repository of its
-released weights differ, the repository is followed, and the other is listed below the table.
+This page lists what `recipe=paper` sets, for every model with a published recipe. It is rendered from the tables in
+`recipes/papers` (`make docs`). You can override every value on the command line. Where a paper and the repository of
+its released weights differ, the recipe follows the repository, and the other value is listed below the table.
 
-A value with \\* is chosen: no source has it. Where the models of a column differ, their values stand below each other,
-in the order of the first row. Keys are those of the configuration; `null` is off, or not given. Precision is the
-machine's (`hardware.amp`) unless a table has it, and no family lets its rate decay by layer (`optim.layer_decay`). All
-mirror half of the images, as `data.hflip` does unless the data says otherwise.
+A value with \\* is chosen: no source gives it. Where the models of a column differ, their values are listed one below
+the other, in the order of the first row. Keys are those of the configuration; `null` means off, or not given.
+Precision depends on the hardware (`hardware.amp`) unless a table sets it, and no family uses layer-wise learning rate
+decay (`optim.layer_decay`). All flip half of the images horizontally, as `data.hflip` does unless the data says
+otherwise.
 
-`python -m recipes.schedule recipe=paper model=...` writes out what the optimiser makes of it: the learning rate of
-every step, weight decay and factor on the rate of every parameter, the drop-path rate of every block.
+`python -m recipes.schedule recipe=paper model=...` prints the schedule that results. With `--out FOLDER` it writes the
+learning rate of every step, the weight decay and learning rate factor of every parameter, and the drop-path rate of
+every block.
 """
 
 
@@ -77,7 +79,8 @@ def _remarks(phase: str, table: dict[str, Any]) -> Iterator[str]:
     for line in table.get("differs", []):
         yield f"    - {line}"
     for model, metrics in table.get("results", {}).items():
-        yield f"    - {model}: " + ", ".join(f"{metric} {value}" for metric, value in metrics.items()) + " published."
+        figures = ", ".join(f"{metric} {value}" for metric, value in metrics.items())
+        yield f"    - Published for {model}: {figures}."
 
 
 def _unpublished(task: str) -> Iterator[str]:

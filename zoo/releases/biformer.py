@@ -40,7 +40,7 @@ def _official(model: str) -> Release:
         code_licence="mit",
         layout="official",
         verified=model != "biformer_stl_nchw",
-        note="a folder with the files of all models; links to single files were reported dead in March 2026",
+        note="link to a folder with the files of all models; links to single files were reported dead in March 2026",
     )
 
 

@@ -112,7 +112,7 @@ def _ported(size: str) -> Release:
         code_licence="apache-2.0",
         crop_pct=0.95,
         layout="timm",
-        note="licence as timm's card says; the repository of the original weights says mit",
+        note="licence from timm's model card; the repository of the original weights says mit",
     )
 
 
@@ -153,7 +153,7 @@ def _mmpretrain(size: str) -> Release:
         licence=None,
         code_licence="apache-2.0",
         crop_pct=None,
-        foreign="in mmpretrain's names, which no layout here has; the authors' and timm's files hold the weights",
+        foreign="mmpretrain's names have no layout here; the authors' and timm's files hold the same weights",
     )
 
 
@@ -178,7 +178,7 @@ def _dense(method: str, size: str) -> Release:
         licence=None,
         code_licence="mit",
         layout="official",
-        note="the README does not say whether at one scale or several; taken as one" if scenes else "",
+        note="the README does not say whether at one scale or several; assumed to be one" if scenes else "",
     )
 
 
@@ -196,8 +196,8 @@ def _florence(model: str) -> Release:
         hub_id=f"microsoft/{repository}",
         licence=licence,
         code_licence="apache-2.0",
-        foreign="another model (windows of 12, overlapping merges, other channel attention) within a whole Florence-2: "
-        "load it with timm",
+        foreign="a different model (windows of 12, overlapping merges, other channel attention) inside a whole "
+        "Florence-2; load it with timm",
         note="timm's configuration says apache-2.0",
     )
 

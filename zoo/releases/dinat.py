@@ -9,7 +9,7 @@ SITE = "https://shi-labs.com/projects/"
 IN22K, FINE_TUNED = "ImageNet-22k", "ImageNet-22k, then 1k"
 TAGS = {IN1K: "shilabs_in1k", IN22K: "shilabs_in22k", FINE_TUNED: "shilabs_in22k_ft_in1k"}
 WORDS = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}
-REPLACED = "replaced in place in January 2023"
+REPLACED = "file replaced under the same URL in January 2023"
 
 # (model, file) -> data, pixels, top-1, the same weights on the hub
 CLASSIFIERS = {
@@ -57,7 +57,7 @@ CLASSIFIERS = {
 PARAMS_22K = {"dinat_l": 232.98, "dinat_l_384_k11": 233.18, "dinats_l": 228.57}  # 10^6, counted, with 21,841 classes
 
 # file -> method, and of each size 10^6 parameters and 10^9 multiply-adds of the whole, box and mask AP
-UNSEEN = "the names of its heads were never compared with a file's"
+UNSEEN = "the tensor names of its heads were never compared with a file"
 MASK, CASCADE, UPERNET = "Mask R-CNN 3x", "Cascade Mask R-CNN 3x", "UPerNet 160k"
 DETECTORS = {
     "nat/checkpoints/DET/nat_{}_maskrcnn": (
@@ -125,10 +125,10 @@ DATA_SETS = {"coco": COCO, "ade20k": ADE20K, "cityscapes": "Cityscapes"}
 def _classifier(model: str, file: str) -> Release:
     data, pixels, top1, hub = CLASSIFIERS[model, file]
     notes = ["21,841 classes"] if data == IN22K else []
-    notes += ["tables interpolated from 7 x 7, not trained"] if file.endswith("interp") else []
+    notes += ["position tables interpolated from 7 x 7, not trained"] if file.endswith("interp") else []
     notes += [REPLACED] if model.startswith("dinat_l") else []
     notes += ["one of SHI-Labs' pages says `_1k_` where the file's name has `_in1k_`"] if "_s_" in file and top1 else []
-    notes += ["licence as the cards of the same weights on the hub say"] if hub else []
+    notes += ["licence from the hub's model cards of the same weights"] if hub else []
     size = cost(model)
     if data == IN22K:  # the authors print no multiply-adds of these
         size = {"params": PARAMS_22K[model]}
@@ -166,7 +166,7 @@ def _on_hub(model: str, file: str) -> Release:
         crop_pct=1.0 if pixels == 384 else 0.875,
         layout="transformers-nat" if model.startswith("nat") else "transformers",
         verified=False,
-        note="the weights of SHI-Labs' own file, with queries, keys and values apart",
+        note="the weights of SHI-Labs' own file, with separate queries, keys and values",
     )
 
 
@@ -212,7 +212,7 @@ def _segmenter(file: str, size: str) -> Release:
     row = _dense(file, size)
     if size == "l":
         row["note"] = "; ".join(
-            filter(None, ("its configuration says 640 pixels, and inherits crops of 512", row["note"]))
+            filter(None, ("its configuration says 640 pixels but inherits crops of 512", row["note"]))
         )
     return Release(
         **row,
@@ -242,7 +242,7 @@ def _mask2former(name: str) -> Release:
         wrapper="model",
         licence=None,
         code_licence="mit",
-        foreign="detectron2's Mask2Former; the trunk has windows of 11",
+        foreign="detectron2's Mask2Former; its backbone has windows of 11",
         note=REPLACED,
     )
 

@@ -55,12 +55,12 @@ SIZES = {  # bytes
     "21k_large_512": 3_592_824_767,
 }
 NOTES = {
-    "1k_xtiny": "counted, it costs 2.9 GFLOPs",
-    "1k_tiny2": "counted, it costs 6.2 GFLOPs",
-    "1k_small2": "counted, it costs 11.5 GFLOPs",
-    "21k_large_384": "counted, it costs 103.9 GFLOPs",
+    "1k_xtiny": "counted here: 2.9 GFLOPs",
+    "1k_tiny2": "counted here: 6.2 GFLOPs",
+    "1k_small2": "counted here: 11.5 GFLOPs",
+    "21k_large_384": "counted here: 103.9 GFLOPs",
     "1k_base": "the introduction of the README says 85.9, its table and the paper 85.0",
-    "21k_large_512": "counted, it costs 202.1 GFLOPs; by its size, the file holds `state_dict_ema` too",
+    "21k_large_512": "counted here: 202.1 GFLOPs; judging by its size, the file also holds `state_dict_ema`",
 }
 
 # model -> timm's word for the size, first digits of the SHA-256, top-1, top-5, 10^9 multiply-adds
@@ -87,7 +87,7 @@ def _official(model: str, file: str) -> Release:
         hub_id="nvidia/GCViT",
         file=f"gcvit_{file}.pth.tar",
         dead=(DRIVE + drive,) if drive else (),
-        seen="the hub lists them",
+        seen="listed on the hub",
         sha256=sha256,
         size=SIZES.get(file),
         wrapper="state_dict",
@@ -114,7 +114,7 @@ def _ported(model: str) -> Release:
         code_licence="apache-2.0",
         layout="timm",
         sha256=sha256,
-        note="timm's configuration says apache-2.0, the header of its module what is said here",
+        note="timm's configuration says apache-2.0, the header of its module the licence shown here",
     )
 
 

@@ -92,7 +92,7 @@ def _dense(method: str, size: str, window: int) -> Release:
         code_licence="apache-2.0",
         layout="official",
         arguments={"windows": (0, 0, window, 1)} if window != 2 else {},
-        note=f"HiLo's windows are {window} wide in stage 3; multiply-adds of 1280 x 800 pixels" if detector else "",
+        note=f"HiLo's windows are {window} wide in stage 3; multiply-adds for 1280 x 800 pixels" if detector else "",
     )
 
 

@@ -41,7 +41,7 @@ BUCKET = "gresearch/maxvit/ckpts/"
 # what the authors' tables say of the two that they print differently
 PRINTED = {
     ("b", 224, IN1K): "the paper prints 24.2 GFLOPs in one table, 23.4 in another",
-    ("l", 384, IN1K): "table 13 of the paper prints 84.40, a slip",
+    ("l", 384, IN1K): "table 13 of the paper prints 84.40 by mistake",
 }
 
 # timm's own models -> pixels, 10^6 parameters, 10^9 multiply-adds, top-1, top-5, crop, file in timm's GitHub releases
@@ -92,9 +92,9 @@ def _ported(size: str, pixels: int, data: str) -> Release:
 def _tensorflow(size: str, pixels: int, data: str) -> Release:
     folder = f"{BUCKET}maxvit{WORDS[size]}/{FOLDERS[data]}/{pixels}"
     notes = [PRINTED[size, pixels, data]] if (size, pixels, data) in PRINTED else []
-    notes += ["21,843 classes; the authors' tables count a classifier for 1,000"] if data == IN21K else []
-    notes += ["top-1 from the paper: the repository prints none"] if data == IN21K_FT else []
-    notes += ["fine-tuned; that nothing is cropped is from the paper: the code does not say"] if pixels > 224 else []
+    notes += ["21,843 classes; the authors' tables count a 1,000-class classifier"] if data == IN21K else []
+    notes += ["top-1 from the paper, the repository gives none"] if data == IN21K_FT else []
+    notes += ["fine-tuned; evaluation without a crop is from the paper, the code does not say"] if pixels > 224 else []
     return Release(
         model=_model(size, pixels),
         source="the authors' TensorFlow checkpoints",
@@ -112,7 +112,7 @@ def _tensorflow(size: str, pixels: int, data: str) -> Release:
         num_classes=21843 if data == IN21K else 1000,
         stats=IMAGENET if (pixels, data) == (224, IN1K) else INCEPTION,
         crop_pct=0.875 if pixels == 224 else 1.0,
-        foreign="TensorFlow's format; timm's ports hold the same weights",
+        foreign="in TensorFlow's format; timm's ports hold the same weights",
         note="; ".join(notes),
     )
 
@@ -139,7 +139,7 @@ def _of_timm(model: str, data: str) -> Release:
         stats=INCEPTION,
         crop_pct=crop,
         crop_mode="squash" if pixels == 384 else "center",
-        foreign="timm's variations on MaxViT, none of the paper's models: load them with timm",
+        foreign="timm's variations on MaxViT, not the paper's models; load them with timm",
         note="11,821 classes" if data == "ImageNet-12k" else "",
     )
 

@@ -25,10 +25,10 @@ METRICS = {
     "box_ap": "box AP",
     "mask_ap": "mask AP",
     "miou": "mIoU",
-    "miou_ms": "mIoU, scales",
+    "miou_ms": "mIoU, multi-scale",
 }
 NUMERIC = {"params", "GFLOPs", "pixels", *METRICS.values()}
-NOT_OURS, UNRELEASED = "Not ours to load", "Published without weights"
+NOT_OURS, UNRELEASED = "Not loadable here", "Published without weights"
 
 HOSTS = {
     "drive.google.com": "Google Drive",
@@ -44,8 +44,8 @@ HOSTS = {
 HEADER = """\
 # Checkpoints
 
-Every set of weights that was released for the families of this zoo: what it scores, under which licence it is, where it
-is. Rendered from the table in `zoo/releases` (`make docs`), which `find` and `candidates` of `zoo.releases` search.
+All weights that were released for the families of this zoo, with their published figures, licences and addresses. This
+page is rendered from the table in `zoo/releases` (`make docs`), which `find` and `candidates` of `zoo.releases` search.
 
 ```python
 import timm
@@ -55,11 +55,11 @@ model = timm.create_model("maxvit_t_tv.tv_in1k", pretrained=True)  # downloads, 
 model = timm.create_model("biformer_t", pretrained=True, pretrained_cfg_overlay=dict(file="biformer_tiny_best.pth"))
 ```
 
-A name like `model.tag` is a pretrained tag of timm's once `zoo` is imported. Where only a person with a browser gets
-the file, that call says from where, and where to put it.
+Once `zoo` is imported, a name like `model.tag` is a pretrained tag in timm. If a file can only be downloaded in a
+browser, that call says from where, and where to put it.
 
-UPerNet and Semantic FPN load whole, from the file as downloaded, backbone and heads; DiNAT dilates for what it
-segments, which no file says, and `segmentation_640` is that of its large model:
+UPerNet and Semantic FPN load whole, backbone and heads, from the file as downloaded. DiNAT's dilations for segmentation
+are in no file, so you have to name them; for its large model the name stands for `segmentation_640`:
 
 ```python
 import zoo
@@ -70,26 +70,26 @@ model = segmenter("litv2_s", 150, head="semantic_fpn")
 zoo.load_checkpoint(model, "litv2_s_fpn_r50_512x512_80k_ade20k.pth")  # strict about names and shapes
 ```
 
-So do Mask R-CNN and RetinaNet, with `zoo.heads.detector`. `eval.py` builds what a file holds, and knows by the file's
-name what it does not hold, DiNAT or NAT and LITv2's windows:
+Mask R-CNN and RetinaNet load in the same way, with `zoo.heads.detector`. `eval.py` builds what a file contains, and
+takes from the file's name what it does not contain: DiNAT or NAT, and LITv2's windows:
 
 ```bash
 python eval.py checkpoint=nat_mini_upernet.pth task=segment data=ade20k data.root=ADEChallengeData2016
 python eval.py checkpoint=nat_mini_maskrcnn.pth task=detect data=coco data.root=coco
 ```
 
-- **Figures** are the source's own, in percent, on the validation images of ImageNet-1k (with the evaluation in the
-  row), COCO, ADE20K or Cityscapes. *mIoU, scales* is that of several scales, mirrored.
-- **params**, in millions, are counted, and **GFLOPs**, billions of multiply-adds for one image, are as the source
-  prints them. Of whole detectors and segmenters both are the source's.
-- **pixels** of a side; of a detector the short one, and the most of the long one.
-- **evaluation**: the part of the image's side that is kept, from the centre; *squash* resizes to a square instead. All
-  interpolation is bicubic. *½* marks mean and deviation 0.5 in place of ImageNet's.
-- **licence** is that of the weights. *Not stated* means that nobody granted anything. Non-commercial weights warn when
+- **Figures** are the source's own, in percent, on the validation set of ImageNet-1k (with the row's evaluation), COCO,
+  ADE20K or Cityscapes. *mIoU, multi-scale* is with several scales and horizontal flips.
+- **params**, in millions, are counted here. **GFLOPs**, billions of multiply-adds for one image, are as printed by the
+  source. For whole detectors and segmenters, both are the source's.
+- **pixels** per side; for a detector, of the short side and at most of the long side.
+- **evaluation**: the fraction of the image's side that the centre crop keeps; *squash* resizes to a square instead.
+  Interpolation is always bicubic. *½* marks a mean and standard deviation of 0.5 instead of ImageNet's.
+- **licence** is that of the weights. *Not stated* means that no licence was granted. Non-commercial weights warn when
   they are loaded.
-- **layout**: how `zoo` calls the names in a file. It was compared with names that the source wrote, or is *not
-  verified*.
-- Links were not opened for this table; ~~those struck out~~ were reported dead.
+- **layout**: the zoo's name for the tensor names in a file. It was compared with names that the source wrote, or is
+  marked *not verified*.
+- Links were not opened for this table; ~~struck-out links~~ were reported dead.
 """
 
 
@@ -130,7 +130,7 @@ def _family(rows: Sequence[Release], links: dict[str, str]) -> Iterator[str]:
 
 
 def _foreign(rows: Iterable[Release], links: dict[str, str]) -> Iterator[str]:
-    yield from ("", "Listed so that nobody looks for them in vain.")
+    yield from ("", "These files are listed so that nobody searches for them in vain.")
     yield from _groups(rows, links)
 
 
@@ -145,7 +145,7 @@ def _groups(rows: Iterable[Release], links: dict[str, str]) -> Iterator[str]:
 
 def _about(r: Release) -> str:
     """What the rows of one source share."""
-    facts = [f"code {r.code_licence or 'licence not stated'}"]
+    facts = [f"code licence {r.code_licence or 'not stated'}"]
     if r.wrapper:
         facts.append(f"weights under `{r.wrapper}`")
     if r.layout:
@@ -172,7 +172,7 @@ def _table(rows: list[Release], links: dict[str, str]) -> Iterator[str]:
 
 
 def _unreleased(rows: Iterable[Unreleased]) -> Iterator[str]:
-    yield from ("", "No file of these is known.")
+    yield from ("", "No file is known for these results.")
     rows = list(rows)
     for task, title in TASKS.items():
         group = [r for r in rows if r.task == task]
@@ -240,7 +240,7 @@ def _file(r: Release, links: dict[str, str]) -> str:
 
 
 def _by_hand(r: Release, links: dict[str, str]) -> str:
-    return (f"`{r.filename}` " if r.filename else "") + f"by hand: {_host(r.url, r.model, links)}"
+    return (f"`{r.filename}` " if r.filename else "") + f"browser only: {_host(r.url, r.model, links)}"
 
 
 def _host(url: str, model: str, links: dict[str, str]) -> str:

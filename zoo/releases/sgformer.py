@@ -30,7 +30,8 @@ def _official(size: str) -> Release:
         crop_pct=0.9,
         layout="official",
         weights="ema",
-        note="a folder with all sizes; top-1 as other papers quote it; `state_dict` holds the weights before averaging",
+        note="link to a folder with all sizes; top-1 as quoted in other papers; "
+        "`state_dict` holds the weights before averaging",
     )
 
 

@@ -37,8 +37,8 @@ def _official(size: str, pixels: int) -> Release:
         code_licence=None,
         crop_pct=1.0 if pixels == 384 else 0.875,
         layout="official",
-        note="a folder with the files of all sizes"
-        + ("; counted, 31.4 GFLOPs" if (size, pixels) == ("b", 384) else ""),
+        note="link to a folder with the files of all sizes"
+        + ("; counted here: 31.4 GFLOPs" if (size, pixels) == ("b", 384) else ""),
     )
 
 

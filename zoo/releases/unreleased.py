@@ -4,15 +4,15 @@ from .table import ADE20K, COCO, IN1K, Unreleased
 
 JFT, TOKENS = "JFT-300M, then ImageNet-1k", "ImageNet-1k with token labels"
 PAPER, GARDEN = "table 14 of the paper", "TensorFlow Model Garden, a re-implementation by the authors"
-RMT, MAMBAOUT = "as the paper of RMT quotes it", "as the paper of MambaOut quotes it"
+RMT, MAMBAOUT = "as quoted in the paper of RMT", "as quoted in the paper of MambaOut"
 
 # model -> data, pixels, 10^6 parameters, 10^9 multiply-adds, top-1, where the figure stands
 CLASSIFIERS = {
     "maxvit_b_384": (JFT, 384, 119, 74.2, 88.69, PAPER),
-    "maxvit_l_384": (JFT, 384, 212, 128.7, 89.12, f"{PAPER}; the repository says 133.1 GFLOPs of the same network"),
+    "maxvit_l_384": (JFT, 384, 212, 128.7, 89.12, f"{PAPER}; the repository says 133.1 GFLOPs for the same network"),
     "maxvit_xl_384": (JFT, 384, 475, 293.7, 89.36, PAPER),
-    "maxvit_b_512": (JFT, 512, 119, 138.3, 88.82, f"{PAPER}; the repository says 138.5 GFLOPs of the same network"),
-    "maxvit_l_512": (JFT, 512, 212, 245.2, 89.41, f"{PAPER}; the repository says 245.4 GFLOPs of the same network"),
+    "maxvit_b_512": (JFT, 512, 119, 138.3, 88.82, f"{PAPER}; the repository says 138.5 GFLOPs for the same network"),
+    "maxvit_l_512": (JFT, 512, 212, 245.2, 89.41, f"{PAPER}; the repository says 245.4 GFLOPs for the same network"),
     "maxvit_xl_512": (JFT, 512, 475, 535.2, 89.53, PAPER),
     "davit_g": (
         "1.5 billion image-text pairs",
@@ -20,7 +20,7 @@ CLASSIFIERS = {
         None,
         None,
         90.4,
-        "README; the repository that was announced is gone",
+        "README; the announced repository is gone",
     ),
     "biformer_s": (TOKENS, 224, 26, 4.5, 84.3, RMT),
     "biformer_b": (TOKENS, 224, 58, 9.8, 85.4, RMT),
@@ -34,7 +34,7 @@ DETECTORS = {
     ("maxvit_t", f"{CASCADE}, 640 pixels"): (None, None, {"box_ap": 49.97, "mask_ap": 42.69}, GARDEN),
     ("maxvit_s", f"{CASCADE}, 640 pixels"): (None, None, {"box_ap": 50.79, "mask_ap": 43.36}, GARDEN),
     ("maxvit_b", f"{CASCADE}, 640 pixels"): (None, None, {"box_ap": 51.59, "mask_ap": 44.07}, GARDEN),
-    ("maxvit_b", f"{RETINA}, 640 pixels"): (None, None, {"box_ap": 46.63}, f"{GARDEN}: expected, by a configuration"),
+    ("maxvit_b", f"{RETINA}, 640 pixels"): (None, None, {"box_ap": 46.63}, f"{GARDEN}: expected, in a configuration"),
     ("gcvit_t", f"{MASK} 3x"): (48, 291, {"box_ap": 47.9, "mask_ap": 43.2}, "README"),
     ("gcvit_t", f"{CASCADE} 3x"): (85, 770, {"box_ap": 51.6, "mask_ap": 44.6}, "README"),
     ("gcvit_s", f"{CASCADE} 3x"): (108, 866, {"box_ap": 52.4, "mask_ap": 45.4}, "README"),
@@ -42,10 +42,10 @@ DETECTORS = {
     ("gcvit", "DINO, 4 scales"): (None, None, {"box_ap": 58.3}, "abstract, which names no variant"),
     ("biformer_s", f"{MASK} 1x"): (
         *(None, None, {"box_ap": 47.8, "mask_ap": 43.2}),
-        "README; again with the released code 48.1, 43.6",
+        "README; reproduced with the released code 48.1, 43.6",
     ),
     ("biformer_b", f"{MASK} 1x"): (None, None, {"box_ap": 48.6, "mask_ap": 43.7}, "README"),
-    ("biformer_s", f"{RETINA} 1x"): (None, None, {"box_ap": 45.9}, "README; again with the released code 47.3"),
+    ("biformer_s", f"{RETINA} 1x"): (None, None, {"box_ap": 45.9}, "README; reproduced with the released code 47.3"),
     ("biformer_b", f"{RETINA} 1x"): (None, None, {"box_ap": 47.1}, "README"),
     ("sgformer_s", f"{MASK} 1x"): (41, None, {"box_ap": 47.4, "mask_ap": 42.6}, MAMBAOUT),
     ("sgformer_m", f"{MASK} 1x"): (51, None, {"box_ap": 48.2, "mask_ap": 43.6}, MAMBAOUT),
@@ -63,7 +63,7 @@ SEGMENTERS = {
     ("sgformer_b", UPERNET): (109, 1304, {"miou": 52.0, "miou_ms": 52.7}, MAMBAOUT),
     ("stvit", "not stated"): (
         *(None, None, {"miou": 51.9}),
-        "abstract, which names no variant, nor whether at one scale or several",
+        "abstract, which names neither the variant nor whether at one scale or several",
     ),
 }
 
