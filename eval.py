@@ -1,16 +1,16 @@
-"""Measure weights on a validation set, beside what was published, or ask a model what is in an image: recipes/eval.py.
+"""Evaluate weights on a validation set, beside the published figure, or predict on images. See recipes/eval.py.
 
 python eval.py run=runs/<name>                               # the number that training printed
-python eval.py checkpoint=gcvit_1k_tiny.pth.tar data=imagenet data.root=imagenet    # the model is found from the file
+python eval.py checkpoint=gcvit_1k_tiny.pth.tar data=imagenet data.root=imagenet    # the model is read from the file
 python eval.py checkpoint=[a.pth,b.pth] data=imagenet data.root=imagenet            # one table; or a folder of files
 python eval.py checkpoint=nat_mini_upernet.pth task=segment data=ade20k data.root=ADEChallengeData2016
 python eval.py run=runs/<name> predict=cat.jpg
-torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image once
+torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image counted once
 """
 
 from recipes import shell
 
-shell.answer("eval")  # completion of the command line must not wait for the import below
+shell.answer("eval")  # shell completion must not wait for the import below
 
 from recipes.eval import main
 

@@ -1,10 +1,10 @@
-"""Kernels compiled ahead of time, for GPUs that this machine need not have: what they cost in registers and memory.
+"""Compiles kernels ahead of time, also for GPUs that are not present, and reports their registers and shared memory.
 
     python -m zoo.kernels                    # all launches of the zoo's models, for all targets
     python -m zoo.kernels maxvit_t --targets sm_90
 
-`zoo.kernels` records what models launch; this file compiles it, as Triton's launcher would: with the same version a
-GPU of that target finds the binaries in Triton's cache and does not compile them again.
+`zoo.kernels` records what models launch; this module compiles it as Triton's launcher would. With the same version of
+Triton, a GPU of that target finds the binaries in Triton's cache and does not compile them again.
 """
 
 import re
@@ -27,7 +27,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# bytes of shared memory that one program may have
+# bytes of shared memory that one program may use
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 POINTERS = {
@@ -41,7 +41,7 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kernel needs: registers and bytes of spilled ones a thread, bytes of shared memory a program."""
+    """What a kernel needs: registers and spilled bytes per thread, bytes of shared memory per program."""
 
     kernel: str
     target: str
@@ -62,7 +62,7 @@ class Cost:
 
 
 def distinct(launches: Iterable[Launch]) -> list[Launch]:
-    """One launch for each binary: for each kernel, its constants, and what is special about its arguments."""
+    """One launch for each binary: for each kernel, its constants, and how its arguments are specialised."""
     found: dict[tuple, Launch] = {}
     for launch in launches:
         signature, constants, attributes = specialised(launch)
@@ -75,12 +75,12 @@ def name(launch: Launch) -> str:
 
 
 def configurations(launch: Launch) -> tuple[triton.Config, ...]:
-    """Those that the tuner chooses from for this launch; the first is what deterministic mode takes."""
+    """The configurations that the tuner chooses from for this launch; deterministic mode uses the first."""
     return launch.kernel.choices.of(launch.values, dict(launch.constants))
 
 
 def compile(launch: Launch, target: str, config: triton.Config | None = None) -> Cost:
-    """Compiles one launch, by default its first configuration. Raises triton's errors where it does not build."""
+    """Compiles one launch, by default in its first configuration. Raises Triton's errors if it does not build."""
     config = config or configurations(launch)[0]
     binary = built(launch, TARGETS[target], config.all_kwargs())
     if "cubin" in binary.asm:
@@ -93,7 +93,7 @@ def compile(launch: Launch, target: str, config: triton.Config | None = None) ->
 
 @dataclass(frozen=True)
 class Absent:
-    """What Triton's launcher asks the driver of a GPU before it compiles, where there is no such GPU."""
+    """Stands in for the driver that Triton's launcher queries before it compiles, where there is no such GPU."""
 
     target: GPUTarget
 
@@ -101,18 +101,18 @@ class Absent:
         return self.target
 
     def get_current_device(self) -> GPUTarget:
-        return self.target  # by which the launcher keeps apart what it holds for each device
+        return self.target  # the launcher's key for what it caches per device
 
     def get_current_stream(self, device: GPUTarget) -> int:
         return 0
 
 
 def built(launch: Launch, target: GPUTarget, options: dict[str, Any]) -> Any:
-    """The binary of a launch, by the launcher itself, which alone knows under which key it will look for it."""
+    """The binary of a launch, compiled by the launcher itself so that it is cached under the key used at run time."""
     driver, kernel = triton.runtime.driver, launch.kernel.fn
     if target.backend == "hip":
         options.pop("maxnreg", None)  # an option of CUDA's compiler
-    before = driver._active  # asked for by its public name, it would look for a GPU
+    before = driver._active  # its public name would look for a GPU
     driver.set_active(Absent(target))
     try:
         return kernel.warmup(*launch.values, grid=(1,), **dict(launch.constants), **options)
@@ -128,7 +128,7 @@ def dtype(launch: Launch) -> str:
 
 
 def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple, Any], dict[tuple, list]]:
-    """The types of all arguments, the constants among them (None, and 1) and those that are multiples of 16."""
+    """The types of all arguments, which of them are constants (None and 1), and which are multiples of 16."""
     kernel = launch.kernel.fn
     constants: dict[tuple, Any] = {}
     attributes: dict[tuple, list] = {}
@@ -157,7 +157,7 @@ def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple, Any], dict[
 
 
 def cubin_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack (spilled registers lie there) a thread, as Triton's own cuobjdump reads them."""
+    """Registers and bytes of stack (where registers are spilled) per thread, as read by Triton's own cuobjdump."""
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -171,12 +171,12 @@ def cubin_usage(cubin: bytes) -> tuple[int, int]:
 def number(text: str, key: str) -> int:
     found = re.search(rf"\b{key}:\s*(\d+)", text)
     if found is None:
-        raise ValueError(f"no {key} in what the compiler's tools printed: {text[-300:]!r}")
+        raise ValueError(f"no {key} in the output of the compiler's tools: {text[-300:]!r}")
     return int(found[1])
 
 
 def table(costs: list[Cost]) -> str:
-    """Markdown: for each kernel, target, dtype and configuration the worst over its constants."""
+    """A Markdown table: for each kernel, target, dtype and configuration, the worst case over its constants."""
     lines = [
         "| kernel | target | dtype | warps | stages | binaries | spilling | registers | spilled bytes | shared KiB |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -1,4 +1,4 @@
-"""Checks of arguments that several ops share."""
+"""Argument checks shared by several ops."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -11,22 +11,22 @@ from .dispatch import autocasts, watched
 
 
 def factor(scale: float | None, D: int) -> float:
-    """`scale` of the logits, by default that of D channels. Raises ValueError for one that learns, or is many numbers.
+    """The scale of the logits, by default D ** -0.5. Raises ValueError if it is learned or has several elements.
 
-    Fused attention takes a number, and where it does not run a learned scale would lose its gradient without a word.
-    One number as a tensor, or NumPy's, becomes Python's, as kernels want it; what is watched runs as operators, which
-    do that themselves.
+    Fused attention takes a number, and elsewhere a learned scale would silently lose its gradient. A one-element tensor
+    or a NumPy number becomes a Python float, as kernels need it. Watched calls run as operators, which convert it
+    themselves.
     """
     if not torch.jit.is_scripting():
         if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
-            raise ValueError("scale is a tensor: expected a number; multiply q by a learned scale, or by one a head")
+            raise ValueError("scale is a tensor: expected a number; multiply q by a learned or per-head scale")
         if scale is not None and type(scale) is not float and not watched():
             return float(scale)
     return D**-0.5 if scale is None else scale
 
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) from one number for both or from two. Raises ValueError for anything else."""
+    """(rows, columns) from one number for both, or from two numbers. Raises ValueError for anything else."""
     if isinstance(value, int):
         return (value, value)
     elif torch.jit.is_scripting():
@@ -36,7 +36,7 @@ def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def both(name: str, value: Any) -> tuple[int, int]:
-    """`pair` of what is not Python's int."""
+    """`pair` for values other than a Python int."""
     if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     numbers = value if isinstance(value, Sequence) else (value, value)
@@ -46,12 +46,12 @@ def both(name: str, value: Any) -> tuple[int, int]:
 
 
 def is_whole(number: Any) -> bool:
-    """Whether it is a whole number: Python's, NumPy's, or a size that a compiler or a trace follows."""
+    """Whether it is an integer: of Python, of NumPy, or a size that a compiler or a trace records."""
     return isinstance(number, int | Integral | torch.SymInt) or (torch.jit.is_tracing() and isinstance(number, Tensor))
 
 
 def pythons(number: Any) -> int:
-    """NumPy's number as Python's; others are one already, or are followed."""
+    """A NumPy integer as a Python int; Python ints and recorded sizes are returned as they are."""
     return number if isinstance(number, int) or not isinstance(number, Integral) else int(number)
 
 
@@ -64,7 +64,7 @@ def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_map(name: str, x: Tensor) -> None:
-    """Raises ValueError for a map (B, H, W, ...) without pixels, and as `check_channels`; its batch may be empty."""
+    """Raises ValueError for a map (B, H, W, ...) without pixels, and like `check_channels`; the batch may be empty."""
     sizes = x.shape
     if sizes[1] == 0 or sizes[2] == 0:
         raise ValueError(f"{name} is {x.shape}: expected a map of at least 1 x 1 pixels")
@@ -72,7 +72,7 @@ def check_map(name: str, x: Tensor) -> None:
 
 
 def check_channels(name: str, x: Tensor) -> None:
-    """Raises ValueError for a map (B, H, W, C) or (B, H, W, heads, D) without channels, and as `check_kind`."""
+    """Raises ValueError for a map (B, H, W, C) or (B, H, W, heads, D) without channels, and like `check_kind`."""
     sizes = x.shape
     if sizes[3] == 0 or sizes[-1] == 0:
         raise ValueError(f"{name} is {x.shape}: expected at least one head of at least one channel")
@@ -80,13 +80,13 @@ def check_channels(name: str, x: Tensor) -> None:
 
 
 def check_kind(name: str, x: Tensor) -> None:
-    """Raises ValueError for numbers that ops do not take: integers, say, or floating-point numbers of 8 bits."""
+    """Raises ValueError for dtypes that ops do not support, such as integers or 8-bit floats."""
     if not x.is_floating_point() or x.element_size() == 1:
         raise ValueError(f"{name} is {x.dtype}: expected float16, bfloat16, float32 or float64")
 
 
 def check_dtypes(names: str, given: list[Tensor]) -> None:
-    """Raises ValueError for tensors of several dtypes, but where autocast gives them one (never of float64)."""
+    """Raises ValueError for tensors of different dtypes, except where autocast casts them to one (never float64)."""
     if not torch.jit.is_scripting():
         dtype = given[0].dtype
         for t in given:
@@ -114,14 +114,14 @@ def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> 
 
 
 def check_numbers(name: str, given: Tensor, count: int) -> None:
-    """Raises ValueError for numbers other than 0 ... count - 1, which would lead to another image's values.
+    """Raises ValueError for indices other than 0 ... count - 1, which would read another image's values.
 
-    Their values are seen where that costs no wait: on a CPU, and where nothing but autograd looks on.
+    Values are only checked where that needs no synchronisation: on a CPU, and in calls that are not `watched`.
     """
     if given.dtype != torch.int64 and given.dtype != torch.int32:
         raise ValueError(f"{name} is {given.dtype}: expected int64")
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if given.is_cpu and given.numel() > 0 and not watched(given):
             least, most = given.aminmax()
             if least < 0 or most >= count:
-                raise ValueError(f"{name} has numbers from {int(least)} to {int(most)}: expected 0 to {count - 1}")
+                raise ValueError(f"{name} has values from {int(least)} to {int(most)}: expected 0 to {count - 1}")

@@ -1,8 +1,8 @@
-"""The kernels as operators of torch: importing this module registers those of all ops. Needs triton.
+"""The kernels as torch operators: importing this module registers those of all ops. Needs triton.
 
-An op registers its own when its kernel first runs. A program that `torch.export` wrote where kernels run names them: in
-another process `import ops.operators` has to come before `torch.export.load`. There, on CPU tensors, they compute their
-references.
+An op registers its own operators when its kernel first runs. Programs that `torch.export` saved where kernels run refer
+to them, so another process has to import `ops.operators` before `torch.export.load`. On CPU tensors the operators
+compute their references.
 """
 
 from .channel_attention import triton_path as channel_attention

@@ -1,4 +1,4 @@
-"""Queries, keys and values of one projection: parts of one packed map, whose gradients need no copy to be one again."""
+"""Queries, keys and values as views of one packed projection, whose gradients are assembled without a copy."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from .dispatch import watched
 
 
 def unpack(packed: Tensor) -> list[Tensor]:
-    """The n parts of a packed map: (B, H, W, n, heads, D) -> n views (B, H, W, heads, D), in their order.
+    """The n parts of a packed map: (B, H, W, n, heads, D) -> n views (B, H, W, heads, D), in order.
 
-    The same as `packed.unbind(3)`, whose derivative copies the gradients of the parts into one map. Where kernels run,
-    window, neighborhood and channel attention write them into one map, which then is the gradient as it lies.
+    The same as `packed.unbind(3)`, whose backward copies the gradients of the parts into one map. Where kernels run,
+    window, neighborhood and channel attention write them into one map, which then is the gradient without a copy.
     """
     if torch.jit.is_scripting():
         return packed.unbind(3)
@@ -24,7 +24,7 @@ def unpack(packed: Tensor) -> list[Tensor]:
 
 
 class Unpack(torch.autograd.Function):
-    """`unbind(3)` whose derivative recognises gradients that lie packed."""
+    """`unbind(3)` whose backward recognises gradients that are already packed."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor) -> tuple[Tensor, ...]:
@@ -32,18 +32,18 @@ class Unpack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *parts: Tensor) -> Tensor:
-        # a second derivative follows operators, and so does whatever looks at them
+        # a second derivative needs operators, and so does anything else that records them
         whole = None if torch.is_grad_enabled() or watched(*parts) else whole_of(parts)
         return torch.stack(parts, 3) if whole is None else whole
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether kernels may run on `x` now, and nothing but autograd looks on."""
+    """Whether kernels may run on `x` now, in a call that is not `watched`."""
     return not watched(x) and (x.is_cuda or (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"))
 
 
 def whole_of(parts: Sequence[Tensor]) -> Tensor | None:
-    """The packed map (B, H, W, n, heads, D) of which n tensors (B, H, W, heads, D) are the parts, in order, or None."""
+    """The packed map (B, H, W, n, heads, D) whose parts are these n tensors (B, H, W, heads, D), in order, or None."""
     first = parts[0]
     B, H, W, heads, D = first.shape
     strides = steps(first.shape, len(parts))
@@ -58,19 +58,19 @@ def whole_of(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def steps(part: torch.Size, count: int) -> tuple[int, ...]:
-    """The strides of a contiguous packed map that has `count` parts of the shape (B, H, W, heads, D)."""
+    """The strides of a contiguous packed map with `count` parts of shape (B, H, W, heads, D)."""
     _, H, W, heads, D = part
     token = count * heads * D
     return (H * W * token, W * token, token, heads * D, D, 1)
 
 
 def apart(*parts: Tensor) -> tuple[list[Tensor], list[int]]:
-    """Empty tensors like `parts` (B, H, W, heads, D), each contiguous, and how many heads lie from token to token."""
+    """Empty tensors like `parts` (B, H, W, heads, D), each contiguous, and the stride between tokens, in heads."""
     return [part.new_empty(part.shape) for part in parts], [part.shape[3] for part in parts]
 
 
 def as_given(*parts: Tensor) -> tuple[list[Tensor], list[int]]:
-    """The same, but where `parts` are all parts of one packed map, or all but the first are, so is what is returned."""
+    """Like `apart`, but if `parts`, or all but the first, are parts of one packed map, so are the tensors returned."""
     for first in range(len(parts) - 1):
         if whole_of(parts[first:]) is not None:
             made, pitches = apart(*parts[:first])

@@ -1,4 +1,4 @@
-"""Launches of kernels written down in place of being run; needs neither a GPU nor triton."""
+"""Records kernel launches instead of running them. Needs neither a GPU nor triton."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ _records: list[list["Launch"]] = []
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch without its data: `values` are the arguments in order, a dtype in the place of each tensor."""
+    """One launch without its data: `values` are the arguments in order, with a dtype in place of each tensor."""
 
     kernel: Any
     values: tuple
     constants: tuple[tuple[str, Any], ...]
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        """To another process a kernel goes by its name."""
+        """A kernel is pickled by name."""
         return _named, (self.kernel.fn.__module__, self.kernel.fn.__name__, self.values, self.constants)
 
 
@@ -30,7 +30,7 @@ def _named(module: str, name: str, values: tuple, constants: tuple) -> Launch:
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Inside, ops called with tensors on the meta device take their kernels, whose launches are written down in order.
+    """Context in which ops called with meta tensors select their kernels, whose launches are recorded in order.
 
     with recording() as launches:
         model(torch.empty(2, 3, 224, 224, device="meta")).sum().backward()

@@ -1,4 +1,4 @@
-"""A kernel as an operator of torch: traced without running, differentiated, and on CPUs its reference."""
+"""Kernels as torch operators: traced without running, differentiable, and computed by the reference on CPUs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,23 +29,23 @@ def register(
     results: int = 2,
     reads_result: Callable[..., bool] = lambda *args: True,
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The operator `attention_backbones::<name>`, and beside it `<name>_backward`, which has no derivative.
+    """Registers `attention_backbones::<name>` and `<name>_backward`, which has no derivative.
 
-    Returns a function of the same arguments, which calls it where anything wants to see an operator.
+    Returns a function of the same arguments, which calls the operator only where something has to see one.
 
     arguments      as in an operator's schema, tensors first: "Tensor q, Tensor? bias, int[] window, float scale"
-    outputs        (*arguments) -> the tensors that forward returns, not filled; the first is the result, the others are
-                   what its backward needs
-    forward        (*arguments) -> the same, filled
+    outputs        (*arguments) -> the tensors that forward returns, uninitialised; the first is the result, the others
+                   are saved for backward
+    forward        (*arguments) -> the same tensors, filled
     backward       (gradient of the result, *arguments, *outputs) -> a gradient, or None, for each tensor argument; None
-                   where the operator has no gradient
+                   if the operator has no gradient
     specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
                    be traced and checked there
-    as_given       the same as backward, but gradients lie packed where what they belong to does. It runs where no
-                   operator is needed, which may not return parts of one tensor. None: backward itself
-    results        how many tensors forward returns; where it is one, the operator returns that, not a tuple
-    reads_result   (*arguments) -> whether backward reads the result. Where not, it is given None in its place: the
-                   result is not kept for it, and may be changed in place
+    as_given       like backward, but the gradients of arguments that are packed are packed too. It runs where no
+                   operator is needed, since operators may not return views of one tensor. None: backward itself
+    results        how many tensors forward returns; if one, the operator returns that tensor, not a tuple
+    reads_result   (*arguments) -> whether backward reads the result. If not, backward gets None in its place: the
+                   result is not saved and may be changed in place
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
 
@@ -56,7 +56,7 @@ def register(
     def on_cpu(*args: Any) -> tuple[Tensor, ...]:
         if interpreted():
             return forward_together(*args)
-        # what else forward returns is of no use here: by_specification starts from the arguments
+        # the other outputs are not used here: by_specification starts from the arguments
         return (specification(*args).contiguous(), *(other.zero_() for other in outputs(*args)[1:]))
 
     def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ def register(
         return [next(found) if learned(leaf) else None for leaf in leaves]
 
     def filled(grad: Tensor, given: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        # an operator has to return tensors: an empty one stands where there is no gradient
+        # an operator has to return tensors: an empty one stands for a missing gradient
         made = zip(given, found, strict=True)
         return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
 
@@ -91,14 +91,14 @@ def register(
         return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
     given = ", ".join(["Tensor grad", arguments, "Tensor? out0", *(f"Tensor out{i}" for i in range(1, results))])
     backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
-    # each product has two gradients; what is multiplied anew is no cost of the model
+    # each matmul has two gradients; recomputation is not counted as a cost of the model
     count_flops(backward_op, lambda grad, *args: specification(*args[:-results]), 2)
 
     def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
         result, *rest = output if results > 1 else (output,)
         ctx.save_for_backward(*inputs[:count], result if reads_result(*inputs) else None, *rest)
         ctx.others = inputs[count:]
-        # else autograd would fill a gradient of zeros for each
+        # otherwise autograd would materialise zero gradients for each
         ctx.mark_non_differentiable(*rest)
         ctx.set_materialize_grads(False)
 
@@ -108,15 +108,15 @@ def register(
         return output
 
     def differentiate(ctx: Any, grad: Tensor | None, *unused: None) -> tuple:
-        if grad is None:  # what is made of the result has no gradient
+        if grad is None:  # nothing computed from the result has a gradient
             return (None,) * (count + len(ctx.others))
-        kept = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
+        kept = ctx.saved_tensors  # unpacked once: activation checkpointing refuses a second time
         given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
-        # the operator is what refuses a second derivative
+        # a second derivative has to reach the operator, which raises the error
         if not torch.is_grad_enabled() and unseen((grad, *given)):
             return (*(as_given or backward)(grad, *given, *ctx.others, *made), *nothing)
         if grad.device.type == "cpu" and not interpreted():
-            # not by an operator: autograd is off inside one
+            # not through an operator: autograd is disabled inside one
             return (*by_specification(grad, *given, *ctx.others), *nothing)
         found = backward_op(grad, *given, *ctx.others, *made)
         found = found if count > 1 else [found]
@@ -138,18 +138,18 @@ def register(
 
 
 def unseen(given: Sequence[Tensor | None]) -> bool:
-    """Whether kernels run on these tensors now, and nothing but autograd looks on.
+    """Whether kernels run on these tensors now, in a call that is not `watched`.
 
-    Then no operator is needed, which would take the processor longer than all else that a launch does.
+    Then no operator is needed; calling one would take more CPU time than the rest of a launch.
     """
-    # first whether a compiler looks on, which could not follow the second question
+    # `watched` comes first: a compiler could not trace the second condition
     return not watched(*given) and (given[0].is_cuda or (given[0].is_cpu and interpreted()))
 
 
 def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> OpOverload:
-    """An operator that returns `made` tensors; one that has the name is no more.
+    """Defines an operator that returns `made` tensors, replacing any operator of that name.
 
-    By a library of its own, since what `torch.library.custom_op` puts around each function takes longer than they do.
+    It has a library of its own: the wrappers of `torch.library.custom_op` take longer than the functions they wrap.
     """
     _libraries.pop(name, None)
     library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -162,7 +162,7 @@ def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callabl
 
 
 def count_flops(op: OpOverload, specification: Callable[..., Tensor], times: int) -> None:
-    """Let torch's FlopCounterMode count an operator as so many times what its specification multiplies and adds."""
+    """Makes torch's FlopCounterMode count an operator as `times` the FLOPs of its specification."""
 
     def formula(*args: Any, out_val: Any = None) -> int:
         shapes = [torch.empty_like(arg, device="meta") if isinstance(arg, Tensor) else arg for arg in args]
@@ -170,13 +170,13 @@ def count_flops(op: OpOverload, specification: Callable[..., Tensor], times: int
             specification(*shapes)
         return times * counter.get_total_flops()
 
-    flop_registry.pop(op.overloadpacket, None)  # of the one that had the name
+    flop_registry.pop(op.overloadpacket, None)  # of an earlier operator of that name
     register_flop_formula(op.overloadpacket, get_raw=True)(formula)
 
 
 def together(given: Sequence[Tensor | None], name: str) -> None:
-    """Raises ValueError for tensors on several devices: a kernel would read the memory of one as that of another."""
-    place = given[0].get_device()  # a number, which takes less time than a device
+    """Raises ValueError for tensors on different devices: a kernel would read one device's addresses on another."""
+    place = given[0].get_device()  # an integer, which is faster than a torch.device
     for t in given:
         if t is not None and t.get_device() != place:
             devices = ", ".join(dict.fromkeys(str(t.device) for t in given if t is not None))
@@ -184,12 +184,12 @@ def together(given: Sequence[Tensor | None], name: str) -> None:
 
 
 def learned(argument: Tensor | None) -> bool:
-    """Whether an argument can have a gradient: it is given, and no tensor of indices."""
+    """Whether an argument can have a gradient: it is given, and not a tensor of indices."""
     return argument is not None and argument.is_floating_point()
 
 
 def alone(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:
-    """The same function, giving the one tensor itself."""
+    """The same function, returning the single tensor itself."""
     return lambda *args: function(*args)[0]
 
 

@@ -1,7 +1,7 @@
-"""Sizes of maps that a compiler may not know: written so that one graph serves all of them.
+"""Arithmetic on map sizes that may be symbolic in a compiler, written so that one graph serves all of them.
 
-`torch.compile` keeps sizes symbolic once it has seen two of them. A branch on a remainder is then a guard, and a graph
-of its own for every remainder; and views of a side that is not known to be a product take it minutes to verify.
+`torch.compile` keeps sizes symbolic once it has seen two of them. A branch on a remainder then becomes a guard, with a
+separate graph for every remainder, and views of a side that is not known to be a product take minutes to verify.
 """
 
 import torch
@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 def ceil(side: int, size: int) -> int:
-    """side / size, rounded up; ONNX rounds a division of negative numbers towards zero, Python down."""
+    """side / size, rounded up; not as -(-side // size), since ONNX rounds negative quotients towards zero."""
     return (side + size - 1) // size
 
 
 def covering(side: int, size: int) -> int:
-    """The least multiple of `size` that is no less than `side`, as the product that it is."""
+    """The smallest multiple of `size` that is at least `side`, written as a product."""
     return ceil(side, size) * size
 
 
 def surely(holds: bool) -> bool:
-    """Whether a condition on sizes holds; while a compiler looks on, whether it holds for all sizes of its graph.
+    """Whether a condition on sizes holds; under a compiler, whether it holds for all sizes of the graph.
 
-    Asking adds no guard.
+    This adds no guard.
     """
     if torch.jit.is_scripting():
         return holds
@@ -31,7 +31,7 @@ def surely(holds: bool) -> bool:
 
 
 def varies(size: int) -> bool:
-    """Whether a compiler looks on whose graph is for many values of a size: what depends on it must not be a branch."""
+    """Whether a compiler is tracing a graph in which this size is symbolic, so that code must not branch on it."""
     if torch.jit.is_scripting():
         return False
     else:
@@ -39,7 +39,7 @@ def varies(size: int) -> bool:
 
 
 def alike(one: list[int], other: list[int]) -> bool:
-    """Whether two shapes surely are the same."""
+    """Whether two shapes are `surely` equal."""
     same = len(one) == len(other)
     for i in range(len(one)):
         same = same and surely(one[i] == other[i])
@@ -47,16 +47,16 @@ def alike(one: list[int], other: list[int]) -> bool:
 
 
 def cropped(x: Tensor, H: int, W: int) -> Tensor:
-    """The first H rows and W columns of (B, H', W', ..., C); as a copy where a slice would be guarded on."""
+    """The first H rows and W columns of (B, H', W', ..., C); as a copy where a slice would add a guard."""
     if compiled_for_any(x.shape[1] == H) or compiled_for_any(x.shape[2] == W):
         return F.pad(x, [0, 0] * (x.dim() - 3) + [0, W - x.shape[2], 0, H - x.shape[1]])
     return x[:, :H, :W]
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """`x`, before its axes are flattened: copied where a compiler looks on for many sizes, and as it lies elsewhere.
+    """`x`, made contiguous before its axes are flattened if its size is symbolic in a compiler; otherwise unchanged.
 
-    Whether a side of one lets axes be flattened without a copy would be guarded on.
+    Otherwise there would be a guard on whether a side is one, in which case axes can be flattened without a copy.
     """
     return x.clone(memory_format=torch.contiguous_format) if varies(x.numel()) else x
 
@@ -68,13 +68,13 @@ def _fixed(size: int) -> bool:
 
 
 def _known(holds: bool) -> bool:
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which takes its time: only to compile
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import: only when compiling
 
     return statically_known_true(holds)
 
 
 def compiled_for_any(holds: bool) -> bool:
-    """Whether a compiler looks on whose graph is for sizes where the condition holds, and for others."""
+    """Whether a compiler is tracing a graph for sizes of which some meet the condition and others may not."""
     if torch.jit.is_scripting():
         return False
     else:

@@ -1,4 +1,4 @@
-"""What the kernels of several ops share: reading tokens through strides, and gradients of tables of positions."""
+"""Code shared by the kernels of several ops: strided access to tokens, and gradients of relative position tables."""
 
 from functools import lru_cache
 from math import prod
@@ -9,15 +9,15 @@ from triton import language as tl
 
 from .launching import Choices, choice, launch, tuned
 
-ENTRIES = 64  # of a table, that one program sums
-LOG2E = tl.constexpr(1.4426950408889634)  # softmax is in base 2: exp2 is what the hardware has
+ENTRIES = 64  # of a table, summed by one program
+LOG2E = tl.constexpr(1.4426950408889634)  # softmax is in base 2: the hardware has exp2
 
 
 def strides(*maps: Tensor) -> list[tuple[int | None, ...]]:
-    """The strides of maps (B, H, W, ...) as kernels take them, and behind them 1 if an image is far spread, else None.
+    """The strides of maps (B, H, W, ...) as kernels take them, followed by 1 if offsets need 64 bits, else None.
 
-    Where one image of one of them is, all have the 1: offsets within an image then need 64 bits. In 32 the kernels of
-    windows have a tenth fewer instructions on sm_90, and a quarter fewer registers: more programs run at a time.
+    If an image of one map is `far_spread`, all maps get the 1. With 32-bit offsets the window kernels have a tenth
+    fewer instructions on sm_90 and a quarter fewer registers, so more programs run at a time.
     """
     spread = any(far_spread(t.shape, t.stride()) for t in maps)
     return [(*t.stride(), 1 if spread else None) for t in maps]
@@ -25,14 +25,14 @@ def strides(*maps: Tensor) -> list[tuple[int | None, ...]]:
 
 @lru_cache(maxsize=4096)
 def far_spread(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
-    """Whether offsets within an image may pass 2**31, in the map itself or in one that packs three like it."""
+    """Whether offsets within an image may reach 2**31, in the map itself or in a packed map of three like it."""
     span = sum((n - 1) * step for n, step in zip(shape[1:], steps[1:], strict=True))
     return max(span, 3 * prod(shape[1:])) >= 2**31
 
 
 @triton.jit
 def wide(number, far):
-    """A number within an image, in 64 bits where strides say that its offsets need them."""
+    """An index within an image, in 64 bits where the strides say that offsets need them."""
     if far is None:
         return number
     else:
@@ -41,14 +41,14 @@ def wide(number, far):
 
 @triton.jit
 def offset(strides, image, head, y, x):
-    """Where the first channel of pixels (y, x) lies: where that of a head of an image does, and how far from there."""
+    """The location of the first channel of pixels (y, x): the start of their image and head, and the offset from it."""
     start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[3]
     return start, wide(y, strides[5]) * strides[1] + wide(x, strides[5]) * strides[2]
 
 
 @triton.jit
 def load_tokens(X, start, strides, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(N, BLOCK_D): the channels of tokens from their `offset` on; zeros where not inside and from D on."""
+    """(N, BLOCK_D): the channels of tokens at their `offset`; zeros where not inside and from channel D on."""
     d = tl.arange(0, BLOCK_D)
     place = start[1][:, None] + (wide(d, strides[5]) * strides[4])[None, :]
     return tl.load(X + start[0] + place, mask=inside[:, None] & (d < D)[None, :], other=0.0)
@@ -56,58 +56,58 @@ def load_tokens(X, start, strides, inside, D: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def at(X, token, head, pitch):
-    """Pointers to the numbers of tokens in (B, H, W, heads), of which one token has `pitch`.
+    """Pointers to the values of tokens in (B, H, W, heads), with `pitch` values per token.
 
-    A token is two numbers: how many pixels the images before its own have, and its pixel's number in its image.
+    A token is two numbers: the pixels in all images before its own, and the index of its pixel within its image.
     """
     return X + (token[0] * pitch + head) + token[1] * pitch
 
 
 @triton.jit
 def channels_at(X, token, head, pitch, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Pointers (N, BLOCK_D) to the channels of tokens in (B, H, W, heads, D) that lie `pitch` heads apart.
+    """Pointers (N, BLOCK_D) to the channels of tokens in (B, H, W, heads, D) that are `pitch` heads apart.
 
-    So many are its heads where it is contiguous, and more where it is a part of a packed map.
+    The pitch is the number of heads if the map is contiguous, and larger if it is part of a packed map.
     """
     return X + (token[0] * pitch + head) * D + ((token[1] * (pitch * D))[:, None] + tl.arange(0, BLOCK_D)[None, :])
 
 
 @triton.jit
 def load_stored(X, token, head, pitch, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(N, BLOCK_D): what `store_tokens` wrote; zeros where not inside and from D on."""
+    """(N, BLOCK_D): what `store_tokens` wrote; zeros where not inside and from channel D on."""
     known = inside[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     return tl.load(channels_at(X, token, head, pitch, D, BLOCK_D), mask=known, other=0.0)
 
 
 @triton.jit
 def store_tokens(X, token, head, pitch, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes (N, BLOCK_D) where `channels_at` says."""
+    """Writes (N, BLOCK_D) to the pointers of `channels_at`."""
     known = inside[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     tl.store(channels_at(X, token, head, pitch, D, BLOCK_D), value.to(X.dtype.element_ty), mask=known)
 
 
 @triton.jit
 def load_channels(X, head, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(BLOCK_D,): a head of a contiguous (heads, D), zeros from D on."""
+    """(BLOCK_D,): a head of a contiguous (heads, D), zeros from channel D on."""
     d = tl.arange(0, BLOCK_D)
     return tl.load(X + head * D + d, mask=d < D, other=0.0)
 
 
 @triton.jit
 def look_up(table, entry):
-    """Entries (M, N) of a vector. They come from shared memory, in the layout that a product of matrices leaves.
+    """Entries (M, N) of a vector, gathered from shared memory in the layout of a matmul's result.
 
-    Loaded by pointers they would take 64 bits each, and a layout of their own that all of the softmax had to follow.
+    Loading them through pointers would take 64 bits each, and impose a layout of their own on the whole softmax.
     """
     return tl.gather(table, entry.reshape(entry.numel), 0).reshape(entry.shape)
 
 
 @triton.jit
 def balanced(delta, weight, rest):
-    """What a softmax subtracts from the gradients of its probabilities, so that those of a row's logits cancel.
+    """Corrects what a softmax subtracts from the gradients of its probabilities, so that a row's gradients cancel.
 
-    `delta` (N,) was subtracted, and the row then had probabilities that sum to `weight` and gradients that sum to
-    `rest`, both a rounding away from 1 and 0. K0 stands in many places of a row: its gradient sums what should cancel.
+    `delta` (N,) was subtracted, and left probabilities that sum to `weight` and gradients that sum to `rest`, which
+    differ from 1 and 0 by rounding. K0 occurs many times in a row, so its gradient sums up what should cancel.
     """
     return delta + rest / tl.where(weight == 0.0, 1.0, weight)
 
@@ -120,9 +120,9 @@ def backward_table_kernel(
     Pairs, Table, queries, keys, count, padded, tall, wide, top, left, height, width, rows, columns, far,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of entries of a head: each is a sum over all pairs of a query and the key that lies so far from it.
+    """A block of entries of a head: each is a sum over all pairs of a query and the key at that relative position.
 
-    `far` is 1 where the pairs of a head are so many that their offsets need 64 bits, else None.
+    `far` is 1 if a head has so many pairs that their offsets need 64 bits, else None.
     """
     blocks = tl.cdiv(rows * columns, BLOCK)
     head, entry = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -156,10 +156,10 @@ def table_gradient(
     """The gradient of a table of relative positions from the gradients of logits, in the table's dtype.
 
     pairs    (groups, heads, lanes of queries, lanes of keys), float32, contiguous
-    bias     (heads, rows, columns), the table; in its middle is the query itself
-    queries  rows and columns of the rectangle that the first lanes are
-    keys     the rectangle of keys: first row and column, counted from the first query, and how many there are of each
-    count    so many rectangles lie behind each other, each in `padded` lanes: pairs of two different ones do not count
+    bias     (heads, rows, columns), the table; its centre is the relative position zero
+    queries  rows and columns of the rectangle of queries, which are the first lanes
+    keys     the rectangle of keys: first row and column relative to the first query, and the number of rows and columns
+    count    number of consecutive rectangles, each in `padded` lanes; pairs from two different ones do not count
     returns  (heads, rows, columns): sums along diagonals, in a fixed order and without atomics
     """
     heads, rows, columns = bias.shape

@@ -4,6 +4,6 @@ from importlib.util import find_spec
 
 if find_spec("hydra") is None:
     raise ModuleNotFoundError(
-        'training and evaluation need the packages of the extra `train`: pip install -e ".[train]" in the repository, '
-        'elsewhere pip install "attention-backbones[train]"'
+        'training and evaluation need the packages of the extra `train`: run pip install -e ".[train]" in the '
+        'repository, or pip install "attention-backbones[train]" elsewhere'
     )

@@ -1,11 +1,12 @@
-"""What the training loop costs beside a bare one, in one run, and how long it takes to the first step.
+"""Compares the training loop with a bare one, in one run, and measures the time to the first step.
 
     python -m recipes.bench model=maxvit_t
     python -m recipes.bench model=timm model.name=test_resnet data.img_size=32 --out benchmarks
 
-The bare loop is timm's, written out: the same model, images, augmentation, Mixup, optimiser, clipping and moving
-average; no seeding, no checks, no log, no care for restarts. Blocks of steps of both take turns, so that a busy moment
-of the machine hits both; medians. `train.py` is run as it is: the bare loop's turn comes when a block has been logged.
+The bare loop follows timm's, with the same model, images, augmentation, Mixup, optimiser, gradient clipping and weight
+averaging, but without seeding, checks, logging or support for resuming. Blocks of steps of both alternate, so that a
+busy moment of the machine affects both; figures are medians. `train.py` itself runs: the bare loop takes its turn
+whenever a block has been logged.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from recipes.stop import Stop
 from recipes.task import create as create_task
 
 NEVER = 10**9
-# trains as a command does, and says where the time went
+# trains like the command, and prints where the time went
 CHILD = (
     "import json, runpy; runpy.run_module('recipes.train', run_name='__main__'); "
     "from recipes.clock import STARTUP; print(json.dumps(STARTUP.causes))"
@@ -52,7 +53,7 @@ CHILD = (
 
 
 class Plain(Dataset):
-    """The same images and transforms without a law of randomness."""
+    """The same images and transforms, without reproducible randomness."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -106,14 +107,14 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def mixing(cfg: DictConfig, classes: int) -> Mixup:
-    """timm's Mixup, which here also makes the smooth targets where nothing is mixed."""
+    """timm's Mixup, which here also smooths the labels if nothing is mixed."""
     a = cfg.augment
     return Mixup(a.mixup, a.cutmix, None, a.mix_prob, a.switch_prob, "batch", True, a.label_smoothing, classes)
 
 
 @dataclass
 class Turns:
-    """Seconds of each block of steps of both loops; the first block of each is warm-up and not counted."""
+    """Seconds of each block of steps of both loops; the first block of each is a warm-up and not counted."""
 
     other: Iterator[None]
     block: int
@@ -124,12 +125,12 @@ class Turns:
     began: float = 0.0
 
     def after(self, step: int) -> None:
-        """Called when our loop has done `step` steps: at the end of a block it is the other's turn."""
+        """Called when our loop has done `step` steps: at the end of a block it is the other loop's turn."""
         if step % self.block:
             return
         self.seconds["ours"].append(self._now() - self.began)
         strict = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(False)  # the bare loop asks for nothing
+        torch.use_deterministic_algorithms(False)  # the bare loop does not ask for them
         began = self._now()
         for _ in range(self.block):
             next(self.other)
@@ -156,7 +157,7 @@ class Alternating(log.Log):
 
 
 def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds a step of every block of our loop and of the bare one."""
+    """Milliseconds per step of every block of our loop and of the bare one."""
     steps = block * (repeats + 1)
     long = [f"train.steps={steps + 1}", f"train.save_every={NEVER}", f"train.eval_every={NEVER}"]
     with tempfile.TemporaryDirectory() as out:
@@ -177,7 +178,7 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
 
 
 def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:
-    """Median seconds by cause from the command to the end of its first step, in new processes."""
+    """Median seconds by cause, from the command to the end of its first step, in new processes."""
     found = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as out:
@@ -190,7 +191,7 @@ def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:
 
 
 def loop_row(name: str, ms: dict[str, list[float]]) -> str:
-    """One line of the table of loops: medians, their ratio, and how far the ratios of single blocks spread."""
+    """One line of the table of loops: medians, their ratio, and the quartiles of the ratios of single blocks."""
     ours, other = (statistics.median(ms[key]) for key in ("ours", "bare"))
     low, _, high = statistics.quantiles([a / b for a, b in zip(ms["ours"], ms["bare"], strict=True)], n=4)
     return f"| {name} | {ours:.1f} | {other:.1f} | {ours / other:.3f} | {low:.3f} ... {high:.3f} |"
@@ -213,12 +214,12 @@ def facts(args: argparse.Namespace, machine: str) -> dict[str, str]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.bench", description="The loop beside a bare one.")
-    parser.add_argument("overrides", nargs="*", help="of train.py: model=... data=... key=value")
-    parser.add_argument("--block", type=int, default=5, help="optimiser steps of a turn")
+    parser = argparse.ArgumentParser(prog="python -m recipes.bench", description="Times our loop beside a bare one.")
+    parser.add_argument("overrides", nargs="*", help="as for train.py: model=... data=... key=value")
+    parser.add_argument("--block", type=int, default=5, help="optimiser steps per turn")
     parser.add_argument("--repeats", type=int, default=20, help="turns of each loop")
-    parser.add_argument("--starts", type=int, default=3, help="processes started to time the way to the first step")
-    parser.add_argument("--out", type=Path, help="a folder, where loop_<device>.md and .json get this model's rows")
+    parser.add_argument("--starts", type=int, default=3, help="processes started to measure the time to the first step")
+    parser.add_argument("--out", type=Path, help="folder in which to add rows to loop_<device>.md and .json")
     return parser.parse_args(argv)
 
 
@@ -246,11 +247,11 @@ def render(results: list[dict[str, Any]]) -> str:
     for each in results:
         lines += [f"- {each['name']}: {each['date']}, {each['device']}, {each['settings']}, `{each['command']}`"]
         lines += [f"  ({each['versions']})"]
-    lines += ["", "| model, data | ours, ms a step | bare, ms a step | ours / bare | quartiles of the blocks |"]
+    lines += ["", "| model, data | ours, ms per step | bare, ms per step | ours / bare | quartiles of the blocks |"]
     lines += ["|---|---:|---:|---:|---|", *(loop_row(each["name"], each["ms"]) for each in results), ""]
     causes = list(results[0]["startup"])
     lines += ["Seconds from the command to the end of the first step:", ""]
-    lines += [f"| model, data | {' | '.join(causes)} | all |", "|---|" + "---:|" * (len(causes) + 1)]
+    lines += [f"| model, data | {' | '.join(causes)} | total |", "|---|" + "---:|" * (len(causes) + 1)]
     lines += [startup_row(each["name"], each["startup"]) for each in results]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""The card of a trained model: README.md of the run folder, as the Hugging Face hub reads it."""
+"""The model card of a run: README.md in the run folder, in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ datasets:
 ---
 # {name}
 
-`{model}` ({parameters:.1f} M parameters) trained on `{data}`: {train} images of {classes} classes, measured
-on {val} others.
+`{model}` ({parameters:.1f} M parameters), trained on `{data}`: {train} images of {classes} classes, evaluated on {val}
+others.
 
 {results}
 
@@ -39,8 +39,8 @@ on {val} others.
 
 {sessions}
 
-`config.yaml` has every option, `metrics.jsonl` every line of the log, `sessions.jsonl` versions and git state of every
-start. At the last one: Python {python}, {versions}, git {git}, on {machine} ({device}).
+`config.yaml` has every option, `metrics.jsonl` every line of the log, `sessions.jsonl` the versions and git state of
+each start. At the last one: Python {python}, {versions}, git {git}, on {machine} ({device}).
 """
 USE = """\
 ```python
@@ -58,8 +58,9 @@ model = timm.create_model(
 )
 ```
 
-RGB images of {size} pixels, {interpolation}, crop {crop_pct}; mean {mean}, deviation {std}. The model says so in its
-`pretrained_cfg`, where `timm.data.resolve_data_config` and `zoo.save_for_hf` find it."""
+Input: RGB images of {size} pixels, {interpolation} interpolation, crop {crop_pct}, mean {mean}, standard deviation
+{std}. These values are in the model's `pretrained_cfg`, which `timm.data.resolve_data_config` and `zoo.save_for_hf`
+read."""
 
 USE_HEADS = """\
 ```python
@@ -72,14 +73,14 @@ model = {function}(
 model.load_state_dict(load_file("{file}"))
 ```
 
-RGB images at any size; mean {mean}, deviation {std}.
+Input: RGB images of any size, mean {mean}, standard deviation {std}.
 
-![true and found](validation.png)"""
+![ground truth and predictions](validation.png)"""
 KINDS = {"classify": "image-classification", "segment": "image-segmentation", "detect": "object-detection"}
 
 
 def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint | None) -> str:
-    """The card in Markdown; `best` is the checkpoint that it speaks of, if there is one already."""
+    """The card in Markdown; `best` is the checkpoint that it describes, if there already is one."""
     starts = sessions(folder)
     last, typed = starts[-1], "- {started}, from step {from_step}: `python {command}`"
     return CARD.format(
@@ -93,7 +94,7 @@ def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
         val=len(data.val),
         classes=data.num_classes,
         results=_results(best) if best else "It has not been evaluated yet.",
-        use=_use(cfg, data, model, best) if best else "After its first evaluation.",
+        use=_use(cfg, data, model, best) if best else "Available after its first evaluation.",
         sessions="\n".join(typed.format(**start) for start in starts),
         python=last["python"],
         versions=", ".join(f"{name} {version}" for name, version in last["versions"].items()),

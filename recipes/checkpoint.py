@@ -1,11 +1,11 @@
-"""Run checkpoints: a folder of safetensors and one JSON file that appears whole or not at all.
+"""Run checkpoints: a folder of safetensors and one JSON file that is written atomically.
 
     checkpoints/step-00000120/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json
     checkpoints/best-00000080/   model.safetensors  ema.safetensors  state.json
 
-A folder is written under a temporary name beside its place, flushed to the disk, and renamed once. The best one is
-replaced by a newer name before the older is removed, so that there is one at any moment. No pickles, but where devices
-share the parameters: then every process writes its part of a step's tensors, as torch.distributed.checkpoint does.
+A folder is written under a temporary name in the same place, flushed to disk and renamed. A new best checkpoint is
+in place before the old one is removed, so that there always is one. There are no pickles, except where parameters are
+sharded: then every process writes its part of a step's tensors with torch.distributed.checkpoint.
 
     checkpoints/step-00000120/   sharded/.metadata  sharded/__0_0.distcp  sharded/__1_0.distcp  state.json
 """
@@ -34,11 +34,11 @@ from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"
 CORRUPT = "corrupt-"
-SHARDED = "sharded"  # the part that all processes write together
+SHARDED = "sharded"  # the folder that all processes write together
 
 
 class CheckpointError(RuntimeError):
-    """A run checkpoint could not be written or read; the message says which, why and what is left."""
+    """A run checkpoint could not be written or read; the message says which, why, and what remains."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """Tensors of `model`, `ema` or `optimizer` on the CPU; of a sharded one, of `model` or `ema`, put together.
+        """Tensors of `model`, `ema` or `optimizer` on the CPU; of a sharded one, of `model` or `ema`, assembled.
 
-        Any process may come here alone. Raises CheckpointError where a sharded one holds more than its tensors.
+        Any process may call this alone. Raises CheckpointError if a sharded one holds more than its tensors.
         """
         if self.sharded:
             with self._reading():
@@ -60,11 +60,11 @@ class Checkpoint:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
     def place(self, part: str) -> Path:
-        """The file of a part, or the folder of all parts of a sharded one."""
+        """The file of a part, or the folder of all parts of a sharded checkpoint."""
         return self.path / (SHARDED if self.sharded else f"{part}.safetensors")
 
     def tree(self, part: str) -> Any:
-        """A nested state dict saved as `part`, as `pack` took it apart."""
+        """The nested state dict that `pack` saved as `part`."""
         with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
             return unpack(json.loads(file.metadata()["tree"]), self.tensors(part))
 
@@ -76,14 +76,14 @@ class Checkpoint:
 
     @property
     def sharded(self) -> bool:
-        """Whether the tensors lie in parts, as several processes wrote them."""
+        """Whether the tensors are sharded, as written by several processes."""
         return f"{SHARDED}/.metadata" in self.state["files"]
 
     def fill(self, states: dict[str, Any]) -> None:
-        """Read a sharded checkpoint into nested state dicts of the right names and shapes, sharded or whole.
+        """Read a sharded checkpoint into nested state dicts of matching names and shapes, sharded or whole.
 
-        All processes of a run must come here. Raises CheckpointError, on all, where names or shapes do not fit, or
-        where it holds more than tensors and plain values.
+        All processes of a run must call this. Raises CheckpointError, on all, if names or shapes do not match, or if
+        it holds more than tensors and plain values.
         """
         with self._reading():
             restricted.load(states, self.path / SHARDED)
@@ -99,10 +99,10 @@ class Checkpoint:
 
 
 def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write the checkpoint `path` from named state dicts and a JSON-able state.
+    """Write the checkpoint `path` from named state dicts and a state that JSON can hold.
 
-    All processes of a run come here: each writes its part of what is sharded, rank 0 everything else.
-    Raises CheckpointError, on all, where a disk does not take it; nothing of it is left then.
+    All processes of a run must call this: each writes its part of what is sharded, rank 0 everything else.
+    Raises CheckpointError, on all, if a disk fails; nothing of the checkpoint is left then.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
@@ -131,7 +131,7 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
     for folder in {file.parent for file in found} | {temporary}:
         flush_folder(folder)
     before = temporary.with_name(f"{temporary.name}-before")
-    if path.exists():  # a best one; a folder cannot be renamed over another
+    if path.exists():  # a best checkpoint; a folder cannot be renamed over another
         path.rename(before)
     os.rename(temporary, path)
     flush_folder(path.parent)
@@ -145,9 +145,9 @@ def _cause(error: BaseException) -> str:
 
 
 def read(path: Path) -> Checkpoint:
-    """Open a checkpoint and check every file against the length and checksum noted when it was written.
+    """Open a checkpoint and check every file against the length and checksum recorded when it was written.
 
-    Raises CheckpointError that names the file and what is wrong with it.
+    Raises CheckpointError, which names the file and what is wrong with it.
     """
     try:
         state = json.loads((path / "state.json").read_text())
@@ -156,7 +156,7 @@ def read(path: Path) -> Checkpoint:
             if found != expected:
                 raise CheckpointError(f"{path / name} is damaged: it has {found}, but {expected} was written")
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no whole checkpoint: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from error
     return Checkpoint(path, state)
 
 
@@ -167,14 +167,14 @@ class Store:
         self.folder, self.keep = folder, max(keep, 1)
 
     def clean(self) -> None:
-        """Remove what a killed run left half written."""
+        """Remove what a killed run left half-written."""
         for path in self.folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(path)
 
     def save(self, step: int, parts: dict[str, Any], state: dict[str, Any], *, best: bool = False) -> Path:
-        """Write `step-<step>` unless it is there, or `best-<step>`, then remove the ones that it supersedes.
+        """Write `step-<step>` unless it exists, or `best-<step>`, then remove the ones that it supersedes.
 
-        A best one of the same step is from before a stop, and damaged, or scored less: its place is taken.
+        An existing best one of the same step is replaced: it is from before a stop, and damaged or with a lower score.
         """
         kind = "best" if best else "step"
         path = self.folder / f"{kind}-{step:08d}"
@@ -184,7 +184,7 @@ class Store:
         return path
 
     def _remove_old(self, kind: str, keep: int) -> None:
-        """What cannot be removed is said and stays: the newer ones are whole, and the run can go on."""
+        """What cannot be removed is reported and stays: the newer ones are intact, and the run can go on."""
         for old in self._paths(kind)[keep:]:
             doomed = old.with_name(TEMPORARY + old.name)  # killed while removing, it must not look like a checkpoint
             try:
@@ -195,13 +195,13 @@ class Store:
                 say(f"the old checkpoint {old} could not be removed: {error}; remove {left} by hand", "yellow")
 
     def newest(self, kind: str = "step") -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint of a kind, and for each newer one that is not whole, what is wrong with it."""
+        """The newest intact checkpoint of a kind, and for each newer, damaged one, what is wrong with it."""
         problems = []
         for path in self._paths(kind):
             try:
                 return read(path), problems
             except CheckpointError as error:
-                if not os.path.lexists(path):  # a run in progress has removed it, for a newer one
+                if not os.path.lexists(path):  # a run in progress has replaced it by a newer one
                     return self.newest(kind)
                 problems.append(str(error))
         return None, problems
@@ -245,7 +245,7 @@ def _write_part(path: Path, tree: Any) -> None:
     seen: set[int] = set()
     for name, tensor in tensors.items():
         flat = tensor.detach().cpu().contiguous()
-        # tied weights are one storage; safetensors wants one each
+        # tied weights share one storage; safetensors needs one each
         tensors[name] = flat.clone() if flat.data_ptr() in seen else flat
         seen.add(flat.data_ptr())
     save_file(tensors, path, metadata={"tree": plan})

@@ -1,4 +1,4 @@
-"""Where the time goes: from the command to the first step, and in a step the wait for data."""
+"""Where the time goes: from the command to the first step, and waiting for data within a step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Startup:
         self.causes: dict[str, float] = {}
 
     def begin(self, cause: str) -> None:
-        """As `mark` in the first run of this process; a later one, of a sweep, counts from here."""
+        """`mark` in the first run of this process; a later run, of a sweep, counts from here."""
         if "first step" in self.causes:
             self.causes, self.last = {}, time.perf_counter()
         else:
             self.mark(cause)
 
     def mark(self, cause: str) -> None:
-        """What went on since the mark before it was `cause`; the same cause again adds to it."""
+        """Attribute the time since the previous mark to `cause`; a repeated cause adds up."""
         now = time.perf_counter()
         self.causes[cause] = round(self.causes.get(cause, 0.0) + now - self.last, 3)
         self.last = now
 
     def split(self, cause: str, part: str, seconds: float) -> None:
-        """`seconds` of `cause` were `part`."""
+        """Move `seconds` from `cause` to `part`."""
         self.causes |= {part: round(seconds, 3), cause: round(self.causes.pop(cause) - seconds, 3)}
 
     def text(self) -> str:
@@ -39,7 +39,7 @@ class Startup:
 
 
 def _age() -> float:
-    """Seconds since this process was started; 0 where the system does not say it as Linux does."""
+    """Seconds since this process was started; 0 on systems that do not report it as Linux does."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
@@ -51,7 +51,7 @@ STARTUP = Startup()
 
 
 class Timed:
-    """An iterator that notes how long its caller waited for it."""
+    """An iterator that records how long its caller waited for it."""
 
     def __init__(self, items: Iterator[Any]):
         self.items, self.seconds = items, 0.0
@@ -67,6 +67,6 @@ class Timed:
             self.seconds += time.perf_counter() - began
 
     def taken(self) -> float:
-        """Seconds waited since this was last asked."""
+        """Seconds waited since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds

@@ -1,8 +1,8 @@
-"""Several runs side by side: python -m recipes.compare runs/*
+"""Compare several runs: python -m recipes.compare runs/*
 
-Prints a table, the best run first, with the keys in which their configurations differ, and draws their curves together;
-runs of other tasks, scores or classes have a table and a picture of their own. Of runs that differ in nothing but their
-seed it gives mean and standard deviation. --json keeps all of it.
+Prints a table, best run first, with the keys in which the configurations differ, and plots the curves together; runs
+with other tasks, scores or classes have a table and a plot of their own. For runs that differ only in their seed it
+gives mean and standard deviation. --json also writes all of it to a file.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, load_config, runs_in
 from recipes.task import create as create_task
 
-LOWER = ("loss",)  # what is better where it is less
+LOWER = ("loss",)  # scores of which lower is better
 IMAGES = ("data.name", "data.hub", "data.val_split", "data.val_fraction", "data.split_seed")  # which are held out
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its configuration, its log, of its evaluations the best, and what it noted of its data."""
+    """One run: its configuration, its log, its best evaluation, and what it recorded about its data."""
 
     folder: Path
     cfg: dict[str, Any]
@@ -62,23 +62,23 @@ class Row:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that it is measured on."""
+        """The names of the classes that it is evaluated on."""
         return tuple(noted.words(self.data.get("class_names") or ()))
 
     @property
     def measured(self) -> tuple[Hashable, ...]:
-        """What its scores are of: task, score and classes."""
+        """What its scores measure: task, score and classes."""
         return self.task, self.score, self.data.get("num_classes"), self.classes
 
     @property
     def images(self) -> tuple[Any, ...]:
-        """What tells the images that it is measured on from others, as far as a run notes it: their number first."""
-        defaults = base("train")  # for keys that are younger than the run
+        """What identifies the validation images, as far as a run records it: their number first."""
+        defaults = base("train")  # for keys that an older run lacks
         return self.data.get("images", {}).get("val"), *(self.cfg.get(key, defaults.get(key)) for key in IMAGES)
 
     @property
     def speed(self) -> float | None:
-        """The median of its training, in images per second."""
+        """The median training speed, in images per second."""
         speeds = sorted(line["images_per_s"] for line in self.history if line.get("images_per_s"))
         return speeds[len(speeds) // 2] if speeds else None
 
@@ -88,12 +88,12 @@ class Row:
 
 
 def read(folder: Path, score: str | None = None) -> Row:
-    """A run as the table needs it. Raises RunError where the folder holds no run, or one without an evaluation."""
+    """A run as the table needs it. Raises RunError if the folder holds no run, or one without an evaluation."""
     try:
         cfg = load_config(folder)
         score = score or create_task(cfg).score
     except (YAMLError, ConfigAttributeError) as error:
-        raise RunError(f"{folder} has a config.yaml that is none: {error}") from error
+        raise RunError(f"config.yaml in {folder} is not a run's configuration: {error}") from error
     lines = history(folder / "metrics.jsonl")
     found = [line for line in lines if line.get(f"val_{score}") is not None]
     if not found:
@@ -109,7 +109,7 @@ def read(folder: Path, score: str | None = None) -> Row:
 
 
 def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
-    """The runs that can be compared, best first; says which cannot, and why."""
+    """The runs that can be compared, best first; reports those that cannot, and why."""
     rows = []
     for folder in folders:
         try:
@@ -120,9 +120,9 @@ def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:
 
 
 def different(rows: Sequence[Row]) -> list[str]:
-    """The keys that tell the runs apart.
+    """The keys in which the runs differ.
 
-    What only follows from another model or data set (its depths, its mean colour) is left out beside the name.
+    Where models or data sets differ, their names are listed but not what follows from them (depths, mean colour).
     """
     keys = dict.fromkeys(key for row in rows for key in row.cfg if not is_in(key, FREE))
     pairs = list(combinations(rows, 2))
@@ -136,12 +136,12 @@ def _differ(key: str, one: Row, other: Row) -> bool:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """What the runs are called: their paths without the folders that all of them are in."""
+    """The names of the runs: their paths without the folders that all of them share."""
     return naming.apart([row.folder for row in rows])
 
 
 def seeds(rows: Sequence[Row]) -> list[list[Row]]:
-    """The runs that differ in nothing but their `seed`, together those of each configuration that has several."""
+    """The runs that differ only in their `seed`: one group for each configuration that has several."""
 
     def but_seed(row: Row) -> Hashable:
         return str((row.images, {k: row.cfg[k] for k in sorted(row.cfg) if k != "seed" and not is_in(k, FREE)}))
@@ -150,14 +150,14 @@ def seeds(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def decimals(rows: Sequence[Row]) -> int:
-    """As many as tell the scores of the rows apart: at least two, of a loss four, and no more than six."""
+    """As many as are needed to tell the scores apart: at least two, four for a loss, and at most six."""
     values = {row.value for row in rows}
     fewest = 4 if rows[0].score in LOWER else 2
     return next((n for n in range(fewest, 6) if len({f"{value:.{n}f}" for value in values}) == len(values)), 6)
 
 
 def table(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> Table:
-    """A row a run; `what` it is about, where there are other tables."""
+    """One row per run; `what` names the table where there are several."""
     score, digits = rows[0].score, decimals(rows)
     heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
     title = f"{what}: " * (what is not None) + f"{len(rows)} run{'s' * (len(rows) > 1)}"
@@ -176,9 +176,9 @@ def table(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> 
 
 
 def show(folders: Sequence[Path], picture: Path, score: str | None = None, kept: Path | None = None) -> bool:
-    """Print the table and draw the curves of those runs that can be read; whether there was one.
+    """Print the table and plot the curves of the runs that can be read; returns whether there was any.
 
-    Runs whose scores cannot be compared, of several tasks or classes, have a table and a picture each.
+    Runs whose scores cannot be compared, of other tasks or classes, have a table and a plot each.
     kept  JSON file that all of it is written to
     """
     tables = grouped(readable(folders, score), lambda row: row.measured)
@@ -201,7 +201,7 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> list[list[Ro
 
 
 def _suffixes(tables: Sequence[Sequence[Row]]) -> list[str]:
-    """What the pictures of several tables are called apart by: as little as does, numbers where nothing does."""
+    """Suffixes for the plots of several tables: as short as tells them apart, or numbers where nothing does."""
     firsts = [rows[0] for rows in tables]
     columns = [
         [row.score for row in firsts],
@@ -232,7 +232,7 @@ def _show(rows: Sequence[Row], picture: Path, what: str | None) -> None:
 
 
 def _say_images(rows: Sequence[Row]) -> None:
-    """Say so where runs of one table are measured on other images."""
+    """Warn if the runs of one table were evaluated on different images."""
     groups = grouped(rows, lambda row: row.images)
     if len(groups) == 1:
         return
@@ -242,17 +242,17 @@ def _say_images(rows: Sequence[Row]) -> None:
     for place, group in enumerate(groups):
         said = ", ".join(f"{key}={values[place]}" for key, values in differing)
         parts.append(f"{_called(group, rows)} ({said})")
-    say(f"not measured on the same images, so that scores do not compare: {'; '.join(parts)}", "yellow")
+    say(f"not evaluated on the same images, so the scores are not comparable: {'; '.join(parts)}", "yellow")
 
 
 def _called(some: Sequence[Row], rows: Sequence[Row]) -> str:
-    """What some of the rows are called, in one line."""
+    """The names of some of the rows, in one line."""
     found = dict(zip((row.folder for row in rows), names(rows), strict=True))
     return ", ".join(found[row.folder] for row in some)
 
 
 def _print_seeds(rows: Sequence[Row]) -> None:
-    """Mean and standard deviation of runs that differ in their seed alone, where there are any."""
+    """Print mean and standard deviation of runs that differ only in their seed, if there are any."""
     groups = seeds(rows)
     if not groups:
         return
@@ -310,7 +310,7 @@ def record(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _print(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> None:
-    """The table, with what tells the runs apart in lines below it where the columns would be narrower than words."""
+    """Print the table; where its columns would be narrower than words, the keys that differ go on lines below it."""
     whole = table(rows, keys, what)
     unbound = CONSOLE.options.update_width(1_000_000)
     if Measurement.get(CONSOLE, unbound, whole).maximum <= CONSOLE.width:
@@ -326,13 +326,13 @@ def _label(name: str, row: Row, keys: Sequence[str]) -> str:
 
 
 class AfterSweep(Callback):
-    """Hydra's callback that compares the runs of a sweep (-m) when it is over, by an error or Ctrl-C too."""
+    """Hydra callback that compares the runs of a sweep (-m) when it ends, even by an error or Ctrl-C."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         os.environ[SWEEP] = secrets.token_hex(4)  # inherited by launchers that start processes of their own
         SWEEP_ENDS.append(partial(show_sweep, Path(str(config.out))))
         if str(config.hydra.sweeper.get("direction")) == "Direction.minimize":
-            say("this search goes for the smallest score: hydra/sweeper=search goes for the largest", "yellow")
+            say("this search minimises the score; hydra/sweeper=search maximises it", "yellow")
 
 
 def show_sweep(out: Path) -> None:
@@ -347,17 +347,17 @@ def _of_this_sweep(folder: Path) -> bool:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Several runs side by side.")
+    parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Compare several runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="where the curves go")
-    parser.add_argument("--score", help="what to sort by: top1, top5, loss, ...; default: the task's own")
-    parser.add_argument("--json", type=Path, help="a file that rows and statistics go to as well")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="picture of the curves")
+    parser.add_argument("--score", help="score to sort by: top1, top5, loss, ...; default: the task's own")
+    parser.add_argument("--json", type=Path, help="also write rows and statistics to this file")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    # runs/* has pictures of sweeps too, and may name again what is named before it
+    # runs/* also matches pictures of sweeps, and may repeat what was named before it
     folders = [path for path in dict.fromkeys(args.runs) if not path.is_file()]
     try:
         for path in (args.out, args.json):

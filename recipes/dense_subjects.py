@@ -1,4 +1,4 @@
-"""Files of whole segmenters and detectors for eval.py: backbone, head and their sizes are found from the file."""
+"""Files of whole segmenters and detectors for eval.py: backbone, head and their sizes are recognised from the file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
 from zoo.recognise import hint
 from zoo.releases import Release
 
-NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark and how `data` calls it
+NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark and its names in `data`
 
 
 def configure(cfg: DictConfig, path: Path) -> Release | None:
-    """Set `model` and `task` of `cfg` to what a file holds; gives the release that it is, where its name says it.
+    """Set `model` and `task` of `cfg` to what a file holds; returns the release that it is, if its name says so.
 
-    Images are then resized as OpenCV did for it, without antialiasing, where nothing else is asked for. A file in other
-    names than mmseg's and mmdet's is measured as what the configuration describes. Raises ConfigError for a file of
-    another task, and where the backbone cannot be told, or not how it was built.
+    Unless something else is asked for, images are then resized as by OpenCV, without antialiasing. A file without
+    mmseg's or mmdet's names is evaluated as the configuration describes. Raises ConfigError for a file of another task,
+    and if the backbone, or how it was built, cannot be recognised.
     """
     file = zoo.describe(path)
     found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
     if found is None:
         if cfg.model.name is None:
             raise ConfigError(
-                f"{path} is no segmenter in mmsegmentation's names and no detector in mmdetection's. Say what it is: "
-                "model=<backbone> task.head=<head> task.channels=<of its layers>; of a run, run=runs/<name> knows it"
+                f"{path} is not a segmenter in mmsegmentation's names or a detector in mmdetection's. Describe it: "
+                "model=<backbone> task.head=<head> task.channels=<of its layers>; for a run, give run=runs/<name>"
             )
         return None
     if found.task != cfg.task.name:
@@ -42,7 +42,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
     model = cfg.model.name or found.backbone.model
     if model is None:
         raise ConfigError(
-            f"the backbone of {path} is {found.backbone.message}. Name one with model=, or model=timm model.name="
+            f"the backbone of {path} is {found.backbone.message}. Name it with model=, or with model=timm model.name="
         )
     if missing := [key for key in found.backbone.unshown(model.partition(".")[0]) if cfg.model.get(key) is None]:
         given = " ".join(typed(cfg.model, key) for key in missing)
@@ -50,12 +50,12 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
     release = _release(path, model, found.task)
     _build_as(cfg, model, found, release)
     title = f", {release.method} of {release.source}" if release else ""
-    say(f"{path} is measured as {found.head} on {model}{title}")
+    say(f"{path} is evaluated as {found.head} on {model}{title}")
     return release
 
 
 def published(cfg: DictConfig, release: Release) -> float | None:
-    """The figure of the source, in percent, where this is measured on the same images, resized the same."""
+    """The published figure in percent, if this is evaluated on the same images, resized in the same way."""
     if cfg.data.name not in NAMES.get(release.benchmark, ()) or antialiased(cfg.data):
         return None
     short = cfg.data.short_side

@@ -1,9 +1,9 @@
-"""Distillation: what a teacher's answers add to the loss of a classifier.
+"""Distillation: what a teacher's outputs add to the loss of a classifier.
 
-soft     its shares of the classes at a temperature: Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531
-hard     its likeliest class: Touvron et al. 2021 (DeiT), https://arxiv.org/abs/2012.12877, eq. 3
+soft     its probabilities at a temperature: Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531
+hard     its most likely class: Touvron et al. 2021 (DeiT), https://arxiv.org/abs/2012.12877, eq. 3
 feature  its last feature map, through a learned projection: Romero et al. 2015 (FitNets),
-         https://arxiv.org/abs/1412.6550, of directions in place of lengths
+         https://arxiv.org/abs/1412.6550, with cosine similarity instead of the L2 distance
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from recipes.teacher import Teacher
 
 
 def soft(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of the shares at temperature T, the mean over images; logits are (B, classes)."""
+    """T^2 KL(teacher || student) of probabilities at temperature T, the mean over images; logits are (B, classes)."""
     student, teacher = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def hard(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy with the teacher's likeliest class; logits are (B, classes)."""
+    """Cross entropy with the teacher's most likely class; logits are (B, classes)."""
     return F.cross_entropy(student, teacher.argmax(-1))
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine between the channels of maps (B, C, h, w), the mean over places; the teacher's map is resized."""
-    # and not the student's: on GPUs the gradient of interpolation is not repeatable
+    """1 - cosine between the channels of maps (B, C, h, w), the mean over positions; the teacher's map is resized."""
+    # not the student's: on GPUs the gradient of interpolation is not deterministic
     teacher = F.interpolate(teacher.float(), student.shape[-2:], mode="bilinear", antialias=True)
     return (1 - F.cosine_similarity(student.float(), teacher, dim=1)).mean()
 
 
 class Matched(nn.Module):
-    """A student that gives its logits (B, classes) and its last feature map (B, C, h, w), as wide as a teacher's."""
+    """A student that returns logits (B, classes) and its last map (B, C, h, w), projected to a teacher's width."""
 
     def __init__(self, model: nn.Module, width: int):
         super().__init__()
@@ -50,11 +50,11 @@ class Matched(nn.Module):
         return self.model.forward_head(last), self.beside(features)
 
 
-Outputs = Tensor | tuple[Tensor, Tensor]  # of the learner: logits, with features where these are matched
+Outputs = Tensor | tuple[Tensor, Tensor]  # of the learner: logits, with features if these are matched
 
 
 class Distillation:
-    """The loss of a student: (1 - `teacher.weight`) of its own and `teacher.weight` of what the teacher says."""
+    """The loss of a student: (1 - `teacher.weight`) of its own and `teacher.weight` of the distillation loss."""
 
     def __init__(self, cfg: DictConfig, teacher: Teacher):
         self.kind, self.weight, self.temperature = cfg.kind, cfg.weight, cfg.temperature
@@ -65,7 +65,7 @@ class Distillation:
         return Matched(model, self.teacher.width) if self.kind == "feature" else model
 
     def __call__(self, outputs: Outputs, images: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
-        """The loss of what the learner gave for these images; `own` is that of its logits without a teacher."""
+        """The loss of the learner's outputs for these images; `own` is the loss of logits without a teacher."""
         self.teacher.to(images.device)
         logits = outputs[0] if self.kind == "feature" else outputs
         return (1 - self.weight) * own(logits) + self.weight * self._told(outputs, images)
@@ -78,9 +78,9 @@ class Distillation:
 
 
 def create(cfg: DictConfig, data: Data, student: nn.Module) -> Distillation | None:
-    """What cfg.teacher asks for, None without a teacher; cfg is the whole configuration.
+    """The distillation of cfg.teacher, None without a teacher; cfg is the whole configuration.
 
-    Raises ConfigError for a teacher of other classes, and for a model without the maps that kind=feature matches.
+    Raises ConfigError for a teacher with other classes, and for a model without the maps that kind=feature needs.
     """
     if cfg.teacher.kind is None:
         return None
@@ -88,7 +88,7 @@ def create(cfg: DictConfig, data: Data, student: nn.Module) -> Distillation | No
     if cfg.teacher.kind == "feature":
         for model, name in ((student, cfg.model.name), (teacher.model, teacher.name)):
             if not (hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)):
-                raise ConfigError(f"teacher.kind=feature matches feature maps, and {name} gives none: soft and hard do")
+                raise ConfigError(f"teacher.kind=feature needs feature maps, and {name} gives none: use soft or hard")
     else:
         teacher.check_classes(student.num_classes, data.class_names)
     return Distillation(cfg.teacher, teacher)

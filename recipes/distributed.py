@@ -1,8 +1,8 @@
-"""The processes of one run: who writes, what all of them agree on, and what happens when one of them is lost.
+"""The processes of one run: which one writes, what they agree on, and what happens when one of them is lost.
 
-torchrun, or Slurm through submitit, starts `size()` processes. Alone, a process is rank 0 of 1 and everything here does
-nothing. What is agreed on travels between CPUs (gloo), so that no GPU is waited for; tensors of the model travel as
-their device likes best.
+torchrun, or Slurm through submitit, starts `size()` processes. A single process is rank 0 of 1, and everything here is
+a no-op. What the processes agree on is exchanged between CPUs (gloo), without waiting for a GPU; tensors of the model
+use the backend of their device.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine: which GPU is its own."""
+    """The number of this process on its machine, and of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if _launched() else 0
 
 
 def join(cfg: DictConfig) -> None:
-    """Meet the other processes of the launch, if there are any; `hardware.timeout` says how long one waits for them.
+    """Connect to the other processes of the launch, if there are any, waiting for up to `hardware.timeout` seconds.
 
-    From here on only rank 0 speaks; errors are printed by whoever meets them, see `report`.
-    Raises ConfigError where a launcher has said that there are others, and they cannot be met.
+    From here on only rank 0 prints; errors are printed by the process that meets them, see `report`.
+    Raises ConfigError if the launcher has announced other processes that cannot be reached.
     """
-    from recipes.log import CONSOLE  # whose imports lead back here
+    from recipes.log import CONSOLE  # imports this module itself
 
     _read_submitit()
     _check_launch()
@@ -62,13 +62,13 @@ def join(cfg: DictConfig) -> None:
     timeout = timedelta(seconds=cfg.hardware.timeout)
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        # processes started again must not find the addresses of those before them, which torchrun's store may keep
+        # restarted processes must not find the addresses of their predecessors, which torchrun's store may keep
         store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
         raise ConfigError(
-            f"process {rank()} of {size()} did not meet the others at {where} within hardware.timeout="
+            f"process {rank()} of {size()} could not connect to the others at {where} within hardware.timeout="
             f"{cfg.hardware.timeout} seconds: {str(error).splitlines()[0]}"
         ) from error
     atexit.register(dist.destroy_process_group)
@@ -77,7 +77,7 @@ def join(cfg: DictConfig) -> None:
 
 
 def first(action: Callable[[], T]) -> T:
-    """What `action` gives on rank 0, on every rank; an error there is raised on every rank. All must come here."""
+    """Run `action` on rank 0 and return its result, or raise its error, on every rank. All ranks must call this."""
     if size() == 1:
         return action()
     result, error = None, None
@@ -94,9 +94,9 @@ def first(action: Callable[[], T]) -> T:
 
 
 def everywhere(action: Callable[[], T], errors: tuple[type[Exception], ...]) -> T:
-    """What `action` gives on each rank; one of the `errors` on any is raised on every rank. All must come here.
+    """Run `action` on each rank; one of the `errors` on any rank is raised on all of them. All ranks must call this.
 
-    So that no rank goes on alone, or waits in what the others have left.
+    So no rank goes on alone, or waits in a collective that others have left.
     """
     result, error = None, None
     try:
@@ -148,11 +148,11 @@ def mean(value: Tensor) -> Tensor:
     return total / size()
 
 
-def mean_in_order(_, bucket):  # DDP cannot read annotations that are text
+def mean_in_order(_, bucket):  # DDP cannot read annotations that are strings
     """How DDP shares gradients on CPUs: summed in the order of ranks.
 
-    A ring's order of summation depends on where in a bucket a gradient lies, and DDP arranges its buckets anew after
-    its first step: a run that goes on would differ in its last digits from one that was never stopped.
+    In a ring the order of summation depends on the position of a gradient in its bucket, and DDP rebuilds its buckets
+    after the first step: a resumed run would differ in its last digits from one that was never stopped.
     """
     mine = bucket.buffer()
     everyone = [torch.empty_like(mine) for _ in range(size())]
@@ -163,9 +163,9 @@ def mean_in_order(_, bucket):  # DDP cannot read annotations that are text
 
 
 def together(batches: Iterator[T], errors: type[Exception], rounds: int | None = None) -> Iterator[T | None]:
-    """The batches, each when every rank has its own: what one cannot read is an error of all, before any computes.
+    """Yield batches once every rank has its own: what one rank cannot read is an error on all, before any computes.
 
-    rounds  how many there are at the most on any rank; where fewer are left, None comes instead
+    rounds  the largest number of batches on any rank; ranks with fewer get None instead
     """
     for _ in itertools.count() if rounds is None else range(rounds):
         batch, error = None, None
@@ -181,7 +181,7 @@ def together(batches: Iterator[T], errors: type[Exception], rounds: int | None =
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Within, this process is the only one, whatever a launcher has said: for a command that is no part of a run."""
+    """Within, this process is the only one, whatever the launcher says: for a command that is not part of a run."""
     _APART.append(True)
     try:
         yield
@@ -193,9 +193,9 @@ _APART: list[bool] = []
 
 
 def job() -> str | None:
-    """What torchrun's launch is called, the same after it has restarted its processes; None without torchrun.
+    """The name of torchrun's launch, the same after it has restarted its processes; None without torchrun.
 
-    Its `--rdzv-id` where one was given; else the agent that started this process, which outlives it.
+    Its `--rdzv-id`, if one was given; else the agent that started this process, which outlives it.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{socket.gethostname()}-{os.getppid()}" if name == "none" else name
@@ -207,29 +207,29 @@ def restarted() -> bool:
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether an error says that another process does not answer any more, as gloo, NCCL and the store word it."""
+    """Whether an error of gloo, NCCL or the store says that another process no longer answers."""
     return size() > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
 
 
 def report(message: str, what: str = "error") -> None:
-    """Print what ends a run, once where several ranks meet the same."""
+    """Print the error that ends a run, only once if several ranks meet the same one."""
     if _count(f"{what}: {message}") == 1:
         _print(f"{what}: {message}")
     _count("any")
 
 
 def report_loss(error: Exception) -> None:
-    """Print that another process is gone or did not answer in time, unless some process has said why."""
+    """Print that another process is gone or did not answer in time, unless some process has printed the cause."""
     if _count("any") > 1:
         return
     if _WAITS and TIMED_OUT.search(str(error)):
         _print(
-            f"error: another process of this run did not answer for hardware.timeout={_WAITS[-1]} seconds, and so this "
-            f"one ends: {error}\nwhere that one hangs, start again as after any stop (of a run resume=<its folder>); "
-            f"where it is only slow, with a longer time: hardware.timeout={2 * _WAITS[-1]}"
+            f"error: another process of this run did not answer for hardware.timeout={_WAITS[-1]} seconds, so this "
+            f"one ends: {error}\nif that process hung, start again as after any stop (for a run, resume=<its folder>); "
+            f"if it is only slow, set a longer time: hardware.timeout={2 * _WAITS[-1]}"
         )
     else:
-        _print(f"error: another process of this run is gone, and so this one ends: {error}")
+        _print(f"error: another process of this run is gone, so this one ends: {error}")
 
 
 _WAITS: list[int] = []  # seconds that this process waits for the others, once it has met them
@@ -240,7 +240,7 @@ def _print(message: str) -> None:
 
 
 def _count(event: str) -> int:
-    """How often an event has happened, with this time, on all ranks; torchrun's own process counts."""
+    """How often an event has happened on all ranks, including now; torchrun's own process counts."""
     if size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return 1
     try:
@@ -255,7 +255,7 @@ def _launched() -> bool:
 
 
 def _check_launch() -> None:
-    """Let no process of several that were started together take itself for the only one in silence."""
+    """Raise ConfigError, or warn, if this process was started with others but would run on its own."""
     from recipes.log import say
 
     if _launched():
@@ -265,30 +265,30 @@ def _check_launch() -> None:
         missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
         raise ConfigError(
             f"WORLD_SIZE={count}, but {missing} is not set: each process would train on its own. torchrun sets all of "
-            f"{', '.join(LAUNCHED)}; give them to every process, or unset WORLD_SIZE for a run of one"
+            f"{', '.join(LAUNCHED)}; set them for every process, or unset WORLD_SIZE for a run of one process"
         )
-    if (count := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":  # some do start runs of one process so
+    if (count := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":  # some do start single-process runs so
         say(
-            f"srun has started {count} processes of this command, and each is a run of its own; one run of all: "
-            f"srun torchrun, one task a machine, hydra/launcher=slurm, or {', '.join(LAUNCHED)} in their environment",
+            f"srun has started {count} processes of this command, and each is a separate run; for a single run, use "
+            f"srun torchrun with one task per machine, or hydra/launcher=slurm, or set {', '.join(LAUNCHED)}",
             "yellow",
         )
 
 
 def _check_numbers() -> None:
-    """Raise ConfigError for what no launcher says, before this process waits for others that it would never meet."""
+    """Raise ConfigError for invalid variables, before this process waits for others that it would never meet."""
     said = {name: os.environ[name] for name in LAUNCHED if name != "MASTER_ADDR"}
     if strange := [f"{name}={value}" for name, value in said.items() if not value.isdecimal()]:
-        raise ConfigError(f"expected whole numbers in the environment, and {', '.join(strange)}: torchrun sets them")
+        raise ConfigError(f"expected whole numbers in the environment, got {', '.join(strange)}: torchrun sets them")
     if rank() >= size():
         raise ConfigError(
-            f"RANK={rank()}, WORLD_SIZE={size()}: the processes of one run are numbered from 0 on, so RANK must be "
-            "below WORLD_SIZE"
+            f"RANK={rank()}, WORLD_SIZE={size()}: the processes of a run are numbered from 0, so RANK must be below "
+            "WORLD_SIZE"
         )
 
 
 def _read_submitit() -> None:
-    """Tasks of a job that Hydra's submitit launcher started learn from submitit what torchrun would tell them."""
+    """In a job of Hydra's submitit launcher, take from submitit what torchrun would set."""
     if "SUBMITIT_EXECUTOR" in os.environ and not _launched():
         from submitit.helpers import TorchDistributedEnvironment
 

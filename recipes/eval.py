@@ -1,4 +1,4 @@
-"""The evaluation, which eval.py starts: of a run, of released files, of single images; of the installed package:
+"""Evaluation of a run or of released files, and prediction on images, started by eval.py; in the installed package:
 
 python -m recipes.eval run=runs/<name>
 torchrun --nproc-per-node 8 -m recipes.eval run=runs/<name>
@@ -32,9 +32,9 @@ from recipes.task import Task
 from recipes.task import create as create_task
 from zoo import Backbone, CheckpointError
 
-# what says itself that one set of weights cannot be measured
+# errors that say that one set of weights cannot be evaluated
 UNMEASURED = (CheckpointError, config.ConfigError, RunError)
-# how images are fetched, which changes nothing that is measured
+# how images are fetched, which does not change the metrics
 FETCHED = (
     "data.batch_size", "data.eval_batch_size", "data.workers", "data.cache", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
         source, *others = sources
         if others:
             raise config.ConfigError(
-                f"predict={cfg.predict} asks one model: give one checkpoint=, not {len(others) + 1}"
+                f"predict={cfg.predict} uses a single model: give one checkpoint=, not {len(others) + 1}"
             )
         answer(subjects.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
     else:
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def of_run(cfg: DictConfig, run: Path) -> None:
-    """Measure the model that a run kept, or ask it what is in an image."""
+    """Evaluate the best model of a run, or predict on images with it."""
     own = config_of(run, config.overrides())
     if cfg.predict is not None:
         answer(own, cfg.predict, Path(cfg.out or "predictions"), run)
@@ -72,21 +72,21 @@ def of_run(cfg: DictConfig, run: Path) -> None:
 
 
 def config_of(run: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of a run with what is typed on top. Raises RunError."""
+    """The configuration of a run, combined with what is typed. Raises RunError."""
     own = config_to_evaluate(run, overrides)
     with open_dict(own):
-        own.pop("augment", None)  # what was learned from is not needed any more
+        own.pop("augment", None)  # the training set is not needed any more
     return own
 
 
 def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Measurement:
-    """Measure a run's best checkpoint with the run's classes; tables call it `name`."""
+    """Evaluate a run's best checkpoint with the run's classes; its name in tables is `name`."""
     noted.count_classes(run, own.data)
     return measure(own, {"name": name, "model": own.model.name}, run=run, answers=answers)
 
 
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
-    """Measure one set of weights, or several; of several, those that cannot be measured do not stop the others."""
+    """Evaluate one set of weights, or several; of several, those that cannot be evaluated do not stop the others."""
     results = Results(Path(cfg.out or "."))
     distributed.first(lambda: predict.check_writable(results.folder))
     found, failed = [], []
@@ -99,7 +99,7 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
             if alone:
                 raise
             failed.append(str(source))
-            say(f"{source} is not measured: {error}", "red")
+            say(f"{source} is not evaluated: {error}", "red")
             continue
         distributed.first(lambda: one.write(results, stem))  # noqa: B023 (called at once)
         one.show()
@@ -107,14 +107,14 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     if found and not alone:
         conclude(results, found)
     if failed:
-        raise RunError(f"{len(failed)} of {len(sources)} could not be measured, see above: {', '.join(failed)}")
+        raise RunError(f"{len(failed)} of {len(sources)} could not be evaluated, see above: {', '.join(failed)}")
 
 
 def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement:
-    """Measure what one of the `sources` names, a run as `run=` does; tables call it `name`, None for its own.
+    """Evaluate one of the `sources`, a run as with `run=`; `name` is its name in tables, None for its own.
 
-    Raises CheckpointError, ConfigError or RunError for what says itself that it cannot be measured, on all processes:
-    each must go on to the same one.
+    Raises CheckpointError, ConfigError or RunError, on all processes, if it cannot be evaluated: all of them must
+    continue with the same one.
     """
     if source is not None and distributed.first(lambda: subjects.is_run(source)):
         run = Path(source)
@@ -122,7 +122,7 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
         try:
             own = distributed.everywhere(lambda: config_of(run, typed), UNMEASURED)
             return measure_run(run, name or run.name, own, answers=cfg.predictions)
-        except DataError as error:  # of this run alone
+        except DataError as error:  # concerns this run alone
             raise RunError(str(error)) from error
     subject = distributed.everywhere(lambda: subjects.find(cfg, source), UNMEASURED)
     weights = source or ("released" if subject.cfg.model.pretrained else "random")
@@ -138,10 +138,10 @@ def measure(
     published: float | None = None,
     answers: bool = False,
 ) -> Measurement:
-    """Evaluate the model of a configuration, with the best weights of a run where there is one.
+    """Evaluate the model of a configuration, with the best weights of a run if there is one.
 
-    Raises RunError where the data has other classes than the run, DataError where a process has other data than others;
-    what one process cannot read or build is an error of all.
+    Raises RunError if the data has other classes than the run, DataError if processes have different data; what one
+    process cannot read or build is an error on all.
     """
     kept = None if run is None else find_weights(run)
     if kept is not None:
@@ -171,14 +171,14 @@ def measure(
 
 
 def asked(cfg: DictConfig) -> dict[str, Any]:
-    """What of a configuration says what is measured and how, without what is null."""
+    """The part of a configuration that says what is evaluated and how, without null values."""
     groups = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("task", "model", "data") if key in cfg}
     given = {key: value for key, value in flat(OmegaConf.create(groups)).items() if value is not None}
     return {key: value for key, value in given.items() if not is_in(key, FETCHED)}
 
 
 def conclude(results: Results, found: list[Measurement]) -> None:
-    """One table of all that were measured by the same on the same data, the best first, and a list of all."""
+    """One table per score and data set, best first, and a list of all results."""
     tables: dict[tuple[str, ...], list[Measurement]] = {}
     for one in found:
         tables.setdefault((one.task.score, one.record["data"], one.record["images"]), []).append(one)
@@ -191,13 +191,13 @@ def conclude(results: Results, found: list[Measurement]) -> None:
 
 
 def prepared(cfg: DictConfig) -> tuple[hardware.Hardware, Task, Data]:
-    """What measures the model of a configuration."""
+    """The hardware, task and data to evaluate the model of a configuration."""
     machine, task = hardware.setup(cfg), create_task(cfg)
     return machine, task, task.build_data()
 
 
 def built(task: Task, data: Data, kept: Kept | None, run: Path | None) -> tuple[Data, nn.Module]:
-    """The data with the classes of a run where there is one, and the model for it."""
+    """The data, with the classes of a run if there is one, and the model for it."""
     if run is not None:
         data = noted.with_classes_of(run, data)
         noted.check_classes(run, data, task.cfg.data.name)
@@ -220,19 +220,19 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         typed = shlex.quote(config.quote("checkpoint", str(path)))
         file = f", or as a file, whose tables are interpolated: {typed} data=... img_size=..."
-        advice = f"measure it at the run's own{file if isinstance(model, Backbone) and path.is_file() else ''}"
+        advice = f"evaluate it at the run's own{file if isinstance(model, Backbone) and path.is_file() else ''}"
         _, *differences = map(str.strip, str(error).splitlines())
         more = f" And {len(differences) - 1} more" if len(differences) > 1 else ""
         raise RunError(
-            f"the weights of {path} are of another shape than the model that is asked for, as one with tables of "
-            f"positions has at another img_size; {advice}. The first difference: {' '.join(differences[:1])}{more}"
+            f"the weights of {path} have other shapes than the requested model, as tables of positions do at another "
+            f"img_size; {advice}. The first difference: {' '.join(differences[:1])}{more}"
         ) from error
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) -> None:
-    """Print what is in the images, and draw it in where it lies in a place; a run's model does without the data.
+    """Print predictions for images and, for dense tasks, draw them; a run's model does not need the data.
 
-    Images that cannot be read do not stop the others. One process answers, however many there are.
+    Images that cannot be read do not stop the others. Only one process predicts, however many there are.
     """
     kept = None if run is None else find_weights(run)
     paths = distributed.first(lambda: predict.matching(pattern))

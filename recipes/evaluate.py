@@ -27,11 +27,11 @@ def evaluate(
 ) -> tuple[dict[str, float], Metrics]:
     """Metrics of the validation set, every image counted once, with `images_per_s`; leaves the model in eval mode.
 
-    Several processes share the images, without any twice; their metrics are those of all.
+    Several processes share the images, each in exactly one of them; the metrics are over all processes.
 
-    Where data.on_bad_image=replace let others stand for images that cannot be decoded, `bad_images` says for how many.
+    With data.on_bad_image=replace, `bad_images` says how many images could not be decoded and were replaced.
     watch  called with the batches and their number, to show progress
-    note   called with the predictions and targets of every batch, as the metrics are
+    note   called with the predictions and targets of every batch, like the metrics
     """
     model.eval()
     metrics, begun = task.metrics(built), time.perf_counter()
@@ -49,7 +49,7 @@ def evaluate(
     )
     with sharding.kept_whole(model):
         for batch in watch(distributed.together(batches, data.DataError, rounds), rounds):
-            if batch is None:  # of this process; others have one
+            if batch is None:  # none left for this process; others have one
                 continue
             images, targets = hardware.send(*batch, built.val.finish)
             with hardware.autocast():

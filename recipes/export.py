@@ -1,10 +1,10 @@
-"""Export what a run learned as an ONNX file or a `torch.export` program, and compare it with what it came from.
+"""Export the model of a run as an ONNX file or a `torch.export` program, and compare it with the original.
 
     python -m recipes.export runs/<name> model.onnx
     python -m recipes.export runs/<name> model.pt2 --dynamic --any-size
 
-What was written is read again and run beside the model itself, as zoo.export does, whose exit code and options these
-are. Without --size it is for images as large as those that the run was measured on, or for segmentation its crops.
+The written file is loaded again and run beside the model itself; exit code and options are those of zoo.export. Without
+--size it is exported for the image size of the run's evaluation, or, for segmentation, for the size of its crops.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from zoo import export
 def build(folder: Path, weights: str = "auto") -> nn.Module:
     """The model of a run with its best weights, in evaluation mode.
 
-    weights  "auto" those that the run measured, "raw", or "ema"
+    weights  "auto" those that the run evaluated, "raw", or "ema"
 
-    Raises RunError for a folder without a run or a whole checkpoint, weights that it lacks, and a detector.
+    Raises RunError for a folder without a run or an intact checkpoint, for weights that it lacks, and for a detector.
     """
     cfg = config_of(folder, [])
     task = create(cfg)
     if cfg.task.name == "detect":
         raise RunError(
-            f"{folder} is a run of task=detect: boxes, of which each image has its own number, are not exported"
+            f"{folder} is a run of task=detect: detectors, whose number of boxes varies per image, are not exported"
         )
-    with distributed.apart():  # a shell within a job of several processes has a launcher's variables
+    with distributed.apart():  # a shell inside a job of several processes has the launcher's variables
         model = load(task, noted.described(folder, cfg), find_weights(folder, weights)).eval()
     model.pretrained_cfg["input_size"] = (3, *preprocessing(cfg).size)
     return model
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     return export.parse_written(parser, argv)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a model that do not learn: no gradients, and norms and dropouts as in an evaluation."""
+"""Frozen parts of a model: no gradients, and norms and dropout in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from recipes.config import ConfigError
 
 
 def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module]:
-    """Stop the gradients of what `train.freeze` names, and give back the modules that are frozen as a whole.
+    """Freeze the parameters that `train.freeze` names, and return the modules that are frozen entirely.
 
     what  "backbone" is all but the classifier, or the backbone of a dense model; else names of parameters or modules,
-          with * and ? for what differs
+          with * and ? as wildcards
 
-    Raises ConfigError for a name that the model has not, and where nothing is left to learn.
+    Raises ConfigError for a name that the model does not have, and if nothing is left to train.
     """
     if what is None:
         return []
@@ -25,12 +25,12 @@ def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module
     for name in names:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError(f"train.freeze={what} leaves nothing of this {type(model).__name__} to learn")
+        raise ConfigError(f"train.freeze={what} leaves nothing of this {type(model).__name__} to train")
     return [module for module in model.modules() if _is_frozen(module)]
 
 
 def backbone_names(model: nn.Module) -> list[str]:
-    """The parameters of a dense model's backbone, or all of a classifier's but those of its last layer."""
+    """The parameters of a dense model's backbone, or all of a classifier's except those of its last layer."""
     if not hasattr(model, "get_classifier"):
         return [name for name, _ in model.named_parameters() if name.startswith("backbone.")]
     heads = model.get_classifier()

@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads, precision, memory format, and how it is spread over devices."""
+"""The hardware of a run: device, threads, precision, memory format, and how it is distributed over devices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEEP_BUFFERS = next(
     if name in inspect.signature(DistributedDataParallel).parameters
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-SEVERAL = {"parallel": "fsdp", "sync_bn": True}  # what is for several processes alone
+SEVERAL = {"parallel": "fsdp", "sync_bn": True}  # values that need several processes
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Hardware:
     sync_bn: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision for forward passes, where it is asked for."""
+        """Mixed precision for forward passes, if it is asked for."""
         return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling, which only float16 on a GPU needs; elsewhere it passes everything through."""
+        """Loss scaling, which only float16 on a GPU needs; elsewhere it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16 and self.device.type == "cuda")
 
     def memory(self) -> float:
-        """MiB that tensors took on the GPU at the most so far; on other devices the most that the process took."""
+        """Peak GPU memory of tensors so far, in MiB; on other devices the peak memory of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
@@ -67,11 +67,11 @@ class Hardware:
         return model.to(self.device, memory_format=self.memory_format)
 
     def synced(self, model: nn.Module) -> nn.Module:
-        """The model with the batch norms that training asks for; their names, weights and buffers stay."""
+        """The model with synchronised batch norms, if asked for; their names, weights and buffers stay."""
         return convert_sync_batchnorm(model) if self.sync_bn else model
 
     def shard(self, model: nn.Module) -> None:
-        """Leave this device its part of the parameters, where devices share them."""
+        """Shard the parameters, if devices share them."""
         if self.parallel == "fsdp":
             sharding.shard(model, self.device.type, self.amp)
 
@@ -79,7 +79,7 @@ class Hardware:
         """The module to call in training; its parameters are the given model's."""
         if self.parallel == "ddp":
             devices = None if self.device.type == "cpu" else [self.device]
-            # no process lends the others its buffers: the loop settles together what they become, see Statistics
+            # buffers are not broadcast: the loop averages them over processes, see Statistics
             model = DistributedDataParallel(
                 model, device_ids=devices, gradient_as_bucket_view=True, **{KEEP_BUFFERS: False}
             )
@@ -88,13 +88,13 @@ class Hardware:
         return torch.compile(model) if self.compile else model
 
     def syncing(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Around a part of a batch: gradients travel with the last one of a step, sharded ones with each: memory."""
+        """Around a part of a batch: gradients are reduced after the last of a step, sharded ones after each."""
         return nullcontext() if last or self.parallel != "ddp" else forward.no_sync()
 
     def send(self, images: Any, targets: Any, finish: Callable[[Any], Any] = lambda images: images) -> tuple[Any, Any]:
-        """A batch on this device: tensors, also those in lists and dictionaries; what is none stays as it is.
+        """A batch on this device: tensors, also those in lists and dictionaries; anything else stays as it is.
 
-        finish  what is left to be done to the images, on the device: `Source.finish`
+        finish  what remains to be done to the images, on the device: `Source.finish`
         """
         return self._formed(finish(self._sent(images))), self._sent(targets)
 
@@ -113,7 +113,7 @@ class Hardware:
 def setup(cfg: DictConfig) -> Hardware:
     """Choose the device and set threads and determinism for this process.
 
-    Raises ConfigError for a device that is not there, and for what the device cannot do.
+    Raises ConfigError for a device that is not available, and for what the device cannot do.
     """
     hardware = cfg.hardware
     device = _device(hardware.device)
@@ -121,21 +121,21 @@ def setup(cfg: DictConfig) -> Hardware:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    learns = "augment" in cfg  # an evaluation has none, also that of a run
+    learns = "augment" in cfg  # an evaluation has none, not even that of a run
     if hardware.sync_bn and learns and distributed.size() > 1 and device.type != "cuda":
         raise ConfigError(
-            f"hardware.sync_bn=true: PyTorch's SyncBatchNorm trains on GPUs alone, this is the {device.type}; "
-            "leave it out, and each part of a batch is normed on its own"
+            f"hardware.sync_bn=true: PyTorch's SyncBatchNorm only trains on GPUs, and this is {device.type}; "
+            "leave it out, and each part of a batch is normalised on its own"
         )
     if learns and distributed.size() == 1:
         for key in (key for key, value in SEVERAL.items() if hardware[key] == value):
-            say(f"hardware.{key}={str(hardware[key]).lower()} has no effect on one process: see torchrun", "yellow")
+            say(f"hardware.{key}={str(hardware[key]).lower()} has no effect with one process: see torchrun", "yellow")
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     strict = device.type == "cpu" if hardware.deterministic is None else hardware.deterministic
-    torch.use_deterministic_algorithms(strict)  # or not: the run before, of a sweep, may have asked for it
+    torch.use_deterministic_algorithms(strict)  # set either way: the previous run of a sweep may have enabled it
     if strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products raise on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matmuls raise on a GPU
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
         torch.backends.cudnn.benchmark = False
     memory_format = torch.channels_last if hardware.channels_last else torch.preserve_format
@@ -151,21 +151,19 @@ def _device(name: str) -> torch.device:
     kind = name.split(":")[0]
     if not available.get(kind):
         there = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(
-            f"hardware.device={name} is not available here; there is {there}: hardware=auto takes the best"
-        )
+        raise ConfigError(f"hardware.device={name} is not available here, only {there}: hardware=auto takes the best")
     if distributed.size() > 1:
         return _own_device(name)
     return _gpu(name) if kind == "cuda" else torch.device(name)
 
 
 def _gpu(name: str) -> torch.device:
-    """A GPU by its number, which torch.cuda.set_device wants; without one the GPU that torch has chosen."""
+    """A GPU by its number, which torch.cuda.set_device needs; without a number, torch's current GPU."""
     device, here = torch.device(name), torch.cuda.device_count()
     if device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     if device.index >= here:
-        raise ConfigError(f"hardware.device={name} is not available here; there is {_range(here)}")
+        raise ConfigError(f"hardware.device={name} is not available here, only {_range(here)}")
     return device
 
 
@@ -176,10 +174,12 @@ def _range(here: int) -> str:
 def _own_device(name: str) -> torch.device:
     """The device of one of several processes."""
     if name not in ("cpu", "cuda"):
-        raise ConfigError(f"hardware.device={name} cannot be shared by {distributed.size()} processes; cpu or cuda can")
+        raise ConfigError(f"hardware.device={name} cannot be used by {distributed.size()} processes; give cpu or cuda")
     if name == "cpu":
         return torch.device(name)
     here = torch.cuda.device_count()
     if distributed.local_rank() >= here:
-        raise ConfigError(f"{distributed.local_rank() + 1} processes or more, but {here} GPUs: --nproc-per-node={here}")
+        raise ConfigError(
+            f"at least {distributed.local_rank() + 1} processes, but only {here} GPUs: set --nproc-per-node={here}"
+        )
     return torch.device(name, distributed.local_rank())

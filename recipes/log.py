@@ -1,4 +1,4 @@
-"""What a run says: a progress bar or plain lines, and metrics.jsonl."""
+"""The output of a run: a progress bar or plain lines, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recipes.clock import STARTUP
 from recipes.pictures import save_picture
 
 if TYPE_CHECKING:
-    from recipes.plan import Plan  # which reads data, whose readers are worded here
+    from recipes.plan import Plan  # which imports the readers of data, which print through this module
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
 
@@ -35,7 +35,7 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, without what it adds below."""
+    """The first line of a library's error message."""
     return next(iter(str(error).strip().splitlines()), "no reason given")
 
 
@@ -45,7 +45,7 @@ class LogError(RuntimeError):
 
 @contextlib.contextmanager
 def writing(what: Path | str, *errors: type[Exception]) -> Iterator[None]:
-    """Raise LogError, which names what could not be written, in place of the system's errors and of `errors`."""
+    """Turn the system's errors and `errors` into LogError, which names what could not be written."""
     try:
         yield
     except (OSError, *errors) as error:
@@ -53,7 +53,7 @@ def writing(what: Path | str, *errors: type[Exception]) -> Iterator[None]:
 
 
 class Through(io.FileIO):
-    """A file that takes what is written at once and whole, or raises OSError."""
+    """A file that writes at once and completely, or raises OSError."""
 
     def write(self, data: bytes) -> int:
         if super().write(data) != len(data):
@@ -62,7 +62,7 @@ class Through(io.FileIO):
 
 
 class Sink(Protocol):
-    """Takes one dictionary of numbers a line, and pictures; raises LogError where it cannot."""
+    """Takes one dictionary of numbers per line, and pictures; raises LogError if it cannot."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -72,7 +72,7 @@ class Sink(Protocol):
 
 
 class Jsonl:
-    """metrics.jsonl: one JSON object a line, written through line by line."""
+    """metrics.jsonl: one JSON object per line, each written through at once."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -85,7 +85,7 @@ class Jsonl:
             self.file.write((json.dumps(finite) + "\n").encode())
 
     def picture(self, step: int, image: Image.Image) -> None:
-        """A line of text holds none: it lies beside the file."""
+        """Written to a file beside it, as a line of text cannot hold it."""
         path = self.path.with_name("validation.png")
         with writing(path):
             save_picture(image, path)
@@ -97,7 +97,7 @@ class Jsonl:
 
 @dataclass
 class Meter:
-    """Sums since the last line of the log; `loss` and the counts are kept in checkpoints, times are not."""
+    """Sums since the last line of the log; checkpoints store `loss` and the counts, but not the times."""
 
     loss: float = 0.0
     count: int = 0
@@ -124,7 +124,7 @@ class Meter:
 
 
 class Log:
-    """Everything that is shown and written between the first step and the last.
+    """Everything that is printed and logged between the first step and the last.
 
     memory  called for each line: MiB in use, see Hardware.memory
     """
@@ -157,7 +157,7 @@ class Log:
         for sink in self.sinks:
             try:
                 sink.close()
-            except LogError as error:  # what the run has learned is saved, and an error on its way says more
+            except LogError as error:  # the state is saved, and an error that is being raised matters more
                 say(f"{error}; its last lines may be missing", "yellow")
 
     def step(
@@ -172,9 +172,9 @@ class Log:
         skipped: bool,
         bad: int = 0,
     ) -> None:
-        """Note an optimiser step; `step` counts the steps done, `seconds` is what it took, `waited` that for data.
+        """Log an optimiser step; `step` counts the steps done, `seconds` is its duration, `waited` its wait for data.
 
-        bad  how many of its images were replaced because they cannot be decoded; written where there are any
+        bad  how many of its images were replaced because they cannot be decoded; only written if there are any
         """
         if not self.shown:
             self._show_startup(waited)
@@ -212,13 +212,13 @@ class Log:
         self.shown = True
 
     def evaluation(self, step: int, values: dict[str, float], which: str, best: bool) -> None:
-        """Note the validation metrics of the weights after `step` steps; `which` says raw or ema weights."""
+        """Log the validation metrics of the weights after `step` steps; `which` says model or ema weights."""
         self.write({"step": step, "epoch": step / self.per_epoch, **{f"val_{k}": v for k, v in values.items()}})
         text = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if "/" not in key)
         say(f"step {step}  validation ({which} weights)  {text}{'  best so far' if best else ''}")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Hand a line on; all processes come here, and an error of the one that writes is an error of all."""
+        """Pass a line to the sinks; all processes must call this, and an error on the writing one is raised on all."""
 
         def hand_on() -> None:
             for sink in self.sinks:
@@ -227,12 +227,12 @@ class Log:
         distributed.first(hand_on)
 
     def picture(self, step: int, image: Image.Image | None) -> None:
-        """Hand on what the weights after `step` steps found, where there is anything to see."""
+        """Pass on a picture of the predictions after `step` steps, if there is one."""
         for sink in self.sinks if image is not None else ():
             sink.picture(step, image)
 
     def watch(self, batches: Iterable[Any], total: int) -> Iterator[Any]:
-        """Show a second bar while these batches are evaluated."""
+        """Show a second progress bar while these batches are evaluated."""
         task = self.bar.add_task("evaluating", total=total)
         for batch in batches:
             yield batch
@@ -246,13 +246,13 @@ class Log:
 def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Table:
     """The last `rows` evaluations of a run; the best is marked.
 
-    Each has the mean training loss of the steps logged since the one before, and the last rate and speed among these.
+    Each has the mean training loss of the steps logged since the previous one, and their last learning rate and speed.
     """
     table = Table("epoch", "step", "train loss", f"val {score}", "val loss", "lr", "images/s", title="evaluations")
     found, losses, last, done = [], [], {}, 0
     for line in history:
         if "lr" in line:
-            steps = line["step"] - done - line.get("skipped", 0)  # that the line is the mean of
+            steps = line["step"] - done - line.get("skipped", 0)  # that the line averages over
             losses += [] if line["loss"] is None else [(line["loss"], steps)]
             last, done = line, line["step"]
         if line.get(f"val_{score}") is not None:
@@ -280,7 +280,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without those that a kill or a power cut left unreadable."""
+    """The lines of a metrics.jsonl, except those that a kill or a power cut left unreadable."""
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What an evaluation found: as tables, as files, with an interval that says how much of it is chance."""
+"""The results of an evaluation: as tables and as files, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from recipes.config import ConfigError
 from recipes.log import CONSOLE, say
 
 Record = dict[str, Any]
-FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last says of what it is
-SAME = ("weights", "images", "amp", "config")  # what two evaluations of the same thing share
+FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last identifies it
+SAME = ("weights", "images", "amp", "config")  # what two evaluations of the same thing have in common
 NORMAL = 1.959964  # two-sided 95 % of the normal distribution
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` images, in percent as `share` is.
+    """Wilson's 95 % interval of a share of `count` images; in percent, like `share`.
 
     E. B. Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
@@ -35,11 +35,11 @@ def interval(share: float, count: int) -> tuple[float, float]:
     p, square = share / 100, NORMAL**2
     middle = (p + square / (2 * count)) / (1 + square / count)
     width = NORMAL / (1 + square / count) * math.sqrt(p * (1 - p) / count + square / (4 * count**2))
-    return max(100 * (middle - width), 0.0), min(100 * (middle + width), 100.0)  # rounding leads over both ends
+    return max(100 * (middle - width), 0.0), min(100 * (middle + width), 100.0)  # rounding may exceed both ends
 
 
 class Answers:
-    """The likeliest classes of every image, in the order of the data set; each process notes those that it saw."""
+    """The most likely classes of every image, in the order of the data set; each process records those that it saw."""
 
     def __init__(self, most: int = 5):
         self.most, self.rows, self.seen = most, [], 0
@@ -47,18 +47,18 @@ class Answers:
     def note(self, predictions: Tensor, targets: Tensor) -> None:
         """Logits (B, classes) and labels (B,) of the next batch of this process.
 
-        Raises ConfigError for predictions of another kind.
+        Raises ConfigError for predictions of dense tasks.
         """
         if not isinstance(predictions, Tensor):
-            raise ConfigError("predictions=true keeps the classes of whole images; predict=path/*.jpg shows all others")
+            raise ConfigError("predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg")
         shares, classes = predictions.float().softmax(-1).cpu().topk(min(self.most, predictions.shape[1]))
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
-            index = distributed.rank() + self.seen * distributed.size()  # how an evaluation deals images out
+            index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images
             self.rows.append((index, label, chosen, share))
             self.seen += 1
 
     def table(self, data: Any) -> list[Record]:
-        """A row an image; all processes must come here."""
+        """One row per image; all processes must call this."""
         rows = sorted(row for part in distributed.gathered(self.rows) for row in part)
         return [_answer(data, *row) for row in rows]
 
@@ -72,11 +72,11 @@ def _answer(data: Any, index: int, label: int, chosen: list[int], shares: list[f
 
 @dataclass
 class Measurement:
-    """What an evaluation found, and how to keep it.
+    """The result of an evaluation, and how to print and write it.
 
     keys     the values of `record` that a table shows
-    task     the recipes.task.Task that measured, with its data and its metrics
-    answers  rows of every image, where they were asked for
+    task     the recipes.task.Task that was evaluated, with its data and its metrics
+    answers  one row per image, if they were asked for
     """
 
     record: Record
@@ -96,7 +96,7 @@ class Measurement:
         return f"{self.record['name']}: {self.record['images']} images of {self.record['data']}"
 
     def write(self, results: Results, stem: str) -> None:
-        """<stem>.json, .png, and as far as there are such, -classes.csv and -images.csv."""
+        """Write <stem>.json, .png and, if there are any, -classes.csv and -images.csv."""
         folder = results.folder
         results.make_way(stem, self.record)
         write_json(folder / f"{stem}.json", self.record)
@@ -108,9 +108,9 @@ class Measurement:
 
 
 class Results:
-    """The folder that evaluations are written to; what an earlier one of something else left in it is not lost.
+    """The folder that evaluations are written to; results of another evaluation in it are kept.
 
-    Its files are moved to earlier/<number>, one folder for all that a command moves.
+    Their files are moved to earlier/<number>, one folder for everything that a command moves.
     """
 
     def __init__(self, folder: Path):
@@ -118,7 +118,7 @@ class Results:
 
     @cached_property
     def earlier(self) -> Path:
-        """A folder that was not there yet; it is made."""
+        """A new folder, which is created."""
         there = self.folder / "earlier"
         used = [int(path.name) for path in there.iterdir() if path.name.isdecimal()] if there.is_dir() else []
         made = there / str(max(used, default=0) + 1)
@@ -131,9 +131,9 @@ class Results:
         write_json(self.folder / f"{stem}.json", records)
 
     def make_way(self, stem: str, content: Record | list[Record]) -> None:
-        """Move the files of a stem away where they are of another evaluation than `content`, and say so.
+        """Move the files of a stem away if they belong to another evaluation than `content`, and report it.
 
-        Those of the same one stay, to be replaced.
+        Those of the same evaluation stay and are overwritten.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         files = _there(self.folder, stem)
@@ -149,7 +149,7 @@ def _there(folder: Path, stem: str) -> list[str]:
 
 
 def _read(path: Path) -> Any:
-    """What the file of an evaluation says; None where it is not there or cannot be read as JSON."""
+    """The contents of an evaluation's file; None if it does not exist or is not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -157,7 +157,7 @@ def _read(path: Path) -> Any:
 
 
 def _asked(content: Any) -> Any:
-    """Of what an evaluation is, as JSON has it; of several, in whatever order. None where it is not said."""
+    """What identifies an evaluation, as in JSON; for several, in any order. None if it is not recorded."""
     if isinstance(content, list):
         return sorted(json.dumps(_asked(one), sort_keys=True) for one in content)
     if not isinstance(content, dict) or not content.keys() >= set(SAME):
@@ -166,7 +166,7 @@ def _asked(content: Any) -> Any:
 
 
 def _label(data: Any, label: int) -> int | str:
-    """A label as a class of the model; all labels of the image, with blanks between, where it has several."""
+    """A label as a class of the model; all labels of the image, separated by spaces, if it has several."""
     if data.truths is not None:
         return " ".join(str(truth) for truth in data.truths[label] if truth >= 0)
     return label if data.subset is None else data.subset[label]
@@ -175,10 +175,10 @@ def _label(data: Any, label: int) -> int | str:
 def record(
     about: Record, values: dict[str, float], count: int, published: float | None = None, score: str = "top1"
 ) -> Record:
-    """What is known of one evaluation: `about` it, its values, intervals of its shares and the published figure.
+    """The record of one evaluation: `about` it, its values, intervals of its shares and the published figure.
 
-    count  images that the shares are of
-    score  the value that the published figure stands beside
+    count  number of images that the shares refer to
+    score  the value that the published figure is compared with
     """
     shares = {key: value for key, value in values.items() if key.startswith("top")}
     bounds = {f"{key}_interval": [round(end, 4) for end in interval(share, count)] for key, share in shares.items()}
@@ -187,7 +187,7 @@ def record(
 
 
 def show(records: Sequence[Record], keys: Sequence[str], title: str) -> None:
-    """The values `keys` of one evaluation as a column, of several as a line each."""
+    """Print the values `keys` of one evaluation as a column, or of several with one line each."""
     if len(records) > 1:
         _show_several(records, keys, title)
         return
@@ -210,7 +210,7 @@ def _said(record: Record, key: str) -> str:
 
 def _show_several(records: Sequence[Record], keys: Sequence[str], title: str) -> None:
     told = [key for key in ("published", "difference") if any(key in record for record in records)]
-    # folded, not cut off: files of one model begin alike, and where nobody looks on a line has 80 characters
+    # folded, not cut off: files of one model start alike, and without a terminal a line has 80 characters
     table = Table(*(Column(head, overflow="fold") for head in ("weights", "model", "size")), title=title)
     for key in (*keys, *told):
         table.add_column(key, justify="right", overflow="fold")
@@ -234,17 +234,17 @@ def _size(size: int | Sequence[int]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
 
 
 def write_csv(path: Path, rows: Iterable[Record]) -> None:
-    """Whole or not at all; the columns are those of the first row."""
+    """Write a CSV file atomically; the columns are those of the first row."""
     rows = list(rows)
     temporary = path.with_name(f".{path.name}")
-    # a path may hold bytes that are no UTF-8: they are spelled out
+    # a path may contain bytes that are not UTF-8: they are escaped
     with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

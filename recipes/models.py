@@ -1,4 +1,4 @@
-"""From the `model` group of a configuration to a module."""
+"""Build the model of a configuration from its `model` group."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from zoo.reader import Checkpoint
 from zoo.recognise import hint, parts, without_prefix
 
 OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
-NOTHING = "there is nothing to measure. Give the data that it was trained for"
+NOTHING = "there is nothing to evaluate. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
-WINDOWS = ("img_size", "window_size")  # arguments that both say which windows a model has
-OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how the zoo alone is given a file
+WINDOWS = ("img_size", "window_size")  # arguments that both determine a model's windows
+OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how a file is given to the zoo outside of recipes
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
 
@@ -37,12 +37,12 @@ def create(
 ) -> nn.Module:
     """Build `model.name` for this data and load `model.pretrained` or `model.checkpoint` unless `pretrained=False`.
 
-    make  what builds it; `head` are further arguments of that function, None is left to its default
+    make  what builds it; `head` are further arguments of that function, None leaves its default
 
-    `model.img_size`, `model.drop_path_rate` left null become the data's size and the recipe's rate for models that
+    If null, `model.img_size` and `model.drop_path_rate` become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, for a
-    checkpoint of another model, released weights that cannot be had, and, where nothing is trained, weights without a
-    classifier for these classes; RunError for a folder without a checkpoint.
+    checkpoint of another model, for released weights that are not available, and, in an evaluation, for weights without
+    a classifier for these classes; RunError for a folder without a checkpoint.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in OURS and value is not None}
@@ -55,8 +55,8 @@ def create(
     options |= {key: value for key, value in head.items() if value is not None}
     if options.get("in_chans", 3) != 3:
         raise ConfigError(
-            f"model.in_chans={options['in_chans']}: images come in three channels here, grey ones too. Leave it out; a "
-            "model of another number is for your own code"
+            f"model.in_chans={options['in_chans']}: all images have three channels here, greyscale ones too. Leave it "
+            "out; models with another number of channels are for your own code"
         )
     model = build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
@@ -71,24 +71,24 @@ def create(
 
 
 def _say_start(cfg: DictConfig) -> None:
-    """Say so where the published training began with weights, and this one does not."""
+    """Warn if the published training started from weights, and this one does not."""
     given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.get("backbone")  # older runs lack the last
     begins = papers.starts(cfg.model.name, cfg.paper.phase, cfg.task.name)
     if begins and not given:
         other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=<run or file>"
         say(
-            f"this recipe of {cfg.model.name} starts from {begins}, and none are given: the model begins at random. "
+            f"this recipe of {cfg.model.name} starts from {begins}, but none are given: the model starts from scratch. "
             f"Give model.pretrained=true or {other}",
             "yellow",
         )
 
 
 def check_classes(cfg: DictConfig, data: Data) -> None:
-    """Raise ConfigError where a dense model is to have other classes than the data, by which it is measured."""
+    """Raise ConfigError if a dense model is to have other classes than the data that it is evaluated on."""
     if cfg.model.num_classes not in (None, data.num_classes):
         raise ConfigError(
-            f"model.num_classes={cfg.model.num_classes}: the data has {data.num_classes} classes, by which the model "
-            "is measured. Leave it out"
+            f"model.num_classes={cfg.model.num_classes}: the data has {data.num_classes} classes, and the model is "
+            "evaluated on these. Leave it out"
         )
 
 
@@ -113,12 +113,12 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
 
 
 def _check_task(cfg: DictConfig) -> None:
-    """Raise ConfigError where a dense model is to start from a run of another task, whose backbone alone fits."""
+    """Raise ConfigError if a dense model is to start from a run of another task, of which only the backbone fits."""
     given, task = cfg.model.checkpoint, _task(cfg.model.checkpoint).get("name")
     if cfg.task.name != "classify" and task != cfg.task.name:
         raise ConfigError(
-            f"the run {given} is one of task={task}, and this is task={cfg.task.name}: model.backbone={given} starts "
-            "the backbone from it, without the rest"
+            f"the run {given} has task={task}, and this is task={cfg.task.name}: give model.backbone={given} to start "
+            "only the backbone from it"
         )
 
 
@@ -127,13 +127,13 @@ def _task(run: str) -> Mapping[str, Any]:
 
 
 def _other_ways(cfg: DictConfig) -> str:
-    """What else to give where model.checkpoint= is not of this dense model; nothing in an evaluation."""
+    """What else to give if model.checkpoint= is not of this dense model; nothing in an evaluation."""
     given = cfg.model.checkpoint
     if cfg.task.name == "classify" or "train" not in cfg:
         return ""
     backbone = f"model.backbone={given}"
     if not weights.is_run(given):
-        return f"\nThe backbone of a classifier, or of another dense model, starts from it with {backbone}"
+        return f"\nGive {backbone} to start the backbone from a classifier or from another dense model"
     there, here = _task(given), cfg.task
     other = {key: there[key] for key in PARTS if key in there and there[key] != here[key]}
     typed = " ".join(f"task.{key}={written(value)}" for key, value in other.items())
@@ -141,12 +141,12 @@ def _other_ways(cfg: DictConfig) -> str:
 
 
 def _check_answers(model: nn.Module, cfg: DictConfig) -> None:
-    """Raise ConfigError where timm loaded weights without a classifier for the classes of `model`: it has a new one."""
+    """Raise ConfigError if timm loaded weights without a classifier for the classes of `model`, which has a new one."""
     name = cfg.model.name
     if cfg.task.name != "classify":
         raise ConfigError(
             f"the weights of {name} are of a backbone, so its {cfg.task.head} starts from scratch: there is nothing to "
-            "measure. Give checkpoint=<file of the whole model>, or run=runs/<name>"
+            "evaluate. Give checkpoint=<file of the whole model>, or run=runs/<name>"
         )
     known, wanted = model.pretrained_cfg.get("num_classes"), model.num_classes  # of the weights, of the data
     if known != wanted:
@@ -155,29 +155,29 @@ def _check_answers(model: nn.Module, cfg: DictConfig) -> None:
 
 
 def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
-    """Say so where images are normalised in another way than those that a run learned from, which features notice."""
+    """Warn if images are normalised differently from those of the run that weights come from, which harms features."""
     there, here = preprocessing(load_config(run), train=True), preprocessing(cfg, train=True)
     if (there.mean, there.std) != (here.mean, here.std):
         given = " ".join(f"data.{key}=[{','.join(map(str, getattr(there, key)))}]" for key in ("mean", "std"))
-        say(f"{run} learned from images that were normalised otherwise than these are: {given} is how", "yellow")
+        say(f"{run} was trained on images with another normalisation than these: {given} restores it", "yellow")
 
 
 def is_asked(model: DictConfig, key: str, own: Mapping[str, Any]) -> bool:
-    """Whether a configuration of a model asks for another value of an argument than its variant's `own`, or of one that
-    stands for it.
+    """Whether a model's configuration sets an argument, or one equivalent to it, to a value other than its variant's
+    `own`.
     """
     same = WINDOWS if key in WINDOWS else (key,)
     return any(model.get(other) not in (None, own.get(other)) for other in same)
 
 
 def typed(model: DictConfig, key: str) -> str:
-    """How an argument of the model is given on the command line: behind a plus where the configuration lacks it."""
+    """How an argument of the model is typed on the command line: with a plus if the configuration lacks it."""
     return f"{'' if key in model else '+'}model.{key}="
 
 
 def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
-    """Say so where the backbone of a released file was built otherwise than this one, into which it loads all the same,
-    and nothing else was asked for: GC ViT's windows, by its tables, or DiNAT's dilations, as its authors have them.
+    """Warn if the backbone of a released file was built differently from this one, into which it loads nevertheless,
+    unless that was asked for: GC ViT's windows, as its tables show, or DiNAT's dilations, as its authors have them.
     """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
@@ -189,23 +189,23 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
             given = inner.built_with({name: x.shape for name, x in inner.state_dict().items()}).get(key)
         if given != value and not is_asked(cfg.model, key, own):
             argument = f"{typed(cfg.model, key)}{written(value)}"
-            say(f"{path} is of a model with {argument}, which this one is built without: give it", "yellow")
+            say(f"{path} is from a model with {argument}, which this one is built without: give it as well", "yellow")
     for key in found.backbone.unshown(variant) if found else ():
         if cfg.model.get(key) is None:
             say(f"the backbone of {path} is {found.backbone.message}, here as {typed(cfg.model, key)}", "yellow")
 
 
 def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:
-    """Let the backbone of a dense model start from that of a run's best weights, or of a file of any task.
+    """Start the backbone of a dense model from that of a run's best weights, or of a file of any task.
 
-    It may have norms that those have not.
+    It may have norms that those lack.
 
     kind  which weights: "auto", "raw", or "ema"
 
-    Raises ConfigError where the model has no backbone of its own; this or CheckpointError for weights of another model.
+    Raises ConfigError if the model has no separate backbone; this or CheckpointError for weights of another model.
     """
     if not hasattr(model, "backbone"):
-        raise ConfigError(f"model.backbone={given} is for segmentation and detection; here use model.checkpoint")
+        raise ConfigError(f"model.backbone={given} is for segmentation and detection; use model.checkpoint here")
     if weights.is_run(given):
         found, kind = weights.of_run(given, kind), "auto"  # these alone
     else:
@@ -220,13 +220,13 @@ def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:
 
 
 def _copy(model: nn.Module, found: Checkpoint, kind: str) -> str:
-    """Copy what a model of timm's, without its head, has of a checkpoint, and give which weights these are."""
+    """Copy a checkpoint into a timm model without a head, and return which of its weights these are."""
     _, entry, state = select(found, type(model), kind)
     want = model.state_dict()
     if other := [name for name in want if name not in state or state[name].shape != want[name].shape]:
         raise ConfigError(
-            f"model.backbone: {found.path} is of another model: {len(other)} tensors of this one's backbone are not in "
-            f"it or have another shape, {other[0]} among them. What is in timm's names alone, timm reads: give "
+            f"model.backbone: {found.path} is from another model: {len(other)} tensors of this one's backbone are "
+            f"missing or have another shape, such as {other[0]}. If timm itself can read the file, give "
             "model.pretrained=true +model.pretrained_cfg_overlay.file=<file>"
         )
     model.load_state_dict({name: state[name] for name in want})
@@ -234,12 +234,12 @@ def _copy(model: nn.Module, found: Checkpoint, kind: str) -> str:
 
 
 def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
-    """Build with as many of the wishes as the model's constructor takes, and say which it does not."""
+    """Build with as many of the wishes as the model's constructor takes, and report those that it does not take."""
     wishes = {key: value for key, value in wishes.items() if value is not None}
     while True:
         try:
             model = make(name, **options, **wishes)
-            # for the card of the run
+            # for the model card of the run
             model.created_by, model.created_with = make.__name__, {"model_name": name, **options, **wishes}
             return model
         except TypeError as error:
@@ -259,13 +259,13 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
 
 
 def _as_file(make: Make) -> str:
-    """How weights that would be released are given as a file: those of a dense model are its backbone's."""
+    """How released weights are given as a file instead: those for a dense model are its backbone's."""
     return "model.backbone=<file>" if make.__module__.startswith("zoo.heads.") else "model.checkpoint=<file>"
 
 
 def _not_released(name: str, error: OSError, file: str) -> str:
     why = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
-        f"the released weights of {name} could not be downloaded: {why}\nin place of pretrained=true a file that is "
-        f"here can be given: {file}, or of a teacher teacher.checkpoint=<file>"
+        f"the released weights of {name} could not be downloaded: {why}\ninstead of pretrained=true, give a local "
+        f"file: {file}, or, for a teacher, teacher.checkpoint=<file>"
     )

@@ -1,4 +1,4 @@
-"""What tables call what lies in folders: as little of each path as tells them apart."""
+"""Names in tables for files and folders: as little of each path as tells them apart."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
-    """The paths without the folders that all of them are in; different paths stay different.
+    """The paths without the leading folders that all of them share; different paths stay different.
 
-    tail  leave out as well what all of them end with, `checkpoints/best/model.safetensors` of two runs
+    tail  also leave out what all of them end with, such as `checkpoints/best/model.safetensors` of two runs
     """
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     front = _shared([own[:-1] for own in parts])
@@ -21,6 +21,6 @@ def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
 
 
 def _shared(rows: Sequence[Sequence[str]]) -> int:
-    """How many of their first parts are the same in all of them."""
+    """How many leading parts are the same in all of them."""
     same = (len(set(column)) == 1 for column in zip(*rows, strict=False))
     return sum(takewhile(bool, same))

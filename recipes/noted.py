@@ -1,4 +1,4 @@
-"""What a run notes about its data in data.json, and later data held against that."""
+"""What a run records about its data in data.json, and checks of later data against it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the cla
 
 
 def of(data: Data) -> dict[str, Any]:
-    """What a run that begins on this data notes."""
+    """What a run that starts on this data records."""
     images = {split: len(source) for split, source in _sources(data).items()}
     return {**{key: getattr(data, key) for key in KEYS}, "images": images}
 
 
 def check_alike(data: Data) -> None:
-    """Raise DataError, on every process, where one has other data than the first, as of another copy of a folder.
+    """Raise DataError, on every process, if one has other data than the first, such as another copy of a folder.
 
-    Compared are the classes, how many images there are, and what readers know of these before they read any: labels or
-    boxes, and the names of files in folders.
+    Compares the classes, the numbers of images, and what readers know of images before reading any: labels or boxes,
+    and the names of files in folders.
     """
     if distributed.size() == 1:
         return
@@ -47,21 +47,21 @@ def check_alike(data: Data) -> None:
     ]
     if found:
         raise DataError(
-            f"the processes of this run do not have the same data. Other than rank 0 on {first['host']}:\n  "
+            f"the processes of this run do not have the same data. Unlike rank 0 on {first['host']}:\n  "
             + "\n  ".join(found)
-            + "\ngive every machine the same files, or all of them one folder that they share"
+            + "\ngive every machine the same files, or all of them one shared folder"
         )
 
 
 def _sources(data: Data) -> dict[str, Source]:
-    """Those that there are: an evaluation has none to learn from."""
+    """The existing splits: an evaluation has no training set."""
     return {split: source for split in SPLITS if (source := getattr(data, split)) is not None}
 
 
 def _digest(data: Data) -> str:
     found = hashlib.sha256()
     for records in (source.records for source in _sources(data).values()):
-        found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # of masks they lie in images
+        found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # those of masks are in the images
         for key in ("names", "rows"):  # of files, and all that a COCO file says
             said = getattr(records, key, None)
             found.update(said if isinstance(said, bytes) else b"")
@@ -71,7 +71,7 @@ def _digest(data: Data) -> str:
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What another process has, and the first has not."""
+    """What another process has that the first does not have."""
     there, here = first["class_names"], other["class_names"]
     if len(here) != len(there):
         found = [f"{len(here)} classes ({_listed(here)}), not {len(there)} ({_listed(there)})"]
@@ -80,11 +80,12 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
         found = [] if place is None else [f"{here[place]!r} as class {place}, not {there[place]!r}"]
     counts = {split: (other["images"][split], count) for split, count in first["images"].items()}
     found += [f"{now} {WORDS[split]} images, not {then}" for split, (now, then) in counts.items() if now != then]
-    return found or (["as many images, but others or with other labels"] if other["labels"] != first["labels"] else [])
+    other_labels = other["labels"] != first["labels"]
+    return found or (["the same number of images, but other images or other labels"] if other_labels else [])
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What a run noted; older ones lack some of it, and have numbers where these were given as names."""
+    """What a run recorded; older runs lack some of it, and have numbers for names that were given as numbers."""
     path = run / FILE
     noted = json.loads(path.read_text()) if path.exists() else {}
     if noted.get("class_names"):
@@ -93,13 +94,13 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def described(run: Path, cfg: DictConfig) -> Data:
-    """The data of a run of the configuration `cfg`, without images: its model can be asked where the data is not.
+    """The data of a run with configuration `cfg`, without images, for predictions where the data is not available.
 
-    Raises RunError for a run that noted nothing.
+    Raises RunError for a run that recorded nothing.
     """
     noted, prep = read(run), preprocessing(cfg)
     if not noted:
-        raise RunError(f"{run} has no {FILE}, which says what its classes are: train.py writes it as a run begins")
+        raise RunError(f"{run} has no {FILE}, which lists its classes: train.py writes it at the start of a run")
     size = noted["img_size"]
     return Data(
         train=None,
@@ -114,16 +115,16 @@ def described(run: Path, cfg: DictConfig) -> Data:
 
 
 def count_classes(run: Path, data: DictConfig) -> None:
-    """Let a reader that counts the classes have as many as the run: validation alone may lack the highest."""
+    """Give a reader that counts classes the run's number: the validation set may lack the highest."""
     if data.source in COUNTING and data.num_classes is None:
         data.num_classes = read(run).get("num_classes")
 
 
 def with_classes_of(run: Path, data: Data) -> Data:
-    """The data that a run is to be measured on, with the run's classes where its own are some of them in their order.
+    """The data to evaluate a run on, with the run's classes, if its own are some of these in the same order.
 
-    A reader knows the classes of the files that it reads, and those of validation may lack some; what it numbers
-    without them is numbered as in the run. Labels that lie in images are what they are: there only the last may lack.
+    A reader knows the classes of the files that it reads, and validation files may lack some; their labels are
+    renumbered as in the run. Dense labels are not renumbered: there only the last classes may be missing.
     """
     there, here = read(run).get("class_names") or [], data.class_names
     if data.subset is not None or data.truths is not None or len(here) >= len(there):
@@ -137,19 +138,19 @@ def with_classes_of(run: Path, data: Data) -> Data:
 
 
 def check_classes(run: Path, data: Data, name: str) -> None:
-    """Raise RunError where a run is to be measured on a data set, called `name`, of other classes than its own."""
+    """Raise RunError if a run is to be evaluated on a data set, called `name`, with other classes than its own."""
     said = _other_classes(read(run), data)
     if said is not None:
         raise RunError(
-            f"run={run} cannot be measured on data={name}: {said}. Give data of the run's classes, in its order; "
-            "a file of weights, checkpoint=, is measured whatever its classes are called"
+            f"run={run} cannot be evaluated on data={name}: {said}. Give data with the run's classes, in its order; "
+            "a file of weights, checkpoint=, is evaluated whatever its classes are called"
         )
 
 
 def check_same(run: Path, data: Data) -> None:
-    """Raise RunError where a run would go on with other classes or another number of training images.
+    """Raise RunError if a run would be resumed with other classes or another number of training images.
 
-    Another number of validation images is said: what was best so far was measured on others.
+    Warns about another number of validation images: the best score so far was measured on others.
     """
     then, now = read(run).get("images"), of(data)["images"]
     lines = [said] if (said := _other_classes(read(run), data)) else []
@@ -157,16 +158,16 @@ def check_same(run: Path, data: Data) -> None:
         lines.append(f"the run has {then['train']} training images, the data {now['train']}")
     if lines:
         raise RunError(
-            f"{run} was begun on other data, and going on would give a run that is neither:\n  "
+            f"{run} was started on other data, and resuming it on this data would mix the two:\n  "
             + "\n  ".join(lines)
-            + "\nput the data back as it was to go on, or begin a new run (another name=, no resume)"
+            + "\nrestore the data to resume the run, or start a new one (another name=, no resume)"
         )
     if then is not None and then["val"] != now["val"]:
-        say(f"validation has {now['val']} images, not {then['val']} as before: scores do not compare", "yellow")
+        say(f"validation has {now['val']} images, not {then['val']} as before: scores are not comparable", "yellow")
 
 
 def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
-    """How the classes of the data differ from those of a run; None where they do not, as far as their names tell."""
+    """How the classes of the data differ from those of a run; None if they do not, as far as their names tell."""
     there, here = noted.get("class_names") or [], data.class_names
     count = noted.get("num_classes", data.num_classes)
     if count != data.num_classes:
@@ -181,7 +182,7 @@ def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
 
 
 def _place(there: Sequence[str], here: Sequence[str]) -> int | None:
-    """The first class of another name; None without one."""
+    """The first class with another name; None without one."""
     pairs = zip(there, here, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), None)
 
@@ -191,7 +192,7 @@ def _only_counted(names: Sequence[str]) -> bool:
 
 
 def words(names: Sequence[str]) -> Sequence[str]:
-    """The names, ImageNet's in words."""
+    """The names; ImageNet's synsets as words."""
     return imagenet.class_names() if tuple(names) == tuple(imagenet.synsets()) else names
 
 

@@ -1,4 +1,4 @@
-"""The optimiser, by timm's names and parameter groups, and the learning rate as a pure function of the step."""
+"""The optimiser, with timm's names and parameter groups, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from recipes.freeze import backbone_names
 from recipes.log import first_line, say
 from recipes.plan import Plan
 
-# keys of cfg.optim that do not go to timm
+# keys of cfg.optim that are not passed to timm
 OURS = {"lr", "lr_base_batch", "decay", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
 
-# have one loop over each tensor on the processor, where torch by itself makes a pass for each operation; on a GPU
-# torch's choice stands
+# on the CPU these have a fused loop over each tensor, where torch's default makes a pass per operation; on a GPU
+# torch's choice is kept
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
-# options of a group that say in which loop a step is made, and nothing of what it computes
+# options of a group that choose the implementation of a step, but not what it computes
 LOOPS = ("fused", "foreach", "capturable", "differentiable")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of a step: linear warm-up, then a decay, then `cooldown` steps at `min_lr`. Lengths are in steps.
+    """Learning rate of a step: linear warmup, then a decay, then `cooldown` steps at `min_lr`. Lengths are in steps.
 
     shape         cosine, as in SGDR (Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, eq. 5), without restarts;
                   linear; constant; poly, the share that is left to the power of `power`; or step, a factor of `gamma`
                   at each of `milestones`, never below `min_lr`
     warmup_ratio  None: the rate rises from `warmup_lr` to the peak, and the decay follows. A number, as in OpenMMLab's
-                  libraries: the decay runs from step 0, and in the warm-up it is multiplied by a factor that rises from
-                  this number to 1
-    begins        step from which the decay is counted: None = the end of the warm-up; 0, as in timm: the warm-up stands
-                  for the first part of it. It ends where the cooldown begins
-    every         steps for which the rate stays what it is at the first of them
-    shared        what learns at a factor of the rate has the same `warmup_lr` and `min_lr`; else that factor of them
+                  libraries: the decay runs from step 0, and during the warmup it is multiplied by a factor that rises
+                  from this number to 1
+    begins        step from which the decay is counted: None = the end of the warmup; 0, as in timm: the warmup replaces
+                  the first part of the decay. It ends where the cooldown begins
+    every         steps for which the rate keeps its value at the first of them
+    shared        parameters with a factor on the rate have the same `warmup_lr` and `min_lr`; else scaled by the factor
     """
 
     steps: int
@@ -65,7 +65,7 @@ class Schedule:
     shared: bool = False
 
     def __call__(self, step: int, scale: float = 1.0) -> float:
-        """The rate at a step of what learns at `scale` times the peak."""
+        """The rate at a step for parameters with a peak of `scale` times the usual one."""
         return self._rate(step, scale * self.lr) if self.shared else scale * self._rate(step, self.lr)
 
     def _rate(self, step: int, peak: float) -> float:
@@ -105,15 +105,15 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
     warmup, cooldown = round(sched.warmup * unit), round(sched.cooldown * unit)
     if cooldown > plan.steps:
         raise ConfigError(
-            f"a cooldown of {cooldown} steps does not fit into {plan.steps}: train longer (train.epochs, train.steps) "
-            "or lower sched.cooldown"
+            f"a cooldown of {cooldown} steps does not fit into {plan.steps} steps: train longer (train.epochs, "
+            "train.steps) or lower sched.cooldown"
         )
     if sched.sched == "step" and not sched.milestones:
         raise ConfigError(
-            "sched.sched=step falls at milestones, and there are none: sched.milestones=[8,11], in epochs"
+            "sched.sched=step needs milestones, and there are none: set sched.milestones=[8,11], in epochs"
         )
     if warmup >= plan.steps:
-        say(f"this run of {plan.steps} steps ends within its warm-up of {warmup}; lower sched.warmup to learn more")
+        say(f"this run of {plan.steps} steps ends during its warmup of {warmup} steps: lower sched.warmup")
     milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
     scale = cfg.data.batch_size / sched.lr_base_batch if sched.lr_base_batch else 1.0
     return Schedule(
@@ -139,29 +139,29 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
 
     Parameters that the model names in `lr_scales()`, if it has that method, learn at these factors of the rate unless
     `optim.model_lr_scales` is false, times `optim.backbone_lr_scale` or `optim.head_lr_scale`; frozen ones are in no
-    group. What learns `beside` the model has the whole rate and weight decay.
-    Raises ConfigError for an optimiser timm does not know or that needs second derivatives, or a package or GPU that is
-    not here, or that cannot step a model that is shared out, for an option that the optimiser does not take, and for
-    names in `optim.decay` and `optim.no_decay` that no parameter has.
+    group. What is trained `beside` the model has the full rate and weight decay.
+    Raises ConfigError for an optimiser that timm does not know, that needs second derivatives or a package or GPU that
+    is missing, or that cannot step a sharded model; for an option that the optimiser does not take; and for names in
+    `optim.decay` and `optim.no_decay` that match no parameter.
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
     names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
     if name not in names:
-        raise ConfigError(f"optim.opt={cfg.optim.opt} is no optimiser of timm's{near(cfg.optim.opt, names)}")
+        raise ConfigError(f"optim.opt={cfg.optim.opt} is not an optimiser of timm{near(cfg.optim.opt, names)}")
     info = get_optimizer_info(name)
     if info.second_order:
         raise ConfigError(
-            f"optim.opt={cfg.optim.opt} needs the second derivatives of the loss, which this loop does not take: "
-            "give another, such as adamw"
+            f"optim.opt={cfg.optim.opt} needs second derivatives of the loss, which this loop does not compute: "
+            "choose another, such as adamw"
         )
     if info.has_betas and len(options.get("betas", [0] * info.num_betas)) != info.num_betas:
-        raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} has {info.num_betas} of them")
+        raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} takes {info.num_betas} of them")
     try:
         made = get_optimizer_class(name, bind_defaults=False)
     except AssertionError as error:  # no GPU, or no such package
         raise ConfigError(
-            f"optim.opt={cfg.optim.opt} cannot be had on this machine: {error}. Give another, such as adamw"
+            f"optim.opt={cfg.optim.opt} is not available on this machine: {error}. Choose another, such as adamw"
         ) from error
     if made in FUSED and _plain(model, beside):
         options = {"fused": True} | options
@@ -186,7 +186,7 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
 
 
 def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, Any]) -> None:
-    """Raise ConfigError for an optimiser whose step does not take parts of parameters, tried on a small model."""
+    """Raise ConfigError for an optimiser that cannot step sharded parameters, tried on a small model."""
     mesh = next(model.parameters()).device_mesh
     with torch.random.fork_rng([]), torch.device(mesh.device_type):
         small = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32, 32))
@@ -198,19 +198,19 @@ def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, A
         optimizer.step()
     except Exception as error:  # torch's and timm's, as each operator words it
         raise ConfigError(
-            f"optim.opt={cfg.optim.opt} cannot step a model that is shared out, hardware.parallel=fsdp: "
-            f"{first_line(error)}\nGive hardware.parallel=ddp, or another optimiser, such as adamw"
+            f"optim.opt={cfg.optim.opt} cannot step a sharded model, hardware.parallel=fsdp: "
+            f"{first_line(error)}\nSet hardware.parallel=ddp, or choose another optimiser, such as adamw"
         ) from error
 
 
 def _plain(*modules: nn.Module | None) -> bool:
-    """Whether everything that learns is an ordinary tensor of the processor: of those a step is fused at no risk."""
+    """Whether everything that is trained is an ordinary CPU tensor, for which a fused step is safe."""
     parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
     return all(p.device.type == "cpu" and not isinstance(p, DTensor) and p.is_floating_point() for p in parameters)
 
 
 def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
-    """Factors on the learning rate: those of the backbone and of what stands on it, times the model's own."""
+    """Factors on the learning rate: those of the backbone and of the head, times the model's own."""
     backbone, head = cfg.optim.backbone_lr_scale, cfg.optim.head_lr_scale
     named, scales = dict(model.named_parameters()), {}
     if (backbone, head) != (1, 1):
@@ -222,13 +222,13 @@ def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
 
 
 def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tensor]:
-    """The parameters whose names fit one of the patterns."""
+    """The parameters whose names match one of the patterns."""
     found = []
     for pattern in patterns or []:
         fits = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
         if not fits:
             some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
-            raise ConfigError(f"{key}: no parameter fits {pattern}; the model's are called {some}, ...")
+            raise ConfigError(f"{key}: no parameter matches {pattern}; those of the model are {some}, ...")
         found += fits
     return found
 
@@ -236,7 +236,7 @@ def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tenso
 def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Tensor], dict[str, Any]]) -> None:
     """Split the groups so that each parameter has its own options, `own(group, parameter)`.
 
-    Done on the finished optimiser: timm makes the groups, and what else it writes into them is kept.
+    Done on the finished optimiser: timm makes the groups, and whatever else it writes into them is kept.
     """
     groups = []
     for group in optimizer.param_groups:
@@ -249,7 +249,7 @@ def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Ten
 
 
 def set_lr(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
-    """Set the learning rates of a step and return that of parameters without a factor of their own.
+    """Set the learning rates of a step and return the rate of parameters without a factor.
 
     A group's `lr_scale` (layer decay, a model's own factors) multiplies its peak; see `Schedule`.
     """
@@ -259,7 +259,7 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> f
 
 
 def clip(model: nn.Module, limit: float | None) -> Tensor:
-    """The norm of all gradients before they are scaled down to `limit` (None leaves them as they are)."""
+    """Scale the gradients down to a norm of `limit` (None: leave them) and return their norm before that."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if limit is None:
         return nn.utils.get_total_norm([parameter.grad for parameter in parameters])
@@ -267,18 +267,18 @@ def clip(model: nn.Module, limit: float | None) -> Tensor:
 
 
 def with_own_loops(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of a state dict, each with the `LOOPS` of this optimiser, which has the same in all of its groups.
+    """Groups of a state dict, each with the `LOOPS` of this optimiser, which are the same in all of its groups.
 
-    A state dict has those of where it was made, and there are loops that parts of parameters, or a GPU, do not have.
+    Those in a state dict belong to where it was saved; sharded parameters, or a GPU, may not support them.
     """
     own = {key: value for key, value in optimizer.param_groups[0].items() if key in LOOPS}
     return [{k: v for k, v in group.items() if k in own or k not in LOOPS} | own for group in groups]  # in their order
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict, but for `LOOPS`, and give every moment its parameter's strides again.
+    """Load a state dict, except for `LOOPS`, and give every moment the strides of its parameter again.
 
-    A channels-last parameter read from a file would have contiguous moments otherwise, and the update would run in
+    Otherwise a channels-last parameter read from a file would have contiguous moments, and the update would run in
     other kernels than before, which round differently.
     """
     optimizer.load_state_dict({**state, "param_groups": with_own_loops(optimizer, state["param_groups"])})

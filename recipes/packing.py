@@ -1,4 +1,4 @@
-"""Nested state dicts, such as an optimiser's, taken apart into tensors and JSON, and put together again. No pickles."""
+"""Split nested state dicts, such as an optimiser's, into tensors and JSON, and reassemble them. No pickles."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """Move the tensors of nested dicts, lists and tuples into `tensors`; what comes back is plain JSON that says where.
+    """Move the tensors of nested dicts, lists and tuples into `tensors`; returns plain JSON that refers to them.
 
-    Values that JSON knows stay as they are; a dtype becomes its name.
+    Values that JSON supports stay as they are; a dtype becomes its name.
     """
     if isinstance(tree, Tensor):
         tensors[name] = tree
@@ -28,9 +28,9 @@ def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
 
 
 def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `pack`; tuples in older files come back as lists, as which they were written.
+    """The inverse of `pack`; tuples in older files come back as lists, as they were written.
 
-    Raises ValueError for a dtype that torch has not.
+    Raises ValueError for a dtype that torch does not have.
     """
     kind, value = next(iter(tree.items()))
     if kind == "tensor":
@@ -47,5 +47,5 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} in the state of an optimiser is no dtype of torch")
+        raise ValueError(f"{name!r} in the state of an optimiser is not a dtype of torch")
     return found

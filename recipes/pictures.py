@@ -1,4 +1,4 @@
-"""Label maps, boxes and masks drawn into the images that they belong to."""
+"""Label maps, boxes and masks, drawn into their images."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Pair = tuple[Image.Image, Image.Image]
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG that is whole or not there."""
+    """Write a PNG atomically."""
     temporary = path.with_name(f".{path.name}")
     image.save(temporary, format="PNG")
     os.replace(temporary, path)
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
-    """A colour for each class, those of neighbours far apart: hues a golden ratio of the circle from each other."""
+    """A colour for each class; neighbours differ in hue by the golden ratio of the circle."""
     rgb = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 1 - 0.25 * (number % 3) / 2) for number in range(count))
     return [tuple(round(255 * part) for part in colour) for colour in rgb]
 
 
 def with_labels(image: Image.Image, labels: Tensor, classes: int, *, bare: Sequence[int] = ()) -> Image.Image:
-    """The image with each pixel tinted by its class, (H, W) integers; `bare` classes, and what has none, are not."""
+    """The image with each pixel tinted by its class, (H, W) integers, except `bare` classes and unlabelled pixels."""
     tinted = (labels < classes) & ~torch.isin(labels, torch.tensor(list(bare), dtype=labels.dtype))
     tints = np.array(colours(classes), np.uint8)[labels.clamp(max=classes - 1).numpy()]  # (H, W, 3)
     shaded = Image.blend(image, Image.fromarray(tints), 0.65)
@@ -46,13 +46,13 @@ def with_labels(image: Image.Image, labels: Tensor, classes: int, *, bare: Seque
 
 
 def with_objects(image: Image.Image, objects: dict[str, Any], names: Sequence[str]) -> Image.Image:
-    """The image with boxes, classes, scores and, where there are any, masks, all of the image's size."""
+    """The image with boxes, classes, scores and, if there are any, masks, all of the image's size."""
     labels, pixels = objects["labels"].tolist(), F.pil_to_tensor(image)
     if not labels:
         return image
     tints = [colours(len(names))[label] for label in labels]
     if "masks" in objects:
-        for mask, tint in zip(objects["masks"], tints, strict=True):  # of several at once what overlaps comes out black
+        for mask, tint in zip(objects["masks"], tints, strict=True):  # drawn all at once, overlaps come out black
             pixels = draw_segmentation_masks(pixels, mask, alpha=0.5, colors=tint)
     size = max(TEXT, max(image.size) // 60)
     image = F.to_pil_image(draw_bounding_boxes(pixels, objects["boxes"], colors=tints, width=max(2, size // 6)))
@@ -65,7 +65,7 @@ def with_objects(image: Image.Image, objects: dict[str, Any], names: Sequence[st
 
 
 def _tag(image: Image.Image, box: Sequence[float], text: str, tint: tuple[int, int, int], size: int) -> None:
-    """Write a text into the upper left corner of a box, or as far from the right border as it needs."""
+    """Write a text into the upper left corner of a box, moved left if it would cross the right border."""
     draw = ImageDraw.Draw(image)
     width, height = draw.textlength(text, _font(size)) + 4, size + 4
     left, top = (max(0, min(start, most - side)) for start, most, side in zip(box, image.size, (width, height)))  # noqa: B905
@@ -75,18 +75,18 @@ def _tag(image: Image.Image, box: Sequence[float], text: str, tint: tuple[int, i
 
 
 def readable(image: Image.Image) -> Image.Image:
-    """A small image enlarged so that what is written into it can be read."""
+    """The image, enlarged if it is too small for text in it to be legible."""
     return image if max(image.size) >= SIDE else fitted(image)
 
 
 def fitted(image: Image.Image) -> Image.Image:
-    """The image as large as it is in a picture of several."""
+    """The image at the size that it has in a picture of several."""
     scale = SIDE / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
 def beside(pairs: Sequence[Pair], names: Sequence[str], shown: Collection[int]) -> Image.Image:
-    """Pairs of truth and finding, two pairs in a row, over the names of the classes that they show, with colours."""
+    """Pairs of ground truth and prediction, two pairs per row, above a legend of the classes that they show."""
     cells = [[fitted(image) for image in pair] for pair in pairs]
     width, height = (max(cell.size[axis] for pair in cells for cell in pair) + GAP for axis in (0, 1))
     width, height, columns = max(width, 5 * TEXT), height + LINE, min(2, len(cells))
@@ -109,7 +109,7 @@ def _above(top: Image.Image, bottom: Image.Image) -> Image.Image:
 
 
 def _legend(classes: Sequence[int], names: Sequence[str], width: int) -> Image.Image:
-    """A square in the colour of each class before its name, in as many lines as that needs."""
+    """A square in the colour of each class before its name, on as many lines as needed."""
     tints, left_out = colours(len(names)), len(classes) - LEGEND
     entries: list[tuple[Any, str]] = [(tints[number], names[number]) for number in classes[:LEGEND]]
     if left_out > 0:
@@ -131,7 +131,7 @@ def _legend(classes: Sequence[int], names: Sequence[str], width: int) -> Image.I
 
 @cache
 def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
-    """The font of the plots: Pillow's own has one size and a few letters where it is built without FreeType."""
+    """The font of the plots: without FreeType, Pillow's own has a single size and few letters."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

@@ -1,8 +1,8 @@
 """How many steps, epochs and parts a run has: the arithmetic between images and optimiser steps.
 
-The images of a step are cut into parts, one forward pass each. What a part holds and draws is a function of its number
-alone, so that it does not matter on which process it runs, and after which other: a process does several parts one
-after the other where there are fewer processes than parts.
+The images of a step are split into parts, one forward pass each. The contents and random draws of a part are a function
+of its number alone, so that it does not matter on which process it runs, or after which other part: with fewer
+processes than parts, a process does several of them in turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Plan:
     micro       images of a part: of one forward pass of one process
     accumulate  parts that each process does in an optimiser step
     world       processes
-    per_epoch   optimiser steps in one epoch; the images that do not fill a last step are left out
+    per_epoch   optimiser steps in one epoch; images that do not fill a last step are left out
     steps       optimiser steps of the whole run
     evaluate_every  optimiser steps between evaluations
     """
@@ -49,43 +49,43 @@ class Plan:
         return self.micro * self.parts
 
     def part(self, step: int, turn: int) -> int:
-        """The number of the part that this process does as its `turn`-th of a step; they are counted over the run."""
+        """The number, counted over the run, of the part that this process does as its `turn`-th of a step."""
         return step * self.parts + turn * self.world + distributed.rank()
 
     def said(self, parallel: str | None, before: int | None) -> list[str]:
-        """How the batch is kept, for the log; `before` is how many parts it had so far."""
+        """How the batch is split, for the log; `before` is how many parts it had so far."""
         each = f"{self.accumulate} on each of {self.world} processes ({parallel})"
         where = each if self.world > 1 else "one after the other on one process"
         cut = f"{self.parts} parts of {self.micro}, {where}" if self.parts > 1 else "all at once, on one process"
-        lines = [f"{self.batch} images a step: {cut}"]
+        lines = [f"{self.batch} images per step: {cut}"]
         if before not in (None, self.parts):
             return [
                 *lines,
-                f"the parts were {before} before: other images than then are normed and mixed with each other",
+                f"there were {before} parts before: batch norms and mixing now combine other images than then",
             ]
         return lines if self.parts > 1 else []
 
     def evaluates(self, step: int) -> bool:
-        """Whether the weights after `step` steps are evaluated; those of a model that has learned nothing are not."""
+        """Whether the weights after `step` steps are evaluated; those before the first step are not."""
         return step > 0 and (step % self.evaluate_every == 0 or step == self.steps)
 
 
 def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan:
-    """Cut `data.batch_size` images per optimiser step into parts, share them out, and count the steps.
+    """Split `data.batch_size` images per optimiser step into parts, share them between processes, and count the steps.
 
-    There are `train.accumulate` parts, or so many times more that every process has the same number and none is larger
-    than `train.micro_batch`.
+    There are `train.accumulate` parts, or a multiple of it such that every process has the same number of parts and
+    none is larger than `train.micro_batch`.
 
-    parts  that the run had so far, which are kept where the processes can share them
-    Raises ConfigError where the batch does not divide or the training set does not fill one step.
+    parts  how many the run had so far, which is kept if the processes can share them
+    Raises ConfigError if the batch does not divide or the training set does not fill one step.
     """
     size, accumulate, world = cfg.data.batch_size, cfg.train.accumulate, distributed.size()
     least = parts or max(accumulate, 1)
     parts = math.lcm(least, world)
     if accumulate < 1 or size < 1 or size % parts:
         raise ConfigError(
-            f"data.batch_size={size} images per step do not divide over train.accumulate={accumulate} micro-batches "
-            f"of {world} process(es); choose a multiple of {parts}{_sharing(size, least, world)}"
+            f"data.batch_size={size} images per step cannot be split into train.accumulate={accumulate} micro-batches "
+            f"on {world} process(es); choose a multiple of {parts}{_sharing(size, least, world)}"
         )
     parts = _small_enough(size, parts, cfg.train.micro_batch)
     micro = size // parts
@@ -93,36 +93,36 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
     per_epoch = batches * world // parts
     if per_epoch == 0:
         raise ConfigError(
-            f"data.batch_size={size} is more than one epoch has ({len(source)} training images); lower data.batch_size"
+            f"data.batch_size={size} exceeds one epoch ({len(source)} training images); lower data.batch_size"
         )
     steps = round(cfg.train.epochs * per_epoch if cfg.train.steps is None else cfg.train.steps)
     counts = {f"train.{key}": cfg.train[key] for key in ("save_every", "log_every")}
     for key, value in {"steps of the run": steps, **counts}.items():
         if value < 1:
-            raise ConfigError(f"{key}: {value} is too few; at least 1")
+            raise ConfigError(f"{key}: {value} is too few; expected at least 1")
     every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
     return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(every)))
 
 
 def _sharing(size: int, parts: int, world: int) -> str:
-    """The numbers of processes, nearest to `world`, that a batch can be shared out to in at least `parts`, in words."""
+    """The numbers of processes nearest to `world` that can share a batch in at least `parts` parts, as a message."""
     able = [count for count in range(1, size + 1) if size % math.lcm(parts, count) == 0]
     fewer, more = max((n for n in able if n < world), default=None), min((n for n in able if n > world), default=None)
     near = " or ".join(str(count) for count in (fewer, more) if count)
-    return f", or start {near} process(es): a run that goes on keeps its batch" if near else ""
+    return f", or start {near} process(es): a resumed run keeps its batch size" if near else ""
 
 
 def _small_enough(size: int, parts: int, most: int | None) -> int:
-    """The fewest times `parts` that a batch divides into with at most so many images each."""
+    """The smallest multiple of `parts` that a batch divides into with at most `most` images each."""
     if most is None:
         return parts
     if most < 1:
-        raise ConfigError(f"train.micro_batch={most} is too few; at least 1")
+        raise ConfigError(f"train.micro_batch={most} is too few; expected at least 1")
     return next(n for n in range(parts, size + 1, parts) if size % n == 0 and size // n <= most)
 
 
 def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:
-    """This process's parts from `step` to the end of the run, epoch after epoch, exactly as if begun at step 0."""
+    """This process's parts from `step` to the end of the run, epoch after epoch, exactly as if started at step 0."""
     while True:
         epoch, offset = divmod(step, plan.per_epoch)
         left = (plan.per_epoch - offset) * plan.accumulate
@@ -152,7 +152,7 @@ def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> li
 
 
 def position(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> dict[str, Any] | None:
-    """Where a training set in shards is after `step` steps, for the checkpoint; None for one that is read by index."""
+    """The position in a sharded training set after `step` steps, for the checkpoint; None if it is read by index."""
     epoch, offset = divmod(step, plan.per_epoch)
     start = offset * plan.accumulate
     return data.position(source, epoch=epoch, start=start, **_order(cfg, plan))

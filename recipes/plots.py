@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and what was taken for what. Drawn without a display."""
+"""Plots of a run: its curves and confusions. Drawn without a display."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from recipes.pictures import save_picture
 
-WRITTEN_OUT = 20  # up to so many classes names and counts are legible
+WRITTEN_OUT = 20  # number of classes up to which names and counts are legible
 MOST_BARS = 60
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG that is whole or not there."""
+    """Write a PNG atomically."""
     temporary = path.with_name(f".{path.name}")
     FigureCanvasAgg(figure).print_png(temporary)
     os.replace(temporary, path)
@@ -41,7 +41,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
 def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score: str) -> None:
     """Training loss, validation loss and score of several runs over the steps, as far as any of them has these.
 
-    histories  by what to call them
+    histories  by label
     """
     keys = dict.fromkeys(("loss", "val_loss", f"val_{score}"))
     keys = [key for key in keys if any(line.get(key) is not None for lines in histories.values() for line in lines)]
@@ -59,7 +59,7 @@ def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score:
 
 def _plot(axes: Any, history: list[dict[str, Any]], key: str, label: str | None) -> None:
     points = [(line["step"], line[key]) for line in history if line.get(key) is not None]
-    marker = "." if key.startswith("val") or len(points) == 1 else None  # no line is drawn of one point
+    marker = "." if key.startswith("val") or len(points) == 1 else None  # a single point draws no line
     axes.plot(*(zip(*points, strict=True) if points else ((), ())), label=label, marker=marker)
 
 
@@ -73,8 +73,8 @@ def _finish(axes: Any) -> None:
 def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
     """Rows are true classes, columns predicted ones; shades are shares of the true class.
 
-    counts  (classes, classes) integers. With many classes the names are left out and the diagonal goes white, so that
-    what stands out is what is mistaken for what.
+    counts  (classes, classes) integers. With many classes the names are left out and the diagonal is white, so that
+    the confusions stand out.
     """
     classes = len(counts)
     shares = counts.cpu().double() / counts.sum(1, keepdim=True).clamp(min=1)
@@ -88,12 +88,12 @@ def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = counts.diagonal().sum().item() / max(counts.sum().item(), 1)
-    axes.set_title(f"{counts.sum().item()} images, {100 * accuracy:.2f} % right\n{_worst(shares, names)}")
+    axes.set_title(f"{counts.sum().item()} images, {100 * accuracy:.2f} % correct\n{_worst(shares, names)}")
     save_figure(figure, path)
 
 
 def draw_found(path: Path, picture: Image.Image | None, values: dict[str, float], title: str) -> None:
-    """A picture of what was found, pixel for pixel, if there is one, beside a bar for each class, the lowest on top.
+    """A picture of predictions, if there is one, at full resolution, beside a bar for each class, lowest on top.
 
     values  of the classes, in percent
     """
@@ -134,7 +134,7 @@ def _worst(shares: Tensor, names: list[str]) -> str:
     top = mistakes.topk(min(3, len(mistakes)))
     pairs = [(share, *divmod(index, len(names))) for share, index in zip(*(t.tolist() for t in top), strict=True)]
     said = [f"{names[true]} as {names[taken]} ({100 * share:.0f} %)" for share, true, taken in pairs if share > 0]
-    return "most mistaken: " + ", ".join(said) if said else "no mistakes"
+    return "most confused: " + ", ".join(said) if said else "no mistakes"
 
 
 def _draw_few(axes: Any, counts: Tensor, shares: Tensor, names: list[str]) -> None:
@@ -153,7 +153,7 @@ def _draw_many(figure: Figure, axes: Any, shares: Tensor) -> None:
         mistakes = _block_maximum(mistakes, blocks)
     extent = (0, len(shares), len(shares), 0)
     image = axes.imshow(mistakes.numpy(), cmap="magma_r", vmin=0, interpolation="nearest", extent=extent)
-    figure.colorbar(image, ax=axes, label="share of the true class that is mistaken", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="share of the true class that is misclassified", shrink=0.8)
 
 
 def _block_maximum(shares: Tensor, size: int) -> Tensor:

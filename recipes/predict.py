@@ -1,4 +1,4 @@
-"""A person's own images: which are meant, where the pictures of what is found in them go, and whether they can."""
+"""A user's own images: which ones a pattern names, and where pictures of the predictions are written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from recipes.settings import RunError
 
 
 def matching(pattern: str) -> list[str]:
-    """The file of that name, whatever it is; or the images in the folder, or among what a pattern with * names.
+    """The file of that name, whatever it is; or the images in a folder, or among the matches of a pattern with *.
 
-    Images are told by their suffixes, or by that of the pattern; hidden files are left out. Raises RunError where there
-    is none.
+    Images are recognised by their suffixes, or by that of the pattern; hidden files are left out. Raises RunError if
+    there is none.
     """
     folder = Path(pattern).is_dir()
     if Path(pattern).exists() and not folder:
@@ -29,7 +29,7 @@ def matching(pattern: str) -> list[str]:
     suffixes = SUFFIXES if folder else {*SUFFIXES, Path(pattern).suffix.lower()} - {""}
     found = sorted(path for path in there if _is_image(Path(path), suffixes))
     if not found:
-        raise RunError(f"predict={pattern} names no file{' of an image' if folder or there else ''}")
+        raise RunError(f"predict={pattern} matches no {'image ' if folder or there else ''}file")
     return found
 
 
@@ -38,7 +38,7 @@ def _is_image(path: Path, suffixes: Collection[str]) -> bool:
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """What the picture of each image is called: as the image, or as its path where two are called alike."""
+    """The file name of each image's picture: the image's name, or its path where two names are equal."""
     stems = [Path(path).stem for path in paths]
     alike = {stem for stem in stems if stems.count(stem) > 1}
     chosen = (
@@ -49,17 +49,17 @@ def names(paths: Sequence[str]) -> list[str]:
 
 
 def write(picture: Image.Image, path: Path) -> None:
-    """Write a picture into a folder, made where it is not there. Raises RunError where it cannot be written."""
+    """Write a picture, making its folder if needed. Raises RunError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_picture(picture, path)
     except OSError as error:
-        raise RunError(f"could not write {path}: {error}; give out=<a folder that can be written>") from error
+        raise RunError(f"could not write {path}: {error}; give out=<a writable folder>") from error
     say(f"written: {path}")
 
 
 def check_writable(folder: Path) -> None:
-    """Raise RunError where results could not be written into a folder that may still have to be made."""
+    """Raise RunError if results could not be written to a folder, which may not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"results cannot be written to {folder}: give out=<a folder that can be written>")
+        raise RunError(f"results cannot be written to {folder}: give out=<a writable folder>")

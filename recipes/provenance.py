@@ -1,4 +1,4 @@
-"""Where a run came from: sessions.jsonl has a line for every start, with command, versions and git state."""
+"""The provenance of a run: sessions.jsonl has a line for every start, with command, versions and git state."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ SWEEP = "RECIPES_SWEEP"  # environment variable: the sweep that a run belongs to
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """Every start of the run, without lines that a full disk or a power cut left unreadable."""
+    """Every start of the run, except lines that a full disk or a power cut left unreadable."""
     return history(folder / SESSIONS)
 
 
 def first_session(folder: Path) -> dict[str, Any]:
-    """How the run was begun."""
+    """How the run was started."""
     return sessions(folder)[0]
 
 
 def first_overrides(folder: Path) -> list[str]:
-    """What was typed to begin the run."""
+    """What was typed to start the run."""
     return first_session(folder)["overrides"]
 
 
 def note_session(folder: Path, overrides: list[str], step: int, device: str) -> None:
-    """Append this start of the run, which goes on from `step`, on the `device` that the configuration asks for."""
+    """Append this start of the run, which continues from `step`, on the `device` of the configuration."""
     line = {
-        "id": secrets.token_hex(4),  # the first one is the run's: its folder's name may be another run's too
+        "id": secrets.token_hex(4),  # the first one identifies the run: another run may have the same folder name
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": step,
         "command": shlex.join(shell.typed()),
@@ -60,16 +60,16 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
         "git": _git(),
     }
     if step and (before := first_session(folder).get("threads")) != line["threads"]:
-        say(f"begun with {before} CPU threads, going on with {line['threads']}: last digits may differ", "yellow")
+        say(f"started with {before} CPU threads, resumed with {line['threads']}: last digits may differ", "yellow")
     path = folder / SESSIONS
-    cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # a line that the disk did not take whole
+    cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # a line that was not written completely
     with open(path, "a") as file:
         file.write("\n" * cut_off + json.dumps(line) + "\n")
         flush(file)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result may depend on."""
+    """Versions of the packages that a result may depend on."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def named(device: str) -> str:
-    """The GPU's name where a run on `device` (auto, cpu, cuda, cuda:1) computes on one, else the processor's kind."""
+    """The GPU's name if a run on `device` (auto, cpu, cuda, cuda:1) uses one, else the CPU architecture."""
     on_gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     return torch.cuda.get_device_name(None if device == "auto" else device) if on_gpu else platform.machine()
 

@@ -1,8 +1,8 @@
-"""Sharded checkpoints, read without running anything that stands in them.
+"""Read sharded checkpoints without executing anything in them.
 
-torch.distributed.checkpoint keeps its index as a pickle, and numbers as files that torch.load would unpickle whole.
-Here the index may name the classes that torch itself writes there and nothing else, and of the rest only tensors and
-plain values are read.
+torch.distributed.checkpoint stores its index as a pickle, and values that are not tensors as files that torch.load
+would unpickle without restriction. Here the index may only name the classes that torch itself writes there, and
+everything else is limited to tensors and plain values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-# what an index is made of: module, and the names in it
+# what an index is made of: modules, and the names in them
 KNOWN = {
     "torch.distributed.checkpoint.metadata": {
         *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
@@ -31,7 +31,7 @@ KNOWN = {
     "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
 }
 
-YOUNGER = ("class_weights",)  # of models, not in every checkpoint; the configuration says them as well
+YOUNGER = ("class_weights",)  # tensors of models that older checkpoints lack; the configuration determines them too
 
 
 class Refused(pickle.UnpicklingError):
@@ -41,7 +41,7 @@ class Refused(pickle.UnpicklingError):
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
-            raise Refused(f"it asks for {module}.{name}, which no index of a checkpoint has; nothing of it was run")
+            raise Refused(f"it asks for {module}.{name}, which no checkpoint index contains; nothing was executed")
         return super().find_class(module, name)
 
 
@@ -51,11 +51,11 @@ class Reader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = _Index(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
-            raise Refused(f"{self.path} has an index that is {type(metadata).__name__}, not Metadata")
+            raise Refused(f"the index of {self.path} is a {type(metadata).__name__}, not Metadata")
         inside = {Path(self.path).resolve()}
         for info in metadata.storage_data.values():
             if (Path(self.path) / info.relative_path).resolve().parent not in inside:
-                raise Refused(f"its index names {info.relative_path!r}, which is not in its folder")
+                raise Refused(f"its index names {info.relative_path!r}, which is outside its folder")
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -63,7 +63,7 @@ class Reader(dcp.FileSystemReader):
 
 
 class Planner(dcp.DefaultLoadPlanner):
-    """Places what is read; values that are no tensors are plain ones."""
+    """Load planner that only accepts plain values beside tensors."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         torch.load(value, weights_only=True)  # raises where there is more than that, which torch would then unpickle
@@ -72,12 +72,12 @@ class Planner(dcp.DefaultLoadPlanner):
 
 
 def load(states: dict[str, Any], folder: Path) -> None:
-    """Fill nested state dicts of the right names and shapes, sharded or whole, from the folder. Raises Refused.
+    """Fill nested state dicts of matching names and shapes, sharded or whole, from the folder. Raises Refused.
 
-    What is younger than the checkpoint is taken out of them. All processes of a run must come here.
+    Entries that an older checkpoint lacks (YOUNGER) are removed from them. All processes of a run must call this.
     """
     reader = Reader(folder)
-    index = reader.read_metadata().state_dict_metadata  # torch 2.9 keeps to itself why it has no index
+    index = reader.read_metadata().state_dict_metadata  # torch 2.9 does not say why there is no index
     for part, state in states.items():
         for name in YOUNGER:
             if f"{part}.{name}" not in index:
@@ -86,7 +86,7 @@ def load(states: dict[str, Any], folder: Path) -> None:
 
 
 def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:
-    """Shape and type of every tensor of a state dict that was saved as `part`; none where there is none.
+    """Shape and dtype of every tensor in the state dict that was saved as `part`; empty if there is none.
 
     Raises Refused.
     """
@@ -96,7 +96,7 @@ def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:
 
 
 def whole(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of a state dict that was saved as `part`, put together on the CPU by this process alone.
+    """The tensors of the state dict that was saved as `part`, assembled on the CPU by this process alone.
 
     Raises Refused.
     """
@@ -104,9 +104,9 @@ def whole(folder: Path, part: str) -> dict[str, Tensor]:
     promised = sum(info.size.numel() * info.properties.dtype.itemsize for info in known.values())
     held = sum(file.stat().st_size for file in folder.iterdir())
     if promised > held:  # before memory is asked for
-        raise Refused(f"its index promises {promised:,} bytes of {part}, and {folder} holds {held:,}")
+        raise Refused(f"its index declares {promised:,} bytes of {part}, but {folder} holds only {held:,}")
     state = {name: torch.empty(info.size, dtype=info.properties.dtype) for name, info in known.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is intended
         dcp.load({part: state}, storage_reader=Reader(folder), planner=Planner(), no_dist=True)
     return state

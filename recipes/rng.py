@@ -1,8 +1,8 @@
-"""Randomness without state: every draw is seeded from what it is for, so that nothing has to be saved.
+"""Randomness without state: every draw is seeded from its purpose, so that nothing has to be saved.
 
 Drop path, dropout and Mixup of a part of a batch are functions of (seed, number of the part), whichever process it runs
 on, see recipes.plan; data order and augmentation are functions of (seed, epoch, index), see recipes.data. A resumed run
-needs to know its step alone.
+only needs to know its step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import numpy as np
 import torch
 
-INIT, MODEL = 0, 1  # what a draw is for: streams of different purpose never meet
+INIT, MODEL = 0, 1  # the purpose of a draw: streams of different purposes never overlap
 
 
 def seed_all(*key: int) -> None:

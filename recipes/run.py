@@ -1,10 +1,10 @@
-"""The run folder: made once, locked while in use, and found again to go on or to evaluate.
+"""The run folder: made once, locked while in use, and found again to resume or to evaluate.
 
     runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/  nonfinite/
 
-README.md is the model's card; config.yaml is the resolved configuration; data.json names the classes and
-says how many images there are; sessions.jsonl has a line for every start; nonfinite/, where there is one, lists the
-images of every step whose loss or gradient was no number.
+README.md is the model card; config.yaml is the resolved configuration; data.json has the names of the classes and the
+numbers of images; sessions.jsonl has a line for every start; nonfinite/, if there is one, lists the images of every
+step whose loss or gradient was not finite.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from recipes.trackers import trackers
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, its configuration, its checkpoints, and the one to go on from (None at step 0).
+    """A run folder, its configuration, its checkpoints, and the one to resume from (None at step 0).
 
-    known  whether the folder is that of a run already
+    known  whether the folder already holds a run
     """
 
     folder: Path
@@ -57,21 +57,21 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimiser steps that are done."""
+        """Completed optimiser steps."""
         return self.resumed.state["step"] if self.resumed else 0
 
     @property
     def parts(self) -> int | None:
-        """Parts that the batch of a step was cut into so far; None at step 0."""
+        """Parts that the batch of a step was split into so far; None at step 0."""
         return self.resumed.state.get("parts") if self.resumed else None
 
     def check_data(self, data: Data) -> None:
-        """Raise RunError where a run that goes on was begun on other data."""
+        """Raise RunError if a resumed run was started on other data."""
         if self.known:
             noted.check_same(self.folder, data)
 
     def begin(self, overrides: list[str], data: Data) -> None:
-        """Make the folder of a new run, or cut the records of a resumed one back to the step that it goes on from."""
+        """Make the folder of a new run, or cut the records of a resumed one back to the step that it resumes from."""
         with _writable(self.folder):
             if self.known:
                 self.store.set_aside(newer_than=self.step if self.resumed else -1)
@@ -83,8 +83,8 @@ class Run:
     def _make(self, overrides: list[str], data: Data) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
-        _refuse_used(self.folder)  # by a process that was quicker
-        (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that did not get as far as this
+        _refuse_used(self.folder)  # by a process that was faster
+        (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that failed before this point
         note_session(self.folder, overrides, 0, self.cfg.hardware.device)
         _replace(self.folder / noted.FILE, json.dumps(noted.of(data)))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
@@ -92,7 +92,7 @@ class Run:
     def save(self, now: State, best: dict[str, float] | None = None) -> None:
         """Write a checkpoint of the step; with `best`, the metrics of its evaluated weights, it becomes the best one.
 
-        Raises CheckpointError that says what is left and how to go on.
+        Raises CheckpointError, which says what remains and how to resume.
         """
         state = {**now.extras(), "metrics": best}
         try:
@@ -100,13 +100,13 @@ class Run:
                 self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
             found, _ = distributed.first(self.store.newest)
-            left = f"the checkpoint before it, {found.path}, is whole" if found else "there is no earlier checkpoint"
-            raise CheckpointError(f"{error}\n{left}; when it can be written again: {self.resume_command}") from error
+            left = f"the previous checkpoint, {found.path}, is intact" if found else "there is no earlier checkpoint"
+            raise CheckpointError(f"{error}\n{left}; once writing works again: {self.resume_command}") from error
 
     def rescue(self, now: State, error: Exception, stop: Stop) -> None:
-        """Save the last good state after an error, and raise the error with the way to go on.
+        """Save the last good state after an error, and raise the error with the command to resume.
 
-        Where a signal stopped the run, it may have ended the processes that read data as well: a DataError is no news.
+        A signal that stopped the run may have ended its data workers as well: a DataError is ignored then.
         """
         stop.agree()
         now.rewind()
@@ -116,20 +116,20 @@ class Run:
             raise CheckpointError(f"{error}\nand then {unsaved}") from error
         if stop.signal and isinstance(error, DataError):
             return
-        saved = f"the state after step {now.step} is saved; to go on from there: {self.resume_command}"
+        saved = f"the state after step {now.step} is saved; resume with: {self.resume_command}"
         raise type(error)(f"{error}\n{saved}") from error
 
     def list_images(self, step: int, names: list[str]) -> str:
-        """Write what the images of a step are called to nonfinite/step-<step>.txt, a line each; say where that is.
+        """Write the names of the images of a step to nonfinite/step-<step>.txt, one per line; returns where that is.
 
-        An error is only said as well: it must not hide why the images are listed.
+        An error is only returned as text: it must not hide why the images are listed.
         """
         path = self.folder / "nonfinite" / f"step-{step:08d}.txt"
         try:
             path.parent.mkdir(exist_ok=True)
             _replace(path, "".join(f"{name}\n" for name in names))
         except OSError as error:
-            return f"but the list of all could not be written to {path}: {error}"
+            return f"but the list of all of them could not be written to {path}: {error}"
         return f"all listed in {path}"
 
     def evaluated(self, step: int, score: str) -> bool:
@@ -142,17 +142,17 @@ class Run:
         return found.state["metrics"][score] if found else None
 
     def sinks(self) -> list[Sink]:
-        """Where the lines of the log go: rank 0 writes them."""
+        """Where the lines of the log go; only rank 0 writes them."""
         if distributed.rank() > 0:
             return []
         try:
-            # the log comes last: what it lacks for the error of another is made up for by a run that goes on
+            # the log comes last: lines that it lacks because another sink failed are written again by a resumed run
             return [*trackers(self.cfg, self.folder, self.step), Jsonl(self.metrics)]
         except LogError as error:
-            raise LogError(f"{error}; then go on with: {self.resume_command}") from error
+            raise LogError(f"{error}; then resume with: {self.resume_command}") from error
 
     def draw(self, score: str, *, every: float = 0.0) -> None:
-        """Draw the curves, unless the picture is younger than `every` seconds."""
+        """Draw the curves, unless the picture is less than `every` seconds old."""
         path = self.folder / "curves.png"
         age = time.time() - path.stat().st_mtime if path.exists() else every
         if not 0 <= age < every:  # by another machine's clock it may lie in the future
@@ -166,7 +166,7 @@ class Run:
         return _going_on(self.folder)
 
     def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
-        """Write the card, say where everything is and what to type next, and draw the curves."""
+        """Write the card, print where everything is and what to type next, and draw the curves."""
         found, _ = self.store.newest("best")
         table = epoch_table(history(self.metrics), task.score)
         with _writable(self.folder):
@@ -178,7 +178,7 @@ class Run:
             say(f"best {task.score} {value:.2f} after step {step} ({found.state['weights']} weights)", "bold")
         say(f"run folder: {self.folder}")
         if not finished:
-            say(f"go on with: {self.resume_command}")
+            say(f"resume with: {self.resume_command}")
         if found:
             say(f"evaluate with: {shell.command('eval')} {shlex.quote(config.quote('run', str(self.folder)))}")
         try:
@@ -186,11 +186,11 @@ class Run:
         except RunError as error:
             if finished:
                 raise
-            raise RunError(f"{error}; then go on with: {self.resume_command}") from error
+            raise RunError(f"{error}; then resume with: {self.resume_command}") from error
 
 
 def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
-    """The new run that the configuration asks for, or the one that `resume` names; writes nothing for a new one.
+    """A new run for the configuration, or the one that `resume` names; writes nothing for a new one.
 
     Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
     """
@@ -204,12 +204,12 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
         store.clean()
     resumed, problems = store.newest()
     for problem in problems:
-        say(f"damaged checkpoint passed over: {problem}", "yellow")
+        say(f"damaged checkpoint skipped: {problem}", "yellow")
     run = Run(folder, cfg, store, resumed, known=True)
-    say(f"resuming {folder} from step {run.step}" + ("" if resumed else " (it has no whole checkpoint)"))
+    say(f"resuming {folder} from step {run.step}" + ("" if resumed else " (it has no intact checkpoint)"))
     logged = max((line["step"] for line in history(run.metrics)), default=0)
     if logged > run.step:
-        say(f"its log goes on to step {logged}: the steps after {run.step} are done again", "yellow")
+        say(f"its log reaches step {logged}: the steps after {run.step} are repeated", "yellow")
     return run
 
 
@@ -218,15 +218,15 @@ def _going_on(folder: Path) -> str:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
-    """The best checkpoint of a run, or its newest where none has been evaluated. Raises RunError without any."""
+    """The best checkpoint of a run, or its newest if none has been evaluated. Raises RunError without any."""
     store = Store(folder / "checkpoints")
     for kind in ("best", "step"):
         found, problems = store.newest(kind)
         for problem in problems:
-            say(f"damaged checkpoint passed over: {problem}", "yellow")
+            say(f"damaged checkpoint skipped: {problem}", "yellow")
         if found:
             return found
-    raise RunError(f"{folder} has no whole checkpoint yet; train it further: {_going_on(folder)}")
+    raise RunError(f"{folder} has no intact checkpoint yet; train it further with: {_going_on(folder)}")
 
 
 @dataclass(frozen=True)
@@ -243,14 +243,14 @@ class Kept:
 
 
 def find_weights(folder: Path, weights: str = "auto") -> Kept:
-    """Those of `find_checkpoint`, the same on all processes, which must all come here.
+    """The weights of `find_checkpoint`, the same on all processes, which must all call this.
 
-    A run in progress replaces its checkpoints: where one is gone before all have read it, the newer one is taken.
+    A run in progress replaces its checkpoints: if one is gone before all have read it, the newer one is taken.
 
-    weights  "auto" those that the run measured, "raw", or "ema"
+    weights  "auto" those that the run evaluated, "raw", or "ema"
 
-    Raises RunError, on all, for a run without a whole checkpoint, and for weights that it lacks or that cannot be read,
-    as those of a sharded checkpoint that holds more than its tensors.
+    Raises RunError, on all, for a run without an intact checkpoint, and for weights that it lacks or that cannot be
+    read, such as those of a sharded checkpoint that holds more than its tensors.
     """
     while True:
         found = distributed.first(lambda: find_checkpoint(folder))
@@ -265,7 +265,7 @@ def _kept(found: Checkpoint, weights: str) -> Kept:
     part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
     try:
         if not found.has(part):
-            raise RunError(f"{found.path} has no {part} weights, train.ema was null; the choice auto takes what it has")
+            raise RunError(f"{found.path} has no {part} weights, as train.ema was null; auto takes those that it has")
         return Kept(found, part, found.tensors(part))
     except OSError as error:
         raise RunError(f"could not read {found.path}: {error}") from error
@@ -286,13 +286,13 @@ def _find(cfg: DictConfig) -> Path | None:
         candidates = [path for path in runs_in(out) if _same_kind(load_config(path), cfg)]
     candidates = [path for path in candidates if (path / "config.yaml").is_file()]
     if not candidates:
-        say("resume=auto: there is no such run yet, so a new one begins")
+        say("resume=auto: there is no such run yet, so a new one is started")
         return None
     return max(candidates, key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
 
 
 def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    """The run that this launch worked on before torchrun restarted its processes; None where it has not."""
+    """The run that this launch worked on before torchrun restarted its processes; None if it did not."""
     if not distributed.restarted():
         return None
     mine = (distributed.job(), overrides)
@@ -315,17 +315,15 @@ def _new(cfg: DictConfig) -> Run:
 
 
 def _name(cfg: DictConfig) -> str:
-    if Path(cfg.name) == Path():  # as of a variable of the shell that is not set
-        raise RunError(f"name={cfg.name} is no name of a folder below out={cfg.out}: give one, or leave it out")
+    if Path(cfg.name) == Path():  # as from a shell variable that is not set
+        raise RunError(f"name={cfg.name} does not name a folder below out={cfg.out}: give a name, or leave it out")
     number = config.job_number()
     return cfg.name if number is None else f"{cfg.name}-{number}"
 
 
 def _refuse_used(folder: Path) -> None:
     if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
-        raise RunError(
-            f"{folder} already holds a run: pass resume=auto to go on with it, or another name= for a new one"
-        )
+        raise RunError(f"{folder} already holds a run: pass resume=auto to resume it, or another name= for a new one")
 
 
 @contextmanager
@@ -334,12 +332,12 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"the run folder {folder} cannot be written: {error}; make it writable, or pass another out= for a new run"
+            f"cannot write to the run folder {folder}: {error}; make it writable, or pass another out= for a new run"
         ) from error
 
 
 def _lock(folder: Path) -> None:
-    # a POSIX lock: it ends with this process however it ends, and forked data workers do not hold it
+    # a POSIX lock: it is released however this process ends, and forked data workers do not hold it
     file = open(folder / ".lock", "w")  # noqa: SIM115 (held open as long as the process lives)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

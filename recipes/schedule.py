@@ -1,11 +1,11 @@
-"""What the optimiser will do in a run, written out without its data: rates, weight decay, drop path.
+"""Print what the optimiser will do in a run, without its data: learning rates, weight decay, drop path.
 
     python -m recipes.schedule recipe=paper model=dinat_t
     python -m recipes.schedule recipe=paper model=dinat_t --out dinat_t       # CSV and JSON, every step
     python -m recipes.schedule model=litv2_s data=imagefolder --images 50000
 
-The arguments are those of train.py. The schedule, the plan of steps and the groups are the run's own; the model is
-built without memory for its weights. With --out a folder gets steps.csv, parameters.csv, blocks.csv and schedule.json.
+The arguments are those of train.py. The schedule, the plan of steps and the groups are those of the run; the model is
+built without memory for its weights. --out writes steps.csv, parameters.csv, blocks.csv and schedule.json to a folder.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Written:
-    """A run's optimisation: its plan and schedule, and what each parameter and each branch of a block gets.
+    """A run's optimisation: its plan and schedule, and the settings of each parameter and each branch of a block.
 
     drop_path  probability that a branch is dropped, by the name of its module, in the order of the model
-    images     of the training set, as it was said to have
+    images     the assumed number of training images
     """
 
     cfg: DictConfig
@@ -80,7 +80,7 @@ class Written:
         (folder / "schedule.json").write_text(json.dumps(self.record(), indent=1) + "\n")
 
     def record(self) -> dict[str, Any]:
-        """All but the rates of single steps, as plain data."""
+        """Everything except the rates of single steps, as plain data."""
         return {
             "model": self.cfg.model.name,
             "plan": asdict(self.plan),
@@ -90,13 +90,13 @@ class Written:
         }
 
     def text(self) -> str:
-        """A page to read: data, steps, the rates at some of them, the groups of parameters, the ramp of drop path."""
-        data = f"data={self.cfg.data.name} with {self.images} training images; data= and --images say another"
+        """Text to print: data, steps, the rates at some of them, the groups of parameters, the ramp of drop path."""
+        data = f"data={self.cfg.data.name} with {self.images} training images; change it with data= and --images"
         return "\n".join([data, "", *self._steps(), "", *self._rates(), "", *self._groups(), "", *self._ramp()])
 
     def _steps(self) -> list[str]:
         made = self.plan
-        line = f"{made.steps} steps, {made.per_epoch} an epoch, of {made.batch} images"
+        line = f"{made.steps} steps, {made.per_epoch} per epoch, of {made.batch} images"
         return [line + (f" in {made.parts} parts of {made.micro}" if made.parts > 1 else "")]
 
     def _rates(self) -> list[str]:
@@ -122,7 +122,7 @@ class Written:
 
 
 class Counted:
-    """Stands for a training set of which nothing is known but its size."""
+    """Stands for a training set of which only the size is known."""
 
     def __init__(self, name: str, count: int):
         self.name, self.count = name, count
@@ -132,7 +132,7 @@ class Counted:
 
 
 def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
-    """What the optimiser of a composed configuration will do with so many training images."""
+    """What the optimiser of a composed configuration will do with this number of training images."""
     source = Counted(f"the training set of {cfg.data.name}", images)
     model = build(cfg, source)
     plans = plan.make(cfg, source)
@@ -141,7 +141,7 @@ def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
 
 
 def build(cfg: DictConfig, source: Counted) -> nn.Module:
-    """The model of a configuration without memory for its weights; a data set that does not say has 1000 classes."""
+    """The model of a configuration, without memory for its weights; data without a number of classes has 1000."""
     prep, classes = preprocessing(cfg), cfg.data.num_classes or 1000
     names = [str(number) for number in range(classes)]
     data = Data(source, source, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
@@ -152,7 +152,7 @@ def build(cfg: DictConfig, source: Counted) -> nn.Module:
 
 
 def parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Parameter]:
-    """What the optimiser's groups say of each parameter that learns, in the order of the model."""
+    """The optimiser's settings for each trained parameter, in the order of the model."""
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     return [
         Parameter(name, tuple(p.shape), groups[p]["weight_decay"], groups[p].get("lr_scale", 1.0))
@@ -191,7 +191,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print what the optimiser will do, and write it where --out says."""
+    """Print what the optimiser will do, and write it to the folder --out."""
     args = parse(sys.argv[1:])
     with config.reported("train"):
         given = any(text.startswith("data=") for text in args.overrides)

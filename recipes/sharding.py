@@ -1,4 +1,4 @@
-"""FSDP2: every device keeps a part of each parameter, its gradient and its moments; blocks are whole while they run.
+"""FSDP2: each device keeps a part of every parameter, its gradient and moments; blocks are gathered while they run.
 
 https://arxiv.org/abs/2304.11277, and torch.distributed.fsdp.fully_shard, which is its second version.
 """
@@ -27,7 +27,7 @@ from zoo.backbone import Backbone
 
 
 def shard(model: nn.Module, device: str, amp: torch.dtype | None) -> None:
-    """Share the parameters out over all processes, in place, block by block; buffers stay whole on each.
+    """Shard the parameters over all processes, in place, block by block; buffers stay whole on each.
 
     amp  parameters are gathered in this precision and computed with under autocast; gradients are summed in float32.
          Batch norms are gathered in float32, as their statistics are.
@@ -48,9 +48,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def kept_whole(model: nn.Module) -> Iterator[None]:
-    """Meanwhile every device has all parameters of a sharded model, and no forward pass of one waits for another's.
+    """Gather all parameters of a sharded model on every device, so that no forward pass waits for another process.
 
-    In an evaluation each process asks as often as its images have sizes and windows. All must come here and leave.
+    In an evaluation the number of forward passes depends on the sizes and windows of a process's images. All processes
+    must enter and leave this together.
     """
     parts = [module for module in model.modules() if is_sharded(module)]
     for part in parts:
@@ -60,24 +61,24 @@ def kept_whole(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)  # the outermost keeps its own, by default
+            part.set_reshard_after_forward(part is not model, recurse=False)  # by default the outermost keeps its own
             part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each device has a part, put together on all of them; another one as it is."""
+    """A sharded tensor, gathered on all devices; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict of a sharded model, in the memory of rank 0; elsewhere it is empty. All must come here."""
+    """The whole state dict of a sharded model, on rank 0's CPU and empty elsewhere. All processes must call this."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def tree(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """State dicts by name, and `optimizer`'s, which steps the first model: each process has its part of every tensor.
+    """State dicts by name, and that of `optimizer`, which steps the first model; each process has its part of a tensor.
 
-    Everything is called by the names of parameters, so that another number of processes, and one, can read it.
+    Keys are names of parameters, so that any number of processes, including one, can read them.
     """
     states: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
     if optimizer is not None:
@@ -86,7 +87,7 @@ def tree(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None) 
 
 
 def load_tree(states: dict[str, Any], models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Give back what `tree` took, but for `optim.LOOPS`."""
+    """Load what `tree` returned, except for `optim.LOOPS`."""
     for name, model in models.items():
         set_model_state_dict(model, states[name])
     if "optimizer" in states:
@@ -104,7 +105,7 @@ def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's whole state dict, as torch numbers its parameters, into that of a sharded model.
+    """Load an optimiser's whole state dict, with parameters numbered by torch, into that of a sharded model.
 
     `optim.LOOPS` stay as they are.
     """
@@ -121,7 +122,7 @@ def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that are gathered one at a time: the stages' blocks of our models, of others their repeated parts."""
+    """The modules that are gathered one at a time: the blocks of our models, the repeated parts of others."""
     if isinstance(model, Backbone):
         return [block for stage in model.stages for block in stage.blocks]
     return list(_repeated(model))

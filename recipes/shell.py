@@ -1,4 +1,4 @@
-"""What is typed to start us, and its completion, between two keys, from a file of models: torch is never imported here.
+"""The command that starts us, and its completion from a file of models, fast as torch is never imported here.
 
 eval "$(python train.py -sc install=bash)"      # or fish; zsh reads bash's
 """
@@ -24,12 +24,12 @@ IN_CLONE = (ROOT / "train.py").is_file() and (ROOT / "eval.py").is_file()  # or 
 
 
 def command(name: str) -> str:
-    """How "train" or "eval" is started: by its file in a clone, as a module where there is none, or none was used."""
+    """How "train" or "eval" is started: by its file in a clone; as a module if there is no file, or it was not used."""
     return f"python {name}.py" if IN_CLONE and _module() is None else f"python -m recipes.{name}"
 
 
 def typed() -> list[str]:
-    """What stands behind `python` in the command that started this process."""
+    """What follows `python` in the command that started this process."""
     module = _module()
     return sys.argv if module is None else ["-m", module, *sys.argv[1:]]
 
@@ -41,11 +41,11 @@ def _module() -> str | None:
 
 
 def answer(name: str) -> None:
-    """Where a shell asks `name`.py for completion, answer and end the process."""
+    """If a shell asks `name`.py for completion, answer and end the process."""
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
         typed, defaults = os.environ.get("COMP_LINE", "") + " ", (files("recipes.conf") / f"{name}.yaml").read_text()
         variants = json.loads(TABLE.read_text())
-        # the keys of the chosen model may be asked for; for those of all others there is no time
+        # only the keys of the chosen model may be asked for; adding those of all others would take too long
         chosen = [model for model in variants if f"model={model} " in typed or f"- model: {model}\n" in defaults]
         fill_model_group({model: variants[model] if model in chosen else {} for model in variants})
         hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(lambda cfg: None)()

@@ -1,4 +1,4 @@
-"""Everything that changes while a model trains, to save and to restore as one."""
+"""Everything that changes while a model trains, to be saved and restored together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recipes.log import Meter
 from recipes.plan import Plan
 from recipes.statistics import Statistics
 
-HALVINGS = 32  # of the loss scale, in a row and from its first value, 2**16: below that no gradient overflows float16
+HALVINGS = 32  # of the loss scale in a row, from its initial value, 2**16: below that no gradient overflows float16
 
 Learner = Callable[[nn.Module], nn.Module]
 
@@ -30,12 +30,12 @@ Learner = Callable[[nn.Module], nn.Module]
 class State:
     """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
 
-    split       parts that a step's batch is cut into
-    learner     what is called and trained: the model, or a module of `model` and `beside`, what its loss learns with it
+    split       parts that the batch of a step is split into
+    learner     what is called and trained: the model, or a module of `model` and `beside`, which the loss trains too
     frozen      modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
-    averaged    whether the moving average is what is evaluated, where there is one
-    skipped     how many of the last steps in a row had a gradient that is no number, and changed nothing
-    overflowed  how many of these, because float16 overflowed
+    averaged    whether the moving average is evaluated, if there is one
+    skipped     how many of the last steps in a row had a gradient that is not finite, and changed nothing
+    overflowed  how many of these did because float16 overflowed
     due         the weights of this step are still to be evaluated
     best        the best score so far
     """
@@ -61,19 +61,19 @@ class State:
 
     @classmethod
     def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware, plan: Plan, learner: Learner) -> State:
-        """The state before the first step; the model is shared out over the devices where they share it.
+        """The state before the first step; with hardware.parallel=fsdp the model is sharded here.
 
-        learner  called with the model for what is to be trained, see recipes.task
+        learner  called with the model, returns what is to be trained, see recipes.task
 
-        Raises ConfigError for what cannot be frozen, or not be shared out.
+        Raises ConfigError for what cannot be frozen or sharded.
         """
         model = hardware.synced(model)
         frozen = [*freeze(model, cfg.train.freeze), *([model] if cfg.train.eval_mode else [])]
         trained = hardware.place(learner(model))
         if trained is not model and hardware.parallel == "fsdp":
             raise ConfigError(
-                "hardware.parallel=fsdp shares the model out, but not what its loss learns beside it "
-                "(teacher.kind=feature): give hardware.parallel=ddp"
+                "hardware.parallel=fsdp shards the model, but not what its loss trains beside it "
+                "(teacher.kind=feature): set hardware.parallel=ddp"
             )
         ema = make_ema(cfg, model, foreach=hardware.parallel != "fsdp")
         hardware.shard(model)
@@ -97,12 +97,12 @@ class State:
 
     @property
     def beside(self) -> nn.Module | None:
-        """What learns beside the model."""
+        """What is trained beside the model."""
         return None if self.learner is self.model else self.learner.beside
 
     @property
     def overflows(self) -> bool:
-        """Whether too large a loss scale may be why a gradient is no number, as it is in the first steps in float16."""
+        """Whether too large a loss scale may be why a gradient is not finite, as in the first steps in float16."""
         least = 2.0 ** (16 - HALVINGS)
         return self.scaler.is_enabled() and self.overflowed < HALVINGS and self.scaler.get_scale() > least
 
@@ -116,9 +116,9 @@ class State:
         return {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module}
 
     def parts(self, *, optimizer: bool = True) -> dict[str, Any]:
-        """State dicts by the name of the file they go into; a sharded state with its optimiser stays sharded."""
+        """State dicts by the name of their file; a sharded state with its optimiser stays sharded."""
         if sharding.is_sharded(self.model):
-            if optimizer:  # which has no state yet at step 0
+            if optimizer:  # the optimiser has no state yet at step 0
                 return {SHARDED: sharding.tree(self.models, self.optimizer if self.step else None)}
             return {name: sharding.gathered(model) for name, model in self.models.items()}
         parts = {name: model.state_dict() for name, model in self.models.items()}
@@ -128,26 +128,26 @@ class State:
         return parts
 
     def extras(self) -> dict[str, Any]:
-        """What is no tensor: goes into state.json."""
+        """Everything that is not a tensor, for state.json."""
         state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
         skipped = {"skipped": self.skipped, "overflowed": self.overflowed}
         return {**state, **skipped, "parts": self.split, "data": self.position(self.step)}
 
     def load(self, checkpoint: Checkpoint, best: float | None) -> None:
-        """Go back to where a checkpoint was written; what is loaded is copied into the tensors that are here.
+        """Restore the state of a checkpoint, by copying it into the existing tensors.
 
-        best  the score of the best checkpoint, which is another one
+        best  the score of the best checkpoint, which is a separate one
 
-        Raises DataError where the training data would go on in another order.
+        Raises DataError if the training data would continue in another order.
         """
         check_position(checkpoint.state.get("data"), self.position(checkpoint.state["step"]))
         self._load_tensors(checkpoint)
-        if checkpoint.state["scaler"]:  # empty where the loss was not scaled so far, on a CPU or in bfloat16
+        if checkpoint.state["scaler"]:  # empty if the loss was not scaled so far, on a CPU or in bfloat16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]
-        self.skipped = checkpoint.state.get("skipped", 0)  # not in checkpoints of the first version
-        self.overflowed = checkpoint.state.get("overflowed", 0)  # nor, later, how many of them overflowed
+        self.skipped = checkpoint.state.get("skipped", 0)  # older checkpoints lack it
+        self.overflowed = checkpoint.state.get("overflowed", 0)  # and some, later ones, lack only this
         self.best = best
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
@@ -179,18 +179,18 @@ class State:
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Undo what a step that was begun and not done has changed."""
+        """Undo the changes of a step that was begun but not completed."""
         if self._begun:
             for buffer, copy in zip(self.model.buffers(), self._before, strict=True):
                 buffer.copy_(copy)
 
     def done(self) -> None:
-        """Count the step that was begun."""
+        """Count the current step as completed."""
         self.step, self._begun = self.step + 1, False
 
 
 def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:
-    """Training mode, but for frozen modules: their norms keep their statistics, and nothing in them is dropped."""
+    """Training mode, except for frozen modules: their norms keep their statistics, and nothing in them is dropped."""
     learner.train()
     for module in frozen:
         module.eval()
@@ -199,12 +199,12 @@ def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:
 def make_ema(cfg: DictConfig, model: nn.Module, foreach: bool = True) -> ModelEmaV3 | None:
     """The moving average of the weights with decay `train.ema`, or None.
 
-    Its updates are numbered from 1, as by timm's training script: the first takes the weights as they are, so that the
-    initial ones are no part of the average. With `train.ema_warmup` the decay of update n is
-    min(train.ema, (n - 1) / (n + 8)), TensorFlow's rule, which begins with 0.1, from the second on: short runs average
-    over their last tenth, whatever the final decay.
+    Its updates are numbered from 1, as in timm's training script: the first takes the weights as they are, so that the
+    initial ones are not part of the average. With `train.ema_warmup` the decay of update n is
+    min(train.ema, (n - 1) / (n + 8)), TensorFlow's rule (which starts at 0.1) from the second update on: short runs
+    average over their last tenth, whatever the final decay.
 
-    foreach  many tensors at once, which must be all sharded or all whole: parameters and buffers of FSDP2 are not
+    foreach  many tensors at once, which must be all sharded or all whole: parameters and buffers of FSDP2 are mixed
     """
     if cfg.train.ema is None:
         return None

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms when a batch is cut into parts."""
+"""Running statistics of batch norms when a batch is split into parts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from recipes.plan import Plan
 
 
 class Statistics:
-    """Lets the running statistics move once a step, to the mean of what each part makes of them.
+    """Updates the running statistics once per step, to the mean of the updates of all parts.
 
-    Momentum is then per step, and the result is the same whichever process does which part, and in which order. A batch
-    of one part is left to the norms themselves.
+    Momentum is then per step, and the result does not depend on which process does which part, or in which order. With
+    a single part the norms update themselves.
     """
 
     def __init__(self, model: nn.Module, plan: Plan):
         kind = nn.modules.batchnorm._NormBase  # of batch norms, synchronised or not, timm's as well
-        # those that are not in training mode are frozen
+        # norms that are not in training mode are frozen
         norms = [m for m in model.modules() if isinstance(m, kind) and m.training and m.running_mean is not None]
         self.turns = plan.accumulate
         self.tensors = [t for norm in norms for t in (norm.running_mean, norm.running_var)] if plan.parts > 1 else []
@@ -36,7 +36,7 @@ class Statistics:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each part: what it made of the statistics is noted, and they go back to where they were."""
+        """After each part: add its statistics to the sums, and restore those from before the step."""
         if self.tensors:
             torch._foreach_add_(self.sums, self.tensors)
             torch._foreach_copy_(self.tensors, self.before)

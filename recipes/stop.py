@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1, made polite: the loop asks between steps and evaluated batches whether to stop."""
+"""Graceful stops by Ctrl-C, SIGTERM and SIGUSR1: the loop checks for them between steps and evaluated batches."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from recipes import distributed
 from recipes.log import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# what ends the process at once where it is sent again, and from how many seconds after the first on: until then it may
-# come by several ways
+# signals that end the process at once if sent again, and how many seconds after the first: until then the same one may
+# arrive by several ways
 AGAIN = {signal.SIGINT: 5.0, signal.SIGTERM: 30.0}
 ONCE_MORE = {
-    signal.SIGINT: "; once more stops at once, without saving",
-    signal.SIGTERM: f"; SIGTERM once more, after {AGAIN[signal.SIGTERM]:.0f} seconds, stops at once, without saving",
+    signal.SIGINT: "; press Ctrl-C again to stop at once, without saving",
+    signal.SIGTERM: f"; another SIGTERM, after {AGAIN[signal.SIGTERM]:.0f} seconds, stops at once, without saving",
 }
-REQUEUE = 85  # the exit status of a run that a scheduler stopped: saved, to be started again with resume=
+REQUEUE = 85  # the exit status of a run stopped by a scheduler: saved, and to be resumed with resume=
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """What went on was left undone, as a signal asked for."""
+    """An evaluation was cut off by a signal."""
 
 
 _SAVING = threading.Event()
@@ -37,7 +37,7 @@ _SAVING = threading.Event()
 
 @contextmanager
 def saving() -> Iterator[None]:
-    """While a checkpoint is written, however long that takes: SIGTERM, which may come again unasked, waits for it."""
+    """While a checkpoint is written: a repeated SIGTERM, which may come unasked, waits for it, however long that is."""
     _SAVING.set()
     try:
         yield
@@ -46,12 +46,12 @@ def saving() -> Iterator[None]:
 
 
 class Stop:
-    """Remembers the first signal; `signal` is what all processes have agreed on, with whichever it arrived.
+    """Remembers the first signal; `signal` is what all processes have agreed on, whichever of them received it.
 
-    Ctrl-C once more ends the process at once, as it would without this. What a scheduler sends may come more than once:
-    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, hands it on to those that have it. Later
-    (AGAIN) a second SIGTERM ends the process at once, but for one that is `saving`; Ctrl-C does, too, where the loop
-    waits for another process and no handler of Python's is called.
+    A second Ctrl-C ends the process at once, as it would without this. A scheduler's signal may come more than once:
+    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, passes it on to processes that have it
+    already. Later (AGAIN) a second SIGTERM ends the process at once, unless it is `saving`; so does Ctrl-C while the
+    loop waits for another process and Python's handlers are not called.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Stop:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         self._read, self._written = os.pipe()
         os.set_blocking(self._written, False)
-        # the interpreter writes the number of each signal there as it comes, whatever its main thread waits for
+        # the interpreter writes the number of each signal there as it arrives, whatever the main thread waits for
         self._other = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -83,7 +83,7 @@ class Stop:
         self.signal = distributed.highest(self.noted or 0) or None
 
     def until(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of an evaluation, which all processes leave with Stopped after the one in which a signal came."""
+        """The batches of an evaluation; after a signal, all processes leave it with Stopped at the end of the batch."""
         for batch in batches:
             yield batch
             self.agree()
@@ -92,25 +92,25 @@ class Stop:
 
     @property
     def code(self) -> int:
-        """The exit status of a run that was stopped: what a shell reports after Ctrl-C, else REQUEUE."""
+        """The exit status of a stopped run: what a shell reports after Ctrl-C, else REQUEUE."""
         return 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
 
     def _watch(self) -> None:
-        """End the process where a signal is sent again."""
+        """End the process if a signal is sent again."""
         came: dict[int, float] = {}
         while number := os.read(self._read, 1)[0]:  # 0 from `__exit__`
             now = time.monotonic()
             again = number in AGAIN and now - came.setdefault(number, now) > AGAIN[number]
             if again and not (number == signal.SIGTERM and _SAVING.is_set()):
                 name = signal.Signals(number).name
-                print(f"{name} came again: this process ends at once, without saving", file=sys.stderr, flush=True)
+                print(f"{name} again: this process ends at once, without saving", file=sys.stderr, flush=True)
                 os._exit(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked data worker: Ctrl-C reaches it too, and the loop that it serves decides
+            return  # a forked data worker: Ctrl-C reaches it too, but the main process decides
         if self.noted is None:
             self.noted = number
-            say(f"stopping after this step, to save{ONCE_MORE.get(number, '')}", "yellow")
+            say(f"stopping after this step and saving{ONCE_MORE.get(number, '')}", "yellow")
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])

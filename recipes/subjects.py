@@ -1,6 +1,6 @@
-"""What eval.py measures: weights as a file, a folder of files, the name of a release or of the hub.
+"""What eval.py evaluates: weights given as a file, a folder of files, or the name of a release or of a hub model.
 
-The model is found from the weights where none is named, and the release that they are brings its preprocessing.
+If no model is named, it is recognised from the weights; if these are a release, its preprocessing is used.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LOADABLE = {r.name: r for r in RELEASES if r.loadable}
 class Subject:
     """One set of weights.
 
-    name     what tables call it: the file's name, or the release's
-    cfg      the evaluation's configuration with this model and, where the weights are a release, its preprocessing
-    release  None where the weights are not known to be one
+    name     its name in tables: that of the file or of the release
+    cfg      the evaluation's configuration with this model and, if the weights are a release, its preprocessing
+    release  None if the weights are not known to be one
     """
 
     name: str
@@ -48,7 +48,7 @@ class Subject:
     release: Release | None
 
     def published(self) -> float | None:
-        """What the source published, in percent, where this is measured on the same images, cut or resized the same."""
+        """The published figure in percent, if this is evaluated on the same images with the same preprocessing."""
         if self.release is None:
             return None
         if self.cfg.task.name != "classify":
@@ -63,8 +63,8 @@ class Subject:
 
 
 def sources(cfg: DictConfig) -> list[str | None]:
-    """What `checkpoint=` names, folders as the files in them, or as the one model that timm wrote there, a run's as it
-    is; None for the model's own weights.
+    """What `checkpoint=` names: a folder stands for the files in it, or for the model that timm saved there; a run
+    folder stays as it is; None stands for the model's own weights.
 
     Raises ConfigError for a folder without weights.
     """
@@ -77,7 +77,7 @@ def sources(cfg: DictConfig) -> list[str | None]:
 
 
 def stems(sources: list[str]) -> list[str]:
-    """What the files about each of several sources are called: as its own file, or as its path where two are alike."""
+    """Stems of the result files of several sources: the name of the file, or its path where two names are equal."""
     names = [_name(source) if os.path.exists(source) else source for source in sources]
     alike = {name for name in names if names.count(name) > 1}
     chosen = (source if name in alike else name for source, name in zip(sources, names, strict=True))
@@ -85,8 +85,8 @@ def stems(sources: list[str]) -> list[str]:
 
 
 def names(sources: list[str]) -> list[str]:
-    """What tables call several sources: as their own files and folders, or by what tells their paths apart where two
-    are alike."""
+    """Names of several sources in tables: those of files and folders, or the parts in which their paths differ where
+    two names are equal."""
     paths = [source for source in sources if os.path.exists(source)]
     own = [_name(path) for path in paths]
     called = dict(zip(paths, own if len(set(own)) == len(own) else apart(paths, tail=True), strict=True))
@@ -109,12 +109,12 @@ def _files(folder: Path) -> list[str]:
         return [f"local-dir:{folder}"]
     found = list(map(str, files([folder])))
     if not found:
-        raise ConfigError(f"checkpoint={folder} holds no file of weights ({', '.join(SUFFIXES)})")
+        raise ConfigError(f"checkpoint={folder} contains no file of weights ({', '.join(SUFFIXES)})")
     return found
 
 
 def _is_shared(folder: Path) -> bool:
-    """Whether timm wrote the folder, as `zoo.save_for_hf` does; its config.json says model, size and preprocessing."""
+    """Whether timm saved the folder, as `zoo.save_for_hf` does; config.json then has model, size and preprocessing."""
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or another program's
@@ -124,12 +124,12 @@ def _is_shared(folder: Path) -> bool:
 
 
 def find(cfg: DictConfig, source: str | None) -> Subject:
-    """The subject that one of the `sources` names; `cfg` is left as it is.
+    """The subject that one of the `sources` names; `cfg` is not changed.
 
-    Raises ConfigError where the model cannot be told, CheckpointError for a file that cannot be read or is of none.
+    Raises ConfigError if the model cannot be recognised, CheckpointError for a file that cannot be read or fits none.
     """
     if source is not None and is_run(source):
-        raise ConfigError(f"checkpoint={source} is the folder of a run: run={source} is what to give here")
+        raise ConfigError(f"checkpoint={source} is a run folder: give run={source} instead")
     cfg = copy.deepcopy(cfg)
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
     if source is not None and not os.path.isfile(source):  # Path's own fails where a name is too long for a file
@@ -146,29 +146,29 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
 
 
 def _published(source: str) -> str:
-    """timm's name of the model that a release's or the hub's name stands for."""
+    """timm's name of the model that a name of a release or of the hub stands for."""
     release = releases.find(source)
     if release is not None and release.loadable and source != release.model:
         return release.name
     if not source.startswith(REMOTE):
         raise ConfigError(
-            f"checkpoint={source} is no file or folder and no release{near(source, LOADABLE)}: expected a path, a name "
-            "of checkpoints.md such as maxvit_t_tv.tv_in1k, or one of the hub, hf-hub:timm/davit_tiny.msft_in1k"
+            f"checkpoint={source} is not a file, folder or release{near(source, LOADABLE)}: expected a path, a name "
+            "in checkpoints.md such as maxvit_t_tv.tv_in1k, or one on the hub such as hf-hub:timm/davit_tiny.msft_in1k"
         )
     return source
 
 
 def _instead(state: Mapping[str, TensorInfo], path: Path) -> str:
-    """What to do with a file that is measured as no model as it is."""
+    """What to do with a file that cannot be evaluated as it is."""
     if dense := recognise_dense(state):
-        return f". It holds a backbone with {dense.head}: measure it with task={dense.task}"
-    return part_hint(state, path) or ". Name one with model=, or model=timm model.name= for timm's"
+        return f". It holds a backbone with {dense.head}: evaluate it with task={dense.task}"
+    return part_hint(state, path) or ". Name a model with model=, or with model=timm model.name= for one of timm"
 
 
 def _model_of(given: str | None, path: Path) -> str:
-    """timm's name, with the release's tag where there is one, of the model that a file holds.
+    """timm's name, with the release's tag if there is one, of the model in a file.
 
-    given  the model that was named, None if it is to be found
+    given  the model that was named, None if it is to be recognised
     """
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
@@ -182,13 +182,13 @@ def _model_of(given: str | None, path: Path) -> str:
     if model is None:
         raise ConfigError(f"{path} is {found.message}{_instead(state, path)}")
     if named:
-        say(f"{path} is measured as {named.name}")
+        say(f"{path} is evaluated as {named.name}")
         return named.name
     fits = [r for r in releases.candidates(model, layouts.get(model, "")) if r.loadable]
     fits = [r for r in fits if found.classes in (None, r.num_classes)]
     if not fits:
-        say(f"{path} is measured as {model}; no release is known that it could be")
+        say(f"{path} is evaluated as {model}; it matches no known release")
         return model
     others = f" (or {' or '.join(r.name for r in fits[1:])}: model=timm model.name=<it>)" if fits[1:] else ""
-    say(f"{path} is measured as {fits[0].name}, by its tensors{others}")
+    say(f"{path} is evaluated as {fits[0].name}, judging by its tensors{others}")
     return fits[0].name

@@ -1,4 +1,4 @@
-"""What a task is: the seven things that training and evaluation ask of it, and how it shows what it finds.
+"""The interface of a task: what training and evaluation need from it, and how it shows what it finds.
 
 They never ask which task it is.
 """
@@ -23,7 +23,7 @@ from recipes.data.build import preprocessing
 class Metrics(Protocol):
     """Accumulates over an evaluation; every sample is counted once, whichever process sees it.
 
-    `compute` gives the metrics of all processes and is called on all; a picture is drawn on one, afterwards.
+    `compute` returns the metrics over all processes and is called on all; a picture is drawn on one, afterwards.
     """
 
     def update(self, predictions: Any, targets: Any) -> None: ...
@@ -42,16 +42,16 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
-        """The model for this data; `pretrained=False` leaves out weights that a run checkpoint will replace."""
+        """The model for this data; `pretrained=False` skips weights that a run's checkpoint will replace."""
 
     @abstractmethod
     def build_data(self) -> Data:
         """Training and validation sets."""
 
     def learner(self, model: nn.Module) -> nn.Module:
-        """What a step calls and trains: the model, or a module of `model` and `beside`, what its loss learns with it.
+        """What a step calls and trains: the model, or a module of `model` and `beside`, which the loss trains with it.
 
-        Of `beside` nothing is evaluated or exported; it is saved to go on with the run.
+        `beside` is neither evaluated nor exported; it is saved so that the run can resume.
         """
         return model
 
@@ -67,14 +67,14 @@ class Task(ABC):
         """Predictions in evaluation mode, as the metrics take them."""
 
     def predict_with(self, model: nn.Module, images: Any, targets: Any) -> Any:
-        """The same where the targets are there: of labels in an image they say how large it was, `size` (H, W)."""
+        """`predict` where targets are known: those of dense tasks say how large the image was, `size` (H, W)."""
         return self.predict(model, images)
 
     @abstractmethod
     def metrics(self, data: Data) -> Metrics:
         """Fresh metrics; `compute` includes `score`, and `loss` where predictions have one.
 
-        A key with a stroke, `iou/cat`, is of one class: it is logged but not printed after every evaluation.
+        A key with a slash, `iou/cat`, belongs to one class: it is logged but not printed after every evaluation.
         """
 
     @abstractmethod
@@ -83,31 +83,31 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Any:
-        """A person's own image as a batch that `predict` takes."""
+        """A user's image as a batch for `predict`."""
 
     @abstractmethod
     def answer(self, image: Image.Image, predictions: Any, data: Data, name: str) -> tuple[Table, Image.Image | None]:
-        """What `predict` found in that image, in words and, where labels lie in the image, drawn into it."""
+        """What `predict` found in that image, as a table and, for dense tasks, drawn into the image."""
 
     def show(self, data: Data, metrics: Metrics) -> Image.Image | None:
-        """What was found in a few images of an evaluation, beside what is true; None where labels lie in no place."""
+        """Predictions beside the ground truth for a few validation images; None for classification."""
         return None
 
     def preparation(self) -> dict[str, Any]:
-        """How images reach the model in an evaluation, for the record of it; `size` is data.img_size."""
+        """How an evaluation preprocesses images, for its record; `size` is data.img_size."""
         return vars(preprocessing(self.cfg)).copy()
 
     def classes(self, data: Data, metrics: Metrics) -> list[dict[str, Any]]:
-        """What an evaluation found class by class, a row each, where that means something."""
+        """The results of an evaluation per class, one row each, where that is meaningful."""
         return []
 
     def remarks(self, data: Data, metrics: Metrics) -> list[str]:
-        """What makes the numbers of an evaluation doubtful, in words."""
+        """What makes the numbers of an evaluation doubtful, as messages."""
         return []
 
 
 def some_of(names: Sequence[str], count: int) -> str:
-    """Some of `count` classes in words, the first of them by name."""
+    """`names` as text, out of `count` classes; the first of them are listed."""
     return f"{len(names)} of the {count} classes ({', '.join(names[:5])}{', ...' if names[5:] else ''})"
 
 

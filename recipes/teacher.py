@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a trained model of the zoo or timm's, or of a run, that answers and never learns."""
+"""The teacher of a distillation: a trained model of the zoo, of timm or of a run, which is never trained itself."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from zoo import releases
 
 
 class Teacher(nn.Module):
-    """In evaluation mode and without gradients; takes a student's images, normalised and sized as it learned them.
+    """In evaluation mode and without gradients; takes the student's images and normalises and resizes them for itself.
 
     mean, std    of the teacher; `data` has the student's
     size         (height, width) that images are resized to; None leaves them as the student sees them
-    class_names  None where they are not known
+    class_names  None if they are not known
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Teacher(nn.Module):
             return cls._of_run(cfg, data)
         if cfg.name is None and cfg.checkpoint is not None:
             raise ConfigError(
-                f"teacher.checkpoint={cfg.checkpoint} is no folder of a run: give one, or teacher.name= beside a file"
+                f"teacher.checkpoint={cfg.checkpoint} is not a run folder: give one, or teacher.name= beside a file"
             )
         if cfg.name is None or not (cfg.pretrained or cfg.checkpoint):
             raise ConfigError(
-                f"teacher.kind={cfg.kind} needs a trained teacher: teacher.checkpoint=runs/<name>, or a model named by "
+                f"teacher.kind={cfg.kind} needs a trained teacher: give teacher.checkpoint=runs/<name>, or "
                 "teacher.name= with teacher.pretrained=true or teacher.checkpoint=<file>"
             )
         return cls._of_name(cfg, data)
@@ -69,7 +69,7 @@ class Teacher(nn.Module):
         own = load_config(run)
         known = noted.described(run, own)
         if own.task.name != "classify":
-            raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected a classifier's")
+            raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected task=classify")
         if cfg.name is not None:
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
@@ -86,7 +86,7 @@ class Teacher(nn.Module):
         if cfg.checkpoint is not None:
             report = zoo.load_checkpoint(model, cfg.checkpoint)
             if report.head_remade and cfg.kind != "feature":
-                raise ConfigError(f"{report.message}: this teacher cannot tell the {data.num_classes} classes apart")
+                raise ConfigError(f"{report.message}: this teacher does not know the {data.num_classes} classes")
             say(report.message)
         prep = resolve_data_config({}, pretrained_cfg=_released(cfg) or model.pretrained_cfg)
         fixed = tuple(prep["input_size"][-2:]) if _is_fixed(model) else None
@@ -106,24 +106,24 @@ class Teacher(nn.Module):
         return self.model.forward_intermediates(self.prepared(images), indices=1, intermediates_only=True)[0]
 
     def prepared(self, images: Tensor) -> Tensor:
-        """The images as the teacher would have read them."""
+        """The images with the teacher's preprocessing."""
         if self.size is not None and images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return images * self.scale + self.shift
 
     def check_classes(self, count: int, names: list[str]) -> None:
-        """Raises ConfigError where its answers are not about the student's classes."""
+        """Raises ConfigError if the teacher's classes are not the student's."""
         known = self.model.num_classes
         if known != count or self.class_names not in (None, names):
             what = f"{known} classes" if known != count else "other classes, or these in another order"
             raise ConfigError(
                 f"the teacher {self.name} knows {what}, the student learns {count}: fine-tune the teacher on this data "
-                "(recipe=finetune), or teacher.kind=feature, which asks for no classes"
+                "(recipe=finetune), or set teacher.kind=feature, which needs no common classes"
             )
 
 
 def _released(cfg: DictConfig) -> dict[str, Any] | None:
-    """How the release that a file is called after wants its images; None where it is called after none."""
+    """The preprocessing of the release that a file is named after; None if it is named after none."""
     found = None if cfg.checkpoint is None else releases.find(cfg.name, filename=cfg.checkpoint)
     return timm.get_pretrained_cfg(found.name).to_dict() if found is not None and found.loadable else None
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside metrics.jsonl: Weights & Biases, TensorBoard."""
+"""Loggers beside metrics.jsonl: Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ConfigError where what `logger=` names cannot be had; before a run has a folder."""
+    """Raise ConfigError if what `logger=` names is not available; called before a run has a folder."""
     if cfg.logger.wandb and "project" not in cfg.logger:
-        raise ConfigError("logger.wandb=true does not say where the run appears: type logger=wandb, which does")
+        raise ConfigError("logger.wandb=true does not set the project of the run: type logger=wandb, which does")
     for name in _chosen(cfg):
         try:
             importlib.import_module(PACKAGES[name])
         except ImportError as error:
-            raise ConfigError(f"logger={name} needs a package that is not there: pip install {name}") from error
+            raise ConfigError(f"logger={name} needs a package that is not installed: pip install {name}") from error
 
 
 def trackers(cfg: DictConfig, folder: Path, step: int) -> list[Sink]:
-    """What `logger=` names, for a run that begins at `step`. Raises ConfigError where Weights & Biases refuses."""
+    """What `logger=` names, for a run that starts at `step`. Raises ConfigError if Weights & Biases refuses the run."""
     made = {"wandb": lambda: Wandb(cfg, folder), "tensorboard": lambda: TensorBoard(folder / "tensorboard", step)}
     return [made[name]() for name in _chosen(cfg)]
 
@@ -64,14 +64,14 @@ class Wandb:
         self.errors = wandb.errors.Error
         try:
             self.run = wandb.init(**options)
-        except (wandb.errors.Error, ValueError) as error:  # no account, no network, a WANDB_MODE that there is not
+        except (wandb.errors.Error, ValueError) as error:  # no account, no network, an invalid WANDB_MODE
             resume, chosen = quote("resume", str(folder)), ",".join(_chosen(cfg))
             asked = shlex.join([resume, f"logger=[{chosen}]" if "," in chosen else f"logger={chosen}"])
             raise ConfigError(
-                f"Weights & Biases refuses the run: {error}\ngo on once it does not, or keep it on this machine: "
-                f"{shell.command('train')} {asked} logger.mode=offline"
+                f"Weights & Biases refuses the run: {error}\nresume once that is fixed, or keep its data on this "
+                f"machine: {shell.command('train')} {asked} logger.mode=offline"
             ) from error
-        self.run.define_metric("*", step_metric="step")  # a resumed run counts on from its own step, not wandb's
+        self.run.define_metric("*", step_metric="step")  # a resumed run counts from its own step, not from wandb's
 
     def write(self, line: dict[str, Any]) -> None:
         with writing("to Weights & Biases", self.errors):
@@ -88,18 +88,18 @@ class Wandb:
 
 
 def _wandb_id(folder: Path) -> str:
-    """What Weights & Biases knows a run by; of two with the same the later goes on with the earlier there.
+    """The id of a run at Weights & Biases; a run with the id of an earlier one continues that one there.
 
-    `exp1/a` and `exp2/a` are two, and so is a folder that was removed and begun anew.
+    `exp1/a` and `exp2/a` have different ids, and so does a folder that was removed and made again.
     """
-    own = first_session(folder).get("id")  # runs that were begun before there was one are known by their name
-    return re.sub(r"[/\\#?%:]", "-", "-".join([folder.name, *([own] if own else [])]))  # what an id may not hold
+    own = first_session(folder).get("id")  # runs from before there was one are identified by their name
+    return re.sub(r"[/\\#?%:]", "-", "-".join([folder.name, *([own] if own else [])]))  # not allowed in an id
 
 
 class TensorBoard:
-    """Event files in the run folder, one series for each key; what was written after `step` before is hidden.
+    """Event files in the run folder, one series for each key; what an earlier start wrote after `step` is hidden.
 
-    Lines are written as they come: SummaryWriter's thread meets a full disk later, and ends with a traceback.
+    Lines are written at once: SummaryWriter's thread would meet a full disk later, and end with a traceback.
     """
 
     def __init__(self, folder: Path, step: int):

@@ -1,4 +1,4 @@
-"""The training loop, which train.py starts; of the installed package:
+"""The training loop, started by train.py; in the installed package:
 
 python -m recipes.train model=maxvit_t
 torchrun --nproc-per-node 8 -m recipes.train model=maxvit_t
@@ -31,12 +31,12 @@ NAMED = 5  # images that a message names; a batch may have thousands
 
 
 class NotFinite(RuntimeError):
-    """The loss or its gradient is no number any more."""
+    """The loss or its gradient is not finite."""
 
 
 @config.main("train", errors=(RunError, LogError, CheckpointError, NotFinite))
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; returns the best score (None without an evaluation), which a sweep may maximise."""
+    """Train as configured; returns the best score (None without an evaluation), for a sweep to maximise."""
     STARTUP.begin("configuration")
     distributed.join(cfg)
     run = distributed.first(lambda: open_run(cfg, config.overrides()))
@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop) -> None:
-    """Steps `now.step` to `plans.steps`; what is done at each stands here, in order."""
+    """Steps `now.step` to `plans.steps`: everything that is done at each, in order."""
     cfg, model, optimizer = run.cfg, now.model, now.optimizer
     forward = machine.wrapped(now.learner)
     batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
@@ -104,7 +104,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         now.scaler.unscale_(optimizer)
         norm = sharding.whole(optim.clip(now.learner, cfg.train.clip_grad))
         loss = distributed.mean(loss)
-        loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait for the device
+        loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the only synchronisation with the device
         if math.isfinite(loss) and math.isfinite(norm):
             now.scaler.step(optimizer)
             now.skipped = now.overflowed = 0
@@ -130,9 +130,9 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
 
 
 def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: float) -> None:
-    """Pass over a step whose gradient is no number; NotFinite after more than `train.skip_nonfinite` in a row.
+    """Skip a step whose gradient is not finite; NotFinite after more than `train.skip_nonfinite` in a row.
 
-    Where float16 overflows at the loss scale of the moment, which then halves, that is no error and counted apart.
+    A float16 overflow at the current loss scale, which then halves, is not an error and is counted separately.
     """
     if math.isfinite(loss) and now.overflows:
         now.rewind()
@@ -141,33 +141,33 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
     images = f"the training images were {distributed.first(lambda: listed(run, plans, data.train, now.step))}"
     if now.skipped - now.overflowed >= run.cfg.train.skip_nonfinite:
-        skipped = f", as at the {now.skipped} before, which were skipped" if now.skipped else ""
-        skipped += f" ({now.overflowed} as float16 overflowed)" if now.overflowed else ""
+        skipped = f", after {now.skipped} steps that were skipped" if now.skipped else ""
+        skipped += f" ({now.overflowed} because float16 overflowed)" if now.overflowed else ""
         raise NotFinite(
-            f"{what}{skipped}; {images}\nlook at these images, or begin a new run with a lower optim.lr, "
+            f"{what}{skipped}; {images}\nlook at these images, or start a new run with a lower optim.lr, "
             "a longer sched.warmup or train.clip_grad=1"
         )
     now.rewind()
     now.skipped += 1
-    log.say(f"{what}: this step is skipped, the weights stay as they are; {images}", "yellow")
+    log.say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
 
 
 def listed(run: Run, plans, source: Source, step: int) -> str:
-    """The first images of a step in words, and where all of them are listed."""
+    """The names of the first images of a step, and where all of them are listed."""
     names = named(source, plan.images_of(run.cfg, plans, source, step))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more}, {run.list_images(step, names)}"
 
 
 def named(source: Source, images: list[int]) -> list[str]:
-    """What images are called: those that lie in files by these, others by their numbers."""
+    """The names of images: those in files by path, others by index."""
     return list(map(source.where if isinstance(source.records, Encoded) else str, images))
 
 
 def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
-    """Measure the weights, note how good they are, and keep them where they are the best so far.
+    """Evaluate the weights, log the metrics, and keep the weights if they are the best so far.
 
-    An evaluation may take longer than whoever sends a signal waits: it is cut off by one, and stays due.
+    An evaluation may take longer than the sender of a signal waits: a signal cuts it off, and it stays due.
     """
 
     def watch(batches, total):
@@ -178,7 +178,7 @@ def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
     except Stopped:
         return
     now.train()
-    if now.best is None:  # of the data, which stays as it is
+    if now.best is None:  # only once: remarks are about the data
         for text in distributed.first(lambda: task.remarks(data, metrics)):
             log.say(f"note: {text}", "yellow")
     now.due = False
@@ -186,7 +186,7 @@ def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
     if better:
         now.best = values[task.score]
         run.save(now, best=values)
-    logs.evaluation(now.step, values, now.weights, better)  # last: a run that goes on believes it
+    logs.evaluation(now.step, values, now.weights, better)  # last: a resumed run relies on it
     distributed.first(lambda: run.draw(task.score, every=60))
     distributed.first(lambda: logs.picture(now.step, task.show(data, metrics)))
 

@@ -1,4 +1,4 @@
-"""What `model.checkpoint` and `teacher.checkpoint` name: a file of weights, or the folder of a run."""
+"""The weights that `model.checkpoint` and `teacher.checkpoint` name: those of a file, or of a run folder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from zoo.reader import Checkpoint
 
 
 def is_run(given: str) -> bool:
-    """Whether a folder is named, which must be a run's.
+    """Whether a folder is named, which must be a run folder.
 
-    Raises ConfigError for one that holds files of weights, and for what is no file of them but a sharded checkpoint.
+    Raises ConfigError for a folder that holds files of weights, and for a sharded checkpoint.
     """
     folder = Path(given)
     if why := shared_out(folder):
-        raise ConfigError(f"{folder} {why}. The run's own folder serves as well")
+        raise ConfigError(f"{folder} {why}. The run folder works as well")
     if folder.is_dir() and not (folder / "config.yaml").is_file() and (found := files([folder])):
-        raise ConfigError(f"{folder} is no folder of a run but holds weights: give a file of them, {found[0]}")
+        raise ConfigError(f"{folder} is not a run folder but holds weights: give one of its files, {found[0]}")
     return folder.is_dir()
 
 
 def of_run(given: str, weights: str = "auto") -> Checkpoint:
-    """Those of a run's best checkpoint, or of its newest where none has been evaluated, as a file's would be read.
+    """The weights of a run's best checkpoint, or of its newest if none has been evaluated, as if read from a file.
 
-    weights  "auto" those that it measured, "raw", or "ema"
+    weights  "auto" those that it evaluated, "raw", or "ema"
 
-    All processes must come here. Raises RunError for a folder that holds no run, for a run without a whole checkpoint,
-    and for weights that it lacks or that cannot be read.
+    All processes must call this. Raises RunError for a folder that holds no run, for a run without an intact
+    checkpoint, and for weights that it lacks or that cannot be read.
     """
     load_config(Path(given))
     kept = find_weights(Path(given), weights)
@@ -46,7 +46,7 @@ def of_run(given: str, weights: str = "auto") -> Checkpoint:
 
 
 def check_model(given: str, name: str) -> None:
-    """Raises ConfigError where a run trained another model than `name`; tags of weights and sizes do not count."""
+    """Raises ConfigError if a run trained another model than `name`; tags of weights and sizes are ignored."""
     own = load_config(Path(given)).model.name
     if _variant(own) != _variant(name):
         raise ConfigError(f"the run {given} trained {own}, and this is {name}: give model={own}, or another checkpoint")
@@ -54,7 +54,7 @@ def check_model(given: str, name: str) -> None:
 
 @contextmanager
 def at_a_size(cfg: DictConfig) -> Iterator[None]:
-    """Say at which size a run learned whose weights do not fit a model built for another one, as timm's ViTs."""
+    """If weights do not fit a model of another image size, as with timm's ViTs, say at which size they were trained."""
     try:
         yield
     except zoo.CheckpointError as error:
@@ -63,19 +63,19 @@ def at_a_size(cfg: DictConfig) -> Iterator[None]:
         if there == here:
             raise
         raise zoo.CheckpointError(
-            f"{error}\n{given} was trained at {there} pixels, and this model is built for {here}: give "
-            f"data.img_size={there}, or model.img_size={there} and, of timm's ViTs, +model.dynamic_img_size=true"
+            f"{error}\n{given} was trained at {there} pixels, and this model is built for {here}: set "
+            f"data.img_size={there}, or model.img_size={there} and, for timm's ViTs, +model.dynamic_img_size=true"
         ) from error
 
 
 def _size(cfg: DictConfig) -> str:
-    """That a model is built for, as it is typed."""
+    """The size that a model is built for, as it is typed."""
     size = cfg.model.img_size or preprocessing(cfg, train=True).size
     sides = [size, size] if isinstance(size, int) else list(size)
     return str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
 
 
 def _variant(name: str) -> str:
-    """A name without its tag, of the zoo's without its size too: maxvit_t_384 has maxvit_t's weights, resized."""
+    """A name without its tag and, for models of the zoo, its size: maxvit_t_384 has maxvit_t's weights, resized."""
     name = name.split(".")[0]
     return re.sub(r"_\d{3}(_k\d+)?$", "", name) if name in zoo.variants() else name

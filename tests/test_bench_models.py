@@ -47,7 +47,7 @@ def test_profile(tmp_path, capsys):
     assert text in capsys.readouterr().out
     kinds, modules = (part for part in text.split("\n\n") if part.startswith("| ours"))
     assert "kind of operator, forward+backward" in kinds and "module, forward" in modules
-    assert {"matrix product", "convolution"} < names(kinds)
+    assert {"matmul", "convolution"} < names(kinds)
     assert {"Linear", "Conv2d, depthwise"} < names(modules)
     for part in (kinds, modules):
         assert sum(int(line.split("|")[2].strip(" %")) for line in rows(part)) == pytest.approx(100, abs=10)
@@ -82,14 +82,14 @@ def test_time_inside_a_module_is_not_that_of_its_parts():
 @pytest.mark.parametrize(
     ("operator", "expected"),
     [
-        ("aten::addmm", "matrix product"),
-        ("aten::bmm", "matrix product"),
+        ("aten::addmm", "matmul"),
+        ("aten::bmm", "matmul"),
         ("aten::mkldnn_convolution", "convolution"),
         ("aten::convolution_backward", "convolution"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
         ("aten::native_layer_norm", "norm"),
         ("aten::copy_", "copy"),
-        ("aten::add_", "sum, product by element"),
+        ("aten::add_", "elementwise arithmetic"),
         ("aten::gelu_backward", "activation"),
         ("aten::_softmax", "softmax"),
         ("aten::unheard_of", "other"),

@@ -100,7 +100,7 @@ def test_bounds(tmp_path, decoded, capfd, kind):
     source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache=kind, cache_gb=5 * 4320 / 1e9).train
     assert same(*(all_of(source, batch_size=9) for _ in range(2)))
     assert len(decoded) == 9 + 4
-    assert capfd.readouterr().err.count("takes no more: it holds the 2.16e-05 GB of data.cache_gb") == 1
+    assert capfd.readouterr().err.count("takes no more images: it has reached the 2.16e-05 GB of data.cache_gb") == 1
     assert os.fstat(source.cache.fd).st_size < 5 * 4320 + 1000
 
 
@@ -117,7 +117,7 @@ def test_a_full_disk_costs_time_alone(tmp_path, decoded, capfd):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert same(plain, found) and "takes no more: [Errno" in capfd.readouterr().err
+    assert same(plain, found) and "takes no more images: [Errno" in capfd.readouterr().err
     del decoded[:]
     assert same(plain, all_of(make("imagefolder", root=root, cache="disk").val, train=False)) and 5 <= len(decoded) <= 6
 
@@ -193,10 +193,10 @@ def _kept(cache, records):
 
 
 def test_what_cannot_be_kept(tmp_path):
-    with pytest.raises(DataError, match=r"data.cache=ram keeps decoded image files, and data=digits has none"):
+    with pytest.raises(DataError, match=r"data.cache=ram is for decoded image files, and data=digits has none"):
         make(cache="ram")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot use .*give another data.cache_dir="):
+    with pytest.raises(DataError, match=r"cannot use .*set another data.cache_dir="):
         make("imagefolder", root=str(photos(tmp_path / "photos")), cache="disk", cache_dir=str(tmp_path / "file"))
 
 

@@ -189,7 +189,7 @@ def test_other_channels(tmp_path, source, channels):
     model = small(NAME, in_chans=channels)
     report = load_checkpoint(model, path)
     assert report.channels == 3
-    assert "its first convolution, for images of 3 channels, was made one for the model's" in report.message
+    assert "first convolution, for images of 3 channels, converted to the model's" in report.message
     assert load_checkpoint(small(NAME), path).channels is None
     overlay = {"file": str(path)}
     by_timm = small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -213,7 +213,7 @@ def test_channels_that_cannot_be_made_others(tmp_path, source):
     path = tmp_path / "four.pth"
     torch.save(small(NAME, in_chans=4).state_dict(), path)
     for channels in (1, 3, 5):
-        said = f"for images of 4 channels, which cannot be made {channels}"
+        said = f"for images of 4 channels, which cannot be converted to {channels}"
         refused(path, said, small(NAME, in_chans=channels))
         with pytest.raises(zoo.CheckpointError, match=said):
             small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
@@ -264,7 +264,7 @@ def test_a_flat_table_of_windows_that_are_not_square(tmp_path):
     report = load_checkpoint(model, path)
     assert same(model, state_of(source)) and not report.resized
     assert report.in_order == [key for key in state_of(source) if key.endswith("rpb")]
-    assert report.message.endswith("though the file may be of others with as many: 10")
+    assert report.message.endswith("image sizes with as many entries: 10")
     torch.save(state_of(source), path)
     assert load_checkpoint(model, path).in_order == []
 
@@ -388,7 +388,7 @@ def test_what_timm_loads_as_it_stands(tmp_path, source):
     torch.save(state_of(source), args["checkpoint_path"])
     assert same(timm.create_model(NAME, **args), state_of(source))
     torch.save({"model": timm_state(source)}, args["checkpoint_path"])
-    with pytest.raises(RuntimeError, match=r"Missing key.*\n.*\n.*pretrained_cfg_overlay=dict\(file=...\) of .*$"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*\n.*\n.*pretrained_cfg_overlay=dict\(file=...\) to .*$"):
         timm.create_model(NAME, **args)
     with pytest.raises(RuntimeError, match=r"size mismatch for head\.fc\.weight") as error:
         source.load_state_dict(small(NAME, num_classes=3).state_dict())
@@ -398,7 +398,7 @@ def test_what_timm_loads_as_it_stands(tmp_path, source):
 def test_another_model(tmp_path):
     path = tmp_path / "mixed_up.pth"
     torch.save(timm.create_model("maxvit_t_tv").state_dict(), path)
-    message = refused(path, "not of this MaxViT")
+    message = refused(path, "does not fit this MaxViT")
     assert "It holds maxvit_t_tv in layout 'zoo'" in message
     torch.save(timm.create_model("test_vit").state_dict(), path)
     refused(path, r"in none of the layouts of this model \(timm, zoo\).*no name for cls_token")
@@ -443,12 +443,12 @@ def test_values_that_are_no_weights(tmp_path, source):
         small(NAME, dtype=torch.float16, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     assert load_checkpoint(small(NAME, dtype=torch.bfloat16), path).message.endswith("raw weights")
     torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
-    refused(path, r"part='net' reads it\. For a command python -m zoo\.convert IN OUT --part net writes it alone\. ")
+    refused(path, r"reads it\. For use in a command, python -m zoo\.convert IN OUT --part net extracts it\. ")
 
 
 def test_unreadable(tmp_path, source):
     path = tmp_path / "broken.pth"
-    refused(path, "is not there")
+    refused(path, "does not exist")
     refused(tmp_path, "is a folder")
     path.write_bytes(b"")
     refused(path, "is empty")

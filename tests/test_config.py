@@ -195,7 +195,7 @@ ERRORS = [
     (["modle=maxvit_t"], "did you mean model"),
     (["model.depth=[1,1,1,1]"], "did you mean model.depths"),
     (["model.global_pool=max"], "+model.global_pool="),
-    (["maxvit_t"], "is no key=value: type for example model=maxvit_t"),
+    (["maxvit_t"], "is not of the form key=value: type, for example, model=maxvit_t"),
     (["train.epochs=many"], "train.epochs=many was read as str: expected a number"),
     (["train.steps=1.5"], "expected a whole number"),
     (["optim.lr=true"], "expected a number"),
@@ -217,7 +217,7 @@ ERRORS = [
     (["~nothing"], "'nothing' does not exist"),
     (["name=1e3"], "'name=\"1e3\"'"),
     (["resume=true"], "'resume=\"true\"'"),
-    (["seed=0,1"], "as a run each: add -m"),
+    (["seed=0,1"], "for one run each: add -m"),
 ]
 
 

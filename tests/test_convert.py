@@ -148,7 +148,7 @@ def test_strictness():
         two.to_ours({"a.weight": tensor, "b.weight": tensor})
     with pytest.raises(ValueError, match=r"no rule for ab\.weight"):
         two.to_ours({"ab.weight": tensor})
-    with pytest.raises(ValueError, match="2 rules speak of"):
+    with pytest.raises(ValueError, match="2 rules apply to"):
         Layout("both", {"a": "x", "a.b": "y"}).ours("a.b.weight")
 
 

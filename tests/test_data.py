@@ -217,7 +217,7 @@ def test_streams():
 
 
 def test_batch_larger_than_the_data(digits):
-    with pytest.raises(DataError, match=r"1437 images, fewer than one batch of 4096: give data.batch_size="):
+    with pytest.raises(DataError, match=r"1437 images, fewer than one batch of 4096: set data.batch_size="):
         batches(digits.train, batch_size=2048, world=2, seed=0, epoch=0, train=True)
 
 

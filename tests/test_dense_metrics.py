@@ -86,7 +86,7 @@ def test_loss_is_that_of_a_labelled_pixel():
 def test_nothing_to_measure_is_an_error():
     metrics = Segmentation(NAMES)
     metrics.update([torch.zeros(5, 4, 4)], [{"labels": torch.full((4, 4), 255), "index": 0}])
-    with pytest.raises(DataError, match="no pixel of the validation set has a label"):
+    with pytest.raises(DataError, match="no pixel of the validation set is labelled"):
         metrics.compute()
     with pytest.raises(DataError, match="no object to find"):
         found = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
@@ -237,7 +237,7 @@ def test_nothing_of_a_gpu_has_no_fixed_order(monkeypatch):
 
 
 def test_a_model_of_more_classes_is_not_measured():
-    with pytest.raises(ValueError, match="class 4 was predicted of 3"):
+    with pytest.raises(ValueError, match="class 4 was predicted, of 3"):
         Confusion(3).update(torch.full((2, 2), 4), torch.zeros(2, 2, dtype=torch.int64))
 
 

@@ -79,7 +79,7 @@ def test_a_segmenter_is_found_from_its_file(ade, tmp_path, capsys):
     assert "published" not in found  # which is of short sides of 512
     assert found["preprocessing"]["antialias"] is False
     said = " ".join(capsys.readouterr().out.split())
-    assert "is measured as upernet on dinat_m, UPerNet 160k of SHI-Labs" in said
+    assert "is evaluated as upernet on dinat_m, UPerNet 160k of SHI-Labs" in said
     other = measured(tmp_path, *here, "model=dinat_m", "model.dilations=1")
     assert other["miou"] < 90  # what is asked for goes before what is usual
 
@@ -89,14 +89,14 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
     unnamed = path.rename(root / "weights.pth")
     try:
         with pytest.raises(
-            ConfigError, match=r"the backbone of .*dinat_m.* which differ in what has no weights.*model="
+            ConfigError, match=r"the backbone of .*dinat_m.* which differ only in what has no weights.*model="
         ):
             find(unnamed, "task=segment", "data=ade20k")
         cfg = find(unnamed, "task=segment", "data=ade20k", "model=dinat_m").cfg
         assert cfg.model.dilations == "segmentation" and cfg.task.channels == 32 and cfg.task.auxiliary
         with pytest.raises(ConfigError, match="holds upernet for 150 classes: expected task=segment"):
             find(unnamed, "task=detect")
-        with pytest.raises(ConfigError, match=r"nothing to measure. Give the data that it was trained for"):
+        with pytest.raises(ConfigError, match=r"nothing to evaluate. Give the data that it was trained for"):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)
@@ -244,7 +244,7 @@ def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
     found = measured(tmp_path / "out", *here)
     assert found["model"] == DETECTORS[head][0] and found["box_ap"] > 99
     assert ("mask_ap" in found) == (head == "mask_rcnn") and found.get("mask_ap", 99) > 60
-    assert f"is measured as {head} on {DETECTORS[head][0]}" in " ".join(capsys.readouterr().out.split())
+    assert f"is evaluated as {head} on {DETECTORS[head][0]}" in " ".join(capsys.readouterr().out.split())
     subject = find(path, "task=detect", "data=coco")
     assert subject.published() == DETECTORS[head][2] and subject.cfg.data.antialias is False
     assert find(path, "task=detect", "data=coco", "data.antialias=true").published() is None

@@ -93,7 +93,7 @@ def test_a_run_is_exported(run, tmp_path, capsys):
     out = tmp_path / "model.pt2"
     if run.name != "segment":
         assert export.main([str(run), str(out)]) == 2
-        assert f"{run} is a run of task=detect: boxes" in capsys.readouterr().err
+        assert f"{run} is a run of task=detect: detectors" in capsys.readouterr().err
         return
     assert export.main([str(run), str(out), "--dynamic"]) == 0
     assert "for any number of images x 3 x 64 x 64" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_backbone_starts_from_that_of_another_run(run, tmp_path):
         found = task.build_model(task.build_data()).backbone.state_dict()
         shared = [name for name in found if f"backbone.{name}" in weights]
         assert len(shared) > 50 and all(torch.equal(found[name], weights[f"backbone.{name}"]) for name in shared)
-    with pytest.raises(ConfigError, match=r"model\.backbone: .* is of another model: \d+ tensors"):
+    with pytest.raises(ConfigError, match=r"model\.backbone: .* is from another model: \d+ tensors"):
         train_here(tmp_path, *TASKS["segment"], *TINY, "model.name=resnet18", f"model.backbone={run}")
     with pytest.raises(ConfigError, match="is for segmentation and detection"):
         train_here(tmp_path, "data=digits", *TINY[:3], "train.steps=4", f"model.backbone={run}")
@@ -132,7 +132,7 @@ def test_a_backbone_starts_from_that_of_another_run(run, tmp_path):
 def test_what_a_dense_model_starts_from_as_a_whole_is_of_its_task_and_head(run, tmp_path):
     mine, other = ("segment", "detect") if run.name == "segment" else ("detect", "segment")
     with pytest.raises(
-        ConfigError, match=f"is one of task={mine}, and this is task={other}: model.backbone={run} starts"
+        ConfigError, match=f"has task={mine}, and this is task={other}: give model.backbone={run} to start"
     ):
         train_here(tmp_path, *TASKS[other], *TINY, f"model.checkpoint={run}")
     with pytest.raises(
@@ -154,9 +154,7 @@ def test_a_dense_model_starts_from_a_file_of_a_classifier(tmp_path):
         model.backbone.model.stages[3].blocks[0].attn.fn.qkv.weight, classifier.stages[3].blocks[0].attn.fn.qkv.weight
     )
     task = segment.Task(config.compose([*typed, f"model.checkpoint={file}"]))
-    said = re.escape(
-        f"\nThe backbone of a classifier, or of another dense model, starts from it with model.backbone={file}"
-    )
+    said = re.escape(f"\nGive model.backbone={file} to start the backbone from a classifier or from another dense")
     with pytest.raises(zoo.CheckpointError, match=said):
         task.build_model(task.build_data())
     file.write_bytes(b"<html>")
@@ -185,7 +183,7 @@ def test_an_evaluation_finds_the_number_of_the_training(run, tmp_path):
     assert "crop_pct" not in prep and (run.name != "segment" or (prep["scales"], prep["flip"]) == ([1.0], False))
     with Image.open(tmp_path / "eval.png") as picture:
         assert picture.width > 1000
-    with pytest.raises(ConfigError, match="predictions=true keeps the classes of whole images"):
+    with pytest.raises(ConfigError, match="predictions=true only works with task=classify"):
         evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
 
 
@@ -254,7 +252,7 @@ def test_classes_of_which_nothing_is_there_are_named(tmp_path, capsys):
     said = "note: 1 of the 2 classes (thing) have no pixel in the validation set"
     assert capsys.readouterr().out.count(said) == 1  # of the first evaluation
     evaluate_here(f"run={tmp_path / 'out' / 'two'}", f"out={tmp_path}")
-    said += ": whether the model finds them is not measured. 255 in a mask is no class, but what is not labelled"
+    said += ": whether the model finds them is not evaluated. 255 in a mask means unlabelled"
     assert f"{said}, unless data.label_ids names it, as [0,255] does" in capsys.readouterr().out
 
 
@@ -265,7 +263,7 @@ def test_training_masks_without_a_label_are_named():
     metrics = task.metrics(data)
     metrics.confusion.update(torch.arange(2), torch.arange(2))
     assert task.remarks(data, metrics) == []  # of an evaluation alone
-    for labels, said in ((255, "no pixel of the training images so far has a label, all are 255"), (1, None)):
+    for labels, said in ((255, "no pixel of the training images so far is labelled, all are 255"), (1, None)):
         task.loss(lambda images, targets: {"loss": images.sum()}, torch.zeros(1), torch.full((1, 2, 2), labels), draw=0)
         assert [remark[: len(said or "")] for remark in task.remarks(data, metrics)] == ([said] if said else [])
 
@@ -401,7 +399,7 @@ def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):
         assert "nothing scores 50 % or more" in " ".join(said.split())
     if run.name == "segment":
         assert Image.open(tmp_path / "found" / "a-found.png").size == (90, 50)
-    with pytest.raises(RunError, match="names no file"):
+    with pytest.raises(RunError, match="matches no file"):
         evaluate_here(f"run={run}", f"predict={tmp_path}/*.bmp")
 
 
@@ -422,7 +420,7 @@ def test_an_answer_needs_a_run_with_a_checkpoint(run, tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         evaluate_here(f"run={tmp_path / 'none'}", "predict=a.png")
     shutil.copy(run / "config.yaml", tmp_path)
-    with pytest.raises(RunError, match="has no whole checkpoint yet"):
+    with pytest.raises(RunError, match="has no intact checkpoint yet"):
         evaluate_here(f"run={tmp_path}", "predict=a.png")
 
 
@@ -437,19 +435,19 @@ def test_two_processes_give_one_answer(run, tmp_path):
     ("task", "override", "said"),
     [
         ("segment", "task.head=upper", "head is 'upper'; it must be one of upernet, semantic_fpn, fcn"),
-        ("segment", "data=digits", "data=digits has one label an image"),
+        ("segment", "data=digits", "data=digits has one label per image"),
         ("segment", "data.train_count=3", "fewer than one batch of 4"),
         ("detect", "data=ade20k", "data=ade20k needs data.root="),
-        ("segment", "model.num_classes=20", "the data has 11 classes, by which the model is measured"),
+        ("segment", "model.num_classes=20", "the data has 11 classes, and the model is evaluated on these"),
         ("segment", "task.scales=[]", "task.scales=[]: expected scales of the image above 0"),
         (
             "segment",
             "task.inference=slide task.stride=[200,200]",
             "expected two numbers from 1 to the window's [64, 64]",
         ),
-        ("segment", "task.head=upernet data.batch_size=1", "task.head=upernet cannot learn from one image at a time"),
-        ("segment", "task.head=upernet train.accumulate=4", "task.head=upernet cannot learn from one image at a time"),
-        ("detect", "train.eval_mode=true", "a detector gives losses in training mode alone"),
+        ("segment", "task.head=upernet data.batch_size=1", "task.head=upernet cannot train on one image at a time"),
+        ("segment", "task.head=upernet train.accumulate=4", "task.head=upernet cannot train on one image at a time"),
+        ("detect", "train.eval_mode=true", "a detector only gives losses in training mode"),
     ],
 )
 def test_what_cannot_begin(tmp_path, task, override, said):

@@ -480,7 +480,7 @@ def test_bad_calls():
     ):
         with pytest.raises(ValueError, match=f"head_kwargs has {name}, which {head} does not read; it reads "):
             detector(Pools(), 5, head=head, channels=32, head_kwargs={name: 0.3})
-    with pytest.raises(ValueError, match="channels is 16; FCOS norms groups of them, 32 in all"):
+    with pytest.raises(ValueError, match="channels is 16; it must be a multiple of 32"):
         detector(Pools(), 5, head="fcos", channels=16)
 
 

@@ -59,7 +59,7 @@ def test_dilations_by_hand():
     assert dilations(model) == [[1, 2, 3], [4] * 4, [1, 5] * 3, [7] * 5]
     assert dilations(create_model("dinats_t", device="meta", dilations=3)) == [[3] * n for n in (2, 2, 6, 2)]
     for wrong in ([[1]] * 3, [[1] * 4, [1], [1], [1]], [[], [1], [1], [1]]):
-        with pytest.raises(ValueError, match=r"a list a stage, of at most \(3, 4, 6, 5\) numbers"):
+        with pytest.raises(ValueError, match=r"a list per stage, of at most \(3, 4, 6, 5\) numbers"):
             create_model("dinat_m", dilations=wrong)
     with pytest.raises(ValueError, match=r"dilations is 'clasification': expected .*'classification', "):
         create_model("dinat_m", dilations="clasification")
@@ -68,7 +68,7 @@ def test_dilations_by_hand():
 @pytest.mark.parametrize("given", [{"depths": [1, 2]}, {"depths": [1] * 5}, {"dims": [32] * 3}, {"dims": [32] * 5}])
 @pytest.mark.parametrize("name", ["nat_m", "dinats_t"])
 def test_stages_have_all_their_numbers(name, given):
-    with pytest.raises(ValueError, match="expected a number a stage in each"):
+    with pytest.raises(ValueError, match="expected one number per stage in each"):
         create_model(name, device="meta", **given)
 
 

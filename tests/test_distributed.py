@@ -184,9 +184,7 @@ def test_a_sharded_step_is_weights(runs, tmp_path, capsys):
         assert state.keys() == saved[kind].keys()
         assert all(torch.equal(tensor, saved[kind][name]) for name, tensor in state.items()), given
     assert not all(torch.equal(tensor, saved["raw"][name]) for name, tensor in saved["ema"].items())
-    with pytest.raises(
-        ConfigError, match=r"step-00000003 is a checkpoint that .*\. The run's own folder serves as well"
-    ):
+    with pytest.raises(ConfigError, match=r"step-00000003 is a sharded checkpoint .*\. The run folder works as well"):
         task_model([*SMALL, f"model.checkpoint={step}"])
 
 
@@ -276,7 +274,7 @@ def test_a_second_signal_ends_what_hangs(capfd, number, status):
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == status
-    assert f"{number.name} came again: this process ends at once, without saving" in capfd.readouterr().err
+    assert f"{number.name} again: this process ends at once, without saving" in capfd.readouterr().err
 
 
 def test_sigterm_waits_for_a_checkpoint_and_ctrl_c_does_not(capfd):
@@ -377,7 +375,7 @@ def test_what_one_cannot_read_stops_all_with_one_error(tmp_path):
 def test_a_folder_that_one_cannot_make_is_an_error_of_all(tmp_path):
     (tmp_path / "file").write_text("in the way")
     ended = on_ranks(2, train_here, tmp_path / "file", *SHARED)
-    assert [type(end) for end in ended] == [RunError] * 2 and "cannot be written" in str(ended[1])
+    assert [type(end) for end in ended] == [RunError] * 2 and "cannot write to the run folder" in str(ended[1])
 
 
 def full(out: Path) -> None:
@@ -412,7 +410,7 @@ def full_of_shards(out: Path) -> None:
 def test_a_full_disk_is_an_error_of_all(tmp_path, function):
     ended = on_ranks(2, function, tmp_path)
     assert [type(end) for end in ended] == [checkpoint.CheckpointError] * 2
-    assert all("No space left on device" in str(end) and "is whole" in str(end) for end in ended)
+    assert all("No space left on device" in str(end) and "is intact" in str(end) for end in ended)
     checkpoints = tmp_path / "full" / "checkpoints"
     assert not list(checkpoints.glob(".writing-*"))
     saved, problems = checkpoint.Store(checkpoints).newest()
@@ -453,7 +451,7 @@ def test_a_process_that_does_not_answer_is_not_called_gone(capfd):
     assert on_ranks(2, slow) == ["status 2", "late"]
     said = capfd.readouterr().err
     assert "error: another process of this run did not answer for hardware.timeout=3 seconds" in said
-    assert "with a longer time: hardware.timeout=6" in said and "gone" not in said and "Traceback" not in said
+    assert "set a longer time: hardware.timeout=6" in said and "gone" not in said and "Traceback" not in said
 
 
 def broken_log(out: Path) -> None:
@@ -473,7 +471,7 @@ def test_a_log_that_fails_is_an_error_of_all(tmp_path):
     """Only the first process writes it; both must come to save the state."""
     ended = on_ranks(2, broken_log, tmp_path)
     assert [type(end) for end in ended] == [log.LogError] * 2
-    assert all("No space left on device\nthe state after step 2 is saved; to go on" in str(end) for end in ended)
+    assert all("No space left on device\nthe state after step 2 is saved; resume with: " in str(end) for end in ended)
     saved, problems = checkpoint.Store(tmp_path / "broken" / "checkpoints").newest()
     assert saved.state["step"] == 2 and problems == []
 
@@ -530,7 +528,7 @@ def named(data, really: bool):
 def test_what_processes_compare():
     first, second = on_ranks(2, compared)
     ten = "0, 1, 2, 3, 4, 5, 6, 7, ..."
-    others = "as many images, but others or with other labels"
+    others = "the same number of images, but other images or other labels"
     assert first == second == [None, None, others, f"11 classes ({ten}), not 10 ({ten})"]
 
 
@@ -593,7 +591,7 @@ def measured_where_one_lacks_some(run: Path, file: Path, folder: Path) -> None:
 def test_what_one_process_cannot_measure_no_other_does(runs, tmp_path):
     best = find_checkpoint(runs / "ddp")
     ended = on_ranks(2, measured_where_one_lacks_some, runs / "ddp", best.place("ema"), tmp_path)
-    said = "3 of 4 could not be measured, see above: run, gone.safetensors, broken.safetensors"
+    said = "3 of 4 could not be evaluated, see above: run, gone.safetensors, broken.safetensors"
     assert [type(end) for end in ended] == [RunError] * 2 and [str(end) for end in ended] == [said] * 2
     (one,) = json.loads((tmp_path / "out" / "eval.json").read_text())
     values = {key.removeprefix("val_"): value for key, value in best.state["metrics"].items()}
@@ -642,12 +640,12 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
         ConfigError, match=r"of 3 process.es.; choose a multiple of 3, or start 2 or 4 process.es.: a run"
     ):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
-    with pytest.raises(ConfigError, match=r"choose a multiple of 12, or start 2 or 4 process.es.: a run that goes on"):
+    with pytest.raises(ConfigError, match=r"choose a multiple of 12, or start 2 or 4 process.es.: a resumed run"):
         plan.make(config.compose(["data.batch_size=32"]), range(480), parts=4)
     with pytest.raises(ConfigError, match=r"choose a multiple of 12$"):  # no number of processes shares 33 in four
         plan.make(config.compose(["data.batch_size=33", "train.accumulate=4"]), range(480))
     monkeypatch.setattr(distributed, "size", lambda: 64)
-    with pytest.raises(ConfigError, match=r"choose a multiple of 64, or start 32 process.es.: a run that goes on"):
+    with pytest.raises(ConfigError, match=r"choose a multiple of 64, or start 32 process.es.: a resumed run"):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
 
 

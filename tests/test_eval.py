@@ -119,10 +119,10 @@ def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys)
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
     small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.02", "data.img_size=32"]
-    with pytest.raises(RunError, match=r"1 of 3 could not be measured, see above: .*unfinished"):
+    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated, see above: .*unfinished"):
         evaluate_here(*small, f"checkpoint=[{unfinished},{run},{file}]", f"out={tmp_path}")
     said = capsys.readouterr().out
-    assert f"{unfinished} is not measured: {unfinished} has no whole checkpoint yet" in said
+    assert f"{unfinished} is not evaluated: {unfinished} has no intact checkpoint yet" in said
     assert "180 images of digits" in said and "36 images of digits" in said
     alone, listed = (json.loads((tmp_path / name).read_text()) for name in ("alone/eval.json", "first.json"))
     timed = {"images_per_s"}
@@ -165,21 +165,21 @@ def test_predict_refuses_what_is_no_image(run, tmp_path):
 
 def test_run_without_a_checkpoint(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
-    with pytest.raises(RunError, match="has no whole checkpoint yet"):
+    with pytest.raises(RunError, match="has no intact checkpoint yet"):
         evaluate_here(f"run={tmp_path}")
 
 
 def test_data_of_other_classes(run):
     noted = (run / "data.json").read_text()
     (run / "data.json").write_text(json.dumps({**json.loads(noted), "num_classes": 9}))
-    with pytest.raises(RunError, match=r"cannot be measured on data=digits: the run has 9 classes .* the data 10 \("):
+    with pytest.raises(RunError, match=r"cannot be evaluated on data=digits: the run has 9 classes .* the data 10 \("):
         evaluate_here(f"run={run}")
     (run / "data.json").write_text(noted)
 
 
 def test_weights_of_another_shape(run):
     checkpoint = find_checkpoint(run)
-    said = r"are of another shape than the model that is asked for.*: size mismatch for weight: .*\. And 1 more$"
+    said = r"have other shapes than the requested model.*: size mismatch for weight: .*\. And 1 more$"
     with pytest.raises(RunError, match=said):
         evaluation._fill(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 5), "bias": torch.zeros(4)}, checkpoint.path)
 
@@ -204,7 +204,7 @@ def test_a_folder_of_other_classes_is_not_measured(tmp_path, classes):
     for asked in ([], [config.quote("predict", str(tmp_path))]):
         Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
         with pytest.raises(
-            ConfigError, match=rf"shared {has}, so a new one for 10 .*: there is nothing to measure\. Give"
+            ConfigError, match=rf"shared {has}, so a new one for 10 .*: there is nothing to evaluate\. Give"
         ):
             evaluate_here(f"checkpoint={folder}", *asked, f"out={tmp_path}")
 

@@ -96,7 +96,7 @@ def test_export_with_any_size(name):
     """Sizes that the program was not made with: the least, of odd sides, of whole and of single windows."""
     model = trained(small(name))
     if name == "biformer_stl_nchw":
-        with pytest.raises(ValueError, match="depends on the size of the image: no program is for all"):
+        with pytest.raises(ValueError, match="depends on the size of the image: no single program serves all sizes"):
             program(model, torch.randn(2, 3, 64, 96), any_size=True)
         return
     with ranking(model, in_their_order):

@@ -238,7 +238,7 @@ def test_what_the_hub_says_of_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: str(link))
     assert same(small("davit_t", pretrained=True), state_of(source))
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
-    with pytest.raises(zoo.CheckpointError, match=f"{blob} is not the file .* expected {blob.name}.*delete it"):
+    with pytest.raises(zoo.CheckpointError, match=f"{blob} is not the released file.* expected {blob.name}.*delete it"):
         small("davit_t", pretrained=True)
     assert blob.exists()
 
@@ -294,11 +294,12 @@ def test_by_hand(monkeypatch, cache):
     """Nothing is fetched from a page for browsers; a file that was put where the message says is loaded."""
     monkeypatch.setattr("zoo.fetch.download_cached_file", lambda *args, **kwargs: pytest.fail("fetched"))
     message = (
-        r"open https://1drv\.ms/\S+ \(or https://matix\.li/e36fe9fb086c\), take biformer_tiny_best\.pth, and put it at "
+        r"open https://1drv\.ms/\S+ \(or https://matix\.li/e36fe9fb086c\), download biformer_tiny_best\.pth, and put "
+        "it at "
     )
     with pytest.raises(zoo.CheckpointError, match=rf"{message}{cache / 'biformer_tiny_best.pth'}, or pass .*file="):
         small("biformer_t", pretrained=True)
-    with pytest.raises(zoo.CheckpointError, match=r"sgformer_m\.oliverren_in1k.*take its file, and pass"):
+    with pytest.raises(zoo.CheckpointError, match=r"sgformer_m\.oliverren_in1k.*download its file, and pass"):
         timm.create_model("sgformer_m", pretrained=True)
     source = trained(small("biformer_t"))
     state = layout_of(source, "official").to_theirs(source.state_dict())

@@ -158,10 +158,10 @@ def test_a_run_s_folder_is_its_best_weights(first):
 def test_another_normalisation_than_the_run_s_is_said(first, capsys):
     """Features of a frozen backbone are worth less of images in other colours than it learned from."""
     made(first, "data.img_size=48", "data.crop_pct=0.5")
-    assert "normalised otherwise" not in capsys.readouterr().out
+    assert "another normalisation" not in capsys.readouterr().out
     made(first, "data.std=[0.2,0.2,0.2]")
     said = capsys.readouterr().out
-    assert "normalised otherwise than these are: data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] is how" in said
+    assert "another normalisation than these: data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] restores it" in said
 
 
 def test_fine_tuning_at_another_size_starts_from_a_run(tmp_path):
@@ -190,7 +190,7 @@ def test_a_run_of_another_size_says_at_which_it_was_trained(tmp_path):
         task = classify.Task(config.compose([*vit, f"model.checkpoint={tmp_path / 'vit'}", *size]))
         return task.build_model(task.build_data())
 
-    said = r"vit was trained at 32 pixels, and this model is built for \[48,64\]: give data\.img_size=32, or model"
+    said = r"vit was trained at 32 pixels, and this model is built for \[48,64\]: set data\.img_size=32, or model"
     with pytest.raises(CheckpointError, match=said):
         built("data.img_size=[48,64]")
     size = ["data.img_size=[48,64]", "model.img_size=32", "+model.dynamic_img_size=true"]
@@ -198,19 +198,19 @@ def test_a_run_of_another_size_says_at_which_it_was_trained(tmp_path):
 
 
 def test_folders_that_are_no_start(first, tmp_path):
-    with pytest.raises(RunError, match=r"holds no run: .*config\.yaml is not there"):
+    with pytest.raises(RunError, match=r"holds no run: .*config\.yaml does not exist"):
         made(tmp_path)
     with pytest.raises(ConfigError, match="trained test_resnet, and this is test_vit: give model=test_resnet"):
         made(first, "model.name=test_vit")
     shutil.copytree(first, tmp_path / "empty", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(RunError, match="has no whole checkpoint yet"):
+    with pytest.raises(RunError, match="has no intact checkpoint yet"):
         made(tmp_path / "empty")
     shutil.copytree(first, tmp_path / "plain")
     for path in (tmp_path / "plain" / "checkpoints").glob("*/state.json"):
         state = json.loads(path.read_text())
         del state["files"]["ema.safetensors"]
         path.write_text(json.dumps(state))
-    with pytest.raises(RunError, match=r"has no ema weights, train.ema was null; the choice auto takes what it has$"):
+    with pytest.raises(RunError, match=r"has no ema weights, as train.ema was null; auto takes those that it has$"):
         made(tmp_path / "plain", "model.weights=ema")
 
 

@@ -43,7 +43,7 @@ def test_a_gpu_is_chosen_by_its_number(gpus, asked, number):
 
 
 def test_a_gpu_that_is_not_there(gpus):
-    with pytest.raises(ConfigError, match=r"hardware\.device=cuda:2 is not available here; there is cuda:0 to cuda:1"):
+    with pytest.raises(ConfigError, match=r"hardware\.device=cuda:2 is not available here, only cuda:0 to cuda:1"):
         hardware.setup(config.compose(["hardware.device=cuda:2"]))
 
 
@@ -102,7 +102,7 @@ def test_overflows_are_passed_over_and_counted(tmp_path, monkeypatch):
 def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):
     scaled(monkeypatch, True)
     monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, range(99)))
-    with pytest.raises(train.NotFinite, match=r"(?s)at step 32 .*norm of its gradient nan, as at the 32 before"):
+    with pytest.raises(train.NotFinite, match=r"(?s)at step 32 .*norm of its gradient nan, after 32 steps that were"):
         train_here(tmp_path, *SCALED, "name=run")
 
 
@@ -116,7 +116,7 @@ def test_overflows_are_no_steps_that_skip_nonfinite_counts(tmp_path, monkeypatch
 
     monkeypatch.setattr(classify.Task, "loss", steep(poisoned, {0, 1, 3}))
     options = [*SCALED, "train.skip_nonfinite=1", "name=run", f"out={tmp_path}"]
-    said = r"at step 4 .* the loss is nan .*, as at the 4 before, which were skipped \(3 as float16 overflowed\); "
+    said = r"at step 4 .* the loss is nan .*, after 4 steps that were skipped \(3 because float16 overflowed\); "
     with pytest.raises(train.NotFinite, match=said):
         train_here(tmp_path, *options)
     (state,) = (read(path).state for path in (tmp_path / "run" / "checkpoints").glob("step-*"))

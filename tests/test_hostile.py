@@ -34,7 +34,7 @@ def test_nothing_is_run(tmp_path, name, write):
     canary, path = tmp_path / "ran", tmp_path / "hostile.pth"
     content = {"model": dict(hostile.STATE), "extra": hostile.RUNNING[name](canary)}
     path.write_bytes(write(content))
-    refused(path, "asks for .*, which is not data: refused, and nothing of it was run. If you trust it, load it where")
+    refused(path, "asks for .*, which is not data: refused, and nothing in it was run. If you trust it, load it where")
     assert not canary.exists()
 
 
@@ -85,7 +85,7 @@ def test_what_is_read_is_what_was_described(tmp_path, monkeypatch):
         ([], r"3 of 3 .*shape, a, b, c\."),
     ):
         monkeypatch.setattr("zoo.reader._torch_load", lambda *_, read=read: read)
-        refused(path, f"and then something else was read of it: {said}")
+        refused(path, f"and then something else was read from it: {said}")
 
 
 def test_threads_read_one_after_the_other(tmp_path, monkeypatch):
@@ -186,21 +186,21 @@ def test_what_may_not_be_read(tmp_path, monkeypatch, capsys):
 
     for name in ("open", "iterdir"):
         monkeypatch.setattr(type(path), name, closed(getattr(type(path), name)))
-    refused(path, "may not be read by this user")
-    refused(tmp_path / "closed", "may not be read by this user")
+    refused(path, "is not readable by this user")
+    refused(tmp_path / "closed", "is not readable by this user")
     monkeypatch.setenv("COLUMNS", "1000")
     assert inspect.main([*map(str, (path, tmp_path / "closed", tmp_path / ("a" * 300), other))]) == 1
     said = capsys.readouterr().out
-    assert said.count("cannot be read: ") == 2 and "may not be read" in said and "none of the zoo" in said
+    assert said.count("cannot be read: ") == 2 and "not readable" in said and "not in the zoo" in said
 
 
 def test_what_is_no_file(tmp_path):
-    refused(tmp_path / ("a" * 300), r"is not there \(.*\); expected a file")
-    refused(tmp_path / "none.pth", "is not there; expected a file")
+    refused(tmp_path / ("a" * 300), r"does not exist \(.*\); expected a weights file")
+    refused(tmp_path / "none.pth", "does not exist; expected a weights file")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "is a pipe or a device")
     (tmp_path / "model.safetensors").touch()
-    refused(tmp_path, r"is a folder; expected a file of weights, one of model\.safetensors$")
+    refused(tmp_path, r"is a folder; expected a weights file, one of model\.safetensors$")
 
 
 def test_markup_in_the_name_of_a_file(tmp_path, capsys):
@@ -226,9 +226,9 @@ ARRAYS = {"w": np.zeros(3, np.float32)}
     [
         ([hostile.STATE], "found list of 1"),
         (torch.zeros(3), "found a bare tensor"),
-        ({"best": {"of": hostile.STATE}, "optimizer": {"state": hostile.STATE}}, r"lie under best\.of: save those"),
-        ({"model": ARRAYS, "__author__": "x"}, "arrays of numpy's in model: .* torch.from_numpy of each"),
-        (ARRAYS, "arrays of numpy's in itself"),
+        ({"best": {"of": hostile.STATE}, "optimizer": {"state": hostile.STATE}}, r"under best\.of: save only those"),
+        ({"model": ARRAYS, "__author__": "x"}, "NumPy arrays in model: .* torch.from_numpy of each"),
+        (ARRAYS, "NumPy arrays in itself"),
     ],
 )
 def test_what_is_no_state_dict(tmp_path, content, said):
@@ -250,9 +250,9 @@ def test_wrappers(tmp_path):
 def test_other_pickles(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(hostile.saved(hostile.STATE, pickle_protocol=4))
-    refused(path, "with FRAME, which torch.save does not write of itself: .* without pickle_protocol$")
+    refused(path, "with FRAME, which torch.save does not write by default: .* without pickle_protocol$")
     path.write_bytes(hostile.pickle.dumps({"model": ARRAYS}, 2))
-    refused(path, "not of torch.save: found arrays of numpy's in model")
+    refused(path, "not one of torch.save: found NumPy arrays in model")
 
 
 def test_a_name_that_is_no_text(tmp_path):
@@ -261,7 +261,7 @@ def test_a_name_that_is_no_text(tmp_path):
     assert torch.equal(zoo.read(path).entries["raw"]["stem.conv1.weight"], hostile.STATE["stem.conv1.weight"])
     path = path.rename(path.with_suffix(".safetensors"))
     path.write_bytes(hostile.save(hostile.STATE))
-    with pytest.raises(zoo.CheckpointError, match=r"a name that is no text in UTF-8.*rename it"):
+    with pytest.raises(zoo.CheckpointError, match=r"a name that is not valid UTF-8.*rename it"):
         zoo.read(path)
 
 

@@ -77,9 +77,9 @@ def test_training_needs_its_folder(tmp_path):
     ("names", "said"),
     [
         (["tench", "goldfish"], r"has no val/ or validation/ or valid/.*found goldfish, tench"),
-        (["n01440764", "n99999999"], r"1 folders that name no class of ImageNet-1k: n99999999"),
-        (["1", "1000"], r"no class of ImageNet-1k: 1000\. .*Numbers begin at 0"),
-        (["n01440764", "7"], r"name no class of ImageNet-1k: 7\. Expected synsets .* not both"),
+        (["n01440764", "n99999999"], r"1 folders that are not named after classes of ImageNet-1k: n99999999"),
+        (["1", "1000"], r"after classes of ImageNet-1k: 1000\. .*Numbers start at 0"),
+        (["n01440764", "7"], r"not named after classes of ImageNet-1k: 7\. Expected synsets .* not both"),
     ],
 )
 def test_folders_of_other_names(tmp_path, names, said):
@@ -91,7 +91,7 @@ def test_folders_of_other_names(tmp_path, names, said):
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"found no folders"):
         make(root=tmp_path)
-    with pytest.raises(DataError, match=r"is no folder: expected one with images by class"):
+    with pytest.raises(DataError, match=r"is not a folder: expected one with images by class"):
         make(root=tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"data=imagenet_v2 needs data.root="):
         recipes.data.build(config.compose(["model=gcvit_xxt", "data=imagenet_v2"], "eval"))
@@ -139,18 +139,16 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert metrics.compute()["top1"] == 100
     table, _ = task.answer(None, logits, data, "a.jpg")
     assert next(iter(table.columns[0].cells)) == imagenet.class_names()[6]
-    with pytest.raises(DataError, match=r"is none of the 200 classes of data=imagenet_r: is it another set"):
+    with pytest.raises(DataError, match=r"is not one of the 200 classes of data=imagenet_r: is it another data set"):
         make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
-    with pytest.raises(
-        DataError, match=r"Found \S+/n/0/\S+; expected folders that are named by WordNet ids \(n01498041"
-    ):
+    with pytest.raises(DataError, match=r"Found \S+/n/0/\S+; expected folders named by WordNet ids \(n01498041"):
         make("imagenet_a", root=val(tmp_path / "n", ["0"]))
 
 
 def test_training_on_what_is_for_measuring(tmp_path):
     for split in ("train", "val"):
         val(tmp_path / split, SYNSETS[1:2])
-    with pytest.raises(DataError, match=r"data=imagenet_a is for measuring"):
+    with pytest.raises(DataError, match=r"data=imagenet_a is for evaluation only"):
         recipes.data.build(config.compose(["model=gcvit_xxt", "data=imagenet_a", f"data.root={tmp_path}"]))
 
 
@@ -180,7 +178,7 @@ def test_real_labels_of_files(tmp_path):
     assert [sorted(set(row.tolist()) - {-1}) for row in data.truths] == [sorted(labels) for labels in real[:4]]
     shutil.rmtree(tmp_path / "files")
     val(tmp_path / "named", SYNSETS[:1])
-    with pytest.raises(DataError, match=r"ReaL knows images by their published names.*this one is '0.png'"):
+    with pytest.raises(DataError, match=r"ReaL identifies images by their published names.*this one is '0.png'"):
         make("imagenet_real", root=tmp_path / "named")
 
 
@@ -199,7 +197,7 @@ def test_a_wrong_order_of_classes_is_noticed():
     data = type("Named", (), {"class_names": list("0123456789"), "subset": None, "truths": None})
     right, turned = list(range(10)), [*range(1, 10), 0]
     (said,) = task.remarks(data, metrics_of(turned))
-    assert "right by chance alone (0.00 %)" in said and "renamed one to one 100.0 % would be right" in said
+    assert "as accurate as chance (0.00 %)" in said and "renaming of the classes, 100.0 % would be correct" in said
     assert task.remarks(data, metrics_of(right)) == []
     assert task.remarks(data, metrics_of(turned, sharp=0.0)) == []  # a model that knows nothing says so
     assert task.remarks(data, metrics_of([1, 0, 2, 3])) == []  # a quarter is chance, this is half

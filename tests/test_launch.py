@@ -20,7 +20,7 @@ def test_a_launch_that_says_half_is_no_run_of_one(monkeypatch, given):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"WORLD_SIZE": "two", "MASTER_PORT": "-1"}, "whole numbers .*, and WORLD_SIZE=two, MASTER_PORT=-1"),
+        ({"WORLD_SIZE": "two", "MASTER_PORT": "-1"}, "whole numbers .*, got WORLD_SIZE=two, MASTER_PORT=-1"),
         ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2: .* RANK must be below"),
     ],
 )
@@ -35,7 +35,7 @@ def test_numbers_that_no_launcher_gives(monkeypatch, wrong, said):
 def test_tasks_of_srun_without_a_launcher_are_named(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     distributed.join(config.compose())
-    assert "srun has started 8 processes of this command, and each is a run of its own" in capsys.readouterr().out
+    assert "srun has started 8 processes of this command, and each is a separate run" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     distributed.join(config.compose())
     assert capsys.readouterr().out == "" and distributed.size() == 1
@@ -49,6 +49,6 @@ def test_a_port_that_is_taken_is_said_to_be(monkeypatch):
         where = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         for name, value in where.items():
             monkeypatch.setenv(name, str(value))
-        said = rf"0 of 2 did not meet the others at 127.0.0.1, port {port} .*within hardware.timeout=3 s.*in use"
+        said = rf"of 2 could not connect to the others at 127.0.0.1, port {port} .*within hardware.timeout=3 s.*in use"
         with pytest.raises(ConfigError, match=said):
             distributed.join(config.compose(["hardware.timeout=3"]))

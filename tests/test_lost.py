@@ -104,7 +104,7 @@ def test_a_scheduler_stops_it(tmp_path, undisturbed, number, readers):
     for pid in (*workers(child), child.pid):  # a scheduler signals every process
         os.kill(pid, number)
     output = stopped(child, REQUEUE)
-    assert "go on with: python train.py resume=run" in output
+    assert "resume with: python train.py resume=run" in output
     assert 3 <= saved(tmp_path / "run") < 12
     resume(tmp_path / "run", undisturbed, "train.save_every=2", "data.workers=0")
 
@@ -119,7 +119,7 @@ def test_a_data_worker_is_killed(tmp_path, undisturbed):
     until(child, lambda: trained(tmp_path / "run", 3))
     os.kill(workers(child)[0], signal.SIGKILL)
     output = stopped(child, 2)
-    assert "a process reading the training set of digits died" in output and "is saved; to go on" in output
+    assert "a process reading the training set of digits died" in output and "is saved; resume with" in output
     assert 3 <= saved(tmp_path / "run") < 12
     resume(tmp_path / "run", undisturbed, "train.save_every=2", "data.workers=0")
 
@@ -130,7 +130,7 @@ def test_the_disk_takes_no_more(tmp_path, undisturbed):
     # no file may grow beyond 100 kB from here on: the system's own error, as of a full disk
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     output = stopped(child, 2)
-    assert "could not write the checkpoint" in output and "is whole" in output and "resume=" in output
+    assert "could not write the checkpoint" in output and "is intact" in output and "resume=" in output
     assert saved(tmp_path / "run") < 12
     resume(tmp_path / "run", undisturbed)
 
@@ -183,10 +183,10 @@ def test_a_folder_that_becomes_read_only(tmp_path, undisturbed):
     until(child, lambda: trained(run, 3))
     with read_only(run / "checkpoints"):
         output = stopped(child, 2)
-    assert "could not write the checkpoint" in output and "Read-only file system" in output and "is whole" in output
+    assert "could not write the checkpoint" in output and "Read-only file system" in output and "is intact" in output
     with read_only(run):
         output = stopped(fork(f"resume={run}", cwd=tmp_path), 2)
-    assert "cannot be written" in output and "Read-only file system" in output
+    assert "cannot write to the run folder" in output and "Read-only file system" in output
     assert saved(run) < 12
     resume(run, undisturbed)
 
@@ -203,9 +203,9 @@ def test_the_last_checkpoint_is_no_use(tmp_path, undisturbed, harm):
             file.seek(-100, os.SEEK_END)
             file.write(b"\x00\xff" * 20)
     output = resume(run, undisturbed)
-    assert f"resuming {run} from step 10" in output and "its log goes on to step 12" in output and before.exists()
+    assert f"resuming {run} from step 10" in output and "its log reaches step 12" in output and before.exists()
     if harm == "corrupt":
-        assert "damaged checkpoint passed over" in output and newest.name in output
+        assert "damaged checkpoint skipped" in output and newest.name in output
         assert (run / "checkpoints" / f"corrupt-{newest.name}").exists()
 
 
@@ -265,7 +265,7 @@ def test_the_data_vanishes(tmp_path, photos, photographed, split, workers):
     until(child, lambda: trained(tmp_path / "run", 3))
     (data / split).rename(data / "away")
     output = stopped(child, 2)
-    assert f"{data / split}" in output and "is saved; to go on" in output
+    assert f"{data / split}" in output and "is saved; resume with" in output
     assert 3 <= saved(tmp_path / "run") < 12
     (data / "away").rename(data / split)
     resume(tmp_path / "run", photographed, "train.save_every=2")
@@ -303,11 +303,13 @@ def test_steps_without_a_gradient_are_skipped(tmp_path, monkeypatch, capsys):
 
 def test_too_many_steps_without_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 5}))
-    with pytest.raises(train.NotFinite, match=r"(?s)at step 5 .*as at the 2 before.*is saved; to go on"):
+    with pytest.raises(train.NotFinite, match=r"(?s)at step 5 .*after 2 steps that were skipped.*saved; resume with"):
         train_here(tmp_path, *SKIP, "name=run")
     newest, _ = Store(tmp_path / "run" / "checkpoints").newest()
     assert (newest.state["step"], newest.state["skipped"]) == (5, 2)
     assert all(tensor.isfinite().all() for tensor in newest.tensors("model").values())
     note_overrides(tmp_path / "run", [*SKIP, f"out={tmp_path}", "name=run"])
-    with pytest.raises(train.NotFinite, match=r"at step 5 .*as at the 2 before"):  # it counts on, and stops as before
+    with pytest.raises(
+        train.NotFinite, match=r"at step 5 .*after 2 steps that were"
+    ):  # it counts on, and stops as before
         train_here(tmp_path, f"resume={tmp_path / 'run'}")

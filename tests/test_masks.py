@@ -111,7 +111,7 @@ def test_ade20k(tmp_path):
     assert (values(data.train), values(data.val)) == ([[0, 255]], [[149, 255]])
     assert data.num_classes == 150 and data.class_names[149] == "thing 150, object"
     mask(tmp_path / "annotations" / "training" / "ADE_1.png", (0, 151))
-    said = r"ADE_1.jpg has label 151 at row 0, column 15, which stands for class 150: .*149\. Give data\.num_classes="
+    said = r"ADE_1.jpg has label 151 at row 0, column 15, which stands for class 150: .*149\. Set data\.num_classes="
     with pytest.raises(DataError, match=said):
         data.train.sample(0, 0)
 
@@ -130,7 +130,7 @@ def test_ade20k_as_parquet(tmp_path):
     overrides = ["data=ade20k_hub", f"data.root={tmp_path}", "data.short_side=null", "data.img_size=32"]
     data = build("segment", *overrides)
     assert values(data.train) == [[6], [6]] and all_of(data.train, batch_size=2)[0][1].shape == (2, 32, 32)
-    with pytest.raises(DataError, match=r"no column 'mask' but image, annotation: give data.mask_key="):
+    with pytest.raises(DataError, match=r"no column 'mask', only image, annotation: set data.mask_key="):
         build("segment", *overrides, "data.mask_key=mask")
 
 
@@ -158,7 +158,7 @@ def test_voc(tmp_path):
     data = build("segment", *overrides)
     assert values(data.train) == [[0, 255], [0, 20]] and (len(data.val), data.class_names[20]) == (1, "tvmonitor")
     (lists / "val.txt").write_text("2007_9\n")
-    with pytest.raises(DataError, match=r"val.txt names 2007_9, but .*2007_9.jpg is not there"):
+    with pytest.raises(DataError, match=r"val.txt names 2007_9, but .*2007_9.jpg does not exist"):
         build("segment", *overrides)
     (lists / "val.txt").write_text("../../2007_2\n")
     with pytest.raises(DataError, match="leads out of its folder"):
@@ -178,12 +178,12 @@ def spoil(folder, what):
 
 
 SPOILT = {
-    "size": "b.jpg has 30 x 20 pixels and its mask 20 x 30: expected the same. Replace or remove it, or give ",
-    "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255 for what is not labelled. Give "
-    "data.num_classes= or data.class_names= as many classes as the masks have, data.label_ids= the values that stand "
-    "for them, or, where this mask alone is wrong, ",
-    "colours": "b.png: a mask has one channel of classes, this one is RGB. Save masks as PNGs of one channel whose "
-    "values are classes, or, where this one alone is wrong, give ",
+    "size": "b.jpg has 30 x 20 pixels but its mask 20 x 30: expected the same size. Replace or remove it, or set ",
+    "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255 for unlabelled pixels. Set "
+    "data.num_classes= or data.class_names= to the classes of the masks, or data.label_ids= to the values that stand "
+    "for them, or, if only this mask is wrong, ",
+    "colours": "b.png: a mask has one channel of classes, but this one is RGB. Save masks as single-channel PNGs whose "
+    "values are classes, or, if only this one is wrong, set ",
     "bytes": "cannot read the image",
 }
 
@@ -213,9 +213,9 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.class_names=[sky]"], "has 1 class: expected two or more"),
         (["data.class_names=[sky,tree,sky]"], "several classes of data=masks have the name 'sky': give each its own"),
         (["data.class_names=twice.txt"], "several classes of data=masks have the name 'sky'"),
-        (["data.class_names=[false,true]"], "data.class_names has false, which is no text: write such names in quotes"),
-        (["data.class_names=[sky,null]"], "data.class_names has null, which is no text"),
-        (["data.class_names=[sky,[tree]]"], "data.class_names has \"['tree']\", which is no text"),
+        (["data.class_names=[false,true]"], "data.class_names has false, which is not text: write such names in"),
+        (["data.class_names=[sky,null]"], "data.class_names has null, which is not text"),
+        (["data.class_names=[sky,[tree]]"], "data.class_names has \"['tree']\", which is not text"),
         (["data.class_names=[1,'1']"], "several classes of data=masks have the name '1'"),
         (["data.class_names=3"], "data.class_names=3: expected a list of names, or a file of them below data.root"),
         (["data.class_names=gone.txt"], "cannot read the names of the classes"),
@@ -224,10 +224,10 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.label_ids=[3,3]"], "data.label_ids=[3, 3]: expected different numbers"),
         (["data.label_ids=[1,2,256]"], "data.label_ids=[1, 2, 256]: expected different numbers, each 0 ... 255"),
         (["data.label_ids=[a,b,c]"], "data.label_ids=['a', 'b', 'c']: expected different numbers"),
-        (["data.label_ids=[1,2]"], "data.label_ids has 2 values for 3 classes: expected one value a class"),
+        (["data.label_ids=[1,2]"], "data.label_ids has 2 values for 3 classes: expected one value per class"),
         (["data.label_ids=[0,1,2,3]"], "data.label_ids has 4 values for 3 classes"),
-        (["data.num_classes=300"], "has 300 classes: a mask tells 255 apart at the most"),
-        (["data.left_out=[sky]"], "data.left_out names 'sky', which is no class"),
+        (["data.num_classes=300"], "has 300 classes: a mask can have at most 255"),
+        (["data.left_out=[sky]"], "data.left_out names 'sky', which is not a class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
     ],
 )
@@ -239,7 +239,7 @@ def test_folders_that_do_not_fit(folder, more, said):
 
 
 def test_a_task_needs_its_kind_of_labels(folder):
-    with pytest.raises(DataError, match="data=digits has one label an image, task=segment needs them in the image"):
+    with pytest.raises(DataError, match="data=digits has one label per image, but task=segment needs dense labels"):
         build("segment", "data=digits")
     with pytest.raises(DataError, match="data=masks has no instances labels, which task=detect needs"):
         build("detect", "data=masks", f"data.root={folder}", "data.num_classes=3")
@@ -303,7 +303,7 @@ def test_a_mask_of_an_image_that_is_turned(folder):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (20, 30)).save(folder / "images" / "train" / "b.jpg", exif=exif)
-    with pytest.raises(DataError, match=r"expected the same\. Its EXIF tag says .* data\.exif_orientation=true$"):
+    with pytest.raises(DataError, match=r"expected the same size\. Its EXIF tag says .* data\.exif_orientation=true$"):
         masks(folder).train.sample(1, 0)
     assert masks(folder, "data.exif_orientation=true").train.sample(1, 0)[0].shape == (3, 32, 32)
 
@@ -311,5 +311,5 @@ def test_a_mask_of_an_image_that_is_turned(folder):
 def test_images_of_several_sizes_make_no_batch(folder):
     picture(folder / "images" / "train" / "b.jpg", size=(20, 30))
     mask(folder / "masks" / "train" / "b.png", (0, 1), size=(20, 30))
-    with pytest.raises(DataError, match=r"images of \d+ x \d+, \d+ x \d+ pixels make no batch: give task\.crop=true"):
+    with pytest.raises(DataError, match=r"images of \d+ x \d+, \d+ x \d+ pixels cannot form a batch: set task\.crop"):
         all_of(masks(folder, "task.crop=false", "task.jitter=[1,1]").train, batch_size=3)

@@ -67,10 +67,10 @@ def test_momentum_of_batch_norms(name):
 
 
 def test_stages_without_blocks():
-    with pytest.raises(ValueError, match=r"depths is \(2, 0, 1, 1\): expected a block a stage at least"):
+    with pytest.raises(ValueError, match=r"depths is \(2, 0, 1, 1\): expected at least one block per stage"):
         create_model("maxvit_t", depths=(2, 0, 1, 1))
 
 
 def test_lengths_that_differ():
-    with pytest.raises(ValueError, match=r"depths is \(2, 2\): expected a number a stage in each"):
+    with pytest.raises(ValueError, match=r"depths is \(2, 2\): expected one number per stage in each"):
         create_model("maxvit_t", depths=(2, 2))

@@ -494,18 +494,18 @@ def test_widths_that_give_no_heads(name, dim):
         ("maxvit_t", {"window": (7,)}, r"window is \(7,\): expected at least 1 token a side"),
         ("gcvit_s", {"window_size": -1}, r"window is \(-1, -1\): expected at least 1 token a side"),
         ("davit_t", {"window": 0}, r"window is \(0, 0\): expected at least 1 token a side"),
-        ("dinat_b", {"window": 6}, "window is 6, dilation 1: expected one odd number, and 1 or more"),
-        ("dinat_iso_s", {"window": (7, 7)}, r"window is \(7, 7\), dilation 1: expected one odd number"),
-        ("dinats_t", {"dilations": 0}, "window is 7, dilation 0: expected one odd number, and 1 or more"),
-        ("dinat_b", {"dilations": [1, 2, 1, 2]}, r"dilations is \[1, 2, 1, 2\]: expected a list a stage"),
-        ("dinat_b", {"dims": (32, 64), "depths": (1, 1)}, "dilations is 'classification', for 4 stages: here are 2"),
-        ("dinat_iso_s", {"dilations": ()}, "dilations is an empty list: expected numbers"),
+        ("dinat_b", {"window": 6}, "window is 6, dilation is 1: expected an odd window and a dilation of 1"),
+        ("dinat_iso_s", {"window": (7, 7)}, r"window is \(7, 7\), dilation is 1: expected an odd window"),
+        ("dinats_t", {"dilations": 0}, "window is 7, dilation is 0: expected an odd window and a dilation of 1"),
+        ("dinat_b", {"dilations": [1, 2, 1, 2]}, r"dilations is \[1, 2, 1, 2\]: expected a list per stage"),
+        ("dinat_b", {"dims": (32, 64), "depths": (1, 1)}, "for 4 stages: the model has 2"),
+        ("dinat_iso_s", {"dilations": ()}, "dilations is empty: expected one or more numbers"),
         ("litv2_s", {"alpha": 2}, "alpha is 2: expected a share of the heads, from 0 to 1"),
         ("litv2_s", {"heads": (1, 2, 0, 4)}, "dim 128 does not divide into 0 heads"),
         ("biformer_t", {"heads": (0, 2, 2, 2)}, "dim 32 does not divide into 0 heads"),
         ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
         ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
-        ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected 4 stages at most"),
+        ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected at most 4 stages"),
         ("gcvit_s", {"mlp_ratio": -1}, "an MLP for 32 channels has -32 hidden units: expected 1 or more"),
     ],
 )
@@ -517,7 +517,7 @@ def test_arguments_that_fit_no_layer(name, given, says):
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - ISOTROPIC))
 def test_stages_of_different_numbers(name):
     with pytest.raises(
-        ValueError, match=r"depths is \(1, 1\).*: expected a number (a stage in each|for each of 4 stages)"
+        ValueError, match=r"depths is \(1, 1\).*: expected (one number per stage in each|a number for each of 4 stages)"
     ):
         small(name, depths=(1, 1))
 
@@ -541,7 +541,7 @@ def test_images_that_are_too_small(name, stages):
         for size in ((least - 1, 64), (64, least - 1)):
             image = torch.randn(1, 3, *size)
             for call in (model, model.forward_intermediates, torch.fx.symbolic_trace(model)):
-                with pytest.raises(ValueError, match=rf"images are .*: expected {least} pixels a side at least"):
+                with pytest.raises(ValueError, match=rf"images are .*: expected at least {least} pixels a side"):
                     call(image)
         model.least = 1
         with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):

@@ -76,7 +76,7 @@ def test_classes_that_may_be_the_same(begun):
     chosen = imagenet.class_names()[6:206]
     noted.check_classes(run, data(chosen, num_classes=1000, subset=tuple(range(6, 206))), "imagenet_a")
     noted.check_classes(run, data(imagenet.class_names(), truths=np.zeros((4, 1))), "imagenet_real")
-    with pytest.raises(RunError, match="cannot be measured on data=imagenet_v2: class 0 is 'n01440764' in the run"):
+    with pytest.raises(RunError, match="cannot be evaluated on data=imagenet_v2: class 0 is 'n01440764' in the run"):
         noted.check_classes(run, data(imagenet.class_names()[::-1]), "imagenet_v2")
 
 
@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_as_many_images(begun, capsys):
     run = begun(ANIMALS)
     noted.check_same(run, data(ANIMALS))
     assert capsys.readouterr().out == ""
-    with pytest.raises(RunError, match="the run has 12 training images, the data 9\nput the data back"):
+    with pytest.raises(RunError, match="the run has 12 training images, the data 9\nrestore the data"):
         noted.check_same(run, data(ANIMALS, images=9))
     noted.check_same(run, data(ANIMALS, val=5))
     assert "validation has 5 images, not 4 as before" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_data_without_images(begun, tmp_path):
     whole = data(ANIMALS, img_size=(32, 64), left_out=(1,))
     known = noted.described(begun(ANIMALS, img_size=(32, 64), left_out=(1,)), cfg)
     assert known == replace(whole, train=None, val=None)
-    with pytest.raises(RunError, match=r"has no data\.json, which says what its classes are"):
+    with pytest.raises(RunError, match=r"has no data\.json, which lists its classes"):
         noted.described(tmp_path / "none", cfg)
 
 

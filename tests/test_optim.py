@@ -128,7 +128,7 @@ def test_weight_decay_by_name():
     scales = by_name(model, optimizer, "lr_scale")
     assert {name for name in scales if scales[name] != 1} == OFFSETS
     with pytest.raises(
-        config.ConfigError, match=r"optim.no_decay: no parameter fits \*.table; the model's are called stem"
+        config.ConfigError, match=r"optim.no_decay: no parameter matches \*.table; those of the model are stem"
     ):
         made(*LITV2, "optim.no_decay=['*.table']")
 
@@ -242,7 +242,7 @@ def test_names_that_do_not_decay():
     assert spared == {name for name in inside if "norm" in name or name.endswith("rpb")}
     assert {decays[name] for name in decays.keys() - spared} == {0.01}
     assert any("norm" in name for name in decays.keys() - inside) and any(n.endswith("bias") for n in inside - spared)
-    with pytest.raises(config.ConfigError, match=r"optim\.no_decay: no parameter fits \*pos_embed; the model's are"):
+    with pytest.raises(config.ConfigError, match=r"optim\.no_decay: no parameter matches \*pos_embed; those of the"):
         dense(segmentation, "optim.no_decay=[*pos_embed]")
 
 
@@ -302,7 +302,7 @@ def test_offsets_learn_at_their_rate_and_a_resumed_run_keeps_it(tmp_path):
 @pytest.mark.parametrize(("opt", "betas", "count"), [("adamw", [0.9, 0.99, 0.999], 2), ("adan", [0.9, 0.99], 3)])
 def test_an_optimizer_has_as_many_betas_as_it_has(opt, betas, count):
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match=f"optim.opt={opt} has {count} of them"):
+    with pytest.raises(ConfigError, match=f"optim.opt={opt} takes {count} of them"):
         optim.create(config.compose([f"optim.opt={opt}", f"optim.betas={betas}"]), model)
 
 

@@ -103,7 +103,7 @@ def test_a_recipe_that_starts_from_nothing_says_so(given, monkeypatch, capsys):
     task = segment.Task(cfg)
     task.build_model(task.build_data())
     said = " ".join(capsys.readouterr().out.split())
-    assert ("starts from weights of an ImageNet classifier, and none are given" in said) == (not given)
+    assert ("starts from weights of an ImageNet classifier, but none are given" in said) == (not given)
 
 
 def picture(path, values, mode="RGB"):

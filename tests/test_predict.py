@@ -27,14 +27,14 @@ def test_which_images_are_meant(folder):
     (folder / "._a.jpg").touch()
     assert named("") == named("/*") == ["a.jpg", "b.PNG"]
     assert named("/notes.txt") == named("/*.txt") == ["notes.txt"] and named("/._a.jpg") == ["._a.jpg"]
-    with pytest.raises(RunError, match=r"predict=.*/n\* names no file of an image$"):
+    with pytest.raises(RunError, match=r"predict=.*/n\* matches no image file$"):
         named("/n*")
     (folder / "x[1].jpg").touch()
     assert named("/x[1].jpg") == ["x[1].jpg"]
-    with pytest.raises(RunError, match=r"predict=.*/\*.gif names no file$"):
+    with pytest.raises(RunError, match=r"predict=.*/\*.gif matches no file$"):
         named("/*.gif")
     (folder / "empty").mkdir()
-    with pytest.raises(RunError, match="names no file of an image"):
+    with pytest.raises(RunError, match="matches no image file"):
         named("/empty")
 
 

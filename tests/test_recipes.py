@@ -175,7 +175,7 @@ def test_a_model_of_one_size_is_refused_before_it_trains():
         return task.build_model(task.build_data())
 
     with pytest.raises(
-        ConfigError, match=r"data\.eval_img_size=48: vit_tiny_patch16_224 takes no images of another size"
+        ConfigError, match=r"data\.eval_img_size=48: vit_tiny_patch16_224 only takes images of the size"
     ):
         build()
     assert build("+model.dynamic_img_size=true").training

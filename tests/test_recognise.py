@@ -88,7 +88,7 @@ def test_names_pick_among_equals(file, model):
     assert found.model == model and found.by_name == (model is not None)
     assert {name for name, _ in found.candidates} == alike(holds)
     said = "name the model" if model is None else f"{model} by its name"
-    assert "differ in what has no weights" in found.message and said in found.message
+    assert "differ only in what has no weights" in found.message and said in found.message
 
 
 @pytest.mark.parametrize("group", ALIKE, ids=min)
@@ -176,7 +176,7 @@ def test_projections_apart_that_do_not_fit(tmp_path):
     state = dict(zip(names, (torch.zeros(4, 4), torch.zeros(4, 3), torch.zeros(4, 4)), strict=True))
     torch.save(state, tmp_path / "weights.pth")
     assert recognise(state).candidates == ()
-    assert inspect.inspect(tmp_path / "weights.pth")["summary"] == "no model of the zoo"
+    assert inspect.inspect(tmp_path / "weights.pth")["summary"] == "not a model of the zoo"
     said = " or ".join(f"{name} than {tuple(tensor.shape)}" for name, tensor in state.items())
     refused(
         tmp_path / "weights.pth", re.escape(f"layout 'transformers' expects another shape for {said}"), small("dinat_b")
@@ -270,7 +270,9 @@ CALL = re.escape("timm.create_model('gcvit_xxt', num_classes=3, table=False, win
 def test_commands_build_no_windows_that_they_do_not_know(build, tmp_path):
     path = tmp_path / "bare.pth"
     torch.save(timm.create_model("gcvit_xxt", num_classes=3, **WITHOUT_TABLES).state_dict(), path)
-    with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID) + f", which .* does not take. In Python {CALL} is"):
+    with pytest.raises(
+        zoo.CheckpointError, match=re.escape(UNSAID) + f", which .* does not take. In Python, {CALL} takes"
+    ):
         build(str(path))
 
 
@@ -282,7 +284,7 @@ def test_dense_models_of_windows_that_are_not_known(tmp_path):
     found = recognise_dense(state)
     assert found.arguments("gcvit_xxt") == {"table": False} and found.backbone.unshown("gcvit_xxt") == ["window_size"]
     call = "zoo.heads.segmenter('gcvit_xxt', num_classes=3, head='fcn', channels=8, auxiliary=False, table=False, win"
-    with pytest.raises(zoo.CheckpointError, match=f"{re.escape(UNSAID)}, .* In Python {re.escape(call)}"):
+    with pytest.raises(zoo.CheckpointError, match=f"{re.escape(UNSAID)}, .* In Python, {re.escape(call)}"):
         export.build(str(path))
     with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID)):
         show.source.build(None, str(path), None)
@@ -364,7 +366,10 @@ def test_norms_on_features(tmp_path, caplog):
     assert report.left_out == {"feature_norms": 8} and report.head_remade
     headless = small(NAME, num_classes=0, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     assert torch.equal(headless.stem.conv1.weight, state["stem.conv1.weight"])
-    assert "it has no head.after.norm.weight" in caplog.text and "left out: feature_norms (8 tensors)" in caplog.text
+    assert (
+        "newly initialised: head.after.norm.weight" in caplog.text
+        and "left out: feature_norms (8 tensors)" in caplog.text
+    )
     torch.save(without(state, "feature_norms.0."), path)
     report = load_checkpoint(small(NAME, features_only=True, feature_norms=True), path)
     assert report.new == ["feature_norms.0.weight", "feature_norms.0.bias"] and report.new[0] in report.message

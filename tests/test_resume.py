@@ -151,7 +151,7 @@ def test_what_a_state_dict_holds_beside_tensors(tmp_path):
     assert checkpoint.read(tmp_path / "step-1").tree("optimizer") == tree
     old = {"dict": [["betas", {"list": [{"value": 0.9}, {"tensor": "a"}]}]]}
     assert unpack(old, {"a": 3}) == {"betas": [0.9, 3]}
-    with pytest.raises(ValueError, match="'load' in the state of an optimiser is no dtype"):
+    with pytest.raises(ValueError, match="'load' in the state of an optimiser is not a dtype"):
         unpack({"dtype": "load"}, {})
 
 

@@ -86,10 +86,10 @@ def test_scans_can_be_told_from_the_ground(splits):
 @pytest.mark.parametrize(
     ("changes", "size", "said"),
     [
-        ({"things": "[0,3]"}, (64, 64), "expected [fewest,most] scans a scene"),
-        ({"things": "[5,3]"}, (64, 64), "expected [fewest,most] scans a scene"),
+        ({"things": "[0,3]"}, (64, 64), "expected [fewest,most] scans per scene"),
+        ({"things": "[5,3]"}, (64, 64), "expected [fewest,most] scans per scene"),
         ({"val_count": 0}, (64, 64), "data.val_count=0: expected at least one scene"),
-        ({}, (16, 64), "too small for scenes: at least 32 pixels"),
+        ({}, (16, 64), "too small for scenes: expected at least 32 pixels"),
     ],
 )
 def test_scenes_that_cannot_be(changes, size, said):

@@ -160,8 +160,8 @@ def test_command(tmp_path, capsys, monkeypatch):
                                      "--images", "4100", "--out", str(tmp_path)])  # fmt: skip
     schedule.main()
     said = capsys.readouterr().out
-    assert said.startswith("data=imagenet with 4100 training images; data= and --images say another\n")
-    assert "8 steps, 4 an epoch, of 1024 images in 8 parts of 128" in said
+    assert said.startswith("data=imagenet with 4100 training images; change it with data= and --images\n")
+    assert "8 steps, 4 per epoch, of 1024 images in 8 parts of 128" in said
     assert "lr x 0.01" in said and "stages.1.downsample.offset.weight" in said
     with open(tmp_path / "steps.csv") as file:
         rows = list(csv.DictReader(file))
@@ -209,12 +209,12 @@ def test_a_batch_in_parts_is_said(monkeypatch):
     """One device does what the authors' did together, or two half of it each; what is whole needs no word."""
     paper = ["recipe=paper", "model=biformer_t"]
     assert planned(*paper).said(None, None) == [
-        "1024 images a step: 8 parts of 128, one after the other on one process"
+        "1024 images per step: 8 parts of 128, one after the other on one process"
     ]
     assert planned().said(None, None) == planned().said(None, 1) == []
-    assert planned().said(None, 2)[0] == "1024 images a step: all at once, on one process"
+    assert planned().said(None, 2)[0] == "1024 images per step: all at once, on one process"
     monkeypatch.setattr(plan.distributed, "size", lambda: 2)
-    assert planned(*paper).said("ddp", None) == ["1024 images a step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
+    assert planned(*paper).said("ddp", None) == ["1024 images per step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
 
 
 def test_weights_that_have_learned_nothing_are_not_evaluated():

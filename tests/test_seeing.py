@@ -79,7 +79,7 @@ def test_a_log_that_fails_stops_the_run_and_loses_nothing(runs, tmp_path, monkey
 
     options = [*QUICK, "train.save_every=100", "logger=tensorboard", f"out={tmp_path}", "name=run"]
     monkeypatch.setattr(log.Through, "write", full)
-    said = r"(?s)could not write \S+: .*No space left on device\nthe state after step 3 is saved; to go on .*resume="
+    said = r"(?s)could not write \S+: .*No space left on device\nthe state after step 3 is saved; resume with: .*resume"
     with pytest.raises(log.LogError, match=said):
         train_here(tmp_path, *options)
     assert "Traceback" not in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_curves_that_cannot_be_written_lose_no_step(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("recipes.run.draw_curves", full)
-    said = r"(?s)could not write \S+curves.png: .*No space left on device\nthe state after step 5 is saved; to go on "
+    said = r"(?s)could not write \S+curves.png: .*No space left on device\nthe state after step 5 is saved; resume with"
     with pytest.raises(RunError, match=said):
         train_here(tmp_path, *QUICK, "train.save_every=100", f"out={tmp_path}", "name=run")
     assert Store(tmp_path / "run" / "checkpoints").newest("step")[0].state["step"] == 5
@@ -118,7 +118,7 @@ def test_tensorboard_that_cannot_begin_says_how_to_go_on(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("in the way")
-    with pytest.raises(log.LogError, match=r"could not write \S+tensorboard: .*; then go on with: .* resume=\S+run$"):
+    with pytest.raises(log.LogError, match=r"could not write \S+tensorboard: .*; then resume with: .* resume=\S+run$"):
         train_here(tmp_path, *QUICK, "logger=tensorboard", "name=run")
 
 
@@ -272,7 +272,7 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     compare.main([*map(str, sorted(runs.iterdir())), "--out", str(tmp_path / "both.png")])
     said = capsys.readouterr().out
     assert f"left out: {runs / 'no run'} holds no run" in said
-    assert f"left out: {runs / 'broken'} has a config.yaml that is none" in said
+    assert f"left out: config.yaml in {runs / 'broken'} is not a run's configuration" in said
     rows = compare.readable([runs / "one", runs / "two"])
     assert rows[0].value >= rows[1].value
     assert compare.different(rows) == ["seed", "optim.lr"]
@@ -315,7 +315,7 @@ def test_runs_on_other_classes_have_a_table_of_their_own(runs, tmp_path, capsys)
     said = capsys.readouterr().out
     assert re.search(r"classify, digits, 2 classes: 1 run *\n", said) and "classify, digits, 10 classes: 2 runs" in said
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["all-10-classes.png", "all-2-classes.png"]
-    assert "not measured on the same images" not in said
+    assert "not evaluated on the same images" not in said
 
 
 def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
@@ -323,7 +323,7 @@ def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
     less = as_measured(runs / "one", tmp_path / "less", images={"train": 1761, "val": 36}, cfg=cfg)
     compare.main([str(less), str(runs / "one"), "--out", str(tmp_path / "all.png")])
     said = capsys.readouterr().out
-    assert "2 runs" in said and "not measured on the same images, so that scores do not compare: " in said
+    assert "2 runs" in said and "not evaluated on the same images, so the scores are not comparable: " in said
     assert "less (images=36, data.val_fraction=0.02)" in said
     assert "one (images=180, data.val_fraction=0.1)" in said
     compare.main([str(runs / "one"), str(runs / "two"), "--out", str(tmp_path / "all.png")])

@@ -203,7 +203,7 @@ def test_a_pyramid_of_maps_that_have_one_stride(head, tmp_path):
 
 
 def test_strides_of_which_no_pyramid_can_be_made():
-    with pytest.raises(ValueError, match="stride of 14 make no pyramid of 4"):
+    with pytest.raises(ValueError, match="stride of 14 cannot make a pyramid of 4"):
         pyramid_of([8] * 4, [14] * 4)
 
 
@@ -241,7 +241,7 @@ def test_wrong_arguments():
         segmenter("resnet18", 3, head="unet")
     with pytest.raises(ValueError, match=r"\(1, 32, 33\)"):
         tiny()(torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 33, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"targets are torch\.float32: give the labels"):
+    with pytest.raises(ValueError, match=r"targets are torch\.float32: expected integers, the labels"):
         tiny()(torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 32))
 
 

@@ -42,7 +42,7 @@ def test_a_size_that_images_of_a_dense_task_do_not_get_is_refused(tmp_path):
     """Data with labels in it is resized by its sides, whatever data.img_size is."""
     data = ["data=masks", "data.root=there", "data.num_classes=3"]
     run = begun(tmp_path / "run", "task=segment", *data)
-    with pytest.raises(RunError, match=r"img_size=96 would change nothing: it needs .*data\.short_side= and"):
+    with pytest.raises(RunError, match=r"img_size=96 would have no effect: it needs .*data\.short_side= and"):
         config_to_evaluate(run, [f"run={run}", "img_size=96"])
     assert config_to_evaluate(run, ["img_size=96", "task.inference=slide"]).data.img_size == 96
     scenes = begun(tmp_path / "scenes", "task=detect")
@@ -56,7 +56,7 @@ def test_another_dense_data_set_is_resized_as_the_run_s(tmp_path, capsys):
     found = config_to_evaluate(run, ["data=coco", "data.root=here", "data.long_side=900"]).data
     assert (found.short_side, found.long_side) == (640, 900)
     said = capsys.readouterr().out
-    assert "prepared as the run's images were" in said and "data.short_side=640" in said and "crop_pct" not in said
+    assert "preprocessed like the run's images" in said and "data.short_side=640" in said and "crop_pct" not in said
 
 
 def test_a_run_goes_on_as_before_where_its_recipe_sets_a_younger_key(tmp_path):
@@ -81,9 +81,9 @@ def test_a_run_whose_recipe_has_another_value_now_is_told_how_to_go_on(tmp_path)
     with pytest.raises(RunError, match=r"hflip: the run has 0\.5, now 0") as error:
         config_to_resume(run, [])
     given = ["augment.hflip=0.5", "optim.betas=[0.9,0.95]"]
-    assert f"to go on as before give {' '.join(given)}, or begin" in str(error.value)
+    assert f"to resume as before give {' '.join(given)}, or start" in str(error.value)
     assert config_to_resume(run, given).augment.hflip == 0.5
-    with pytest.raises(RunError, match="leave these out to go on, or begin"):
+    with pytest.raises(RunError, match="leave these out to resume, or start"):
         config_to_resume(run, ["augment.hflip=0.25", "optim.betas=[0.9,0.95]"])
 
 
@@ -91,10 +91,10 @@ def test_a_run_whose_recipe_has_another_value_now_is_told_how_to_go_on(tmp_path)
 def test_what_would_change_nothing_is_refused(tmp_path, typed):
     run = begun(tmp_path / "run")
     config_to_evaluate(run, [f"run={run}", "task=classify", "predictions=true"])
-    with pytest.raises(RunError, match="would change nothing") as error:
+    with pytest.raises(RunError, match="would have no effect") as error:
         config_to_evaluate(run, [f"run={run}", typed, "hardware=cpu"])
     assert f" {typed} would" in str(error.value)
-    with pytest.raises(RunError, match=r"says the model and its weights already; leave out weights=ema"):
+    with pytest.raises(RunError, match=r"already determines the model and its weights; leave out weights=ema"):
         config_to_evaluate(run, ["weights=ema"])
 
 
@@ -104,7 +104,7 @@ def test_another_data_set_is_prepared_as_the_run_s(tmp_path, capsys):
     assert cfg.data.hub == "uoft-cs/cifar10"
     found = preprocessing(cfg)
     assert (found.mean, found.std, found.size, found.crop_mode) == ((0.5,) * 3, (0.1, 0.2, 0.3), (32, 32), "squash")
-    assert "data=cifar10 is prepared as the run's images were, data.mean=[0.5, 0.5, 0.5]; " in capsys.readouterr().out
+    assert "data=cifar10 is preprocessed like the run's images, data.mean=[0.5, 0.5, 0.5]; " in capsys.readouterr().out
     config_to_evaluate(run, ["data=digits"])
     assert capsys.readouterr().out == ""
 
@@ -142,19 +142,19 @@ def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["eval.py", "run=missing", "task.flip=true"])
     with pytest.raises(SystemExit):
         config.main("eval", errors=(RunError,))(lambda cfg: None)()
-    assert "error: missing holds no run: missing/config.yaml is not there" in capsys.readouterr().err
+    assert "error: missing holds no run: missing/config.yaml does not exist" in capsys.readouterr().err
 
 
 def test_a_key_that_was_typed_is_no_near_match():
-    with pytest.raises(ConfigError, match=r"unknown key 'task\.flip' here: it is one of task=segment"):
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.flip' here: it belongs to task=segment"):
         config.compose(["task.flip=true"], "eval")
     with pytest.raises(ConfigError, match=r"unknown key 'recipe'; "):
         config.compose(["recipe=quick"], "eval")
 
 
-BEST = "the weights of other steps are measured, so that another checkpoint may be the best"
+BEST = "the weights of other steps are evaluated, so that another checkpoint may be the best"
 EFFECTS = {
-    "hardware.amp=bfloat16": "None to bfloat16: from here on numbers are rounded otherwise, and the result differs",
+    "hardware.amp=bfloat16": "None to bfloat16: from here on numbers are rounded differently, and the result differs",
     "hardware.sync_bn=true": "False to True: on several GPUs batch norms take statistics over other images, and the "
     "result differs",
     "train.eval_every=2": f"1 to 2: {BEST}",
@@ -202,7 +202,7 @@ def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
     note_session(run, ["train.keep=1"], 0, "cpu")
     assert [start["overrides"] for start in sessions(run)] == [[*SMALL, "train.steps=3"], ["train.keep=1"]]
     path.write_text(first[: len(first) // 2])
-    with pytest.raises(RunError, match="does not say any more what it was begun with"):
+    with pytest.raises(RunError, match="has lost the command that started it"):
         config_to_resume(run, [])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

@@ -254,7 +254,7 @@ def test_heads_that_do_not_divide():
 
 @pytest.mark.parametrize("given", [{"depths": (2, 4)}, {"dims": (32, 32)}, {"heads": (2, 4, 8, 16, 16)}])
 def test_stages_have_all_their_numbers(given):
-    with pytest.raises(ValueError, match=r"dims is .*, depths is .*, heads is .*: expected a number a stage in each"):
+    with pytest.raises(ValueError, match=r"dims is .*, depths is .*, heads is .*: expected one number per stage"):
         create_model("sgformer_s", device="meta", **given)
 
 

@@ -22,13 +22,13 @@ def test_a_device_that_processes_cannot_share(monkeypatch, device):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(ConfigError, match="cannot be shared by 2 processes"):
+    with pytest.raises(ConfigError, match="cannot be used by 2 processes"):
         hardware.setup(config.compose([f"hardware.device={device}"]))
 
 
 def test_synchronised_norms_are_refused_on_the_cpu(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(ConfigError, match="SyncBatchNorm trains on GPUs alone, this is the cpu"):
+    with pytest.raises(ConfigError, match="SyncBatchNorm only trains on GPUs, and this is cpu"):
         hardware.setup(config.compose(["hardware=cpu", "hardware.sync_bn=true"]))
 
 
@@ -36,7 +36,7 @@ def test_what_is_for_several_processes_is_said_on_one(monkeypatch, capsys):
     typed = ["hardware=cpu", "hardware.parallel=fsdp", "hardware.sync_bn=true"]
     hardware.setup(config.compose(typed))
     assert capsys.readouterr().out.splitlines() == [
-        f"{text} has no effect on one process: see torchrun" for text in typed[1:]
+        f"{text} has no effect with one process: see torchrun" for text in typed[1:]
     ]
     monkeypatch.setattr(distributed, "size", lambda: 2)
     hardware.setup(config.compose(typed[:2]))
@@ -146,7 +146,7 @@ def test_optimizers_that_cannot_step_a_shared_model_are_refused():
     for said in on_ranks(2, refused_optimizers, "adamw", "lamb", "muon", "adafactor"):
         *steps, refused = said.values()
         assert steps == ["", "", ""]
-        assert re.search(r"optim\.opt=adafactor cannot step .* shared out.*\nGive hardware\.parallel=ddp", refused)
+        assert re.search(r"optim\.opt=adafactor cannot step a sharded model.*\nSet hardware\.parallel=ddp", refused)
 
 
 def handed_over(folder: Path, opt: str, begun: str) -> tuple[list, list, float]:

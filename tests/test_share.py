@@ -124,7 +124,7 @@ def test_the_licence_that_is_given_stands_in_both_files(tmp_path):
 
 
 def test_features_cannot_be_shared(tmp_path):
-    with pytest.raises(ValueError, match="gives features alone: share the model without"):
+    with pytest.raises(ValueError, match="returns only features: share the model without"):
         zoo.save_for_hf(small("davit_t", features_only=True), tmp_path / "features")
     assert not (tmp_path / "features").exists()
 

@@ -302,12 +302,12 @@ def test_models_without_their_last_stages():
     ("name", "given", "said"),
     [
         ("biformer_t", {"query": (71, 0)}, "outside of the image of 71 x 86"),
-        ("biformer_t", {"only": ["superpixels"]}, "has no picture superpixels: expected some of routes, field"),
-        ("biformer_t", {"stage": 3}, "stages that have: 0, 1, 2"),
+        ("biformer_t", {"only": ["superpixels"]}, "has no picture superpixels: expected one or more of routes, field"),
+        ("biformer_t", {"stage": 3}, "stages with it: 0, 1, 2"),
         ("biformer_t", {"stage": 2, "block": 5}, "2 such blocks, 0 to 1"),
         ("biformer_t", {"head": 9}, "head is 9"),
         ("davit_t", {"head": 3}, "0 to 1|there are"),
-        ("litv2_s", {"stage": 3}, "HiLo shares them"),
+        ("litv2_s", {"stage": 3}, "which this picture needs"),
     ],
 )
 def test_what_is_not_there(name, given, said):

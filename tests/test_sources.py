@@ -151,7 +151,7 @@ def other_classes(root):
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (missing, "photos is no folder: expected one with train/ and val/"),
+        (missing, "photos is not a folder: expected one with train/ and val/"),
         (no_val, r"has no folder val/: .* found train"),
         (no_classes, "train has no class folders"),
         (empty_class, r"the class folder .*train/dog has no image"),
@@ -268,9 +268,9 @@ def test_parquet_errors(tmp_path):
         DataError, match=r"no \.parquet files of the split 'validation'.*found: data/test-00000-of-00002"
     ):
         make("cifar10", root=root, val_split="validation")
-    with pytest.raises(DataError, match=r"no column 'picture' but img, label: give data.image_key="):
+    with pytest.raises(DataError, match=r"no column 'picture', only img, label: set data.image_key="):
         make("cifar10", root=root, image_key="picture")
-    with pytest.raises(DataError, match=r"data.root=/nowhere is no folder"):
+    with pytest.raises(DataError, match=r"data.root=/nowhere is not a folder"):
         make("cifar10", root="/nowhere")
     (tmp_path / "broken" / "data").mkdir(parents=True)
     for split in ("train", "test"):
@@ -299,7 +299,7 @@ def test_labels_are_numbers(tmp_path, source, values, said):
     if said is None:
         assert make("cifar10", **changes).val.records.labels.tolist() == [1, 0]
         return
-    with pytest.raises(DataError, match=rf"column 'label' holds {said}, expected .* give data.label_key="):
+    with pytest.raises(DataError, match=rf"column 'label' holds {said}, expected .* set data.label_key="):
         make("cifar10", **changes)
 
 
@@ -314,8 +314,8 @@ def test_several_labels_an_image(tmp_path, source, labels):
         make("cifar10", root=str(tmp_path), source=source, hub=None)
     row = labels[0] is None
     assert (
-        f"the column 'label' holds several labels, {labels[row]} at row {int(row)}: expected one an image, the number "
-        "of a class; give data.label_key= another column"
+        f"the column 'label' holds several labels, {labels[row]} at row {int(row)}: expected one per image, the number "
+        "of a class; set data.label_key= to another column"
     ) in str(error.value)
 
 
@@ -347,9 +347,9 @@ def test_what_datasets_saved_to_a_disk(tmp_path):
     data = make("cifar10", **given)
     assert data.class_names == ["ant", "bee"] and data.val.records.labels.tolist() == [1, 0]
     assert data.train.image(0).getpixel((0, 0)) == (40, 0, 0)
-    with pytest.raises(DataError, match=r"What save_to_disk of `datasets` wrote is read with data\.source=arrow"):
+    with pytest.raises(DataError, match=r"Read the output of save_to_disk of `datasets` with data\.source=arrow"):
         make("cifar10", source="parquet", hub=None, **given)
-    with pytest.raises(DataError, match=r"files of the split 'more'.* read with data.source=arrow, from .*/saved/more"):
+    with pytest.raises(DataError, match=r"files of the split 'more'.* with data.source=arrow, from .*/saved/more"):
         make("cifar10", val_split="more", **given)
     (tmp_path / "saved" / "test" / "data-00000-of-00001.arrow").write_bytes(b"no table")
     with pytest.raises(DataError, match="cannot read the saved files of 'test' under"):

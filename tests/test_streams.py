@@ -192,13 +192,13 @@ def test_state(kind, tmp_path):
         assert 0 < reader["held"] <= 12 and reader["seed"] > 0
     check_position(state, position(source, epoch=1, start=5, **options()))
     for change, said in (
-        (options(workers=3), r"workers: it was begun with 2, now 3 \(give data.workers=2\)"),
-        (options(world=2), r"ranks: it was begun with 1, now 2 \(start it with that many processes\)"),
+        (options(workers=3), r"workers: started with 2, now 3 \(set data.workers=2\)"),
+        (options(world=2), r"ranks: started with 1, now 2 \(start it with that many processes\)"),
     ):
         with pytest.raises(DataError, match=said):
             check_position(state, position(source, epoch=1, start=5, **change))
     other = make(kind, root=WRITE[kind](tmp_path / "more", counts=(*COUNTS, 9))).train
-    with pytest.raises(DataError, match=r"images: it was begun with 113, now 122 .*shards"):
+    with pytest.raises(DataError, match=r"images: started with 113, now 122 .*shards"):
         check_position(state, position(other, epoch=1, start=5, **options()))
 
 
@@ -220,7 +220,7 @@ def test_training_goes_on_exactly(kind, tmp_path, workers):
         assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     more = [*given[:-1], f"data.workers={workers + 1}"]
     part = broken_off(tmp_path / "whole", tmp_path / "other", 9, more)
-    said = rf"workers: it was begun with {workers}, now {workers + 1} \(give data.workers={workers}\)"
+    said = rf"workers: started with {workers}, now {workers + 1} \(set data.workers={workers}\)"
     with pytest.raises(DataError, match=said):
         train_here(tmp_path, *more, f"resume={part}")
     state = json.loads((part / "checkpoints" / "step-00000009" / "state.json").read_text())["data"]
@@ -272,7 +272,7 @@ CASES = {
     "no image": ({"0": {"cls": b"1", "npy": b"x"}}, r"the sample /0 has no image"),
     "no number": ({"0": {"cls": b"cat", "png": picture(0)}}, r"0.cls holds no label"),
     "no JSON": ({"0": {"json": b"{", "png": picture(0)}}, r"0.json holds no label"),
-    "a text in JSON": ({"0": {"json": b'{"label": "1"}', "png": picture(0)}}, r"0.json holds no class number but '1'"),
+    "a text in JSON": ({"0": {"json": b'{"label": "1"}', "png": picture(0)}}, r"0.json holds '1' instead of a class"),
     "a pickle": ({"0": {"pyd": b"cos\nsystem\n(S'false'\ntR.", "png": picture(0)}}, "has no label"),
     "two images": ({"0": {"png": picture(0), "jpg": picture(1), "cls": b"0"}}, "has two images, 0.png, 0.jpg"),
 }
@@ -291,7 +291,7 @@ def test_shards_that_are_wrong(kind, tmp_path):
     suffix = {"webdataset": "tar", "parquet_stream": "parquet"}[kind]
     with pytest.raises(DataError, match=r"needs data.root="):
         make(kind)
-    with pytest.raises(DataError, match=r"data.root=/nowhere is no folder"):
+    with pytest.raises(DataError, match=r"data.root=/nowhere is not a folder"):
         make(kind, root="/nowhere")
     root = WRITE[kind](tmp_path / "good")
     with pytest.raises(DataError, match=rf"has no .{suffix} files of the split 'dev'.*found: "):
@@ -318,7 +318,7 @@ def test_compressed_archives_are_refused(tmp_path):
         archive.addfile(tarfile.TarInfo("x"))
     with pytest.raises(DataError, match=r"set-train-009.tar.*expected a whole, uncompressed tar file"):
         make("webdataset", root=root)
-    with pytest.raises(DataError, match=r"reads archives of this machine, not data.hub=.*download them"):
+    with pytest.raises(DataError, match=r"only reads local archives, not data.hub=.*download them"):
         make("webdataset", root=root, hub="timm/imagenet-1k-wds")
 
 
@@ -339,14 +339,14 @@ def test_names_of_images_in_place_of_them(tmp_path, cell):
 def test_splits_of_other_names(tmp_path):
     root = tars(tmp_path / "data")
     os.rename(f"{root}/set-validation-000.tar", f"{root}/set-val-000.tar")
-    with pytest.raises(DataError, match=r"or what data.train_split= and data.val_split= name; found: .*set-train-0"):
+    with pytest.raises(DataError, match=r"other names in data.train_split= and data.val_split=; found: .*set-train"):
         make("webdataset", root=root)
     assert len(make("webdataset", root=root, val_split="val").val) == 20
 
 
 def test_columns(tmp_path):
     root = parquets(tmp_path / "data")
-    with pytest.raises(DataError, match=r"has no column 'img' but image, label: give data.image_key="):
+    with pytest.raises(DataError, match=r"has no column 'img', only image, label: set data.image_key="):
         make("parquet_stream", root=root, image_key="img")
 
 
@@ -369,7 +369,7 @@ def test_hub(tmp_path, monkeypatch):
     local = made("parquet_stream", tmp_path / "local")
     assert same(all_of(data.train, batch_size=8, workers=2), all_of(local.train, batch_size=8, workers=2))
     with pytest.raises(
-        DataError, match=r"someone/images has no parquet files of the split 'dev' but train, validation"
+        DataError, match=r"someone/images has no parquet files of the split 'dev', only train, validation"
     ):
         make("parquet_stream", hub="someone/images", val_split="dev")
 

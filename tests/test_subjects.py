@@ -131,14 +131,14 @@ def test_several_become_one_table(tmp_path, small, images, capsys):
     for file in small.iterdir():
         shutil.copy(file, tmp_path)
     out = tmp_path / "out"
-    with pytest.raises(RunError, match=r"1 of 3 could not be measured, see above: .*broken.pth"):
+    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated, see above: .*broken.pth"):
         evaluate_here(f"checkpoint={tmp_path}", "data=imagenet", f"data.root={images}", f"out={out}")
     table = json.loads((out / "eval.json").read_text())
     assert {row["name"] for row in table} == {"one.pth", "two.pt"}
     assert {row["model"] for row in table} == {"gcvit_xxt.nvidia_in1k", "gcvit_xxt.timm_in1k"}
     assert [row["top1"] for row in table] == sorted((row["top1"] for row in table), reverse=True)
     assert {path.name for path in out.iterdir()} >= {"one.pth.json", "two.pt.json", "one.pth-classes.csv", "two.pt.png"}
-    assert "broken.pth is not measured" in capsys.readouterr().out
+    assert "broken.pth is not evaluated" in capsys.readouterr().out
 
 
 def test_three_processes_answer_as_one(tmp_path, small, images):
@@ -186,7 +186,7 @@ def find(source, *overrides):
 
 
 def test_files_that_are_alike_are_told_apart_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"dinat_m.* which differ in what has no weights.*Name one with model="):
+    with pytest.raises(ConfigError, match=r"dinat_m.* which differ only in what has no weights.*Name a model with"):
         find(released(tmp_path, "nat_mini_224x224", "weights.pth"))
     subject = find(released(tmp_path, "nat_mini_224x224", "dinat_mini_in1k_224 (1).pth"))
     assert subject.cfg.model.name == "dinat_m.shilabs_in1k" and subject.release.top1 == 81.8
@@ -210,7 +210,7 @@ def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch)
     assert subjects.sources(OmegaConf.create({"checkpoint": str(folder)})) == [f"local-dir:{folder}"]
     (tmp_path / "shared-by-another").mkdir()
     (tmp_path / "shared-by-another" / "config.json").write_text('{"architectures": ["X"]}')
-    with pytest.raises(ConfigError, match="holds no file of weights"):
+    with pytest.raises(ConfigError, match="contains no file of weights"):
         find(tmp_path / "shared-by-another")
     evaluate_here(f"checkpoint={folder}", "data=imagenet", f"data.root={images}", f"out={out}")
     found = json.loads((out / "eval.json").read_text())
@@ -222,15 +222,15 @@ def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch)
     cfg = find("hf-hub:someone/something").cfg
     assert preprocessing(cfg).mean == (0.5,) * 3
     cfg.model.name = f"local-dir:{tmp_path}"
-    with pytest.raises(DataError, match=r"does not say how it wants its images: Config file not found"):
+    with pytest.raises(DataError, match=r"is unknown: Config file not found"):
         preprocessing(cfg)
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("davit_t.timm_msft", r"is no file or folder and no release \(did you mean davit_t.timm_msft_in1k"),
-        ("nowhere.pth", r"nowhere.pth is no file or folder"),
+        ("davit_t.timm_msft", r"is not a file, folder or release \(did you mean davit_t.timm_msft_in1k"),
+        ("nowhere.pth", r"nowhere.pth is not a file, folder or release"),
     ],
 )
 def test_names_of_nothing(source, said):
@@ -239,37 +239,35 @@ def test_names_of_nothing(source, said):
 
 
 def test_folders_without_weights(tmp_path):
-    with pytest.raises(ConfigError, match="holds no file of weights"):
+    with pytest.raises(ConfigError, match="contains no file of weights"):
         find(tmp_path)
     (tmp_path / "config.yaml").write_text("model: {}")
-    with pytest.raises(ConfigError, match=r"is the folder of a run: run="):
+    with pytest.raises(ConfigError, match=r"is a run folder: give run="):
         find(tmp_path)
 
 
 def test_nothing_given():
-    with pytest.raises(ConfigError, match=r"nothing to measure: give run=runs/<name>, checkpoint=<file>"):
+    with pytest.raises(ConfigError, match=r"nothing to evaluate: give run=runs/<name>, checkpoint=<file>"):
         config.compose(["data=digits"], "eval")
-    with pytest.raises(ConfigError, match=r"name one to train"):
+    with pytest.raises(ConfigError, match=r"to train, name one"):
         config.compose(["model=auto"])
 
 
 def test_other_families_and_dense_files(tmp_path, images):
     torch.save({"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ConfigError, match=r"is no model of the zoo. Name one with model="):
+    with pytest.raises(ConfigError, match=r"is not a model of the zoo. Name a model with model="):
         find(tmp_path / "other.pth")
     state = {f"net.{key}": value for key, value in timm.create_model("gcvit_xxt").state_dict().items()}
     torch.save(state | {"loss.weight": torch.ones(10)}, tmp_path / "lightning.ckpt")
-    with pytest.raises(
-        ConfigError, match=r"part 'net' is gcvit_xxt.*zoo\.convert .*\.ckpt OUT --part net writes it alone"
-    ):
+    with pytest.raises(ConfigError, match=r"part 'net' is gcvit_xxt.*zoo\.convert .*\.ckpt OUT --part net extracts it"):
         find(tmp_path / "lightning.ckpt")
     names = ("decode_head.convs.0.conv.weight", "decode_head.conv_seg.bias")
     torch.save(state | dict.fromkeys(names, torch.zeros(2)), tmp_path / "segmenter.pth")
-    with pytest.raises(ConfigError, match=r"holds a backbone with fcn: measure it with task=segment"):
+    with pytest.raises(ConfigError, match=r"holds a backbone with fcn: evaluate it with task=segment"):
         find(tmp_path / "segmenter.pth")
     path = released(tmp_path, "seg_litv2_s_250x318")
     with pytest.raises(
-        ConfigError, match=r"no classifier for 1000 classes.*left out: feature_norms.*nothing to measure"
+        ConfigError, match=r"no classifier for 1000 classes.*left out: feature_norms.*nothing to evaluate"
     ):
         evaluate_here(f"checkpoint={path}", "data=imagenet", f"data.root={images}")
 

@@ -149,14 +149,14 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
 def test_an_option_beside_a_configuration(tmp_path, option):
     """The file has every key that the option would set: it would be passed over, or mixed with the file's."""
     OmegaConf.save(compose(), tmp_path / "it.yaml")
-    with pytest.raises(ConfigError, match=f"gives every key already.*leave out {option},"):
+    with pytest.raises(ConfigError, match=f"already sets every key.*leave out {option},"):
         expanded([f"config={tmp_path / 'it.yaml'}", "seed=7", option])
 
 
 def test_a_configuration_that_is_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     for name in ("nothing.yaml", "list.yaml"):
-        with pytest.raises(ConfigError, match="is no configuration"):
+        with pytest.raises(ConfigError, match="is not a configuration"):
             expanded([f"config={tmp_path / name}"])
 
 
@@ -164,7 +164,9 @@ def test_a_configuration_of_some_keys(tmp_path):
     (tmp_path / "some.yaml").write_text("train: {steps: 2}\n")
     (tmp_path / "beside.yaml").write_text("run: runs/first\nimg_size: 40\n")
     assert expanded([f"config={tmp_path / 'beside.yaml'}"], "eval") == ["run=runs/first", "++img_size=40"]
-    with pytest.raises(ConfigError, match=r"it has no model\.name; give a run's .* is a recipe, in the folder recipe/"):
+    with pytest.raises(
+        ConfigError, match=r"it has no model\.name; give a run's .* is a recipe: put it into .* recipe/"
+    ):
         expanded([f"config={tmp_path / 'some.yaml'}"])
 
 
@@ -193,7 +195,7 @@ def test_a_print_of_the_evaluation_of_a_file_is_given_back(tmp_path):
 
 def test_a_configuration_of_a_training_measures_nothing(tmp_path):
     OmegaConf.save(compose(), tmp_path / "it.yaml")
-    with pytest.raises(ConfigError, match=r"it\.yaml is one of train\.py: give what eval\.py printed, or run="):
+    with pytest.raises(ConfigError, match=r"it\.yaml is for train\.py: give the output of eval\.py --cfg job, or only"):
         expanded([f"config={tmp_path / 'it.yaml'}"], "eval")
 
 

@@ -67,7 +67,7 @@ def test_a_full_disk_ends_all_with_one_message(tmp_path, parallel):
     assert child.returncode != 0 and time.monotonic() - began < 60
     said = re.findall(r"^(?:rank \d+: )?error: .*", output, re.MULTILINE)
     assert len(said) == 1 and "could not write the checkpoint" in said[0], output
-    assert "is whole" in output and not list(checkpoints.glob(".writing-*"))
+    assert "is intact" in output and not list(checkpoints.glob(".writing-*"))
     saved, problems = checkpoint.Store(checkpoints).newest()
     assert saved is not None and problems == []
 
@@ -75,7 +75,7 @@ def test_a_full_disk_ends_all_with_one_message(tmp_path, parallel):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("out=file/runs", "cannot be written"), ("data.batch_size=33", "do not divide"), ("optim.lrr=1", "optim.lr")],
+    [("out=file/runs", "cannot write to the run folder"), ("data.batch_size=33", "cannot be split"), ("optim.lrr=1", "optim.lr")],
 )
 def test_what_cannot_begin_is_said_once(tmp_path, override, message):
     (tmp_path / "file").write_text("in the way")
@@ -93,7 +93,7 @@ def test_a_stop_saves_whatever_reads_the_data(tmp_path):
     wait_for(child, lambda: trained(run, 5))
     child.send_signal(signal.SIGTERM)
     output = finish(child)
-    assert "go on with: python train.py resume=runs/stopped" in output, output
+    assert "resume with: python train.py resume=runs/stopped" in output, output
     saved, _ = checkpoint.Store(run / "checkpoints").newest()
     assert saved.state["step"] >= max(line["step"] for line in lines(run) if "loss" in line)
 
@@ -117,7 +117,7 @@ def test_a_batch_script_puts_its_job_back_into_the_queue(tmp_path):
     wait_for(child, lambda: trained(run, 5))
     child.send_signal(signal.SIGUSR1)
     output = finish(child)
-    assert output.rstrip().endswith("queued again: requeue 7") and "go on with: " in output, output
+    assert output.rstrip().endswith("queued again: requeue 7") and "resume with: " in output, output
     saved, _ = checkpoint.Store(run / "checkpoints").newest()
     assert saved.state["step"] >= max(line["step"] for line in lines(run) if "loss" in line)
 

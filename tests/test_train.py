@@ -79,7 +79,7 @@ def test_a_folder_is_used_once(run):
 
 @pytest.mark.parametrize("typed", ["name=", "name=.", "name= resume=auto"])
 def test_a_name_that_is_empty_is_refused(tmp_path, typed):
-    with pytest.raises(RunError, match=f"is no name of a folder below out={tmp_path}"):
+    with pytest.raises(RunError, match=f"does not name a folder below out={tmp_path}"):
         train_here(tmp_path, *QUICK, *typed.split())
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +128,7 @@ def test_a_run_of_somebody_s_own_configuration_files_goes_on(tmp_path):
     assert config_to_resume(run, []).train.steps == 1
     assert config_to_evaluate(run, [f"run={run}", "data.eval_batch_size=3"]).data.img_size == 32
     moved = own.rename(tmp_path / "moved")
-    with pytest.raises(RunError, match=f"files in {own}, which is not there any more: give --config-dir="):
+    with pytest.raises(RunError, match=f"files in {own}, which no longer exists: give --config-dir="):
         config_to_resume(run, [])
     assert "best top1" in fork(f"--config-dir={moved}", f"resume={run}", cwd=tmp_path).output()
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_beyond_its_end_is_finished(run, tmp_path, capsys):
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("steps: 6", "steps: 4"))
     (copy / "data.json").unlink()
     train_here(tmp_path, f"resume={copy}")
-    assert "go on with" not in capsys.readouterr().out
+    assert "resume with" not in capsys.readouterr().out
 
 
 def test_resume_of_nothing(tmp_path):
@@ -177,7 +177,7 @@ def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkey
     path = tmp_path / "run" / "nonfinite"
     path.parent.mkdir()
     path.write_text("in the way")
-    said = rf"the loss is nan .* and 27 more, but the list of all could not be written to {path}/step-00000000.txt: "
+    said = rf"is nan .* and 27 more, but the list of all of them could not be written to {path}/step-00000000.txt: "
     with pytest.raises(train.NotFinite, match=said):
         train_here(tmp_path, *QUICK, "name=run")
 
@@ -215,16 +215,16 @@ def poisoned(loss, at):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.batch_size=33", "do not divide over train.accumulate=2"),
+        ("data.batch_size=33", "cannot be split into train.accumulate=2"),
         ("data.batch_size=4000", "fewer than one batch"),
         ("sched.cooldown=1", "cooldown of 50 steps does not fit into 6"),
         ("hardware.device=cuda:9", "hardware.device=cuda:9"),
         ("train.save_every=0", "train.save_every: 0 is too few"),
         ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
-        ("optim.opt=adamwx", "no optimiser of timm's .did you mean adamw"),
+        ("optim.opt=adamwx", "is not an optimiser of timm .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
-        ("logger.wandb=true", "logger.wandb=true does not say where the run appears: type logger=wandb"),
-        ("+model.in_chans=1", "images come in three channels here, grey ones too"),
+        ("logger.wandb=true", "logger.wandb=true does not set the project of the run: type logger=wandb"),
+        ("+model.in_chans=1", "all images have three channels here, greyscale ones too"),
     ],
 )
 def test_bad_options(tmp_path, override, message):
@@ -239,7 +239,7 @@ def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
         (tmp_path / "photos" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / "cat" / "one.png")
     photos = ["data=imagefolder", f"data.root={tmp_path / 'photos'}", "data.batch_size=1"]
-    with pytest.raises(DataError, match="data=imagefolder has one class alone, cat: there is nothing to tell apart"):
+    with pytest.raises(DataError, match="data=imagefolder has only one class, cat: there is nothing to learn"):
         train_here(tmp_path, "model=timm", "model.name=test_resnet", *photos, "name=run")
     assert not (tmp_path / "run").exists()
 
@@ -270,7 +270,7 @@ def test_released_weights_that_cannot_be_had(error):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write to the run folder"):
         train_here(tmp_path / "file", *QUICK)
 
 
@@ -305,14 +305,14 @@ def test_a_report_is_whole_without_its_curves(run, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr("recipes.run.draw_curves", failing)
     unwritten = f"could not write {folder / 'curves.png'}: [Errno 28] No space left on device"
-    for finished, then in ((True, ""), (False, f"; then go on with: {begun.resume_command}")):
+    for finished, then in ((True, ""), (False, f"; then resume with: {begun.resume_command}")):
         (folder / "README.md").unlink()
         with pytest.raises(RunError) as raised:
             begun.report(task, made, task.build_model(made, pretrained=False), finished=finished)
         assert str(raised.value) == unwritten + then
         said = capsys.readouterr().out.replace("\n", "")
         assert "evaluations" in said and "best top1" in said and "evaluate with: " in said
-        assert (folder / "README.md").exists() and ("go on with: " in said) != finished
+        assert (folder / "README.md").exists() and ("resume with: " in said) != finished
 
 
 def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch, capsys):
@@ -332,11 +332,11 @@ def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch
 
     monkeypatch.setattr(log.Jsonl, "write", write)
     monkeypatch.setattr(checkpoint, "write", noted)
-    with pytest.raises(log.LogError, match=r"No space left on device\nthe state after step 2 is saved; to go on"):
+    with pytest.raises(log.LogError, match=r"No space left on device\nthe state after step 2 is saved; resume with"):
         train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
     assert saving == [True, True] and not stop._SAVING.is_set()
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "to save; SIGTERM once more, after 30 seconds, stops at once, without saving" in said
+    assert "and saving; another SIGTERM, after 30 seconds, stops at once, without saving" in said
 
 
 def test_a_run_is_exported_within_a_launch(run, monkeypatch):
@@ -394,7 +394,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     os.kill(child.pid, signal.SIGINT)
     output = finish(child)
     assert child.returncode == 130 and "Traceback" not in output, output
-    command = output.split("go on with: ")[1].splitlines()[0]
+    command = output.split("resume with: ")[1].splitlines()[0]
     done = max(line["step"] for line in lines(run))
     assert done < 40
     assert config.compose(shlex.split(command)[2:]).resume == "runs/my run=1"

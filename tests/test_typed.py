@@ -54,48 +54,48 @@ def test_every_range_is_of_a_key():
 
 IDLE = [
     (["data=imagefolder", "data.hub=foo"], "data.hub=foo has no effect here: it needs data.source=arrow or parquet"),
-    (["data=imagefolder", "data.num_classes=7"], "and data=imagefolder has folder"),
+    (["data=imagefolder", "data.num_classes=7"], "but data=imagefolder has folder"),
     (["data=cifar10", "data.val_fraction=0.5"], "needs data.source=digits or scenes"),
     (["data.val_split=test"], "data.val_split=test has no effect here"),
     (["teacher.weight=0.9"], "it needs teacher.kind=soft, hard or feature"),
     (["teacher.pretrained=true"], "it needs teacher.kind="),
-    (["sched.milestones=[3]"], "it needs sched.sched=step, and it is cosine"),
-    (["sched.gamma=0.5"], "it needs sched.sched=step, and it is cosine"),
-    (["sched.power=0.9"], "it needs sched.sched=poly, and it is cosine"),
-    (["teacher.kind=hard", "teacher.temperature=4"], "it needs teacher.kind=soft, and it is hard"),
-    (["task.target_threshold=0.2"], "it needs task.loss=binary_cross_entropy, and it is cross_entropy"),
-    (["recipe=a2", "augment.label_smoothing=0.1"], "it needs task.target_threshold=null: above 0.2 a share counts"),
+    (["sched.milestones=[3]"], "it needs sched.sched=step, but it is cosine"),
+    (["sched.gamma=0.5"], "it needs sched.sched=step, but it is cosine"),
+    (["sched.power=0.9"], "it needs sched.sched=poly, but it is cosine"),
+    (["teacher.kind=hard", "teacher.temperature=4"], "it needs teacher.kind=soft, but it is hard"),
+    (["task.target_threshold=0.2"], "it needs task.loss=binary_cross_entropy, but it is cross_entropy"),
+    (["recipe=a2", "augment.label_smoothing=0.1"], "it needs task.target_threshold=null: targets above 0.2 count"),
     (["model.weights=ema"], "it needs model.checkpoint="),
-    (["task=segment", "data.interpolation=nearest"], "it needs task=classify; else images are resized as"),
+    (["task=segment", "data.interpolation=nearest"], "it needs task=classify; in other tasks images are resized to"),
     (["task=detect", "data.crop_pct=0.5"], "it needs task=classify"),
-    (["data.short_side=64"], "it needs labels in the image, task=segment or detect"),
-    (["optim.momentum=0.5"], "it needs an optimiser that has momentum, and optim.opt=adamw has none"),
-    (["optim=sgd", "optim.betas=[0.9,0.95]"], "that has betas, and optim.opt=sgd has none"),
-    (["optim.opt=lookahead_lion", "optim.eps=1e-6"], "that has eps, and optim.opt=lookahead_lion has none"),
-    (["task=segment", "augment.mixup=0.8"], "changed as keys of task and data.hflip say"),
-    (["task=detect", "augment.scale=[0.1,1.0]"], "it needs task=classify; images with labels in them are changed"),
-    (["task=detect", "augment.hflip=0.3"], "it needs task=classify; images with labels in them are mirrored by data.h"),
-    (["augment.cutmix=0", "augment.mixup=0", "augment.mix_prob=0.2"], "augment.mixup or augment.cutmix, and both are"),
-    (["augment.switch_prob=0.2"], "it needs another augment.cutmix than 0"),
-    (["augment.cutmix=1", "augment.mixup=0", "augment.switch_prob=0.2"], "it needs another augment.mixup than 0"),
-    (["augment.re_prob=0", "augment.re_mode=const"], "it needs another augment.re_prob than 0"),
-    (["train.steps=3", "train.epochs=2"], "train.epochs=2 has no effect here: it needs train.steps=null, and it is 3"),
-    (["train.eval_steps=3", "train.eval_every=2"], "it needs train.eval_steps=null, and it is 3"),
-    (["train.ema=null", "train.ema_every=2"], "it needs another train.ema than null"),
+    (["data.short_side=64"], "it needs dense labels, task=segment or detect"),
+    (["optim.momentum=0.5"], "it needs an optimiser with momentum, and optim.opt=adamw has none"),
+    (["optim=sgd", "optim.betas=[0.9,0.95]"], "with betas, and optim.opt=sgd has none"),
+    (["optim.opt=lookahead_lion", "optim.eps=1e-6"], "with eps, and optim.opt=lookahead_lion has none"),
+    (["task=segment", "augment.mixup=0.8"], "augmented by the keys of task and by data.hflip"),
+    (["task=detect", "augment.scale=[0.1,1.0]"], "it needs task=classify; images with dense labels are augmented"),
+    (["task=detect", "augment.hflip=0.3"], "it needs task=classify; images with dense labels are flipped by data"),
+    (["augment.cutmix=0", "augment.mixup=0", "augment.mix_prob=0.2"], "augment.mixup or augment.cutmix, but both are"),
+    (["augment.switch_prob=0.2"], "it needs a value of augment.cutmix other than 0"),
+    (["augment.cutmix=1", "augment.mixup=0", "augment.switch_prob=0.2"], "needs a value of augment.mixup other than 0"),
+    (["augment.re_prob=0", "augment.re_mode=const"], "it needs a value of augment.re_prob other than 0"),
+    (["train.steps=3", "train.epochs=2"], "train.epochs=2 has no effect here: it needs train.steps=null, but it is 3"),
+    (["train.eval_steps=3", "train.eval_every=2"], "it needs train.eval_steps=null, but it is 3"),
+    (["train.ema=null", "train.ema_every=2"], "it needs a value of train.ema other than null"),
     (["train.ema=null", "train.ema_warmup=false"], "train.ema_warmup=False has no effect here"),
-    (["train.ema=null", "train.ema_evaluated=false"], "it needs another train.ema than null"),
-    (["sched.warmup=0", "sched.warmup_lr=1e-5"], "it needs another sched.warmup than 0"),
-    (["sched.warmup_ratio=0.1", "sched.warmup_lr=1e-5"], "it needs sched.warmup_ratio=null, and it is 0.1"),
-    (["sched.warmup_ratio=0.1", "sched.decay_from=start"], "it needs sched.warmup_ratio=null, and it is 0.1"),
-    (["sched.warmup=0", "sched.decay_from=start"], "it needs another sched.warmup than 0"),
-    (["sched.warmup=0", "sched.warmup_ratio=0.1"], "it needs another sched.warmup than 0"),
-    (["data=imagefolder", "data.cache_gb=8"], "it needs another data.cache than null"),
-    (["data=imagefolder", "data.cache=ram", "data.cache_dir=a"], "it needs data.cache=disk, and it is ram"),
+    (["train.ema=null", "train.ema_evaluated=false"], "it needs a value of train.ema other than null"),
+    (["sched.warmup=0", "sched.warmup_lr=1e-5"], "it needs a value of sched.warmup other than 0"),
+    (["sched.warmup_ratio=0.1", "sched.warmup_lr=1e-5"], "it needs sched.warmup_ratio=null, but it is 0.1"),
+    (["sched.warmup_ratio=0.1", "sched.decay_from=start"], "it needs sched.warmup_ratio=null, but it is 0.1"),
+    (["sched.warmup=0", "sched.decay_from=start"], "it needs a value of sched.warmup other than 0"),
+    (["sched.warmup=0", "sched.warmup_ratio=0.1"], "it needs a value of sched.warmup other than 0"),
+    (["data=imagefolder", "data.cache_gb=8"], "it needs a value of data.cache other than null"),
+    (["data=imagefolder", "data.cache=ram", "data.cache_dir=a"], "it needs data.cache=disk, but it is ram"),
     (["task=detect", "data.left_out=['0']"], "it needs task=segment, which leaves these classes out"),
-    (["task=segment", "data.left_out=[]", "task.left_out_weight=0.5"], "it needs another data.left_out than []"),
-    (["task=segment", "task.auxiliary=true"], "it needs another task.head than semantic_fpn"),
-    (["task=segment", "task.stride=[8,8]"], "it needs task.inference=slide, and it is whole"),
-    (["task=segment", "task.crop=false", "task.category_cap=0.5"], "it needs task.crop=true, and it is false"),
+    (["task=segment", "data.left_out=[]", "task.left_out_weight=0.5"], "needs a value of data.left_out other than []"),
+    (["task=segment", "task.auxiliary=true"], "it needs a value of task.head other than semantic_fpn"),
+    (["task=segment", "task.stride=[8,8]"], "it needs task.inference=slide, but it is whole"),
+    (["task=segment", "task.crop=false", "task.category_cap=0.5"], "it needs task.crop=true, but it is false"),
 ]
 
 
@@ -169,12 +169,12 @@ def own(tmp_path):
 
 
 UNREAD = [
-    ("recipe=mistyped", "nothing reads train.stps, which a file of yours has (did you mean train.steps"),
-    ("recipe=misplaced", "a file in recipe/ that sets keys of other groups begins with the line `# @package _global_`"),
-    ("+experiment=misplaced", "nothing reads experiment.train.stps, which a file of yours has"),
-    ("+experiment=misplaced", "begins with the line `# @package _global_`"),
+    ("recipe=mistyped", "nothing reads train.stps, which one of your files sets (did you mean train.steps"),
+    ("recipe=misplaced", "a file in recipe/ that sets keys of other groups must begin with the line `# @package"),
+    ("+experiment=misplaced", "nothing reads experiment.train.stps, which one of your files sets"),
+    ("+experiment=misplaced", "must begin with the line `# @package _global_`"),
     ("+experiment=unread", "nothing reads side"),
-    ("data=mine", "nothing reads data.rot, which a file of yours has (did you mean data.root"),
+    ("data=mine", "nothing reads data.rot, which one of your files sets (did you mean data.root"),
 ]
 
 
@@ -193,7 +193,7 @@ def test_keys_of_ones_own_files_that_nothing_reads(own, typed, said):
     "recipe, said",
     [
         ("wild", "train.clip_grad=-1.0: expected a number in (0, infinity)"),
-        ("strong", "augment.auto_augment=bogus is nothing that timm reads"),
+        ("strong", "augment.auto_augment=bogus is not a policy that timm reads"),
     ],
 )
 def test_numbers_of_ones_own_files_that_make_no_sense(own, recipe, said):
@@ -220,5 +220,5 @@ def test_keys_of_ones_own_files_that_are_read(own):
 
 def test_a_file_that_is_no_yaml(own):
     (own / "recipe" / "broken.yaml").write_text("train: [\n")
-    with pytest.raises(ConfigError, match=r'is no YAML: .*in "[^"]*recipe/broken\.yaml", line 2, column 1'):
+    with pytest.raises(ConfigError, match=r'is not valid YAML: .*in "[^"]*recipe/broken\.yaml", line 2, column 1'):
         compose(["recipe=broken"], searched=[str(own)])

@@ -1,4 +1,4 @@
-"""How the C library that holds tensors on a CPU deals with memory that is freed."""
+"""What the C library does with the freed memory of tensors on a CPU."""
 
 import ctypes
 import sys
@@ -6,15 +6,15 @@ import sys
 # malloc.h's numbers for what mallopt sets
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
-_kept = False  # whether this process keeps what is freed, or that of which it is a fork
+_kept = False  # whether this process, or the one that it was forked from, keeps freed memory
 
 
 def keep_freed_memory() -> bool:
-    """Let what is freed serve the next tensor; whether that was granted.
+    """Keep freed memory for the next tensors; returns whether the C library accepted that.
 
-    By default glibc asks the system for each tensor of more than 32 MiB and gives it back at once: its pages are zeroed
-    and mapped anew each time, which takes longer than most operators on it. From now on the process keeps what it has
-    used, up to tensors of 1 GiB; at its peak it holds little more than before. Other C libraries stay as they are.
+    By default glibc requests each tensor of more than 32 MiB from the system and returns it at once: its pages are
+    zeroed and mapped anew each time, which takes longer than most operators on it. After this call the process keeps
+    what it has used, for tensors of up to 1 GiB; its peak hardly grows. Other C libraries stay as they are.
     """
     global _kept
     if sys.platform != "linux":
@@ -30,8 +30,8 @@ def keep_freed_memory() -> bool:
 def give_freed_memory_back() -> None:
     """Undo `keep_freed_memory` in a fork of a process that called it, such as a data worker; else do nothing.
 
-    What decodes images peaks at the largest of them and needs little in between; of many such processes each would
-    hold the largest that it ever met. The thresholds are those that glibc itself goes up to.
+    A process that decodes images needs most memory for the largest of them and little in between; each of many such
+    processes would hold on to that. The thresholds are the highest that glibc sets by itself.
     """
     global _kept
     if _kept:

@@ -1,4 +1,4 @@
-"""The zip archives that `torch.save` writes, looked through before anything of them is read."""
+"""The zip archives that `torch.save` writes, checked before torch reads them."""
 
 import io
 import stat
@@ -11,54 +11,56 @@ from .described import Name, Storage
 from .errors import CheckpointError
 from .pickled import INSTEAD, STORAGES, describe
 
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of what follows it
-# what stands at the end: signature, numbers of entries on this disk and on all, bytes and place of their list; in END64
-# with more bits, and LOCATOR says where that lies
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field
+# the records at the end. END: signature, numbers of entries on this disk and on all, length and offset of their list;
+# END64: the same with more bits; LOCATOR: where END64 lies
 END64, LOCATOR, END = struct.Struct("<4s20x4Q"), struct.Struct("<4s4xQ4x"), struct.Struct("<4s4x2H2I2x")
 LARGEST_PICKLE = 2**26  # bytes; the names, shapes and arguments of a training checkpoint take less than a million
 
-# what other programs keep in zip archives: an entry that tells, and what to do
+# zip archives of other programs: the ending of an entry that identifies one, and what to do
 OTHERS = {
     "constants.pkl": "is a TorchScript program (torch.jit.save), which is code: load it where it was made and save its "
     "state_dict()",
     "archive_format": "is an exported program (torch.export.save), which is code: save the state_dict() of its module",
-    ".npy": "is an archive of numpy's, not of torch.save",
-    ".safetensors": "is a zip archive that holds files of weights: unpack it first",
-    ".pth": "is a zip archive that holds files of weights: unpack it first",
+    ".npy": "is a NumPy archive, not one of torch.save",
+    ".safetensors": "is a zip archive of weights files: unpack it first",
+    ".pth": "is a zip archive of weights files: unpack it first",
 }
 
 
 def content(path: Path) -> Any:
-    """What `torch.save` put into the archive, described; no tensor is read.
+    """A description of what `torch.save` put into the archive; no tensor is read.
 
-    Raises CheckpointError for an archive that is cut off, unfolds, lies about its entries, or was not made by torch.
+    Raises CheckpointError for an archive that is truncated, expands far beyond its size, contradicts itself, or was not
+    made by torch.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             _check_end(path, len(archive.infolist()))
-            if len({name.lower() for name in entries}) < len(archive.infolist()):  # torch takes A for a
-                raise CheckpointError("holds two entries of one name: refused")
+            if len({name.lower() for name in entries}) < len(archive.infolist()):  # torch ignores case
+                raise CheckpointError("holds two entries with the same name: refused")
             root = _checked(list(entries.values()), path)
             index = entries[f"{root}/data.pkl"]
             if index.file_size > LARGEST_PICKLE:
                 raise CheckpointError(
-                    f"has an index of {index.file_size:,} bytes, over {LARGEST_PICKLE:,}: refused. If it holds arrays "
-                    "of numpy's, save them as tensors"
+                    f"has an index of {index.file_size:,} bytes, over {LARGEST_PICKLE:,}: refused. If it holds NumPy "
+                    "arrays, save them as tensors"
                 )
             pickle = archive.read(index)
     except zipfile.BadZipFile as error:
         raise CheckpointError(
-            f"({path.stat().st_size:,} bytes) is a zip archive that is cut off or damaged ({error}): download it again"
+            f"({path.stat().st_size:,} bytes) is a truncated or damaged zip archive ({error}): download it again"
         ) from error
     sizes = {name: entry.file_size for name, entry in entries.items()}
     return describe(io.BytesIO(pickle), lambda identity: _storage(identity, root, sizes))
 
 
 def _check_end(path: Path, count: int) -> None:
-    """The list of the `count` entries lies where all programs look for it, right before the records at the end.
+    """Raise CheckpointError unless the list of the `count` entries lies directly before the records at the end.
 
-    Of an archive with a comment, or with something before or between these, zipfile and torch may read two lists.
+    In an archive with a comment, or with anything before or between these, zipfile and torch might read different
+    lists.
     """
     size, long = path.stat().st_size, END64.size + LOCATOR.size
     with path.open("rb") as file:
@@ -74,15 +76,15 @@ def _check_end(path: Path, count: int) -> None:
     here, all_entries, length, offset = said
     if not same or here != count or all_entries != count or offset + length != begin:
         raise CheckpointError(
-            f"does not end as torch.save ends archives, and may be read in two ways: refused. {INSTEAD}"
+            f"does not end like an archive of torch.save, and could be read in two ways: refused. {INSTEAD}"
         )
 
 
 def _checked(entries: list[zipfile.ZipInfo], path: Path) -> str:
-    """The folder that all entries lie in, once they have been looked at."""
+    """The folder that all entries lie in, after checking them."""
     size, unfolded = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unfolded > 8 * size + 2**20:
-        raise CheckpointError(f"would unfold from {size:,} to {unfolded:,} bytes; refused")
+        raise CheckpointError(f"would expand from {size:,} to {unfolded:,} bytes: refused")
     for entry in entries:
         _check_name(entry)
     root = entries[0].filename.partition("/")[0] if entries else ""
@@ -91,7 +93,9 @@ def _checked(entries: list[zipfile.ZipInfo], path: Path) -> str:
         if any(name.endswith(ending) for name in names):
             raise CheckpointError(what)
     if f"{root}/data.pkl" not in names:
-        raise CheckpointError(f"is a zip archive, but not of torch.save: it has no data.pkl, only {sorted(names)[:3]}")
+        raise CheckpointError(
+            f"is a zip archive, but not one of torch.save: it has no data.pkl, only {sorted(names)[:3]}"
+        )
     if outside := [name for name in names if not name.startswith(f"{root}/")]:
         raise CheckpointError(f"holds {outside[0]!r} outside of its folder {root!r}: refused")
     _check_places(entries, path)
@@ -101,29 +105,31 @@ def _checked(entries: list[zipfile.ZipInfo], path: Path) -> str:
 def _check_name(entry: zipfile.ZipInfo) -> None:
     parts = entry.filename.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or ":" in parts[0]:
-        raise CheckpointError(f"holds an entry with the name {entry.filename!r}, which points outside: refused")
-    if "\0" in entry.orig_filename:  # where the name ends for zipfile, and not for torch
-        raise CheckpointError(f"holds an entry with a zero in its name, {entry.orig_filename!r}: refused")
+        raise CheckpointError(f"holds an entry named {entry.filename!r}, which points outside: refused")
+    if "\0" in entry.orig_filename:  # where the name ends for zipfile, but not for torch
+        raise CheckpointError(f"holds an entry with a null byte in its name, {entry.orig_filename!r}: refused")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise CheckpointError(f"holds a link, {entry.filename!r}: refused")
 
 
 def _check_places(entries: list[zipfile.ZipInfo], path: Path) -> None:
-    """Every entry lies uncompressed in a place of its own, as torch needs it to map the file."""
+    """Raise CheckpointError unless every entry lies uncompressed in a place of its own, so that torch can map it."""
     end, size = 0, path.stat().st_size
     with path.open("rb") as file:
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
             if not stored or entry.flag_bits & 1:
-                raise CheckpointError(f"holds {entry.filename!r} compressed or encrypted, as torch never does: refused")
+                raise CheckpointError(
+                    f"holds {entry.filename!r} compressed or encrypted, which torch never does: refused"
+                )
             file.seek(entry.header_offset)
             header = file.read(LOCAL_HEADER.size).ljust(LOCAL_HEADER.size, b"\0")
             signature, *lengths = LOCAL_HEADER.unpack(header)
             begin = entry.header_offset + LOCAL_HEADER.size + sum(lengths)
             if signature != b"PK\3\4" or entry.header_offset < end or begin + entry.file_size > size:
                 raise CheckpointError(
-                    f"says that {entry.filename!r}, {entry.file_size:,} bytes, lies at {begin:,}: it does not. "
-                    f"Damaged, or refused"
+                    f"says that {entry.filename!r}, {entry.file_size:,} bytes, lies at {begin:,}, but it does not: "
+                    "damaged, or refused"
                 )
             end = begin + entry.file_size
 
@@ -146,5 +152,5 @@ def identified(identity: Any) -> tuple[Storage, str]:
     _, kind, key, _, numel, *view = identity
     known = isinstance(kind, Name) and kind.text in STORAGES and isinstance(key, str) and type(numel) is int
     if not known or numel < 0 or view not in ([], [None]):
-        raise CheckpointError("describes a storage by what does not describe one: refused")
+        raise CheckpointError("has an invalid description of a storage: refused")
     return Storage(STORAGES[kind.text], numel), key

@@ -1,6 +1,6 @@
-"""What all families share: a stem, stages, a head, and the whole contract that timm's users expect, in one place.
+"""What all families share: a stem, stages, a head, and the whole interface that timm's users expect, in one place.
 
-Maps are (B, H, W, C) between modules; only `Backbone` itself takes and gives NCHW.
+Maps are (B, H, W, C) between modules; only `Backbone` itself takes and returns NCHW.
 """
 
 import re
@@ -19,22 +19,22 @@ from .blocks.checks import check_classes
 from .blocks.init import init_linear
 
 OTHER_NAMES = (
-    "a file in other names than the zoo's is converted by pretrained=True, pretrained_cfg_overlay=dict(file=...) of "
-    "timm.create_model, in place of checkpoint_path=, or by zoo.load_checkpoint(model, file)"
+    "to load a file with other names than the zoo's, give pretrained=True, pretrained_cfg_overlay=dict(file=...) to "
+    "timm.create_model instead of checkpoint_path=, or call zoo.load_checkpoint(model, file)"
 )
 
 
 @fx.wrap
 def check_images(x: Tensor, least: int) -> None:
-    """Raises ValueError unless x is (B, C, H, W) with `least` pixels a side; torch.fx cannot follow a branch."""
+    """Raise ValueError unless x is (B, C, H, W) with `least` pixels a side; torch.fx cannot trace such a branch."""
     if x.dim() != 4:
         raise ValueError(f"images are {x.shape}: expected (B, in_chans, H, W)")
     if surely(x.shape[2] < least) or surely(x.shape[3] < least):
-        raise ValueError(f"images are {x.shape}: expected {least} pixels a side at least")
+        raise ValueError(f"images are {x.shape}: expected at least {least} pixels a side")
 
 
 def channels_last(x: Tensor, least: int) -> Tensor:
-    """The same (B, C, H, W) with the channels of a pixel side by side; vmap knows no memory formats by name."""
+    """The same (B, C, H, W) in channels-last memory; vmap does not take torch.channels_last."""
     check_images(x, least)
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
@@ -67,9 +67,9 @@ class Stage(nn.Module):
 class Head(nn.Module):
     """fc(drop(after(pool(before(x))))): a norm or a convolution before the pooling, a norm or a layer after it.
 
-    dim          channels that `fc` sees, after `before` and `after`
+    dim          input channels of `fc`, after `before` and `after`
     num_classes  0 leaves `fc` out
-    pool         "avg", "max", "avgmax", or "" for none: then the map stays one, (B, H, W, ...)
+    pool         "avg", "max", "avgmax", or "" for none: then the output is a map, (B, H, W, ...)
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Head(nn.Module):
 
     @torch.jit.ignore
     def reset(self, num_classes: int, pool: str | None, like: Tensor) -> None:
-        """A new, freshly initialised classifier of the device and dtype of `like`; another pooling if it is given."""
+        """Make a newly initialised classifier, with the device and dtype of `like`; change the pooling if given."""
         self.pool = self.pool if pool is None else _pool(pool)
         self.fc = self._classifier(num_classes)
         init_linear(self.fc)
@@ -121,14 +121,14 @@ class Backbone(nn.Module):
     stages         each (B, h, w, c) -> (B, h', w', c'); a feature is what leaves a stage
     dims           channels of each feature
     reductions     pixels of the image per pixel of each feature, along a side
-    feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` give, as the
-                   published dense-prediction versions have
+    feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` return, as
+                   in the published dense-prediction versions
     """
 
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
     feature_norm_eps: float = 1e-5
     reduction: int = 32  # pixels of the image per pixel of the last map, along a side
-    output_fmt: str = "NHWC"  # of the stages: what hooks and torch.fx find there, as timm's features_only then says
+    output_fmt: str = "NHWC"  # of the stages, as hooks and torch.fx see them; timm's features_only reports it
 
     def __init__(
         self,
@@ -160,20 +160,20 @@ class Backbone(nn.Module):
 
     @staticmethod
     def least_side(stages: int) -> int:
-        """Pixels a side of the smallest image that so many stages have maps of: 32 or fewer for four."""
+        """Side in pixels of the smallest image for which this many stages have maps: 32 or fewer for four."""
         return 1
 
     @staticmethod
     def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Arguments beside a variant's that a model was built with, as far as the shapes of its weights show them.
+        """Arguments besides a variant's that a model was built with, as far as the shapes of its weights show them.
 
-        None: that they do not show it, though without it another model would be built.
+        The value is None where they do not show it, though without it another model would be built.
         """
         return {}
 
     @property
     def global_pool(self) -> str:
-        """How the head pools now, as timm asks for it where it writes a model down."""
+        """The head's current pooling; timm reads it when it saves a model's configuration."""
         return self.head.pool.pool_type
 
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
@@ -200,12 +200,12 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stages, shallowest first, and (unless `intermediates_only`) what `forward_features` gives.
+        """Features of the stages, shallowest first, and (unless `intermediates_only`) what `forward_features` returns.
 
-        indices     which stages: None all, an int the last n, a list those (negative from the end)
-        norm        put the model's norm before the head, where it has one, on the last stage's feature (a layer that
-                    changes the width, as STViT has there, is none)
-        stop_early  do not run the stages behind the last one asked for
+        indices     which stages: None for all, an int for the last n, a list for those (negative from the end)
+        norm        apply the model's norm before the head, if it has one, to the last stage's feature (a layer that
+                    changes the width, as STViT has there, does not count)
+        stop_early  do not run the stages after the last one asked for
         output_fmt  "NCHW" or "NHWC", of the features
         """
         if output_fmt not in ("NCHW", "NHWC"):
@@ -231,8 +231,8 @@ class Backbone(nn.Module):
         """Drop what the features `indices` do not need, so that every parameter left gets a gradient.
 
         prune_norm  also the norm before the head
-        prune_head  also the head. Where the last stage goes, for which norm and head were made, both go in any case.
-                    `reset_classifier` then makes a classifier of what the last stage that is left gives
+        prune_head  also the head. If the last stage goes, for which norm and head were made, both go in any case.
+                    `reset_classifier` then makes a classifier on the last remaining stage
         """
         take, last = feature_take_indices(len(self.stages), indices)
         cut, widens = last < len(self.stages) - 1, self.head.dim != self.num_features
@@ -251,7 +251,7 @@ class Backbone(nn.Module):
         return take
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of any module; where the names are others, as by timm's `checkpoint_path`, it says what converts them."""
+        """As in any module; if names differ, as with timm's `checkpoint_path`, the error says how to convert them."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
@@ -266,9 +266,9 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with `num_classes` outputs (0: none); another pooling if `global_pool` is given.
+        """Make a new classifier with `num_classes` outputs (0: none); change the pooling if `global_pool` is given.
 
-        Raises ValueError for what is no number of classes, or no pooling; the model is then as it was.
+        Raises ValueError for an invalid number of classes or pooling; the model then stays unchanged.
         """
         check_classes(num_classes)
         self.head.reset(num_classes, global_pool, like=next(self.stem.parameters()))
@@ -281,7 +281,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise learning-rate decay: a group a stage if `coarse`, else a block."""
+        """Layers for layer-wise learning-rate decay: a group per stage if `coarse`, else per block."""
         blocks = [
             (r"^stages\.(\d+)\.(?:downsample|query)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
@@ -296,5 +296,5 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def lr_scales(self) -> dict[str, float]:
-        """Factors on the learning rate, by name, of the parameters that the published recipe trains at another one."""
+        """Factors on the learning rate, by name, for the parameters that the published recipe trains at another one."""
         return {}

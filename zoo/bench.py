@@ -1,14 +1,14 @@
-"""How fast whole models are, beside timm's or torchvision's model of the same architecture, in one run.
+"""Times whole models beside timm's or torchvision's model of the same architecture (the twin), in one run.
 
     python -m zoo.bench davit_t gcvit_t --device cpu --threads 2 --out benchmarks
     python -m zoo.bench --device cuda --dtype bfloat16 --batch 128 --train
     python -m zoo.bench nat_t convnext_tiny --size 800 1344 --batch 2
     python -m zoo.bench stvit_s --profile
 
-The share is multiply-adds times two, times images a second, over the rate of a large matrix product: what a perfect
-model would reach is 100 %. A model that is timm's alone stands in the columns of twins. Model, twin and product take
-turns, so that a busy moment of the machine hits all; the column GFLOP/s is the product's.
-With `--profile` it says where the time of each model goes.
+The share is the model's FLOP/s (twice its multiply-adds, times images per second) over those of a large matmul: a
+perfect model would reach 100 %. Models that only timm has are listed in the columns of the twin. Model, twin and matmul
+alternate, so that a busy moment of the machine affects all of them; the column GFLOP/s is that of the matmul.
+With `--profile`, it reports where the time of each model goes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from .bench_profile import by_kind, by_module, render
 from .registry import variants
 from .table import at_size, gflops
 
-# the same architecture elsewhere: how it is built
+# the same architecture in another library, and how to build it
 TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
     "maxvit_t": ("timm", "maxvit_tiny_tf_224"),
     "maxvit_s": ("timm", "maxvit_small_tf_224"),
@@ -48,7 +48,7 @@ TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
     "davit_b": ("timm", "davit_base"),
 }
 
-# the smallest of each family that its paper compares with others
+# the smallest model of each family that its paper compares with others
 DEFAULT = (
     *("maxvit_t", "maxvit_t_tv", "nat_t", "dinat_t", "dinats_t", "biformer_t", "litv2_s"),
     *("gcvit_t", "davit_t", "sgformer_s", "stvit_s"),
@@ -57,7 +57,7 @@ DEFAULT = (
 
 @dataclass
 class Row:
-    """What one model and its twin did in one mode, by source; a share is of `rate`, the product in FLOP/s."""
+    """The results of one model and its twin in one mode, by source; shares are of `rate`, the matmul in FLOP/s."""
 
     model: str
     mode: str
@@ -78,7 +78,7 @@ def step(model: nn.Module, images: Tensor, train: bool) -> None:
 
 
 def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor]:
-    """The model, its twin where there is one, and a batch of images."""
+    """The model, its twin if there is one, and a batch of images."""
     dtype = getattr(torch, args.dtype)
     model, size = at_size(name, args.size)
     models = {"ours" if name in variants() else "timm": model}
@@ -91,7 +91,7 @@ def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Te
 
 
 def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module | None:
-    """The same architecture elsewhere, for images of a size; torchvision's is for its own alone."""
+    """The same architecture in another library, for images of a size; torchvision's only has its own size."""
     make = TWINS[name][1]
     if isinstance(make, str):
         return at_size(make, size)[0]
@@ -99,7 +99,7 @@ def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module | None:
 
 
 def measure(name: str, args: argparse.Namespace) -> Row:
-    """Times one model, its twin where there is one, and a large matrix product, in turn."""
+    """Times one model, its twin if there is one, and a large matmul, in turn."""
     models, images = build(name, args)
     runs = {
         source: partial(step, torch.compile(model) if args.compile else model, images, args.train)
@@ -133,7 +133,7 @@ def mode(args: argparse.Namespace) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: ours, the twin, and ours divided by it."""
+    """A Markdown table of ours, the twin, and ours divided by the twin."""
     lines = [
         "| model | mode | GFLOPs | GFLOP/s | ours, images/s | share | twin | its images/s | its share | ours / twin |",
         "|---|---|---:|---:|---:|---:|---|---:|---:|---:|",
@@ -155,25 +155,23 @@ def mark(row: Row, source: str) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m zoo.bench", description="Whole models beside their twins.")
-    parser.add_argument("models", nargs="*", help=f"of the zoo, or timm's; default: {' '.join(DEFAULT)}")
+    parser = argparse.ArgumentParser(prog="python -m zoo.bench", description="Times models beside their twins.")
+    parser.add_argument("models", nargs="*", help=f"from the zoo or timm; default: {' '.join(DEFAULT)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: each model's own"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="image size; default: each model's own")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
     parser.add_argument("--train", action="store_true", help="forward and backward, in training mode")
-    parser.add_argument("--profile", action="store_true", help="where the time goes, in place of how much it is")
-    parser.add_argument("--out", type=Path, help="a folder for models_<device>_<mode>.md and .json, or profile_....md")
+    parser.add_argument("--profile", action="store_true", help="report where the time goes, instead of the speed")
+    parser.add_argument("--out", type=Path, help="folder for models_<device>_<mode>.md and .json, or profile_....md")
     args = parser.parse_args(argv)
     unknown = sorted(name for name in set(args.models) if not timm.is_model(name))
     if unknown:
         parser.error(
-            f"no model is called {', '.join(unknown)}: expected models of timm's, or some of {', '.join(variants())}"
+            f"no model is called {', '.join(unknown)}: expected models of timm, or some of {', '.join(variants())}"
         )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
@@ -185,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.device == "cpu":
-        keep_freed_memory()  # as the loop does
+        keep_freed_memory()  # as the training loop does
     if args.profile:
         profile(args)
         return
@@ -198,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def record(args: argparse.Namespace, rows: list[Row]) -> str:
-    """The page so far; written after every model, so that a run that is cut off leaves what it measured."""
+    """The page so far; written after every model, so that an interrupted run keeps what it measured."""
     facts = settings(args)
     text = page("Models", facts, ["", table(rows)])
     if args.out is not None:
@@ -230,7 +228,7 @@ def page(title: str, facts: dict[str, str], lines: list[str]) -> str:
 
 
 def stem(args: argparse.Namespace, what: str) -> str:
-    """The name of a file: what was measured otherwise is no later version of it."""
+    """The name of a file: runs with other settings must not overwrite it."""
     parts = [what, args.device, "training" if args.train else "inference"]
     parts += [args.dtype] * (args.dtype != "float32") + ["compiled"] * args.compile
     parts += [] if args.size is None else ["x".join(map(str, args.size))]

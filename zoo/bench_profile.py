@@ -1,4 +1,4 @@
-"""Where the time of a model goes: by kind of operator, and in the forward by type of module."""
+"""Where the time of a model goes: by kind of operator, and in the forward pass by type of module."""
 
 import os
 import time
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-# parts of operators' names, the first that fits; what is not here counts as "other"
+# parts of operator names, of which the first match counts; the rest is "other"
 KINDS = {
     "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "attention_backbones"),
     "convolution": ("conv",),
-    "matrix product": ("mm", "linear", "matmul"),
+    "matmul": ("mm", "linear", "matmul"),
     "norm": ("norm",),
     "softmax": ("softmax",),
     "activation": ("gelu", "silu", "sigmoid", "tanh"),
     "copy": ("copy", "cat", "clone", "contiguous", "_to_", "pad", "stack"),
     "gather, sort": ("index", "gather", "scatter", "sort", "topk", "embedding"),
     "pooling, sums": ("pool", "mean", "sum"),
-    "sum, product by element": ("add", "mul", "sub", "div"),
+    "elementwise arithmetic": ("add", "mul", "sub", "div"),
     "fill, allocate": ("fill", "zero", "empty", "resize"),
 }
 
@@ -33,8 +33,8 @@ def kind(operator: str) -> str:
 
 
 def by_kind(run: Callable[[], None], device: str) -> Counter:
-    """Seconds in each kind of operator, those inside other operators not counted twice."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each of its stages
+    """Seconds in each kind of operator; operators inside other operators are not counted twice."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs each of its stages
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     with profile(activities=activities) as profiler:
         run()
@@ -47,7 +47,7 @@ def by_kind(run: Callable[[], None], device: str) -> Counter:
 
 
 def by_module(model: nn.Module, images: Tensor) -> Counter:
-    """Seconds of one forward inside modules of each type, those of their own modules not counted."""
+    """Seconds of one forward pass in modules of each type, without those in their submodules."""
     seconds: Counter = Counter()
     with timed(model, seconds), torch.inference_mode():
         model(images)
@@ -56,7 +56,7 @@ def by_module(model: nn.Module, images: Tensor) -> Counter:
 
 @contextmanager
 def timed(model: nn.Module, seconds: Counter) -> Iterator[None]:
-    """Within, `seconds` counts the time in modules by type; on a GPU each waits for the one before it."""
+    """Context in which `seconds` counts the time in modules by type; on a GPU each waits for the one before it."""
     last, inside = [0.0], []
 
     def now() -> float:
@@ -90,7 +90,7 @@ def timed(model: nn.Module, seconds: Counter) -> Iterator[None]:
 
 
 def label_of(module: nn.Module) -> str:
-    """The type; convolutions of single channels and of single pixels are told apart."""
+    """The type; depthwise convolutions and kernel sizes are listed separately."""
     label = type(module).__name__
     if isinstance(module, nn.Conv2d):
         if module.groups == module.in_channels > 1:
@@ -100,7 +100,7 @@ def label_of(module: nn.Module) -> str:
 
 
 def render(title: str, seconds: Counter, least: float = 0.01) -> list[str]:
-    """A Markdown table of shares, largest first; what is below `least` is one row."""
+    """A Markdown table of shares, largest first; shares below `least` are combined in one row."""
     total = sum(seconds.values())
     lines = [f"| {title} | share |", "|---|---:|"]
     small = sum(value for value in seconds.values() if value < least * total)

@@ -1,7 +1,7 @@
 """BiFormer: Vision Transformer with Bi-Level Routing Attention, https://arxiv.org/abs/2303.08810
 
-The map is cut into 7 x 7 regions. Means of their queries and keys say which few regions each region is most related to;
-its pixels then attend to all pixels of those. Regions shrink with the map, their number does not.
+The map is divided into 7 x 7 regions. Means of their queries and keys determine which few regions each region is most
+related to; its pixels then attend to all pixels of those. Regions shrink with the map, their number does not.
 """
 
 from collections import OrderedDict
@@ -36,7 +36,7 @@ STL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 
 
 
 class Stem(nn.Sequential):
-    """Two 3 x 3 convolutions of stride 2, each with a norm, an activation between them."""
+    """Two 3 x 3 convolutions of stride 2, each with a norm, and an activation between them."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         layers = OrderedDict(
@@ -51,7 +51,7 @@ class Stem(nn.Sequential):
 
 
 class PatchStem(nn.Sequential):
-    """A convolution over patches of 4 x 4 pixels, then a norm; what does not fill a patch is left out, as published."""
+    """A convolution over patches of 4 x 4 pixels, then a norm; incomplete patches are dropped, as published."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__(OrderedDict(conv1=nn.Conv2d(in_chans, dim, 4, 4), norm1=nn.BatchNorm2d(dim)))
@@ -61,7 +61,7 @@ class PatchStem(nn.Sequential):
 
 
 class PatchMerge(Nhwc):
-    """A norm, then a convolution over patches of 2 x 2 pixels; what does not fill a patch is left out, as published."""
+    """A norm, then a convolution over patches of 2 x 2 pixels; incomplete patches are dropped, as published."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(OrderedDict(norm=nn.BatchNorm2d(dim), conv=nn.Conv2d(dim, dim_out, 2, 2)))
@@ -70,14 +70,14 @@ class PatchMerge(Nhwc):
 @fx.wrap
 @register_notrace_function
 def fill(x: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call to torch.fx."""
+    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call for torch.fx."""
     H, W = x.shape[1], x.shape[2]
     down, right = covering(H, sides[0]) - H, covering(W, sides[1]) - W
     return x if surely(down == 0) and surely(right == 0) else F.pad(x, [0, 0, 0, right, 0, down])
 
 
 class Attention(nn.Module):
-    """The layers of both kinds: two projections, and a convolution whose result is added to that of the heads."""
+    """The layers of both kinds of attention: two projections, and a convolution that is added to the heads' output."""
 
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
 
 class RoutedAttention(Attention):
-    """Section 3.2. Logits are scaled by the whole width, not by a head's; the convolution is of the values."""
+    """Section 3.2. Logits are scaled by the full width, not that of a head; the convolution reads the values."""
 
     def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
         super().__init__(dim, heads, bias=True)
@@ -101,7 +101,7 @@ class RoutedAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
-        # zeros before the projection: out there, queries, keys and values are its bias, and count in all
+        # zeros before the projection: in the padding, queries, keys and values are its bias, and count everywhere
         q, k, v = self.qkv(fill(x, self.n_win)).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         route = route_regions(q, k, self.n_win, self.topk)
         out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
@@ -112,22 +112,22 @@ class RoutedAttention(Attention):
 @fx.wrap
 @register_notrace_function
 def floor_regions(h: int, w: int, n_win: tuple[int, int], topk: int) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Pixels of a region, floor(side / n_win) but at least one; regions that cover h x w; topk, or all of these."""
+    """Sides of a region, floor(side / n_win) but at least 1; how many regions cover h x w; topk, limited to these."""
     size = (max(h // n_win[0], 1), max(w // n_win[1], 1))
     regions = (-(-h // size[0]), -(-w // size[1]))
     return size, regions, min(topk, regions[0] * regions[1])
 
 
 def check_one_size(h: int, w: int) -> None:
-    """Raises ValueError while a program is made for maps of any size: regions, by which it pools, would be as many."""
+    """Raise ValueError on export of a program for any size: its regions, which it pools, would vary in number."""
     if torch.compiler.is_exporting() and (varies(h) or varies(w)):
-        raise ValueError("how many regions there are depends on the size of the image: no program is for all")
+        raise ValueError("the number of regions depends on the size of the image: no single program serves all sizes")
 
 
 class FloorRoutedAttention(RoutedAttention):
     """As in the authors' NCHW code: regions of floor(side / n_win) pixels, as many as it takes to cover the map.
 
-    Projected maps are filled with zeros to whole regions: zero keys, which are attended. Means leave them out.
+    Projected maps are padded with zeros to whole regions: zero keys, which are attended. Means leave them out.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
@@ -146,7 +146,7 @@ class FloorRoutedAttention(RoutedAttention):
 
 
 class FullAttention(Attention):
-    """All pixels attend to all; the convolution is of the input."""
+    """All pixels attend to all; the convolution reads the input."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads, bias=False)
@@ -161,7 +161,7 @@ class FullAttention(Attention):
 
 
 class ValueFullAttention(FullAttention):
-    """The same with a convolution of the values, as in the authors' NCHW code."""
+    """The same with a convolution that reads the values, as in the authors' NCHW code."""
 
     def beside(self, x: Tensor, v: Tensor) -> Tensor:
         return v.flatten(3)
@@ -171,13 +171,13 @@ class BiFormer(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths, heads  channels, blocks and attention heads of each stage
-    topk            regions that a region attends to, where there are as many, in each stage but the last; there all
+    topk            regions that a region attends to, or all if there are fewer, in each stage but the last; there all
                     pixels attend to all
-    n_win           regions a side, or (down, across); the authors have 7 for ImageNet, 8 for ADE20K and 16 for COCO
-    mlp_ratio       units of an MLP per channel
+    n_win           regions a side, or (down, across); the authors use 7 for ImageNet, 8 for ADE20K and 16 for COCO
+    mlp_ratio       hidden units of an MLP per channel
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size as the authors' dense-prediction code does (`auto_pad`). Where regions do not
-                    divide a normed map it is filled with zeros at the bottom and right, and these are attended
+                    it runs at any size, as the authors' dense-prediction code does (`auto_pad`). If regions do not
+                    divide a normed map, it is padded with zeros at the bottom and right, which are attended
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
     """
@@ -186,7 +186,7 @@ class BiFormer(Backbone):
     halve_class: type[nn.Module] = Halve
     routed_class: type[RoutedAttention] = RoutedAttention
     full_class: type[FullAttention] = FullAttention
-    positions: bool = True  # whether a block begins with a convolution that tells pixels where they are
+    positions: bool = True  # whether a block begins with a convolution that gives pixels their positions
     feature_norm_eps = 1e-6
 
     def __init__(
@@ -229,14 +229,14 @@ class BiFormer(Backbone):
         self.init_layers()
 
     def init_layers(self) -> None:
-        """First values, as published."""
+        """Initialise the parameters as published."""
         self.apply(init_linear)
 
 
 class BiFormerSTL(BiFormer):
-    """BiFormer in the layout of Swin-T: patches in place of overlapping convolutions, wider MLPs, no positions.
+    """BiFormer in the layout of Swin-T: patches instead of overlapping convolutions, wider MLPs, no positions.
 
-    Arguments as in `BiFormer`. Patches leave out what does not fill them, at the bottom and right.
+    Arguments as in `BiFormer`. Incomplete patches at the bottom and right are dropped.
     """
 
     stem_class = PatchStem
@@ -249,13 +249,13 @@ class BiFormerSTL(BiFormer):
 
 
 class BiFormerSTLNchw(BiFormerSTL):
-    """The second published BiFormer-STL, which computes something else; see its two kinds of attention."""
+    """The second published BiFormer-STL, which computes differently; see its two kinds of attention."""
 
     routed_class = FloorRoutedAttention
     full_class = ValueFullAttention
 
     def init_layers(self) -> None:
-        """Only the classifier is published as a linear layer: 1 x 1 convolutions start as torch has it."""
+        """Only the classifier is published as a linear layer: 1 x 1 convolutions keep torch's initialisation."""
         init_linear(self.head.fc)
 
 

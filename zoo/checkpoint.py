@@ -1,4 +1,4 @@
-"""Every file of weights is opened here: read safely, its layout recognised, its tensors put into a model, strictly."""
+"""Loading of weights: a file is read safely, its layout recognised, and its tensors put into a model, strictly."""
 
 import logging
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ def load_checkpoint(
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
     model    may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
-    path     a file, or what `zoo.reader.read` made of one
-    weights  "raw", "ema" (an average kept beside them), or "auto": those that the figures published for this layout
+    path     a file, or what `zoo.read` returned for one
+    weights  "raw", "ema" (an average kept beside them), or "auto": those that the published results of this layout
              belong to, else the raw ones
-    part     of a file of several, say a detector's "backbone": read this alone, and report what else there is
-    Raises CheckpointError if the file cannot be read or is not of this model; the model is then as it was before.
+    part     read only this part of the file, such as a detector's "backbone", and report the others
+    Raises CheckpointError if the file cannot be read or does not fit this model, which then stays unchanged, and
     ValueError for a model on the meta device.
     """
     model = unwrapped(model)
@@ -45,7 +45,7 @@ def load_checkpoint(
     checkpoint, unused = _without_unused(checkpoint, model)
     try:
         layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
-        state = dict(state)  # which may be the given one
+        state = dict(state)  # a copy: it may be the given one
         if hasattr(model, "adopt"):
             model.adopt(state)
         channels = fit_channels(state, model, path)
@@ -65,13 +65,13 @@ def load_checkpoint(
 def overlay_with_weights(
     cls: type[Backbone], name: str, kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by us and under our names.
+    """`pretrained_cfg_overlay` for timm: the weights that `kwargs` asks for, read by the zoo and under its names.
 
-    With it come the entries that these weights displaced, `file` and `source`, where there were any, and the layout
-    that the weights were in.
+    Also returns the entries that these weights displaced (`file` and `source`, if there were any) and the layout that
+    the weights were in.
     """
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
-    if overlay.get("url") or overlay.get("hf_hub_id"):  # goes before every place that the tag has
+    if overlay.get("url") or overlay.get("hf_hub_id"):  # takes precedence over every source of the tag
         overlay = {"url": None, "hf_hub_id": None, "hf_hub_filename": None} | overlay
     cfg = resolve_pretrained_cfg(name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
     if cfg.state_dict is None:
@@ -82,7 +82,7 @@ def overlay_with_weights(
     _logger.info("%s: layout %r, %s weights", checkpoint.path, layout, entry)
     overlay |= {"state_dict": state, "file": None, "source": None}
     if "head.fc.weight" in state:
-        # timm leaves out a classifier that this number says is for other classes
+        # timm leaves out a classifier if this number is not the model's
         overlay["num_classes"] = state["head.fc.weight"].shape[0]
     return overlay, {key: getattr(cfg, key) for key in ("file", "source") if getattr(cfg, key)}, layout
 
@@ -90,14 +90,14 @@ def overlay_with_weights(
 def adapt(
     state: Mapping[str, Tensor], model: nn.Module, *, layout: str = OURS.name, classifies: bool = True
 ) -> dict[str, Tensor]:
-    """timm's `pretrained_filter_fn`: what `overlay_with_weights` gave, with the shapes of `model`.
+    """timm's `pretrained_filter_fn`: adapts what `overlay_with_weights` returned to the shapes of `model`.
 
     timm itself adapts the first convolution to another number of channels afterwards.
 
-    layout      that the weights were in
-    classifies  False: the model will lose its classifier anyhow, so that the file has none is not worth a warning
+    layout      the layout that the weights were in
+    classifies  False: the model will lose its classifier anyway, so a file without one is not worth a warning
 
-    Raises CheckpointError where the weights are not of this model.
+    Raises CheckpointError where the weights do not fit this model.
     """
     state = dict(state)
     if isinstance(model, Backbone):
@@ -106,19 +106,19 @@ def adapt(
     if not classifies:
         report.head_remade, report.new = False, [name for name in report.new if not name.startswith("head.")]
     fresh = report.head_remade or any(name.startswith("head.") for name in report.new)
-    # a head that nobody asked for is no loss
+    # leaving out a head that was not asked for is no loss
     level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
-    _logger.log(level, "%s", "; ".join(["weights as they are given", *_notes(report, model)]))
-    # timm asks for every name: what a file may be without stays as the model has it
+    _logger.log(level, "%s", "; ".join(["pretrained weights", *_notes(report, model)]))
+    # timm expects every name: what the file lacks stays as the model has it
     return model.state_dict() | state
 
 
 def select(
     checkpoint: Checkpoint, cls: type[nn.Module], weights: str, layouts: tuple[Layout, ...] | None = None
 ) -> tuple[str, str, dict[str, Tensor]]:
-    """(layout, "raw" or "ema", tensors under our names) of the entry that is asked for.
+    """(layout, "raw" or "ema", tensors under our names) of the entry that `weights` asks for.
 
-    layouts  those that the file may be in; by default those of a backbone's class, or none for what is no backbone
+    layouts  the layouts that the file may be in; default: those of a backbone's class, none for any other model
     """
     if weights not in ("auto", "raw", "ema"):
         raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
@@ -135,11 +135,11 @@ def select(
     try:
         return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
     except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path} is not of this {cls.__name__}: {error}") from error
+        raise CheckpointError(f"{checkpoint.path} does not fit this {cls.__name__}: {error}") from error
 
 
 def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[str, int]]:
-    """The checkpoint with the names of one part alone, and the sizes of the others."""
+    """The checkpoint reduced to one part, and the sizes of the others."""
     if part is None:
         return checkpoint, {}
     entries, left_out = {}, {}
@@ -153,13 +153,13 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without what compiles it, spreads it over devices, or asks it for features alone."""
+    """The model without its wrappers: torch.compile's, DistributedDataParallel's and the like, timm's for features."""
     model = unwrap_model(model)
     return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
 
 
 def _layouts(model: nn.Module) -> tuple[Layout, ...] | None:
-    """The layouts of what is more than a backbone, a segmenter say; it knows them itself."""
+    """The layouts of a model that is more than a backbone, such as a segmenter, which knows them itself."""
     return model.layouts() if hasattr(model, "layouts") else None
 
 
@@ -174,7 +174,7 @@ def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoin
 
 
 def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
-    """What a model that is more than a backbone has to say of a file that is not its own."""
+    """The advice of a model that is more than a backbone on a file that does not fit it."""
     return model.advice(without_prefix(next(iter(checkpoint.entries.values())))) if hasattr(model, "advice") else ""
 
 
@@ -185,13 +185,13 @@ def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dic
 
 
 def _published(cls: type[Backbone], layout: Layout) -> str:
-    """Which entry of a file the figures published for `layout` belong to."""
+    """Which entry of a file the published results of `layout` belong to."""
     kinds = {r.weights for r in RELEASES if r.layout == layout.name and class_of(r.model) is cls}
     return "ema" if kinds == {"ema"} else "raw"
 
 
 def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: str) -> Layout:
-    """The first layout that has a word for every key."""
+    """The first layout that has a rule for every key."""
     unknown = {layout.name: layout.unknown(state) for layout in layouts}
     for layout in layouts:
         if not unknown[layout.name]:
@@ -209,22 +209,22 @@ def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
 
 
 def _notes(report: LoadReport, model: nn.Module) -> list[str]:
-    """What is to be said of a report beside layout and weights."""
+    """What there is to say about a report besides layout and weights."""
     notes = []
     if report.head_remade:
         notes.append(
-            f"it has no classifier for {getattr(model, 'num_classes', '?')} classes, so a new one starts from scratch"
+            f"no classifier for {getattr(model, 'num_classes', '?')} classes in the file: a new one is initialised"
         )
     if report.new:
-        notes.append(f"it has no {listed(report.new)}: new, from scratch")
+        notes.append(f"not in the file, newly initialised: {listed(report.new)}")
     if report.channels:
-        notes.append(f"its first convolution, for images of {report.channels} channels, was made one for the model's")
+        notes.append(f"first convolution, for images of {report.channels} channels, converted to the model's channels")
     if report.resized:
-        notes.append(f"tables of positions interpolated to other windows or images: {len(report.resized)}")
+        notes.append(f"position tables interpolated to other windows or image sizes: {len(report.resized)}")
     if report.in_order:
         notes.append(
-            f"tables of positions taken for those of this model's windows or images, though the file may be of others "
-            f"with as many: {len(report.in_order)}"
+            f"position tables read as they are, though the file may be for other windows or image sizes with as many "
+            f"entries: {len(report.in_order)}"
         )
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")

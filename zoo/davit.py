@@ -1,7 +1,7 @@
 """DaViT: Dual Attention Vision Transformers, https://arxiv.org/abs/2204.03645
 
-A layer attends twice, each time with an MLP behind it: between the tokens of 7 x 7 windows, then between the channels
-over the whole map, which costs no more and sees everything. Depthwise convolutions tell a token where it is.
+A layer attends twice, each time followed by an MLP: between the tokens of 7 x 7 windows, then between the channels over
+the whole map, which costs no more and sees everything. Depthwise convolutions give tokens their positions.
 """
 
 from collections import OrderedDict
@@ -69,7 +69,7 @@ class Merge(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Section 3.2: the channels of a head attend to each other, over all tokens; q is what they mix."""
+    """Section 3.2: the channels of a head attend to each other, over all tokens; they mix q."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ChannelAttention(nn.Module):
 
 
 class Half(nn.Sequential):
-    """Figure 3: position, attention, position, MLP; either attention goes in."""
+    """Figure 3: position, attention of either kind, position, MLP."""
 
     def __init__(self, dim: int, attention: nn.Module, drop_path: float) -> None:
         super().__init__(
@@ -113,10 +113,10 @@ class DaViT(Backbone):
     dims, depths    channels and layers of each stage; a layer is two blocks
     window          tokens a side of a window, or (vertical, horizontal)
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size as its authors' code does. Zeros fill the image to a multiple of 4, normed maps
+                    it runs at any size, as the authors' code does. Zeros pad the image to a multiple of 4, normed maps
                     to a multiple of 2 before they are merged, and to whole windows before the projection of q, k, v:
-                    tokens attend to these zeros. The channels' attention and the convolutions see the map alone
-    drop_path_rate  a linear ramp from 0 over all blocks, two a layer
+                    tokens attend to these zeros. Channel attention and the convolutions only see the map
+    drop_path_rate  a linear ramp from 0 over all blocks, two per layer
     feature_norms   see `Backbone`
     """
 

@@ -1,4 +1,4 @@
-"""What stands for the content of a file that was described and not read."""
+"""Stand-ins for the content of a file that was described but not read."""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from .errors import CheckpointError
 
 DEEPEST = 32  # nested levels of what a file holds
 MOST = 2**20  # opcodes of a pickle, and values that it makes: 1,000 tensors, their moments and average take 150,000
-LONGEST = 1000  # letters of a tensor's name: those of detectors have a hundred
-UNFOLDS = 8  # how many times its own bytes a file may declare: tensors may share memory
+LONGEST = 1000  # characters of a tensor's name: those of detectors have a hundred
+UNFOLDS = 8  # how many times its own size a file may declare: tensors may share memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TensorInfo:
 
 @dataclass
 class Other:
-    """Something harmless that has no plain form, an array of numpy's say; `detail` is what is known of it."""
+    """Something harmless that has no plain form, such as a NumPy array; `detail` is what is known of it."""
 
     name: str
     detail: Any = None
@@ -58,7 +58,7 @@ class Record(dict):
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value that `check` let through."""
+    """A value that passed `check`, in a form that JSON can hold."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -73,25 +73,25 @@ def plain(value: Any) -> Any:
 
 
 def check(content: Any, size: int) -> None:
-    """Look through what a file of `size` bytes holds.
+    """Check the content of a file of `size` bytes.
 
-    Raises CheckpointError where it is nested too deep or in itself, where references make much of little, where its
-    tensors are far larger than the file or than any memory, or their names are of no use.
+    Raises CheckpointError where it is nested too deeply or in itself, where references expand it too far, where its
+    tensors are far larger than the file or than any memory, or where their names are too long.
     """
     tensors: dict[int, TensorInfo] = {}
     if _values(content, 0, {}, tensors) > MOST:
-        raise CheckpointError(f"unfolds to more than {MOST:,} values: refused")
+        raise CheckpointError(f"expands to more than {MOST:,} values: refused")
     for tensor in tensors.values():
-        # torch computes with all sides, those beside one of 0 too
+        # torch multiplies all sides, even where one of them is 0
         if math.prod(max(side, 1) for side in tensor.shape) * tensor.dtype.itemsize >= 2**63:
-            raise CheckpointError(f"declares a tensor of shape {str(tensor.shape)[:200]}, which none has: refused")
+            raise CheckpointError(f"declares a tensor of shape {str(tensor.shape)[:200]}, which is too large: refused")
     declared = sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors.values())
     if declared > UNFOLDS * size + 2**20:
-        raise CheckpointError(f"declares {declared:,} bytes of tensors in a file of {size:,}: refused")
+        raise CheckpointError(f"declares {declared:,} bytes of tensors in a file of {size:,} bytes: refused")
 
 
 def _values(item: Any, depth: int, counts: dict[int, int], tensors: dict[int, TensorInfo]) -> int:
-    """How many values an item is when everything that it refers to is written out."""
+    """How many values an item consists of when everything that it refers to is written out."""
     if isinstance(item, TensorInfo):
         tensors[id(item)] = item
     if not isinstance(item, (dict, list, tuple)):
@@ -99,7 +99,7 @@ def _values(item: Any, depth: int, counts: dict[int, int], tensors: dict[int, Te
     if id(item) not in counts:
         if depth > DEEPEST:
             raise CheckpointError(f"holds data nested more than {DEEPEST} levels deep: refused")
-        counts[id(item)] = MOST + 1  # until it is counted: who finds itself inside itself has no end
+        counts[id(item)] = MOST + 1  # until it is counted: what contains itself has no end
         inner = item.values() if isinstance(item, dict) else item
         if isinstance(item, dict):
             _check_names(item)
@@ -110,5 +110,5 @@ def _values(item: Any, depth: int, counts: dict[int, int], tensors: dict[int, Te
 def _check_names(mapping: dict[Any, Any]) -> None:
     for name, value in mapping.items():
         if isinstance(value, TensorInfo) and isinstance(name, str) and len(name) > LONGEST:
-            said = f"{name[:40]!r} ... of {len(name):,} letters"
-            raise CheckpointError(f"has a tensor with a name over {LONGEST:,} letters, {said}: refused")
+            said = f"{name[:40]!r} ... of {len(name):,} characters"
+            raise CheckpointError(f"has a tensor with a name of more than {LONGEST:,} characters, {said}: refused")

@@ -1,7 +1,7 @@
 """NAT and DiNAT: Neighborhood Attention, https://arxiv.org/abs/2204.07143, dilated, https://arxiv.org/abs/2209.15001
 
-Every token attends to its own nearest neighbors, so that the window slides with it and there is no partition to cross.
-DiNAT spreads the window of every second block over the whole map, NAT never does.
+Every token attends to its own nearest neighbors, so the window slides with it and there are no partition borders. DiNAT
+spreads the window of every second block over the whole map, NAT never does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ VARIANTS = {
     "dinat_l_384_k11": {**SIZES["l"], "dilations": "classification", "img_size": 384, "window": 11},
 }  # fmt: skip
 
-# a pattern a stage, repeated over its blocks
+# a pattern per stage, repeated over its blocks
 PRESETS = {
     "classification":     ((1, 8),  (1, 4),        (1, 2),             (1,)),
     "classification_384": ((1, 13), (1, 6),        (1, 3),             (1,)),
@@ -86,15 +86,17 @@ class Downsample(nn.Module):
 class NeighborhoodAttention(FilledAttention):
     """Self-attention of every token to its `window` x `window` nearest, `dilation` apart, with a learned bias.
 
-    A map smaller than window * dilation is filled up at the bottom and right as if the input were zero there: what
-    fills it is attended, with keys and values that are the projection's bias.
+    A map smaller than window * dilation is padded at the bottom and right as if the input were zero there: the padding
+    is attended, with keys and values that are the projection's bias.
     """
 
     def __init__(self, dim: int, heads: int, window: int, dilation: int) -> None:
         super().__init__()
         check_heads(dim, heads)
         if not isinstance(window, Integral) or window < 1 or window % 2 == 0 or dilation < 1:
-            raise ValueError(f"window is {window}, dilation {dilation}: expected one odd number, and 1 or more")
+            raise ValueError(
+                f"window is {window}, dilation is {dilation}: expected an odd window and a dilation of 1 or more"
+            )
         self.heads = heads
         self.window = window
         self.resize = "bicubic"  # how a table for another window is interpolated
@@ -120,19 +122,20 @@ class DiNAT(Backbone):
     """NAT is DiNAT with dilations of 1. Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths    channels and blocks of each stage
-    mlp_ratio       width of an MLP by that of its block
-    layer_scale     first value of the factor on every branch, None for no factor
+    mlp_ratio       width of an MLP divided by that of its block
+    layer_scale     initial value of the factor on every branch; None: no factor
     window          neighbors a side, odd
-    dilations       one number for all blocks; a list a stage, repeated over its blocks; or the authors' for a task:
+    dilations       one number for all blocks; a list per stage, repeated over its blocks; or the authors' for a task:
                     "classification", "detection" or "segmentation" (which at 192 channels is "segmentation_640"), and
                     "classification_384", "segmentation_640" for images of these sizes
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size. Convolutions round up; maps smaller than window * dilation are filled up as
-                    the authors' code did, see `NeighborhoodAttention`
+                    it runs at any size. Convolutions round up; maps smaller than window * dilation are padded as in the
+                    authors' code, see `NeighborhoodAttention`
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
 
-    The authors meant their tables of relative positions not to decay but trained classifiers that did: they decay here.
+    The authors meant to exempt tables of relative positions from weight decay, but trained classifiers with it: here
+    they decay.
     """
 
     presets: Mapping[str, Sequence[Sequence[int]]] = PRESETS
@@ -182,20 +185,22 @@ class DiNAT(Backbone):
 def expand(
     dilations: Dilations, depths: Sequence[int], presets: Mapping[str, Sequence[Sequence[int]]]
 ) -> list[list[int]]:
-    """A dilation a block, a list a stage."""
+    """One list per stage, with one dilation per block."""
     if isinstance(dilations, int):
         patterns = [[dilations]] * len(depths)
     elif isinstance(dilations, str):
         if dilations not in presets:
-            raise ValueError(f"dilations is {dilations!r}: expected a number, a list a stage or one of {list(presets)}")
+            raise ValueError(
+                f"dilations is {dilations!r}: expected a number, a list per stage or one of {list(presets)}"
+            )
         patterns = presets[dilations]
         if len(patterns) != len(depths):
-            raise ValueError(f"dilations is {dilations!r}, for {len(patterns)} stages: here are {len(depths)}")
+            raise ValueError(f"dilations is {dilations!r}, for {len(patterns)} stages: the model has {len(depths)}")
     else:
         patterns = dilations
         lists = len(patterns) == len(depths) and all(isinstance(pattern, Sequence) for pattern in patterns)
         if not lists or not all(0 < len(pattern) <= n for pattern, n in zip(patterns, depths, strict=True)):
-            raise ValueError(f"dilations is {dilations}: expected a list a stage, of at most {tuple(depths)} numbers")
+            raise ValueError(f"dilations is {dilations}: expected a list per stage, of at most {tuple(depths)} numbers")
     return [list(islice(cycle(pattern), depth)) for pattern, depth in zip(patterns, depths, strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""The controls of DiNAT's paper, https://arxiv.org/abs/2209.15001: its attention in others' architectures.
+"""The controls of DiNAT's paper, https://arxiv.org/abs/2209.15001: its attention in other architectures.
 
-DiNAT-s is Swin with neighborhoods for windows. The isotropic models have ViT's shape, one map of 16 x 16 patches from
-end to end, with neighborhoods, dilated ones, or full attention and the same table of relative positions (vitrpb).
+DiNAT-s is Swin with neighborhoods instead of windows. The isotropic models have ViT's shape, one map of 16 x 16 patches
+throughout, with neighborhoods, dilated ones, or full attention and the same table of relative positions (vitrpb).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ FULL_VARIANTS = {"vitrpb_s": {"dim": 384, "img_size": 224}, "vitrpb_b": {"dim": 
 
 
 class PatchMerging(nn.Module):
-    """Swin's: the 2 x 2 tokens of a patch side by side, column by column, a norm, a projection."""
+    """Swin's: the 2 x 2 tokens of a patch are concatenated, column by column, then a norm and a projection."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class PatchMerging(nn.Module):
 
 
 class DiNATs(DiNAT):
-    """DiNAT in Swin's frame; arguments and sizes as there. Zeros fill the image to a multiple of 4, maps to even."""
+    """DiNAT with Swin's stem and merging; arguments as in `DiNAT`. Zeros pad images to a multiple of 4, maps of 2."""
 
     presets = PRESETS | {
         "detection":        ((1, 28), (1, 14), PRESETS["detection"][2],        (1, 3)),
@@ -66,16 +66,16 @@ class DiNATs(DiNAT):
 
 
 class Isotropic(Backbone):
-    """One map of 16 x 16 patches from end to end. Input (B, in_chans, H, W), output (B, num_classes).
+    """One map of 16 x 16 patches throughout. Input (B, in_chans, H, W), output (B, num_classes).
 
     dim             channels
-    depths          blocks of each stage; all stages have the same map: they only say where features are taken
-    mlp_ratio       width of an MLP by that of its block
+    depths          blocks of each stage; all stages have the same map: they only define where features are taken
+    mlp_ratio       width of an MLP divided by that of its block
     window          neighbors a side, odd
     dilations       one number for all blocks, or a list that is repeated over them
-    img_size        image that the model is meant for, pixels a side or (height, width). The authors' code takes 224
-                    only. Here zeros fill an image of any size to whole patches, and a map smaller than window *
-                    dilation is filled up as DiNAT's is
+    img_size        image that the model is meant for, pixels a side or (height, width). The authors' code only takes
+                    224. Here zeros pad an image of any size to whole patches, and a map smaller than window * dilation
+                    is padded as in DiNAT
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
     """
@@ -101,7 +101,7 @@ class Isotropic(Backbone):
         check_stages(depths=depths)
         repeated = [dilations] if isinstance(dilations, int) else list(dilations)
         if not repeated:
-            raise ValueError("dilations is an empty list: expected numbers, which are repeated over the blocks")
+            raise ValueError("dilations is empty: expected one or more numbers, which are repeated over the blocks")
         spread = cycle(repeated)
         stages = []
         for rates in drop_path_rates(drop_path_rate, depths):
@@ -128,7 +128,7 @@ class VitRPB(Isotropic):
     """The isotropic model with full attention: one window, as large as the map of `img_size`, and its table.
 
     Other arguments are those of `Isotropic`. A built model runs at any size with the window that it has: a smaller map
-    is attended to whole, a larger one in windows; what they hold beyond the border is never attended.
+    is attended as a whole, a larger one in windows; positions beyond the border are never attended.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the weights of a pretrained configuration are: file, folder, hub or URL. Only this module uses the network."""
+"""Where the weights of a pretrained configuration are: file, folder, hub or URL. Only this module downloads weights."""
 
 import posixpath
 import re
@@ -15,7 +15,7 @@ from .files import sha256 as digest_of
 from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-# the first digits of a SHA-256 in a file's name, as torch.hub has them; decimal ones alone are a date
+# the first digits of a SHA-256 in a file's name, as torch.hub writes them; decimal digits alone are a date
 DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")
 WHOLE = re.compile(r"[0-9a-f]{64}")
 
@@ -23,12 +23,12 @@ _warned: set[Release] = set()
 
 
 def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = None) -> Path:
-    """The local file with the weights of timm's pretrained configuration `cfg`, downloaded if it has to be.
+    """The local file with the weights of timm's pretrained configuration `cfg`, downloaded if necessary.
 
-    Order: file (or folder), hub id, URL; a file that only a person can download is looked for in `cache_dir`, by
-    default where torch.hub keeps its own. All but the user's own file is verified, where its SHA-256 is known: from the
-    table of releases, from the hub, or its first digits from the name in the URL.
-    Raises CheckpointError if there is nothing to load, it cannot be downloaded, or it is not what was released.
+    Order: file (or folder), hub id, URL. A file that must be downloaded by hand is looked for in `cache_dir` (default:
+    the cache of torch.hub). Every file but the user's own is verified where its SHA-256 is known: from the table of
+    releases, from the hub, or its first digits from the name in the URL.
+    Raises CheckpointError if there is nothing to load, the download fails, or the file is not what was released.
     """
     if cfg.get("file"):
         path = Path(cfg["file"])
@@ -53,7 +53,7 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
 
 
 def warn_of_licence(release: Release | None) -> None:
-    """Say once in a process that a release may not be used commercially."""
+    """Warn, once per process, that a release may not be used commercially."""
     if release is None or not release.noncommercial or release in _warned:
         return
     _warned.add(release)
@@ -65,7 +65,7 @@ def warn_of_licence(release: Release | None) -> None:
 
 
 def _release(cfg: Mapping[str, Any], model: str) -> Release | None:
-    """The release that is kept where `cfg` points; one to be downloaded by hand is known by its tag."""
+    """The release that `cfg` points to; one that must be downloaded by hand is found by its tag."""
     hub_id, file = (cfg.get("hf_hub_id") or "").partition("@")[0], cfg.get("hf_hub_filename")
     for r in RELEASES:
         if hub_id and r.hub_id == hub_id and file == (r.file or None):
@@ -118,7 +118,7 @@ def _from_url(url: str | tuple[str, str], sha256: str | None, cache_dir: str | P
 
 
 def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
-    """The file that somebody downloaded in a browser, where programs keep theirs."""
+    """The file that somebody downloaded in a browser and put into the cache."""
     path = _cache(cache_dir) / release.filename
     if release.filename and path.is_file():
         _verify(path, release.sha256)
@@ -126,7 +126,7 @@ def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
     which, put = (release.filename, f"put it at {path}, or ") if release.filename else ("its file", "")
     also = f" (or {', '.join(release.mirrors)})" if release.mirrors else ""
     raise CheckpointError(
-        f"{release.name} has to be downloaded in a browser: open {release.url}{also}, take {which}, and {put}pass "
+        f"{release.name} must be downloaded in a browser: open {release.url}{also}, download {which}, and {put}pass "
         f"pretrained_cfg_overlay=dict(file=...)"
     )
 
@@ -138,7 +138,7 @@ def _cache(cache_dir: str | Path | None) -> Path:
 def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
     """Raise CheckpointError unless the SHA-256 of a file is `sha256` or begins with it; None: it is not known.
 
-    A file that was `made` just now is then deleted, so as not to be found again; another is somebody's, and stays.
+    A file that was `made` by this call is then deleted, so that it is not found again; any other file stays.
     """
     found = digest_of(path) if sha256 else None
     if not sha256 or found.startswith(sha256):
@@ -146,8 +146,8 @@ def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
     if made:
         path.unlink()
     raise CheckpointError(
-        f"{path} is not the file that was released, or not all of it: its SHA-256 is {found}, expected "
-        f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing of it was loaded; "
+        f"{path} is not the released file, or is incomplete: its SHA-256 is {found}, expected "
+        f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing was loaded; "
         + ("the download was deleted" if made else "delete it to download it again")
     )
 

@@ -1,4 +1,4 @@
-"""Files of weights: written whole or not at all, told apart by what is in them, found in folders."""
+"""Weights files: written completely or not at all, identified by their SHA-256, found in folders."""
 
 import hashlib
 import os
@@ -15,17 +15,15 @@ SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 
 @contextmanager
 def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that gets its name when all went well, and is removed when it did not.
+    """A temporary path beside `path`, which is renamed to `path` on success and removed on failure.
 
-    Raises CheckpointError where there is a file already, unless `force`, and where the folder does not take one.
+    Raises CheckpointError if `path` is a folder, or a file and `force` is False, or if it cannot be written.
     """
-    # no longer than the name of a file may be
+    # cut, since file names have a maximum length
     temporary = path.with_name(f".{path.stem[:40]}-{os.getpid()}{path.suffix}")
     try:
         if path.is_dir() or (path.exists() and not force):
-            raise CheckpointError(
-                f"{path} is there already: give another name{'' if path.is_dir() else ', or --force'}"
-            )
+            raise CheckpointError(f"{path} already exists: give another name{'' if path.is_dir() else ', or --force'}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -46,5 +44,5 @@ def sha256(path: Path) -> str:
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """The files in a folder that their endings call weights; no hidden ones. OSError where it may not be read."""
+    """The files in a folder with the ending of a weights file, not the hidden ones. OSError if it cannot be read."""
     return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))

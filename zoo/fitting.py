@@ -1,4 +1,4 @@
-"""Tensors under our names are fitted to a model: shapes brought to its own, names and values compared, strictly."""
+"""Fits tensors under our names to a model: adapts their shapes, and checks names and values strictly."""
 
 import math
 import re
@@ -24,14 +24,14 @@ class LoadReport:
     layout       the layout that the file was in
     entry        which weights of the file were taken, "raw" or "ema"
     head_remade  the classifier is new: the file has none, not all of it, or one for another number of classes
-    new          tensors of what else the file has nothing of and starts from scratch: a head's norm, norms on features
-    channels     of the images that the file is for, where they are others than the model's: the first convolution was
-                 summed, or repeated and scaled; None where they are the same
-    resized      tables of positions that were interpolated: relative ones to other windows, others to other images
-    in_order     tables of positions that were read as those of the model's windows or images, which have as many
-                 entries: of other sides the file may be, and does not say
-    left_out     parts of the file that were not asked for, or that the model was built without, a head under features
-                 say, and how many tensors each has
+    new          other tensors that the file lacks and that are newly initialised: a head's norm, norms on features
+    channels     channels of the file's images where they differ from the model's: the first convolution was summed, or
+                 repeated and scaled; None where they are the same
+    resized      position tables that were interpolated: relative ones to other windows, absolute ones to other images
+    in_order     position tables that were read as those of the model's windows or images, since they have as many
+                 entries: the file does not say whether its own have other sides
+    left_out     parts of the file that were not asked for or that the model was built without, such as the head of a
+                 model of features, and how many tensors each has
     message      all this in one line
     """
 
@@ -49,20 +49,20 @@ class LoadReport:
 def fit(
     state: dict[str, Tensor], model: nn.Module, layout: str = OURS.name, ignore: tuple[str, ...] = ()
 ) -> LoadReport:
-    """Bring `state` to the shapes of `model` in place: resize tables, drop what it was built without and a classifier
+    """Adapt `state` in place to the shapes of `model`: resize tables, drop what it was built without and a classifier
     for other classes.
 
-    layout  that the file was in
-    ignore  tensors of any shape
-    Raises CheckpointError where names, shapes or types differ in any other way, or values are not finite, or would not
-    be in the types of `model`.
+    layout  the layout that the file was in
+    ignore  tensors whose shapes may differ
+    Raises CheckpointError where names, shapes or types differ in any other way, or where values are not finite, or
+    would not be in the types of `model`.
     """
     want, classifier = model.state_dict(), _classifier(model)
     headless = not any(k.startswith(("head.", *classifier)) for k in state)
     report = LoadReport(left_out=_leave_out(state, want, model))
     for layer in classifier:
         theirs, ours = ({k: v.shape for k, v in tensors.items() if k.startswith(layer)} for tensors in (state, want))
-        for name in theirs if theirs != ours else ():  # part of it would be no classifier
+        for name in theirs if theirs != ours else ():  # a part of it is not a classifier
             del state[name]
     for name, module in model.named_modules():
         key = f"{name}.rpb"
@@ -85,7 +85,7 @@ def fit(
 
 
 def _leave_out(state: dict[str, Tensor], want: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
-    """Take out of `state` what a backbone was built without, or lost when it was cut down to features; their sizes."""
+    """Remove from `state` what a backbone was built without or lost when it was cut down to features; their sizes."""
     parts = {k: re.match(r"stages\.\d+|[^.]*", k)[0] for k in state if k not in want and isinstance(model, Backbone)}
     left_out = {name: part for name, part in parts.items() if _is_without(model, part)}
     for name in left_out:
@@ -99,7 +99,7 @@ def _is_without(model: Backbone, part: str) -> bool:
 
 
 def _may_be_new(name: str, state: Mapping[str, Tensor], headless: bool) -> bool:
-    """Weights for dense prediction have no head at all, weights for classification no norms on features, or others."""
+    """Weights for dense prediction have no head, weights for classification no norms on features, or fewer of them."""
     if name.startswith("feature_norms."):
         norm = name.rpartition(".")[0]
         return not any(k.startswith(f"{norm}.") for k in state)
@@ -107,17 +107,18 @@ def _may_be_new(name: str, state: Mapping[str, Tensor], headless: bool) -> bool:
 
 
 def _may_be_flat(table: Tensor, layout: str) -> bool:
-    """Whether a table comes from a file that does not say its sides: 10 x 8 and 8 x 10 have as many entries.
+    """Whether a table comes from a file that does not give its sides: 10 x 8 and 8 x 10 have as many entries.
 
-    Conversion makes a square one of those that could be, of windows of 1 x 5 as well.
+    Conversion makes a table square wherever its entries allow it, even one of windows of 1 x 5.
     """
     return table.dim() == 2 or (table.shape[1] == table.shape[2] and layout not in (OURS.name, AS_IS))
 
 
 def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, layout: str, report: LoadReport) -> None:
-    """Bring a table of absolute positions to the grid of `module`; a file does not say its own, but all are square.
+    """Adapt a table of absolute positions to the grid of `module`; a file does not give its own, but all are square.
 
-    Only what a model itself wrote may be of a grid like this one, not square and with as many entries as a square one.
+    Only a file that a model of the zoo wrote may be for a grid like `module`'s that is not square but has as many
+    entries as a square one.
     """
     table = state.get(key)
     if table is None or table.dim() != 3:
@@ -133,7 +134,7 @@ def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, la
 
 
 def fit_channels(state: dict[str, Tensor], model: nn.Module, what: str) -> int | None:
-    """Make the first convolution of the backbone in `state` one for the channels of the model's; its own, if others."""
+    """Convert the backbone's first convolution in `state` to the model's channels; its own channels, if they differ."""
     found = None
     for name, module in model.named_modules():
         key = f"{name}.{CONV}" if name else CONV
@@ -147,11 +148,13 @@ def fit_channels(state: dict[str, Tensor], model: nn.Module, what: str) -> int |
 def check_channels(state: Mapping[str, Tensor], key: str, model: Backbone, what: str, channels: int = 3) -> None:
     """Raise CheckpointError where the first convolution is neither for the model's channels nor for `channels`.
 
-    timm makes one for another number of those alone that it is told of.
+    timm converts it only from the number of channels that it is told.
     """
     shape = state[key].shape if key in state else ()
     if len(shape) == 4 and shape[1] not in (channels, model.in_chans):
-        raise CheckpointError(f"{what} is for images of {shape[1]} channels, which cannot be made {model.in_chans}")
+        raise CheckpointError(
+            f"{what} is for images of {shape[1]} channels, which cannot be converted to {model.in_chans}"
+        )
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
@@ -173,11 +176,11 @@ def _compare(
     parts = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
     parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
-        raise CheckpointError(f"the checkpoint is not of this {what}. {what_it_is(state)}{said}.")
+        raise CheckpointError(f"the checkpoint does not fit this {what}. {what_it_is(state)}{said}.")
     if lost := [k for k, v in state.items() if not v.is_meta and not v.isfinite().all()]:
         raise CheckpointError(
             f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
-            f"had diverged, or the file is damaged: take an earlier one, or download it again."
+            f"diverged, or the file is damaged: use an earlier one, or download it again."
         )
     narrow = [k for k in floating if torch.finfo(want[k].dtype).max < torch.finfo(state[k].dtype).max]
     if lost := [k for k in narrow if not state[k].is_meta and not state[k].to(want[k].dtype).isfinite().all()]:

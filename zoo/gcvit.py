@@ -1,7 +1,7 @@
 """GC ViT: Global Context Vision Transformers, https://arxiv.org/abs/2206.09959
 
-Blocks attend inside windows, in turn with queries of their own and with the image's: a generator shrinks the map of
-the whole stage to a single window of queries, and every window asks its keys the same questions about the whole image.
+Blocks attend inside windows, alternately with their own queries and with those of the image: a generator shrinks the
+map of the whole stage to a single window of queries, which every window uses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ SIZES = {
 VARIANTS = {name: {**size, "img_size": 224} for name, size in SIZES.items()}
 VARIANTS |= {f"gcvit_l_{pixels}": {**SIZES["gcvit_l"], "img_size": pixels} for pixels in (384, 512)}
 
-# a row a stage: pixels of the image per token of a window, along a side; convolutions of the query generator; whether
-# each of them halves the map, which brings it to one window
+# a row per stage: pixels of the image per token of a window, along a side; convolutions of the query generator; whether
+# each of them halves the map, which shrinks it to one window
 STAGES = ((32, 3, True), (32, 2, True), (16, 1, False), (32, 1, False))
-# the third stage's window for 224 pixels. The detection code, whose windows are given, halves that stage's map too
-# unless its window is this one, whatever image the weights were trained for
+# the third stage's window for 224 pixels. The detection code, which takes windows as arguments, also halves that
+# stage's map unless its window is this one, whatever image the weights were trained for
 UNHALVED = (14, 14)
 
 
@@ -61,7 +61,7 @@ class Stem(nn.Module):
 
 
 class GlobalAttention(WindowAttention):
-    """Window attention whose queries, one window of them, are given; it projects keys and values alone."""
+    """Window attention whose queries, one window of them, are given; it only projects keys and values."""
 
     def __init__(self, dim: int, window: tuple[int, int], table: bool = True) -> None:
         super().__init__(dim, dim // 32, window, table=table, filled=True)
@@ -99,7 +99,7 @@ class GlobalBlock(Block):
 
 
 class GlobalStage(Stage):
-    """A stage whose queries are made once, from the map that its first block sees."""
+    """A stage whose queries are computed once, from the map that its first block sees."""
 
     def __init__(self, blocks: Sequence[nn.Module], query: QueryGenerator, downsample: nn.Module | None) -> None:
         super().__init__((), downsample=downsample)
@@ -121,20 +121,20 @@ class GCViT(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dim, depths     channels of the first stage, doubled in each of the next; blocks of each
-    mlp_ratio       units of an MLP per channel
-    layer_scale     first value of the factors on the branches; None: no such factors
+    mlp_ratio       hidden units of an MLP per channel
+    layer_scale     initial value of the factors on the branches; None: no such factors
     img_size        image that the windows are made for, pixels a side or (height, width): a window has
                     ceil(img_size / 32) tokens a side, in the third stage ceil(img_size / 16)
     window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these. The
-                    third stage's queries are then made as the published detection code does, from half the map unless
+                    third stage's queries are then computed as in the published detection code, from half the map unless
                     that window is 14 x 14, for any `img_size`
     table           False: attention without a bias per relative position, an option of the published detection code
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
 
     A built model runs at any size with the windows it has, by the rules of the published detection code (the published
-    classification code takes one size alone). Normed maps are filled with zeros to whole windows before the projection
-    of k and v, and tokens attend to these zeros. Queries that do not come out as one window are interpolated to one.
+    classification code only takes one size). Normed maps are padded with zeros to whole windows before the projection
+    of k and v, and tokens attend to these zeros. Queries that do not form one window are interpolated to one.
     """
 
     def __init__(
@@ -178,18 +178,18 @@ class GCViT(Backbone):
 
     @staticmethod
     def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """The windows, which tables of relative positions show; without these they are None.
+        """The windows, as tables of relative positions show them; without tables they are None.
 
-        Windows that are those for an image come as its `img_size`. Not so in weights of the detection code, which have
-        norms on features: they were given there, and the third stage's queries are made accordingly. A classifier that
-        was given such windows here, as `window_size=(12, 12, 24, 12)`, is taken for one for 384 pixels: no weight tells
-        the two apart.
+        Windows that fit an image are returned as its `img_size`. Not so for weights of the detection code, which have
+        norms on features: windows are arguments there, and determine the third stage's queries. A classifier that was
+        built here with such windows, as `window_size=(12, 12, 24, 12)`, is taken for one for 384 pixels: no weight
+        tells the two apart.
         """
         tables = {(key.split(".")[1], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
         if not tables:
             return {"table": False, "window_size": None}
         sides = [sides for _, sides in sorted(tables)]
-        # flat ones do not tell their sides
+        # flat tables do not show their sides
         if len(sides) != len(STAGES) or not all(len(pair) == 2 and pair[0] % 2 and pair[1] % 2 for pair in sides):
             return {}
         windows = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
@@ -201,7 +201,7 @@ class GCViT(Backbone):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Size | None = None, window_size: Windows | None = None) -> None:
-        """Make the windows for another image size, or as given (see the class); the tables are interpolated."""
+        """Change the windows for another image size, or as given (see the class); the tables are interpolated."""
         self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
         windows = windows_for(self.img_size, window_size)
         for i, stage in enumerate(self.stages):
@@ -221,12 +221,12 @@ def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -
     if isinstance(window_size, int) or len(window_size) == 2:
         window_size = [window_size] * len(STAGES)
     if len(window_size) != len(STAGES):
-        raise ValueError(f"window_size is {window_size}: expected one number, (vertical, horizontal), or one a stage")
+        raise ValueError(f"window_size is {window_size}: expected one number, (vertical, horizontal), or one per stage")
     return [to_2tuple(window) for window in window_size]
 
 
 def plain(sides: tuple[int, int]) -> Size:
-    """Sides that are alike as one number."""
+    """Equal sides as one number."""
     return sides[0] if sides[0] == sides[1] else sides
 
 

@@ -1,9 +1,10 @@
-"""What is in files of weights: model, layout, wrapper, epoch, and what is missing or left over.
+"""Show what weights files contain: model, layout, wrapper, epoch, and what is missing or left over.
 
     python -m zoo.inspect gcvit_1k_tiny.pth.tar
     python -m zoo.inspect downloads --json
 
-Names and shapes are read, not the tensors, and nothing of a file is run. The exit code is 1 where one cannot be read.
+Only names and shapes are read, not the tensors, and nothing in a file is run. The exit code is 1 if a file cannot be
+read.
 """
 
 import argparse
@@ -36,7 +37,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
-    """What JSON can hold of what is in a file; `error` where it cannot be read. `keys`: every name, type and shape."""
+    """What a file contains, ready for JSON; `error` if it cannot be read. `keys`: also every name, type and shape."""
     said: dict[str, Any] = {"file": str(path)}
     try:
         if path.is_file():
@@ -61,7 +62,7 @@ def _kind(info: TensorInfo) -> str:
 
 
 def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
-    """Prefix, model, layout and sizes of a state dict; what is missing or left over beside the closest model."""
+    """Prefix, model, layout and sizes of a state dict; what is missing or left over compared with the closest model."""
     state = without_prefix(wrapped)
     found = recognise(state, name)
     said: dict[str, Any] = {"prefix": _prefix(wrapped, state), "tensors": len(wrapped), "parts": dict(parts(state))}
@@ -80,24 +81,24 @@ def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
 
 
 def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) -> str:
-    """What stands before every name; an average's counter has none."""
+    """The prefix of every name; the counter of an average has none."""
     first = next(iter(state), "")
     return next((key.removesuffix(first) for key in wrapped if key.endswith(first)), "")
 
 
 def release(path: Path, model: str | None, digest: str) -> str | None:
-    """The release whose file has this name, and whether its SHA-256 is that, as far as the source gives its digits."""
+    """The release whose file has this name, and whether the SHA-256 is the same, as far as the source gives it."""
     found = find(model, filename=path) or find(filename=path)
     if found is None or not found.sha256:
         return found and f"{found.name} ({found.source})"
-    same = "the same" if digest.startswith(found.sha256) else "ANOTHER"
+    same = "the same" if digest.startswith(found.sha256) else "DIFFERENT"
     return f"{found.name} ({found.source}), {same} SHA-256"
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and those of weights, by their endings, in the folders that are; no hidden ones.
+    """The given files, and the weights files, by their endings, in the given folders; not the hidden ones.
 
-    A folder that is one checkpoint, as processes share it out, stands for itself.
+    A folder that is a sharded checkpoint stands for itself.
     """
     return [file for path in paths for file in _in(path)]
 
@@ -105,7 +106,7 @@ def files(paths: Iterable[Path]) -> list[Path]:
 def _in(path: Path) -> list[Path]:
     try:
         return weights_in(path) if path.is_dir() and not shared_out(path) else [path]
-    except OSError:  # a folder that is closed, or no name at all: `inspect` says so
+    except OSError:  # a folder that cannot be read, or an invalid name: `inspect` says so
         return [path]
 
 
@@ -113,9 +114,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m zoo.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of weights, or folders of them")
-    parser.add_argument("--keys", action="store_true", help="also every name, type and shape")
-    parser.add_argument("--json", action="store_true", help="JSON, one list, instead of tables")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files, or folders of them")
+    parser.add_argument("--keys", action="store_true", help="also list every name, type and shape")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of tables")
     return parser.parse_args(argv)
 
 
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     paths = files(args.files)
     if not paths:
-        print(f"no file of weights ({', '.join(SUFFIXES)}) in {', '.join(map(str, args.files))}", file=sys.stderr)
+        print(f"no weights file ({', '.join(SUFFIXES)}) in {', '.join(map(str, args.files))}", file=sys.stderr)
         return 1
     found = [inspect(path, keys=args.keys) for path in paths]
     if args.json:
@@ -134,14 +135,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    """Tables of what `inspect` found: one of several files, or one of a file."""
+    """Print what `inspect` found: one table of several files, or one of a single file."""
     try:
         from rich.console import Console
     except ModuleNotFoundError:
-        sys.exit("tables need rich: pip install rich, or ask for --json")
+        sys.exit("tables need rich: pip install rich, or use --json")
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160  # no screen, whose width it could be
+        console.width = 160  # there is no screen with a width
     console.print(_one(found[0]) if len(found) == 1 else _several(found))
     for said in found:
         for kind, keys in said.get("keys", {}).items():
@@ -154,9 +155,9 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_edge=False, pad_edge=False)  # a SHA-256 fits into a line of 80 letters
+    table = Table(show_edge=False, pad_edge=False)  # a SHA-256 fits into a line of 80 columns
     for column in columns:
-        table.add_column(Text(printable(column)), overflow="fold")  # names may hold what rich takes for markup
+        table.add_column(Text(printable(column)), overflow="fold")  # names may contain what rich takes for markup
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
@@ -173,7 +174,7 @@ def _row(said: Mapping[str, Any], names: Mapping[str, int]) -> list[str]:
     name = said["file"] if names[name] > 1 else name  # model.safetensors of several folders
     if "error" in said:
         return [name, "cannot be read", *[""] * 6]
-    near = f"closest: {said['closest']}" if "closest" in said else said.get("part", "none of the zoo")
+    near = f"closest: {said['closest']}" if "closest" in said else said.get("part", "not in the zoo")
     cells = [
         name,
         said["model"] or " or ".join(said["models"]) or near,

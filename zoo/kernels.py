@@ -1,13 +1,13 @@
-"""Compile, ahead of time and without a GPU, every kernel that the zoo's models launch.
+"""Compiles every kernel that the zoo's models launch, ahead of time and without a GPU.
 
     python -m zoo.kernels --jobs 2                            # all models, targets and dtypes, on two cores
     python -m zoo.kernels davit_t gcvit_t --targets sm_90 --dtypes bfloat16
     python -m zoo.kernels --all --jobs 2 --out benchmarks     # every configuration that the tuner may choose, too
 
-A model runs forward and backward on the meta device, at its own size and at one that no window divides, while launches
-are written down; equal ones are compiled once. Binaries stay in Triton's cache: a second run takes less, and on
-a GPU of that target so does the first launch.
-The exit code is 1 where one needs more shared memory than its target has, or spills in a forward pass on sm_90.
+A model runs forward and backward on the meta device, at its own size and at one that no window divides, while its
+launches are recorded; equal ones are compiled once. Binaries stay in Triton's cache, which speeds up a second run and
+the first launch on a GPU of that target.
+The exit code is 1 if a kernel needs more shared memory than its target has, or spills in a forward pass on sm_90.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 def launches(models: Sequence[str], most: int | None = 2, jobs: int = 1, dtype: str = "bfloat16") -> list[Launch]:
     """What one training step of each model launches in a dtype, each distinct launch once.
 
-    At `most` so many blocks a stage are built: the kinds of blocks alternate, so that two launch what all do.
+    At most `most` blocks per stage are built: kinds of blocks alternate, so that two launch what all of them do.
     """
     from ops.ahead import distinct
 
@@ -56,7 +56,7 @@ def _launches_of(model: str, most: int | None, dtype: torch.dtype) -> list[Launc
 
 
 def binaries(written: Sequence[Launch], targets: Sequence[str], every: bool) -> list[tuple[Launch, str, Any]]:
-    """What there is to compile: launch, target, configuration; the first of those that fit, or `every` one."""
+    """What there is to compile: launch, target, configuration; the first configuration that fits, or `every` one."""
     from ops.ahead import configurations
 
     chosen = [(launch, configurations(launch)[: None if every else 1]) for launch in written]
@@ -64,7 +64,7 @@ def binaries(written: Sequence[Launch], targets: Sequence[str], every: bool) -> 
 
 
 def compile_all(work: Sequence[tuple[Launch, str, Any]], jobs: int = 1) -> list:
-    """The costs of all binaries, as `ops.ahead.Cost`. Raises the compiler's error where a kernel does not build."""
+    """The costs of all binaries, as `ops.ahead.Cost`. Raises the compiler's error if a kernel does not build."""
     return _shared(_compile, work, jobs, 4)
 
 
@@ -75,10 +75,10 @@ def _compile(work: tuple[Launch, str, Any]):
 
 
 def _shared(function: Callable, items: Sequence, jobs: int, size: int) -> list:
-    """What a function gives for each of the items, by `jobs` processes that take so many at a time."""
+    """The results of a function for all items, computed by `jobs` processes that take `size` items at a time."""
     if jobs == 1:
         return list(map(function, items))
-    # forked, so that none has to import torch again; torch runs no backward pass in one whose parent ran one on a GPU
+    # forked, so that none imports torch again; torch refuses a backward pass if the parent has run one on a GPU
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         return pool.map(function, items, chunksize=size)
 
@@ -86,13 +86,13 @@ def _shared(function: Callable, items: Sequence, jobs: int, size: int) -> list:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     from ops.ahead import TARGETS
 
-    parser = argparse.ArgumentParser(prog="python -m zoo.kernels", description="Compile the kernels of models.")
+    parser = argparse.ArgumentParser(prog="python -m zoo.kernels", description="Compiles the kernels of models.")
     parser.add_argument("models", nargs="*", help="default: all")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--all", action="store_true", help="every configuration, not only the first")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--out", type=Path, help="a folder for kernels.md")
+    parser.add_argument("--out", type=Path, help="folder for kernels.md")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.models) - set(variants()))
     if unknown:
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     from ops.ahead import distinct, table
 
     args = parse(argv)
-    # each dtype for itself: how a call is cut into tiles depends on how many bytes a number has
+    # separately for each dtype: how a call is divided into tiles depends on the element size
     written = distinct(itertools.chain(*(launches(args.models, jobs=args.jobs, dtype=dtype) for dtype in args.dtypes)))
     costs = compile_all(binaries(written, args.targets, args.all), args.jobs)
     text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", SPILLS, ""])
@@ -118,23 +118,23 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(costs)} binaries: all fit, no forward pass spills on sm_90")
 
 
-SPILLS = """Why backward passes spill, on sm_90 if nothing else is said:
+SPILLS = """Why backward passes spill, on sm_90 unless stated otherwise:
 
 - window_attention.backward_kernel, the whole pass for windows of one tile, up to 120 bytes in half precision and 128
-  in float32: the gradients of its logits are summed over windows in registers, beside the products of the pass. In
-  memory that takes atomics.
-- window_attention.backward_keys_kernel in half precision, up to 232 bytes: it is held to 168 registers, with which
+  in float32: the gradients of its logits are summed over windows in registers, beside the matmuls of the pass. Summing
+  them in memory would take atomics.
+- window_attention.backward_keys_kernel in half precision, up to 232 bytes: it is limited to 168 registers, with which
   three programs share a multiprocessor. For windows of 14 it took 112 us on an H200, and more than 133 without that
   limit.
 - routed_attention.backward_keys_kernel in half precision, 40 bytes in one binary: two warps share a tile of 64 by 64.
   It took 143 us on an H200, and 267 with four warps.
-- token_reallocation.backward_weight_kernel, up to 16 bytes: two warps, and what is stored once, outside its loops.
-- In float32, up to 32 bytes: products are computed from registers, of which the compiler gives a thread 128 or little
-  more, so that two programs share a multiprocessor; a few addresses and masks lie in memory for it.
-- On sm_80 and sm_100 limits and tiles that were chosen on sm_90 cost up to 304 bytes, up to 48 also in forward passes
+- token_reallocation.backward_weight_kernel, up to 16 bytes: two warps, and values stored once, outside its loops.
+- In float32, up to 32 bytes: matmuls are computed from registers, of which the compiler gives a thread 128 or little
+  more, so that two programs share a multiprocessor; a few addresses and masks are spilled for it.
+- On sm_80 and sm_100, limits and tiles that were chosen on sm_90 cost up to 304 bytes, up to 48 also in forward passes
   of window, routed and neighborhood attention; no such GPU has run them yet.
 - With Triton 3.9 two forward passes spill on sm_90: windows of 14 in float16 16 bytes, significance in float32 8.
-- On gfx942 spills are up to 660 bytes; nothing was arranged for its compiler yet.
+- On gfx942 spills are up to 660 bytes; nothing has been tuned for its compiler yet.
 """
 
 
@@ -147,7 +147,7 @@ def _facts(models: Sequence[str]) -> list[str]:
         f"- command: python -m zoo.kernels {' '.join(sys.argv[1:])}",
         f"- models: {', '.join(models)}",
         "",
-        "Each row is the worst over its binaries, which differ in window, channels of a head, bias and the like.",
+        "Each row is the worst case over its binaries, which differ in window, channels per head, bias and the like.",
     ]
 
 

@@ -1,7 +1,7 @@
 """LITv2: Fast Vision Transformers with HiLo Attention, https://arxiv.org/abs/2205.13213
 
-Early stages do without attention. In the third, some heads attend inside small windows, for the high frequencies, and
-the others to a pooled map, for the low ones. Maps are halved by convolutions that learn where to look.
+Early stages have no attention. In the third, some heads attend inside small windows, for the high frequencies, and the
+others to a pooled map, for the low ones. Maps are halved by deformable convolutions.
 """
 
 from collections import OrderedDict
@@ -59,8 +59,8 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     """Deformable convolution of 2 x 2 taps and stride 2 on an NCHW map, https://arxiv.org/abs/1703.06211.
 
     offset   (B, 8, H // 2, W // 2): down and right, in pixels, of the taps (0, 0), (0, 1), (1, 0), (1, 1)
-    Computed in float32 at least, also under autocast: offsets are fractions of a pixel. Where ops run their reference,
-    so does this: by operators that have derivatives of any order, forward ones too, which neither of its fast ways has.
+    Computed at least in float32, also under autocast: offsets are fractions of a pixel. Where ops run their reference,
+    so does this: with operators that have derivatives of any order, also forward-mode, which neither fast path has.
     """
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     x, offset, kernel = x.to(wide), offset.to(wide), weight.to(wide)
@@ -75,20 +75,20 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
         if by_reference():
             return F.conv2d(interpolate(x, offset, True), kernel, bias, (2, 2)).to(weight.dtype)
     if x.is_cpu:
-        # torchvision's runs on one thread there, and adds up gradients pixel by pixel
+        # torchvision's op runs on one thread there, and accumulates gradients pixel by pixel
         return F.conv2d(interpolate(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
     return deform_conv2d(x, offset, kernel, bias, (2, 2)).to(weight.dtype)
 
 
 def moves(offset: Tensor) -> Tensor:
-    """(B, 8, h, w) -> (B, 2 * h, 2 * w, 2): down and right, of every tap where an ordinary convolution has it."""
+    """(B, 8, h, w) -> (B, 2 * h, 2 * w, 2): down and right, at the place of each tap in an ordinary convolution."""
     return offset.unflatten(1, [2, 2, 2]).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def interpolate(x: Tensor, offset: Tensor, plain: bool = False) -> Tensor:
-    """What all taps see as a map, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)), for an ordinary convolution.
+    """What all taps see, as a map for an ordinary convolution, (B, C, H, W) -> (B, C, 2 * (H // 2), 2 * (W // 2)).
 
-    Each tap sees a weighted sum of four pixels, all channels at once; pixels outside the map weigh nothing. `plain`
+    Each tap sees a weighted sum of four pixels, all channels at once; pixels outside the map have weight 0. `plain`
     holds these four in memory, for a sum by operators that have derivatives of any order.
     """
     B, C, H, W = x.shape
@@ -109,7 +109,7 @@ def interpolate(x: Tensor, offset: Tensor, plain: bool = False) -> Tensor:
 
 
 def around(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two pixels (..., 2) around a `place` (...) on an axis, and their weights: none for those outside."""
+    """The two pixels (..., 2) around a `place` (...) on an axis, and their weights: 0 for those outside."""
     first = place.floor()
     share = place - first
     pixels = torch.stack([first, first + 1], -1)
@@ -118,30 +118,30 @@ def around(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def resample(x: Tensor, offset: Tensor) -> Tensor:
-    """The map of `interpolate`, by what ONNX has."""
+    """The map of `interpolate`, with operators of ONNX."""
     H, W = x.shape[2], x.shape[3]
     move = moves(offset)
     rows = torch.arange(H - H % 2, dtype=x.dtype, device=x.device)[:, None]
     columns = torch.arange(W - W % 2, dtype=x.dtype, device=x.device)
-    # pixel p of n is (2 * p + 1) / n - 1 to grid_sample, which wants columns first
+    # pixel p of n is (2 * p + 1) / n - 1 for grid_sample, which takes columns first
     places = [(2 * (columns + move[..., 1]) + 1) / W - 1, (2 * (rows + move[..., 0]) + 1) / H - 1]
     return F.grid_sample(x, torch.stack(places, -1), padding_mode="zeros", align_corners=False)
 
 
 class DeformableConv(nn.Conv2d):
-    """A convolution of 2 x 2 taps and stride 2 that samples its input where `offset` says; see `sample_2x2`."""
+    """A convolution of 2 x 2 taps and stride 2 whose sampling points are moved by `offset`; see `sample_2x2`."""
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:  # (B, C, H, W), (B, 8, H // 2, W // 2)
         return sample_2x2(x, offset, self.weight, self.bias)
 
 
 class DeformableMerge(nn.Module):
-    """Section 3.3: a deformable convolution that halves the map, less an odd last row or column; norm, activation."""
+    """Section 3.3: a deformable convolution that halves the map, without an odd last row or column; norm and GELU."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.offset = nn.Conv2d(dim, 8, 2, 2)
-        # called as a module, so that hooks run: pruning and weight norm make the weight in one
+        # called as a module, so that hooks run: pruning and weight norm compute the weight in a hook
         self.conv = DeformableConv(dim, dim_out, 2, 2)
         self.norm = nn.BatchNorm2d(dim_out)
         self.act = nn.GELU()
@@ -155,7 +155,7 @@ class DeformableMerge(nn.Module):
 
 
 class HighFrequencies(FilledAttention):
-    """Attention inside windows; tokens attend to the zeros that fill the map to whole windows."""
+    """Attention inside windows; tokens attend to the zeros that pad the map to whole windows."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class HighFrequencies(FilledAttention):
 
 
 class LowFrequencies(nn.Module):
-    """Attention to a map that is average-pooled, `window` to 1 along a side, filled with zeros to whole windows."""
+    """Attention to a map that is average-pooled, `window` to 1 along a side, and padded with zeros to whole windows."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
         super().__init__()
@@ -191,10 +191,10 @@ class LowFrequencies(nn.Module):
 
 
 class HiLo(nn.ModuleDict):
-    """Figure 2: heads for high frequencies beside heads for low ones, each with a projection of their own.
+    """Figure 2: heads for high frequencies beside heads for low ones, each group with its own projection.
 
-    alpha   the share of heads for low frequencies, rounded down to whole heads; windows of 1 have no high frequencies
-            and leave all heads to the low ones
+    alpha   the share of heads for low frequencies, rounded down to whole heads; windows of 1 have no high frequencies,
+            so all heads are for low ones
     """
 
     def __init__(self, dim: int, heads: int, alpha: float, window: int) -> None:
@@ -225,7 +225,7 @@ class ConvMlp(Mlp):
 
 
 def block(dim: int, heads: int, alpha: float, window: int, drop_path: float) -> nn.Sequential:
-    """Attention, where there is a window, then an MLP."""
+    """Attention, if there is a window, then an MLP."""
     branches = OrderedDict()
     if window:
         attention = HiLo(dim, heads, alpha, window)
@@ -241,8 +241,8 @@ class LITv2(Backbone):
     alpha           share of the heads that attend to low frequencies
     windows         pixels a side of HiLo's windows in each stage; 0: no attention, 1: all heads attend to all pixels
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size as its authors' dense-prediction code does. Zeros fill the image to a multiple
-                    of 4, and normed maps to whole windows: tokens attend to these zeros. Where a map is halved, an odd
+                    it runs at any size, as the authors' dense-prediction code does. Zeros pad the image to a multiple
+                    of 4, and normed maps to whole windows: tokens attend to these zeros. When a map is halved, an odd
                     last row or column is dropped
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
@@ -284,11 +284,11 @@ class LITv2(Backbone):
 
     @staticmethod
     def least_side(stages: int) -> int:
-        return 2 ** (stages + 1) - 3  # patches of 4 are filled up, patches of 2 are not
+        return 2 ** (stages + 1) - 3  # patches of 4 are padded, patches of 2 are not
 
     @torch.jit.ignore
     def lr_scales(self) -> dict[str, float]:
-        """Offsets move the sampling points of a whole map: their weights learn a hundred times slower."""
+        """Offsets move the sampling points of a whole map: their weights get a hundredth of the learning rate."""
         return {name: 0.01 for name, _ in self.named_parameters() if name.endswith(".offset.weight")}
 
 

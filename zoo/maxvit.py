@@ -69,20 +69,20 @@ class MaxViTBlock(nn.Module):
 
 
 class MaxViT(Backbone):
-    """MaxViT in its authors' arithmetic: TensorFlow's padding, tanh GELU.
+    """MaxViT with its authors' arithmetic: TensorFlow's padding, tanh GELU.
 
     Input (B, in_chans, H, W), output (B, num_classes).
 
     stem_dim, dims, depths  channels of the stem; channels and blocks of each stage
     img_size        image that the windows are made for, pixels a side or (height, width): a window has
                     ceil(img_size / 32) tokens a side, so that the last stage is one window. A built model runs at any
-                    size of at least 32 pixels with the windows it has: those that reach over the border are filled up
-                    with positions that nothing attends to
-    window          tokens a side of both kinds of window, or (vertical, horizontal), if not from `img_size`
+                    size of at least 32 pixels with the windows it has: those that reach over the border are padded with
+                    positions that are not attended
+    window          tokens a side of both kinds of window, or (vertical, horizontal); None: from `img_size`
     drop_path_rate  the authors' ramp: block b of N drops its branches with probability drop_path_rate * b / N
     feature_norms   see `Backbone`
-    bn_momentum     share of a batch in the running statistics of the batch norms: 0.1 as timm has it. The authors and
-                    torchvision have 0.01, which needs some hundred steps from scratch before evaluation fits training
+    bn_momentum     share of a batch in the running statistics of the batch norms: 0.1, as in timm. The authors and
+                    torchvision use 0.01, which takes some hundred steps from scratch until evaluation matches training
     """
 
     no_decay = ("rpb",)
@@ -110,7 +110,7 @@ class MaxViT(Backbone):
     ) -> None:
         check_stages(dims=dims, depths=depths)
         if min(depths) < 1:
-            raise ValueError(f"depths is {tuple(depths)}: expected a block a stage at least, which halves its map")
+            raise ValueError(f"depths is {tuple(depths)}: expected at least one block per stage, which halves its map")
         window = window_for(to_2tuple(img_size)) if window is None else to_2tuple(window)
         rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
         stages = []
@@ -161,7 +161,7 @@ class MaxViT(Backbone):
         return MaxViTBlock(conv, block, grid, dim_out, self.act, drop_path)
 
     def shortcut(self, dim: int, dim_out: int) -> nn.Module:
-        """What the input of a strided block goes through beside the block: it widens only where the width changes."""
+        """The shortcut of a strided block: pooling, and a convolution only if the width changes."""
         pool = AvgPool2dSame()
         if dim == dim_out:
             return pool
@@ -178,7 +178,7 @@ class MaxViT(Backbone):
         grid_size: int | tuple[int, int] | None = None,
         partition_ratio: int = 32,
     ) -> None:
-        """Make the windows for another image size, of ceil(img_size / partition_ratio) tokens a side, or as given.
+        """Change the windows for another image size, to ceil(img_size / partition_ratio) tokens a side, or as given.
 
         The tables of relative positions are interpolated.
         """
@@ -192,11 +192,11 @@ class MaxViT(Backbone):
 
 
 class TorchvisionMaxViT(MaxViT):
-    """MaxViT as torchvision computes it, for the weights that it trained.
+    """MaxViT as torchvision computes it, for its own trained weights.
 
-    It differs in: symmetric padding, exact GELU, a 3 x 3 shortcut pooling that counts the padding, a shortcut
-    convolution in every strided block, logits scaled by the full width, no bias in the first convolution and the
-    classifier, a ramp of drop-path rates that ends at the rate.
+    Differences: symmetric padding, exact GELU, a 3 x 3 shortcut pooling that counts the padding, a shortcut convolution
+    in every strided block, logits scaled by the full width, no bias in the first convolution and the classifier, a ramp
+    of drop-path rates that ends at the rate.
     """
 
     conv = nn.Conv2d

@@ -1,8 +1,8 @@
-"""What stands in a pickle of tensors, found by reading it: nothing that it names is imported, built or called.
+"""The content of a pickle of tensors, found without importing, building or calling anything that it names.
 
 The standard library's tokeniser gives the opcodes; the few that `torch.save` writes are followed on a stack of plain
-data. A tensor becomes a `TensorInfo`, a class of the written list plain data, and anything else is refused by name.
-So a file is known, with sizes, shapes and bounds checked, before torch reads it.
+data. A tensor becomes a `TensorInfo`, an instance of a class on the list becomes plain data, and anything else is
+refused by name. So sizes, shapes and bounds are checked before torch reads the file.
 """
 
 import pickletools
@@ -33,7 +33,7 @@ STORAGES = {
 } | dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
-# Names that old training programs pickled beside the weights: configurations, arguments, figures, paths.
+# names that old training programs pickled beside the weights: configurations, arguments, results, paths
 MAPPINGS = (
     "yacs.config.CfgNode",
     "easydict.EasyDict",
@@ -44,14 +44,14 @@ MAPPINGS = (
 )
 RECORDS = ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")
 DEFAULT = "collections.defaultdict"
-BUILTINS = "__builtin__"  # as the pickles that torch.save writes call the module
-FACTORIES = ("list", "dict", "int", "float")  # what a defaultdict calls for a key that it has not
+BUILTINS = "__builtin__"  # the module's name in the pickles that torch.save writes
+FACTORIES = ("list", "dict", "int", "float")  # what a defaultdict calls for a missing key
 TIMES = ("datetime.datetime", "datetime.date", "datetime.timedelta")
 PATHS = tuple(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))
 NUMPY = ("numpy.dtype", "numpy.ndarray")
 SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-# numpy's letters -> struct's, little-endian
+# NumPy's type codes -> struct's, little-endian
 NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
 NUMBERS |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "b1": "?"}
 
@@ -59,10 +59,10 @@ NUMBERS |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "b1": "?"}
 def describe(file: BinaryIO, storage: Callable[[Any], Storage]) -> Any:
     """The content of the pickle that begins here, as dicts, lists, tuples, numbers, strings and `TensorInfo`.
 
-    file     is left behind the pickle's end
-    storage  makes a `Storage` of torch's persistent id, or raises CheckpointError
-    Raises CheckpointError for a name outside of the written list, for tensors that do not lie in their storages, and
-    where there are too many opcodes.
+    file     is left at the end of the pickle
+    storage  turns torch's persistent id into a `Storage`, or raises CheckpointError
+    Raises CheckpointError for a name that is not on the list, for tensors that do not lie in their storages, and for
+    too many opcodes.
     """
     machine = _Machine(storage)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -100,11 +100,11 @@ class _Machine:
         self.stack = []
 
     def text(self, argument: str) -> None:
-        """What Python 2 wrote, bytes: the tokeniser takes them for Latin-1, torch for UTF-8."""
+        """A byte string of Python 2: the tokeniser decodes it as Latin-1, torch as UTF-8."""
         try:
             self.push(argument.encode("latin-1").decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"has text that is not UTF-8, as torch reads it: refused. {INSTEAD}") from error
+            raise CheckpointError(f"has text that is not UTF-8, which torch expects: refused. {INSTEAD}") from error
 
     def name(self, argument: str) -> None:
         name = argument.replace(" ", ".")
@@ -121,12 +121,12 @@ class _Machine:
 
     def extend(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise CheckpointError("appends to what is no list: refused")
+            raise CheckpointError("appends to something that is not a list: refused")
         self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], dict):
-            raise CheckpointError("sets items of what is no mapping: refused")
+            raise CheckpointError("sets items of something that is not a mapping: refused")
         _fill(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
     def pair(self) -> list[Any]:
@@ -137,12 +137,12 @@ class _Machine:
         arguments, what = self.stack.pop(), self.stack.pop()
         make = _MAKERS.get(what.text) if isinstance(what, Name) else None
         if make is None or not isinstance(arguments, tuple):
-            raise CheckpointError(f"calls {what.text if isinstance(what, Name) else 'what is no name'}: {REFUSED}")
-        # one list may be named in many calls, each a line of the file and all that is in the list
+            raise CheckpointError(f"calls {what.text if isinstance(what, Name) else 'something unnamed'}: {REFUSED}")
+        # many short calls may refer to one long list, and each copies it
         if make in (_ordered, _counted, _set):
             self.copied += sum(map(len, arguments))
         if self.copied > MOST:
-            raise CheckpointError(f"unfolds to more than {MOST:,} values: refused")
+            raise CheckpointError(f"expands to more than {MOST:,} values: refused")
         self.push(make(*arguments))
 
     def build(self, _: None) -> None:
@@ -152,21 +152,21 @@ class _Machine:
         elif isinstance(what, Other):
             what.detail = (what.detail, state)
         elif not isinstance(what, dict):
-            raise CheckpointError("changes the state of what has none: refused")
+            raise CheckpointError("sets the state of something that has none: refused")
 
 
 def _unread(opcode: pickletools.OpcodeInfo) -> str:
     if opcode.proto > torch.serialization.DEFAULT_PROTOCOL:
-        return "torch.save does not write of itself: save it again by torch.save, without pickle_protocol"
+        return "torch.save does not write by default: save it again with torch.save, without pickle_protocol"
     return f"is not needed to hold weights: refused. {INSTEAD}"
 
 
-REFUSED = "refused, and nothing of it was run"
-INSTEAD = "If you trust it, load it where it was made, and save its state dict alone with torch.save"
+REFUSED = "refused, and nothing in it was run"
+INSTEAD = "If you trust it, load it where it was made, and save only its state dict with torch.save"
 
 
 def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
-    """What each opcode does: those that torch.save writes, and so torch.load(weights_only=True) reads."""
+    """What each opcode does; only those that torch.save writes, and that torch.load(weights_only=True) thus reads."""
     constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
     steps = {op: (lambda m, _, value=value: m.push(value)) for op, value in constants.items()}
     arguments = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
@@ -204,20 +204,20 @@ def _spelled(name: str) -> str:
 
 def _fill(mapping: dict[Any, Any], items: Any) -> None:
     for key, value in items:
-        # a tuple is hashed by going through all that is in it, which may never end
+        # hashing a tuple goes through all its items, which may never end
         if not isinstance(key, (str, int, float, bool, bytes, type(None))):
-            raise CheckpointError(f"has a mapping with a {type(key).__name__} for a key: refused")
+            raise CheckpointError(f"has a mapping with a {type(key).__name__} as a key: refused")
         mapping[key] = value
 
 
 def _tensor(
     storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None
 ) -> TensorInfo:
-    """What torch rebuilds; the elements must lie in the storage."""
+    """The tensor that torch would rebuild; its elements must lie in the storage."""
     sized = isinstance(storage, Storage) and len(shape) == len(stride) <= 64
     numbers = [offset, *shape, *stride] if sized else []
     if not sized or not all(type(n) is int for n in numbers):
-        raise CheckpointError("describes a tensor by what does not describe one: refused")
+        raise CheckpointError("has an invalid description of a tensor: refused")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     held = storage.numel * storage.dtype.itemsize // (dtype or storage.dtype).itemsize
     if not all(0 <= n < 2**63 for n in numbers) or (0 not in shape and last >= held):
@@ -242,32 +242,32 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise CheckpointError("makes a mapping of what are no pairs: refused")
+            raise CheckpointError("makes a mapping from items that are not pairs: refused")
         _fill(made, [pair])
     return made
 
 
 def _counted(counts: Any = ()) -> dict[Any, Any]:
-    """A Counter, the milestones of torch's MultiStepLR say."""
+    """A Counter, such as the milestones of torch's MultiStepLR."""
     return _ordered(counts.items() if isinstance(counts, dict) else counts)
 
 
 def _set(items: Any = ()) -> list[Any]:
-    """In the order of the file. Its items are hashed when torch reads it, which of tuples may never end."""
+    """In the order of the file. torch hashes the items when it reads the file, which may never end for tuples."""
     if not isinstance(items, list) or not all(isinstance(item, (str, int, float, bool, bytes)) for item in items):
-        raise CheckpointError("has a set of what are no numbers and no words: refused")
+        raise CheckpointError("has a set of items that are neither numbers nor strings: refused")
     return items
 
 
 def _word(part: Any) -> str:
-    """Part of a name. A list that holds itself many times over would take for ever to write out."""
+    """Part of a name. A list that contains itself many times over would take forever to write out."""
     if not isinstance(part, (str, int)):
-        raise CheckpointError(f"names a path or a device by a {type(part).__name__}: refused")
+        raise CheckpointError(f"names a path or a device with a {type(part).__name__}: refused")
     return str(part)
 
 
 def _number(kind: Other, value: bytes) -> Any:
-    """A scalar of numpy's as a number."""
+    """A NumPy scalar as a number."""
     letters, state = kind.detail if isinstance(kind.detail, tuple) else (kind.detail, ())
     code = NUMBERS.get(letters) if isinstance(letters, str) else None
     order = ">" if state[1:2] == (">",) else "<"
@@ -276,9 +276,9 @@ def _number(kind: Other, value: bytes) -> Any:
 
 def _bytes(text: str, encoding: str) -> bytes:
     if not isinstance(text, str) or not isinstance(encoding, str):
-        raise CheckpointError("encodes what is no text: refused")
+        raise CheckpointError("encodes something that is not text: refused")
     if encoding not in ("latin1", "latin-1"):
-        raise CheckpointError(f"encodes by {encoding[:40]!r}, which torch.save does not: refused")
+        raise CheckpointError(f"encodes text as {encoding[:40]!r}, which torch.save does not: refused")
     return text.encode("latin-1")
 
 

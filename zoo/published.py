@@ -1,6 +1,6 @@
-"""Cost of every variant: parameters, and 10^9 multiply-adds for one image of its size as printed."""
+"""Cost of every variant: parameters, and 10^9 multiply-adds for one image of its size as published."""
 
-# with 1,000 classes; those of the published code, or of timm's where the authors published none
+# with 1,000 classes; those of the published code, or of timm's where the authors published no code
 PARAMETERS = {
     "biformer_t": 13_142_760,
     "biformer_s": 25_536_232,
@@ -163,7 +163,7 @@ GFLOPS = {
     "sgformer_b": 15.6,
 }
 
-# variants whose cost here is more than 2 % from what is printed -> why
+# variants whose cost here differs by more than 2 % from what is published -> why
 _CODE = "the authors' own code, run through the same counter, costs what ours does, not what they print"
 DIFFERS = {
     "gcvit_xt": _CODE,

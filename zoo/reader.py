@@ -1,7 +1,8 @@
-"""Opens a file of weights and gives its tensors, running nothing that is in it.
+"""Reads the tensors of a weights file without running anything that is in it.
 
 First the file is described: its pickle is followed without calling anything (`pickled.py`), and every size, shape and
-place in it is checked. Only then torch or safetensors reads the tensors, mapped from the file where its format allows.
+offset in it is checked. Only then does torch or safetensors read the tensors, mapped from the file where its format
+allows.
 """
 
 import os
@@ -33,7 +34,7 @@ RAW = (
 EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema", "teacher", "ema_model")
 OPTIMIZERS = ("optimizer", "optimizers", "lr_scheduler", "scheduler", "scaler", "amp", "loss_scaler")
 
-LEGACY = 0x1950A86A20F9469CFC6C  # what torch.save wrote first, before it wrote zip archives
+LEGACY = 0x1950A86A20F9469CFC6C  # what files of torch.save began with before they were zip archives
 SAFE_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -51,7 +52,7 @@ SAFE_DTYPES = {
 
 
 class Inert:
-    """What torch puts in the place of harmless foreign names: takes anything, keeps nothing."""
+    """Stands in for harmless foreign classes when torch reads a file: accepts anything, keeps nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -61,11 +62,11 @@ class Inert:
 
 
 def _default(*factory: Any) -> OrderedDict:
-    """A defaultdict without what it calls, of a type that torch fills."""
+    """A defaultdict without its factory, of a type that torch can fill."""
     return OrderedDict()
 
 
-# torch must know the names that `pickled.py` let through; nothing of them is imported
+# torch must know the names that `pickled.py` lets through; none of them is imported
 _INERT = (*pickled.RECORDS, *pickled.PATHS, *pickled.NUMPY, *pickled.SCALAR, *pickled.ARRAY, *pickled.TIMES)
 _FACTORIES = (f"builtins.{name}" for name in pickled.FACTORIES)
 ALIASES: list[Any] = [
@@ -83,7 +84,7 @@ class Description:
     format   "zip", "legacy" (torch before 1.6) or "safetensors"
     entries  state dicts by kind, "raw" and "ema": name -> type and shape
     places   kind -> the keys that lead to that state dict in the file, outermost first
-    meta     plain data beside the weights: epoch, figures, arguments; of a safetensors file its metadata
+    meta     plain data beside the weights: epoch, results, arguments; for a safetensors file its metadata
     """
 
     path: str
@@ -105,8 +106,8 @@ class Checkpoint:
 def read(path: str | Path) -> Checkpoint:
     """Read .safetensors, or anything that `torch.save` wrote, bare or inside a training checkpoint.
 
-    Raises CheckpointError for a file that is missing, empty, truncated, no checkpoint, without weights, or that names
-    anything other than tensors and plain data.
+    Raises CheckpointError for a file that is missing, empty, truncated, not a checkpoint or without weights, or that
+    names anything other than tensors and plain data.
     """
     found = describe(path)
     tensors = load_file(path) if found.format == "safetensors" else _torch_load(Path(path), found.format)
@@ -119,16 +120,16 @@ def read(path: str | Path) -> Checkpoint:
 def _as_described(
     content: Any, place: tuple[str, ...], state: Mapping[str, TensorInfo], path: str
 ) -> dict[str, Tensor]:
-    """The state dict at `place` of what was read; CheckpointError where it is another than was described."""
+    """The state dict at `place` in what was read. Raises CheckpointError if it is not the one that was described."""
     for key in place:
         content = content.get(key) if isinstance(content, Mapping) else None
     read = content if isinstance(content, Mapping) else {}
     if other := [name for name, info in state.items() if not _is(read.get(name), info)]:
         raise CheckpointError(
-            f"{path} was looked through, and then something else was read of it: {len(other)} of {len(state)} tensors "
-            f"are missing or of another type or shape, {listed(name[:80] for name in other)}. Refused"
+            f"{path} was checked, and then something else was read from it: {len(other)} of {len(state)} tensors are "
+            f"missing or have another type or shape, {listed(name[:80] for name in other)}. Refused"
         )
-    # parameters that were saved as such ask for gradients, which no copy of a model may hold
+    # tensors that were saved as parameters require gradients, which no copy of a model may hold
     return {name: read[name].detach() for name in state}
 
 
@@ -137,7 +138,7 @@ def _is(value: Any, info: TensorInfo) -> bool:
 
 
 def describe(path: str | Path) -> Description:
-    """What a file of weights holds, without reading its tensors. Raises CheckpointError as `read` does."""
+    """What a weights file holds, without reading its tensors. Raises CheckpointError as `read` does."""
     path = Path(path)
     try:
         _check_file(path)
@@ -148,12 +149,12 @@ def describe(path: str | Path) -> Description:
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read by this user ({error.strerror})") from error
+        raise CheckpointError(f"{path} is not readable by this user ({error.strerror})") from error
     except Exception as error:
-        # a broken file can fail anywhere in its reader, with anything
+        # a broken file can fail anywhere in its reader, with any exception
         why = f"{type(error).__name__}: {error}"[:300]
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or no checkpoint ({why})"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or not a checkpoint ({why})"
         ) from error
     if not found:
         raise CheckpointError(f"{path} holds no state dict: expected tensors by name, found {_held(content)}")
@@ -162,21 +163,21 @@ def describe(path: str | Path) -> Description:
 
 
 def _check_file(path: Path) -> None:
-    """Raises CheckpointError for what is no file that can be read at any place of it."""
+    """Raise CheckpointError for anything but a regular file, which can be read at any offset."""
     try:
         kind = path.stat().st_mode
     except PermissionError:
         raise
     except OSError as error:
         why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
-        raise CheckpointError(f"is not there{why}; expected a file of weights") from error
+        raise CheckpointError(f"does not exist{why}; expected a weights file") from error
     if why := shared_out(path):
         raise CheckpointError(why)
     if stat.S_ISDIR(kind):
         inner = listed(file.name for file in weights_in(path))
-        raise CheckpointError(f"is a folder; expected a file of weights{f', one of {inner}' if inner else ''}")
+        raise CheckpointError(f"is a folder; expected a weights file{f', one of {inner}' if inner else ''}")
     if not stat.S_ISREG(kind):
-        raise CheckpointError("is a pipe or a device; expected a file of weights: save it as one first")
+        raise CheckpointError("is a pipe or a device; expected a weights file: save it as a file first")
 
 
 def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
@@ -187,7 +188,7 @@ def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
         raise CheckpointError("is empty" if not head else "is too short to be a checkpoint")
     if hint := unfinished(path):
         raise CheckpointError(hint)
-    if head[8:9] == b"{":  # before it stands a number, which may look like the beginning of the others
+    if head[8:9] == b"{":  # after a number, which may look like the beginning of another format
         return "safetensors", *_safetensors(path)
     if head.startswith(b"PK"):
         return "zip", archive.content(path), {}
@@ -198,7 +199,7 @@ def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:
 
 def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
     if not _is_text(path):
-        raise CheckpointError("has a name that is no text in UTF-8, by which safetensors opens files: rename it")
+        raise CheckpointError("has a name that is not valid UTF-8, which safetensors cannot open: rename it")
     try:
         with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -207,11 +208,11 @@ def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
     except SafetensorError as error:
         raise CheckpointError(f"is a damaged safetensors file: {error}") from error
     except KeyError as error:
-        raise CheckpointError(f"holds tensors of a type that is not read, {error}: convert them to float32") from error
+        raise CheckpointError(f"holds tensors of an unsupported type, {error}: convert them to float32") from error
 
 
 def _legacy(path: Path) -> Any:
-    """What torch before 1.6 wrote: number, version, machine, content, keys of the storages, and their bytes."""
+    """A file of torch before 1.6: magic number, version, machine, content, keys of the storages, and their bytes."""
     storages: dict[str, Storage] = {}
 
     def note(identity: Any) -> Storage:
@@ -225,7 +226,7 @@ def _legacy(path: Path) -> Any:
         if first != LEGACY:
             described.check(first, path.stat().st_size)
             what = f"found {_held(first)}. Load it where it was made and save its tensors"
-            raise CheckpointError(f"is a pickle, but not of torch.save: {what}")
+            raise CheckpointError(f"is a pickle, but not one of torch.save: {what}")
         for _ in range(2):
             pickled.describe(file, note)
         content, keys = pickled.describe(file, note), pickled.describe(file, note)
@@ -234,7 +235,7 @@ def _legacy(path: Path) -> Any:
 
 
 def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> None:
-    """Behind the pickles lie the storages, each behind its number of elements."""
+    """Check the storages, which follow the pickles, each after its number of elements."""
     named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
     if not named or not storages.keys() <= set(map(str, keys)):
         raise CheckpointError("does not list the storages that its tensors lie in: refused")
@@ -244,19 +245,21 @@ def _check_storages(file: BinaryIO, storages: dict[str, Storage], keys: Any) -> 
         left = size - file.tell()
         if storage is None or numel != storage.numel or numel * storage.dtype.itemsize > left:
             said = f"{storage.numel:,} elements" if storage else "nothing"
-            raise CheckpointError(f"says that storage {key!r} has {said}; {left:,} bytes are left: cut off, or refused")
+            raise CheckpointError(
+                f"says that storage {key!r} has {said}, but {left:,} bytes are left: truncated, or refused"
+            )
         file.seek(numel * storage.dtype.itemsize, os.SEEK_CUR)
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a name is UTF-8; of one that is not, Python keeps the bytes as halves of pairs."""
+    """Whether a name is valid UTF-8; Python keeps other bytes as lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def _torch_load(path: Path, kind: str) -> Any:
     with _ALIASED, torch.serialization.safe_globals(ALIASES):
         try:
-            # torch goes by the name, and would not find its own format, or a file of no name that is text
+            # torch goes by the name: it would not look for its own format, or not find a file whose name is not UTF-8
             if path.suffix == ".safetensors" or not _is_text(path):
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
@@ -271,7 +274,7 @@ Found = dict[str, tuple[tuple[str, ...], dict[str, TensorInfo]]]
 
 
 def _entries(content: Any) -> Found:
-    """Kind -> the keys that lead to its state dict, and that."""
+    """Kind -> the keys that lead to its state dict, and the state dict."""
     if not isinstance(content, Mapping):
         return {}
     bare, found = _state(content), {}
@@ -279,7 +282,7 @@ def _entries(content: Any) -> Found:
         for name in names:
             if kind not in found and (nested := _nested(content.get(name), (name,))):
                 found[kind] = nested
-    # an epoch, a loss and a best figure may be tensors too, and more in number than the wrapper beside them
+    # an epoch, a loss and a best accuracy may be tensors too, and may outnumber the wrapper beside them
     if bare and all(len(state) <= len(bare) for _, state in found.values()):
         return {"raw": ((), bare)}
     return found
@@ -304,16 +307,16 @@ def _state(content: Mapping[Any, Any]) -> dict[str, TensorInfo]:
 
 
 def _held(content: Any) -> str:
-    """What is in a file that holds no state dict where one is looked for, in words."""
+    """What a file without a state dict holds in its place, for messages."""
     if not isinstance(content, Mapping):
         kinds = {TensorInfo: "a bare tensor", list: "list", tuple: "tuple"}
         found = kinds.get(type(content)) or getattr(content, "name", type(content).__name__)
         return f"{found} of {len(content)}" if isinstance(content, (list, tuple)) else found
     keys = ", ".join(str(key)[:80] for key in list(content)[:20]) or "nothing"
     if arrays := ["itself"] if _is_of_arrays(content) else _places(content, _is_of_arrays):
-        return f"arrays of numpy's in {listed(arrays)}: load it where you trust it, and save torch.from_numpy of each"
+        return f"NumPy arrays in {listed(arrays)}: if you trust it, load it and save torch.from_numpy of each"
     if inner := _places(content, lambda value: isinstance(value, Mapping) and bool(_state(value))):
-        return f"{keys}. Tensors lie under {listed(inner)}: save those alone with torch.save"
+        return f"{keys}. Tensors lie under {listed(inner)}: save only those with torch.save"
     return keys
 
 
@@ -343,5 +346,5 @@ def _beside(content: Any, found: Found) -> dict[str, Any]:
 
 
 def _tensors(value: Any) -> bool:
-    """Whether this is weights of something else."""
+    """Whether this holds weights of something else."""
     return isinstance(value, TensorInfo) or (isinstance(value, Mapping) and bool(_state(value)))

@@ -1,4 +1,4 @@
-"""Which model and layout a state dict is of, told from its names and shapes alone."""
+"""Which model and layout a state dict belongs to, told from its names and shapes alone."""
 
 import json
 import re
@@ -23,12 +23,12 @@ from .releases import find
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # what wrappers of models put before every name
 COUNTERS = ("n_averaged", "total_ops", "total_params")  # of torch's AveragedModel, and of thop in every module
-AS_IS = "as is"  # the layout of what is no backbone: its own state dict
-CONV = "stem.conv1.weight"  # of all families the first convolution, (out, channels of the images, height, width)
-TABLES = (".rpb", ".position.table")  # whose shapes, but for their heads, go by windows or images
+AS_IS = "as is"  # the layout of any other model than a backbone: its own state dict
+CONV = "stem.conv1.weight"  # the first convolution in all families, (out, channels of the images, height, width)
+TABLES = (".rpb", ".position.table")  # their shapes, except for the heads, depend on windows or images
 BY_TIMM = ("model.safetensors", "pytorch_model.bin")  # what timm calls the weights beside a config.json
 SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
-NAMED = {"window_size": "the windows"}  # how messages call arguments that a file may not show
+NAMED = {"window_size": "the windows"}  # names, for messages, of arguments that a file may not show
 RANDOM = ("normal_", "uniform_", "trunc_normal_")
 
 State = Mapping[str, Tensor | TensorInfo]
@@ -42,10 +42,10 @@ class Recognition:
     candidates  (model, layout) of every variant that it fits; several where variants differ in what has no weights
     exact       False: only the trunk fits, with other windows, or without a head or tables, as for dense prediction
     model       the variant: the only candidate, or the one that the file's own name picks among them; else None
-    by_name     the name had to pick
-    classes     outputs of the classifier; None where there is none
-    built_with  arguments of the model beyond its name, as far as shapes show any: GC ViT's windows; None: one that has
-                to be given, since they do not show it
+    by_name     whether the name had to pick
+    classes     outputs of the classifier; None if there is none
+    built_with  arguments of the model beyond its name, as far as shapes show them: GC ViT's windows; the value is None
+                for one that must be given, since the shapes do not show it
     """
 
     candidates: tuple[tuple[str, str], ...]
@@ -59,26 +59,26 @@ class Recognition:
     def message(self) -> str:
         """What it is, in a sentence."""
         if not self.candidates:
-            return "no model of the zoo"
+            return "not a model of the zoo"
         said = f"{' or '.join(model for model, _ in self.candidates)} in layout {self.candidates[0][1]!r}"
         said += "" if self.exact else " (with other windows, without tables or with another head)"
         if len(self.candidates) > 1:
-            said += ", which differ in what has no weights"
+            said += ", which differ only in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
         return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._unshown())
 
     def arguments(self, model: str) -> dict[str, Any]:
-        """What builds `model` as the file's was, beyond its name and classes; nothing where it is none that fits."""
+        """Arguments beyond name and classes that build `model` as the file's was; none if the file does not fit it."""
         shown = {key: value for key, value in self.built_with.items() if value is not None}
         return shown if model in dict(self.candidates) else {}
 
     def unshown(self, model: str) -> list[str]:
-        """Arguments without which `model` is not built as the file's was, and which it does not show."""
+        """Arguments that `model` must be built with to be the file's, and that the file does not show."""
         return self._unshown() if model in dict(self.candidates) else []
 
     def in_python(self, model: str, function: str = "timm.create_model", **arguments: Any) -> str:
-        """For commands that cannot be given these, the call of `function` that builds `model`, with further arguments;
-        empty where there are none.
+        """For commands that do not take such arguments: the call of `function` that builds `model`, with `arguments`
+        added; empty if the file shows all of them.
         """
         if not (unshown := self.unshown(model)):
             return ""
@@ -90,7 +90,7 @@ class Recognition:
 
 
 def recognise(state: State, name: str = "") -> Recognition:
-    """What a bare state dict is; of a file's `name` only a choice among equals is taken."""
+    """What a bare state dict is; a file's `name` only decides between models that fit equally."""
     state = without_prefix(state)
     fitting, exact = _candidates(state)
     if not fitting:
@@ -99,21 +99,21 @@ def recognise(state: State, name: str = "") -> Recognition:
     models = [model for model, _ in candidates]
     model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
-    name, layout, shapes = fitting[0]  # those that fit alike are told apart by none of this
+    name, layout, shapes = fitting[0]  # these are the same for all that fit
     classes, built_with = _classes(state, name, layout), class_of(name).built_with(shapes)
     return Recognition(tuple(candidates), exact, model, by_name, classes, built_with)
 
 
 def hint(path: str, meta: Mapping[str, Any]) -> str:
-    """The name that may pick a model among equals: as the file's metadata says, a config.json of timm's beside it, or
-    what the file is called.
+    """The name that may decide between models that fit equally: from the file's metadata, from timm's config.json
+    beside it, or the file's own.
     """
     said = meta.get("model") or _configured(Path(path))
     return said if isinstance(said, str) else path
 
 
 def _configured(path: Path) -> Any:
-    """The model that a folder of timm's, as `zoo.save_for_hf` writes it, says it holds."""
+    """The model that timm's config.json names, in a folder as `zoo.save_for_hf` writes it."""
     if path.name not in BY_TIMM:
         return None
     try:
@@ -124,18 +124,18 @@ def _configured(path: Path) -> Any:
 
 
 def identify(state: State) -> list[tuple[str, str]]:
-    """(model, layout) of every variant that a bare state dict fits, but for the classifier.
+    """(model, layout) of every variant that a bare state dict fits, except for the classifier.
 
-    Where none fits exactly, those whose trunk it fits: with other windows, or without a head or tables, as for dense
+    If none fits exactly, those whose trunk it fits: with other windows, or without a head or tables, as for dense
     prediction.
     """
     return list(recognise(state).candidates)
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without what wrappers of models put before every name, several deep."""
+    """The state dict without the prefixes that wrappers of models put before every name, however many."""
     state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in COUNTERS}
-    outer = (min(state), max(state)) if state else ("",)  # what these begin with alike, all others do
+    outer = (min(state), max(state)) if state else ("",)  # a prefix of both is one of all others
     length = 0
     while prefix := next((p for p in PREFIXES if all(key.startswith(p, length) for key in outer)), None):
         length += len(prefix)
@@ -148,7 +148,7 @@ def parts(state: Mapping[str, Tensor]) -> Counter[str]:
 
 
 def recognised_part(state: State) -> tuple[str, Recognition] | None:
-    """The part of a file of several that is a model of the zoo, a detector's backbone say; None where none is."""
+    """The part of a state dict that is a model of the zoo, such as a detector's backbone; None if there is none."""
     for part in parts(state):
         found = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
         if found.candidates:
@@ -157,23 +157,23 @@ def recognised_part(state: State) -> tuple[str, Recognition] | None:
 
 
 def part_hint(state: State, path: str | Path) -> str:
-    """For commands that read whole files: how the part that is a model of the zoo is taken out; empty where none is."""
+    """For commands that read whole files: how to extract the part that is a model of the zoo; empty if none is."""
     if not (inner := recognised_part(without_prefix(state))):
         return ""
     part, found = inner
     command = f"python -m zoo.convert {path} OUT --part {part}"
-    return f". Its part {part!r} is {found.message}. The command {command} writes it alone"
+    return f". Its part {part!r} is {found.message}. The command {command} extracts it"
 
 
 def layouts_of(cls: type[nn.Module]) -> tuple[Layout, ...]:
-    """The layouts that weights of `cls` come in, ours last: it has words for other families' names too."""
+    """The layouts that weights of `cls` come in, ours last: its rules cover names of other families too."""
     return (*LAYOUTS.get(cls.__name__, ()), OURS)
 
 
 def closest(state: State) -> tuple[str, str, Shapes] | None:
-    """(model, layout, shapes under our names) of the variant that differs least; None where no layout has the names.
+    """(model, layout, shapes under our names) of the variant that differs least; None if no layout fits the names.
 
-    Keys that not even the nearest layout has a word for keep their own name.
+    Keys that not even the closest layout has a rule for keep their own name.
     """
     state = without_prefix(state)
     strange = _strange(state)
@@ -187,7 +187,7 @@ def closest(state: State) -> tuple[str, str, Shapes] | None:
 
 
 def compare(shapes: Shapes, model: str) -> tuple[list[str], list[str], list[str]]:
-    """Names that are missing, left over, and of another shape, beside those of a variant."""
+    """Names that are missing, left over, and of another shape, compared with those of a variant."""
     want = _shapes_of(model)
     other = [key for key in shapes if key in want and shapes[key] != want[key]]
     return [key for key in want if key not in shapes], [key for key in shapes if key not in want], other
@@ -197,7 +197,7 @@ def _candidates(state: State) -> tuple[list[tuple[str, str, Shapes]], bool]:
     """(model, layout, shapes under our names) of every variant that fits, and whether exactly."""
     found = []
     for names, layout, shapes in _under_our_names(state):
-        # building a variant takes a moment, counting blocks and channels does not
+        # building a variant takes a while, counting blocks and channels does not
         counts = _depths(shapes), _widths(shapes)
         found += [(name, layout, shapes) for name in names if _may_be(name, *counts)]
     exact = [case for case in found if case[2] == _shapes_of(case[0])]
@@ -217,19 +217,19 @@ def _cases() -> list[tuple[list[str], Layout]]:
 
 
 def _strange(state: State) -> list[str]:
-    """The keys that the layout that knows most of them does not know; none where that is few."""
+    """The keys that the closest layout has no rule for; none if these are half of the keys or more."""
     fewest = min((layout.unknown(state) for _, layout in _cases()), key=len)
     return fewest if 2 * len(fewest) < len(state) else []
 
 
 def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
-    """Models, layout and shapes under our names, for each layout that has a word for every key."""
+    """Models, layout and shapes under our names, for each layout that has a rule for every key."""
     state, found = {key: _meta(value) for key, value in state.items()}, []
     for names, layout in _cases():
         if state and not layout.unknown(state):
             try:
                 found.append((names, layout.name, _shapes(layout.to_ours(state))))
-            except ValueError:  # the names of this layout, but not its shapes
+            except ValueError:  # the names are of this layout, the shapes are not
                 continue
     return found
 
@@ -245,7 +245,7 @@ def _meta(value: Tensor | TensorInfo) -> Tensor:
 
 
 def _named(file: str, models: Sequence[str]) -> str | None:
-    """The one of `models` that a file's name speaks of; None where it speaks of none, or of several alike."""
+    """The one of `models` that a file's name points to; None if it points to none, or to several equally."""
     released = [model for model in models if find(model, filename=file)]
     if len(released) == 1:
         return released[0]
@@ -261,13 +261,13 @@ def _named(file: str, models: Sequence[str]) -> str | None:
 
 
 def _depths(shapes: Shapes) -> dict[str, int]:
-    """Blocks of each stage, by our names of the tensors."""
+    """Blocks of each stage, from our names of the tensors."""
     blocks = {match[0] for key in shapes if (match := re.match(r"stages\.\d+\.blocks\.\d+", key))}
     return dict(Counter(block.split(".")[1] for block in blocks))
 
 
 def _widths(shapes: Shapes) -> set[tuple[str, int]]:
-    """Stages with the lengths of their vectors; one of these is the stage's number of channels."""
+    """Stages with the lengths of their vectors, one of which is the stage's number of channels."""
     return {(key.split(".")[1], shape[0]) for key, shape in shapes.items() if key[:7] == "stages." and len(shape) == 1}
 
 
@@ -289,7 +289,7 @@ def _trunk(shapes: Shapes) -> Shapes:
 
 
 def _trunks(name: str) -> list[Shapes]:
-    """That of a variant and, where its class can be built so, without tables of relative positions."""
+    """The trunk of a variant and, if its class can be built so, the same without tables of relative positions."""
     trunk = _trunk(_shapes_of(name))
     bare = {key: shape for key, shape in trunk.items() if not key.endswith(".rpb")}
     return [trunk, bare] if "table" in signature(class_of(name)).parameters else [trunk]
@@ -300,7 +300,7 @@ def _differences(shapes: Shapes, want: Shapes) -> int:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Modules that are built in this context give their parameters no values, which takes most of the time."""
+    """Modules that are built in this context do not initialise their parameters, which takes most of the time."""
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in RANDOM:
@@ -323,16 +323,16 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def what_it_is(state: Mapping[str, Tensor]) -> str:
-    """For messages, a sentence on what a state dict is instead of what was expected, and what to do; "" if unknown."""
+    """For messages: what a state dict is instead of what was expected, and what to do; "" if unknown."""
     found = recognise(state)
     if found.candidates:
-        # variants that differ in what has no weights, such as dilations, cannot be told apart by a file
+        # a file cannot tell apart variants that differ in what has no weights, such as dilations
         names = " or ".join(name for name, _ in found.candidates)
         return f"It holds {names} in layout {found.candidates[0][1]!r}. "
     if inner := recognised_part(state):
         part, within = inner
         others = sorted(parts(state).keys() - {part})
         without = f" without {listed(others)}" if others else ""
-        command = f"For a command python -m zoo.convert IN OUT --part {part} writes it alone. "
+        command = f"For use in a command, python -m zoo.convert IN OUT --part {part} extracts it. "
         return f"Its part {part!r} is {within.message}; part={part!r} reads it{without}. {command}"
     return ""

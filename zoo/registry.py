@@ -20,7 +20,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {}
 
 
 def register(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make timm models of a family's table: name -> keyword arguments of `cls`, plain data, `img_size` among them."""
+    """Make timm models from a family's table: name -> keyword arguments of `cls`, plain data including `img_size`."""
     module = sys.modules[cls.__module__]
     # timm reads the configurations of a model from its module, under this name, when the model is registered
     cfgs = module.__dict__.setdefault("default_cfgs", {})
@@ -42,7 +42,7 @@ def class_of(name: str) -> type[Backbone]:
 
 
 def _cfgs(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """timm's pretrained configurations: one a release, or one without weights: timm needs one all the same."""
+    """timm's pretrained configurations: one per release, or one without weights, since timm needs one."""
     cfgs = {}
     for name, args in variants.items():
         releases = [r for r in candidates(name) if r.loadable]
@@ -82,8 +82,8 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
                 url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
-    Raises CheckpointError if the weights cannot be read, or are not those of this model, and ValueError for images or
-    classes that there are none of, or a `feature_cls` that finds no features here.
+    Raises CheckpointError if the weights cannot be read or do not fit this model, and ValueError for an invalid size or
+    number of channels or classes, or for a `feature_cls` that finds no features here.
     """
     from .checkpoint import adapt, overlay_with_weights
 
@@ -110,15 +110,15 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
 
 
 def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> None:
-    """timm keeps the configuration, and every copy of the model would have the weights twice."""
-    for part in model.modules():  # a model of features has one in itself
+    """Remove the weights from the configuration: timm keeps it, and every copy of the model would hold them twice."""
+    for part in model.modules():  # a model of features contains one
         cfg = getattr(part, "pretrained_cfg", None)
         if cfg is not None and cfg.pop("state_dict", None) is not None:
             cfg.update(displaced)
 
 
 def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: Any) -> None:
-    """Raise ValueError for images or classes that there are none of; a layer would fail on them later, nameless."""
+    """Raise ValueError for impossible images or classes; a layer would fail on them later, without naming them."""
     sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
     pair = isinstance(sides, Sequence) and len(sides) == 2
     if not pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
@@ -129,7 +129,7 @@ def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: An
 
 
 def _check_features(kind: Any) -> None:
-    """Raise ValueError for timm's wrappers that take a model apart: they look for features among its children alone."""
+    """Raise ValueError for timm's wrappers that take a model apart: they look for features only among its children."""
     if isinstance(kind, str):
         known = kind.lower() in ("getter", "fx") or "hook" in kind.lower()
     else:

@@ -1,7 +1,7 @@
 """SG-Former: Self-guided Transformer with Evolving Token Reallocation, https://arxiv.org/abs/2308.12216
 
-Blocks come in pairs. The first attends to a reduced map and inside windows, and notes how much attention each token
-receives; the second merges tokens by that rank, the more the less they matter, and attends to what is left of the map.
+Blocks come in pairs. The first attends to a reduced map and inside windows, and records how much attention each token
+receives; the second merges tokens by that rank, more of them the less they matter, and attends to the merged tokens.
 """
 
 from collections import OrderedDict
@@ -42,13 +42,13 @@ VARIANTS = {
     "sgformer_b": {"dims": (96, 192, 384, 768), "depths": (4, 6, 24, 2), "heads": (4, 6, 12, 24), "img_size": 224},
 }  # fmt: skip
 
-# of each stage but the last: pixels a side that make one of the reduced map; tokens of a run in each group of merged
+# of each stage but the last: the reduction of the reduced map along a side; tokens of a run in each group of merged
 # tokens, and relative sizes of these groups, least significant first
 STAGES = ((8, (196, 56, 28), (1, 2, 1)), (4, (49, 14, 7), (1, 2, 1)), (2, (2, 1), (1, 1)))
 
 
 class Stem(nn.Module):
-    """Three 3 x 3 convolutions, the first and third of stride 2; then each token is told its position."""
+    """Three 3 x 3 convolutions, the first and third of stride 2; then positions are added."""
 
     def __init__(self, in_chans: int, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Stem(nn.Module):
 
 
 class Attention(nn.Module):
-    """What the three kinds share: a convolution beside the heads, and that they hand on the tokens' significance."""
+    """What the three kinds share: a convolution beside the heads; all pass on the tokens' significance."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -109,8 +109,8 @@ class HybridAttention(Attention):
 def learned_sum(layer: nn.Module, run: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (1, run) and bias (1,) of the layer that merges a run of tokens, for a map like x.
 
-    What is no linear layer is asked for both, by zeros and units. So is one with a hook, which nothing else would run:
-    pruning and weight norm make the weight in one.
+    Both are obtained by calling the layer on zeros and units if it is not a linear layer, or if it has a hook, which
+    nothing else would run: pruning and weight norm compute the weight in one.
     """
     if is_plain(layer):
         return layer.weight, layer.bias
@@ -119,7 +119,7 @@ def learned_sum(layer: nn.Module, run: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GuidedAttention(Attention):
-    """Figure 4: attention to merged tokens; half of the heads see them as ranked by rows, half as ranked by columns."""
+    """Figure 4: attention to merged tokens; half of the heads see them ordered by rows, half by columns."""
 
     def __init__(self, dim: int, heads: int, runs: Sequence[int], shares: Sequence[int]) -> None:
         super().__init__(dim, heads)
@@ -160,7 +160,7 @@ class PlainAttention(Attention):
 
 
 class ConvMlp(Mlp):
-    """An MLP whose hidden units are told their positions before they are activated."""
+    """An MLP that adds positions to the hidden units before the activation."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(dim, hidden)
@@ -186,7 +186,7 @@ class Block(nn.Module):
 
 
 class GuidedStage(Stage):
-    """A stage whose blocks hand the significance of its tokens on."""
+    """A stage whose blocks pass on the significance of its tokens."""
 
     def __init__(self, blocks: Sequence[Block], downsample: nn.Module | None, norm: nn.Module) -> None:
         super().__init__((), downsample=downsample, norm=norm)
@@ -194,7 +194,7 @@ class GuidedStage(Stage):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         x = self.downsample(x)
-        significance = x[..., 0]  # nobody reads it before a block has made it
+        significance = x[..., 0]  # not read before a block has computed it
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x, significance = checkpoint(block, x, significance)
@@ -207,17 +207,17 @@ class SGFormer(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths, heads  channels, blocks and attention heads of each stage. In all stages but the last, blocks with
-                    even numbers make the significance that the next one uses; no stage hands it to another
-    img_size        image that the table of positions is made for, pixels a side or (height, width). Left alone,
-                    released weights answer 112 x 448 as published, by the table of 224 x 224 read in order, for there
-                    are as many tokens; with img_size=(112, 448) it is interpolated to that map
+                    even numbers compute the significance that the next one uses; stages do not share it
+    img_size        image that the table of positions is made for, pixels a side or (height, width). By default,
+                    released weights run on 112 x 448 as published, with the table of 224 x 224 read in order, since
+                    there are as many tokens; with img_size=(112, 448) it is interpolated to that map
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`; the authors published no version for dense prediction
 
-    A built model runs at any size; the published code takes sides that are multiples of 112. Where the table has as
-    many entries as the map has tokens it is read in order, as published, else interpolated. Windows at the border are
-    cut off. The reduced map leaves out what does not fill a pixel of it at the bottom and right, as published. The last
-    run of a group is filled up with zeros, and groups end at their shares of the tokens, rounded down.
+    A built model runs at any size; the published code takes sides that are multiples of 112. If the table has as many
+    entries as the map has tokens it is read in order, as published, else interpolated. Windows at the border are cut
+    off. The reduced map drops incomplete pixels at the bottom and right, as published. The last run of a group is
+    padded with zeros, and groups end at their shares of the tokens, rounded down.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class SGFormer(Backbone):
     ) -> None:
         check_stages(dims=dims, depths=depths, heads=heads)
         if len(dims) > len(STAGES) + 1:
-            raise ValueError(f"dims is {tuple(dims)}: expected {len(STAGES) + 1} stages at most")
+            raise ValueError(f"dims is {tuple(dims)}: expected at most {len(STAGES) + 1} stages")
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks = [Block(dims[i], attention(dims[i], heads[i], i, j), rate) for j, rate in enumerate(rates)]
@@ -256,11 +256,11 @@ class SGFormer(Backbone):
 
     @staticmethod
     def least_side(stages: int) -> int:
-        return 29  # the first stage's map, a quarter as large, is halved three times without filling it up
+        return 29  # the first stage's map, a quarter of that, is halved three times without padding
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make the table of positions for another image size; it is interpolated."""
+        """Change the table of positions for another image size; it is interpolated."""
         self.img_size = to_2tuple(img_size)
         self.stem.position.set_grid(grid_for(self.img_size))
         update_model_input_size(self, self.img_size)
@@ -271,7 +271,7 @@ def grid_for(img_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def halve(dim: int, dim_out: int) -> Nhwc:
-    """Widen, halve the map, mix; a norm after each."""
+    """Widen, halve the map, mix channels; a norm after each."""
     layers = OrderedDict()
     layers |= {"conv1": nn.Conv2d(dim, dim_out, 1, bias=False), "norm1": nn.GroupNorm(1, dim_out), "act1": nn.GELU()}
     conv = nn.Conv2d(dim_out, dim_out, 3, 2, 1, groups=dim_out, bias=False)
@@ -281,7 +281,7 @@ def halve(dim: int, dim_out: int) -> Nhwc:
 
 
 def attention(dim: int, heads: int, stage: int, index: int) -> Attention:
-    """Of block `index` in a stage: in turn hybrid and guided, in the last stage plain."""
+    """The attention of block `index` in a stage: alternately hybrid and guided, in the last stage plain."""
     if stage == len(STAGES):
         return PlainAttention(dim, heads)
     reduction, runs, shares = STAGES[stage]

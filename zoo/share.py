@@ -1,7 +1,7 @@
 """Models as folders and as repositories of the Hugging Face hub, through timm's own functions, with a model card.
 
-What is written here is loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and `"hf-hub:USER/NAME"`,
-after `import zoo`, with the image size, channels, classes and other arguments that the model was built with.
+After `import zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` and `"hf-hub:USER/NAME"` load what is
+written here, with the image size, channels, classes and other arguments that the model was built with.
 """
 
 import os
@@ -34,13 +34,13 @@ def save_for_hf(
 ) -> Path:
     """Write model.safetensors, config.json and README.md, a model card, into `folder`; return it.
 
-    description  what the card says of how the model was trained
-    licence      of the weights, as the hub spells it; default: that of the release that the model was built by,
-                 with a tag or `pretrained`, else "unknown"
-    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config (by
-                 default the size of images that the model was built for)
-    Each file is written whole or not at all. Raises ValueError for a model that `timm.create_model` did not build, or
-    does not build again as it is now, CheckpointError where the disk does not take it.
+    description  what the card says about the training of the model
+    licence      of the weights, as the hub spells it; default: that of the release that the model was built from, by
+                 tag or `pretrained`, else "unknown"
+    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config
+                 (default: the image size that the model was built for)
+    Each file is written completely or not at all. Raises ValueError for a model that `timm.create_model` did not build
+    or would not build again as it is now, and CheckpointError if a file cannot be written.
     """
     folder = Path(folder)
     _check(model, kwargs.get("model_args"))
@@ -60,7 +60,7 @@ def save_for_hf(
 def push_to_hub(
     model: nn.Module, repository: str, *, description: str = "", licence: str | None = None, **kwargs: Any
 ) -> Any:
-    """Upload a model to the Hugging Face hub as `save_for_hf` writes it, the card only where there is none yet.
+    """Upload a model to the Hugging Face hub as `save_for_hf` writes it, the card only if there is none yet.
 
     kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
     """
@@ -71,21 +71,21 @@ def push_to_hub(
 
 
 def _check(model: nn.Module, model_args: dict[str, Any] | None) -> None:
-    """Raises ValueError for a model that cannot be built again."""
+    """Raise ValueError for a model that cannot be built again."""
     cfg = getattr(model, "pretrained_cfg", None)
     if not cfg or not cfg.get("architecture"):
         raise ValueError(
             f"{type(model).__name__} was not built by timm.create_model: its name and arguments are unknown"
         )
     if not hasattr(model, "num_classes"):
-        raise ValueError(f"{type(model).__name__} gives features alone: share the model without features_only=True")
+        raise ValueError(f"{type(model).__name__} returns only features: share the model without features_only=True")
     if isinstance(model, Backbone):
         built = create_model(cfg["architecture"], device="meta", **get_model_args(model, model_args))
         if differing := _shapes(model).items() ^ _shapes(built).items():
             names = listed(sorted({name for name, _ in differing}))
             raise ValueError(
-                f"timm.create_model would not build this {type(model).__name__} again: by its name and arguments it "
-                f"has other tensors, or in other shapes ({names}). Share it with all its stages and its own layers"
+                f"timm.create_model would not build this {type(model).__name__} again: its name and arguments give "
+                f"other tensors or shapes ({names}). Share it with all its stages and its original layers"
             )
 
 
@@ -94,7 +94,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """timm would note the release's licence, and the size of its images for a model built for another."""
+    """Without these timm would write the release's licence and image size, even for a model built for another size."""
     config = dict(kwargs.get("model_config") or {})
     config["pretrained_cfg"] = {"license": licence, **config.get("pretrained_cfg", {})}
     size = {"input_size": get_model_input_config(model)["input_size"]}
@@ -102,7 +102,7 @@ def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, 
 
 
 def _card(model: nn.Module, name: str, description: str, licence: str | None) -> dict[str, Any]:
-    """What timm's model card is filled with."""
+    """The content of timm's model card."""
     cfg = model.pretrained_cfg
     size = " x ".join(map(str, get_model_input_config(model)["input_size"]))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6

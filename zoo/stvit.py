@@ -1,8 +1,8 @@
 """STViT: Vision Transformer with Super Token Sampling, https://arxiv.org/abs/2211.11167
 
-Early stages have too many pixels to attend to one another, and much the same to say: each pixel is shared among the
-3 x 3 cells of a coarse grid around it, the averages of the cells (super tokens) attend to each other over the whole
-image, and each pixel gets back what its cells learned, in the same shares.
+Early stages have too many pixels, and too similar ones, for full attention: each pixel is shared among the 3 x 3 cells
+of a coarse grid around it, the averages of the cells (super tokens) attend to each other over the whole image, and each
+pixel gets back the results of its cells, in the same shares.
 """
 
 from collections import OrderedDict
@@ -51,7 +51,7 @@ LAYER_SCALE = 1e-6
 
 
 class Stem(nn.Sequential):
-    """Four 3 x 3 convolutions, the first and third of stride 2; the activation stands before the norm."""
+    """Four 3 x 3 convolutions, the first and third of stride 2; the activation comes before the norm."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Stem(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the whole map; q, k and v of a head lie together in the projection."""
+    """Multi-head self-attention over the whole map; q, k and v of a head are adjacent in the projection."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
 
 
 class SuperTokenAttention(nn.Module):
-    """Figure 2: pixels to super tokens, attention among these, and back. Cells of one pixel leave the attention."""
+    """Figure 2: pixels to super tokens, attention among these, and back. With cells of one pixel, plain attention."""
 
     def __init__(self, dim: int, heads: int, cell: tuple[int, int], iterations: int, differentiable: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class SuperTokenAttention(nn.Module):
 
 
 class ConvFfn(Mlp):
-    """An MLP whose hidden units, once activated, are told their positions."""
+    """An MLP that adds positions to the hidden units after the activation."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(dim, hidden)
@@ -131,10 +131,10 @@ class STViT(Backbone):
     dims, depths, heads  channels, blocks and attention heads of each stage
     cells           pixels a side of a super token's cell in each stage; 1: all pixels attend to each other
     iterations      rounds of association and averaging
-    differentiable  False, as published: no gradient flows through the association; True: all of it is learned through
+    differentiable  False, as published: no gradient flows through the association; True: gradients flow through it
     scaled_stages   numbers of the stages, from 0, whose branches have learned factors, which start at 1e-6
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size as its authors' code does. Normed maps are filled with zeros to whole cells,
+                    it runs at any size, as the authors' code does. Normed maps are padded with zeros to whole cells,
                     and these zeros count in the averages
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`; the authors published no version for dense prediction
@@ -182,7 +182,7 @@ class STViT(Backbone):
 
 
 def widen(dim: int) -> Nhwc:
-    """What stands before the pooling: a layer on each pixel, norm, activation."""
+    """The layers before the pooling: a 1 x 1 convolution, norm, activation."""
     layers = OrderedDict(proj=nn.Conv2d(dim, HEAD_WIDTH, 1), norm=nn.BatchNorm2d(HEAD_WIDTH), act=nn.SiLU())
     return Nhwc(layers)
 

@@ -1,12 +1,12 @@
-"""How fast each op is beside its peers, on the very calls that the models make, in one run.
+"""Times each op beside its peers, on the calls that the models make, in one run.
 
     python -m ops.bench --device cuda --minutes 25 --jobs 8           # everything, the most important first
     python -m ops.bench window_attention --device cpu --batch 2       # one op
 
-Before anything is timed all peers must agree, in results and in gradients. Timings alternate between the peers and are
-medians, so that a busy moment of the machine hits all of them. Results are written after every call: what a run that is
-cut off has measured is there. A peer that fails or does not fit in memory is listed with the reason; where ours does,
-the run goes on and ends with an error.
+Before anything is timed, all peers must agree in results and gradients. Timings alternate between the peers and are
+medians, so that a busy moment of the machine affects all of them. Results are written after every call, so that an
+interrupted run keeps what it measured. A peer that fails or runs out of memory is listed with the reason; if ours does,
+the run continues and ends with an error.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from .measure import MODES, Machine, Row, machine, measure, told
 from .prepare import prepared
 from .report import chart, circumstances, numbers, overwrite, write
 
-BATCHES = {"224": 128, "800x1344": 2}  # by image; on a CPU 8 and 1
+BATCHES = {"224": 128, "800x1344": 2}  # by image size; on a CPU 8 and 1
 DTYPES = ("bfloat16", "float32", "float16")
 
 
 def run(job: Job, args: argparse.Namespace) -> list[Row]:
-    """The rows of a job, one a mode; a failure of what all share is told in the row."""
+    """The rows of a job, one per mode; a failure outside the peers is reported in the row."""
     dtype, rows = getattr(torch, job.dtype), []
     for mode in args.modes:
         torch.manual_seed(0)
@@ -41,10 +41,10 @@ def run(job: Job, args: argparse.Namespace) -> list[Row]:
                 options = {"repeats": args.repeats, "device": args.device, "dtype": dtype}
                 options["asked"] = partial(asked, job, args)
                 rows.append(measure(job.call, contest, row, **options))
-        except Exception as error:  # as when inputs do not fit; the calls that are left may still be measured
+        except Exception as error:  # such as inputs that do not fit in memory; other calls may still be measured
             row.missing["ours"] = told(error)
             rows.append(row)
-        # what was compiled for these shapes serves no others
+        # what was compiled for these shapes is not used for others
         torch.compiler.reset()
         if args.device == "cuda":
             torch.cuda.empty_cache()
@@ -52,32 +52,32 @@ def run(job: Job, args: argparse.Namespace) -> list[Row]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench", description="Ops beside their peers, in one run.")
+    parser = argparse.ArgumentParser(prog="python -m ops.bench", description="Times ops beside their peers.")
     parser.add_argument("ops", nargs="*", help=f"default: all of {' '.join(CONTESTS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--models", nargs="+", help="whose calls; default: T and B of each family, on a CPU only T")
-    parser.add_argument("--images", nargs="+", help="default: 224 and 800x1344, on a CPU only 224")
-    parser.add_argument("--batches", "--batch", nargs="+", type=int, help="one an image; default: 128 2, on a CPU 8 1")
+    parser.add_argument("--models", nargs="+", help="whose calls to time; default: T and B of each family, on a CPU T")
+    parser.add_argument("--images", nargs="+", help="image sizes; default: 224 and 800x1344, on a CPU 224")
+    parser.add_argument("--batches", "--batch", nargs="+", type=int, help="one per size; default: 128 2, on a CPU 8 1")
     parser.add_argument(
         "--dtypes", "--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32"
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
-    parser.add_argument("--compiled", type=int, help="compiled peers only in so many calls of an op at the first image")
+    parser.add_argument("--compiled", type=int, help="compiled peers in this many calls per op, at the first size only")
     parser.add_argument(
-        "--jobs", type=int, help="on a GPU: compile in so many processes what so many calls need, before they are timed"
+        "--jobs", type=int, help="on a GPU: processes that compile for as many calls before these are timed"
     )
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument(
         "--minutes",
         type=float,
-        help="begin no further call after so many, compiling counted; default: until all is done",
+        help="start no further call after this many minutes, including compilation; default: no limit",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch finds them")
-    parser.add_argument("--json", type=Path, help="a file for the numbers, besides those of --out")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks"), help="a folder for ops_<device>.md, .json, .png"
+        "--out", type=Path, default=Path("benchmarks"), help="folder for ops_<device>.md, .json and .png"
     )
     args = parser.parse_args(argv)
     cpu = args.device == "cpu"

@@ -1,7 +1,7 @@
-"""The calls that stages of models make of each op, and what such a call has to compute.
+"""The calls of each op that stages of models make, and how much such a call has to compute.
 
-A table, because `ops` knows nothing of models; a test holds it to what the models really call. Image sides are
-multiples of 32, so that a stage's map is the image divided by 4, 8, 16 and 32.
+This is a table because `ops` does not depend on the models; a test compares it with their actual calls. Image sides are
+multiples of 32, so that the feature maps of the stages are the image divided by 4, 8, 16 and 32.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 Size = tuple[int, int]
 
-# model: channels and heads of its four stages. Of each family its T and its B, or the smallest where it has no T
+# model: channels and heads of its four stages. The T and B of each family, or the smallest if it has no T
 SMALL = {
     "maxvit_t":   ((64, 128, 256, 512),  (2, 4, 8, 16)),
     "nat_t":      ((64, 128, 256, 512),  (2, 4, 8, 16)),
@@ -39,7 +39,7 @@ MODELS = SMALL | BASE
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an op: on a map of `size` with `heads` of `dim` channels; the options are those of the op."""
+    """One call of an op, on a map of `size` with `heads` heads of `dim` channels; `options` are those of the op."""
 
     op: str
     size: Size
@@ -67,7 +67,7 @@ def call(op: str, size: Size, heads: int, dim: int, **options: Any) -> Call:
 
 
 def calls(image: Size, models: dict[str, tuple] = MODELS) -> dict[Call, list[str]]:
-    """Every call for an image, and the stages that make it, as "davit_t 1"; in the order of the table."""
+    """Every call for an image size, and the stages that make it, such as "davit_t 1", in the order of the table."""
     found: dict[Call, list[str]] = {}
     for model, (dims, heads) in models.items():
         for stage in range(4):
@@ -148,7 +148,7 @@ def sgformer(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
 
 
 def merged(tokens: int, runs: tuple[int, ...], shares: tuple[int, ...]) -> int:
-    """How many tokens are left of so many."""
+    """How many of `tokens` tokens are left after merging."""
     ends = [tokens * sum(shares[: i + 1]) // sum(shares) for i in range(len(shares))]
     return sum(-(-(end - start) // run) for start, end, run in zip([0, *ends], ends, runs, strict=False))
 
@@ -167,11 +167,11 @@ FAMILIES = {
 
 
 def attention(keys: int) -> tuple[int, int]:
-    """Two products forward and four backward; the logits, which a kernel computes again, are not counted twice."""
+    """Two matmuls forward and four backward; logits that a kernel recomputes are not counted twice."""
     return 2 * keys, 4 * keys
 
 
-# what an op multiplies and adds for one pixel and channel: forward, and for its gradients
+# multiply-adds of an op for one pixel and channel: forward, and for its gradients
 PRODUCTS = {
     "window_attention": lambda c: attention(prod(c["window"])),
     "neighborhood_attention": lambda c: attention(prod(c["window"])),
@@ -179,9 +179,9 @@ PRODUCTS = {
     "pooled_attention": lambda c: attention(c["keys"]),
     # dim x dim for every pixel of a head: keys by values, attention by queries
     "channel_attention": lambda c: attention(c.dim),
-    # each pixel meets nine tokens thrice: association, average, scatter; the first has no gradient, the others one each
+    # each pixel is paired with nine tokens three times: association (without gradient), average and scatter (one each)
     "super_token_attention": lambda c: (27, 18),
-    # each pixel is weighed once in both orders
+    # each pixel is weighted once in both orders
     "token_reallocation": lambda c: (2, 4),
     "significance": lambda c: (prod(c["window"] or c["keys"]), 0),
 }
@@ -192,7 +192,7 @@ def routed_keys(c: Call) -> int:
 
 
 def flops(c: Call, batch: int) -> tuple[int, int]:
-    """Floating-point operations of the op's own products, forward and backward; softmax and sums are not counted."""
+    """FLOPs of the op's own matmuls, forward and backward; softmax and sums are not counted."""
     pixels = 2 * batch * prod(c.size) * c.heads * c.dim
     forward, backward = PRODUCTS[c.op](c)
     return forward * pixels, backward * pixels

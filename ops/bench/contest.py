@@ -1,4 +1,4 @@
-"""What `ops.bench` times: one call of an op, as its peers would make it, on the same inputs."""
+"""What `ops.bench` times: one call of an op and the same computation by its peers, on the same inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPILED = ("torch compiled", "flex")  # peers that a compiler makes for each call anew, which takes seconds
+COMPILED = ("torch compiled", "flex")  # peers that are compiled anew for each call, which takes seconds
 
 Tensors = dict[str, Tensor]
 Result = Tensor | tuple[Tensor, ...]
@@ -23,10 +23,10 @@ class Peer:
     """A way to compute the op.
 
     run      (**inputs) -> the result, or a tuple that begins with the results
-    arrange  what makes of the op's inputs those of `run`; it is not timed. A peer that cuts its map before the
-             projection has q, k and v in windows from the start; what is timed is one copy of a map into windows, and
-             one back
-    plain    whether it leaves out the bias: it is then held to the op without one
+    arrange  turns the op's inputs into those of `run`; it is not timed. A peer that partitions its map before the
+             projection has q, k and v in windows from the start; only one copy of a map into windows and one back are
+             timed
+    plain    whether it leaves out the bias; it is then compared with the op without one
     """
 
     run: Callable[..., Result]
@@ -36,10 +36,10 @@ class Peer:
 
 @dataclass(frozen=True)
 class Contest:
-    """The inputs of a call by name, which all have gradients unless `learned` is false; the op; its peers by name.
+    """The inputs of a call by name, the op, and its peers by name. All inputs have gradients unless `learned` is false.
 
     op       (**inputs, impl=...) -> the result, or a tuple of `results` of them
-    kernel   whether the op has a kernel of its own besides its `torch` path
+    kernel   whether the op has a kernel besides its `torch` path
     """
 
     inputs: Tensors
@@ -50,7 +50,7 @@ class Contest:
     kernel: bool = True
 
     def all_peers(self, device: str) -> dict[str, Peer]:
-        """`ours`, what `auto` takes on this device, then the path in ordinary operators, then those of others."""
+        """`ours`, which is what `auto` selects on this device, then the PyTorch path, then the other peers."""
         found = {"ours": Peer(self.op)}
         if device == "cuda" and self.kernel:
             found["torch"] = Peer(partial(self.op, impl="torch"))
@@ -59,12 +59,12 @@ class Contest:
 
 
 def compiled(function: Callable) -> Callable:
-    """The function compiled for the shapes of its first call, when that comes."""
+    """The function, compiled on its first call for the shapes of that call."""
     return torch.compile(function, dynamic=False)
 
 
 class Projected(nn.Module):
-    """In the place of a projection: what it is to return is given to it beforehand."""
+    """Replaces a projection: returns what was assigned to `given` beforehand."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.given
@@ -76,13 +76,13 @@ def heads_first(x: Tensor) -> Tensor:
 
 
 def flex_attention(**options: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention of (B, heads, N, D) with these options, compiled."""
+    """Compiled FlexAttention of (B, heads, N, D) with these options."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return partial(compiled(flex_attention), **options)
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Attention as two products with a softmax between them, of (..., N, D)."""
+    """Attention of (..., N, D) as two matmuls with a softmax between them."""
     logits = q * scale @ k.transpose(-1, -2)
     return (logits if mask is None else logits + mask).softmax(-1) @ v

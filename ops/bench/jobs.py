@@ -1,4 +1,4 @@
-"""Which calls `ops.bench` times, in which order."""
+"""Which calls `ops.bench` times, and in which order."""
 
 import argparse
 from collections import Counter
@@ -11,20 +11,20 @@ from .contest import COMPILED
 
 @dataclass(frozen=True)
 class Job:
-    """A call with the image and batch it is for, in one dtype."""
+    """A call in one dtype, with its image size and batch size."""
 
     call: Call
     stages: tuple[str, ...]
     image: str
     batch: int
     dtype: str
-    turn: int = 1  # which of the calls of its op it is, among those of the same models, image and dtype
+    turn: int = 1  # its number among the calls of the same op, models, image size and dtype
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
-    """All that the command line asks for, most important first.
+    """All calls that the command line asks for, most important first.
 
-    Dtypes and images in the order they are given; T variants before B; within these the ops take turns, beginning with
+    Dtypes and image sizes are in the order given, T variants before B. Within these the ops take turns, beginning with
     the earliest stages, whose maps are the largest.
     """
     jobs = []
@@ -37,7 +37,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def in_turn(jobs: Sequence[Job]) -> list[Job]:
-    """The first of each op, then the second of each."""
+    """The first call of each op, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     turns = []
     for job in jobs:
@@ -50,12 +50,12 @@ def sides(image: str) -> tuple[int, int]:
     """ "224" or "800x1344" as (rows, columns). Raises ValueError unless both are multiples of 32."""
     numbers = [int(side) for side in image.split("x")]
     if len(numbers) > 2 or any(side < 32 or side % 32 for side in numbers):
-        raise ValueError(f"image is {image}: expected one or two multiples of 32, as 224 or 800x1344")
+        raise ValueError(f"image is {image}: expected one or two multiples of 32, such as 224 or 800x1344")
     return numbers[0], numbers[-1]
 
 
 def asked(job: Job, args: argparse.Namespace, peer: str) -> bool:
-    """Whether a peer is to be timed in a job."""
+    """Whether to time a peer in a job."""
     if peer in COMPILED and args.compiled is not None and (job.turn > args.compiled or job.image != args.images[0]):
         return False
     return args.peers is None or peer in args.peers

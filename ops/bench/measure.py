@@ -15,20 +15,20 @@ from .cases import Call, flops
 from .contest import Contest, Peer, Tensors
 
 MODES = ("forward", "forward+backward")
-# how far results may be apart, relative to their norm: rounding of sums over a map, not of one product
+# allowed difference between results, relative to their norm: rounding of sums over a map, not of a single matmul
 APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 TURN = 0.01  # seconds
-CACHE = 2**30  # bytes that drive everything else out of a GPU's cache
-AHEAD = 0.004  # seconds that a GPU is kept busy while a run is launched
+CACHE = 2**30  # bytes that evict everything else from a GPU's cache
+AHEAD = 0.004  # seconds for which the GPU is kept busy while a run is launched
 
 
 @dataclass
 class Row:
-    """What one call in one mode measured.
+    """The measurements of one call in one mode.
 
-    ms, mib    milliseconds and peak MiB of each peer, that of its result among them
+    ms, mib    milliseconds and peak MiB of each peer, including its result
     missing    why a peer was not timed
-    gb, gflop  what the call has to move and to compute, 1e9 bytes and 1e9 operations
+    gb, gflop  what the call has to move and to compute, in 1e9 bytes and 1e9 operations
     """
 
     op: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def leaves(inputs: Tensors, mode: str) -> Tensors:
-    """The inputs as ends of a graph, in the mode that has a backward; in the other FlexAttention would refuse them."""
+    """The inputs as leaves of a graph, requiring gradients only in a mode with a backward (for FlexAttention)."""
     return {name: t.detach().requires_grad_(mode != "forward") for name, t in inputs.items()}
 
 
@@ -61,7 +61,7 @@ def results(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def step(run: Callable, inputs: Tensors, probes: list[Tensor] | None) -> list[Tensor]:
-    """One run: its results and, where `probes` give their gradients, the gradients of all inputs."""
+    """One run: its results and, if `probes` gives their gradients, the gradients of all inputs."""
     if probes is None:
         with torch.no_grad():
             return results(run(**inputs))
@@ -70,7 +70,7 @@ def step(run: Callable, inputs: Tensors, probes: list[Tensor] | None) -> list[Te
 
 
 def answer(peer: Peer, contest: Contest, mode: str) -> list[Tensor]:
-    """What the op gives by this peer, through its arrangement: results, and gradients of the op's own inputs."""
+    """The peer's answer on the op's own inputs, through its arrangement: results, and gradients of these inputs."""
     inputs = leaves(contest.inputs, mode)
     if peer.plain:
         inputs["bias"] = torch.zeros_like(contest.inputs["bias"])
@@ -83,13 +83,13 @@ def answer(peer: Peer, contest: Contest, mode: str) -> list[Tensor]:
 
 
 def probe(like: Tensor) -> Tensor:
-    """The gradient of a result, the same for the same shape."""
+    """A gradient for a result, the same for the same shape."""
     generator = torch.Generator(like.device).manual_seed(like.numel())
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def disagreement(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> str | None:
-    """Why two answers differ by more than rounding; None where they agree."""
+    """How far two answers differ if by more than rounding; None if they agree."""
     errors = [
         float((a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp(min=1e-30))
         for a, b in zip(got, want, strict=True)
@@ -108,7 +108,7 @@ def measure(
     dtype: torch.dtype,
     asked: Callable[[str], bool],
 ) -> Row:
-    """Fills `row`: peers that fail or disagree with the first that does not are missing, the others are timed."""
+    """Fills `row`: peers that fail, or disagree with the first that runs, are missing; the others are timed."""
     wanted: dict[bool, list[Tensor]] = {}
     runs = {}
     for name, peer in contest.all_peers(device).items():
@@ -121,7 +121,7 @@ def measure(
     forward, backward = flops(call, row.batch)
     row.gflop = (forward + backward * (row.mode != "forward")) / 1e9
     row.gb = traffic(contest, next(iter(wanted.values())), row.mode) / 1e9 if wanted else 0.0
-    wanted.clear()  # not to be held while memory is measured
+    wanted.clear()  # freed before memory is measured
     row.ms, row.mib = timings(runs, repeats, device)
     return row
 
@@ -129,7 +129,7 @@ def measure(
 def attempt(
     peer: Peer, contest: Contest, mode: str, dtype: torch.dtype, wanted: dict[bool, list[Tensor]]
 ) -> Callable[[], list[Tensor]] | str:
-    """A run of the peer, or why it cannot be timed. `wanted` keeps what is right, with and without the bias."""
+    """A run of the peer, or why it cannot be timed. `wanted` keeps the expected answers, with and without the bias."""
     try:
         got = answer(peer, contest, mode)
         if peer.plain not in wanted:
@@ -140,7 +140,7 @@ def attempt(
         run = runner(peer, contest, mode)
         run()
         return run
-    except Exception as error:  # a peer may fail in any way; which and why belongs in the table
+    except Exception as error:  # a peer may fail in any way; the table says which and why
         return told(error)
 
 
@@ -149,7 +149,7 @@ def told(error: Exception) -> str:
 
 
 def runner(peer: Peer, contest: Contest, mode: str) -> Callable[[], list[Tensor]]:
-    """A run on inputs in the peer's own arrangement."""
+    """A run of the peer on inputs in its own arrangement."""
     with torch.no_grad():
         inputs = leaves(peer.arrange(**contest.inputs), mode)
     if mode == "forward":
@@ -158,14 +158,14 @@ def runner(peer: Peer, contest: Contest, mode: str) -> Callable[[], list[Tensor]
 
 
 def traffic(contest: Contest, answer: list[Tensor], mode: str) -> int:
-    """The least bytes to move: inputs and results once, and for gradients inputs, theirs and those of the results."""
+    """The least traffic: inputs and results once; for gradients also inputs, and the gradients of both."""
     out = answer[: contest.results]
     given, made = (sum(t.numel() * t.element_size() for t in ts) for ts in (contest.inputs.values(), out))
     return given + made + (2 * given + made) * (mode != "forward")
 
 
 def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Median milliseconds of each, taken in turn, and the most MiB that one run holds."""
+    """Median milliseconds of each run, measured in turn, and the peak MiB that it holds."""
     for _ in range(2):
         for run in runs.values():
             run()
@@ -175,8 +175,8 @@ def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[
 
 
 def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
-    """A turn repeats each as often as the fastest fits into TURN, and every second round goes backwards: none always
-    runs after the same other, which may have brought their common inputs into the cache."""
+    """A turn repeats each run as often as the fastest fits into TURN. Every second turn goes backwards, so that no run
+    always follows the same other one, which may have loaded their common inputs into the cache."""
     count = max(1, round(TURN / min(seconds(run) for run in runs.values())))
     turns = []
     for turn in range(repeats):
@@ -186,7 +186,7 @@ def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
 
 
 def seconds(run: Callable, count: int = 1) -> float:
-    """Of one of `count` runs."""
+    """Seconds per run, over `count` runs."""
     start = time.perf_counter()
     for _ in range(count):
         kept = run()
@@ -196,8 +196,8 @@ def seconds(run: Callable, count: int = 1) -> float:
 
 
 def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
-    """By events on the stream. Before each run memory is overwritten: long enough that all of its launches are waiting
-    when it begins, so that the processor's time is not in it, and more than the cache holds."""
+    """Timed by events on the stream. Before each run more memory than the cache holds is overwritten, for long enough
+    that all launches of the run are queued when it begins, so that CPU time is not included."""
     filler = torch.empty(CACHE, dtype=torch.int8, device="cuda")
     once = elapsed(lambda: [filler.zero_() for _ in range(10)]) / 10
     turns = []
@@ -216,7 +216,7 @@ def on_gpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
 
 
 def elapsed(run: Callable) -> float:
-    """Milliseconds on the stream."""
+    """Milliseconds of a run on the stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -236,8 +236,8 @@ def held_on_gpu(run: Callable) -> float:
 
 
 def held(run: Callable) -> float:
-    """The most MiB that a run holds at a time on the CPU, its results among them, of what torch's allocator gave it."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each of its stages
+    """The peak MiB that a run on the CPU holds of torch's allocator, including its results."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs each of its stages
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -251,14 +251,14 @@ def held(run: Callable) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine itself reaches in one dtype: bytes a second of a copy, operations a second of a product."""
+    """What the machine itself reaches in one dtype: bytes per second of a copy, operations per second of a matmul."""
 
     copy: float
     product: float
 
 
 def machine(device: str, dtype: torch.dtype, repeats: int) -> Machine:
-    """Measured on maps that no cache holds, and on square matrices of 2048 (on a GPU 8192)."""
+    """Measured on buffers that no cache holds, and on square matrices of size 2048 (8192 on a GPU)."""
     product, operations = large_product(device, dtype)
     source = torch.empty(2**30 if device == "cuda" else 2**27, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
@@ -267,7 +267,7 @@ def machine(device: str, dtype: torch.dtype, repeats: int) -> Machine:
 
 
 def large_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], int]:
-    """A product of square matrices of 2048 (on a GPU 8192), and its operations."""
+    """A matmul of square matrices of size 2048 (8192 on a GPU), and its number of operations."""
     side = 8192 if device == "cuda" else 2048
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     return lambda: a @ b, 2 * side**3

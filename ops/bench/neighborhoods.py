@@ -32,7 +32,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
 
 
 def neighbors(size: int, window: int, dilation: int, device: str) -> tuple[Tensor, Tensor]:
-    """(size, window) on one axis: the neighbors of each position, and their places in a bias table."""
+    """(size, window) on one axis: the neighbors of each position, and their indices in a bias table."""
     place = torch.arange(size, device=device)
     line, step = place % dilation, place // dilation
     length = (size - line + dilation - 1) // dilation
@@ -42,7 +42,7 @@ def neighbors(size: int, window: int, dilation: int, device: str) -> tuple[Tenso
 
 
 def unfolded(packed: Tensor, bias: Tensor, near: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Every query has copies of its keys and values."""
+    """Copies the keys and values of every query."""
     (rows, row_steps), (cols, col_steps) = near
     q, k, v = packed.unbind(3)
     k, v = (t[:, rows][:, :, :, cols] for t in (k, v))  # (B, H, wh, W, ww, heads, D)
@@ -53,7 +53,7 @@ def unfolded(packed: Tensor, bias: Tensor, near: list[tuple[Tensor, Tensor]]) ->
 
 
 def flex(call: Call, near: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-    """FlexAttention with the neighborhood as a block mask, made once, and the bias as a change of the score."""
+    """FlexAttention with the neighborhood as a block mask, created once, and the bias in the score_mod."""
     (H, W), (wh, ww), (dh, dw) = call.size, call["window"], call["dilation"]
     first_row, first_col = near[0][0][:, 0].contiguous(), near[1][0][:, 0].contiguous()
     attention, mask = flex_attention(), None
@@ -85,7 +85,7 @@ def flex(call: Call, near: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]
 
 
 def natten(packed: Tensor, bias: Tensor, window: int, dilation: int) -> Tensor:
-    """NATTEN up to 0.17, the last with a bias and with kernels for CPUs."""
+    """NATTEN up to 0.17, the last version with a bias and with CPU kernels."""
     from natten.functional import na2d_av, na2d_qk
 
     q, k, v = (t.permute(0, 3, 1, 2, 4).contiguous() for t in packed.unbind(3))

@@ -11,7 +11,7 @@ from .contest import Contest, Peer, Projected, flex_attention, heads_first, prod
 
 def channel_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
     (H, W), heads, dim = call.size, call.heads, call.dim
-    # as after a projection of normed maps that has begun to learn: sums over the map must not drown the softmax
+    # as after a projection of normalised maps early in training: sums over the map must not saturate the softmax
     packed = torch.randn(batch, H, W, 3, heads, dim, device=device, dtype=dtype) * (H * W) ** -0.25
 
     def op(packed: Tensor, impl: str = "auto") -> Tensor:
@@ -22,7 +22,7 @@ def channel_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> 
         return module(shaped).view(batch, H, W, heads, dim)
 
     def sdpa(packed: Tensor) -> Tensor:
-        """Channels as tokens: keys ask values about queries."""
+        """Channels as tokens: k as the queries, v as the keys and q as the values."""
         q, k, v = (heads_first(t).transpose(2, 3) for t in packed.unbind(3))  # (B, heads, D, H * W)
         out = F.scaled_dot_product_attention(k, v, q, scale=dim**-0.5)
         return out.permute(0, 3, 1, 2).unflatten(1, (H, W))
@@ -31,7 +31,7 @@ def channel_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> 
 
     module = ChannelAttention(heads * dim, heads, device=device, dtype=dtype)
     module.qkv, module.proj = Projected(), nn.Identity()
-    shaped = torch.empty(batch, H * W, heads * dim, device="meta")  # all that the module reads of its input
+    shaped = torch.empty(batch, H * W, heads * dim, device="meta")  # the module only reads the shape of its input
     return Contest({"packed": packed}, op, {"timm": Peer(timm), "sdpa": Peer(sdpa)})
 
 
@@ -55,5 +55,5 @@ def pooled_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> C
         k, v = (heads_first(t) for t in kv.unbind(2))
         return attention(heads_first(q), k, v).transpose(1, 2).unflatten(1, (H, W))
 
-    # the op is PyTorch's own kernel: there is no other path of ours
+    # the op is PyTorch's own kernel: we have no other path
     return Contest(inputs, op, {"products": Peer(multiplied), "flex": Peer(flex)}, kernel=False)

@@ -1,4 +1,4 @@
-"""Compiling in several processes what is to be timed, since most of the time of a run would go into that."""
+"""Compiles what is to be timed in several processes, since a run would otherwise spend most of its time on that."""
 
 import argparse
 import multiprocessing
@@ -19,15 +19,15 @@ from .measure import answer, attempt
 
 
 def prepared(jobs: list[Job], args: argparse.Namespace) -> Iterator[Job]:
-    """The jobs in their order; what the next of them need is compiled in several processes, and then found on disk.
+    """Yields the jobs in order; what the next ones need is first compiled in several processes and then found on disk.
 
-    As many are next as there are processes, and nothing is compiled while one is timed: a run that is cut off has
-    measured what it compiled.
+    It compiles for as many jobs at a time as there are processes, and never while one is timed, so that an interrupted
+    run has measured what it compiled.
     """
     if args.jobs is None or args.device != "cuda":
         yield from jobs
         return
-    # a process that has begun to use a GPU cannot be forked
+    # a process that has initialised CUDA cannot be forked
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), alone) as pool:
         for i in range(0, len(jobs), args.jobs):
             some = jobs[i : i + args.jobs]
@@ -38,14 +38,14 @@ def prepared(jobs: list[Job], args: argparse.Namespace) -> Iterator[Job]:
 
 def alone() -> None:
     torch.set_num_threads(1)
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the processes share the cores as it is
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the processes already share the cores
 
 
 def warm(job: Job, args: argparse.Namespace) -> None:
-    """Runs ours in all configurations, none measured, and once the peers that are compiled."""
+    """Runs ours in all configurations, without tuning, and each compiled peer once."""
     dtype, op = getattr(torch, job.dtype), CONTESTS[job.call.op]
     for mode in args.modes:
-        with suppress(Exception):  # the timed run meets and tells it again
+        with suppress(Exception):  # the timed run will raise and report it
             contest = op(job.call, job.batch, args.device, dtype)
             if mode != "forward" and not contest.learned:
                 continue

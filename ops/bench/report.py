@@ -1,4 +1,4 @@
-"""What `ops.bench` writes: tables in Markdown, numbers in JSON, a chart."""
+"""What `ops.bench` writes: tables in Markdown, numbers in JSON, and a chart."""
 
 import datetime
 import json
@@ -14,21 +14,20 @@ import torch
 from .measure import Machine, Row
 
 ABOUT = """Every call of an op that a stage of these models makes, without the projections around it. `ours` is what
-`auto` takes on this device. In a cell: milliseconds (peak MiB); GB/s and TFLOP/s are those of ours, in brackets their
-share of a copy and of a matrix product measured in the same run. What counts is the least traffic (inputs and results
-once; for gradients inputs, theirs and those of the results) and the op's own products. The last column is our time by
-that of the fastest peer. Before it is timed a peer has to agree, in results and gradients.
+`auto` selects on this device. Cells show milliseconds (peak MiB). GB/s and TFLOP/s are those of ours, with their share
+of a copy and of a matmul measured in the same run in brackets; they count the least possible traffic (inputs and
+results once; for gradients also inputs, their gradients and those of the results) and the op's own matmuls. The last
+column is our time divided by that of the fastest peer. A peer must agree in results and gradients before it is timed.
 
-`torch compiled` is our path in ordinary operators, compiled. `products` is two matrix products with a softmax between
-them, for windows on copies of all three maps; `sdpa`, `flex` (FlexAttention, compiled, the bias read by its score_mod)
-and `timm` (timm's module without its projections) are given windows as if the map had been cut before its projection,
-and copy one map into windows, one back. `unfold`, `gather`, `gathered` and `softmax` do step by step what the authors'
-code does.
+`torch compiled` is our PyTorch path, compiled. `products` is two matmuls with a softmax between them, for windows on
+copies of all three maps. `sdpa`, `flex` (FlexAttention, compiled, with the bias in its score_mod) and `timm` (timm's
+module without its projections) get windows as if the map had been partitioned before its projection, and copy one map
+into windows and one back. `unfold`, `gather`, `gathered` and `softmax` follow the authors' code step by step.
 """
 
 
 def circumstances(device: str, module: str) -> dict[str, str]:
-    """Device, versions, date and command of this run of `module`; on a CPU also how busy the machine is."""
+    """Device, versions, date and command of this run of `module`; on a CPU also the load of the machine."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("timm", "torchvision", "triton", "natten"):
         if name in sys.modules:
@@ -46,14 +45,14 @@ def circumstances(device: str, module: str) -> dict[str, str]:
 def render(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> str:
     lines = ["# Ops", "", ABOUT, *(f"- {name}: {value}" for name, value in facts.items())]
     for dtype, machine in machines.items():
-        lines.append(f"- {dtype}: copy {machine.copy / 1e9:.1f} GB/s, product {machine.product / 1e12:.3g} TFLOP/s")
+        lines.append(f"- {dtype}: copy {machine.copy / 1e9:.1f} GB/s, matmul {machine.product / 1e12:.3g} TFLOP/s")
     for op in dict.fromkeys(row.op for row in rows):
         lines += ["", f"## {op}", "", table([row for row in rows if row.op == op], machines)]
     return "\n".join(lines) + "\n"
 
 
 def table(rows: Sequence[Row], machines: dict[str, Machine]) -> str:
-    """Markdown: a row a call, a column a peer; below it, which peers were not timed and why."""
+    """A Markdown table with a row per call and a column per peer; below it, which peers were not timed and why."""
     peers = list(dict.fromkeys(name for row in rows for name in row.ms if name != "ours"))
     head = ["call", "of", "image", "batch", "dtype", "mode", "ours", "GB/s", "TFLOP/s", *peers, "ours / best"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -79,7 +78,7 @@ def cell(row: Row, name: str) -> str:
 
 
 def rates(row: Row, machine: Machine) -> list[str]:
-    """GB/s and TFLOP/s of ours, with their shares of what the machine reaches."""
+    """GB/s and TFLOP/s of ours, with their share of what the machine reaches."""
     if "ours" not in row.ms:
         return ["-", "-"]
     seconds = row.ms["ours"] / 1000
@@ -88,9 +87,9 @@ def rates(row: Row, machine: Machine) -> list[str]:
 
 
 def chart(path: Path, rows: Sequence[Row], device: str) -> None:
-    """How many times faster than its best peer each call is: a dot a call, a line an op, a colour a mode.
+    """Plots the speedup of each call over its best peer: a dot per call, a line per op, a colour per mode.
 
-    Beside calls in half precision those in float32 are circles.
+    Next to calls in half precision, those in float32 are hollow circles.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,14 +127,14 @@ def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict
 
 
 def overwrite(path: Path, text: str) -> None:
-    """Write a file that is whole or as it was: a run may be cut off while it writes."""
+    """Writes a file atomically: a run may be interrupted while it writes."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def numbers(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> str:
-    """JSON, a line a row."""
+    """JSON with one line per row."""
     rates = {dtype: asdict(machine) for dtype, machine in machines.items()}
     head = json.dumps({**facts, "bytes_and_operations_a_second": rates}, indent=1).removesuffix("\n}")
     return head + ',\n "rows": [\n  ' + ",\n  ".join(json.dumps(asdict(row)) for row in rows) + "\n ]\n}\n"

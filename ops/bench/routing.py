@@ -1,4 +1,4 @@
-"""The peers of routed attention; all share one routing."""
+"""The peers of routed attention; all of them share one routing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +41,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
     attention = flex_attention()
 
     def flex(packed: Tensor) -> Tensor:
-        """The routing as a block mask, which every map has to make anew."""
+        """The routing as a block mask, which has to be created anew for every map."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         chosen = torch.zeros(batch, rows * cols, rows * cols, dtype=torch.bool, device=device).scatter_(2, route, True)

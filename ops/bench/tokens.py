@@ -40,13 +40,13 @@ def super_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Co
 
 
 def reallocation_contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
-    """Ranking by a given significance, and merging; runs divide the groups, or what is left over is filled up."""
+    """Ranking by a given significance, and merging; groups are padded to whole runs."""
     (H, W), C, runs, shares = call.size, call.dim, call["runs"], call["shares"]
     inputs = {"x": torch.randn(batch, H, W, C, device=device, dtype=dtype)}
     inputs |= {f"weight{i}": torch.randn(1, run, device=device, dtype=dtype) for i, run in enumerate(runs)}
     inputs |= {f"bias{i}": torch.randn(1, device=device, dtype=dtype) for i in range(len(runs))}
-    # in float32, as models give it (a sort takes longer for longer numbers), and no two tokens alike: the authors' sort
-    # leaves the order of equal ones open, that of the op is stable. All of these integers are float32 too
+    # in float32, as in the models (sorting wider dtypes takes longer), and without ties: the authors' sort is not
+    # stable, that of the op is. All of these integers are exact in float32
     given = torch.stack([torch.randperm(H * W, device=device) for _ in range(batch)]).view(batch, H, W).float()
     ends = [H * W * sum(shares[: i + 1]) // sum(shares) for i in range(len(shares))]
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]

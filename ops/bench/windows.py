@@ -1,4 +1,4 @@
-"""The peers of window attention: the map is copied into windows and back, which timm's modules do before projecting."""
+"""The peers of window attention, which copy the map into windows and back; timm does so before the projection."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .contest import Contest, Peer, Projected, flex_attention, products
 
 @dataclass(frozen=True)
 class Partition:
-    """Of a map into windows, which may reach over its border."""
+    """A partition of a map into windows, which may extend beyond its border."""
 
     size: tuple[int, int]
     window: tuple[int, int]
@@ -43,14 +43,14 @@ class Partition:
         return x.reshape(-1, wh * ww, x.shape[-1])
 
     def join(self, x: Tensor) -> Tensor:
-        """The way back, cropped."""
+        """The inverse of `cut`, cropped."""
         (nh, nw), (wh, ww) = self.count, self.window
         x = x.reshape(-1, nh, nw, wh, ww, x.shape[-1])
         x = x.permute(0, 3, 1, 4, 2, 5) if self.grid else x.transpose(2, 3)
         return x.reshape(-1, nh * wh, nw * ww, x.shape[-1])[:, : self.size[0], : self.size[1]]
 
     def hidden(self, device: str, dtype: torch.dtype) -> Tensor:
-        """(windows, 1, 1, tokens): -inf for what lies outside the map, 0 inside."""
+        """(windows, 1, 1, tokens): -inf outside the map, 0 inside."""
         inside = self.cut(torch.ones(1, *self.size, 1, device=device, dtype=dtype))
         return inside.log().transpose(1, 2).unsqueeze(1)
 
@@ -87,7 +87,7 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
 
     def arrange(packed: Tensor, query=None, bias=None, outside=None) -> dict[str, Tensor]:
         cut = part.cut(packed.flatten(3), None if outside is None else outside.flatten())
-        # the map that such a layer copies before it projects; what is in it does not matter
+        # the map that such a layer copies before its projection; its contents do not matter
         given = {"x": packed[..., -1, :, :].flatten(3).detach().clone(), "packed": cut}
         others = {"query": query, "bias": bias}
         return given | {name: t for name, t in others.items() if t is not None}
@@ -130,7 +130,7 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
         return changed
 
     def copied(packed: Tensor, query=None, bias=None, outside=None) -> Tensor:
-        """What is plainest to write for maps: all three are cut into windows, and multiplied."""
+        """The simplest way to write it: all three maps are cut into windows, then multiplied."""
         given = None if outside is None else outside.flatten(1)
         cut = [
             part.cut(t.flatten(3), None if given is None else given[i]).unflatten(-1, (heads, dim)).transpose(1, 2)
@@ -152,7 +152,7 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
 
 
 def timm_module(call: Call, device: str, dtype: torch.dtype) -> nn.Module | None:
-    """The attention of timm's MaxViT, GC ViT or DaViT without its projections; None where timm has none."""
+    """The attention of timm's MaxViT, GC ViT or DaViT without its projections; None if timm has none."""
     width, window = call.heads * call.dim, call["window"]
     if call["bias"] and not call["filled"]:
         from timm.layers import RelPosBiasTf
@@ -174,7 +174,7 @@ def timm_module(call: Call, device: str, dtype: torch.dtype) -> nn.Module | None
         return None
     module.qkv, module.proj = Projected(), nn.Identity()
     if call["bias"]:
-        # an ordinary attribute, so that each run can give it the table that it is to learn
+        # replaced by an ordinary attribute, so that each run can assign the table that is to get a gradient
         del module.rel_pos._parameters["relative_position_bias_table"]
     return module
 
@@ -183,7 +183,7 @@ def timm_peer(module: nn.Module, call: Call, part: Partition, arrange: Callable[
     def as_timm(query=None, bias=None, **inputs: Tensor) -> dict[str, Tensor]:
         given = arrange(query=query, bias=bias, **inputs)
         if bias is not None and call["filled"]:
-            given["bias"] = bias.flip(1, 2).flatten(1).T  # Swin's tables count from key to query
+            given["bias"] = bias.flip(1, 2).flatten(1).T  # Swin's tables are indexed by query - key
         if query is not None:
             given["query"] = query.flatten(1, 2).flatten(2)
         return given

@@ -12,17 +12,17 @@ HAS = ("triton", "torch", "reference")
 
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
-    """Attention between channels: k and v make a D x D map of attention, which mixes the channels of q.
+    """Attention between channels: k and v form a D x D attention matrix that mixes the channels of q.
 
         A[i, j] = softmax_j(scale * sum_t k[t, i] v[t, j]),   out[t, i] = sum_j A[i, j] q[t, j]
 
     The sum over the tokens t is not divided by their number: the softmax sharpens as the map grows.
 
     q, k, v    (B, H, W, heads, D), any strides
-    scale      of the logits; None: D ** -0.5
+    scale      factor on the logits; None: D ** -0.5
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: DaViT, https://arxiv.org/abs/2204.03645, section 3.2.
     """
     check_maps(q, k, v)
@@ -35,6 +35,6 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
 
 
 def _triton_attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    from .triton_path import attend  # triton is imported where it runs, and only there
+    from .triton_path import attend  # triton is only imported where it runs
 
     return attend(q, k, v, scale)

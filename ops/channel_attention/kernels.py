@@ -1,7 +1,7 @@
-"""Channel attention as Triton kernels: products over all tokens, and a small matrix applied to every token.
+"""Channel attention as Triton kernels: matmuls over all tokens, and a small matrix applied to every token.
 
-Between the two, the groups' sums become an attention, or the gradients of its logits, row by row: for these kernels a
-tensor (B, heads, D, D) is so many rows of D numbers.
+Between the two, the sums of the groups become an attention matrix, or the gradients of its logits, row by row: these
+kernels treat a tensor (B, heads, D, D) as B * heads * D rows of D elements.
 """
 
 import triton
@@ -11,7 +11,7 @@ from ..launching import FORWARD, SMALL, tuned
 from ..tiles import load_tokens, offset, store_tokens, wide
 
 SIZES = ("images", "share", "pitch", "tiles", "heads", "H", "W", "groups", "rows")  # arguments that change with the map
-TOGETHER = tl.constexpr(16)  # groups whose numbers are on their way at a time: small batches have many
+TOGETHER = tl.constexpr(16)  # groups that are loaded at a time: small batches have many
 
 
 @tuned(SIZES, FORWARD)
@@ -57,9 +57,9 @@ def mix_kernel(
 
 @triton.jit
 def rows_of(rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The numbers of this program's rows, row after row (ROWS * BLOCK_D,): where they lie, and which there are.
+    """Offsets and mask of the elements of this program's rows, row after row: (ROWS * BLOCK_D,).
 
-    In one line, so that threads share out the numbers, not the groups: each sums those of its own in registers.
+    They are flat so that threads are distributed over the elements, not the groups: each sums its own in registers.
     """
     number = tl.arange(0, ROWS * BLOCK_D)
     row, d = tl.program_id(0) * ROWS + number // BLOCK_D, number % BLOCK_D
@@ -68,8 +68,8 @@ def rows_of(rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def sum_groups(Sums, place, known, groups, rows, D: tl.constexpr):
-    """(N,): what gram_kernel left in (groups, B, heads, D, D), added up; zeros where not known."""
-    # large batches have one group, and nothing else is asked for then
+    """(N,): the sum over groups of what gram_kernel wrote to (groups, B, heads, D, D); zeros where not known."""
+    # large batches have a single group, and then nothing else is loaded
     total = tl.load(Sums + place, mask=known, other=0.0)
     for first in range(1, groups, TOGETHER):
         group = first + tl.arange(0, TOGETHER)

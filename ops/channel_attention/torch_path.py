@@ -1,4 +1,4 @@
-"""Channel attention in ordinary PyTorch operators: each map is copied once, head by head, then two matrix products."""
+"""Channel attention in ordinary PyTorch operators: each map is copied once, head by head, for two matmuls."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def logits(k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """scale * k.T @ v, (B * heads, D, D), in float32 at least: they grow with the number of tokens."""
+    """scale * k.T @ v, (B * heads, D, D), in float32 at least, since they grow with the number of tokens."""
     if k.dtype == torch.float16 or k.dtype == torch.bfloat16:
         k, v = k.float(), v.float()
         if not torch.jit.is_scripting():

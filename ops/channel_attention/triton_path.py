@@ -1,4 +1,4 @@
-"""Channel attention by the kernels beside it: what is launched, and the operator that torch sees."""
+"""Channel attention with Triton: launches the kernels and registers them as a torch operator."""
 
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ from . import reference
 from .kernels import attention_kernel, change_kernel, gram_kernel, mix_kernel
 
 TILE = 128  # tokens
-PROGRAMS = 1024  # about as many share the sums over all tokens: a few for each multiprocessor
-NUMBERS = 512  # of rows that one program makes from sums: a thread loads four at once, and small batches share out too
+PROGRAMS = 1024  # about how many share the sums over all tokens: a few for each multiprocessor
+NUMBERS = 512  # elements of rows per program: a thread loads four at once, and small batches still have many programs
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -65,13 +65,13 @@ def by_rows(kernel: Any, sums: Tensor, *tensors: Tensor, scale: float) -> None:
     groups, B, heads, D, _ = sums.shape
     width = max(power_of_two(D), 16)
     rows, height = B * heads * D, max(NUMBERS // width, 1)
-    # a scale of 1 would be a constant, did it come as an integer
+    # as a float: an integer scale of 1 would be specialised to a constant
     given = (sums, *tensors, groups, rows, float(scale))
     launch(kernel, -(-rows // height), *given, D=D, ROWS=height, BLOCK_D=width)
 
 
 def mix(x: Tensor, matrix: Tensor, out: Tensor, pitch: int) -> None:
-    """Fills `out`, whose tokens lie `pitch` heads apart, with tokens x times their heads' matrices (B, heads, D, D)."""
+    """Fills `out`, whose tokens are `pitch` heads apart, with x times the matrix (B, heads, D, D) of each head."""
     B, H, W, heads, D = x.shape
     tiles = -(-H * W // TILE)
     given = (x, matrix, out, *strides(x), matrix.stride(), pitch, tiles, heads, H, W)

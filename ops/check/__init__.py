@@ -1,4 +1,4 @@
-"""Whether the implementations of all ops hold their law on this machine: `python -m ops.check --help`."""
+"""Checks the implementations of all ops on this machine: `python -m ops.check --help`."""
 
 from .command import main, parse
 

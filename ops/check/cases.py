@@ -1,4 +1,4 @@
-"""Calls of ops to be checked: how each kind of call is made, and what it answers."""
+"""The calls of ops to check: how each kind of call makes its inputs and runs the op."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import ops
 
 @dataclass(frozen=True)
 class Case:
-    """`make()` gives float64 inputs by name; `call(impl=..., **inputs)` runs the op on them."""
+    """`make()` returns float64 inputs by name; `call(impl=..., **inputs)` runs the op on them."""
 
     op: str
     name: str
@@ -59,7 +59,7 @@ def window_case(name, H, W, window, *, partition="block", heads=2, D=8, bias=Tru
 
 
 def channels_first_case():
-    """q, k and v as permuted NCHW tensors: no axis lies where it usually does."""
+    """q, k and v as permuted NCHW tensors: no axis has its usual stride."""
 
     def make():
         return {name: random(2, 3 * 8, 9, 11, seed=i) for i, name in enumerate("qkv")} | {"bias": random(3, 7, 7)}
@@ -92,7 +92,7 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
 
 def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2):
     q, k, _ = packed(B, H, W, heads, D).unbind(3)
-    # the float64 ranking, whatever the dtype under test
+    # the ranking in float64, whatever the dtype under test
     route = on_devices(ops.route_regions(q, k, regions, topk))
 
     def call(qkv, impl="auto"):
@@ -102,7 +102,7 @@ def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2):
 
 
 def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:
-    """The tensor on a device, copied there once: no CUDA graph could hold the copy."""
+    """The tensor on a given device, copied there once: a CUDA graph cannot capture the copy."""
     copies = {t.device: t}
 
     def there(device: torch.device) -> Tensor:
@@ -154,7 +154,7 @@ def reallocate_case(name, H, W, runs, shares):
 
 
 def significance_case(name, H, W, keys, window=None, *, D=8):
-    """The attention that keys receive, as factors on a map: q and k get no gradient."""
+    """The attention that keys receive, multiplied by a map: q and k get no gradient."""
 
     def make():
         return {"q": random(2, H, W, 2, D), "k": random(2, *keys, 2, D, seed=1), "x": random(2, *keys)}
@@ -166,7 +166,7 @@ def significance_case(name, H, W, keys, window=None, *, D=8):
 
 
 def gradients(case: Case, inputs: dict[str, Tensor], impl: str) -> list[Tensor]:
-    """The output and the gradient of every input, zeros where there is none."""
+    """The output and the gradient of every input, zeros for an input without one."""
     inputs = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = case.call(impl=impl, **inputs)
     probe = random(*out.shape, seed=7).to(out)

@@ -1,11 +1,11 @@
-"""Check every op on this machine, by one command.
+"""Checks every op on this machine.
 
     python -m ops.check --device cuda --jobs 8         # kernels in three precisions, memory, graphs: minutes
     python -m ops.check --device cpu                   # the fast path of CPUs
-    python -m ops.check --device cpu --interpret       # the kernels too, by Triton's interpreter: slowly
+    python -m ops.check --device cpu --interpret       # the kernels too, in Triton's interpreter: slow
 
-Each case is compared with its reference in float64, the result and every gradient, on a GPU in each configuration that
-the tuner may take. The exit code is 1 where something is not as it should be.
+The result and every gradient of each case are compared with the reference in float64, on a GPU in each configuration
+that the tuner may choose. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what it imports must not come before --interpret is read
+if TYPE_CHECKING:  # its imports must not run before --interpret is parsed
     from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
-PLACES = {"float32": 1, "float16": 4, "bfloat16": 4}  # how many configurations a kernel has at most
+PLACES = {"float32": 1, "float16": 4, "bfloat16": 4}  # the most configurations that a kernel has
 
 
 @dataclass
 class Finding:
-    """What one check of one op found: in words, and whether it is as it should be."""
+    """The outcome of one check of one op: whether it passed, and what it found, in words."""
 
     check: str
     op: str
@@ -42,20 +42,20 @@ class Finding:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m ops.check", description="Every op against its reference.")
+    parser = argparse.ArgumentParser(prog="python -m ops.check", description="Checks every op against its reference.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--interpret", action="store_true", help="on the CPU: kernels too, by Triton's interpreter")
+    parser.add_argument("--interpret", action="store_true", help="on the CPU: kernels too, in Triton's interpreter")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--cases", default="", help="only cases whose name contains this, <op>-<name>")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile and compare, default: 1")
-    parser.add_argument("--json", type=Path, help="a file for what was found")
+    parser.add_argument("--cases", default="", help="only cases whose name, <op>-<name>, contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile and compare; default: 1")
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so before they are imported
+        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined, so set before they are imported
     import torch
 
     from ..bench.report import circumstances
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     began, findings = time.perf_counter(), []
     with workers(args.jobs) as run:
         groups = tasks(args)
-        # other processes are at work on these while this one does what comes first
+        # other processes work on these while this one runs the machine checks
         answers = run(shares_of, [task for some in groups.values() for task in some])
         for finding in chain(machine(args), laws(groups, answers)):
             findings.append(finding)
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [finding for finding in findings if not finding.ok]
     facts = circumstances(args.device, "ops.check") | {"seconds": str(round(time.perf_counter() - began))}
     print("\n" + "\n".join(f"{key}: {value}" for key, value in facts.items()))
-    print(f"{len(findings) - len(failed)} checks as they should be, {len(failed)} not")
+    print(f"{len(findings) - len(failed)} checks passed, {len(failed)} failed")
     if args.json is not None:
         args.json.write_text(json.dumps({**facts, "findings": [asdict(f) for f in findings]}, indent=1) + "\n")
     return 1 if failed else 0
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One case by one implementation in one dtype; kernels in so many of their configurations."""
+    """One case in one implementation and dtype; kernels in their first `places` configurations."""
 
     case: str
     impl: str
@@ -94,10 +94,10 @@ class Task:
 
 
 def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
-    """What is held to the law, by implementation with dtype, and op."""
+    """The tasks that check the error bound, by (implementation and dtype, op)."""
     groups = {}
     for impl in ["triton"] * (args.device == "cuda" or args.interpret) + ["torch"]:
-        # the interpreter multiplies bfloat16 wrongly
+        # the interpreter's bfloat16 matmuls are wrong
         dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
         for op, cases in grouped(args, impl).items():
             for dtype in dtypes:
@@ -107,18 +107,18 @@ def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
 
 
 def laws(groups: dict[tuple[str, str], list[Task]], answers: Iterator[list]) -> Iterator[Finding]:
-    """One finding for each implementation, op and dtype, from the answers to their tasks in this order."""
+    """One finding for each implementation, dtype and op, from the answers to their tasks in this order."""
     for (check, op), some in groups.items():
         yield law(check, op, {task: next(answers) for task in some})
 
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Callable]:
-    """`map`, over so many processes."""
+    """`map` over `jobs` processes."""
     if jobs == 1:
         yield map
         return
-    # a process that has begun to use a GPU cannot be forked
+    # a process that has initialised CUDA cannot be forked
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), share_cores, (jobs,)) as pool:
         yield pool.map
 
@@ -130,7 +130,7 @@ def share_cores(jobs: int) -> None:
 
 
 def shares_of(task: Task) -> list[dict[str, float] | str]:
-    """For each configuration the shares of the allowed error, or how the implementation failed."""
+    """For each configuration, the shares of the allowed error, or how the implementation failed."""
     import torch
 
     from ..launching import configuration
@@ -143,13 +143,13 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
             held = held or Law(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
             with configuration(place):
                 found.append(held.shares(task.impl))
-        except Exception as error:  # a kernel may fail in any way, and the others are to be checked too
+        except Exception as error:  # a kernel may fail in any way, and the others are still checked
             found.append(first_line(error))
     return found
 
 
 def law(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) -> Finding:
-    """The largest share of the allowed error over the cases of an op, or those that break the law."""
+    """The largest share of the allowed error over the cases of an op, or the cases that exceed it."""
     from .law import broken
 
     worst, bad = 0.0, []
@@ -164,7 +164,7 @@ def law(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) 
 
 
 def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
-    """The cases that are asked for, by op."""
+    """The requested cases, by op."""
     from .tables import CASES, EXTREME, RELEASED, with_kernels
 
     found: dict[str, list[Case]] = {}
@@ -175,7 +175,7 @@ def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
 
 
 def machine(args: argparse.Namespace) -> Iterator[Finding]:
-    """What is checked beyond the law."""
+    """All checks other than the error bound."""
     from . import machine as checks
 
     on_gpu = args.device == "cuda"

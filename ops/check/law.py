@@ -1,9 +1,9 @@
-"""The law that every implementation is held to: at most twice as wrong as the reference in its dtype.
+"""The error bound for every implementation: about twice the error of the reference in the same dtype.
 
     error(implementation) <= 2 * error(reference in the dtype) + 4 * eps(dtype) * max|truth|
 
-The truth is the reference in float64, on inputs that were rounded to the dtype. On a GPU the reference may be as wrong
-as it is there or on the CPU: each adds up in an order of its own. Nothing is tuned by hand.
+The truth is the reference in float64, on inputs rounded to the dtype. On a GPU the larger error of the reference there
+and on the CPU counts, since each sums in an order of its own. No tolerance is tuned by hand.
 """
 
 import torch
@@ -13,7 +13,7 @@ from .cases import Case, gradients
 
 
 class Law:
-    """What a case is held to in one dtype on one device: the truth, and how wrong the reference is in the dtype."""
+    """The error bound of a case in one dtype on one device: the truth, and the error of the reference in the dtype."""
 
     def __init__(self, case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
         self.case, self.device = case, device
@@ -23,16 +23,16 @@ class Law:
         self.largest = max(t.norm() for t in self.truth)
 
     def reference(self, place: str) -> list[Tensor]:
-        """The reference's answers in the dtype, as a device gives them."""
+        """The answers of the reference in the dtype, computed on the device `place`."""
         if place not in self.eager:
             answers = gradients(self.case, {name: t.to(place) for name, t in self.rounded.items()}, "reference")
             self.eager[place] = [t.to(self.device) for t in answers]
         return self.eager[place]
 
     def shares(self, impl: str) -> dict[str, float]:
-        """How much of the allowed error the output and the gradient of every input have; above 1 the law is broken.
+        """The errors of the output and of every input's gradient as shares of the allowed error; above 1 is a failure.
 
-        The reference on the CPU, which is slow in half precision, is only asked where that on the device allows less.
+        The reference on the CPU, which is slow in half precision, only runs if the one on the device does not suffice.
         """
         got, found = gradients(self.case, self.rounded, impl), {}
         for i, name in enumerate(("output", *self.rounded)):
@@ -50,12 +50,12 @@ def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> di
 
 
 def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0) -> float:
-    """One tensor's error by what is allowed: `truth` in float64, the others in the dtype under test.
+    """One tensor's error divided by the allowed error: `truth` in float64, the others in the dtype under test.
 
-    Where the truth is zero throughout, as the gradient of what a softmax over one key is shifted by, `largest` stands
-    in its place: the largest norm of the others, since such a gradient is a sum of terms that cancel, and the roundings
-    of all of them are left. NaN where one of them is NaN, and infinity where the shape or the dtype is not the
-    reference's.
+    Where the truth is zero throughout, as is the gradient of a softmax over one key with respect to its logit, it is
+    replaced by `largest`, the largest norm of the other tensors: such a gradient is a sum of terms that cancel, and
+    the rounding errors of all of them remain. NaN if one of the tensors has NaN, infinity if the shape or the dtype
+    differs from the reference's.
     """
     if got.dtype != eager.dtype or got.shape != truth.shape:
         return float("inf")
@@ -66,5 +66,5 @@ def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0
 
 
 def broken(found: dict[str, float]) -> str:
-    """What breaks the law, for a message; empty where all keep it."""
+    """What exceeds the allowed error, for a message; empty if nothing does."""
     return ", ".join(f"{name}: {value:.2f} of the allowed error" for name, value in found.items() if not value <= 1)

@@ -1,7 +1,7 @@
-"""What only a device can show of kernels: the same bits twice, what they allocate, graphs, compilers, maps past 2**31.
+"""Checks that need a device: bitwise determinism, memory, CUDA graphs, torch.compile, maps beyond 2**31 elements.
 
-Every check returns what it found in words, and raises Failed where that is not as it should be. All but those that
-name a GPU also run on CPU tensors, where the kernels are interpreted.
+Every check returns what it found in words and raises Failed if it does not pass. All but `captured`, `large_map` and
+`routed_memory` also run on CPU tensors, where the kernels are interpreted.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ MiB = 2**20
 
 
 class Failed(Exception):
-    """A check did not find what it should."""
+    """A check did not pass."""
 
 
 def inputs_of(case: Case, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -36,14 +36,14 @@ def same_bits(case: Case, device: str) -> str:
 
 
 def compiled(case: Case, device: str) -> str:
-    """One graph, forward and backward, with the answers of eager mode."""
+    """One graph, forward and backward, with the same answers as eager mode."""
     torch._dynamo.reset()
     inputs = inputs_of(case, device, torch.float32)
     graph = torch.compile(lambda **given: case.call(impl="triton", **given), fullgraph=True, backend="aot_eager")
     same = Case(case.op, case.name, case.make, lambda impl, **given: graph(**given))
     for want, got in zip(gradients(case, inputs, "triton"), gradients(same, inputs, "triton"), strict=True):
         if share(want.double(), want, got) > 1:
-            raise Failed(f"the graph's answer is {(want - got).abs().max():.1e} from that of eager mode")
+            raise Failed(f"the graph's answer differs from that of eager mode by {(want - got).abs().max():.1e}")
     return "one graph"
 
 
@@ -51,7 +51,7 @@ def captured(case: Case, device: str) -> str:
     """A CUDA graph of the forward pass replays on new data in the same memory."""
     inputs = inputs_of(case, device, torch.float16)
     with torch.no_grad():
-        case.call(impl="triton", **inputs)  # compiles and tunes, which no graph can hold
+        case.call(impl="triton", **inputs)  # compiles and tunes, which cannot be captured
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -66,7 +66,7 @@ def captured(case: Case, device: str) -> str:
 
 
 def allocated(run: Callable[[], object], device: str) -> int:
-    """The most bytes that a run holds at a time beyond what was there, its results among them."""
+    """The peak bytes that a run allocates beyond what was allocated before, including its results."""
     if device != "cuda":
         from ..bench.measure import held
 
@@ -82,7 +82,7 @@ def allocated(run: Callable[[], object], device: str) -> int:
 
 
 def forward_memory(device: str) -> str:
-    """The forward passes of the attentions with a softmax hold their result and one float32 for each query and head."""
+    """The forward passes of softmax attention hold their result and one float32 for each query and head."""
     B, H, W, heads, D = shape = (1, 28, 28, 2, 32)
     q, k, v = torch.randn(B, H, W, 3, heads, D, device=device).unbind(3)
     bias, route = torch.randn(heads, 13, 13, device=device), ops.route_regions(q, k, (7, 7), 4)
@@ -97,12 +97,12 @@ def forward_memory(device: str) -> str:
         for name, call in calls.items():
             call()  # compiles
             if (most := allocated(call, device)) > needed:
-                raise Failed(f"{name} attention of {shape} holds {most} bytes, its result and log-sum-exp are {needed}")
-    return f"{', '.join(calls)}: the result and a log-sum-exp, no byte more"
+                raise Failed(f"{name} attention of {shape} holds {most} bytes; result and log-sum-exp take {needed}")
+    return f"{', '.join(calls)}: only the result and a log-sum-exp"
 
 
 def packed_gradients(device: str) -> str:
-    """The gradients of queries, keys and values of one packed map are written into one, which needs no copy then."""
+    """The gradients of queries, keys and values of one packed map are written into one map, without a copy."""
     B, H, W, heads, D = 2, 9, 11, 2, 16
     bias, window = torch.randn(heads, 7, 7, device=device), torch.randn(B, 4, 4, heads, D, device=device)
     calls = {
@@ -120,27 +120,28 @@ def packed_gradients(device: str) -> str:
         parts = ops.unpack(x)
         found = torch.autograd.grad(call(*parts), [x, *parts], grad)
         if not torch.equal(found[0], want):
-            raise Failed(f"{name}: other gradients than those of the parts, copied into one map")
+            raise Failed(f"{name}: the gradients differ from those of the parts, copied into one map")
         if len({t.untyped_storage().data_ptr() for t in found}) > 1:
-            raise Failed(f"{name}: the gradients of the parts are not parts of the map's")
+            raise Failed(f"{name}: the gradients of the parts are not views of the map's gradient")
     return f"{', '.join(calls)}: no copy"
 
 
 def ranked(device: str) -> str:
-    """Tokens in the order that torch sorts them into: ties as they stand, -0 among zeros, NaN last."""
+    """Tokens are ranked in the order of torch's stable sort: -0 equals 0, NaN comes last."""
     for size in ((14, 14), (28, 28), (40, 50)):
         values = torch.randn(2, *size, device=device).mul(4).round().div(2)
         values[:, 1, :4] = torch.tensor([float("nan"), -0.0, 0.0, float("-inf")], device=device)
         for given in (values, values.transpose(1, 2), values.half()):
             if not torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference")):
-                raise Failed(f"another order of {size[0]} x {size[1]} tokens than torch's")
+                raise Failed(f"the order of {size[0]} x {size[1]} tokens differs from torch's")
     return "14 x 14, 28 x 28 and 40 x 50 tokens, in both orders"
 
 
 def far_apart(device: str) -> str:
-    """Offsets past 2**31: tokens, or channels, that lie that far apart in memory, of which little more is touched.
+    """Offsets beyond 2**31: tokens, or channels, that are this far apart in memory, most of which is never touched.
 
-    Results and gradients are those of the same tokens near to each other, bit by bit: kernels count otherwise there.
+    Results and gradients must equal those of the same tokens stored close together, bit by bit: kernels compute offsets
+    differently there.
     """
     near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)
     merge = [torch.ones(1, 2, device=device).half()], [torch.zeros(1, device=device).half()], [1]
@@ -163,21 +164,21 @@ def far_apart(device: str) -> str:
 
 
 def with_gradient(call: Callable[[Tensor], Tensor], t: Tensor) -> list[Tensor]:
-    """What a call gives, and its gradient where it has one."""
+    """The result of a call, and its gradient if it has one."""
     t = t.detach().requires_grad_()
     out = call(t)
     return [out.detach(), *(torch.autograd.grad(out.square().sum(), t) if out.requires_grad else ())]
 
 
 def spread_out(t: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A copy with these strides, in memory that nothing fills: pages that are never touched cost a CPU nothing."""
+    """A copy with these strides, in uninitialised memory: on a CPU, pages that are never touched cost nothing."""
     far = torch.tensor([], dtype=t.dtype, device=t.device)
     far.set_(torch.UntypedStorage(strides[0] * t.element_size(), device=t.device), 0, t.shape, strides)
     return far.copy_(t)
 
 
 def large_map(device: str) -> str:
-    """A map of more than 2**31 elements, in and out: its last windows are those of the same tokens alone."""
+    """A map of more than 2**31 elements, in and out: its last windows must equal those of the same tokens alone."""
     side, heads, D = 8200, 1, 32
     if torch.cuda.mem_get_info()[0] < 5 * side * side * heads * D * 2:
         return "not run: less free memory than five such maps"
@@ -192,7 +193,7 @@ def large_map(device: str) -> str:
 
 
 def plain_attention(device: str) -> str:
-    """Pooled-key attention is scaled_dot_product_attention: its fused kernel must take the models' shapes."""
+    """Pooled attention is scaled_dot_product_attention: its fused kernel must support the models' shapes."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     fused = [SDPBackend.FLASH_ATTENTION]
     for D in (24, 32, 48, 64, 96):
@@ -207,7 +208,7 @@ def plain_attention(device: str) -> str:
 
 
 def routed_memory(device: str) -> str:
-    """One image of 600 x 500 with 20 channels, for which copies of the chosen keys would take some 100 GB."""
+    """One image of 600 x 500 with 20 channels, for which copies of the chosen keys would take about 100 GB."""
     q, k, v = torch.randn(1, 602, 504, 3, 1, 20, device=device).unbind(3)
 
     def run() -> tuple[Tensor, ...]:

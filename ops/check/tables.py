@@ -1,8 +1,8 @@
-"""The table of calls that are checked: an op joins by its rows.
+"""The table of calls that are checked: an op takes part by having rows here.
 
-CASES try what an op promises. RELEASED are the windows, channels, dilations, numbers of regions, runs and cells of the
-released models, each on the smallest map that has a border and an interior; a test compares them with the models.
-EXTREME are the ends of what kernels take.
+CASES cover what an op promises. RELEASED are the windows, channels, dilations, numbers of regions, runs and cells of
+the released models, each on the smallest map that has a border and an interior; a test compares them with the models.
+EXTREME are the limits of what kernels support.
 """
 
 from .cases import (
@@ -57,7 +57,7 @@ CASES = [
     routed_case("blocks", 44, 36, (4, 3), 5),  # more than one block in every dtype of the torch path
     channel_case("small", 5, 7, 2, 8),
     channel_case("wide", 9, 6, 1, 24),
-    channel_case("groups", 47, 53, 1, 8),  # more sums over tokens than a kernel adds up at a time
+    channel_case("groups", 47, 53, 1, 8),  # more groups of tokens than a kernel adds up at a time
     pooled_case("map", 6, 9, (3, 4)),
     pooled_case("sequence", 5, 7, (11,)),
     super_case("divides", 8, 12, (4, 4)),
@@ -73,7 +73,7 @@ CASES = [
     significance_case("windows_odd", 7, 10, (7, 10), window=(3, 4)),
 ]
 
-# (window, rows, columns) of a map with a border, and an interior where that is not large
+# (window, rows, columns) of a map with a border, and with an interior unless that would be large
 WINDOWS = ((7, 15, 15), (12, 13, 12), (14, 15, 14), (16, 16, 15), (24, 24, 23), (32, 32, 31))
 
 RELEASED = [
@@ -87,7 +87,7 @@ RELEASED = [
         window_case(f"gcvit_{w}_shared", H, W, (w, w), D=32, heads=1, B=1, outside=True, shared=True)
         for w, H, W in WINDOWS
     ),
-    # windows that divide the map: of one tile of keys and half of one, of two, of two and three and a few keys more
+    # windows that divide the map: one and a half tiles of keys, two tiles, and two or three tiles plus a few keys
     *(window_case(f"whole_{n}", 2 * n, n, (n, n), D=32, heads=1, B=1, partition="grid") for n in (9, 11, 12)),
     window_case("whole_14", 14, 14, (14, 14), D=32),
     window_case("whole_14_shared", 14, 28, (14, 14), D=17, heads=1, B=1, outside=True, shared=True),
@@ -108,7 +108,7 @@ RELEASED = [
     *(super_case(f"stvit_8_{C}", 20, 25, (8, 8), C=C) for C in (64, 96)),
     *(super_case(f"stvit_4_{C}", 10, 13, (4, 4), C=C) for C in (128, 192)),
     neighborhood_case("nat_7", 17, 19, (7, 7), 1, D=32, heads=1, B=1),
-    # dilated on one axis, so that maps stay small: each line is a window and one position
+    # dilated on one axis, so that maps stay small: each line is a window plus one position
     *(neighborhood_case(f"dinat_7_{d}", 8 * d + 1, 8, (7, 7), (d, 1), D=32, heads=1, B=1) for d in (2, 3, 4, 6, 8, 13)),
     neighborhood_case("dinat_11", 13, 12, (11, 11), 1, D=32, heads=1, B=1),
     *(neighborhood_case(f"dinat_11_{d}", 11, 12 * d, (11, 11), (1, d), D=32, heads=1, B=1) for d in (2, 4, 8)),
@@ -119,7 +119,7 @@ RELEASED = [
     neighborhood_case("dinat_small_both", 5, 8, (7, 7), 2, D=32, heads=1, outside=True),
 ]
 
-# the largest and oddest that kernels take
+# the largest and most unusual sizes that kernels support
 EXTREME = [
     window_case("widest", 5, 9, (4, 4), D=128, heads=1, B=1),
     window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
@@ -137,7 +137,7 @@ EXTREME = [
     neighborhood_case("narrow", 5, 9, (3, 3), 1, D=17, heads=1, B=1),
 ]
 
-# interpreted they take long, and for kernels they are nothing new: blocks of the torch path, and many alike windows
+# slow when interpreted, and of no use for kernels: blocks of the torch path, and many equal windows
 LARGE = {
     *("routed_attention-blocks", "significance-large", "neighborhood_attention-tiles", "window_attention-large"),
     *("window_attention-large_no_bias", "window_attention-large_grid", "window_attention-block_odd"),
@@ -148,5 +148,5 @@ BY_NAME = {str(case): case for case in (*CASES, *RELEASED, *EXTREME)}
 
 
 def with_kernels(case: Case) -> bool:
-    """Whether a case is one for kernels."""
+    """Whether a case is used for kernels."""
     return case.op != "pooled_attention" and str(case) not in LARGE

@@ -26,21 +26,21 @@ def neighborhood_attention(
 
         out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[:, (j - i) / dilation + window - 1]) v[j],   j near i
 
-    On an axis, positions that are equal modulo the dilation form a line of their own; the window is centred on the
+    On each axis, positions that are equal modulo the dilation form a line of their own. The window is centred on the
     query in its line and shifts inward at both ends, so every query has exactly window[0] * window[1] keys.
 
     q, k, v    (B, H, W, heads, D), any strides
-    bias       (heads, 2*wh - 1, 2*ww - 1) or None: entry key - query + window - 1 on each axis, in dilated steps
+    bias       (heads, 2*wh - 1, 2*ww - 1) or None: indexed by key - query + window - 1 on each axis, in dilated steps
     window     odd number of keys, for both axes or (rows, columns)
     dilation   at least 1, for both axes or (rows, columns)
-    scale      of the logits; None: D ** -0.5
-    outside    what happens where the map is smaller than window * dilation on an axis. None: an error. (k0, v0), each
-               (heads, D): the map is extended to that size at the bottom or right by positions with this key and
-               value, which are attended as all others (NATTEN up to 0.15 padded the input of the projection with
+    scale      factor on the logits; None: D ** -0.5
+    outside    for maps that are smaller than window * dilation on an axis. None: they are an error. (k0, v0), each
+               (heads, D): the map is padded to that size at the bottom or right with positions that have this key and
+               value and are attended to like all others (NATTEN up to 0.15 padded the input of the projection with
                zeros, which makes these the projection's bias)
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes, dtypes and sizes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for invalid shapes, dtypes and sizes, and what `ops.dispatch.choose` raises for `impl`.
     Source: NAT, https://arxiv.org/abs/2204.07143; DiNAT, https://arxiv.org/abs/2209.15001, section 3.
     """
     window_, dilation_ = pair("window", window), pair("dilation", dilation)
@@ -68,7 +68,7 @@ def _triton_attend(
     scale: float,
     outside: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    from .triton_path import attend  # triton is imported where it runs, and only there
+    from .triton_path import attend  # triton is only imported where it runs
 
     return attend(q, k, v, bias, window, dilation, scale, outside)
 
@@ -79,5 +79,5 @@ def _check_axis(axis: str, size: int, window: int, dilation: int, extended: bool
     if not extended and size < window * dilation:  # a compiler would guard on the size
         raise ValueError(
             f"the map has {size} {axis}, but window {window} with dilation {dilation} needs "
-            f"{window * dilation}: lower the dilation, or say by `outside` what lies beyond the map"
+            f"{window * dilation}: lower the dilation, or pass `outside`, the key and value beyond the map"
         )

@@ -1,11 +1,11 @@
-"""Neighborhood attention as Triton kernels: keys are read where they lie, each once for a whole tile of queries.
+"""Neighborhood attention as Triton kernels: keys are read in place, each once for a whole tile of queries.
 
-On an axis the positions that are equal modulo the dilation form a line, and all rows and columns here count along
-lines. A tile is a rectangle in one pair of lines; what its tokens have to do with is one too, the union of what each
-has to do with, read in blocks of lanes, and what a single token has nothing to do with is masked. No two programs write
-to one place.
+On each axis the positions that are equal modulo the dilation form a line, and all rows and columns here are indices
+along lines. A tile is a rectangle in one pair of lines. The union of the tokens that interact with those of a tile is a
+rectangle too. It is read in blocks of lanes, and pairs that do not interact are masked. No two programs write to the
+same location.
 
-An axis is (pixels of the map, dilation, pixels of the map where `outside` has extended it, tokens of a tile, tiles).
+An axis is (pixels of the map, dilation, pixels of the map as extended by `outside`, tokens of a tile, tiles).
 """
 
 import triton
@@ -14,7 +14,7 @@ from triton import language as tl
 from ..launching import EASY, LIMITED, tuned, unlimited
 from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens, wide
 
-LARGEST = tl.constexpr(1024)  # entries of a table that is kept in shared memory: windows up to 15 x 15
+LARGEST = tl.constexpr(1024)  # most entries of a table that is kept in shared memory: windows up to 15 x 15
 
 
 # arguments that change with the map
@@ -26,7 +26,7 @@ SIZES = (
 
 @triton.jit
 def tile(number, rows, columns):
-    """Of a tile its image, the pixels where its pair of lines begins, and its own first row and column."""
+    """The image of a tile, the pixel at which its pair of lines begins, and its own first row and column."""
     rx, rest = number % columns[1], number // columns[1]
     ry, rest = rest % rows[1], rest // rows[1]
     tx, rest = rest % columns[4], rest // columns[4]
@@ -48,7 +48,7 @@ def first_key(query, length, WINDOW: tl.constexpr):
 
 @triton.jit
 def keys_of(first, axis, length, WINDOW: tl.constexpr):
-    """The first key that the queries of a tile attend to, and how many there are up to the last."""
+    """The first key that the queries of a tile attend to, and the number of keys up to the last."""
     last = tl.minimum(first + axis[3], length) - 1
     start = first_key(first, length, WINDOW)
     return start, first_key(last, length, WINDOW) + WINDOW - start
@@ -56,7 +56,7 @@ def keys_of(first, axis, length, WINDOW: tl.constexpr):
 
 @triton.jit
 def queries_of(first, axis, length, WINDOW: tl.constexpr):
-    """The first query that attends to the keys of a tile, and how many there are up to the last."""
+    """The first query that attends to the keys of a tile, and the number of queries up to the last."""
     last = tl.minimum(first + axis[3], length) - 1
     start = tl.where(first < WINDOW, 0, first - WINDOW // 2)
     return start, tl.where(last >= length - WINDOW, length, last + WINDOW // 2 + 1) - start
@@ -64,24 +64,24 @@ def queries_of(first, axis, length, WINDOW: tl.constexpr):
 
 @triton.jit
 def pixels(line, row, column, rows, columns):
-    """Of tokens in a pair of lines: row, column, the pixel's y and x, and whether it is on the map."""
+    """For tokens in a pair of lines: row, column, the pixel's y and x, and whether it is on the map."""
     y, x = line[0] + row * rows[1], line[1] + column * columns[1]
-    # unsigned, what is negative is large
+    # as unsigned integers, negative numbers are large
     return row, column, y, x, (y.to(tl.uint32) < rows[0]) & (x.to(tl.uint32) < columns[0])
 
 
 @triton.jit
 def own(line, top, left, rows, columns, TW: tl.constexpr, BLOCK: tl.constexpr):
-    """The tokens of a tile itself, as `pixels` has them, and which lanes are such tokens."""
+    """The tokens of a tile itself, as `pixels` returns them, and which lanes are such tokens."""
     lanes = tl.arange(0, BLOCK)
     return pixels(line, top + lanes // TW, left + lanes % TW, rows, columns), lanes // TW < rows[3]
 
 
 @triton.jit
 def near(start, lanes, span, line, rows, columns):
-    """The tokens of a block of lanes in a rectangle: its first row, first column and width are the span."""
+    """The tokens of a block of lanes in a rectangle; `span` is its first row, first column and width."""
     lane, width = start + lanes, span[2]
-    # dividing every lane would be a quarter of all work: the upper half of a product with 2**31 / width is exact too
+    # dividing every lane would be a quarter of all work; the high half of a product with 2**31 / width is exact too
     inverse = (0x7FFFFFFF // width).to(tl.uint32) + 1
     row = tl.umulhi((2 * lane).to(tl.uint32), inverse).to(tl.int32)
     return pixels(line, span[0] + row, span[1] + lane - row * width, rows, columns)
@@ -89,33 +89,33 @@ def near(start, lanes, span, line, rows, columns):
 
 @triton.jit
 def windows(queries, inside, lengths, WH: tl.constexpr, WW: tl.constexpr):
-    """Of each query the first row and column of its keys, and its own ordinal; out of reach of all where not inside."""
+    """The first row and column of each query's keys, and the query's ordinal; beyond all keys where not inside."""
     row = tl.where(inside, first_key(queries[0], lengths[0], WH), 1 << 30)
     return row[:, None], first_key(queries[1], lengths[1], WW)[:, None], ordinal(queries, WW)[:, None]
 
 
 @triton.jit
 def ordinal(tokens, WW: tl.constexpr):
-    """A number for each token; the difference of two says where the pair is in a table of relative positions."""
+    """A number for each token; the difference of two gives the pair's index in a table of relative positions."""
     return tokens[0] * (2 * WW - 1) + tokens[1]
 
 
 @triton.jit
 def load_table(Bias, head, WH: tl.constexpr, WW: tl.constexpr):
-    """The table of a head, to be looked up in shared memory, in base 2; too large ones stay where they are."""
+    """The table of a head in base 2, for lookups in shared memory; larger tables are read from global memory."""
     N: tl.constexpr = (2 * WH - 1) * (2 * WW - 1)
     if Bias is not None and N <= LARGEST:
         i = tl.arange(0, triton.next_power_of_2(N))
         return tl.load(Bias + head * N + i, mask=i < N, other=0.0).to(tl.float32) * LOG2E
     else:
-        return tl.zeros([1], tl.float32)  # not looked at
+        return tl.zeros([1], tl.float32)  # unused
 
 
 @triton.jit
 def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits in base 2, (queries, keys); `seen` is what `windows` says of the queries."""
+    """Logits in base 2, (queries, keys); `seen` is what `windows` returns for the queries."""
     down, right = keys[0][None, :] - seen[0], keys[1][None, :] - seen[1]
-    attended = (down.to(tl.uint32) < WH) & (right.to(tl.uint32) < WW)  # unsigned, what is negative is large
+    attended = (down.to(tl.uint32) < WH) & (right.to(tl.uint32) < WW)  # unsigned: negative is large
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     if Bias is not None:
         entry = ordinal(keys, WW)[None, :] - seen[2] + ((WH - 1) * (2 * WW - 1) + WW - 1)
@@ -130,7 +130,7 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
 
 @triton.jit
 def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys and values of a block; K0 and V0 stand where the map ends."""
+    """The keys and values of a block; K0 and V0 replace those beyond the map."""
     y, x, inside = keys[2], keys[3], keys[4]
     k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
@@ -142,7 +142,7 @@ def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.const
 
 @triton.jit
 def number(image, tokens, rows, columns, strides):
-    """Each token's pixel: how many those of the images before have, and its own number in its image."""
+    """Each token's pixel: the number of pixels in all images before its own, and its index within its image."""
     return image.to(tl.int64) * rows[0] * columns[0], wide(tokens[2], strides[5]) * columns[0] + tokens[3]
 
 
@@ -153,7 +153,7 @@ def forward_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one head; softmax is taken online over the keys that they attend to."""
+    """A tile of queries of one head, with an online softmax over the keys that they attend to."""
     rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
@@ -172,7 +172,7 @@ def forward_kernel(
         k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         new = tl.maximum(best, tl.max(logits, 1))
-        # the first block may have no key of a query, and lanes that are no query never have one
+        # the first block may not contain any key of a query, and lanes that are not queries never have one
         base = tl.where(new == float("-inf"), 0.0, new)
         p, shrink = tl.exp2(logits - base[:, None]), tl.exp2(best - base)
         total = total * shrink + tl.sum(p, 1)
@@ -191,7 +191,7 @@ def backward_queries_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
+    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
     rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
@@ -231,7 +231,7 @@ def backward_keys_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys from the queries that attend to them, and what it adds to those of K0 and V0."""
+    """Gradients of a tile of keys from the queries that attend to them, and its share of those of K0 and V0."""
     rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
@@ -276,7 +276,7 @@ def backward_bias_kernel(
 ):  # fmt: skip
     """Gradients of logits between a tile of queries and a block of the keys around it, summed over `share` tiles.
 
-    `top`, `left` and `width` are of the rectangle that has the keys of every tile, counted from the tile's own place.
+    `top`, `left` and `width` describe the rectangle that contains the keys of any tile, relative to that tile.
     """
     rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads

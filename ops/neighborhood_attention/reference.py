@@ -1,4 +1,4 @@
-"""The specification of neighborhood attention: every query gathers its keys by pixel number."""
+"""The specification of neighborhood attention: every query gathers its keys by pixel index."""
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def attend(
 
 
 def extend(x: Tensor, H: int, W: int, token: Tensor) -> Tensor:
-    """The map (B, h, w, heads, D) as (B, H, W, heads, D): `token` (heads, D) fills what is new."""
+    """Pads the map (B, h, w, heads, D) to (B, H, W, heads, D) with `token` (heads, D)."""
     B, h, w = x.shape[:3]
     token = token.to(x.dtype)
     x = torch.cat([x, token.expand(B, h, W - w, -1, -1)], 2)
@@ -43,10 +43,10 @@ def extend(x: Tensor, H: int, W: int, token: Tensor) -> Tensor:
 
 
 def neighbors(size: int, window: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """On one axis, for each position: its neighbors, and where these are in a bias table; both (size, window)."""
+    """On one axis, the neighbors of each position and their indices in a bias table; both (size, window)."""
     position = torch.arange(size, device=device)
     line, place = position % dilation, position // dilation
-    length = (size - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
+    length = (size - line + dilation - 1) // dilation  # differs by one if the dilation does not divide the size
     start = torch.minimum((place - window // 2).clamp(min=0), length - window)
     places = start[:, None] + torch.arange(window, device=device)
     return places * dilation + line[:, None], places - place[:, None] + window - 1

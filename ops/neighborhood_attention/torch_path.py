@@ -1,9 +1,9 @@
 """Neighborhood attention in ordinary PyTorch operators, arranged for speed.
 
-Lines, the positions equal modulo the dilation, are set side by side and cut into tiles of queries. The windows of a
-tile overlap, so its keys are one tile too, wider by a halo: they are copied once for all its queries instead of once
-for each. What a query does not attend to is masked by the bias that is added to the logits. Without gradients images
-come a few at a time, so that the copies stay in the cache.
+Lines, the positions that are equal modulo the dilation, are laid out side by side and cut into tiles of queries. The
+windows of a tile overlap, so its keys form a tile too, wider by a halo: they are copied once for all its queries
+instead of once for each. Keys that a query does not attend to are masked by the bias that is added to the logits.
+Without gradients, a few images are processed at a time, so that the copies stay in the cache.
 """
 
 from typing import NamedTuple
@@ -20,12 +20,12 @@ Spans = tuple[int, int, int, int]
 
 
 class Axis(NamedTuple):
-    """How the lines of an axis are cut into `count` tiles of `size` queries, which have `reach` keys.
+    """How the lines of an axis are cut into `count` tiles of `size` queries with `reach` keys.
 
-    first  the query of its line at which the first tile begins: 0, or below, where there is none
-    start  the key at which the keys of the first tile begin, likewise
-    keys   (tiles, reach): the key of its line; where it is not in the line none attends to it
-    steps  (lines or 1, tiles, size, reach): where the key is in a bias table, 2 * window - 1 where it is not attended
+    first  index in its line of the first tile's first query: 0, or negative, where there is no query
+    start  index in its line of the first tile's first key, likewise
+    keys   (tiles, reach): index of each key in its line; no query attends to indices outside the line
+    steps  (lines or 1, tiles, size, reach): the key's index in a bias table, 2 * window - 1 if it is not attended to
     """
 
     first: int
@@ -50,7 +50,7 @@ def attend(
     """(B, H, W, heads, D); the arguments are those of `ops.neighborhood_attention`, pairs for both axes."""
     B, H, W, heads, D = q.shape
     wh, ww = window
-    # with a larger dilation too, a line has one position of the map, and its other neighbors are all outside
+    # larger dilations are equivalent: a line has one position of the map, and its other neighbors are outside
     dh, dw = min(dilation[0], H), min(dilation[1], W)
     if surely(wh * dh == H) and surely(ww * dw == W):  # each line is one window
         return window_attend(q, k, v, bias, window, True, scale, None)
@@ -66,7 +66,7 @@ def attend(
     if not (surely(mask.shape[0] == 1) and surely(mask.shape[1] == 1)):
         mask = mask.expand(dh, dw, -1, -1, -1, -1, -1)
     mask = mask.flatten(0, 4)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if few:
             tiles = rows.count * cols.count * dh * dw * heads * D
             copied = 2 * tiles * (rows.size * cols.size + rows.reach * cols.reach) * k.element_size()
@@ -90,7 +90,7 @@ def attend_tiles(
     scale: float,
     few: bool,
 ) -> Tensor:
-    """The result for all images at once; `few` images are copied in one go, which has no fast gradient."""
+    """The result for all images at once; with `few`, maps are copied in one pass, which has no fast gradient."""
     B, H, W, heads, D = q.shape
     dh, dw = dilation
     nh, th, nw, tw = rows.count, rows.size, cols.count, cols.size
@@ -120,10 +120,10 @@ def axis(
     largest: int = 7,
     whole: int = 16,
 ) -> Axis:
-    """A tile has at most `largest` queries, but a line of at most `whole` is one tile.
+    """Cuts lines into tiles of at most `largest` queries; a line of at most `whole` queries is one tile.
 
-    even   whether tiles begin at equal distances, those of the keys too, if need be outside of their lines. Else those
-           at both ends are moved inside
+    even   whether tiles of queries and of keys begin at equal distances, if necessary outside their lines. Otherwise
+           the tiles at both ends are shifted inside
     """
     most, longest, shortest = ceil(queries, dilation), ceil(keys, dilation), keys // dilation
     before = window // 2
@@ -134,8 +134,8 @@ def axis(
         reach = min(size + window - 1, longest)
         if even:
             size = ceil(most, count)
-            first = -((count * size - most) // 2)  # half of what is too much stands before the line
-            # the windows of the queries at both ends shift inward, perhaps beyond the halo of their tile
+            first = -((count * size - most) // 2)  # half of the excess is before the line
+            # the windows of queries at both ends shift inward, possibly beyond the halo of their tile
             less = max(first + (count - 1) * size - before - (shortest - window), 0)
             more = max(window - (first + size + before), 0)
             start, reach = first - before - less, size + 2 * before + less + more
@@ -144,11 +144,11 @@ def axis(
     begin = start + tiles if even else (start + tiles).clamp(0, longest - reach)
     key = begin + torch.arange(reach, device=device)
     line = torch.arange(1 if surely(keys % dilation == 0) else dilation, device=device).view(-1, 1, 1, 1)
-    length = (keys - line + dilation - 1) // dilation  # lines differ by one where the dilation does not divide
+    length = (keys - line + dilation - 1) // dilation  # differs by one if the dilation does not divide the size
     least = torch.minimum((query - before).clamp(min=0), length - window)
     near = key.unsqueeze(1)
     attended = (near >= least) & (near < least + window)
-    # a query beyond its line, later cropped, may be too far away
+    # a query beyond its line, which is cropped later, may be too far away
     step = (near - query + window - 1).clamp(0, 2 * window - 2)
     return Axis(first, count, size, start, reach, key, torch.where(attended, step, 2 * window - 1))
 
@@ -158,7 +158,7 @@ def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, 
     if bias is None:
         bias = torch.zeros([1, 2 * wh - 1, 2 * ww - 1], dtype=dtype, device=rows.device)
     table = F.pad(bias.to(dtype), [0, 1, 0, 1], value=float("-inf"))
-    # columns first: they are then taken from a small table, one by one, and rows of the large one as wholes
+    # columns first: single columns are then taken from the small table, and whole rows from the larger result
     table = table.index_select(2, cols.flatten()).index_select(1, rows.flatten())
     table = table.unflatten(2, cols.shape).unflatten(1, rows.shape)  # (heads, then both axes as in `rows`)
     return table.permute(1, 5, 2, 6, 0, 3, 7, 4, 8).flatten(7, 8).flatten(5, 6)
@@ -167,8 +167,8 @@ def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, 
 def views(x: Tensor, dilation: tuple[int, int], rows: Spans, cols: Spans) -> Tensor:
     """(B, H, W, heads, D) -> (B * lines * tiles * heads, positions of a tile, D), in one copy of overlapping views.
 
-    rows, cols   of the tiles: where the first begins, how many there are, their size and their distance; what leads
-                 beyond a line is zeros
+    rows, cols   start of the first tile, number of tiles, their size and their distance; positions beyond a line are
+                 zeros
     """
     H, W = x.shape[1], x.shape[2]
     dh, dw = dilation
@@ -188,7 +188,7 @@ def lines(x: Tensor, mh: int, dh: int, mw: int, dw: int) -> Tensor:
 
 
 def gather(x: Tensor, rows: Axis, cols: Axis) -> Tensor:
-    """The keys of every tile side by side; where a line is one tile they are already."""
+    """The keys of every tile side by side, which they already are if a line is one tile."""
     x = x.index_select(1, rows.keys.flatten()) if not surely(rows.count == 1) else x
     return x.index_select(3, cols.keys.flatten()) if not surely(cols.count == 1) else x
 

@@ -1,6 +1,6 @@
-"""Neighborhood attention by the kernels beside it: what is launched, and the operator that torch sees.
+"""Neighborhood attention with Triton: launches the kernels and registers them as a torch operator.
 
-Where each line is one window, the op is window attention in a grid, and that op's kernels run.
+If each line is one window, the op is window attention on a grid, and that op's kernels run.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
 
-BLOCK = 64  # lanes of queries, and of keys, that meet in one product
+BLOCK = 64  # lanes of queries, and of keys, in one matmul
 WIDTH = 8  # columns of a tile
-HEIGHTS = (8, 7, 6, 5, 4)  # and its rows, one of these
-PROGRAMS = 1024  # about as many share a sum over all tiles: a few for each multiprocessor
+HEIGHTS = (8, 7, 6, 5, 4)  # rows of a tile: one of these
+PROGRAMS = 1024  # about how many share a sum over all tiles: a few for each multiprocessor
 
 
 def attend(
@@ -42,7 +42,7 @@ def attend(
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is cut: `size` pixels, `extended` with those that lie outside, lines in tiles of `tile` tokens."""
+    """How one axis is cut: `size` pixels, `extended` including those outside, lines in tiles of `tile` tokens."""
 
     size: int
     extended: int
@@ -54,7 +54,7 @@ class Axis:
         return -(-pixels // (self.dilation * self.tile))
 
     def span(self) -> tuple[int, int]:
-        """The first key that any tile needs, counted from its first query, and how many up to the last."""
+        """The first key that any tile needs, relative to its first query, and the number of keys up to the last."""
         found = []
         for length in {self.extended // self.dilation, -(-self.extended // self.dilation)}:
             for top in range(0, length, self.tile):
@@ -68,8 +68,8 @@ class Axis:
 
 
 def cut(size: tuple[int, int], window: tuple[int, int], dilation: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Rows and columns. The height of a tile is the one that meets the fewest blocks of keys, the largest of equals."""
-    # with a larger dilation too, a line has one position of the map, and its other neighbors are all outside
+    """Rows and columns. The height of a tile minimises the number of blocks of keys; of equal heights, the largest."""
+    # larger dilations are equivalent: a line has one position of the map, and its other neighbors are outside
     dh, dw = min(dilation[0], size[0]), min(dilation[1], size[1])
     extended = max(size[0], window[0] * dh), max(size[1], window[1] * dw)
     lengths = -(-extended[0] // dh), -(-extended[1] // dw)
@@ -83,7 +83,7 @@ def cut(size: tuple[int, int], window: tuple[int, int], dilation: tuple[int, int
 
 
 class Plan:
-    """How calls of one kind are cut into programs, and the numbers that all their kernels share."""
+    """How calls of one kind are divided into programs, and the arguments that all their kernels share."""
 
     def __init__(self, k: torch.Size, window: tuple[int, int], dilation: tuple[int, int], precision: str) -> None:
         self.images, H, W, self.heads, D = k
@@ -103,7 +103,7 @@ class Plan:
         )
 
     def tiles(self, keys: bool = False) -> tuple[int, ...]:
-        """How many tiles of queries there are, or of keys, and the five numbers that kernels are told of each axis."""
+        """The number of tiles of queries, or of keys, and the five numbers per axis that kernels take."""
         total, told = self.images, []
         for axis in (self.rows, self.columns):
             count = axis.tiles(axis.extended if keys else axis.size)
@@ -112,7 +112,7 @@ class Plan:
         return total, *told
 
 
-plan_of = lru_cache(maxsize=1024)(Plan)  # models call in few ways, and many times in each
+plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each many times
 
 
 def outputs(
@@ -126,7 +126,7 @@ def outputs(
     dilation: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
     return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
 
 
@@ -164,7 +164,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
 def bias_gradient(
     plan: Plan, bias: Tensor, given: tuple, steps: list, lse: Tensor, delta: Tensor, scale: float
 ) -> Tensor:
-    """Of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
+    """The gradient of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
     (top, height), (left, width) = plan.around
     parts = -(-height * width // BLOCK)
     total, *axes = plan.queries

@@ -1,4 +1,4 @@
-"""Pooled-key attention: every query of the map attends to all of a smaller set of keys."""
+"""Pooled attention: every query of the map attends to all keys of a smaller set."""
 
 import torch
 from torch import Tensor
@@ -21,18 +21,18 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 
     q          (B, H, W, heads, D), any strides
     k, v       (B, h, w, heads, D) or (B, N, heads, D), any strides
-    scale      of the logits; None: D ** -0.5
+    scale      factor on the logits; None: D ** -0.5
     returns    (B, H, W, heads, D)
 
-    `torch` is scaled_dot_product_attention, which is the fused kernel wherever there is one; but on a CPU, for up to 64
-    keys, it is two products and a softmax where gradients are wanted, or several threads have a small map.
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU, with up to 64
+    keys, it is two matmuls and a softmax where gradients are needed, or where several threads process a small map.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
     fits = k.shape[0] == q.shape[0] and k.shape[-2:] == q.shape[-2:]
     if q.dim() != 5 or (k.dim() != 4 and k.dim() != 5) or k.shape != v.shape or not fits:
         raise ValueError(
-            f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected (B, H, W, heads, D) and twice "
+            f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected q (B, H, W, heads, D), and k and v both "
             "(B, h, w, heads, D) or (B, N, heads, D)"
         )
     check_channels("q", q)
@@ -58,7 +58,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether few keys are faster by products: for gradients, and on several threads where the cache holds logits."""
+    """Whether matmuls are faster for few keys: for gradients, and on several threads if the logits fit in the cache."""
     if differentiating() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return True
     if torch.jit.is_scripting():

@@ -1,10 +1,10 @@
-"""The specification of pooled-key attention."""
+"""The specification of pooled attention."""
 
 import torch
 from torch import Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """(B, H, W, heads, D) and twice (B, N, heads, D) -> (B, H, W, heads, D)."""
+    """q (B, H, W, heads, D), k and v (B, N, heads, D) -> (B, H, W, heads, D)."""
     logits = scale * torch.einsum("byxhd, bjhd -> byxhj", q, k)
     return torch.einsum("byxhj, bjhd -> byxhd", logits.softmax(-1), v)

@@ -22,21 +22,21 @@ def routed_attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Each query attends to all keys of the `topk` regions that its own region is routed to, heads apart.
+    """Each query attends to all keys of the `topk` regions that its own region is routed to, separately per head.
 
         out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],   j in the regions route[region of i]
 
     q, k, v    (B, H, W, heads, D), any strides
     regions    how many regions the map is cut into, for both axes or (down, across); H and W must be multiples
-    topk       regions that each region attends to, 1 ... regions[0] * regions[1]
-    route      (B, R, topk) int64, numbers of regions in row-major order, each at most once for a region;
+    topk       how many regions each region attends to, 1 ... regions[0] * regions[1]
+    route      (B, R, topk) int64, region indices in row-major order, each at most once per region;
                None: `route_regions`, without gradient
-    scale      of the logits; None: D ** -0.5 (BiFormer's is (heads * D) ** -0.5)
+    scale      factor on the logits; None: D ** -0.5 (BiFormer's is (heads * D) ** -0.5)
     returns    (B, H, W, heads, D)
 
-    `torch` gathers keys and values for a few regions at a time, and its backward again, so that memory grows with the
-    map, not with the map times `topk`. In a scripted, compiled or exported graph the gradient of each block keeps them.
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    `torch` gathers keys and values for a few regions at a time, and again in its backward, so that memory grows with
+    the map, not with the map times `topk`. In a scripted, compiled or exported graph they are kept for the backward.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
     """
     regions_ = pair("regions", regions)
@@ -59,16 +59,16 @@ def routed_attention(
 
 
 def _triton_attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
-    from .triton_path import attend  # triton is imported where it runs, and only there
+    from .triton_path import attend  # triton is only imported where it runs
 
     return attend(q, k, v, regions, route, scale)
 
 
 def route_regions(q: Tensor, k: Tensor, regions: int | tuple[int, int], topk: int) -> Tensor:
-    """(B, R, topk) int64: for each region the `topk` regions whose mean key is most like its mean query.
+    """(B, R, topk) int64: for each region, the `topk` regions whose mean keys are most similar to its mean query.
 
-    Means are over a region's pixels, the product is over all heads together; no gradient. Arguments and errors as in
-    `routed_attention`. (A positive scale changes no ranking, so there is none.)
+    Means are over the pixels of a region, and the dot product is over all heads together. There is no gradient.
+    Arguments and errors are as in `routed_attention`. (There is no scale: a positive one would not change the ranking.)
     """
     regions_ = pair("regions", regions)
     if q.dim() != 5 or q.shape != k.shape:
@@ -82,6 +82,8 @@ def route_regions(q: Tensor, k: Tensor, regions: int | tuple[int, int], topk: in
 def _check(q: Tensor, regions: tuple[int, int], topk: int) -> None:
     rows, cols = regions
     if rows < 1 or cols < 1 or q.shape[1] % rows != 0 or q.shape[2] % cols != 0:
-        raise ValueError(f"a map of {q.shape[1]} x {q.shape[2]} does not cut into {rows} x {cols} regions: pad the map")
+        raise ValueError(
+            f"a map of {q.shape[1]} x {q.shape[2]} does not divide into {rows} x {cols} regions: pad the map"
+        )
     if topk < 1 or topk > rows * cols:
         raise ValueError(f"topk is {topk}: expected 1 to {rows * cols}, the number of regions")

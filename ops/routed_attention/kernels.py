@@ -1,7 +1,7 @@
-"""Routed attention as Triton kernels: keys are read where they lie, through the lists of regions that are attended to.
+"""Routed attention as Triton kernels: keys are read in place, through the lists of regions that are attended to.
 
-Keys of all chosen regions are one sequence of lanes, and so are the queries that chose a region, which the gradient of
-its keys needs: those are listed beforehand. No two programs write to one place.
+The keys of all chosen regions form one sequence of lanes. So do the queries that chose a region, which the gradient of
+its keys needs; they are listed beforehand. No two programs write to the same location.
 """
 
 import triton
@@ -19,7 +19,7 @@ def listed(Regions, start, lane, count, sizes):
     """Rows and columns of lanes in the `count` regions that are listed from `start` on, and whether they are pixels."""
     _, _, _, columns, height, width = sizes
     known = lane < count * height * width
-    # in 32 bits: the division of longer numbers is a call of a subroutine
+    # in 32 bits: a 64-bit division calls a subroutine
     region = tl.load(Regions + start + lane // (height * width), mask=known, other=0).to(tl.int32)
     pixel = lane % (height * width)
     return region // columns * height + pixel // width, region % columns * width + pixel % width, known
@@ -34,7 +34,7 @@ def own(region, lane, sizes):
 
 @triton.jit
 def number(image, y, x, sizes, strides):
-    """Each pixel: how many the images before have, and its number in its image."""
+    """Each pixel: the number of pixels in all images before its own, and its index within its image."""
     return image.to(tl.int64) * sizes[1] * sizes[2], wide(y, strides[5]) * sizes[2] + x
 
 
@@ -44,7 +44,7 @@ def forward_kernel(
     regions, parts, topk, heads, H, W, columns, height, width, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one region and head; softmax is taken online over the keys of the regions it attends to."""
+    """A tile of queries of one region and head, with an online softmax over the keys of the regions it attends to."""
     sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
@@ -77,7 +77,7 @@ def backward_queries_kernel(
     regions, parts, topk, heads, H, W, columns, height, width, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and what the softmax subtracts from those of their logits."""
+    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
     sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     part, rest = rest % parts, rest // parts
@@ -111,7 +111,7 @@ def backward_keys_kernel(
 ):  # fmt: skip
     """Gradients of a tile of keys of one region, from the queries of all regions that are routed to it.
 
-    Readers (B, regions * topk) lists those, region after region; Starts (B, regions + 1) says where each list begins.
+    Readers (B, regions * topk) lists those, region after region; Starts (B, regions + 1) is where each list begins.
     """
     sizes = heads, H, W, columns, height, width
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -122,7 +122,7 @@ def backward_keys_kernel(
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
     dk, dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     lists = Starts + image.to(tl.int64) * (regions + 1) + region
-    first, last = tl.load(lists).to(tl.int32), tl.load(lists + 1).to(tl.int32)  # as `listed` wants its counts
+    first, last = tl.load(lists).to(tl.int32), tl.load(lists + 1).to(tl.int32)  # as `listed` expects its counts
     for start in range(0, (last - first) * height * width, BLOCK_N):
         lane = start + tl.arange(0, BLOCK_N)
         qy, qx, known = listed(Readers, image.to(tl.int64) * regions * topk + first, lane, last - first, sizes)

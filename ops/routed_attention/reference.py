@@ -18,7 +18,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 
 def rank(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:
-    """(B, R, topk): the regions with the largest products of mean query and mean key."""
+    """(B, R, topk): the regions with the largest dot products of mean query and mean key."""
     q, k = cut(q.detach(), regions).mean(2).flatten(2), cut(k.detach(), regions).mean(2).flatten(2)  # (B, R, heads * D)
     return (q @ k.transpose(1, 2)).topk(topk, dim=-1).indices
 
@@ -32,7 +32,7 @@ def cut(x: Tensor, regions: tuple[int, int]) -> Tensor:
 
 
 def join(x: Tensor, regions: tuple[int, int], H: int, W: int) -> Tensor:
-    """The way back from `cut`."""
+    """The inverse of `cut`."""
     rows, cols = regions
     B, heads, D = x.shape[0], x.shape[3], x.shape[4]
     x = x.reshape(B, rows, cols, H // rows, W // cols, heads, D).transpose(2, 3)

@@ -1,7 +1,7 @@
-"""Routed attention in ordinary PyTorch operators, arranged for speed and for little memory.
+"""Routed attention in ordinary PyTorch operators, arranged for speed and low memory use.
 
-Keys and values of a few images at a time are copied once into regions, head by head. Those that some regions chose are
-gathered for a block of these regions, as many as fit a cache, and forgotten: the backward gathers them again.
+Keys and values of a few images at a time are copied once into regions, head by head. They are then gathered for a block
+of regions, as many as fit into the cache, and not kept: the backward gathers them again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ..dispatch import under_autocast
 from ..sizes import laid_out, surely, varies
 
-# bytes of a block: what caches hold; on other devices fewer and larger blocks are better
+# bytes of a block: what CPU caches hold; on other devices fewer, larger blocks are better
 CACHED, SPACIOUS = 2**23, 2**28
-FEW = 64  # up to so many keys two products are faster on CPUs than fused attention
+FEW = 64  # keys up to which two matmuls are faster on CPUs than fused attention
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
@@ -29,14 +29,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
         q, k, v = q.flatten(1, 2).transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])
     if not torch.jit.is_scripting():
-        # what one region is routed to is no larger than the map: kept for the gradient, it need not be gathered again
+        # with topk 1 the gathered keys are no larger than the map: they are kept and not gathered again
         learned = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not recorded and not (learned and route.shape[2] == 1):
             return Gathered.apply(q, k, v, route, regions, scale)
     places = find(route, regions, heads)
-    # a block has rows of regions of all images: how many blocks a graph has must not depend on the number of images
-    # nor on the size of the map, where one graph is for many: then each row of regions is a block
+    # a block is a number of rows of regions of all images: the number of blocks in a graph must not depend on the
+    # number of images, nor on the size of the map if it is symbolic; each row of regions is a block then
     size = 2 * D * heads * route.shape[2] * H * W // regions[0] * q.element_size()
     step = 1 if varies(size) else fitting(size)
     q, k, v = spread(q, regions), matrices(spread(k, regions)).flatten(0, 1), matrices(spread(v, regions)).flatten(0, 1)
@@ -47,16 +47,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> Tensor:
-    """Of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; of its shape."""
+    """Attention of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; like q."""
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if q.is_cpu and surely(keys.shape[2] <= FEW):
             return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
     return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
 
 
 class Gathered(torch.autograd.Function):
-    """`attention` on maps, block by block; its own backward is differentiable too."""
+    """`attention` on maps, block by block; its backward is differentiable too."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: tuple[int, int], scale: float) -> Tensor:
@@ -99,7 +99,7 @@ def gradients(
     parts: list[tuple[slice, slice]],
     scale: float,
 ) -> None:
-    """Fills dq, dk and dv from `grad`, that of what `attention` gives; all as `spread`, of whole images."""
+    """Fills dq, dk and dv from `grad`, the gradient of the result of `attention`; all as `spread`, for whole images."""
     keys, values = matrices(k).flatten(0, 1), matrices(v).flatten(0, 1)
     to_keys, to_values = torch.zeros_like(keys).flatten(1), torch.zeros_like(values).flatten(1)
     for r, c in parts:
@@ -118,9 +118,9 @@ def gradients(
 def blocks(
     q: Tensor, regions: tuple[int, int], route: Tensor
 ) -> Iterator[tuple[slice, Sequence[slice], Sequence[slice]]]:
-    """Which images make each group, and which rows and columns of its regions make each block.
+    """The images of each group, and the rows and columns of regions of each of its blocks.
 
-    A block holds its keys and values and, in the backward, logits.
+    A block holds its keys and values and, in the backward, its logits.
     """
     B, H, W, heads, D = q.shape
     rows, cols = regions
@@ -136,12 +136,12 @@ def slices(count: int, step: int) -> list[slice]:
 
 
 def fitting(size: int, budget: int = 2**24) -> int:
-    """How many of `size` bytes fit the budget, by default that of a block in a graph; at least one."""
+    """How many items of `size` bytes fit the budget, by default that of a block in a graph; at least one."""
     return max(budget // size, 1)
 
 
 def find(route: Tensor, regions: tuple[int, int], heads: int) -> Tensor:
-    """Region numbers (B, R, topk) -> (B, rows, cols, heads, topk): their places among all images, regions and heads."""
+    """Region indices (B, R, topk) -> (B, rows, cols, heads, topk): indices over all images, regions and heads."""
     B, R = route.shape[:2]
     image = torch.arange(B, device=route.device).view(B, 1, 1, 1) * R
     head = torch.arange(heads, device=route.device).view(heads, 1)
@@ -149,7 +149,7 @@ def find(route: Tensor, regions: tuple[int, int], heads: int) -> Tensor:
 
 
 def pick(x: Tensor, places: Tensor) -> Tensor:
-    """From (matrices, P, D) those at `places` (b, r, c, heads, topk): (b * r * c, heads, topk * P, D)."""
+    """The entries of (matrices, P, D) at `places` (b, r, c, heads, topk): (b * r * c, heads, topk * P, D)."""
     heads, rows = places.shape[3], places.shape[4] * x.shape[1]
     return x.flatten(1).index_select(0, places.flatten()).view(-1, heads, rows, x.shape[2])
 
@@ -165,6 +165,6 @@ def matrices(x: Tensor) -> Tensor:
 
 
 def tiles(x: Tensor, like: Tensor) -> Tensor:
-    """The way back from `matrices`, to the shape of `like`."""
+    """The inverse of `matrices`, to the shape of `like`."""
     b, r, h, c, w, heads, D = like.shape
     return x.view(b, r, c, heads, h, w, D).permute(0, 1, 4, 2, 5, 3, 6)

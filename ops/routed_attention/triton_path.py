@@ -1,4 +1,4 @@
-"""Routed attention by the kernels beside it: what is launched, and the operator that torch sees."""
+"""Routed attention with Triton: launches the kernels and registers them as a torch operator."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from ..tiles import strides
 from . import reference
 from .kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel
 
-TILE = 64  # lanes of queries, and of keys, that meet in one product, at most
+TILE = 64  # lanes of queries in one matmul, at most, and usually of keys
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
@@ -19,7 +19,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 
 def outputs(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
     return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
 
 
@@ -42,7 +42,7 @@ def backward(grad, q, k, v, route, regions, scale, out, lse):
 
 
 def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict]:
-    """How many programs there are, the sizes that kernels are told, and their tiles."""
+    """The number of programs, the size arguments of the kernels, and their tiles."""
     B, H, W, heads, D = k.shape
     rows, columns = regions
     height, width = H // rows, W // columns
@@ -50,8 +50,8 @@ def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict
     parts = -(-height * width // lanes)
     sizes = (rows * columns, parts, route.shape[2], heads, H, W, columns, height, width)
     channels = max(power_of_two(D), 16)
-    # with two warps 32 by 64 needs more registers than the compiler gives them; where a region has more pixels than a
-    # tile, products with twice as many keys took a tenth less time on an H200
+    # with two warps 32 by 64 needs more registers than the compiler gives them; if a region has more pixels than a
+    # tile, matmuls with twice as many keys took a tenth less time on an H200
     keys = 32 if lanes == 32 else TILE
     if height * width > TILE and k.element_size() == 2 and channels <= 64:
         keys = 2 * TILE
@@ -60,9 +60,9 @@ def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict
 
 
 def readers(route: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each region the regions that attend to it: all lists one after the other (B, R * topk), and where each begins.
+    """For each region the regions that attend to it: concatenated lists (B, R * topk), and where each list begins.
 
-    route (B, R, topk) is the opposite: of each region those that it attends to.
+    This is the inverse of route (B, R, topk), which lists for each region those that it attends to.
     """
     B, R, topk = route.shape
     chosen, order = route.flatten(1).sort(dim=1, stable=True)

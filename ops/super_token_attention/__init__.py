@@ -1,6 +1,6 @@
-"""Super tokens: pixels are gathered into a coarse grid of tokens, and what those learn is spread back to the pixels.
+"""Super tokens: pixels are averaged into a coarse grid of tokens, which are later spread back to the pixels.
 
-Two ops, because a projected attention among the super tokens stands between them.
+There are two ops, because the model applies projected attention among the super tokens between them.
 """
 
 import torch
@@ -23,26 +23,26 @@ def super_tokens(
     differentiable: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Averages the map into one super token a cell, each pixel shared among the 3 x 3 cells around its own.
+    """Averages the map into one super token per cell, each pixel shared among the 3 x 3 cells around its own.
 
     Super tokens start as the means of their cells. Then, `iterations` times,
 
-        affinity[i, m] = softmax_m(C ** -0.5 * x[i] . token[m]),   m the 3 x 3 cells around the pixel i
+        affinity[i, m] = softmax_m(C ** -0.5 * x[i] . token[m]),   m in the 3 x 3 cells around pixel i
         token[m] = sum_i affinity[i, m] x[i] / (sum_i affinity[i, m] + 1e-12)
 
     A cell beyond the grid has logit 0 and takes its share, which is lost. Where the cell does not divide the map, the
-    map is extended with zeros at the bottom and right, and these pixels count in the means and in the denominator.
+    map is padded with zeros at the bottom and right, and these pixels count in the means and in the denominator.
 
     x               (B, H, W, C), any strides
     cell            pixels of a super token, for both axes or (down, across)
     iterations      at least 1
-    differentiable  False, as published: affinity and denominator are constants to the gradient, which reaches x only
-                    as the pixels averaged by the last step
-    returns         tokens (B, ceil(H / cell[0]), ceil(W / cell[1]), C), and affinity (B, H, W, 9), the last one; entry
+    differentiable  False, as published: gradients treat affinity and denominator as constants, and reach x only through
+                    the pixels that the last step averages
+    returns         tokens (B, ceil(H / cell[0]), ceil(W / cell[1]), C), and the last affinity (B, H, W, 9); entry
                     3 * (dy + 1) + (dx + 1) belongs to the cell dy below and dx right of the pixel's own
 
-    Raises ValueError for a shape, dtype, cell or iterations that do not fit, and what `ops.dispatch.choose` raises for
-    `impl`.
+    Raises ValueError for an invalid shape, dtype, cell or number of iterations, and what `ops.dispatch.choose` raises
+    for `impl`.
     Source: STViT, https://arxiv.org/abs/2211.11167, section 3.2.
     """
     cell_ = pair("cell", cell)
@@ -61,16 +61,16 @@ def super_tokens(
 
 
 def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int, int], impl: str = "auto") -> Tensor:
-    """Spreads super tokens back: each pixel is the sum of the 3 x 3 tokens around it, weighed by its affinity.
+    """Spreads super tokens back: each pixel is the sum of the 3 x 3 tokens around it, weighted by its affinity.
 
         out[i] = sum_m affinity[i, m] tokens[m],   tokens beyond the grid are zero
 
     tokens     (B, h, w, C)
-    affinity   (B, H, W, 9), as `super_tokens` returns it; H and W say how large the map is. Cast to the dtype of tokens
+    affinity   (B, H, W, 9), as `super_tokens` returns it; H and W give the map size. Cast to the dtype of tokens
     cell       pixels of a super token, for both axes or (down, across)
     returns    (B, H, W, C)
 
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: STViT, https://arxiv.org/abs/2211.11167, equation 8.
     """
     cell_ = pair("cell", cell)
@@ -96,7 +96,7 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int
 
 
 def _triton_associate(x: Tensor, cell: tuple[int, int], iterations: int, learned: bool) -> tuple[Tensor, Tensor]:
-    from .triton_path import associate  # triton is imported where it runs, and only there
+    from .triton_path import associate  # triton is only imported where it runs
 
     return associate(x, cell, iterations, learned)
 

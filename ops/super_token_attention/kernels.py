@@ -1,8 +1,8 @@
-"""Super tokens as Triton kernels: pixels meet the 3 x 3 tokens around their cell, in three products.
+"""Super tokens as Triton kernels: three matmuls of pixels and the 3 x 3 tokens around their cell.
 
-`relate` gives nine numbers to every pixel, `contribute` and `collect` sum pixels into tokens, `spread` sums tokens
-into pixels; each is the gradient of the other two. The nine tokens are 16 lanes. Pixels are read once: each cell says
-what it contributes to the tokens around it, which these then gather. Nothing is added by atomics.
+`relate` computes nine numbers for every pixel, `contribute` and `collect` sum pixels into tokens, `spread` sums tokens
+into pixels; each is the gradient of the other two. The nine tokens take 16 lanes. Pixels are read once: each cell
+writes its contributions to the tokens around it, and the tokens then gather them. There are no atomics.
 """
 
 import triton
@@ -16,7 +16,7 @@ SIZES = ("H", "W", "h", "w", "count")  # arguments that change with the map
 
 @triton.jit
 def locate(cell, part, sizes, CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Rows and columns of the pixels of a part of a cell, and whether they lie on the map."""
+    """Rows and columns of the pixels of a part of a cell, and whether they are on the map."""
     H, W, _, w = sizes
     pixel = part * BLOCK_P + tl.arange(0, BLOCK_P)
     y, x = cell // w * CH + pixel // CW, cell % w * CW + pixel % CW
@@ -25,7 +25,7 @@ def locate(cell, part, sizes, CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.co
 
 @triton.jit
 def around(cell, sizes):
-    """Rows and columns of the 3 x 3 tokens around a cell, in 16 lanes, and whether they lie on the grid."""
+    """Rows and columns of the 3 x 3 tokens around a cell, in 16 lanes, and whether they are on the grid."""
     _, _, h, w = sizes
     lane = tl.arange(0, 16)
     row, column = cell // w + lane // 3 - 1, cell % w + lane % 3 - 1
@@ -43,7 +43,7 @@ def load_rows(X, strides, image, y, x, known, channel, C):
 
 @triton.jit
 def place_of(image, y, x, sizes, channel, C, strides):
-    """Where channels of pixels lie in a contiguous (B, H, W, C): where an image begins, and how far from there."""
+    """The location of channels of pixels in a contiguous (B, H, W, C): the start of the image and offsets from it."""
     H, W, _, _ = sizes
     return image.to(tl.int64) * H * W * C, (wide(y * W + x, strides[4]) * C)[:, None] + channel[None, :]
 
@@ -86,8 +86,8 @@ def contribute_kernel(
 ):  # fmt: skip
     """What the pixels of a cell add to the nine tokens around it: sum_i affinity[i, n] x[i].
 
-    Parts (B, h, w, 9, C) and, where there are any, Totals (B, h, w, 9), sums of the affinities, are contiguous float32.
-    Pixels by which cells reach beyond the map are zeros, shared evenly among nine tokens, and count in the totals.
+    Parts (B, h, w, 9, C) and, if given, Totals (B, h, w, 9), the sums of the affinities, are contiguous float32. Pixels
+    of a cell that are beyond the map are zeros, shared evenly among the nine tokens, and count in the totals.
     """
     sizes = H, W, h, w
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
@@ -106,7 +106,7 @@ def contribute_kernel(
     tl.store(Parts + start * C + ((lane * C)[:, None] + channel[None, :]), sums, mask=mask)
     if Totals is not None:
         on_map = tl.minimum(H - cell // w * CH, CH) * tl.minimum(W - cell % w * CW, CW)
-        if block == 0:  # not in the mask: there Triton 3.9's interpreter takes no scalar
+        if block == 0:  # not in the mask, where Triton 3.9's interpreter does not support a scalar
             tl.store(Totals + start + lane, total + (CH * CW - on_map) / 9.0, mask=lane < 9)
 
 
@@ -127,7 +127,7 @@ def collect_kernel(
     for lane in range(9):
         down, right = row + lane // 3 - 1, column + lane % 3 - 1
         known = (token < count) & (down >= 0) & (down < h) & (right >= 0) & (right < w)
-        # seen from that cell the token lies at the mirrored place
+        # relative to that cell the token is at the mirrored position
         start, place = (first + (lane // 3 - 1) * w + lane % 3 - 1) * 9 + (8 - lane), number * 9
         mask = known[:, None] & (channel < C)[None, :]
         value += tl.load(Parts + start * C + ((place * C)[:, None] + channel[None, :]), mask=mask, other=0.0)

@@ -24,7 +24,7 @@ def compare(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average(pixels: Tensor, affinity: Tensor, total: Tensor) -> Tensor:
-    """(B, h, w, C): the mean of the pixels around each token, weighed by their affinity to it."""
+    """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
     return collect(torch.einsum("byxpm, byxpc -> byxmc", affinity, pixels)) / (total + 1e-12)
 
 
@@ -42,28 +42,28 @@ def around(tokens: Tensor) -> Tensor:
 
 
 def collect(parts: Tensor) -> Tensor:
-    """(B, h, w, 9, C) -> (B, h, w, C): each token's sum of what the 3 x 3 cells around it hold for it."""
+    """(B, h, w, 9, C) -> (B, h, w, C): for each token, the sum of its parts in the 3 x 3 cells around it."""
     h, w = parts.shape[1], parts.shape[2]
-    # part m of a cell is meant for its neighbor m, so a token finds its own at the mirrored place
+    # part m of a cell belongs to its neighbor m, so a token's own parts are at the mirrored positions
     padded = F.pad(parts, [0, 0, 0, 0, 1, 1, 1, 1])
     mirrored = [padded[:, 2 - m // 3 : 2 - m // 3 + h, 2 - m % 3 : 2 - m % 3 + w, m] for m in range(9)]
     return torch.stack(mirrored).sum(0)
 
 
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (B, h, w, pixels of a cell, C), extended with zeros to whole cells."""
+    """(B, H, W, C) -> (B, h, w, pixels of a cell, C), padded with zeros to whole cells."""
     h, w = -(-x.shape[1] // cell[0]), -(-x.shape[2] // cell[1])
     x = extend(x, cell).unflatten(2, [w, cell[1]]).unflatten(1, [h, cell[0]])  # (B, h, cell, w, cell, C)
     return x.transpose(2, 3).flatten(3, 4)
 
 
 def extend(x: Tensor, cell: tuple[int, int], value: float = 0.0) -> Tensor:
-    """(B, H, W, C) to whole cells."""
+    """Pads (B, H, W, C) to whole cells with `value`."""
     H, W = x.shape[1:3]
-    # a remainder says the same of given sizes; of symbolic ones this is a product, which torch soon sees to divide
+    # not with a remainder: for symbolic sizes this is a product, which torch easily proves to be divisible
     return F.pad(x, [0, 0, 0, -(-W // cell[1]) * cell[1] - W, 0, -(-H // cell[0]) * cell[0] - H], value=value)
 
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:
-    """The way back from `cut`, without cropping."""
+    """The inverse of `cut`, without cropping."""
     return x.unflatten(3, [cell[0], cell[1]]).transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -1,7 +1,7 @@
 """Super tokens in ordinary PyTorch operators, arranged for speed.
 
-The map is copied once into cells; each cell is then one matrix of pixels, which meets the nine tokens around it in a
-matrix product. What is copied nine times has one entry a cell, not one a pixel.
+The map is copied once into cells. Each cell is then one matrix of pixels, multiplied by the nine tokens around it.
+Only tensors with one entry per cell, not per pixel, are copied nine times.
 """
 
 import torch
@@ -28,13 +28,13 @@ def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable:
 
 def share(pixels: Tensor, tokens: Tensor) -> Tensor:
     """How each pixel (cells, P, C) is shared among the tokens (B, h, w, C) around it: (cells, 9, P)."""
-    # tokens first: matrix products with nine columns are slow
+    # tokens first: matmuls with nine columns are slow
     logits = torch.bmm(around(tokens * pixels.shape[2] ** -0.5), pixels.transpose(1, 2))
     return logits.softmax(1).to(pixels.dtype)
 
 
 def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
-    """(B, h, w, C): the mean of the pixels around each token, weighed by their affinity to it."""
+    """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
     parts = torch.bmm(affinity, pixels).view(B, h, w, 9, pixels.shape[2])
     return collect(parts) / (collect(affinity.sum(2).view(B, h, w, 9, 1)) + 1e-12)
 
@@ -51,24 +51,24 @@ def around(tokens: Tensor) -> Tensor:
 
 
 def collect(parts: Tensor) -> Tensor:
-    """(B, h, w, 9, C) -> (B, h, w, C): each token's sum of what the 3 x 3 cells around it hold for it."""
-    # unbound first: the gradient of nine slices would be nine tensors of the whole size
+    """(B, h, w, 9, C) -> (B, h, w, C): for each token, the sum of its parts in the 3 x 3 cells around it."""
+    # unbind, because the gradients of nine slices would be nine tensors of the full size
     each = parts.unbind(3)
     out = each[4]
     for m in range(9):
         if m != 4:
-            # part m of a cell is meant for its neighbor m, so a token finds its own at the mirrored place
+            # part m of a cell belongs to its neighbor m, so a token's own parts are at the mirrored positions
             out = out + shift(each[m], 1 - m // 3, 1 - m % 3)
     return out
 
 
 def shift(x: Tensor, down: int, right: int) -> Tensor:
-    """(B, h, w, C): at each place what lies `down` and `right` of it, zeros beyond the grid."""
+    """(B, h, w, C): at each position the entry `down` and `right` of it, zeros beyond the grid."""
     return F.pad(x, [0, 0, -right, right, -down, down])
 
 
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (cells, pixels of a cell, C), extended with zeros to whole cells."""
+    """(B, H, W, C) -> (cells, pixels of a cell, C), padded with zeros to whole cells."""
     B, H, W, C = x.shape
     Hx, Wx = covering(H, cell[0]), covering(W, cell[1])
     if not (surely(Hx == H) and surely(Wx == W)):
@@ -78,7 +78,7 @@ def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
 
 
 def join(x: Tensor, H: int, W: int, cell: tuple[int, int]) -> Tensor:
-    """The way back from `cut`, cropped: (cells, P, C) -> (B, H, W, C)."""
+    """The inverse of `cut`, cropped: (cells, P, C) -> (B, H, W, C)."""
     h, w = ceil(H, cell[0]), ceil(W, cell[1])
     x = x.unflatten(1, [cell[0], cell[1]]).unflatten(0, [-1, h, w]).transpose(2, 3)  # (B, h, cell, w, cell, C)
     return cropped(laid_out(x).flatten(3, 4).flatten(1, 2), H, W)

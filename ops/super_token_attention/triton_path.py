@@ -1,4 +1,4 @@
-"""Super tokens by the kernels beside it: what is launched, and the operators that torch sees."""
+"""Super tokens with Triton: launches the kernels and registers them as torch operators."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable:
     """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
     (x,) = under_autocast(x)
     fixed, sides = x if differentiable else x.detach(), list(cell)
-    # a cell that reaches beyond the map is divided by all its pixels
+    # the sum of a cell that extends beyond the map is divided by all its pixels
     maps = F.avg_pool2d(fixed.permute(0, 3, 1, 2), sides, sides, ceil_mode=True, divisor_override=cell[0] * cell[1])
     affinity = share(fixed, maps.permute(0, 2, 3, 1), sides)
     for _ in range(iterations - 1):
@@ -44,7 +44,7 @@ def relate(x: Tensor, tokens: Tensor, cell: list[int], scale: float, extra: Tens
 
 
 def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tuple[Tensor, Tensor | None]:
-    """(B, h, w, C): sums, or averages, of the pixels around each token; and what averages were divided by."""
+    """(B, h, w, C): sums, or averages, of the pixels around each token; and the divisors of averages."""
     B, H, W, C = x.shape
     h, w = -(-H // cell[0]), -(-W // cell[1])
     sums = x.new_empty((B, h, w, 9, C), dtype=torch.float32)
@@ -60,7 +60,7 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
 
 
 def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
-    """(B, H, W, C): for each pixel the sum of the nine tokens around it, weighed."""
+    """(B, H, W, C): for each pixel, the weighted sum of the nine tokens around it."""
     B, H, W, _ = affinity.shape
     h, w, C = tokens.shape[1:]
     out = tokens.new_empty((B, H, W, C))
@@ -72,7 +72,7 @@ def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
 
 
 def pixels(cell: list[int]) -> int:
-    """Rows of a tile: the pixels of a cell, in a power of two that a matrix product can take."""
+    """Rows of a tile: the pixels of a cell, rounded up to a power of two that a matmul supports."""
     return min(max(power_of_two(cell[0] * cell[1]), 16), PIXELS)
 
 
@@ -101,7 +101,7 @@ def share_specification(x, tokens, cell):
 
 
 def average_outputs(x: Tensor, affinity: Tensor, cell: list[int], learned: bool) -> tuple[Tensor, Tensor]:
-    """Tokens (B, h, w, C), and what they were divided by (B, h, w)."""
+    """Tokens (B, h, w, C), and their divisors (B, h, w)."""
     grid = (x.shape[0], -(-x.shape[1] // cell[0]), -(-x.shape[2] // cell[1]))
     return x.new_empty((*grid, x.shape[3])), x.new_empty(grid, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""Token reallocation: significant tokens are kept fine, the others are merged (SG-Former)."""
+"""Token reallocation (SG-Former): significant tokens stay fine-grained, the others are merged."""
 
 import torch
 from torch import Tensor
@@ -19,18 +19,18 @@ def significance(
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """How much attention each key receives: its column of the softmax, averaged over queries and heads; no gradient.
+    """The attention that each key receives: its column of the softmax, averaged over queries and heads. No gradient.
 
         out[j] = mean over heads and i of softmax_j(scale * q[i] . k[j])
 
     q          (B, H, W, heads, D), any strides
-    k          (B, h, w, heads, D); with `window` of the same shape as q
+    k          (B, h, w, heads, D); with `window`, the same shape as q
     window     None: every query attends to every key. Tokens, for both axes or (wh, ww): attention is inside contiguous
-               tiles of the map; where these do not divide it, tokens outside neither attend nor are attended
-    scale      of the logits; None: D ** -0.5
+               tiles of the map; where these do not divide it, tokens outside neither attend nor are attended to
+    scale      factor on the logits; None: D ** -0.5
     returns    (B, h, w), in float32 at least: rounded further, many tokens would be equal
 
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.2.
     """
     window_ = pair("window", window) if window is not None else None
@@ -45,17 +45,17 @@ def significance(
     if torch.jit.is_scripting():
         return torch_received(q.detach(), k.detach(), window_, scale_)
     else:
-        # the kernel holds a window in one tile
+        # the kernel processes a window as one tile
         has = HAS if window_ is None or window_[0] * window_[1] <= 128 else HAS[1:]
         received = {"triton": _triton_received, "torch": torch_received, "reference": reference.received}
         return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window_, scale_)
 
 
 def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
-    """(B, H, W) -> (B, 2, H * W) int64: pixel numbers (row-major) in ascending order of significance.
+    """(B, H, W) -> (B, 2, H * W) int64: row-major pixel indices in ascending order of significance.
 
-    Both rows are stable sorts; they differ in ties alone: row 0 keeps equal tokens in row-major, row 1 in column-major
-    order. NaN comes last.
+    Both rows are stable sorts and differ only in ties: row 0 keeps equal tokens in row-major order, row 1 in
+    column-major order. NaN comes last.
 
     Raises ValueError for another number of axes, and what `ops.dispatch.choose` raises for `impl`.
     """
@@ -80,19 +80,19 @@ def reallocate_tokens(
     """Sorts tokens by significance, cuts them into groups by rank, and merges runs of each group by a learned sum.
 
     The sorted tokens are cut at the cumulative `shares` (rounded down). Group g is cut into runs of weights[g].numel()
-    tokens, and a run becomes the one token  weights[g] @ run + biases[g],  for all channels alike. Where the runs do
-    not divide the group, its last run is filled up with zeros.
+    tokens, and each run becomes one token,  weights[g] @ run + biases[g],  the same for all channels. Where the runs do
+    not divide the group, its last run is padded with zeros.
 
     x             (B, H, W, C), any strides
-    significance  (B, H, W): gives the order by `rank_tokens`; may be None where `order` is given
-    weights       for each group (1, run), as of a Linear(run, 1); cast to the dtype of x
+    significance  (B, H, W): determines the order through `rank_tokens`; may be None if `order` is given
+    weights       for each group (1, run), as in a Linear(run, 1); cast to the dtype of x
     biases        for each group (1,); cast to the dtype of x
     shares        relative sizes of the groups, least significant first: [1, 2, 1] is a quarter, a half, a quarter
-    order         (B, 2, H * W) int64 in place of ranking, as `rank_tokens` returns it
+    order         (B, 2, H * W) int64, used instead of ranking, as `rank_tokens` returns it
     returns       two sequences (B, M, C), from the row-major and the column-major order; M is the number of runs
 
-    Gradients reach x, weights and biases, never the order. Raises ValueError for shapes and dtypes that do not fit, and
-    what `ops.dispatch.choose` raises for `impl`. Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.3.
+    Gradients reach x, weights and biases, never the order. Raises ValueError for invalid shapes and dtypes, and what
+    `ops.dispatch.choose` raises for `impl`. Source: SG-Former, https://arxiv.org/abs/2308.12216, section 3.3.
     """
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
@@ -100,14 +100,14 @@ def reallocate_tokens(
     if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
         raise ValueError(
             f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
-            "for every group, shares at least 1"
+            "per group, with shares at least 1"
         )
     for i in range(len(shares)):
         weight, bias = weights[i], biases[i]
         if weight.dim() != 2 or weight.shape[0] != 1 or weight.shape[1] < 1 or list(bias.shape) != [1]:
             raise ValueError(
                 f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
-                "as of a Linear(run, 1)"
+                "as in a Linear(run, 1)"
             )
     if order is None:
         if significance is None or significance.shape != x.shape[:3]:
@@ -134,7 +134,7 @@ def reallocate_tokens(
 
 
 def _triton_received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
-    from .triton_path import received  # triton is imported where it runs, and only there
+    from .triton_path import received  # triton is only imported where it runs
 
     return received(q, k, window, scale)
 

@@ -1,6 +1,6 @@
-"""Token reallocation as Triton kernels: attention summed by key without being held, runs of ranked tokens merged.
+"""Token reallocation as Triton kernels: attention is summed by key without being stored, and ranked tokens are merged.
 
-No two programs write to one place. The gradient of the tokens is gathered too: each appears once in either order.
+No two programs write to the same location. The gradient of the tokens is gathered too: each occurs once in each order.
 """
 
 import triton
@@ -21,7 +21,7 @@ def normalise_kernel(
     Q, K, Lse, strides_q, strides_k, keys, columns, parts, heads, H, W, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The logarithm in base 2 of the sum of each query's exponentials over all keys; Lse is (B, heads, H * W)."""
+    """The base-2 logarithm of the sum of each query's exponentials over all keys; Lse is (B, heads, H * W)."""
     part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
     head, image = rest % heads, rest // heads
     token = part * BLOCK + tl.arange(0, BLOCK)
@@ -73,7 +73,7 @@ def receive_window_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The mean attention that each token receives in its window, over heads and its tokens; Out is (B, H, W)."""
+    """The attention that each token receives in its window, averaged over heads and queries; Out is (B, H, W)."""
     window, image = tl.program_id(0) % windows, tl.program_id(0) // windows
     lane = tl.arange(0, BLOCK)
     y, x = window // columns * WH + lane // WW, window % columns * WW + lane % WW
@@ -94,8 +94,8 @@ def receive_window_kernel(
 
 @triton.jit
 def load_pixels(X, strides, image, pixel, width, known, channel, C):
-    """(N, channels) of pixels of an image, by their numbers; zeros where not known."""
-    pixel = pixel.to(tl.int32)  # the division of longer numbers is a call of a subroutine
+    """(N, channels) of pixels of an image, by their indices; zeros where not known."""
+    pixel = pixel.to(tl.int32)  # a 64-bit division calls a subroutine
     y, x = wide(pixel // width, strides[4]), wide(pixel % width, strides[4])
     place = (y * strides[1] + x * strides[2])[:, None] + (wide(channel, strides[4]) * strides[3])[None, :]
     mask = known[:, None] & (channel < C)[None, :]
@@ -104,24 +104,24 @@ def load_pixels(X, strides, image, pixel, width, known, channel, C):
 
 @triton.jit
 def end_of(g: tl.constexpr, tokens, ends, GROUPS: tl.constexpr):
-    """The token behind the last of group `g`. Behind the `ends` of all groups stands whether products need 64 bits."""
+    """One past the last token of group `g`. The entry of `ends` after all groups says whether products need 64 bits."""
     return (wide(tokens, ends[GROUPS]) * ends[g] // ends[GROUPS - 1]).to(tl.int32)
 
 
 @triton.jit
 def group_of(number, tokens, runs, ends, each, GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
-    """Which group piece `number` is of, where the pieces of one group come after those of another.
+    """The group of piece `number`, where the pieces of each group follow those of the group before it.
 
-    A group has `each` pieces for every RUNS runs or, where RUNS is None, one for every MEMBERS members of a run. `runs`
-    has the length of its runs, `ends` the sum of the shares up to its own, which are the model's and not the map's,
-    hence tuples. Returns the piece's number in the group, the group's first token, the one behind the last, the length
-    of a run, and how many runs, weights and groups come before it.
+    A group has `each` pieces for every RUNS runs or, if RUNS is None, one for every MEMBERS members of a run. `runs`
+    has the run length of each group, `ends` the sum of the shares up to and including it. Both depend on the model and
+    not on the map, hence tuples. Returns the piece's index in the group, the group's first token, one past its last,
+    the length of a run, and how many runs, weights and groups come before it.
     """
     begin, first, place, weights = 0, 0, 0, 0
     piece, own_first, own_last, own_run, own_place, own_weights, own_group = number, 0, 0, 0, 0, 0, 0
     for g in tl.static_range(GROUPS):
         run, last = runs[g], end_of(g, tokens, ends, GROUPS)
-        # the last group that does not begin behind the piece: where an empty one begins, the next begins too
+        # the last group that does not begin after the piece: the group after an empty one begins where that does
         here = number >= begin
         piece, own_run = tl.where(here, number - begin, piece), tl.where(here, run, own_run)
         own_first, own_last = tl.where(here, first, own_first), tl.where(here, last, own_last)
@@ -135,7 +135,7 @@ def group_of(number, tokens, runs, ends, each, GROUPS: tl.constexpr, RUNS: tl.co
 
 @triton.jit
 def members_of(ranked, step, first, last, number, start, run, runs, RUNS: tl.constexpr, MEMBERS: tl.constexpr):
-    """In RUNS x MEMBERS lanes: of each run from `number` on the members from `start` on. Member, run, pixel, known."""
+    """In RUNS x MEMBERS lanes, the members from `start` on of the runs from `number` on: member, run, pixel, known."""
     lane = tl.arange(0, RUNS * MEMBERS)
     member, number = start + lane % MEMBERS, number + lane // MEMBERS
     rank = first + number * run + member
@@ -150,8 +150,8 @@ def merge_kernel(
 ):  # fmt: skip
     """RUNS runs of one group, in one order: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
 
-    The programs of one group, for all images, come after those of another: the least significant tokens are merged in
-    the longest runs, and what takes longest begins first.
+    Programs are ordered by group, over all images: the least significant tokens are merged in the longest runs, so the
+    longest programs start first.
     """
     blocks = tl.cdiv(C, BLOCK_C)
     each = images * 2 * blocks
@@ -167,7 +167,7 @@ def merge_kernel(
     weighed = tl.zeros([RUNS * MEMBERS, BLOCK_C], tl.float32)
     member, _, pixel, known = members_of(ranked, strides_o[2], first, last, tile * RUNS, 0, run, count, RUNS, MEMBERS)
     for start in range(0, run, MEMBERS):
-        # the next members are asked for before these are read, else each would wait for two loads in a row
+        # the next members are loaded before these are used, or each iteration would wait for two loads in a row
         ahead, _, next_pixel, next_known = members_of(
             ranked, strides_o[2], first, last, tile * RUNS, start + MEMBERS, run, count, RUNS, MEMBERS
         )
@@ -188,8 +188,8 @@ def backward_weight_kernel(
 ):  # fmt: skip
     """The gradients of MEMBERS weights of one group, and of its bias, over a section of its runs in one order.
 
-    Sums is (B * 2 * sections, all weights and behind them all biases), so that one sum over rows is left for all
-    groups. In a group of fewer tiles than there are sections, the last have none and write zeros.
+    Sums is (B * 2 * sections, all weights followed by all biases), so that a single sum over rows remains for all
+    groups. If a group has fewer tiles than there are sections, the last sections have none and write zeros.
     """
     part, flat = tl.program_id(0) % parts, tl.program_id(0) // parts
     part, first, last, run, place, weights, group = group_of(part, H * W, runs, ends, 1, GROUPS, None, MEMBERS)
@@ -212,7 +212,7 @@ def backward_weight_kernel(
         for start in range(0, C, BLOCK_C):
             channel = start + tl.arange(0, BLOCK_C)
             tokens = load_pixels(X, strides_x, image, pixel, W, known, channel, C)
-            mask = known[:, None] & (channel < C)[None, :]  # each run has its first member, by which its bias counts
+            mask = known[:, None] & (channel < C)[None, :]  # every run has a first member, which counts for its bias
             place_g = start_g[:, None] + (wide(channel, strides_g[4]) * strides_g[3])[None, :]
             grad = tl.load(Grad + begin + place_g, mask=mask, other=0.0).to(tl.float32)
             weighed += tl.sum(tokens.to(tl.float32) * grad, 1)
@@ -220,7 +220,7 @@ def backward_weight_kernel(
     member = part * MEMBERS + tl.arange(0, MEMBERS)
     out = Sums + flat.to(tl.int64) * width
     tl.store(out + weights + member, tl.sum(weighed.reshape(RUNS, MEMBERS), 0), mask=member < run)
-    # each run was met once by every of its members
+    # every run occurs once per member
     total = tl.sum(tl.where(tl.arange(0, RUNS * MEMBERS) % MEMBERS == 0, total, 0.0), 0)
     tl.store(out + (width - GROUPS + group), total, mask=part == 0)
 
@@ -230,7 +230,7 @@ def backward_tokens_kernel(
     Rank, Weights, Grad, DX, strides_g, runs, ends, tiles, H, W, C,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of tokens: its rank in either order says what it was merged into.
+    """The gradient of a tile of tokens: a token's rank in each order gives the run that it was merged into.
 
     Rank is a contiguous (B, 2, H * W), DX (B, H, W, C).
     """

@@ -1,4 +1,4 @@
-"""Ranking as Triton kernels: few tokens are sorted by one program for each order, many by torch between two kernels."""
+"""Ranking as Triton kernels: few tokens are sorted by one program per order, many by torch between two kernels."""
 
 import triton
 from triton import language as tl
@@ -7,14 +7,14 @@ from ..launching import Choices, choice, tuned
 from ..tiles import wide
 
 SIZES = ("H", "W", "blocks")  # arguments that change with the map
-# two orders of a few images do not fill a GPU: a program has many threads, and nothing is ever measured
+# two orders of a few images do not fill a GPU: programs have many threads, and there is nothing to tune
 MANY = Choices(half=(choice(16, 1),), float32=(choice(16, 1),))
 ONE_EACH = Choices(half=(choice(4, 1),), float32=(choice(4, 1),))
 
 
 @triton.jit
 def load_values(Values, strides, image, order, lane, H, W):
-    """The values of an image in row-major (order 0) or column-major (1) order; 0 behind the last."""
+    """The values of an image in row-major (order 0) or column-major (1) order; 0 after the last."""
     y, x = tl.where(order == 0, lane // W, lane % H), tl.where(order == 0, lane % W, lane // H)
     place = wide(y, strides[3]) * strides[1] + wide(x, strides[3]) * strides[2]
     return tl.load(Values + image.to(tl.int64) * strides[0] + place, mask=lane < H * W, other=0.0)
@@ -22,23 +22,23 @@ def load_values(Values, strides, image, order, lane, H, W):
 
 @triton.jit
 def pixel(number, order, H, W):
-    """The row-major number of a pixel from its number in an order."""
+    """The row-major index of a pixel from its index in an order."""
     return tl.where(order == 0, number, number % H * W + number // H)
 
 
 @tuned(SIZES, MANY)
 def sort_kernel(Values, Out, strides, H, W, BLOCK: tl.constexpr):
-    """Pixels of one image by their values, equal ones as the order has them, NaN last; Out (B, 2, H * W) is contiguous.
+    """Pixels of one image by value, ties in the given order, NaN last; Out (B, 2, H * W) is contiguous.
 
-    What is sorted are integers: above the bits of a value, which as integers are ordered as the values are, below its
-    place. So no two are equal, and any sort is stable.
+    The keys are 64-bit integers: the value's bits, mapped to integers in the same order, in the upper half, and its
+    index in the lower half. No two keys are equal, so any sort is stable.
     """
     order, image = tl.program_id(0) % 2, tl.program_id(0) // 2
     lane = tl.arange(0, BLOCK)
-    # 0 added makes -0 the 0 that it equals
+    # adding 0 turns -0 into 0, which it equals
     value = load_values(Values, strides, image, order, lane, H, W).to(tl.float32) + 0.0
     bits = value.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # those of negative values grow as the values fall
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the bits of negative values grow as the values fall
     bits = tl.where(value != value, 0x7FFFFFFE, bits)
     bits = tl.where(lane < H * W, bits, 0x7FFFFFFF)
     ranked = (tl.sort((bits.to(tl.int64) << 32) | lane.to(tl.int64)) & 0xFFFFFFFF).to(tl.int32)
@@ -57,9 +57,9 @@ def lay_kernel(Values, Out, strides, blocks, H, W, BLOCK: tl.constexpr):
 
 @tuned(SIZES, ONE_EACH)
 def number_kernel(Order, blocks, H, W, BLOCK: tl.constexpr):
-    """Column-major numbers in Order[:, 1] (B, 2, H * W), contiguous, become row-major ones."""
+    """Converts column-major indices in Order[:, 1] (B, 2, H * W), contiguous, to row-major indices."""
     block, image = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     lane = block * BLOCK + tl.arange(0, BLOCK)
     place = Order + (image.to(tl.int64) * 2 + 1) * (H * W) + lane
-    number = tl.load(place, mask=lane < H * W, other=0).to(tl.int32)  # the division of longer numbers is a subroutine
+    number = tl.load(place, mask=lane < H * W, other=0).to(tl.int32)  # a 64-bit division calls a subroutine
     tl.store(place, pixel(number, 1, H, W).to(tl.int64), mask=lane < H * W)

@@ -26,27 +26,27 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def cut(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """(B, H, W, heads, D) -> (B, gh, gw, tokens, heads, D), extended with zeros to whole windows."""
+    """(B, H, W, heads, D) -> (B, gh, gw, tokens, heads, D), padded with zeros to whole windows."""
     x = F.pad(x, [0, 0, 0, 0, 0, -x.shape[2] % window[1], 0, -x.shape[1] % window[0]])
     x = x.unflatten(2, [-1, window[1]]).unflatten(1, [-1, window[0]])
     return x.transpose(2, 3).flatten(3, 4)
 
 
 def rank(significance: Tensor) -> Tensor:
-    """(B, H, W) -> (B, 2, H * W): pixel numbers in ascending order, ties in row-major and in column-major order."""
+    """(B, H, W) -> (B, 2, H * W): pixel indices in ascending order, ties in row-major and in column-major order."""
     H, W = significance.shape[1], significance.shape[2]
     values = significance.detach()
-    # one sort of all: a GPU has room for both at a time
+    # a single sort: a GPU has room for both orders at a time
     order = ascending(torch.stack([values.flatten(1), values.transpose(1, 2).flatten(1)], 1))
-    column = order[:, 1] // H  # and the row is what is left: ONNX has no remainder by a size that is not known
+    column = order[:, 1] // H  # the row is computed by subtraction: ONNX has no remainder by an unknown size
     return torch.stack([order[:, 0], (order[:, 1] - column * H) * W + column], 1)
 
 
 def ascending(values: Tensor) -> Tensor:
-    """The order of the last axis, equal values as they stand."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    """The indices that sort the last axis in ascending order, stably."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if torch.onnx.is_in_onnx_export():
-            # ONNX has one way to sort, which is stable; the exporter refuses the overload that asks for it
+            # ONNX only has a stable sort, but the exporter does not support the overload that asks for it
             return values.argsort(dim=-1)
     return values.argsort(dim=-1, stable=True)
 

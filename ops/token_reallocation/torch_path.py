@@ -1,7 +1,7 @@
-"""Token reallocation in ordinary PyTorch operators, arranged for speed and little memory.
+"""Token reallocation in ordinary PyTorch operators, arranged for speed and low memory use.
 
-Significance never holds the softmax of a large map: queries come in blocks, and of each block the sum is kept. Merging
-copies tokens by whole rows, group by group, in both orders at once; each run is then one row times a matrix.
+Significance never stores the softmax of a large map: queries are processed in blocks, and only the sum of each is kept.
+Merging copies tokens as whole rows, group by group, in both orders at once; each run is then one row times a matrix.
 """
 
 import torch
@@ -13,14 +13,14 @@ from ..window_attention.torch_path import by_head, extend, hide, tiles
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float, most: int = 2**19) -> Tensor:
-    """(B, h, w); the arguments are those of `ops.significance`, and the entries of a softmax to hold for an image."""
+    """(B, h, w); arguments as in `ops.significance`, and `most`, the softmax entries to store per image at a time."""
     if window is not None:
         return received_in_windows(q, k, window, scale)
     B, H, W, heads, D = q.shape
     h, w = k.shape[1], k.shape[2]
     queries = q.reshape(B, H * W, heads, D).transpose(1, 2)  # (B, heads, N, D)
     keys = (scale * k).reshape(B, h * w, heads, D).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, M)
-    if varies(H * W):  # how many blocks there are would be guarded on
+    if varies(H * W):  # the number of blocks would add a guard
         total = attention(queries.flatten(0, 1), keys).sum(1)  # (B * heads, M)
     else:
         size = max(most // (heads * h * w), 1)
@@ -31,10 +31,10 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float,
 
 
 def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: float) -> Tensor:
-    """(B, H, W): each window is one small softmax, and all of them one matrix product."""
+    """(B, H, W): each window is one small softmax, and all of them are one batched matmul."""
     B, H, W, heads, _ = q.shape
     wh, ww = window
-    # only the product outlives this line, not the copies of q and k
+    # only the logits outlive this line, not the copies of q and k
     logits = torch.bmm(split(q, wh, ww), split(k, wh, ww).transpose(1, 2)).mul_(scale)  # (B * groups * heads, N, N)
     if surely(H % wh == 0) and surely(W % ww == 0):
         mean = logits.softmax(-1, dtype=wide(q.dtype)).mean(1)  # (B * groups * heads, N)
@@ -42,7 +42,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: fl
         hidden = hide(H, W, wh, ww, False, heads, q).repeat(B, 1, 1)  # (B * groups * heads, 1, N)
         share = logits.add_(hidden).softmax(-1, dtype=wide(q.dtype))
         inside = (hidden == 0).to(q.dtype).transpose(1, 2)
-        # no matrix product: autocast would round what is to be ranked
+        # not a matmul: autocast would round the values that are to be ranked
         mean = share.mul_(inside / inside.sum(1, keepdim=True)).sum(1)
     h, w = ceil(H, wh), ceil(W, ww)
     mean = mean.view(B, h, w, heads, wh, ww).mean(3).transpose(2, 3)  # (B, h, wh, w, ww)
@@ -59,7 +59,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def split(x: Tensor, wh: int, ww: int) -> Tensor:
-    """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D), extended with zeros to whole windows."""
+    """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D), padded with zeros to whole windows."""
     down, right = covering(x.shape[1], wh) - x.shape[1], covering(x.shape[2], ww) - x.shape[2]
     if not (surely(down == 0) and surely(right == 0)):
         x = extend(x, down, right, None)
@@ -75,7 +75,7 @@ def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor],
     for i in range(len(shares)):
         share += shares[i]
         end, run = H * W * share // sum(shares), weights[i].numel()
-        # as an embedding, rows are copied whole, and so are their gradients
+        # as an embedding lookup, which copies whole rows, as does its gradient
         group = F.embedding(order[:, :, start:end], tokens)  # (B, 2, tokens, C)
         if run == 1:
             group = group * weights[i]

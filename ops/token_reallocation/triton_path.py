@@ -1,4 +1,4 @@
-"""Token reallocation by the kernels beside it: what is launched, and the operators that torch sees."""
+"""Token reallocation with Triton: launches the kernels and registers them as torch operators."""
 
 from itertools import accumulate
 from math import gcd
@@ -23,9 +23,9 @@ from .ranking import lay_kernel, number_kernel, sort_kernel
 
 TILE = 64  # tokens of a tile
 MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time, at most
-SORTED = 1024  # tokens, up to which one program sorts them: of 3,136 it took three times as long as torch
-LANES = 1024  # of a program that has one value a lane
-PROGRAMS = 1024  # about as many share the sums over all queries, or runs: a few for each multiprocessor
+SORTED = 1024  # tokens that one program sorts at most: for 3,136 it took several times as long as torch
+LANES = 1024  # of a program with one value per lane
+PROGRAMS = 1024  # about how many share the sums over all queries, or runs: a few for each multiprocessor
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
@@ -76,7 +76,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
 
 
 def ranked_outputs(significance: Tensor) -> tuple[Tensor]:
-    """Pixel numbers in both orders (B, 2, H * W)."""
+    """Pixel indices in both orders (B, 2, H * W)."""
     B, H, W = significance.shape
     return (significance.new_empty((B, 2, H * W), dtype=torch.int64),)
 
@@ -97,7 +97,7 @@ def ranked_forward(significance):
 
 
 def runs_of(tokens: int, runs: list[int], shares: list[int]) -> list[int]:
-    """How many runs each group has."""
+    """The number of runs in each group."""
     found, first = [], 0
     for run, end in zip(runs, accumulate(shares), strict=True):
         last = tokens * end // sum(shares)
@@ -107,9 +107,7 @@ def runs_of(tokens: int, runs: list[int], shares: list[int]) -> list[int]:
 
 
 def ends_of(tokens: int, shares: list[int]) -> tuple[int | None, ...]:
-    """The sums of the shares up to each group's own, and behind them 1 if their products with `tokens` need 64 bits,
-    else None.
-    """
+    """The cumulative sums of the shares, followed by 1 if their products with `tokens` need 64 bits, else None."""
     part = gcd(*shares)
     sums = [total // part for total in accumulate(shares)]
     return (*sums, 1 if tokens * sums[-1] >= 2**31 else None)
@@ -158,9 +156,9 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
 
 
 def tile_of(runs: list[int]) -> dict[str, int]:
-    """How many members of a run a tile holds at a time, and of how many runs: one launch has the same for all groups.
+    """The number of runs in a tile and of members of each at a time, which are the same for all groups of a launch.
 
-    Lanes behind the end of a shorter run read nothing.
+    Lanes beyond the end of a shorter run are masked.
     """
     members = min(power_of_two(max(runs)), MEMBERS)
     return dict(GROUPS=len(runs), RUNS=TILE // members, MEMBERS=members, BLOCK_C=CHANNELS)

@@ -1,4 +1,4 @@
-"""Window attention: attention inside tiles of the map, or inside strided grids of it."""
+"""Window attention: attention inside tiles of the map, or inside strided grids over it."""
 
 import torch
 from torch import Tensor
@@ -27,22 +27,22 @@ def window_attention(
 
         out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[:, j - i + window - 1]) v[j],   j in the group of i
 
-    k, v       (B, H, W, heads, D), any strides: views of one packed (B, H, W, 3, heads, D) are read as they lie
+    k, v       (B, H, W, heads, D), any strides: views of one packed (B, H, W, 3, heads, D) are read in place
     q          the same shape, or (B, wh, ww, heads, D): one window of queries that all windows of its image share
-               (GC ViT's global query). It is told by its shape; where the map is one window the two are the same.
-               Cast to the dtype of k: under autocast a query that was not projected may come in float32.
-    bias       (heads, 2*wh - 1, 2*ww - 1): a table of relative positions, entry key - query + window - 1 on each axis
-               (the direction of TensorFlow's MaxViT and of NATTEN; Swin's tables are the reverse: flip both axes)
+               (GC ViT's global query). The shape decides; where the map is one window the two are the same. q is
+               cast to the dtype of k: under autocast a query that was not projected may be float32.
+    bias       (heads, 2*wh - 1, 2*ww - 1) or None: a table of relative positions, indexed by key - query + window - 1
+               on each axis (as in TensorFlow's MaxViT and in NATTEN; Swin's tables are reversed: flip both axes)
     window     tokens, for both axes or (wh, ww)
     partition  "block": contiguous wh x ww tiles. "grid": token (a, b) of group (r, s) is pixel
                (a*ceil(H/wh) + r, b*ceil(W/ww) + s); `bias` then counts steps of the grid, not pixels
-    scale      of the logits; None: D ** -0.5
-    outside    where the window does not divide the map, the map is extended at the bottom and right. None: keys out
-               there are masked, no query sees them. (k0, v0), each (heads, D): they are attended, with this key and
-               value (DaViT's and LITv2's zero padding before the projection makes these the projection's bias)
+    scale      factor on the logits; None: D ** -0.5
+    outside    where the window does not divide the map, the map is padded at the bottom and right. None: keys in the
+               padding are masked. (k0, v0), each (heads, D): they are attended to, with this key and value (DaViT and
+               LITv2 pad with zeros before the projection, which makes these the projection's bias)
     returns    (B, H, W, heads, D)
 
-    Raises ValueError for shapes and dtypes that do not fit, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: MaxViT, https://arxiv.org/abs/2204.01697, section 3.2; GC ViT, https://arxiv.org/abs/2206.09959, section 3.
     """
     window_ = pair("window", window)
@@ -67,7 +67,7 @@ def _triton_attend(
     scale: float,
     outside: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    from .triton_path import attend  # triton is imported where it runs, and only there
+    from .triton_path import attend  # triton is only imported where it runs
 
     return attend(q, k, v, bias, window, grid, scale, outside)
 
@@ -91,7 +91,7 @@ def _check(
     check_map("k", k)
     check_dtypes("k, v", [k, v])
     one_window = [k.shape[0], wh, ww, k.shape[3], k.shape[4]]
-    known = alike(q.shape, k.shape) or alike(q.shape, one_window)  # first what a compiler can tell without a guard
+    known = alike(q.shape, k.shape) or alike(q.shape, one_window)  # first without adding a guard
     if not known and q.shape != k.shape and list(q.shape) != one_window:
         raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
     check_kind("q", q)

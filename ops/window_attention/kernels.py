@@ -1,7 +1,7 @@
-"""Window attention as Triton kernels: a program reads its windows through strides, nothing is partitioned.
+"""Window attention as Triton kernels: a program reads its windows through strides, without partitioning the map.
 
-The tokens of a window are PADDED lanes. Small windows are packed, PACK of them into one tile of BLOCK lanes; large ones
-are cut into several tiles. No two programs write to one place, so results do not depend on the order they run in.
+The tokens of a window take PADDED lanes. Small windows are packed, PACK of them into one tile of BLOCK lanes; large
+ones are cut into several tiles. No two programs write to the same location, so results do not depend on their order.
 """
 
 import triton
@@ -10,18 +10,18 @@ from triton import language as tl
 from ..launching import AHEAD, tuned, unlimited
 from ..tiles import LOG2E, at, balanced, load_channels, load_tokens, look_up, offset, store_tokens, wide
 
-# arguments that change with the map; the last is 1 where windows are grids, else 0
+# arguments that change with the map; the last is 1 if windows are grids, else 0
 SIZES = ("pitch_q", "pitch", "packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
 
 
 @triton.jit
 def position(lane, WW: tl.constexpr, TOKENS: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr):
-    """For each lane its window in a pack, its token, row and column. Where windows are not packed they are number 0."""
+    """For each lane, its window in a pack, its token, row and column. If windows are not packed, the window is 0."""
     if PACK == 1:
         window, token = 0, lane
     else:
         window, token = lane // PADDED, lane % PADDED
-    # token // WW, computed for the lanes of every layout: exact by a product where tokens times WW are below 65536
+    # token // WW, computed for the lanes of every layout; a product is exact if tokens times WW is below 65536
     if WW <= 64 and TOKENS <= 1024:
         row = token * (65536 // WW + 1) >> 16
     else:
@@ -34,10 +34,10 @@ def locate(
     lane, pack, sizes,
     WH: tl.constexpr, WW: tl.constexpr, EDGE: tl.constexpr, PADDED: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
-    """For each lane its window, row and column in it, row and column of its pixel, is it a token, is it on the map.
+    """For each lane: window, row and column in it, row and column of its pixel, is it a token, is it on the map.
 
-    Where windows are not packed the window is one number for all lanes. Without an EDGE, over which windows reach, all
-    tokens are on the map.
+    If windows are not packed, the window is one number for all lanes. Without EDGE, no window extends beyond the map,
+    so all tokens are on it.
     """
     _, H, W, GH, GW, grid = sizes
     window, token, a, c = position(lane, WW, WH * WW, PADDED, PACK)
@@ -58,10 +58,8 @@ def locate(
 
 @triton.jit
 def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, LARGE: tl.constexpr):
-    """The rows of a head's table that the tiles need whose first lanes are `query` and `key`, and how many entries the
-    table has before them.
-    """
-    # where a window is several tiles, each has tokens of a few of its rows
+    """The rows of a head's table for the tiles from lanes `query` and `key` on, and how many entries precede them."""
+    # if a window is several tiles, each has tokens of only a few of its rows
     tall: tl.constexpr = BLOCK // WW + 2 if LARGE and BLOCK // WW + 2 < WH else WH
     N: tl.constexpr = (2 * tall - 1) * (2 * WW - 1)
     before = 0
@@ -74,8 +72,8 @@ def load_table(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK
 
 @triton.jit
 def entries(before, queries, keys, WH: tl.constexpr, WW: tl.constexpr):
-    """Where pairs are in a table without its first `before` entries; tokens are what `position` says of them."""
-    # lanes behind the last token stand where that does: every pair has an entry
+    """The indices of pairs in a table without its first `before` entries; tokens are as `position` returns them."""
+    # lanes after the last token are treated like it, so that every pair has an entry
     last: tl.constexpr = (WH - 1) * (2 * WW - 1) + WW - 1
     from_query = tl.minimum(queries[2] * (2 * WW - 1) + queries[3], last)
     to_key = tl.minimum(keys[2] * (2 * WW - 1) + keys[3], last) + (last - before)
@@ -89,7 +87,7 @@ def shift(
 ):  # fmt: skip
     """What is added to the logits of a tile of queries from lane `query` on and one of keys from `key` on.
 
-    Entries of the table, and -inf for lanes that are no keys and between the tokens of two windows: the same for all
+    Entries of the table, and -inf for lanes that are not keys and for pairs from different windows: the same for all
     packs.
     """
     queries = position(query + tl.arange(0, BLOCK), WW, WH * WW, PADDED, PACK)
@@ -108,7 +106,7 @@ def shift(
 
 @triton.jit
 def relate(q, k, scale, added, inside, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits, (queries, keys); if MASKED, keys that are not inside are not attended."""
+    """Logits, (queries, keys); if MASKED, keys that are not inside are masked."""
     logits = tl.fma(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, added)
     if MASKED:
         logits = tl.where(inside[None, :], logits, float("-inf"))
@@ -117,7 +115,7 @@ def relate(q, k, scale, added, inside, MASKED: tl.constexpr, PRECISION: tl.const
 
 @triton.jit
 def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys and values of a tile; K0 and V0 stand where the map ends."""
+    """The keys and values of a tile; K0 and V0 replace those beyond the map."""
     y, x, inside = keys[3], keys[4], keys[6]
     k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
@@ -129,7 +127,7 @@ def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.const
 
 @triton.jit
 def load_queries(Q, strides, image, head, queries, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The queries of a tile: a window of their own for each image where it is shared."""
+    """The queries of a tile; if SHARED, they come from the single window of queries of the image."""
     if SHARED:
         start = offset(strides, image, head, queries[1], queries[2])
     else:
@@ -145,13 +143,13 @@ def finite(best):
 
 @triton.jit
 def number(image, queries, sizes, strides):
-    """Each lane's pixel: how many those of the images before have, and its own number in its image."""
+    """Each lane's pixel: the number of pixels in all images before its own, and its index within its image."""
     return image.to(tl.int64) * sizes[1] * sizes[2], wide(queries[3], strides[5]) * sizes[2] + queries[4]
 
 
 @triton.jit
 def finish(Out, Lse, base, total, out, image, head, queries, sizes, strides, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Stores the results of queries, and the logarithms in base 2 of their softmax's sums."""
+    """Stores the results of queries, and the base-2 logarithms of the sums of their softmax."""
     total = tl.where(total == 0.0, 1.0, total)
     token = number(image, queries, sizes, strides)
     store_tokens(Out, token, head, sizes[0], queries[6], out / total[:, None], D, BLOCK_D)
@@ -164,7 +162,7 @@ def attend(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One pack of one head, a whole tile: `flat` is its number over all images."""
+    """One pack of one head, which is one tile; `flat` is its index over all images."""
     pack, image = flat % packs, flat // packs
     tokens = locate(tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
@@ -183,9 +181,9 @@ def forward_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Where a window is one tile: `share` packs of one head, for which the table is looked up once.
+    """If a window fits in one tile: `share` packs of one head, for which the table is looked up once.
 
-    Without a table a program has one pack: then nothing is gained that would be worth the registers.
+    Without a table a program has one pack: sharing would gain nothing that is worth the registers.
     """
     sizes = heads, H, W, GH, GW, grid
     head, group = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -205,7 +203,7 @@ def forward_kernel(
 
 @triton.jit
 def query_place(image, queries, sizes, strides, SHARED: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr):
-    """Where the gradient of a query goes: to its pixel, or (shared) to its token in the buffer that has all windows."""
+    """Where the gradient of a query is stored: at its pixel, or (SHARED) at its token in a buffer of all windows."""
     if SHARED:
         _, _, _, GH, GW, _ = sizes
         start = image.to(tl.int64) * GH * GW * WH * WW
@@ -221,9 +219,9 @@ def backward_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Where a window is one tile: all gradients of `share` packs, those of bias, of K0 and V0 summed over these.
+    """If a window fits in one tile: all gradients of `share` packs, with those of bias, K0 and V0 summed over them.
 
-    What is complete is stored at once: registers are what limits how many programs a multiprocessor has.
+    Gradients are stored as soon as they are complete: registers limit how many programs share a multiprocessor.
     """
     sizes = heads, H, W, GH, GW, grid
     head, group = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -269,7 +267,7 @@ def backward_kernel(
 
 @triton.jit
 def store_outside(DOutside, place, head, heads, dk0, dv0, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The gradients of K0 and V0 that one program has; DOutside is (programs of a head, heads, 2, D)."""
+    """Stores one program's gradients of K0 and V0; DOutside is (programs of a head, heads, 2, D)."""
     d = tl.arange(0, BLOCK_D)
     start = (place * heads + head).to(tl.int64) * (2 * D) + d
     tl.store(DOutside + start, dk0, mask=d < D)

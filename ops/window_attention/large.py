@@ -1,6 +1,6 @@
-"""Windows of several tiles, as Triton kernels: softmax is taken online, or its sum known, where tiles meet.
+"""Triton kernels for windows of several tiles: the softmax is computed online, or from its known sum.
 
-What a tile of queries and one of keys have to do with each other is as in kernels.py, of which this is the rest.
+This module continues kernels.py and uses its functions for the interaction of a tile of queries with one of keys.
 """
 
 import triton
@@ -32,7 +32,7 @@ def meet(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, EDGE: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Takes KEYS keys, from lane `key` on, into the softmax of a tile of queries: the largest logits, sums, results."""
+    """Adds KEYS keys, from lane `key` on, to the online softmax of a tile of queries: maxima, sums and results."""
     keys = locate(key + tl.arange(0, KEYS), pack, sizes, WH, WW, EDGE, PADDED, 1)
     k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
     logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
@@ -72,7 +72,7 @@ def forward_tiles_kernel(
 
 @triton.jit
 def keep(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """What `shift` gives for BLOCK queries and KEYS keys: the bits of halves, in the upper half of 32 bits."""
+    """What `shift` returns for BLOCK queries and KEYS keys: bits in half precision, in the upper half of 32 bits."""
     queries = position(query + tl.arange(0, BLOCK), WW, WH * WW, WH * WW, 1)
     keys = position(key + tl.arange(0, KEYS), WW, WH * WW, WH * WW, 1)
     table, _ = load_table(Bias, head, query, 0, WH, WW, BLOCK, False)
@@ -83,14 +83,14 @@ def keep(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.c
 
 @triton.jit
 def keep_two(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr):
-    """What `keep` gives for a tile of keys and, in the lower half, for the next one, be it of keys or not."""
+    """What `keep` returns for a tile of keys and, in the lower half, for the next tile, whether it has keys or not."""
     next = keep(Bias, head, query, key + BLOCK, WH, WW, BLOCK, BLOCK)
     return keep(Bias, head, query, key, WH, WW, BLOCK, BLOCK) | ((next >> 16) & 0xFFFF)
 
 
 @triton.jit
 def halves(bits, dtype: tl.constexpr):
-    """What `keep` gives, in float32."""
+    """What `keep` returns, in float32."""
     if dtype == tl.bfloat16:
         return (bits & -0x10000).to(tl.float32, bitcast=True)
     else:
@@ -106,8 +106,8 @@ def forward_kept_kernel(
 ):  # fmt: skip
     """A tile of queries of one head in `share` windows of up to four tiles of keys, with a table in half precision.
 
-    The windows divide the map. What the table says of the tile is looked up once and kept in registers, two numbers in
-    each. The last keys, if fewer than a tile, are TAIL lanes more.
+    The windows divide the map. The table entries of the tile are looked up once and kept in registers, two numbers in
+    each. If the last keys are fewer than a tile, they take TAIL more lanes.
     """
     sizes = heads, H, W, GH, GW, grid
     dtype: tl.constexpr = Bias.dtype.element_ty
@@ -126,7 +126,7 @@ def forward_kept_kernel(
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
         best, sums = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
         out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-        # 0, which the compiler does not know: else it would take two numbers apart once, before the loop
+        # 0, unknown to the compiler: otherwise it would unpack both numbers once, before the loop
         zero = flat >> 31
         for tile in tl.static_range(whole):
             two = kept if tile < 2 else kept_more
@@ -150,7 +150,7 @@ def backward_queries_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Where a window is several tiles: gradients of a tile of queries, and what the softmax subtracts from theirs."""
+    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
     sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -191,7 +191,7 @@ def backward_keys_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Where a window is several tiles: gradients of a tile of keys in each of `share` windows, and of K0 and V0."""
+    """Gradients of a tile of keys in each of `share` windows, and those of K0 and V0."""
     sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -236,7 +236,7 @@ def backward_bias_kernel(
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Where a window is several tiles: the gradients of the logits of two tiles, summed over `share` windows."""
+    """Gradients of the logits between a tile of queries and one of keys, summed over `share` windows."""
     sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads

@@ -1,4 +1,4 @@
-"""The specification of window attention: every group gathers its tokens by pixel number and attends among them."""
+"""The specification of window attention: every group gathers its tokens by pixel index and attends among them."""
 
 import torch
 from torch import Tensor
@@ -30,32 +30,32 @@ def attend(
     if bias is not None:
         logits = logits + relative(bias, window)
     if outside is None:
-        # the first token of every group lies inside, so no row is masked whole
+        # the first token of every group is inside, so no row is fully masked
         logits = logits.masked_fill(~inside[:, None, None, :], float("-inf"))
     out = torch.einsum("bghij, bgjhd -> bgihd", logits.softmax(-1).to(v.dtype), v)
 
-    # every token goes back to its pixel; those outside share one spare place, which is cut off
+    # every token is written to its pixel; those outside share one extra entry, which is dropped
     place = torch.where(inside, pixel, H * W).flatten()
     flat = out.new_zeros(B, H * W + 1, heads, D).index_copy(1, place, out.flatten(1, 2))
     return flat[:, :-1].unflatten(1, (H, W))
 
 
 def groups(size: int, window: int, grid: bool) -> Tensor:
-    """(groups, window): the position on one axis of each token; positions from `size` on lie outside."""
+    """(groups, window): the position of each token on one axis; positions from `size` on are outside the map."""
     count = -(-size // window)
     places = torch.arange(count * window)
     return places.view(window, count).T if grid else places.view(count, window)
 
 
 def gather(x: Tensor, pixel: Tensor, inside: Tensor, fill: Tensor | None) -> Tensor:
-    """(B, H, W, heads, D) -> (B, groups, tokens, heads, D), `fill` (heads, D) or zeros where a token lies outside."""
+    """(B, H, W, heads, D) -> (B, groups, tokens, heads, D), with `fill` (heads, D) or zeros for tokens outside."""
     tokens = x.flatten(1, 2)[:, torch.where(inside, pixel, 0)]
     fill = x.new_zeros(()) if fill is None else fill.to(x.dtype)
     return torch.where(inside[..., None, None], tokens, fill)
 
 
 def relative(bias: Tensor, window: tuple[int, int]) -> Tensor:
-    """(heads, 2*wh-1, 2*ww-1) -> (heads, tokens, tokens), query by key: the entry key - query + window - 1 per axis."""
+    """(heads, 2*wh-1, 2*ww-1) -> (heads, tokens, tokens), query by key: entry key - query + window - 1 per axis."""
     (wh, ww), tokens = window, window[0] * window[1]
     i = torch.arange(tokens, device=bias.device)
     row, col = i // ww, i % ww

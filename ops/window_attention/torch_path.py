@@ -1,9 +1,9 @@
 """Window attention in ordinary PyTorch operators, arranged for speed.
 
-q, k and v are each copied once into windows and the result once back. Where PyTorch's fused attention serves, it reads
-windows as they lie; where it does not, they are copied head by head for matrix products, and bias and mask start the
-sum that the product of the logits adds to, so that no pass over the logits is spent on them. Without gradients images
-come a few at a time, so that the copies stay in the cache.
+q, k and v are each copied once into windows and the result once back. Where PyTorch's fused attention is used, it reads
+windows without a further copy. Elsewhere they are copied head by head for matmuls, and bias and mask are the initial
+value to which the matmul adds the logits, so that they need no pass of their own. Without gradients, a few images are
+processed at a time, so that the copies stay in the cache.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ..dispatch import on_threads
 from ..sizes import alike, ceil, compiled_for_any, covering, cropped, laid_out, surely
 
-CACHED = 2**22  # bytes of a thread's cache for the images that are attended at once without gradients
-# keys up to which several threads are faster with products: fused attention gains more from wide registers
+CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
+# keys up to which several threads are faster with matmuls: fused attention gains more from wide registers
 FEW = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
 
 
@@ -32,7 +32,7 @@ def attend(
     B, H, W, heads, D = k.shape
     wh, ww = window
     Hx, Wx = covering(H, wh), covering(W, ww)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an `and`)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if eager(k) and not learning(q, k, v, bias):
             step = at_once(k)
             if step < B:
@@ -48,28 +48,28 @@ def attend(
 
 
 def at_once(k: Tensor) -> int:
-    """The maps of how many images, queries to result, the caches of all threads hold; shares as even as can be."""
+    """How many images the caches of all threads hold, with q, k, v and the result, split as evenly as possible."""
     B = max(k.shape[0], 1)
     shares = -(-4 * k.numel() * k.element_size() // (CACHED * torch.get_num_threads()))
     return -(-B // min(max(shares, 1), B))
 
 
 def eager(x: Tensor) -> bool:
-    """Whether operators run one by one on a CPU, in the dtype of `x`."""
+    """Whether operators run eagerly on a CPU, in the dtype of `x`."""
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu")
 
 
 def learning(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    """Whether anything here is to have a gradient."""
+    """Whether any of these tensors needs a gradient."""
     learned = mask is not None and mask.requires_grad
     return differentiating() and (learned or q.requires_grad or k.requires_grad or v.requires_grad)
 
 
 def differentiating() -> bool:
-    """Whether autograd is on, and decides what runs.
+    """Whether autograd is enabled and may decide what runs.
 
-    Not what torch.jit.trace records: it checks its graph by one made without gradients, and they must be the same.
+    Not while torch.jit.trace records: it compares its graph with one traced without gradients, which must be the same.
     """
     if torch.jit.is_scripting():
         return torch.is_grad_enabled()
@@ -87,7 +87,7 @@ def attend_tiles(
     scale: float,
     outside: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """The result as `tiles` has it, in whole groups."""
+    """The result as `tiles` returns it, in whole groups."""
     H, W, heads, D = k.shape[1:]
     wh, ww = window
     down, right = covering(H, wh) - H, covering(W, ww) - W
@@ -104,7 +104,7 @@ def attend_tiles(
         q = q if shared else extend(q, down, right, None)
     k, v = tiles(k, wh, ww, grid), tiles(v, wh, ww, grid)
     q = q[:, None, None].expand(k.shape) if shared else tiles(q, wh, ww, grid)
-    # the same mask in every window: heads need not be apart
+    # the mask is the same in every window: heads need not be split off
     if (mask is None or surely(mask.shape[0] == heads)) and fused(q, k, v, mask, wh * ww, repeated):
         return sdpa(together(q), together(k), together(v), mask, scale).transpose(1, 2).reshape(k.shape)
     out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale, repeated)
@@ -112,11 +112,11 @@ def attend_tiles(
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repeated: bool) -> bool:
-    """Whether PyTorch's fused attention is at hand and faster than products.
+    """Whether PyTorch's fused attention is available and faster than matmuls.
 
-    Its gradients of a row's logits do not sum to zero as closely: one key `repeated` in a row adds what should cancel.
-    On GPUs, in float32, it can be more than twice as wrong as the reference, which the law of ops.check forbids.
-    On CPUs it gives no gradient of a mask, others of up to 64 keys more slowly, and a few keys cost it too much.
+    Its gradients of a row's logits sum to zero less closely, and a key that is `repeated` in a row adds up the error.
+    On GPUs in float32 its error can be more than twice that of the reference, beyond the bound of ops.check.
+    On CPUs it has no gradient of a mask, is slower in other gradients for up to 64 keys, and is slow for a few keys.
     """
     if k.dtype == torch.float32 and (k.is_cuda or (repeated and differentiating())):
         return False
@@ -128,7 +128,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
 
 
 def few(x: Tensor) -> int:
-    """Up to how many keys products are faster without gradients."""
+    """The number of keys up to which matmuls are faster without gradients."""
     if torch.jit.is_scripting():
         return 16
     else:
@@ -138,9 +138,9 @@ def few(x: Tensor) -> int:
 def matrices(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float, repeated: bool = False
 ) -> Tensor:
-    """softmax(scale * q @ k.T + mask) @ v of many matrices q (N, D), k and v (K, D), head after head.
+    """softmax(scale * q @ k.T + mask) @ v for a batch of matrices q (N, D), k and v (K, D), head after head.
 
-    mask (M, 1 or N, K) repeats.
+    mask (M, 1 or N, K) is repeated over the batch.
     """
     N, K = q.shape[1], k.shape[1]
     if not fused(q, k, v, mask, K, repeated):
@@ -161,12 +161,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> 
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
-    """The map with `down` rows and `right` columns more at its end, of zeros or of `token` (heads, D)."""
+    """Pads the map with `down` rows and `right` columns at its end, of zeros or of `token` (heads, D)."""
     if token is None:
         return F.pad(x, [0, 0, 0, 0, 0, right, 0, down])
     B, H, W, heads, D = x.shape
     token = token.to(x.dtype)
-    if compiled_for_any(down == 0) or compiled_for_any(right == 0):  # parts of no or one pixel would be guarded on
+    if compiled_for_any(down == 0) or compiled_for_any(right == 0):  # sizes 0 and 1 would add guards
         rows, columns = torch.arange(H + down, device=x.device) < H, torch.arange(W + right, device=x.device) < W
         inside = (rows[:, None] & columns)[:, :, None, None]
         return torch.where(inside, F.pad(x, [0, 0, 0, 0, 0, right, 0, down]), token)
@@ -183,18 +183,18 @@ def tiles(x: Tensor, wh: int, ww: int, grid: bool) -> Tensor:
 
 
 def together(x: Tensor) -> Tensor:
-    """Of `tiles`, a copy (B * groups, wh * ww, heads, D), given as (B * groups, heads, wh * ww, D)."""
+    """A copy of `tiles` in (B * groups, wh * ww, heads, D), returned as (B * groups, heads, wh * ww, D)."""
     return laid_out(x).flatten(3, 4).flatten(0, 2).transpose(1, 2)
 
 
 def by_head(x: Tensor) -> Tensor:
-    """Of `tiles`, a copy (B * groups * heads, wh * ww, D)."""
+    """A copy of `tiles` as (B * groups * heads, wh * ww, D)."""
     return laid_out(x.permute(0, 1, 2, 5, 3, 4, 6)).flatten(4, 5).flatten(0, 3)
 
 
 def relative(bias: Tensor, wh: int, ww: int) -> Tensor:
-    """(heads, 2*wh-1, 2*ww-1) -> (heads, N, N), query by key: the entry key - query + window - 1 on each axis."""
-    # window number i of a row of the table, read backwards, is what query i sees
+    """(heads, 2*wh-1, 2*ww-1) -> (heads, N, N), query by key: entry key - query + window - 1 on each axis."""
+    # query i sees the i-th window of the table's row, counted from the end
     views = bias.unfold(1, wh, 1).unfold(2, ww, 1)  # (heads, wh, ww, wh, ww)
     return views.flip(1, 2).reshape(bias.shape[0], wh * ww, wh * ww)
 
@@ -208,7 +208,7 @@ def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor)
 
 
 def inside(side: int, window: int, grid: bool, device: torch.device) -> Tensor:
-    """(groups, window): whether each token of a group, on one axis, lies inside the map."""
+    """(groups, window): whether each token of a group is inside the map on one axis."""
     count = ceil(side, window)
     places = torch.arange(count * window, device=device) < side
     return places.view(window, count).t() if grid else places.view(count, window)

@@ -1,4 +1,4 @@
-"""Window attention by the kernels beside it: what is launched, and the operator that torch sees."""
+"""Window attention with Triton: launches the kernels and registers them as a torch operator."""
 
 from functools import lru_cache, partial
 
@@ -20,11 +20,11 @@ from .large import (
     forward_tiles_kernel,
 )
 
-TILE = 64  # lanes of queries, and of keys, that meet in one product
-# About so many programs divide all windows where each sums over its own, or looks up a table once for them. Of what was
-# timed on an H200 (132 multiprocessors) these were the fastest: more have less to share, fewer fill it unevenly.
+TILE = 64  # lanes of queries, and of keys, in one matmul
+# About how many programs divide all windows where each sums over its own, or looks up the table once for them. These
+# were the fastest of those timed on an H200 (132 multiprocessors): more have less to share, fewer fill it unevenly.
 PROGRAMS = {"forward": 1024, "backward": 528, "tiles": 1024, "kept": 528}
-KEPT = 3  # whole tiles of keys, up to which a table is looked up once for several windows: of four it does not fit
+KEPT = 3  # whole tiles of keys up to which the table is looked up once for several windows: four do not fit
 
 
 def attend(
@@ -44,7 +44,7 @@ def attend(
 
 
 class Plan:
-    """How calls of one kind are cut into programs, and the numbers that all their kernels share."""
+    """How calls of one kind are divided into programs, and the arguments that all their kernels share."""
 
     def __init__(
         self, q: torch.Size, k: torch.Size, window: tuple[int, int], grid: bool, extended: bool, precision: str
@@ -55,12 +55,12 @@ class Plan:
         padded = power_of_two(tokens) if tokens <= TILE else -(-tokens // TILE) * TILE
         self.pack = max(TILE // padded, 1)
         self.lanes = padded * self.pack
-        self.parts = self.lanes // TILE  # tiles of a window; more than one only where it is not packed
+        self.parts = self.lanes // TILE  # tiles of a window; more than one only if it is not packed
         self.packs = -(-GH * GW // self.pack)
         self.total = B * self.packs
         self.heads, self.windows = heads, GH * GW
         self.shared = q[1:3] != k[1:3]
-        # where windows divide the map nothing lies outside
+        # if windows divide the map, nothing is outside
         edge = H % wh > 0 or W % ww > 0
         self.outside = extended and edge
         self.sizes = (self.packs, heads, H, W, GH, GW, int(grid))
@@ -76,18 +76,18 @@ class Plan:
             BLOCK_D=max(power_of_two(D), 16),
             PRECISION=precision,
         )
-        # the keys of the last tile, if they are fewer: lanes that a matrix product can take
+        # the keys of the last tile, if they are fewer, in a number of lanes that a matmul supports
         rest = max(power_of_two(tokens % TILE or TILE), 16)
         self.kept = {name: value for name, value in self.constants.items() if name not in ("EDGE", "PACK")}
         self.kept["TAIL"] = rest if rest < TILE else 0
-        # whether what a table says of one tile of queries fits into registers: masks of keys beyond an edge need many
+        # whether the table entries of a tile of queries fit into registers: masks of keys beyond an edge need many
         self.keeps = self.parts > 1 and self.parts - (rest < TILE) <= KEPT and D <= NARROW and not edge
 
     def groups(self, programs: int, most: int) -> tuple[int, int]:
-        """Into how many groups all packs are divided where each has `programs` programs and all have `most`, and the
-        packs of a group.
+        """The number of groups that all packs are divided into, with `programs` programs per group and about `most` in
+        total, and the number of packs per group.
         """
-        share = max(-(-self.total // max(most // programs, 1)), 1)  # of an empty batch there are none
+        share = max(-(-self.total // max(most // programs, 1)), 1)  # an empty batch has none
         return -(-self.total // share), share
 
 
@@ -95,7 +95,7 @@ def contiguous(*tables: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous() for t in tables]
 
 
-plan_of = lru_cache(maxsize=1024)(Plan)  # models call in few ways, and many times in each
+plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each many times
 
 
 def outputs(
@@ -109,7 +109,7 @@ def outputs(
     grid: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the logarithm in base 2 of each softmax's sum (B, H, W, heads)."""
+    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
     return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
 
 
@@ -139,7 +139,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
     steps = strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     if plan.shared:
-        # one query serves all windows: what each of them gives it is kept apart, then summed
+        # one query serves all windows: its gradient is stored per window, then summed
         dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
     summed = plan.outside or (bias is not None and plan.parts == 1)
     groups, share = plan.total, 1
@@ -174,7 +174,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
 
 
 def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:
-    """(programs, heads, 2, D), or None where nothing lies outside -> the gradients of k0 and v0 (heads, D)."""
+    """(programs, heads, 2, D), or None if nothing is outside -> the gradients of k0 and v0 (heads, D)."""
     given = (k0, v0)
     if parts is None:
         return [None if t is None else torch.zeros_like(t) for t in given]

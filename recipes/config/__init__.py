@@ -42,8 +42,8 @@ def compose(
 ) -> DictConfig:
     """The configuration that `python <name>.py <overrides>` gives, resolved and checked. Raises ConfigError.
 
-    typed     those that are new, where others were accepted before, when a run was begun; None = all
-    searched  folders that have configuration files beside ours, see `searched()`
+    typed     the new ones, where the others were accepted when a run was started; None = all
+    searched  folders with configuration files beside ours, see `searched()`
     """
     register()
     found = [f"hydra.searchpath={written([f'file://{folder}' for folder in searched])}"] if searched else []
@@ -78,15 +78,15 @@ def _sweeping() -> bool:
 
 
 Job = Callable[[DictConfig], float | None]
-SWEEP_ENDS: list[Callable[[], None]] = []  # called when a sweep is over, however it ended
+SWEEP_ENDS: list[Callable[[], None]] = []  # called at the end of a sweep, however it ended
 
 
 def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job], Callable[[], None]]:
-    """Decorator: call the function with the configuration of the command line, once, or once a run of a sweep (-m).
+    """Decorator: call the function with the configuration of the command line, once, or once per run of a sweep (-m).
 
     A wrong command line, wrong data, weights that cannot be loaded, and `errors` end the process with a message and
-    status 2; anything else with its traceback. In a sweep the message comes at once and the runs that are left go on.
-    What the function returns is the number that a sweeper optimises.
+    status 2; anything else with its traceback. In a sweep the message is printed at once and the remaining runs go on.
+    The function returns the number that a sweeper optimises.
     """
 
     def decorate(function: Job) -> Callable[[], None]:
@@ -107,7 +107,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             if name == "eval":
                 with reported(name, errors):
                     sys.argv[1:] = with_task_of_run(sys.argv[1:])
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` words them
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` rewords them
             with reported(name, errors):
                 try:
                     hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(job)()
@@ -122,7 +122,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
 
 @contextmanager
 def _noted(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Say which run of a sweep failed, when it fails: Hydra raises the error when the others are done."""
+    """Report which run of a sweep failed as it fails: Hydra only raises the error once the others are done."""
     try:
         yield
     except (*_mendable(), *errors) as error:
@@ -141,7 +141,7 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """End the process with a message and status 2 for an error that the user can mend."""
+    """End the process with a message and status 2 for an error that the user can fix."""
     from recipes import distributed
 
     try:

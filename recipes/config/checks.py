@@ -40,7 +40,7 @@ CHOICES = {
     "hardware.parallel": ("ddp", "fsdp"),
     "logger.mode": (None, "online", "offline", "disabled"),
 }
-# the kinds of keys whose default (often null) does not tell
+# the types of keys whose default (often null) does not show it
 TEXT = {
     "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
     "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks",
@@ -65,33 +65,33 @@ LISTS = {
 }  # fmt: skip
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
-CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys of classification alone, outside of its own group
+CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys for classification only, outside its own group
 NOTHING = {
-    "train": "model=auto finds a model from the weights that eval.py measures: name one to train, model=maxvit_t",
-    "eval": "nothing to measure: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
+    "train": "model=auto is for eval.py, which recognises the model of a file: to train, name one, model=maxvit_t",
+    "eval": "nothing to evaluate: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
 }
-FURTHER = ("model", "optim")  # groups that take keys beside those of our files: arguments of what is built
-PHASE = "paper.phase"  # the key of a recipe alone, in no base file
+FURTHER = ("model", "optim")  # groups that take keys beside those in our files: arguments of what is built
+PHASE = "paper.phase"  # a key that only a recipe has, in no base file
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
-    "text": "a text, with quotes where it looks like something else: {quoted}",
+    "text": "a string, in quotes if it looks like something else: {quoted}",
     "integer": "a whole number",
     "number": "a number",
     "switch": "true or false",
     "list": "a list, {key}=[a,b]",
     "size": "a whole number or [height,width]",
-    "texts": "a text or a list of texts, {key}=[a,b]",
+    "texts": "a string or a list of strings, {key}=[a,b]",
 }
 
 
 def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: bool = False) -> None:
-    """Resolve `cfg` in place; `overrides` are the texts that were typed for it.
+    """Resolve `cfg` in place and check it; `overrides` are the arguments that were typed for it.
 
-    begun  whether a run was begun with the rest, which goes on as it was accepted then
+    begun  whether a run was started with the rest, which was accepted then
 
-    Raises ConfigError for a value of the wrong kind, an unknown choice or model, a recipe that is not published, a key
-    that nothing reads, a number that makes no sense, and for what was typed and has no effect; not for what was written
-    with `++`, as every key of a `config=FILE` is.
+    Raises ConfigError for a value of the wrong type, an unknown choice or model, a recipe that is not published, a key
+    that nothing reads, a number out of range, and a typed key that has no effect, unless it was written with `++`, as
+    every key of a `config=FILE` is.
     """
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
@@ -110,7 +110,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
         _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
     model = cfg.model.name
     if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
-        raise ConfigError(f"model.name={model} is no model of this zoo or timm's{near(model, timm.list_models())}")
+        raise ConfigError(f"model.name={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
     for key, value in values.items():
         if key in typed or not begun:
             check_range(key, value)
@@ -120,24 +120,24 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
 
 
 def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: bool) -> None:
-    """That something reads every key, of a run that was begun every key that is added now.
+    """Check that something reads every key; of a run that was started before, every key that is added now.
 
-    Hydra looks for misspelt keys only where they are typed without a plus, not in files. A key of one's own may serve
-    others, as ${key}, and stand apart from our groups where it is typed.
+    Hydra only finds misspelt keys that are typed without a plus, not those in files. A key of your own may be used by
+    others as ${key}; it may be typed if it lies outside our groups.
     """
     known, found = {*keys(name), PHASE}, flat(cfg)
     ours = {key.partition(".")[0] for key in known}
     words = re.findall(r"[\w.]+", " ".join(text for text in map(str, found.values()) if "${" in text))
     served = {word.strip(".") for word in words} - ours
     added = {text.lstrip("+").partition("=")[0]: text for text in overrides if text.startswith("+")}
-    added = {key: text for key, text in added.items() if key in found or "={" in text}  # no option of a group
+    added = {key: text for key, text in added.items() if key in found or "={" in text}  # not an option of a group
     for key in (key for key in found if key not in known and not _is_argument(key) and not _serves(key, served)):
         text = next((added[one] for one in added if is_in(key, [one])), None)
         hint = near(key, known)
         if text is not None and (key.partition(".")[0] in ours or hint):
-            raise ConfigError(f"{text}: nothing reads {key}{hint}; what `--cfg job` prints is given without a plus")
+            raise ConfigError(f"{text}: nothing reads {key}{hint}; the keys that `--cfg job` prints take no plus")
         if text is None and not begun:
-            raise ConfigError(f"nothing reads {key}, which a file of yours has{hint}{_misplaced(key, ours)}")
+            raise ConfigError(f"nothing reads {key}, which one of your files sets{hint}{_misplaced(key, ours)}")
 
 
 def is_in(key: str, groups: Iterable[str]) -> bool:
@@ -155,25 +155,25 @@ def _serves(key: str, served: set[str]) -> bool:
 
 
 def _misplaced(key: str, groups: set[str]) -> str:
-    """What to do about a key that landed in the group of its file, and was meant for another."""
+    """Advice for a key that ended up in the group of its file but was meant for another."""
     group, _, rest = key.partition(".")
     if group != "recipe" and rest.partition(".")[0] not in groups:
         return ""
-    return f": a file in {group}/ that sets keys of other groups begins with the line `# @package _global_`"
+    return f": a file in {group}/ that sets keys of other groups must begin with the line `# @package _global_`"
 
 
 def _check_task(cfg: DictConfig) -> None:
-    """That nothing is asked of a task which it does not do, by a recipe or by hand."""
+    """Check that neither a recipe nor the command line sets keys that the task does not have."""
     asked = [f"task.{key}" for key in cfg.task if f"task.{key}" not in task_defaults(cfg.task.name)]
     if cfg.task.name != "classify":
         asked += [key for key in CLASSIFY if OmegaConf.select(cfg, key) is not None]
     if asked:
         raise ConfigError(
-            f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe of this task, not one of classification"
+            f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe for this task, not for classification"
         )
     teacher = cfg.get("teacher")
     if teacher is not None and teacher.kind is None and (teacher.name or teacher.checkpoint):
-        raise ConfigError("a teacher is named, but not what to learn of it: give teacher.kind=soft, hard or feature")
+        raise ConfigError("a teacher is named, but not what to learn from it: set teacher.kind=soft, hard or feature")
 
 
 def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
@@ -186,7 +186,7 @@ def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
 
 
 def _kind(key: str, default: object) -> str | None:
-    """What a key holds: by the tables above, else by its default."""
+    """The type of a key: from the tables above, else from its default."""
     tables = {
         "text": TEXT, "texts": TEXTS, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS,
         "size": SIZES,
@@ -233,7 +233,7 @@ def keys(name: str) -> list[str]:
 
 
 def groups() -> list[str]:
-    """The configuration groups, but for Hydra's own."""
+    """The configuration groups, without Hydra's own."""
     found = [entry.name for entry in files("recipes.conf").iterdir() if entry.is_dir() and entry.name[0].isalpha()]
     folders = [name for name in found if name != "hydra"]
     return ["model", *sorted(folders)]
@@ -264,7 +264,7 @@ def _option(group: str, option: str) -> DictConfig:
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}, nothing resolved."""
+    """{"a": {"b": 1}} as {"a.b": 1}, without resolving anything."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:

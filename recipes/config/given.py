@@ -1,5 +1,5 @@
-"""What stands for more on the command line: config=FILE, for every key of a configuration that was printed or that a
-run has kept; and eval.py's run=, for the keys of the run's task.
+"""Arguments that stand for several: config=FILE, for every key of a configuration that was printed or that a run has
+stored; and eval.py's run=, for the keys of the run's task.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from recipes.config.errors import ConfigError
 from recipes.config.quoting import quote, reads_as
 
 KEY = "config="
-EXPECTED = "give a run's config.yaml or what --cfg job printed"
+EXPECTED = "give a run's config.yaml, or the output of --cfg job"
 OWN = ("name", "out", "resume")  # of one run; the next has its own
 
 
 def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
-    """The arguments of `name`.py with `config=FILE` written out as overrides, before the others, which beat them.
+    """The arguments of `name`.py with `config=FILE` expanded to overrides, before the others, which take precedence.
 
-    Raises ConfigError for a file that is not there or holds no configuration, and for an option of a group beside it:
-    the file has a value for every key, so that a recipe would change nothing, and a model would be mixed with another.
+    Raises ConfigError for a file that is missing or holds no configuration, and for an option of a group beside it:
+    the file has a value for every key, so a recipe would change nothing, and a model would be mixed with another.
     """
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
     chosen = [text for text in others if _group(text) in checks.groups()]
     if found and chosen:
         raise ConfigError(
-            f"{KEY} gives every key already, those of {' and '.join(_group(text) for text in chosen)} too: leave out "
-            f"{' '.join(chosen)}, and give the keys that are to change; or leave out {KEY}"
+            f"{KEY} already sets every key, including those of {' and '.join(_group(text) for text in chosen)}: leave "
+            f"out {' '.join(chosen)} and give the single keys to change, or leave out {KEY}"
         )
     return [*found, *others]
 
@@ -38,7 +38,7 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
 def with_task_of_run(arguments: Sequence[str]) -> list[str]:
     """The arguments of eval.py with the task of the run that one of them names, unless a task is typed.
 
-    Else Hydra would know the keys of classification alone. Raises RunError where the folder holds no run.
+    Otherwise Hydra would only know the keys of classification. Raises RunError if the folder holds no run.
     """
     from recipes.settings import load_config
 
@@ -50,7 +50,7 @@ def with_task_of_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _group(text: str) -> str:
-    """What stands before the sign of equality."""
+    """What stands before the equals sign."""
     return text.partition("=")[0].lstrip("+")
 
 
@@ -58,16 +58,16 @@ def _overrides(file: str, name: str) -> list[str]:
     try:
         loaded = OmegaConf.load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{KEY}{file} is no configuration: {error}; {EXPECTED}") from error
+        raise ConfigError(f"{KEY}{file} is not a configuration: {error}; {EXPECTED}") from error
     cfg = loaded if isinstance(loaded, DictConfig) else OmegaConf.create()
     if name == "eval" and "train" in cfg:
-        raise ConfigError(f"{KEY}{file} is one of train.py: give what eval.py printed, or run=<folder> alone")
+        raise ConfigError(f"{KEY}{file} is for train.py: give the output of eval.py --cfg job, or only run=<folder>")
     if name == "eval" and cfg.get("run") is not None:
         return _beside_run(cfg)
     if "name" not in cfg.get("model", {}):
         raise ConfigError(
-            f"{KEY}{file} is no configuration: it has no model.name; {EXPECTED}. A file of some keys is a recipe, in "
-            "the folder recipe/ of what --config-dir= names"
+            f"{KEY}{file} is not a configuration: it has no model.name; {EXPECTED}. A file with only some keys is a "
+            "recipe: put it into the subfolder recipe/ of a folder and pass that as --config-dir="
         )
     group = cfg.model.name if cfg.model.name in checks.options("model") else "timm"
     task = OmegaConf.select(cfg, "task.name")  # a group has keys that another lacks
@@ -76,7 +76,7 @@ def _overrides(file: str, name: str) -> list[str]:
 
 
 def _beside_run(cfg: DictConfig) -> list[str]:
-    """What was typed beside eval.py's run=, by its print: what is not the default, for which the run's own stands."""
+    """What was typed beside eval.py's run=, from its printed output: all that is not the default (the run's own)."""
     from recipes.config import compose
 
     OmegaConf.resolve(cfg)

@@ -1,6 +1,6 @@
 """What --help prints: commands, models by family, then the options of every other group.
 
-The commands are those at the head of train.yaml and eval.yaml; what an option is, its file's first line says.
+The commands come from the head of train.yaml and eval.yaml; an option is described by the first line of its file.
 """
 
 from importlib.resources import files
@@ -12,14 +12,14 @@ from recipes.config.groups import register
 
 USAGE = {
     "train": "Train an image model.",
-    "eval": "Measure weights on a data set, beside what was published, or look at images.",
+    "eval": "Evaluate weights on a data set, beside the published figure, or predict on images.",
 }
 WORDS = {
     "train": {
-        "keys": "(optim.lr=3e-4 model.depths=[2,2,5,2]); it goes before what a recipe says",
+        "keys": "(optim.lr=3e-4 model.depths=[2,2,5,2]); it overrides the recipe",
         "several": "seed=0,1,2",
         "file": "model.checkpoint",
-        "kept": ", or a run's config.yaml",
+        "kept": ", or from a run's config.yaml",
     },
     "eval": {
         "keys": "(img_size=288 hardware.amp=bfloat16)",
@@ -30,13 +30,13 @@ WORDS = {
 }
 CLOSING = """
 Any key can be given as key=value {keys}.
-A further constructor argument of a model: +model.global_pool=max. Several runs: -m {several}.
-A file name with blanks, commas or brackets is quoted twice: '{file}="my file (1).pth"'.
+Further constructor arguments of a model: +model.global_pool=max. Several runs: -m {several}.
+File names with spaces, commas or brackets are quoted twice: '{file}="my file (1).pth"'.
 
     {command} --cfg job [--resolve]   prints every key with its value
-    {command} config=FILE             takes every key from what was printed{kept}
+    {command} config=FILE             takes every key from that output{kept}
     {command} --hydra-help            Hydra's own options"""
-COMPLETES = '\n    eval "$({command} -sc install=bash)"   completes what you type'
+COMPLETES = '\n    eval "$({command} -sc install=bash)"   turns on shell completion'
 
 
 def text(name: str) -> str:
@@ -48,9 +48,9 @@ def text(name: str) -> str:
     models = [option for option in checks.options("model") if option not in ("timm", "auto")]
     for family, names in groupby(models, key=lambda model: model.split("_")[0]):
         lines.append(f"  {family:14} {' '.join(names)}")
-    lines.append(f"  {'timm':14} any model of timm: model=timm model.name=resnet50")
+    lines.append(f"  {'timm':14} any timm model: model=timm model.name=resnet50")
     if name == "eval":
-        lines.append(f"  {'auto':14} found from the file that checkpoint= names (the default)")
+        lines.append(f"  {'auto':14} recognised from the file that checkpoint= names (the default)")
     for group in _used(name):
         lines += ["", f"{group}="]
         lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]
@@ -60,7 +60,7 @@ def text(name: str) -> str:
 
 
 def _commands(name: str, command: str) -> list[str]:
-    """Those at the head of the configuration, as they are typed here."""
+    """The commands at the head of the configuration, as they are typed here."""
     given = f"# python {name}.py"
     lines = (files("recipes.conf") / f"{name}.yaml").read_text().splitlines()
     return [f"    {command}{line.removeprefix(given)}" for line in lines if line.startswith(given)]

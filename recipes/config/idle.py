@@ -1,4 +1,4 @@
-"""Keys that the rest of a configuration leaves without effect: whoever types one expects another thing to happen."""
+"""Keys that have no effect, given the rest of the configuration: whoever types one expects something else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from recipes.config.errors import ConfigError
 _PARQUET = ("arrow", "parquet", "imagenet", "arrow_masks")
 _MASKS = ("masks", "arrow_masks")
 
-# the sources that read a key of `data`; what is not here, all do
+# the sources that read a key of `data`; keys that are not listed are read by all
 READ = {
-    "hub": (*_PARQUET, "tar"),  # which says that it reads no hub
+    "hub": (*_PARQUET, "tar"),  # tar reads no hub, and says so itself
     "root": (*_PARQUET, "tar", "folder", "masks", "coco"),
     "image_key": _PARQUET, "label_key": ("arrow", "parquet", "imagenet", "tar"),
     "train_split": (*_PARQUET, "tar", "folder"), "val_split": (*_PARQUET, "tar", "folder"),
@@ -28,12 +28,12 @@ READ = {
     "class_names": _MASKS, "reduce_zero_label": _MASKS, "label_ids": _MASKS, "left_out": (*_MASKS, "scenes"),
     "train_json": ("coco",), "val_json": ("coco",),
 }  # fmt: skip
-SOURCES = {source for sources in READ.values() for source in sources}  # of one that was added nothing is known here
-WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image becomes one of the model's size, to be classified
-SIDES = ("short_side", "long_side", "side_multiple", "antialias")  # how one with labels in it is resized
-OPTIMIZER = ("betas", "eps", "momentum")  # what timm leaves away in silence where an optimiser has it not
+SOURCES = {source for sources in READ.values() for source in sources}  # nothing is known here of others
+WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image to be classified gets the model's size
+SIDES = ("short_side", "long_side", "side_multiple", "antialias")  # how an image with dense labels is resized
+OPTIMIZER = ("betas", "eps", "momentum")  # what timm silently drops for optimisers without it
 TEACHER = ("pretrained", "img_size", "weight", "temperature")
-DENSE = ("segment", "detect")  # tasks whose images are changed as `task` and `data` say, not as `augment` does
+DENSE = ("segment", "detect")  # tasks whose images are augmented by `task` and `data`, not by `augment`
 # keys that have an effect with one value of another key
 WITH = {
     "train.epochs": {"train.steps": None}, "train.eval_every": {"train.eval_steps": None},
@@ -53,13 +53,13 @@ WITHOUT = {
     "task.auxiliary": {"task.head": "semantic_fpn"}, "task.left_out_weight": {"data.left_out": []},
     "data.cache_gb": {"data.cache": None},
 }  # fmt: skip
-OFF = {"task.auxiliary": False}  # the value that asks for nothing, where the default asks for something
+OFF = {"task.auxiliary": False}  # the value that switches a key off, where it is on by default
 
 
 def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Raise ConfigError for a key of `typed`, each with its value, that is not its default and that nothing reads.
+    """Raise ConfigError for a key of `typed` (keys with values) that differs from its default and that nothing reads.
 
-    Not where a run has a configuration of its own, with which the command is met later.
+    Skipped where a run brings its own configuration, against which the command is checked later.
     """
     if cfg.get("run") is not None or cfg.get("resume") is not None:
         return
@@ -74,26 +74,26 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
     """What a key needs to have an effect; None where it has one."""
     group, _, rest = key.partition(".")
     if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):
-        return f"data.source={' or '.join(READ[rest])}, and data={cfg.data.name} has {cfg.data.source}"
+        return f"data.source={' or '.join(READ[rest])}, but data={cfg.data.name} has {cfg.data.source}"
     if group == "data" and rest in WHOLE and cfg.task.name != "classify":
-        return "task=classify; else images are resized as data.short_side and data.long_side say, and bilinearly"
+        return "task=classify; in other tasks images are resized to data.short_side and data.long_side, bilinearly"
     if group == "data" and rest in SIDES and cfg.task.name == "classify":
-        return "labels in the image, task=segment or detect; the size of what is classified is data.img_size"
+        return "dense labels, task=segment or detect; the size of images to classify is data.img_size"
     if key == "img_size" and not is_size_of_images(cfg):
         return resized_by(cfg)
     if group == "teacher" and rest in TEACHER and cfg.teacher.kind is None:
         return "teacher.kind=soft, hard or feature"
     if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
-        return f"an optimiser that has {rest}, and optim.opt={cfg.optim.opt} has none"
+        return f"an optimiser with {rest}, and optim.opt={cfg.optim.opt} has none"
     if group == "augment" and rest != "repeats" and cfg.task.name in DENSE:
-        said = "mirrored by data.hflip" if rest == "hflip" else "changed as keys of task and data.hflip say"
-        return f"task=classify; images with labels in them are {said}"
+        said = "flipped by data.hflip" if rest == "hflip" else "augmented by the keys of task and by data.hflip"
+        return f"task=classify; images with dense labels are {said}"
     if key == "augment.label_smoothing":
         return _needed_to_smooth(cfg)
     if key == "model.weights" and "train" in cfg and cfg.model.checkpoint is None and cfg.model.backbone is None:
-        return "model.checkpoint= or model.backbone=, of which it says the weights"
+        return "model.checkpoint= or model.backbone=, whose weights it chooses"
     if key == "augment.mix_prob" and not (cfg.augment.mixup or cfg.augment.cutmix):
-        return "augment.mixup or augment.cutmix, and both are 0"
+        return "augment.mixup or augment.cutmix, but both are 0"
     if key == "data.left_out" and cfg.task.name == "detect":
         return "task=segment, which leaves these classes out of its means"
     return _other_value(cfg, key)
@@ -103,10 +103,10 @@ def _other_value(cfg: DictConfig, key: str) -> str | None:
     """The value of another key that a key needs, by the tables above."""
     for other, value in WITH.get(key, {}).items():
         if (found := OmegaConf.select(cfg, other)) != value:
-            return f"{other}={_written(value)}, and it is {_written(found)}"
+            return f"{other}={_written(value)}, but it is {_written(found)}"
     for other, value in WITHOUT.get(key, {}).items():
         if OmegaConf.select(cfg, other) == value:
-            return f"another {other} than {_written(value)}"
+            return f"a value of {other} other than {_written(value)}"
     return None
 
 
@@ -117,32 +117,32 @@ def _written(value: Any) -> str:
 
 def _needed_to_smooth(cfg: DictConfig) -> str | None:
     threshold = cfg.task.get("target_threshold")
-    said = f"task.target_threshold=null: above {threshold} a share counts in full, else not at all"
+    said = f"task.target_threshold=null: targets above {threshold} count as 1, all others as 0"
     return None if threshold is None else said
 
 
 def check_smoothing(cfg: DictConfig, classes: int) -> None:
-    """Raise ConfigError where smoothing, which nobody need have typed, lifts every class above the threshold."""
+    """Raise ConfigError if label smoothing, which may come from a recipe, lifts every class above the threshold."""
     threshold, smoothing = cfg.task.target_threshold, cfg.augment.label_smoothing
     if threshold is not None and threshold < smoothing / classes:
         raise ConfigError(
             f"task.target_threshold={threshold} with augment.label_smoothing={smoothing}: all {classes} classes of "
-            "every image would count in full. Give augment.label_smoothing=0"
+            "every image would count in full. Set augment.label_smoothing=0"
         )
 
 
 def is_size_of_images(cfg: DictConfig) -> bool:
-    """Whether `data.img_size` is that of what an evaluation shows the model: the whole image, or windows of it."""
+    """Whether `data.img_size` is the size of what the model sees in an evaluation: the whole image, or windows."""
     return cfg.task.name == "classify" or cfg.data.source == "scenes" or cfg.task.get("inference") == "slide"
 
 
 def resized_by(cfg: DictConfig) -> str:
-    """What gives images another size where `img_size=` does not."""
-    slide = " (of windows: task.inference=slide)" if cfg.task.name == "segment" else ""
-    return f"data=scenes; data.short_side= and data.long_side= resize the images of data={cfg.data.name}{slide}"
+    """What `img_size=` needs to have an effect, and what resizes the images instead."""
+    slide = " or, for the size of windows, task.inference=slide" if cfg.task.name == "segment" else ""
+    return f"data=scenes{slide}; data.short_side= and data.long_side= resize the images of data={cfg.data.name}"
 
 
 def _takes(opt: str, option: str) -> bool:
-    """Whether timm hands such an option to an optimiser; what is none of timm's is named elsewhere."""
+    """Whether timm passes this option to an optimiser; an unknown optimiser is reported elsewhere."""
     name = opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
     return name not in list_optimizers() or getattr(get_optimizer_info(name), f"has_{option}")

@@ -1,4 +1,4 @@
-"""Hydra's errors in words that say what to type."""
+"""Hydra's errors, reworded to say what to type."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options, name)
     if isinstance(error, yaml.YAMLError):
-        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
+        return f"a configuration file is not valid YAML: {' '.join(str(error).split())}"
     refused = re.match(r"Could not (?:override|find a match in the config for) '([^']+)'", str(error))
     if refused:
         return _unknown_key(refused[1], name)
@@ -30,8 +30,8 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
     if "Ambiguous value" in str(error) and several:
         key, value = several.split("=", 1)
         return (
-            f"{several}: several values, but this is one run. As one text: {shlex.quote(quote(key, value))}; "
-            f"as a list: {shlex.quote(f'{key}=[{value}]')}; as a run each: add -m"
+            f"{several} has several values, but this is a single run. For one string: "
+            f"{shlex.quote(quote(key, value))}; for a list: {shlex.quote(f'{key}=[{value}]')}; for one run each: add -m"
         )
     cause = error.__cause__
     return f"{error}" + (f"\n{cause}" if cause is not None else "")
@@ -47,15 +47,16 @@ def _is_sweep(override: str) -> bool:
 def _unreadable(override: str) -> str:
     key, equals, value = override.partition("=")
     if equals:
-        return f"Hydra cannot read {override}. With quotes it can: {shlex.quote(quote(key, value))}"
+        return f"Hydra cannot parse {override}. With quotes it can: {shlex.quote(quote(key, value))}"
     models = checks.options("model")
-    return f"{override} is no key=value: type for example model={key if key in models else models[0]} optim.lr=0.001"
+    model = key if key in models else models[0]
+    return f"{override} is not of the form key=value: type, for example, model={model} optim.lr=0.001"
 
 
 def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
     group, _, given = missing.rpartition("/")
     if group == "model" and timm.is_model(given):
-        return f"{given} is a model of timm: type model=timm model.name={given}"
+        return f"{given} is a timm model: type model=timm model.name={given}"
     many = f"one of the {len(options)} that `{command(name)} --help` lists"
     there = many if len(options) > 12 else ", ".join(options)
     return f"unknown {group} {given!r}{near(given, options)}: expected {there}"
@@ -63,16 +64,16 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
 
 def _unknown_key(key: str, name: str) -> str:
     if key in checks.keys(name):
-        return f"unknown key {key!r} here: it is one of {_owners(key)}; `{command(name)} --cfg job` prints every key"
+        return f"unknown key {key!r} here: it belongs to {_owners(key)}; `{command(name)} --cfg job` prints every key"
     keys = [known for known in checks.keys(name) if ("." in known) == ("." in key)]
     same = [known for known in checks.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = near(key, keys) if not same else f" (did you mean {' or '.join(same)}?)"
-    advice = f"; a further constructor argument of the model is given as +{key}=" if key.startswith("model.") else ""
+    advice = f"; pass a further constructor argument of the model as +{key}=" if key.startswith("model.") else ""
     return f"unknown key {key!r}{hint}{advice}; `{command(name)} --cfg job` prints every key"
 
 
 def _owners(key: str, most: int = 4) -> str:
-    """The options, none of them chosen, that a key belongs to."""
+    """The options that a key belongs to; none of them is chosen."""
     group, found = key.split(".")[0], checks.having(key)
     said = " or ".join(f"{group}={option}" for option in found[:most])
     return said + (f" or {len(found) - most} more" if len(found) > most else "")

@@ -1,4 +1,4 @@
-"""Which values make sense for the keys that hold numbers: what is typed or in a file is held to it at the start."""
+"""Valid ranges of the keys that hold numbers; values that are typed or come from files are checked at the start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 
 from recipes.config.errors import ConfigError
 
-# as mathematicians write intervals: [ and ] with, ( and ) without the end; of every item of a list
+# interval notation: [ and ] include the end, ( and ) exclude it; for lists it applies to every item
 RANGES = {
     "seed": "[0, inf)",
     "img_size": "[1, inf)",
@@ -39,11 +39,11 @@ RANGES = {
     "hardware.threads": "[1, inf)", "hardware.timeout": "(0, inf)",
 }  # fmt: skip
 LENGTHS = {"data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3)}
-RISING = ("augment.scale", "augment.ratio")  # from the least to the most
+RISING = ("augment.scale", "augment.ratio")  # the smaller number comes first
 
 
 def check_range(key: str, value: Any) -> None:
-    """Raise ConfigError for a number that makes no sense, and for an augmentation that timm cannot read."""
+    """Raise ConfigError for a number out of range, and for an augmentation policy that timm cannot parse."""
     if key == "augment.auto_augment":
         _check_policy(value)
     elif key in RANGES and value is not None:
@@ -58,7 +58,7 @@ def _wrong(key: str, items: list[Any]) -> str | None:
         return f"{' or '.join(map(str, LENGTHS[key]))} numbers, {key}=[a,b,...]"
     if not all(isinstance(item, int | float) and _holds(RANGES[key], item) for item in items):
         return f"numbers in {RANGES[key]}" if len(items) > 1 else f"a number in {RANGES[key]}"
-    return "the least before the most" if key in RISING and items[0] > items[1] else None
+    return "the smaller number first" if key in RISING and items[0] > items[1] else None
 
 
 def _holds(interval: str, number: float) -> bool:
@@ -76,6 +76,6 @@ def _check_policy(policy: str | None) -> None:
         make(policy, {"translate_const": 100, "img_mean": (124, 116, 104)})
     except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(
-            f"augment.auto_augment={policy} is nothing that timm reads ({error or type(error).__name__}): expected "
-            "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, 3a and their like, or ta_wide"
+            f"augment.auto_augment={policy} is not a policy that timm reads ({error or type(error).__name__}): "
+            "expected one such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original or 3a, or ta_wide"
         ) from error

@@ -1,10 +1,10 @@
-"""Images and labels: what a model learns from and is measured on.
+"""Images and labels for training and evaluation.
 
     data = build(cfg)                            # cfg: the whole configuration, see recipes/conf
     for images, labels in batches(data.train, batch_size=64, seed=0, epoch=0, train=True): ...
 
-Sample `index` of epoch `epoch` is a function of (seed, epoch, index): the number of workers, a restart, what was read
-before change nothing. Nothing here touches the network unless a data set of the hub is asked for by name.
+Sample `index` of epoch `epoch` is a function of (seed, epoch, index): neither the number of workers nor a restart nor
+what was read before changes it. Nothing here uses the network unless a data set of the hub is asked for by name.
 """
 
 from recipes.data.build import Data, build

@@ -1,4 +1,4 @@
-"""How fast the data comes, without a model, beside timm's: python -m recipes.data data=imagefolder data.root=..."""
+"""Loader throughput without a model, beside timm's: python -m recipes.data data=imagefolder data.root=..."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print images per second of the configured training and validation sets, medians of alternating turns."""
+    """Print images per second for the configured training and validation sets, as medians over alternating turns."""
     args = parse(sys.argv[1:])
     with reported("train"):
         cfg = compose(args.overrides)

@@ -1,4 +1,4 @@
-"""Data sets that come as Arrow or parquet: from the Hugging Face hub, or from local files of the same columns."""
+"""Data sets in Arrow or parquet: from the Hugging Face hub, or from local files with the same columns."""
 
 import io
 import itertools
@@ -41,7 +41,7 @@ class Arrow(Encoded):
 
     @cached_property
     def paths(self) -> list[str | None]:
-        """What the files of the images were called; nothing else is read for it."""
+        """The original names of the image files; nothing else is read for this."""
         import pyarrow.compute as pc
 
         return pc.struct_field(self.table.data.column(self.image_key), "path").to_pylist()
@@ -51,16 +51,16 @@ class Arrow(Encoded):
 
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
-    """Rows of each split ("train", "val"), and class names, of what the `data` group describes.
+    """Rows of each split ("train", "val"), and class names, as described by the `data` group.
 
     cfg.hub is a name on the hub; with cfg.root only the parquet files under that folder are read, or what `datasets`
-    saved there, no network.
-    Raises DataError if there is neither network nor copy, and for a split or column that is not there.
+    saved there, without the network.
+    Raises DataError if there is neither a network nor a local copy, and for a missing split or column.
     """
     chosen = [cfg[f"{split}_split"] for split in splits]
     tables = [table_of(cfg, name) for name in chosen]
     found = [_rows(*table, cfg, name) for table, name in zip(tables, chosen, strict=True)]
-    if cfg.root:  # on the hub a data set has one list of names
+    if cfg.root:  # a data set on the hub has a single list of names
         check_agreed(
             itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
         )
@@ -68,7 +68,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
 
 
 def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:
-    """Files of a split and the names of the classes that each declares: `datasets` takes those of the first for all."""
+    """Files of a split and the class names that each declares: `datasets` uses those of the first for all."""
     from pyarrow.parquet import read_schema
 
     if saved := _saved(cfg, split):
@@ -78,7 +78,7 @@ def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | No
 
 
 def declared(schema: Any, key: str) -> list[str] | None:
-    """Names of the classes in a column, where the schema of its file says them."""
+    """The class names of a column, if the schema of its file has them."""
     import datasets
 
     names = getattr(datasets.Features.from_arrow_schema(schema)[key], "names", None)
@@ -86,9 +86,9 @@ def declared(schema: Any, key: str) -> list[str] | None:
 
 
 def check_agreed(declarations: Iterable[tuple[str, list[str] | None]]) -> None:
-    """Raise DataError where two files call the class of one number by different names.
+    """Raise DataError if two files have different names for the same class number.
 
-    A file numbers its own classes: one that was made apart from the others, or lacks a class, does it otherwise.
+    Each file numbers its own classes: one that was made separately, or lacks a class, may do so differently.
     """
     known: dict[int, tuple[str, str]] = {}
     for where, names in declarations:
@@ -96,15 +96,15 @@ def check_agreed(declarations: Iterable[tuple[str, list[str] | None]]) -> None:
             before, there = known.setdefault(number, (name, where))
             if name != before:
                 raise DataError(
-                    f"class {number} is {before!r} in {there} and {name!r} in {where}: number and name the classes "
-                    "alike, with align_labels_with_mapping of `datasets`"
+                    f"class {number} is {before!r} in {there} and {name!r} in {where}: give the classes the same "
+                    "numbers and names in all files, with align_labels_with_mapping of `datasets`"
                 )
 
 
 def table_of(cfg, split: str) -> tuple[Any, Any]:
-    """The package `datasets` and its table of a split, of the folder cfg.root or of the hub.
+    """The package `datasets` and its table of a split, from the folder cfg.root or from the hub.
 
-    Raises DataError where either is not there.
+    Raises DataError if either is missing.
     """
     try:
         import datasets
@@ -117,8 +117,8 @@ def check_column(table, cfg, option: str, split: str) -> None:
     """Raise DataError unless the table has the column that cfg[option] names."""
     if cfg[option] not in table.column_names:
         raise DataError(
-            f"{cfg.name}, split {split!r}, has no column {cfg[option]!r} but {', '.join(table.column_names)}: "
-            f"give data.{option}="
+            f"{cfg.name}, split {split!r}, has no column {cfg[option]!r}, only {', '.join(table.column_names)}: "
+            f"set data.{option}="
         )
 
 
@@ -129,11 +129,11 @@ def _from_hub(datasets, cfg, split: str):
         if "split" not in str(error).lower():
             raise
         raise DataError(f"{cfg.hub} has no split {split!r}: {error}") from error
-    # no network, no such name, no permission: as many types as libraries under it
+    # no network, no such name, no permission: every library below it has its own types
     except Exception as error:
         raise DataError(
             f"cannot get {cfg.hub} from the Hugging Face hub: {type(error).__name__}: {first_line(error)}. "
-            f"Without network give data.root= a folder that holds its parquet files (columns {cfg.image_key}, "
+            f"Without a network, set data.root= to a folder with its parquet files (columns {cfg.image_key}, "
             f"{cfg.label_key}; files named after the splits {cfg.train_split}, {cfg.val_split}), "
             "or use data=digits, which needs no download"
         ) from error
@@ -146,14 +146,14 @@ def _local(datasets, cfg, split: str):
         if saved:
             return datasets.load_from_disk(str(saved))
         return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
-    # Arrow and datasets raise types of their own for a broken file
+    # Arrow and datasets raise their own types for a broken file
     except Exception as error:
         kind = "saved" if saved else "parquet"
         raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {first_line(error)}") from error
 
 
 def _saved(cfg, split: str) -> Path | None:
-    """The folder that `datasets` made of a split by save_to_disk, if that is what lies under cfg.root."""
+    """The folder that `datasets` wrote for a split with save_to_disk, if there is one under cfg.root."""
     folder = Path(cfg.root).expanduser() / split
     return folder if (folder / "state.json").is_file() else None
 
@@ -171,22 +171,22 @@ def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
 
 
 def numbers(column: Any, where: str, key: str) -> np.ndarray:
-    """Labels, (N,) int64. Raises DataError for a column of anything but whole numbers, one a row."""
+    """Labels, (N,) int64. Raises DataError for a column of anything but whole numbers, one per row."""
     row, cell = next(((row, cell) for row, cell in enumerate(column) if cell is not None), (0, 0))
     if np.ndim(cell):
         raise DataError(
             f"{where}: the column {key!r} holds several labels, {np.asarray(cell).tolist()} at row {row}: expected one "
-            "an image, the number of a class; give data.label_key= another column"
+            "per image, the number of a class; set data.label_key= to another column"
         )
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())
     if len(found) and not whole:
         row, value = next((row, value) for row, value in enumerate(found.tolist()) if not _is_whole(value))
         value = value.item() if isinstance(value, np.generic) else value
-        value = None if value != value else value  # a column of numbers may lack some: NaN stands there
+        value = None if value != value else value  # missing values in a column of numbers are NaN
         raise DataError(
-            f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: give "
-            "data.label_key= another column, or number the classes, with class_encode_column of `datasets`"
+            f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: set "
+            "data.label_key= to another column, or number the classes with class_encode_column of `datasets`"
         )
     return found.astype(np.int64)
 

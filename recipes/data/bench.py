@@ -1,6 +1,6 @@
-"""The table of the loader: python -m recipes.data.bench --out benchmarks
+"""Measures the data loader: python -m recipes.data.bench --out benchmarks
 
-Photographs of scikit-learn, cut and scaled to usual sizes, as a folder, as archives and as parquet files.
+The images are scikit-learn's photographs, cropped and scaled to usual sizes, in a folder, archives and parquet files.
 """
 
 import argparse
@@ -27,10 +27,10 @@ SHARDS = 8
 PLAIN = ["augment.re_prob=0", "augment.auto_augment=null", "augment.color_jitter=0"]
 POLICY = "augment.auto_augment=rand-m9-mstd0.5-inc1"
 ABOUT = (
-    "Images per second that come out of the loader, on the CPU, as normalised float32 batches. The images are parts of "
-    "scikit-learn's two photographs, JPEG at quality 90; files are in memory (page cache). `timm` is its create_loader "
-    "over the same files, as it is by default, with a prefetcher that normalises whole batches, and without; archives "
-    "and parquet are not measured with it. ours / timm is against the faster one."
+    "Images per second from the loader, on the CPU, as normalised float32 batches. The images are crops of "
+    "scikit-learn's two photographs, JPEG at quality 90; files are in the page cache. `timm` is its create_loader on "
+    "the same files, with its default prefetcher, which normalises whole batches, and without it; archives and parquet "
+    "are not measured with timm. ours / timm is relative to the faster of the two."
 )
 CASES = {  # name -> (data set, size of the images, split, overrides)
     "500x375 at 224": ("imagefolder", "500x375", "train", []),
@@ -47,7 +47,7 @@ CASES = {  # name -> (data set, size of the images, split, overrides)
 
 
 def photographs(size: tuple[int, int], count: int) -> list[bytes]:
-    """JPEGs of drawn parts of scikit-learn's two photographs, scaled to `size` (width, height)."""
+    """JPEGs of random crops of scikit-learn's two photographs, scaled to `size` (width, height)."""
     from sklearn.datasets import load_sample_images
 
     rng, found = np.random.default_rng(0), []
@@ -63,7 +63,7 @@ def photographs(size: tuple[int, int], count: int) -> list[bytes]:
 
 
 def write(root: Path, kind: str, files: list[bytes]) -> str:
-    """The photographs in two classes as a folder, or in eight shards; half as many to measure on."""
+    """Writes the photographs, in two classes, as a folder or as eight shards; the validation split has half as many."""
     for split, part in (("train", files), ("val" if kind == "imagefolder" else "validation", files[: len(files) // 2])):
         {"imagefolder": _folder, "webdataset": _tars, "parquet_stream": _parquets}[kind](root / kind, split, part)
     return str(root / kind)
@@ -100,20 +100,20 @@ def _parquets(root: Path, split: str, files: list[bytes]) -> None:
 
 
 def rates(case: str, root: Path, args: argparse.Namespace) -> Rates:
-    """What one case measured."""
+    """The measured rates of one case."""
     kind, size, split, overrides = CASES[case]
     given = [
         f"data={kind}",
         f"data.root={root / size / kind}",
         f"data.workers={args.workers}",
-        f"++data.cache_dir={root}",  # also where a case keeps no images
+        f"++data.cache_dir={root}",  # also for cases without a cache
     ]
     cfg = compose([*given, "data.img_size=224", *PLAIN, "data.batch_size=32", "data.eval_batch_size=32", *overrides])
     return measure(cfg, build(cfg), split, seconds=args.seconds, turns=args.turns)
 
 
 def table(found: dict[str, Rates]) -> str:
-    """A row a case: images per second, and ours through the faster of timm's two."""
+    """A row per case: images per second, and ours divided by the faster of timm's two."""
     names = ("ours", "timm", "timm, no prefetcher")
     lines = ["| case | images | " + " | ".join(names) + " | ours / timm |", "|---|---|---|---|---|---|"]
     for case, row in found.items():
@@ -124,28 +124,28 @@ def table(found: dict[str, Rates]) -> str:
 
 
 def report(found: dict[str, Rates], args: argparse.Namespace) -> str:
-    """The table and how it came about."""
+    """The table, and how it was measured."""
     packages = ("torch", "torchvision", "timm", "pillow", "numpy", "pyarrow")
     facts = {
         "date": datetime.date.today().isoformat(),
         "device": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
         "versions": f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages),
-        "settings": f"{args.workers} workers, batches of 32, random crop and mirror, medians of {args.turns} turns of "
-        f"about {args.seconds:g} s, alternating, the same images in each",
+        "settings": f"{args.workers} workers, batches of 32, random crop and horizontal flip, medians of {args.turns} "
+        f"alternating turns of about {args.seconds:g} s, with the same images in each",
         "command": " ".join(["python -m recipes.data.bench", *sys.argv[1:]]),
     }
     return f"# The loader\n\n{ABOUT}\n\n" + "\n".join(f"- {k}: {v}" for k, v in facts.items()) + f"\n\n{table(found)}\n"
 
 
 def main() -> None:
-    """Measure every case, print the table, and write it where --out says."""
+    """Measures every case, prints the table, and writes it to --out."""
     parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of images, for a quick look")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers of images, for a quick look")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--out", type=Path, help="a folder for data_cpu.md")
+    parser.add_argument("--out", type=Path, help="folder for data_cpu.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder

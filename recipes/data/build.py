@@ -35,12 +35,12 @@ WORDS = {"train": "training", "val": "validation"}
 
 @dataclass(frozen=True)
 class Data:
-    """What one experiment learns from and is measured on; `mean`, `std`, `img_size` are what training images have.
+    """The training and validation data of an experiment; `mean`, `std`, `img_size` are those of training images.
 
-    train        None in an evaluation; `val` too, where a run is asked what is in an image
-    num_classes  the model's; `class_names` are those of the labels, fewer where there is a subset
-    subset       the model's classes that the labels number; None for all
-    truths       (N, most) all labels of each validation image, padded with -1, where one does not say it all (ReaL); a
+    train        None in an evaluation; so is `val` when a run only predicts on images
+    num_classes  the model's; `class_names` are those of the labels, fewer if there is a subset
+    subset       the model's classes that the labels index; None for all
+    truths       (N, most) all labels of each validation image, padded with -1, if images may have several (ReaL); a
                  validation label is then the number of the image
     left_out     classes that do not count in means over classes
     """
@@ -59,7 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images reach the model."""
+    """How images are preprocessed for the model."""
 
     size: Size
     mean: tuple[float, ...]
@@ -73,7 +73,7 @@ def build(cfg: DictConfig) -> Data:
     """The data of a composed configuration: reads cfg.data, cfg.augment, cfg.model, cfg.seed.
 
     Without an `augment` group, as in an evaluation, the training set is neither needed nor looked for.
-    Raises DataError if the data cannot be used as asked.
+    Raises DataError if the data cannot be used as requested.
     """
     prep, learned = preprocessing(cfg), preprocessing(cfg, train=True)
     splits = SPLITS if "augment" in cfg else SPLITS[1:]
@@ -111,17 +111,17 @@ def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) 
         name=f"the {WORDS[split]} set of {cfg.data.name}",
         seed=cfg.seed,
         replace=cfg.data.on_bad_image == "replace",
-        late=learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None,  # a kept image is a whole one
+        late=learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None,  # the cache holds whole images
         cache=cache_of(cfg.data, records, split),
     )
 
 
 def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
-    """What labels of ImageNet's kin mean: `truths` and `subset` of Data."""
+    """The meaning of labels of ImageNet's variants: `truths` and `subset` of Data."""
     if data.source != "imagenet" or not (data.real or data.subset):
         return None, None
     if "train" in splits:
-        raise DataError(f"data={data.name} is for measuring: train on data=imagenet and give it to eval.py")
+        raise DataError(f"data={data.name} is for evaluation only: train on data=imagenet and give it to eval.py")
     truths = imagenet.truths(val) if data.real else None
     if truths is not None:
         val.labels = np.arange(len(truths))
@@ -129,9 +129,9 @@ def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.
 
 
 def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
-    """cfg.data's values; what is null there is the model's released preprocessing, else ImageNet's.
+    """cfg.data's values; null values come from the model's released preprocessing, else they are ImageNet's.
 
-    train  of training images, whose size `data.eval_img_size` does not change
+    train  for training images, whose size `data.eval_img_size` does not change
     """
     known: Mapping[str, Any] = _released(cfg.model.name)
     default = {
@@ -143,7 +143,7 @@ def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
     }
     values = {key: value if cfg.data[key] is None else cfg.data[key] for key, value in default.items()}
     values |= {key: tuple(values[key]) for key in ("mean", "std")}
-    size = None if train else cfg.data.get("eval_img_size")  # not in runs of the first version
+    size = None if train else cfg.data.get("eval_img_size")  # older runs lack it
     size = size or cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
     return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
 
@@ -154,7 +154,7 @@ def decoding(cfg: DictConfig) -> Decoding:
 
 
 def _released(name: str) -> Mapping[str, Any]:
-    if ":" in name:  # an address, hf-hub:user/name or local-dir:folder: its config.json says it
+    if ":" in name:  # an address, hf-hub:user/name or local-dir:folder: read its config.json
         return _addressed(name)
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return cfg.to_dict() if cfg is not None else {}
@@ -169,8 +169,8 @@ def _addressed(name: str) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError) as error:  # no network, no such folder, no configuration
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
-            f"{name} does not say how it wants its images: {said}; without its config.json give model.name= a name "
-            "that timm knows, and model.checkpoint=<file>"
+            f"the preprocessing of {name} is unknown: {said}; without its config.json, set model.name= to a name that "
+            "timm knows, and model.checkpoint=<file>"
         ) from error
 
 
@@ -188,18 +188,18 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
     if data.source in readers:
         return readers[data.source].load(data, splits)
     raise DataError(
-        f"data.source={data.source} has no label of a whole image: expected digits, {', '.join(readers)}; "
-        "or give task=segment or task=detect"
+        f"data.source={data.source} has no image labels: expected digits, {', '.join(readers)}; "
+        "or set task=segment or task=detect"
     )
 
 
 def cache_of(data: DictConfig, records: Any, split: str) -> Cache | None:
-    """Where cfg.data lets the decoded images of a split be kept, if anywhere."""
+    """The cache for the decoded images of a split, if cfg.data asks for one."""
     if data.cache is None:
         return None
     if not isinstance(records, Encoded):
         raise DataError(
-            f"data.cache={data.cache} keeps decoded image files, and data={data.name} has none: leave it out"
+            f"data.cache={data.cache} is for decoded image files, and data={data.name} has none: leave it out"
         )
     root = Path(data.root).expanduser().resolve() if data.root else data.hub
     path = cache_path(data.cache_dir, data.source, root, split, records.decoding) if data.cache == "disk" else None

@@ -1,10 +1,10 @@
-"""Decoded images, kept in memory or on a disk, so that each is decoded once.
+"""A cache of decoded images in memory or on disk, so that each is decoded once.
 
-One file holds a split: a table with a row an image, then pixels, 8-bit RGB in full size, one image after the other in
-the order they were first read. In memory it is a file without a name that all workers of a process share; on a disk it
-is found again by the next run and shared by all runs and ranks of the machine. An image that changed (path, size or
-time, see `Encoded.stamp`) is decoded and kept anew. What does not fit under the limit or on the disk is decoded every
-time. A row is written after its pixels and holds their checksum: whoever is killed meanwhile leaves no half image.
+One file holds a split: a table with a row per image, then the pixels, 8-bit RGB at full size, one image after the other
+in the order they were first read. In memory it is an anonymous file shared by all workers of a process; on disk it is
+reused by later runs and shared by all runs and ranks of the machine. An image that has changed (path, size or time, see
+`Encoded.stamp`) is decoded and stored anew. Images that exceed the limit or do not fit on the disk are decoded every
+time. A row is written after its pixels and holds their checksum, so that a kill leaves no partial image.
 """
 
 import errno
@@ -26,13 +26,13 @@ from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import sidecar
 
-HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the pixels that are there
+HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the stored pixels
 ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, 1 once it is filled
 MAGIC = b"RGBPIX01"
 
 
 class Cache:
-    """At most `limit` bytes of decoded images of `count` records; `path` None is memory, gone with the process.
+    """At most `limit` bytes of decoded images of `count` records; `path` None is memory, freed with the process.
 
     Raises DataError if the file cannot be made.
     """
@@ -43,11 +43,11 @@ class Cache:
             self.fd = self._anonymous() if path is None else self._open(path)
         except OSError as error:
             raise DataError(
-                f"data.cache cannot use {path or 'memory'}: {error}; give another data.cache_dir="
+                f"data.cache cannot use {path or 'memory'}: {error}; set another data.cache_dir="
             ) from error
 
     def image(self, records: Encoded, index: int) -> Image.Image:
-        """`records.image(index)`, decoded now or before."""
+        """`records.image(index)`, from the cache or decoded now."""
         stamp = hashlib.blake2b(records.stamp(index).encode(errors="surrogateescape"), digest_size=8).digest()
         kept = self._read(index, stamp)
         if kept is not None:
@@ -74,7 +74,7 @@ class Cache:
         try:
             position = self._reserve(len(pixels))
             if position is None:
-                self._stop(f"it holds the {self.limit / 1e9:g} GB of data.cache_gb")
+                self._stop(f"it has reached the {self.limit / 1e9:g} GB of data.cache_gb")
                 return
             self._write(pixels, position)
             row = ROW.pack(stamp, position, *image.size, zlib.crc32(pixels), 1)
@@ -96,11 +96,11 @@ class Cache:
 
     def _stop(self, why: str) -> None:
         self.full = True
-        print(f"the cache of images ({self.path or 'memory'}) takes no more: {why}", file=sys.stderr)
+        print(f"the image cache ({self.path or 'memory'}) takes no more images: {why}", file=sys.stderr)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # the kernel's lock of a process: one that is killed holding it gives it back
+        # a kernel lock of this process, which is released if the process is killed
         fcntl.lockf(self.fd, fcntl.LOCK_EX, HEAD.size)
         try:
             yield
@@ -114,7 +114,7 @@ class Cache:
 
     def _anonymous(self) -> int:
         if not hasattr(os, "memfd_create"):
-            raise DataError("data.cache=ram needs Linux: give data.cache=disk")
+            raise DataError("data.cache=ram needs Linux: set data.cache=disk")
         return self._blank(os.memfd_create("images"))
 
     def _blank(self, fd: int) -> int:
@@ -123,12 +123,12 @@ class Cache:
         return fd
 
     def _open(self, path: Path) -> int:
-        """The file, made anew, under the same name, where it is of another version or number of images."""
+        """The file, made anew under the same name if its version or number of images differs."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if (fd := self._existing(path)) is None:
             fd, name = tempfile.mkstemp(dir=path.parent)
             self._blank(fd)
-            os.replace(name, path)  # whoever has the old one open keeps it
+            os.replace(name, path)  # processes that have the old one open keep it
         return fd
 
     def _existing(self, path: Path) -> int | None:
@@ -155,6 +155,6 @@ class Cache:
 
 
 def cache_path(folder: str | None, *identity: object) -> Path:
-    """Where the decoded images of what `identity` names are kept on a disk: in `folder`, else the user's cache."""
+    """The file on disk for the decoded images of what `identity` names: in `folder`, else in the user's cache."""
     kept = sidecar("images", "\0".join(map(str, identity)), ".rgb")
     return Path(folder).expanduser() / kept.name if folder else kept

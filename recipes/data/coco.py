@@ -1,4 +1,4 @@
-"""Objects with boxes and masks in COCO's JSON (https://cocodataset.org/#format-data), images in a folder."""
+"""Objects with boxes and masks in COCO's JSON (https://cocodataset.org/#format-data), and images in a folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from recipes.data.files import stamp
 from recipes.data.masks import safe
 from recipes.log import say
 
-REACH = 10  # sides of an image that a corner may lie away from it
-DIGITS = 7  # of five bits: what a run of pycocotools can have, 32 bits
+REACH = 10  # a corner may lie this many sides of an image outside it
+DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits
 
 
 class Coco(Encoded):
-    """The images of one split; what is said of each is JSON in one string, for workers that copy what they touch."""
+    """The images of one split; their annotations are JSON in one string, as workers copy every object they touch."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
         self.folder = folder
@@ -65,57 +65,57 @@ class Coco(Encoded):
 
 
 def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """(H, W) bool mask of polygons, or of a run-length code. Raises BadImage for what is neither."""
+    """(H, W) bool mask of polygons, or of a run-length code. Raises BadImage for anything else."""
     from pycocotools import mask
 
     if not shape:
-        raise BadImage(f"{where} has an object without a segmentation; task.head=faster_rcnn learns from boxes alone")
+        raise BadImage(f"{where} has an object without a segmentation; task.head=faster_rcnn only needs boxes")
     try:
         if isinstance(shape, list):
             _check_corners(shape, size)
             return mask.decode(mask.merge(mask.frPyObjects(shape, *size))).astype(bool)
         if tuple(shape["size"]) == size:
             return mask.decode(_encoded(shape["counts"], size)).astype(bool)
-    # pycocotools raises plain Exceptions beside those of missing keys
+    # pycocotools raises plain Exceptions, and there may be missing keys
     except Exception as error:
         raise BadImage(f"{where} has an object whose segmentation cannot be read: {error}") from error
     given, said = (" x ".join(map(str, reversed(sides))) for sides in (shape["size"], size))
-    raise BadImage(f"{where} has an object whose mask is {given} pixels, the image is said to have {said}")
+    raise BadImage(f"{where} has an object whose mask has {given} pixels, but the image is listed with {said}")
 
 
 def _check_corners(polygons: list[list[float]], size: tuple[int, int]) -> None:
-    """pycocotools ends the process at a corner that is no number, and takes memory for each pixel on the way to one."""
+    """pycocotools ends the process at a corner that is not finite, and takes memory for every pixel up to a corner."""
     places = [place for polygon in polygons for place in polygon]
     if not all(map(math.isfinite, places)):
-        raise ValueError("a corner of a polygon is no number")
+        raise ValueError("a corner of a polygon is not a finite number")
     far = max(places, key=abs)
     if abs(far) > REACH * max(size):
         raise ValueError(f"a corner of a polygon lies at {far:g}, more than {REACH} sides away from the image")
 
 
 def _encoded(counts: str | list[int], size: tuple[int, int]) -> Any:
-    """A run-length code as pycocotools takes it, which does not look whether the runs fill the mask."""
+    """A run-length code as pycocotools takes it, after a check that the runs fill the mask."""
     from pycocotools import mask
 
     runs = np.array(counts if isinstance(counts, list) else _runs(counts))
     if runs.min(initial=0) < 0 or runs.sum() != math.prod(size):
-        odd = ", some of fewer than none" if runs.min(initial=0) < 0 else ""
-        raise ValueError(f"its runs are of {runs.sum()} pixels{odd}: expected {math.prod(size)}")
+        odd = ", some of them negative" if runs.min(initial=0) < 0 else ""
+        raise ValueError(f"its runs cover {runs.sum()} pixels{odd}: expected {math.prod(size)}")
     return mask.frPyObjects({"size": size, "counts": runs.tolist()}, *size)
 
 
 def _runs(code: str) -> np.ndarray:
-    """The runs of a compressed code: numbers of five bits a character, low ones first, 32 says that more follow.
+    """The runs of a compressed code: numbers with five bits per character, low ones first; 32 says that more follow.
 
-    From the fourth on they are differences to the run two before. Raises ValueError for what is no such code.
+    From the fourth on they are differences to the run two before. Raises ValueError for an invalid code.
     """
     symbols = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - ord("0")
     ends = np.flatnonzero(symbols < 32)  # of the numbers
     if not len(symbols) or symbols.min() < 0 or symbols.max() > 63 or ends[-1:].tolist() != [len(symbols) - 1]:
-        raise ValueError("its runs are no whole run-length code")
+        raise ValueError("its runs are not a complete run-length code")
     lengths = np.diff(ends, prepend=-1)
     if lengths.max() > DIGITS:
-        raise ValueError("its runs are no whole run-length code")
+        raise ValueError("its runs are not a complete run-length code")
     starts = ends + 1 - lengths
     places = np.arange(len(symbols)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((symbols & 31) << 5 * places, starts)
@@ -125,9 +125,9 @@ def _runs(code: str) -> np.ndarray:
 
 
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Coco], list[str]]:
-    """Images of each split ("train", "val"), and the names of the categories; to learn from, those with an object.
+    """Images of each split ("train", "val"), and category names; training images without an object are left out.
 
-    Raises DataError for what is missing, files that are not COCO's, and names that lead out of their folder.
+    Raises DataError for missing files, files not in COCO's format, and names that lead out of their folder.
     """
     try:
         import pycocotools  # noqa: F401
@@ -136,12 +136,12 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     found = {split: _split(cfg, split) for split in splits}
     names = found["val"][2]
     if any(others != names for _, _, others in found.values()):
-        raise DataError(f"{cfg.train_json} and {cfg.val_json} have other categories: expected the same in both")
+        raise DataError(f"{cfg.train_json} and {cfg.val_json} have different categories: expected the same in both")
     if "train" in found:
         folder, rows, _ = found["train"]
         found["train"] = (folder, _to_learn_from(rows, cfg.name), names)
     if not any(map(_has_object, found["val"][1])):
-        raise DataError(f"no validation image of {cfg.name} has an object: there is nothing to measure")
+        raise DataError(f"no validation image of {cfg.name} has an object: there is nothing to evaluate")
     for split, (folder, rows, _) in found.items():
         _check_files(folder, [row["file"] for row in rows], cfg[f"{split}_json"])
     return [Coco(folder, rows) for folder, rows, _ in found.values()], list(names.values())
@@ -157,16 +157,18 @@ def _to_learn_from(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]
 
 
 def _has_object(row: dict[str, Any]) -> bool:
-    """Whether there is one that is no crowd."""
+    """Whether there is an object that is not a crowd."""
     return any(not thing["crowd"] for thing in row["objects"])
 
 
 def _check_files(folder: Path, files: list[str], named_by: str) -> None:
-    """Raise DataError for images that are not there; folders are listed once, which is quicker than to ask for each."""
+    """Raise DataError for missing images; folders are listed once, which is faster than checking each file."""
     there = {parent: _listed(folder / parent) for parent in {os.path.dirname(file) for file in files}}
     lost = [file for file in files if os.path.basename(file) not in there[os.path.dirname(file)]]
     if lost:
-        raise DataError(f"{named_by} names {len(lost)} of {len(files)} images that {folder} has not, such as {lost[0]}")
+        raise DataError(
+            f"{named_by} names {len(lost)} of {len(files)} images that are not in {folder}, such as {lost[0]}"
+        )
 
 
 def _listed(folder: Path) -> set[str]:
@@ -174,13 +176,13 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
-    """The folder of the images, what is said of each, and the categories."""
+    """The folder of the images, the annotations of each, and the categories."""
     if cfg.root is None:
         raise DataError(f"data={cfg.name} needs data.root=<folder with {cfg.train_json} and {cfg.train_images}>")
     root = Path(cfg.root).expanduser()
     file, images = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("json", "images"))
     if not (root / images).is_dir():
-        raise DataError(f"{root} has no folder {images}: give data.root=, data.{split}_images=")
+        raise DataError(f"{root} has no folder {images}: give data.root= or data.{split}_images=")
     content = _content(root / file)
     names = _categories(content, str(root / file))
     rows = _rows(content, list(names), str(root / file))
@@ -190,27 +192,27 @@ def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]
 
 
 def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
-    """Names by id, sorted by it."""
+    """Names by id, sorted by id."""
     try:
         found = sorted((entry["id"], str(entry["name"])) for entry in content["categories"])
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{file}: a category lacks what COCO's format asks for: {type(error).__name__}: {error}"
+            f"{file}: a category lacks what COCO's format requires: {type(error).__name__}: {error}"
         ) from error
     _check_different([number for number, _ in found], file, "id")
-    _check_different([name for _, name in found], file, "name")  # by which each is measured
+    _check_different([name for _, name in found], file, "name")  # results go by name
     return dict(found)
 
 
 def _check_different(values: list[Any], file: str, key: str) -> None:
-    """Raise DataError where two categories are called alike: one would take the other's place."""
+    """Raise DataError if two categories have the same value: one would replace the other."""
     twice = next((value for value, count in Counter(values).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: several categories have the {key} {twice!r}: expected another for each")
+        raise DataError(f"{file}: several categories have the {key} {twice!r}: expected different ones")
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file holds; a key whose value is null counts as one that is not there."""
+    """The contents of a file; a key whose value is null counts as missing."""
     try:
         content = json.loads(path.read_bytes(), object_hook=_without_nulls)
     except (OSError, ValueError) as error:
@@ -219,7 +221,7 @@ def _content(path: Path) -> dict[str, Any]:
         key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
     ]
     if missing:
-        raise DataError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
+        raise DataError(f"{path} is not a COCO annotation file: it has no {', '.join(missing)}")
     return content
 
 
@@ -234,7 +236,7 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any
         with _complete(f"{file}: images[{place}]", image):
             size, name = [int(image["height"]), int(image["width"])], safe(image["file_name"], file)
             if image["id"] in rows:
-                raise DataError(f"{file}: several images have the id {image['id']!r}: expected another for each")
+                raise DataError(f"{file}: several images have the id {image['id']!r}: expected different ones")
             rows[image["id"]] = {"file": name, "size": size, "objects": []}
     boxless = cornerless = 0
     for place, entry in enumerate(content["annotations"]):
@@ -242,7 +244,7 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any
             thing = _thing(entry, categories, file)
             if entry["image_id"] not in rows:
                 raise DataError(
-                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which it has not"
+                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which is not in the file"
                 )
             row = rows[entry["image_id"]]
         if thing is None or not _is_inside(thing["bbox"], row["size"]):
@@ -252,39 +254,39 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any
         cornerless += len(given) - len(thing["segmentation"]) if isinstance(given, list) else 0
         row["objects"].append(thing)
     if boxless:
-        say(f"{file}: {boxless} objects whose boxes have no size, or lie outside of their image, are left out")
+        say(f"{file}: {boxless} objects whose boxes have no area, or lie outside their image, are left out")
     if cornerless:
-        say(f"{file}: {cornerless} polygons of fewer than three corners are left out")
+        say(f"{file}: {cornerless} polygons with fewer than three corners are left out")
     return rows
 
 
 @contextmanager
 def _complete(where: str, entry: Any) -> Iterator[None]:
-    """Raise DataError for what an entry of the file lacks, with its place and its id."""
+    """Raise DataError, with place and id, for an entry of the file that lacks something."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
         called = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
         raise DataError(
-            f"{where}{called} lacks what COCO's format asks for: {type(error).__name__}: {error}"
+            f"{where}{called} lacks what COCO's format requires: {type(error).__name__}: {error}"
         ) from error
 
 
 def _with_corners(segmentation: Any) -> Any:
-    """Without polygons (x, y, x, y, ...) of fewer than three corners, which have no pixel; codes are as they are."""
+    """Without polygons (x, y, x, y, ...) of fewer than three corners, which have no pixel; codes are unchanged."""
     if not isinstance(segmentation, list):
         return segmentation
     return [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
 
 
 def _is_inside(box: list[float], size: list[int]) -> bool:
-    """Whether a part of a box (x, y, width, height) lies in an image of `size` (height, width)."""
+    """Whether a part of a box (x, y, width, height) is inside an image of `size` (height, width)."""
     x, y, width, height = box
     return x < size[1] and y < size[0] and x + width > 0 and y + height > 0
 
 
 def _thing(entry: dict[str, Any], categories: list[int], file: str) -> dict[str, Any] | None:
-    """An object, None where its box has no size."""
+    """An object; None if its box has no area."""
     box = [float(number) for number in entry["bbox"]]
     if entry["category_id"] not in categories:
         known = ", ".join(map(str, categories[:10]))

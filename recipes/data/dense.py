@@ -1,4 +1,4 @@
-"""Sources whose labels lie in the image: a class for every pixel, or boxes and masks of objects."""
+"""Sources with dense labels: a class for every pixel, or boxes and masks of objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
 
 
 class Records(Protocol):
-    """Where images and their labels lie. Each offers one of the last two, or both."""
+    """The images of a data set and their labels. Each offers one of the last two methods, or both."""
 
     def __len__(self) -> int: ...
 
@@ -39,17 +39,17 @@ class Records(Protocol):
     def where(self, index: int) -> str: ...
 
     def semantic(self, index: int) -> np.ndarray:
-        """(H, W) integers: a class, or 255 for what is not labelled."""
+        """(H, W) integers: a class, or 255 for unlabelled pixels."""
 
     def instances(self, index: int, *, masks: bool) -> dict[str, Any]:
         """boxes (N, 4) float32 xyxy, labels, area, crowd (N,), masks (N, H, W) bool if wanted, and `size` (H, W)."""
 
 
 class Dense(Source, ABC):
-    """A split with dense labels; everything drawn is a function of (seed, epoch, index), as in its base.
+    """A split with dense labels; everything random is a function of (seed, epoch, index), as in its base.
 
-    classes    how many there are, to check labels against
-    normalize  what comes after the transform
+    classes    number of classes, to check labels against
+    normalize  applied after the transform
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Dense(Source, ABC):
     ):
         super().__init__(records, transform, **options)
         self.normalize, self.classes, self.train = normalize, classes, train
-        self.turned = False  # whether an image was met whose EXIF tag says that it is
+        self.turned = False  # whether an image with a rotation in its EXIF tag was met
 
     def __len__(self) -> int:
         return len(self.records)
 
     @abstractmethod
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
-        """What belongs to an image of `size` (H, W), as the transform takes it; BadImage where it does not fit."""
+        """The target of an image of `size` (H, W), for the transform; raises BadImage if they do not match."""
 
     def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
         image = self.image(index)
@@ -79,34 +79,34 @@ class Dense(Source, ABC):
         self._look_at_tag(image, index)
         reseed(Stream.SAMPLE, self.seed, *draws)
         planes = tv_tensors.Image(F.pil_to_tensor(image))
-        # in evaluation the image alone is rescaled: what is found is measured at the image's own size
+        # in evaluation only the image is rescaled: predictions are evaluated at the image's own size
         planes, target = self.transform(planes, target) if self.train else (self.transform(planes), target)
         planes = mapped(lambda part: part.as_subclass(Tensor).contiguous(), planes)
         plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
-        # an image that cannot be read is replaced: `index` is whose turn it is, `shown` whose image this is
+        # an image that cannot be decoded is replaced: `index` is the requested one, `shown` the one actually used
         extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
         return self.finish(planes) if finish else planes, {**plain, **extra}
 
     def _look_at_tag(self, image: Image.Image, index: int) -> None:
-        """Say once, of several workers in the first, that images are turned: whether their labels are, nobody knows."""
+        """Warn once, in the first worker, about rotated images: it is unknown whether their labels are rotated too."""
         worker = get_worker_info()
-        if self.turned or (worker is not None and worker.id) or orientation(image) == 1:  # a tag that is followed goes
+        if self.turned or (worker is not None and worker.id) or orientation(image) == 1:  # or applied, and gone
             return
         self.turned = True
         print(
-            f"{self.where(index)} in {self.name} has the EXIF orientation {orientation(image)}, which is not followed: "
-            "give data.exif_orientation=true if its labels are of the image that viewers show",
+            f"{self.where(index)} in {self.name} has the EXIF orientation {orientation(image)}, which is not applied: "
+            "set data.exif_orientation=true if its labels belong to the image as shown by viewers",
             file=sys.stderr,
         )
 
     def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:
-        """The error for labels of another size (H, W) than the image's; of one that is turned, with what helps."""
+        """The error for labels of another size (H, W) than the image, with advice if the image is rotated."""
         error = BadImage(message)
         if size == labelled[::-1] and isinstance(self.records, Encoded) and self.records.orientation(index) != 1:
             followed = self.records.decoding.exif_orientation
             error.advice = (
-                f"Its EXIF tag says that it is turned, which is {'' if followed else 'not '}followed: "
-                f"give data.exif_orientation={str(not followed).lower()}"
+                f"Its EXIF tag says that it is rotated, which is {'' if followed else 'not '}applied: "
+                f"set data.exif_orientation={str(not followed).lower()}"
             )
         return error
 
@@ -120,7 +120,7 @@ class Dense(Source, ABC):
 
 
 class Semantic(Dense):
-    """A class for every pixel. Training batches are (B, 3, H, W) and (B, H, W) int64, those of an evaluation lists.
+    """A class for every pixel. Training batches are (B, 3, H, W) and (B, H, W) int64; evaluation batches are lists.
 
     An image that is evaluated at several scales is itself a list.
     """
@@ -128,14 +128,14 @@ class Semantic(Dense):
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
         labels, where = self.records.semantic(index), self.where(index)
         if labels.shape != size:
-            said = f"{where} has {_said(size)} pixels and its mask {_said(labels.shape)}: expected the same"
+            said = f"{where} has {_said(size)} pixels but its mask {_said(labels.shape)}: expected the same size"
             raise self.misfit(index, said, size, labels.shape)
         wrong = (labels != IGNORE) & ((labels < 0) | (labels >= self.classes))
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
             raise BadImage(
                 f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}: expected "
-                f"0 ... {self.classes - 1}, or {IGNORE} for what is not labelled",
+                f"0 ... {self.classes - 1}, or {IGNORE} for unlabelled pixels",
                 masks.ADVICE,
             )
         return {"labels": tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))}
@@ -149,7 +149,7 @@ class Semantic(Dense):
         sizes = sorted({_said(image.shape[1:]) for image in images})
         if len(sizes) > 1:
             raise DataError(
-                f"images of {', '.join(sizes)} pixels make no batch: give task.crop=true or data.batch_size=1"
+                f"images of {', '.join(sizes)} pixels cannot form a batch: set task.crop=true or data.batch_size=1"
             )
         return torch.stack(images), torch.stack([target["labels"] for target in targets])
 
@@ -157,9 +157,9 @@ class Semantic(Dense):
 class Instances(Dense):
     """Boxes and masks. Batches are lists.
 
-    In training alone crowds, which are no single object, are left out, and boxes are cut at the borders of their image.
+    In training, crowds, which are not single objects, are left out, and boxes are clipped to the image.
 
-    masks  whether masks are wanted beside the boxes
+    masks  whether masks are needed beside the boxes
     """
 
     def __init__(self, *args: Any, masks: bool, **options: Any):
@@ -170,7 +170,7 @@ class Instances(Dense):
         found, where = self.records.instances(index, masks=self.masks), self.where(index)
         labelled = tuple(found["size"])
         if labelled != size:
-            said = f"{where} has {_said(size)} pixels, its objects are of an image of {_said(labelled)}"
+            said = f"{where} has {_said(size)} pixels, but its objects belong to an image of {_said(labelled)}"
             raise self.misfit(index, said, size, labelled)
         labels = found["labels"]
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.classes):
@@ -190,19 +190,19 @@ KINDS = {"semantic": Semantic, "instances": Instances}
 def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
     """The data of a dense task; `kind` says which labels: semantic or instances, whose `masks` option is passed on.
 
-    Raises DataError if the data cannot be used as asked, or has no such labels.
+    Raises DataError if the data cannot be used as requested, or has no such labels.
     """
     if cfg.data.source not in READERS:
         there = ", ".join(READERS)
         raise DataError(
-            f"data={cfg.data.name} has one label an image, task={cfg.task.name} needs them in the image: "
-            f"expected data.source {there}, as data=scenes has"
+            f"data={cfg.data.name} has one label per image, but task={cfg.task.name} needs dense labels: "
+            f"expected data.source={there.replace(', ', ' or ')}, as in data=scenes"
         )
     prep = preprocessing(cfg)
     splits = SPLITS if "augment" in cfg else SPLITS[1:]
     found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
     if kind == "semantic" and len(names) > IGNORE:
-        raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask tells {IGNORE} apart at the most")
+        raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask can have at most {IGNORE}")
     options |= {"classes": len(names), "normalize": Normalize(prep.mean, prep.std)}
     sources = {
         split: _source(cfg, records, split, kind, prep, options) for records, split in zip(found, splits, strict=True)
@@ -245,7 +245,7 @@ def _source(
 
 def _index(name: str, names: list[str]) -> int:
     if name not in names:
-        raise DataError(f"data.left_out names {name!r}, which is no class: expected some of {', '.join(names[:20])}")
+        raise DataError(f"data.left_out names {name!r}, which is not a class: expected some of {', '.join(names[:20])}")
     return names.index(name)
 
 

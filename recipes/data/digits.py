@@ -11,7 +11,7 @@ CLASSES = [str(digit) for digit in range(10)]
 
 
 class Digits:
-    """Scans of 8 x 8 pixels, 17 greys, enlarged bicubically to `size` (height, width) when they are read."""
+    """Scans of 8 x 8 pixels with 17 grey levels, resized bicubically to `size` (height, width) when they are read."""
 
     def __init__(self, scans: np.ndarray, labels: np.ndarray, rows: np.ndarray, size: tuple[int, int]):
         self.scans = scans  # (N, 8, 8) uint8
@@ -26,7 +26,7 @@ class Digits:
 
 
 def load(size: tuple[int, int], val_fraction: float, split_seed: int) -> tuple[Digits, Digits]:
-    """Training and validation digits: no scan in both, every class in both in its share; a function of `split_seed`.
+    """Training and validation digits: disjoint, stratified by class, and a function of `split_seed`.
 
     Raises DataError for a share that leaves one of them without a scan of each class.
     """

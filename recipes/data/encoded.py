@@ -1,4 +1,4 @@
-"""Records that are image files, or hold the bytes of image files."""
+"""Records that are image files, or contain the bytes of image files."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,7 +10,7 @@ from recipes.data.images import Decoding, File, Jpeg, open_late, open_rgb, orien
 
 
 class Encoded(ABC):
-    """What folders, tables and shards share: they say where an encoded image lies, and decode it by one rule."""
+    """The base of folders, tables and shards: they locate encoded images, and decode them in the same way."""
 
     labels: np.ndarray  # (N,) int64
     decoding = Decoding()
@@ -20,11 +20,11 @@ class Encoded(ABC):
 
     @abstractmethod
     def encoded(self, index: int) -> File:
-        """The image file, or a file object of its bytes; raises DataError where there is none."""
+        """The image file, or a file object of its bytes; raises DataError if there is none."""
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """What an error message calls the record."""
+        """The name of the record in error messages."""
 
     def name_of(self, index: int) -> str:
         """The name of the image's file, as it was published."""
@@ -32,15 +32,15 @@ class Encoded(ABC):
 
     @abstractmethod
     def stamp(self, index: int) -> str:
-        """A text that changes when the image does: the path, the size and the time of the file that holds it."""
+        """A string that changes when the image does: the path, size and modification time of its file."""
 
     def image(self, index: int) -> Image.Image:
         return open_rgb(self.encoded(index), self.where(index), self.decoding)
 
     def orientation(self, index: int) -> int:
-        """What the EXIF tag of the file says, 1 where it says nothing."""
+        """The EXIF orientation of the file, 1 if it has none."""
         return orientation_of(self.encoded(index), self.where(index))
 
     def late(self, index: int) -> Image.Image | Jpeg:
-        """`image`, a colour JPEG undecoded."""
+        """As `image`, but a colour JPEG stays undecoded."""
         return open_late(self.encoded(index), self.where(index), self.decoding)

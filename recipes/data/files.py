@@ -1,4 +1,4 @@
-"""Files that data sets are made of, and what is kept about them for the next run."""
+"""The files of data sets, and what is cached about them for the next run."""
 
 import hashlib
 import os
@@ -16,34 +16,34 @@ def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
         raise DataError(f"data={name} needs data.root=<folder with *{suffix} files named after their splits>")
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise DataError(f"data.root={root} is no folder: expected one with the {suffix} files of {name}")
+        raise DataError(f"data.root={root} is not a folder: expected one with the {suffix} files of {name}")
     files = sorted(file for file in base.rglob(f"*{suffix}") if not file.name.startswith("."))
     chosen = [str(file) for file in files if belongs(file.relative_to(base), split)]
     if not chosen:
         found = ", ".join(str(file.relative_to(base)) for file in files[:5]) or "none"
         if next(base.rglob("*/state.json"), None):
-            found += f". What save_to_disk of `datasets` wrote is read with data.source=arrow, from {base / split}"
+            found += f". Read the output of save_to_disk of `datasets` with data.source=arrow, from {base / split}"
         raise DataError(
             f"data.root={root} has no {suffix} files of the split {split!r}: expected names such as "
-            f"{split}-00000{suffix} or a folder {split}/, or what data.train_split= and data.val_split= name; "
+            f"{split}-00000{suffix} or a folder {split}/, or other names in data.train_split= and data.val_split=; "
             f"found: {found}"
         )
     return chosen
 
 
 def belongs(file: Path, split: str) -> bool:
-    """Whether the split's name is a word of the file's name or of a folder's: train-0001, in1k-train_07, train/."""
+    """Whether the split's name is a word in the name of the file or of a folder: train-0001, in1k-train_07, train/."""
     word = re.compile(rf"(.*[-_.])?{re.escape(split)}([-_.].*)?")
     return any(word.fullmatch(part) for part in (*file.parts[:-1], file.stem))
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is a file of this machine, not an address."""
+    """Whether a path is a local file, not a URL."""
     return "://" not in path
 
 
 def stamp(path: str | Path) -> str:
-    """The path, the size in bytes and the time of the last change in ns; an address is its own stamp.
+    """The path, the size in bytes and the modification time in ns; a URL is its own stamp.
 
     Raises DataError if the file is gone.
     """
@@ -57,18 +57,18 @@ def stamp(path: str | Path) -> str:
 
 
 def sidecar(kind: str, identity: str, suffix: str) -> Path:
-    """Where what was found out about the data that `identity` names is kept for the next run."""
+    """The cache file for information about the data that `identity` names."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]
     return Path(cache, "attention-backbones", kind, f"{name}{suffix}")
 
 
 def replace_file(path: Path, content: bytes, what: str) -> None:
-    """Write beside the place and rename; a cache that cannot be written only costs the next run its time."""
+    """Write to a temporary file and rename; a cache that cannot be written only costs the next run time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(content)
         os.replace(file.name, path)
     except OSError as error:
-        print(f"{what} is not kept for the next run: {error}", file=sys.stderr)
+        print(f"{what} is not cached for the next run: {error}", file=sys.stderr)

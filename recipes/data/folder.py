@@ -16,11 +16,11 @@ from recipes.data.files import replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
-RACY = 2_000_000_000  # ns; a folder touched so shortly before it was read may change again within one clock tick
+RACY = 2_000_000_000  # ns; a folder modified this shortly before it was read may change again within one clock tick
 
 
 class Folder(Encoded):
-    """The images of one split. Paths lie in one string: a million small objects would be copied into every worker."""
+    """The images of one split. Paths are in one string: a million small objects would be copied into every worker."""
 
     def __init__(self, root: Path, listing: "Listing"):
         self.root = root
@@ -43,11 +43,11 @@ class Folder(Encoded):
 
 @dataclass
 class Listing:
-    """What a scan found.
+    """The result of a scan.
 
-    classes  class folder -> image files below it, both sorted, hidden ones left out
+    classes  class folder -> image files below it, both sorted, without hidden ones
     folders  every folder that was read, relative -> its modification time in ns
-    scanned  when, in ns since the epoch
+    scanned  time of the scan, in ns since the epoch
     """
 
     classes: dict[str, list[str]]
@@ -56,16 +56,16 @@ class Listing:
 
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
-    """Images of each split ("train", "val"), and the sorted class names, of the folder cfg.root.
+    """Images of each split ("train", "val"), and the sorted class names, from the folder cfg.root.
 
-    The splits lie in the folders cfg.train_split and cfg.val_split, of which `validation` stands for val/ as well.
-    Raises DataError for a missing folder, an empty class, or one of validation that training has not.
+    The splits are in the folders cfg.train_split and cfg.val_split, where `validation` also stands for val/.
+    Raises DataError for a missing folder, an empty class, or a validation class that training does not have.
     """
     if cfg.root is None:
         raise DataError("data=imagefolder needs data.root=<folder with train/ and val/>")
     base = Path(cfg.root).expanduser()
     if not base.is_dir():
-        raise DataError(f"data.root={cfg.root} is no folder: expected one with train/ and val/")
+        raise DataError(f"data.root={cfg.root} is not a folder: expected one with train/ and val/")
     folders = [_of_split(base, split, cfg[f"{split}_split"]) for split in splits]
     listings = [list_classes(folder) for folder in folders]
     if len(listings) == 2:
@@ -74,12 +74,12 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
 
 
 def _in_unicode(name: str) -> str:
-    """A folder's name for tables and pictures: bytes that are no UTF-8, of an old archive say, are spelled out."""
+    """A folder's name for tables and pictures: bytes that are not UTF-8, as from an old archive, are escaped."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _of_split(base: Path, split: str, name: str) -> Path:
-    """The folder of a split; `validation`, the default for all sources, means val/ as well, but never one of two."""
+    """The folder of a split; `validation`, the default for all sources, also means val/, but not if both exist."""
     places = ["val", name] if name == VALIDATION else [name]
     found = [base / place for place in places if (base / place).is_dir()]
     if len(found) == 1:
@@ -88,13 +88,13 @@ def _of_split(base: Path, split: str, name: str) -> Path:
         raise DataError(f"{base} has both val/ and {name}/: give data.val_split=val, or move one of them away")
     there = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
     raise DataError(
-        f"{base} has no folder {places[0]}/: expected train/ and val/, or what data.{split}_split= names, each with a "
-        f"folder a class; found {there or 'nothing'}"
+        f"{base} has no folder {places[0]}/: expected train/ and val/, or what data.{split}_split= names, with one "
+        f"subfolder per class; found {there or 'nothing'}"
     )
 
 
 def list_classes(folder: Path) -> Listing:
-    """The class folders in `folder` and their images. Raises DataError without any, and for one without images."""
+    """The class folders in `folder` and their images. Raises DataError if there are none, or one has no images."""
     try:
         listing = _cached(folder) or _scan(folder)
     except OSError as error:  # no permission, a folder that vanished, a network drive that went away
@@ -110,22 +110,22 @@ def list_classes(folder: Path) -> Listing:
 
 
 def _number_alike(folders: list[Path], listings: list[Listing]) -> None:
-    """Let validation have all classes of training, without images where it lacks the folder.
+    """Give validation all classes of training, without images if it lacks the folder.
 
-    Raises DataError where it has others.
+    Raises DataError if it has others.
     """
     train, val = (listing.classes.keys() for listing in listings)
     only = [(folder.name, sorted(names)[:8]) for folder, names in zip(folders, (train - val, val - train), strict=True)]
     if val - train:
         said = "; ".join(f"only in {name}/: {', '.join(names)}" for name, names in only if names)
         raise DataError(
-            f"the class folders of {folders[0]} and {folders[1]} differ: {said}. Give both the same folders"
+            f"the class folders of {folders[0]} and {folders[1]} differ: {said}. Both must have the same folders"
         )
     listings[1].classes = {name: listings[1].classes.get(name, []) for name in train}
 
 
 def _scan(folder: Path) -> Listing:
-    """List the class folders and keep the listing for the next run."""
+    """List the class folders and cache the listing for the next run."""
     listing = Listing({}, {}, time.time_ns())
     listing.folders[""] = os.stat(folder).st_mtime_ns
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -145,8 +145,8 @@ def images_below(
 ) -> list[str]:
     """The images under folder/below, relative to that; links are followed, but not back to a parent folder.
 
-    folders   takes every folder that is read, relative to `folder` -> its modification time in ns
-    suffixes  in small letters, of images; names may have capital ones
+    folders   filled with every folder that is read, relative to `folder` -> its modification time in ns
+    suffixes  of images, in lower case; names may be in upper case
     """
     status = os.stat(folder / below)
     if (status.st_dev, status.st_ino) in parents:
@@ -171,7 +171,7 @@ def _sidecar(folder: Path) -> Path:
 
 
 def _cached(folder: Path) -> Listing | None:
-    """The kept listing if no folder in it was touched since; None if there is none or it is out of date."""
+    """The cached listing if no folder in it was modified since; None if there is none or it is out of date."""
     path = _sidecar(folder)
     try:
         listing = Listing(**json.loads(path.read_text()))
@@ -179,7 +179,7 @@ def _cached(folder: Path) -> Listing | None:
     except FileNotFoundError:  # never listed, or a folder is gone
         return None
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        print(f"the kept listing {path} cannot be read ({error}): scanning {folder} again", file=sys.stderr)
+        print(f"the cached listing {path} cannot be read ({error}): scanning {folder} again", file=sys.stderr)
         return None
     return listing if fresh else None
 

@@ -1,10 +1,10 @@
-"""ImageNet-1k and the sets that are measured with its classes: ImageNet-V2, -A, -R and the labels of ReaL.
+"""ImageNet-1k and the evaluation sets with its classes: ImageNet-V2, -A, -R and the labels of ReaL.
 
-A class is known by its synset (n01440764) or its number (0 ... 999); the order of the folders' names says nothing.
+A class is identified by its synset (n01440764) or number (0 ... 999); the order of folder names is irrelevant.
 
 ImageNet-V2: Recht et al. 2019, https://arxiv.org/abs/1902.10811. ImageNet-A: Hendrycks et al. 2019,
 https://arxiv.org/abs/1907.07174. ImageNet-R: Hendrycks et al. 2020, https://arxiv.org/abs/2006.16241. ReaL: Beyer et
-al. 2020, https://arxiv.org/abs/2006.07159. Their classes and labels are those that timm carries.
+al. 2020, https://arxiv.org/abs/2006.07159. Their classes and labels are those shipped with timm.
 """
 
 import json
@@ -36,12 +36,12 @@ def synsets() -> tuple[str, ...]:
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """What each of the thousand classes is called, its first word."""
+    """The first name of each of the thousand classes."""
     return tuple(text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions())
 
 
 def subset(cfg) -> tuple[int, ...] | None:
-    """Those of the thousand classes that `data.subset` leaves to choose among; None for all."""
+    """The classes, of the thousand, that `data.subset` restricts predictions to; None for all."""
     if cfg.subset is None:
         return None
     return tuple(int(line) for line in _carried(f"imagenet_{cfg.subset}_indices.txt").split())
@@ -50,7 +50,7 @@ def subset(cfg) -> tuple[int, ...] | None:
 def truths(records: Encoded) -> np.ndarray:
     """ReaL's labels of validation images: (N, most) int64, padded with -1; an image may have none, or many.
 
-    Raises DataError for an image that does not go by its published name (ILSVRC2012_val_00000001).
+    Raises DataError for an image that does not have its published name (ILSVRC2012_val_00000001).
     """
     real = json.loads(_carried("imagenet_real_labels.json"))
     rows = [real[_number(records, index, len(real)) - 1] for index in range(len(records.labels))]
@@ -69,8 +69,8 @@ def _number(records: Encoded, index: int, count: int) -> int:
     match = VALIDATION.search(name)
     if match is None or not 0 < int(match[1]) <= count:
         raise DataError(
-            f"{records.where(index)}: ReaL knows images by their published names, ILSVRC2012_val_00000001.JPEG to "
-            f"{count:08d}, and this one is {name!r}: give the original validation images, or data=imagenet"
+            f"{records.where(index)}: ReaL identifies images by their published names, ILSVRC2012_val_00000001.JPEG to "
+            f"{count:08d}, but this one is {name!r}: give the original validation images, or data=imagenet"
         )
     return int(match[1])
 
@@ -78,13 +78,13 @@ def _number(records: Encoded, index: int, count: int) -> int:
 def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
     """Images of each split ("train", "val") and the names of the classes: all thousand, or those of `data.subset`.
 
-    cfg.root is a folder of images by class, or of parquet files; without it the hub is asked for cfg.hub.
-    Raises DataError for what is not there, and for classes that cannot be told or are in another order.
+    cfg.root is a folder of images by class, or of parquet files; without it cfg.hub is loaded from the hub.
+    Raises DataError for missing data, and for classes that cannot be identified or are in another order.
     """
     if cfg.root is None and cfg.hub is None:
         raise DataError(f"data={cfg.name} needs data.root=<the folder with its images by class>")
     if cfg.root is not None and not Path(cfg.root).expanduser().is_dir():
-        raise DataError(f"data.root={cfg.root} is no folder: expected one with images by class, or parquet files")
+        raise DataError(f"data.root={cfg.root} is not a folder: expected one with images by class, or parquet files")
     if cfg.root is None or next(Path(cfg.root).expanduser().rglob("*.parquet"), None):
         found, names = arrow.load(cfg, splits)
         _check_order(names, cfg.name)
@@ -110,7 +110,7 @@ def _folder(root: Path, split: str, name: str) -> Folder:
 def _place(root: Path, split: str, name: str) -> Path:
     """The folder of class folders: a split's own, the root itself, or the only folder in the root (archives).
 
-    A `name` of the split that is none of the common ones is its folder, and no other will do.
+    A `name` of the split that is not one of the common ones must be its folder.
     """
     places = PLACES[split] if name in PLACES[split] else (name,)
     for folder in (root / place for place in places):
@@ -124,7 +124,7 @@ def _place(root: Path, split: str, name: str) -> Path:
             return root / inside[0]
     found, places = ", ".join(inside[:8]) or "no folders", " or ".join(f"{place}/" for place in places)
     raise DataError(
-        f"{root} has no {places}: expected it with a folder a class, named "
+        f"{root} has no {places}: expected it with one folder per class, named "
         f"by synset (n01440764) or number (0 ... 999); found {found}"
     )
 
@@ -140,16 +140,17 @@ def _numbers(names: list[str], folder: Path) -> np.ndarray:
         place = {name: int(name) for name in names if int(name) < len(synsets())}
     unknown = [name for name in names if name not in place]
     if unknown:
-        hint = " Numbers begin at 0; in the development kit's own order they mean other classes."
+        hint = " Numbers start at 0; in the order of the development kit they mean other classes."
         raise DataError(
-            f"{folder} has {len(unknown)} folders that name no class of ImageNet-1k: {', '.join(unknown[:6])}. "
+            f"{folder} has {len(unknown)} folders that are not named after classes of ImageNet-1k: "
+            f"{', '.join(unknown[:6])}. "
             f"Expected synsets (n01440764) or numbers 0 ... 999, not both.{hint if unknown[0].isdigit() else ''}"
         )
     return np.array([place[name] for name in names], np.int64)
 
 
 def _within(records: Encoded, chosen: tuple[int, ...], cfg) -> np.ndarray:
-    """Labels among the thousand classes, as places among the chosen ones. Raises DataError for one that is not."""
+    """Labels among the thousand classes, as indices into the chosen ones. Raises DataError for any other label."""
     place = np.full(len(synsets()), -1, np.int64)
     place[list(chosen)] = np.arange(len(chosen))
     found = place[records.labels]
@@ -157,8 +158,8 @@ def _within(records: Encoded, chosen: tuple[int, ...], cfg) -> np.ndarray:
         first = int(np.argmax(found < 0))
         other = int(records.labels[first])
         raise DataError(
-            f"data.root={cfg.root} holds {synsets()[other]}, which is none of the {len(chosen)} classes of "
-            f"data={cfg.name}: is it another set? Found {records.where(first)}; expected folders that are named by "
+            f"data.root={cfg.root} holds {synsets()[other]}, which is not one of the {len(chosen)} classes of "
+            f"data={cfg.name}: is it another data set? Found {records.where(first)}; expected folders named by "
             f"WordNet ids ({synsets()[chosen[0]]}), or by numbers among all thousand classes, where {other} is "
             f"{synsets()[other]}"
         )
@@ -166,17 +167,17 @@ def _within(records: Encoded, chosen: tuple[int, ...], cfg) -> np.ndarray:
 
 
 def _check_order(names: list[str], name: str) -> None:
-    """Raise DataError where a file declares its classes in another order than ImageNet-1k's."""
+    """Raise DataError if a file declares its classes in another order than ImageNet-1k's."""
     expected = synsets() if SYNSET.fullmatch(names[0]) else class_names()
     if len(names) != len(expected):
         raise DataError(f"{name} declares {len(names)} classes, expected the {len(expected)} of ImageNet-1k")
     if all(text == str(index) for index, text in enumerate(names)):
-        return  # only counted, not named
-    # wordings differ a little from source to source, an order differs in nearly all
+        return  # numbers, not names
+    # names differ slightly between sources; another order changes nearly all of them
     other = [index for index, text in enumerate(names) if text.split(",")[0].lower() != expected[index].lower()]
     if len(other) > len(expected) // 10:
         first = other[0]
         raise DataError(
             f"{name} has its classes in another order than ImageNet-1k: class {first} is {names[first]!r}, expected "
-            f"{expected[first]!r}. Sort its labels by synset, or give folders that are named by synset"
+            f"{expected[first]!r}. Sort its labels by synset, or give folders named by synset"
         )

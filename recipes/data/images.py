@@ -1,4 +1,4 @@
-"""Opening images: whatever the file's colours, the result is 8-bit RGB."""
+"""Open images of any colour mode as 8-bit RGB."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from recipes.data.errors import BadImage, DataError
 from zoo.images import formats
 
 File = str | Path | IO[bytes]
-SCALES = {"L;2": 85, "L;4": 17}  # what Pillow multiplies such greys by
+SCALES = {"L;2": 85, "L;4": 17}  # factors by which Pillow multiplies such grey levels
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How files become pixels.
 
-    exif_orientation  turn an image as its EXIF tag says; timm and torchvision do not
+    exif_orientation  rotate an image as its EXIF tag says; timm and torchvision do not
     max_pixels        width times height above which an image is refused before it is decoded
     """
 
@@ -29,9 +29,9 @@ class Decoding:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from grey, palette, CMYK and wide images; what is transparent is laid over white.
+    """8-bit RGB from grey, palette, CMYK and wide images; transparent ones are composited on white.
 
-    16 bits are scaled (the high byte is kept), 32-bit greys by as many bytes as their largest value needs, floats
+    16-bit values are scaled (the high byte is kept), 32-bit greys by as many bytes as their largest value needs, floats
     of at most 1 by 255.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -58,9 +58,9 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Image:
-    """The image in `file` as RGB; `name` is what an error calls it.
+    """The image in `file` as RGB; `name` is its name in errors.
 
-    Raises DataError if the file cannot be read, and BadImage if it can but is empty, truncated, too large or no image.
+    Raises DataError if the file cannot be read, and BadImage if it is empty, truncated, too large or not an image.
     """
     with _named(name), _opened(file, name, decoding) as image:
         image.load()  # Pillow decodes late; after this block the file is closed
@@ -70,17 +70,17 @@ def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Im
 
 
 def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.ndarray:
-    """(H, W) integers of an image of one channel, as they are in the file; of a palette the indices.
+    """(H, W) integers of a single-channel image, as they are in the file; for a palette, the indices.
 
-    Pillow spreads greys of two and four bits over those of eight, which is undone.
+    Pillow scales two-bit and four-bit greys to eight bits, which is undone.
 
-    Raises DataError if the file cannot be read, and BadImage if it can but has several channels or is no image.
+    Raises DataError if the file cannot be read, and BadImage if it has several channels or is not an image.
     """
     with _named(name), _opened(file, name, decoding) as image:
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise BadImage(
-                f"{name}: a mask has one channel of classes, this one is {image.mode}",
-                "Save masks as PNGs of one channel whose values are classes, or, where this one alone is wrong, give "
+                f"{name}: a mask has one channel of classes, but this one is {image.mode}",
+                "Save masks as single-channel PNGs whose values are classes, or, if only this one is wrong, set "
                 "data.on_bad_image=replace",
             )
         scale = SCALES.get(_raw_mode(image), 1)
@@ -91,16 +91,16 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
 
 
 def _raw_mode(image: Image.Image) -> str | None:
-    """How Pillow calls the pixels as they lie in the file; it is gone once they are read."""
+    """Pillow's name for the format of pixels in the file, which is lost once they are read."""
     args = image.tile[0].args if image.tile else None
     return args[0] if isinstance(args, tuple) else args
 
 
 def orientation(image: Image.Image) -> int:
-    """What its EXIF tag says, 1 ... 8; 1, upright, where it says nothing or cannot be read."""
+    """The EXIF orientation, 1 ... 8; 1, upright, if there is none or it cannot be read."""
     try:
         said = image.getexif().get(ExifTags.Base.Orientation, 1)
-    # broken tags of a PNG or WebP raise SyntaxError, struct.error, ...; Pillow itself passes over those of a JPEG
+    # broken tags of a PNG or WebP raise SyntaxError, struct.error, ...; Pillow itself ignores those of a JPEG
     except Exception:
         return 1
     return said if said in range(1, 9) else 1
@@ -113,7 +113,7 @@ def orientation_of(file: File, name: str) -> int:
 
 
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
-    """As open_rgb, but a colour JPEG comes undecoded, so that a crop of it may be decoded at a smaller size."""
+    """As open_rgb, but a colour JPEG stays undecoded, so that a crop of it can be decoded at a smaller size."""
     with _named(name):
         image = _opened(file, name, decoding)
         late = image.format in ("JPEG", "MPO") and image.mode == "RGB"
@@ -125,13 +125,13 @@ def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg"
 
 
 class Jpeg:
-    """A JPEG of which only the header was read. `size` is (width, height)."""
+    """A JPEG of which only the header has been read. `size` is (width, height)."""
 
     def __init__(self, image: Image.Image, name: str):
         self.header, self.name, self.size = image, name, image.size
 
     def decode(self, factor: int = 1) -> Image.Image:
-        """Its pixels, 1 / `factor` (1, 2, 4 or 8) of its sides, rounded up: the decoder leaves the fine DCT terms out.
+        """Its pixels at 1 / `factor` (1, 2, 4 or 8) of its size, rounded up: the decoder skips the fine DCT terms.
 
         Raises BadImage.
         """
@@ -149,7 +149,7 @@ def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
         image.close()
         raise BadImage(
             f"{name}: {width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}",
-            f"Give data.max_pixels={width * height} or more to read it, or data.on_bad_image=replace",
+            f"Set data.max_pixels={width * height} or more to read it, or data.on_bad_image=replace",
         )
     return image
 

@@ -1,18 +1,18 @@
-"""The order of a streamed epoch: which sample each reader of each rank reads and gives out at each step.
+"""The order of a streamed epoch: which sample each reader of each rank reads and returns at each step.
 
 1. Shards are sorted by name; a sample is (shard, offset), or its index: offset + the samples of all shards before.
-2. (seed, epoch) draws a permutation of the shards. Their samples one after the other, each shard from its first to its
-   last, and the whole turned by a drawn number of samples, are the sequence of the epoch.
-3. The sequence is cut into one part for each reader: those of rank 0 first, within a rank in the order of readers. A
-   rank has as many readers as worker processes, at least one. A part is as long as the batches that the reader gives:
-   batch b of a rank comes from reader b modulo their number. What no batch needs is at the end of the sequence, other
-   samples in every epoch.
-4. A reader reads its part from its first to its last sample into a buffer of `buffer` samples. As long as there are
-   samples to come, the buffer is full; (seed, epoch, rank, reader) draws the place in it that is given out and is
-   filled by the sample read next. With `repeats` a sample is given out that many times in a row.
+2. (seed, epoch) draws a permutation of the shards. Their samples, shard after shard, each from its first to its last,
+   and all of it rotated by a drawn number of samples, are the sequence of the epoch.
+3. The sequence is split into one part per reader: those of rank 0 first, within a rank in the order of readers. A rank
+   has as many readers as worker processes, at least one. A part is as long as the batches that the reader returns:
+   batch b of a rank comes from reader b modulo their number. Samples that no batch needs are at the end of the
+   sequence, and differ from epoch to epoch.
+4. A reader reads its part in order into a buffer of `buffer` samples. While there are samples left, the buffer is full;
+   (seed, epoch, rank, reader) draws the slot whose sample is returned and which is refilled by the sample read next.
+   With `repeats` a sample is returned that many times in a row.
 
-So order and position are functions of (seed, epoch, step) and of what is in `Law`: nothing is remembered. At any step
-the samples in a buffer are known by arithmetic; who goes on from there reads them, and no other sample, again.
+So order and position are functions of (seed, epoch, step) and of the values in `Law`: nothing is stored. At any step
+the samples in a buffer are known by arithmetic; a reader that resumes there reads them again, and no others.
 """
 
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ class Law:
     """What the order depends on.
 
     counts   samples of each shard
-    buffer   samples that a reader shuffles among
-    world    ranks
-    readers  of each rank
+    buffer   samples in the shuffle buffer of a reader
+    world    number of ranks
+    readers  readers per rank
     batch    images in a batch of one rank
-    repeats  how often a sample is given out in a row
+    repeats  how often a sample is returned in a row
     """
 
     counts: tuple[int, ...]
@@ -52,7 +52,7 @@ class Law:
         return sum(self.counts) // (self.batch * self.world)
 
     def sequence(self, epoch: int) -> np.ndarray:
-        """(N,) indices in the order in which they lie on the way of the readers."""
+        """(N,) indices in the order of the sequence that the readers share."""
         generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, self.seed, epoch))
         starts = np.cumsum([0, *self.counts])
         shards = torch.randperm(len(self.counts), generator=generator).tolist()
@@ -74,7 +74,7 @@ class Law:
         return seed_of(Stream.BUFFER, self.seed, epoch, rank, reader)
 
     def given(self, epoch: int, rank: int, reader: int) -> np.ndarray:
-        """Places in the reader's part in the order of giving out, each once."""
+        """Positions in the reader's part, in the order in which they are returned, each once."""
         size = self.needs(reader)
         draws = np.random.PCG64(self.buffer_seed(epoch, rank, reader)).random_raw(size)
         filled = np.minimum(self.buffer, size - np.arange(size)).astype(np.uint64)
@@ -101,12 +101,12 @@ def _given(law: Law, epoch: int, rank: int, reader: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a worker does for one batch; all but the keys concern shards alone.
+    """What a worker does for one batch; everything but the keys only concerns shards.
 
     keys    (index, epoch, copy) of its samples
     reads   indices that are read before, in the order of reading
     done    indices that no later batch needs
-    opens   whether the reader begins here, with nothing in its buffer
+    opens   whether the reader starts here, with an empty buffer
     """
 
     keys: list[tuple[int, int, int]]
@@ -116,14 +116,14 @@ class Batch:
 
 
 def batches(law: Law, epoch: int, rank: int, start: int = 0) -> list[Batch]:
-    """Batches `start` and all after it of a rank's epoch; batch b is for the worker that does b modulo law.readers."""
+    """A rank's batches of an epoch from `start` on; batch b is for worker b modulo law.readers."""
     of_reader = [_of_reader(law, epoch, rank, reader, start) for reader in range(law.readers)]
     return [next(of_reader[number % law.readers]) for number in range(start, law.batches)]
 
 
 def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iterator[Batch]:
     part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
-    before = len(range(reader, start, law.readers)) * law.batch  # samples given out, repeats counted
+    before = len(range(reader, start, law.readers)) * law.batch  # samples returned, counting repeats
     ends = range(before + law.batch, len(range(reader, law.batches, law.readers)) * law.batch + 1, law.batch)
     reached, over, furthest = 0, given[: before // law.repeats], np.maximum.accumulate(given)
     for end in ends:
@@ -142,10 +142,10 @@ def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iter
 
 
 def position(law: Law, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
-    """Where every reader of every rank is after `start` batches of an epoch; `names` are those of the shards.
+    """The position of every reader of every rank after `start` batches of an epoch; `names` are those of the shards.
 
     next    [shard, offset] of the sample that it reads next; None after the last
-    oldest  [shard, offset] of the first on its way that is not given out yet: where one who goes on begins to read
+    oldest  [shard, offset] of its first sample that is not returned yet, where a resumed reader starts
     held    samples in its buffer
     seed    of its draws
     """

@@ -1,7 +1,7 @@
-"""Batches of a source: seeded order, exact continuation, worker processes.
+"""Batches of a source: seeded order, exact resumption, worker processes.
 
 A source that is read by index has a permutation for each epoch, and any number of workers and ranks gives the same
-batches. A source in shards is read from front to back in the order that `recipes.data.law` describes.
+batches. A source in shards is read sequentially, in the order that `recipes.data.law` describes.
 """
 
 import copy
@@ -26,11 +26,11 @@ from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
 from zoo.allocator import give_freed_memory_back
 
-TINY = 5_000  # images that never cost enough to pay for worker processes
+TINY = 5_000  # number of images below which worker processes are not worth their cost
 
 
 def worker_count(source: Source, workers: int | None = None) -> int:
-    """`workers` if given; else one process less than there are cores for this rank, at most 4, none for a tiny set."""
+    """`workers` if given; else the cores of this rank minus one, at most 4, and none for a tiny set."""
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,7 +47,7 @@ def batches_per_epoch(source: Source, batch_size: int, world: int = 1, repeats: 
     if count == 0:
         raise DataError(
             f"{source.name} has {len(source)} images, fewer than one batch of {batch_size * world}: "
-            f"give data.batch_size= at most {len(source)}"
+            f"set data.batch_size= to at most {len(source)}"
         )
     return count
 
@@ -62,7 +62,7 @@ def order(source: Source, *, seed: int, epoch: int, repeats: int = 1) -> list[tu
 def law_of(
     source: Source, *, batch_size: int, seed: int, workers: int | None, world: int = 1, repeats: int = 1
 ) -> Law | None:
-    """What the order of a source in shards follows; None for one that is read by index."""
+    """The law for the order of a source in shards; None for one that is read by index."""
     if not isinstance(source.records, Shards):
         return None
     records, readers = source.records, max(1, worker_count(source, workers))
@@ -85,7 +85,7 @@ def plan_batches(
     repeats: int = 1,
     parts: int | None = None,
 ) -> list[Batch]:
-    """What `batches` gives, by index: nothing is read."""
+    """What `batches` yields, as indices; nothing is read."""
     if not train:
         return _eval_batches(source, batch_size, rank, world)[start:]
     found = law_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
@@ -99,9 +99,9 @@ def plan_batches(
 
 
 def _part(keys: list[Any], number: int, size: int, parts: int, repeats: int) -> list[Any]:
-    """The samples of a part, which are numbered over the epoch: `parts` of them share a run of samples.
+    """The samples of a part; parts are numbered over the epoch, and `parts` of them share the samples of a step.
 
-    Each takes a slice; of repeated images each takes every `parts`-th, or the copies would meet in one part.
+    Each takes a slice; of repeated images each takes every `parts`-th, so that copies do not end up in one part.
     """
     step, part = divmod(number, parts)
     shared = keys[step * parts * size : (step + 1) * parts * size]
@@ -124,16 +124,16 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `batch_size` images for this rank: ((B, 3, H, W) float32, (B,) int64).
 
-    In a process that uses a GPU images may be uint8: `source.finish` normalises them there, after a fourth of the way.
+    In a process that uses a GPU images may be uint8, a quarter of the bytes: `source.finish` normalises them there.
 
-    train  a permutation that is a function of (seed, epoch); what does not fill a last step is dropped. Rank r takes
-           the r-th slice of every `world * batch_size` samples; with `repeats` each image comes that often, augmented
-           anew, and the samples of a step are dealt out, so that its copies lie in as many batches as can be.
-           Of a source in shards the order depends on the numbers of workers and ranks as well, see `recipes.data.law`:
+    train  a permutation that is a function of (seed, epoch); samples that do not fill a last step are dropped. Rank r
+           takes the r-th slice of every `world * batch_size` samples; with `repeats` each image occurs that often,
+           augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
+           For a source in shards the order also depends on the numbers of workers and ranks, see `recipes.data.law`:
            there one rank reads an image, and its copies follow each other.
-    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one of each rank
+    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
     eval   in order, every sample exactly once over all ranks; the last batch may be short.
-    start  how many batches of this epoch were already consumed: what follows is the same as if they were iterated.
+    start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.
     The random state of the calling process is not touched. Raises DataError naming the sample that failed.
     """
     planned = plan_batches(
@@ -153,7 +153,7 @@ def batches(
 
 
 def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    # an idle loader keeps its workers for the next epoch; one in use is not in the pool, so iterations never meet
+    # an idle loader keeps its workers for the next epoch; one in use is not in the pool, so iterations never collide
     loader = source.idle.pop(workers, None) or _loader(source, workers)
     loader.batch_sampler.batches = planned
     whole = True
@@ -167,18 +167,18 @@ def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tup
     except RuntimeError as error:
         if isinstance(error, DataError):
             raise
-        whole = False  # a worker that was killed takes the others along
+        whole = False  # a worker that was killed takes the others with it
         raise DataError(f"a process reading {source.name} died: {error}. Lower data.workers or free memory") from error
-    finally:  # also where the caller breaks off
+    finally:  # also if the caller breaks off
         if whole:
             source.idle[workers] = loader
-        del loader  # a stack that is kept with an error would keep the workers
+        del loader  # a traceback that is kept with an error would keep the workers alive
 
 
 def _started(loader: DataLoader) -> Iterator:
-    """The loader's iterator, whose dead workers are found where it is asked for a batch.
+    """The loader's iterator, which only notices dead workers when it is asked for a batch.
 
-    torch would raise from a signal handler, wherever the loop is: in the middle of an update of the weights, too.
+    torch would raise from a signal handler, wherever the loop is, even in the middle of an update of the weights.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
@@ -195,7 +195,7 @@ def _eval_batches(source: Source, batch_size: int, rank: int, world: int) -> lis
 
 
 class _Planned:
-    """The batch sampler: a list that is exchanged before every epoch, so that workers live on between epochs."""
+    """The batch sampler: a list that is replaced before every epoch, so that workers live on between epochs."""
 
     def __init__(self):
         self.batches: list[Batch] = []
@@ -208,14 +208,14 @@ class _Planned:
 
 
 class _Failure:
-    """An exception of a worker as text: it crosses the process border whole, and without a stack of two processes."""
+    """An exception of a worker as text, which passes between processes intact and without a traceback of both."""
 
     def __init__(self, what: str, error: Exception):
         self.message = f"{what}: {error if isinstance(error, DataError) else traceback.format_exc()}"
 
 
 class _Samples(Dataset):
-    """Samples of a batch, and which of them were replaced; the first failure instead."""
+    """Samples of a batch, and which of them were replaced; or the first failure instead."""
 
     def __init__(self, source: Source, finish: bool):
         self.source, self.finish = source, finish
@@ -245,9 +245,9 @@ def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    # torch's own watch knows the parent that a worker has when it begins: too late where that is dead by then
+    # torch's own watchdog looks up the parent when a worker starts: too late if it is dead by then
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches every process of a terminal: the parent alone decides what it means
+    # Ctrl-C reaches every process of a terminal: only the parent decides what to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -260,9 +260,9 @@ def _end_with_parent() -> None:
 
 
 def _loader(source: Source, workers: int) -> DataLoader:
-    # bytes are a quarter of floats, on the way from a worker and on that to a GPU, which normalises them in no time
+    # bytes are a quarter of the size of floats, from a worker and to a GPU, which normalises them in no time
     late = source.normalize is not None and (workers > 0 or _on_gpu())
-    # a copy without the pool of loaders: in a cycle workers would end when the garbage is collected, and slowly
+    # a copy without the pool of loaders: in a reference cycle workers would only end at garbage collection, and slowly
     copied = copy.copy(source)
     return DataLoader(
         _Samples(copied, finish=not late),
@@ -272,11 +272,11 @@ def _loader(source: Source, workers: int) -> DataLoader:
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=_on_gpu(),
-        # the loader draws a seed for its workers: from here, not from the caller's random state
+        # the loader draws a seed for its workers from this, not from the caller's random state
         generator=torch.Generator().manual_seed(seed_of(Stream.WORKERS, source.seed)),
     )
 
 
 def _on_gpu() -> bool:
-    """Whether this process uses a GPU: the model is there by now, if the run has one."""
+    """Whether this process uses a GPU: if the run has one, the model is on it by now."""
     return torch.cuda.is_initialized()

@@ -1,10 +1,10 @@
-"""Images with label maps beside them: two folders of files, or two columns of parquet files.
+"""Images with label maps: two folders of files, or two columns of parquet files.
 
-A mask is a PNG of one channel (palettes are read as their indices) whose values are classes; 255 is not labelled.
+A mask is a single-channel PNG (palettes are read as indices) whose values are classes; 255 is unlabelled.
 
 ADE20K       images/training/*.jpg, annotations/training/*.png; 0 is no class, 1 the first: data.reduce_zero_label
 Cityscapes   leftImg8bit/train/<city>/*_leftImg8bit.png, gtFine/train/<city>/*_gtFine_labelIds.png; data.label_ids
-Pascal VOC   JPEGImages/*.jpg, SegmentationClass/*.png, and lists of names for each split
+Pascal VOC   JPEGImages/*.jpg, SegmentationClass/*.png, and a list of names for each split
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
 
 ADVICE = (
-    "Give data.num_classes= or data.class_names= as many classes as the masks have, data.label_ids= the values that "
-    "stand for them, or, where this mask alone is wrong, data.on_bad_image=replace"
+    "Set data.num_classes= or data.class_names= to the classes of the masks, or data.label_ids= to the values that "
+    "stand for them, or, if only this mask is wrong, data.on_bad_image=replace"
 )
 
 
 class Classes:
-    """What the values in a mask mean: numbers of classes, unless `ids` says which value is class 0, 1, ...
+    """The meaning of the values in a mask: class numbers, unless `ids` lists the values of class 0, 1, ...
 
-    count  of classes, once it is known; a value that `ids` has for a later one is an error
+    count  number of classes, once it is known; a value that `ids` maps to a higher one is an error
     """
 
     def __init__(self, ids: list[int] | None):
@@ -105,10 +105,10 @@ class MaskRows(arrow.Arrow):
 
 
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Any], list[str]]:
-    """Images and masks of each split ("train", "val"), and class names, of what the `data` group describes.
+    """Images and masks of each split ("train", "val"), and class names, as described by the `data` group.
 
-    Raises DataError for folders, lists and columns that are not there, images without a mask, and names that lead out
-    of their folder.
+    Raises DataError for missing folders, lists and columns, for images without a mask, and for names that lead out of
+    their folder.
     """
     ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
     if ids is not None and (len(set(ids)) < len(ids) or not set(ids) <= set(range(256))):
@@ -116,28 +116,28 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     classes = Classes(ids)
     read = _rows if cfg.source == "arrow_masks" else _files
     found = [read(cfg, split, classes) for split in splits]
-    names = class_names(cfg)  # which may lie in a file beside the images: a folder that is not there is said first
+    names = class_names(cfg)  # last, as names may be in a file beside the images: a missing folder is reported first
     if not cfg.reduce_zero_label and ids is not None and len(ids) != len(names):
-        raise DataError(f"data.label_ids has {len(ids)} values for {len(names)} classes: expected one value a class")
+        raise DataError(f"data.label_ids has {len(ids)} values for {len(names)} classes: expected one value per class")
     classes.count = len(names)
     return found, names
 
 
 def class_names(cfg) -> list[str]:
-    """data.class_names: a list, or a file below data.root; else numbers, as many as data.num_classes says.
+    """data.class_names: a list, or a file below data.root; else the numbers of data.num_classes classes.
 
-    Raises DataError for what is no name, for fewer than two, and for two of one name, by which each is measured.
+    Raises DataError for values that are not names, for fewer than two, and for duplicates, as results go by name.
     """
     names = _given_names(cfg)
     if len(names) < 2:
         raise DataError(
             f"data={cfg.name} has {len(names)} class{'es' * (len(names) != 1)}: expected two or more, such as "
-            f"background and object; data.num_classes= or data.class_names= say them. {IGNORE} in a mask is none"
+            f"background and object, in data.num_classes= or data.class_names=. {IGNORE} in a mask is not a class"
         )
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(
-            f"data.class_names: several classes of data={cfg.name} have the name {twice!r}: give each its own"
+            f"data.class_names: several classes of data={cfg.name} have the name {twice!r}: give each its own name"
         )
     return names
 
@@ -153,27 +153,27 @@ def _given_names(cfg) -> list[str]:
 
 
 def _texts(given: Any) -> list[str]:
-    """A list of names, of which numbers are as good as texts. Raises DataError for what else a file may hold."""
+    """A list of names; numbers become text. Raises DataError for anything else that a file may hold."""
     if not isinstance(given, Sequence):
         raise DataError(f"data.class_names={given}: expected a list of names, or a file of them below data.root")
     names = [str(name) if type(name) in (int, float) else name for name in given]
     for name in names:
         if not isinstance(name, str):
             raise DataError(
-                f"data.class_names has {json.dumps(name, default=str)}, which is no text: write such names in quotes, "
-                """'data.class_names=["true","null"]' on a command line; in a file yes, no, on and off as well"""
+                f"data.class_names has {json.dumps(name, default=str)}, which is not text: write such names in quotes, "
+                """'data.class_names=["true","null"]' on the command line; in a file also yes, no, on and off"""
             )
     return names
 
 
 def _names_of_file(path: Path) -> list[str]:
-    """One name a line; of a table, the last column, and without its header, as ADE20K's has one."""
+    """One name per line; for a table, the last column without the header, which ADE20K's has."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the names of the classes: {error}; give data.class_names=[...]") from error
     rows = [line.split("\t") for line in lines if line.strip()]
-    header = bool(rows) and len(rows[0]) > 1 and not rows[0][0].strip().isdecimal()  # or it would be a class's number
+    header = bool(rows) and len(rows[0]) > 1 and not rows[0][0].strip().isdecimal()  # else it is a class's number
     return [row[-1].strip() for row in rows[header:]]
 
 
@@ -193,7 +193,7 @@ def _files(cfg, split: str, classes: Classes) -> MaskFiles:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(pairs)} images in {root / images} have no mask: for {missing[0][0]} expected "
-            f"{missing[0][1]}; data.mask_suffix={cfg.mask_suffix} is what a mask has in place of the image's suffix"
+            f"{missing[0][1]}; data.mask_suffix={cfg.mask_suffix} replaces the suffix of the image in the mask's name"
         )
     return MaskFiles(root, pairs, classes)
 
@@ -206,7 +206,7 @@ def _walked(folder: Path, suffix: str | None) -> list[str]:
 
 
 def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
-    """The images that a list names, one a line, without their suffix."""
+    """The images that a list names, one per line, without suffix."""
     path = root / safe(cfg[f"{split}_list"], f"data.{split}_list")
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
@@ -215,12 +215,12 @@ def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
     found = [f"{safe(name, str(path))}{cfg.image_suffix or '.jpg'}" for name in names]
     lost = [name for name in found if not (root / images / name).is_file()]
     if lost:
-        raise DataError(f"{path} names {lost[0].rpartition('.')[0]}, but {root / images / lost[0]} is not there")
+        raise DataError(f"{path} names {lost[0].rpartition('.')[0]}, but {root / images / lost[0]} does not exist")
     return found
 
 
 def safe(name: str, where: str) -> str:
-    """A relative path that stays below the folder it is meant for. Raises DataError for another."""
+    """Return a relative path that stays below its folder. Raises DataError for any other."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise DataError(f"{where} names {name!r}, which leads out of its folder: expected a path below it")

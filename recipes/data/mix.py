@@ -1,4 +1,4 @@
-"""Mixup and CutMix, repeatable by step."""
+"""Mixup and CutMix, reproducible for each step."""
 
 import torch
 from timm.data import Mixup
@@ -9,7 +9,7 @@ from recipes.data.seeding import Stream, preserved, reseed
 
 
 class Mix:
-    """timm's Mixup/CutMix and label smoothing as the `augment` group says, one draw a batch.
+    """timm's Mixup/CutMix and label smoothing with the settings of `augment`, one draw per batch.
 
     Mixup, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899.
     """
@@ -30,12 +30,12 @@ class Mix:
     def __call__(self, images: Tensor, labels: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images and (B,) labels -> mixed images and (B, classes) targets, a function of (seed, step).
 
-        Without mixup and cutmix the images come back as they are, the targets smoothed.
+        Without mixup and cutmix the images are returned unchanged, the targets smoothed.
         """
         if self.mixup is None:
             return images, mixup_target(labels, self.num_classes, smoothing=self.smoothing)
         size = len(images)
-        # timm mixes image i with image B-1-i in place and wants an even B: an odd batch gets its first image twice
+        # timm mixes image i with image B-1-i in place and needs an even B: an odd batch gets its first image twice
         extra = slice(0, size % 2)
         images, labels = torch.cat([images, images[extra]]), torch.cat([labels, labels[extra]])
         with preserved():

@@ -1,8 +1,8 @@
-"""Transforms of an image together with its label map, or with its boxes and masks: torchvision's v2 and what it lacks.
+"""Transforms of an image with its label map, or with its boxes and masks: torchvision's v2 and what it lacks.
 
 An image is a tv_tensors.Image, (3, H, W) uint8. A target is a dictionary: `labels`, a tv_tensors.Mask (H, W); or
-`boxes`, tv_tensors.BoundingBoxes, `masks`, a tv_tensors.Mask (N, H, W), and what belongs to each box. All draw from
-torch alone.
+`boxes`, tv_tensors.BoundingBoxes, `masks`, a tv_tensors.Mask (N, H, W), and what belongs to each box. All random draws
+come from torch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-IGNORE = 255  # the label of pixels that are not learned from
-TRIES = 10  # crops that are drawn where one class fills them
+IGNORE = 255  # the label of pixels that are ignored in training
+TRIES = 10  # crops that are drawn if one class fills them
 
 
 class Rescale(v2.Transform):
-    """Resize, keeping the shape: the short side to `short`, but the long one to no more than `long`.
+    """Resize, keeping the aspect ratio: the short side to `short`, but the long one to at most `long`.
 
-    short   pixels, of several one is drawn; None: only the long side is looked at, and without it the size stays
+    short   pixels, drawn if there are several; None: only the long side is limited, or, without `long`, the size stays
     jitter  both are multiplied by a number drawn from this range: scale jitter; with (0.1, 2) large-scale jitter,
             https://arxiv.org/abs/2012.07177
-    multiple  pixels: what was resized is resized again, each side up to a multiple of these, which changes the shape a
-            little; None: it stays
-    antialias  whether a pixel of a smaller image is the mean of all that it covers; False: of four, as OpenCV has it
-    scale   factor on `short` and `long`, of which whole pixels are left; without either on the image's sides
+    multiple  pixels: the result is resized again, each side up to a multiple of this, which changes the aspect ratio a
+            little; None: it is not
+    antialias  whether a pixel of a smaller image is the mean of all that it covers; False: of four, as in OpenCV
+    scale   factor on `short` and `long`, rounded down to whole pixels; without either, on the image's sides
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Rescale(v2.Transform):
         return {"sizes": (size, [-(-side // self.multiple) * self.multiple for side in size])}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        for size in params["sizes"]:  # what has that size already is left alone
+        for size in params["sizes"]:  # a no-op if it already has that size
             inpt = F.resize(inpt, size, antialias=self.antialias)
         return inpt
 
 
 class AtScales:
-    """An image as a list, once of each transform."""
+    """An image as a list, with one entry per transform."""
 
     def __init__(self, steps: Sequence[Callable[[Any], Any]]):
         self.steps = steps
@@ -74,15 +74,15 @@ class AtScales:
 
 
 def mapped(function: Callable[[Any], Any], images: Any) -> Any:
-    """`function` of an image, or of each in a list, which may hold lists."""
+    """`function` of an image, or of each image in a list, which may be nested."""
     return [mapped(function, image) for image in images] if isinstance(images, list) else function(images)
 
 
 class Crop(v2.Transform):
-    """A random crop of `size` (height, width), or as much as there is.
+    """A random crop of `size` (height, width), or less if the image is smaller.
 
-    cap  of a label map: the largest share of the labelled pixels that one class may have; such a crop is drawn anew,
-         ten times at most. 1 takes the first.
+    cap  for a label map: the largest share of labelled pixels that one class may have, else another crop is drawn, at
+         most ten in all. 1 takes the first.
     """
 
     def __init__(self, size: tuple[int, int], cap: float = 1.0):
@@ -93,7 +93,7 @@ class Crop(v2.Transform):
         height, width = _size(flat_inputs)
         crop = self.sides(height, width)
         labels = next((item for item in flat_inputs if isinstance(item, tv_tensors.Mask)), None)
-        first = self.cap >= 1 or crop == (height, width)  # any will do, or there is no other
+        first = self.cap >= 1 or crop == (height, width)  # any crop will do, or there is no other
         for _ in range(1 if first else TRIES):
             top, left = (
                 int(torch.randint(side - part + 1, ())) for side, part in zip((height, width), crop, strict=True)
@@ -103,7 +103,7 @@ class Crop(v2.Transform):
         return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
-        """Of the crop from an image of this size."""
+        """The sides of the crop from an image of this size."""
         return min(self.size[0], height), min(self.size[1], width)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -111,7 +111,7 @@ class Crop(v2.Transform):
 
 
 class PartOf(Crop):
-    """A random crop whose sides are drawn, each on its own, `least` to `most` pixels, or all there are."""
+    """A random crop whose sides are drawn independently, `least` to `most` pixels, or less if the image is smaller."""
 
     def __init__(self, least: int, most: int):
         super().__init__((most, most))
@@ -128,7 +128,7 @@ class PartOf(Crop):
 class PadTo(v2.Transform):
     """Pad below and to the right up to `size` (height, width): images with `colour`, masks with `label`.
 
-    The image is bytes, so that the colour is rounded: a mean is up to 0.01 from 0 once normalised.
+    The image is uint8, so the colour is rounded: once normalised, a mean is up to 0.01 away from 0.
     """
 
     def __init__(self, size: tuple[int, int], colour: Sequence[float], label: int):
@@ -146,9 +146,9 @@ class PadTo(v2.Transform):
 
 
 class Distort(v2.Transform):
-    """Brightness, contrast, saturation and hue of an image, each half of the time, as mmsegmentation's; labels stay.
+    """Change brightness, contrast, saturation and hue of an image, each with probability 0.5, as in mmsegmentation.
 
-    The image is bytes after each of them. What differs: OpenCV also rounds hue and saturation, to 180 and 256 values.
+    The image is uint8 after each change. Unlike here, OpenCV also rounds hue and saturation, to 180 and 256 values.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -172,19 +172,19 @@ class Distort(v2.Transform):
 
 
 def brightened(image: Tensor, summand: float) -> Tensor:
-    """uint8 (3, H, W) with `summand` added to every pixel; as of the next, fractions are cut off."""
+    """uint8 (3, H, W) with `summand` added to every pixel; fractions are truncated, as in `contrasted`."""
     return (image + summand).clamp(0, 255).to(torch.uint8)
 
 
 def contrasted(image: Tensor, factor: float) -> Tensor:
-    """uint8 (3, H, W), every pixel multiplied: bright ones differ from dark ones by more, or by less."""
+    """uint8 (3, H, W), every pixel multiplied by `factor`, which changes the contrast."""
     return (image * factor).clamp(0, 255).to(torch.uint8)
 
 
 def saturated(image: Tensor, factor: float) -> Tensor:
-    """uint8 (3, H, W), the saturation of HSV multiplied, up to 1: how far channels lie below the largest."""
+    """uint8 (3, H, W), the saturation of HSV multiplied, up to 1: how far channels are below the largest one."""
     largest, least = image.amax(0).float(), image.amin(0).float()
-    most = largest / (largest - least)  # makes the least channel 0; infinite, or 0 / 0, of a grey pixel, which stays
+    most = largest / (largest - least)  # makes the least channel 0; infinite, or 0 / 0, for a grey pixel, which stays
     factors = most.clamp(max=factor).nan_to_num(0.0)
     return (largest - (largest - image) * factors).round().to(torch.uint8)
 
@@ -195,7 +195,7 @@ def turned(image: Tensor, share: float) -> Tensor:
 
 
 class Sound(v2.Transform):
-    """Leave out objects of which nothing is left to see: boxes without a pixel, or masks without one."""
+    """Remove objects that are no longer visible: boxes or masks without a pixel."""
 
     def forward(self, image: tv_tensors.Image, target: dict[str, Any]) -> tuple[tv_tensors.Image, dict[str, Any]]:
         boxes = target["boxes"]
@@ -207,11 +207,11 @@ class Sound(v2.Transform):
 
 
 def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float], *, semantic: bool) -> v2.Compose:
-    """What the `data` and `task` groups say: rescale, crop and pad to `size` if asked for, mirror, distort colours."""
+    """The transforms of the `data` and `task` groups: rescale, crop and pad to `size` if asked for, flip, distort."""
     short = [data.short_side] if isinstance(data.short_side, int) else data.short_side
     antialias = antialiased(data)
     steps = [Rescale(short, data.long_side, task.jitter, antialias=antialias)]
-    if task.get("precrop"):  # of detection: the second of DETR's two ways, https://arxiv.org/abs/2005.12872, A.4
+    if task.get("precrop"):  # detection: the second of DETR's two variants, https://arxiv.org/abs/2005.12872, A.4
         part = [Rescale([400, 500, 600], antialias=antialias), PartOf(384, 600)]
         steps.insert(0, v2.RandomApply(part, task.precrop))
     if task.crop:
@@ -227,8 +227,8 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
 def evaluation(data: Any, scales: Sequence[float] | None = None) -> Rescale | AtScales:
     """The image at its own size, or at the largest of `data.short_side`.
 
-    scales  factors on that, as in mmsegmentation before 1.0; None: 1 alone. Of others the image comes as a list, each
-            time resized from the image itself
+    scales  factors on that, as in mmsegmentation before 1.0; None: only 1. Otherwise the image becomes a list, each
+            entry resized from the original
     """
     short = data.short_side
     short = None if short is None else [short] if isinstance(short, int) else [max(short)]

@@ -1,4 +1,4 @@
-"""Parquet files read from front to back, of this machine or streamed from the Hugging Face hub, never copied whole."""
+"""Parquet files, local or streamed from the Hugging Face hub, read sequentially and never copied whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = 32  # decoded at a time
 
 
 class Parquet(Shards):
-    """Rows of parquet files; a row group before the one that is wanted is never read."""
+    """Rows of parquet files; row groups before the requested one are never read."""
 
     def __init__(self, *args, image_key: str):
         super().__init__(*args)
@@ -27,10 +27,10 @@ class Parquet(Shards):
     def bytes_of(self, shard: int, offset: int) -> bytes:
         if shard not in self.open:
             self.unchanged(shard)
-            self.open = {shard: _Rows(self.paths[shard], self.image_key)}  # a reader moves on for good
+            self.open = {shard: _Rows(self.paths[shard], self.image_key)}  # readers never return to an earlier shard
         try:
             cell = self.open[shard].cell(offset)
-        # Arrow, and the libraries under an address, raise types of their own
+        # Arrow, and the libraries for URLs, raise their own types
         except Exception as error:
             raise DataError(f"cannot read {self.paths[shard]}, row {offset}: {first_line(error)}") from error
         path = cell if isinstance(cell, str) else None
@@ -38,14 +38,14 @@ class Parquet(Shards):
             cell, path = cell["bytes"], cell.get("path")
         if path is not None and not isinstance(cell, bytes):
             raise DataError(
-                f"{self.paths[shard]}, row {offset}, holds the name of an image, {path!r}, and not its bytes: read the "
-                "files where they lie, with data.source=arrow, or put their bytes in"
+                f"{self.paths[shard]}, row {offset}, holds the name of an image, {path!r}, but not its bytes: read the "
+                "files in place with data.source=arrow, or store their bytes in it"
             )
-        return cell or b""  # a null is no image, as no bytes are none
+        return cell or b""  # null counts as an empty image
 
 
 class _Rows:
-    """A parquet file with a place in it."""
+    """A parquet file with a read position."""
 
     def __init__(self, path: str, key: str):
         self.file, self.key = opened(path), key
@@ -67,7 +67,7 @@ class _Rows:
 
 
 def opened(path: str):
-    """A pyarrow ParquetFile of a path or an address."""
+    """A pyarrow ParquetFile of a path or a URL."""
     import fsspec
     from pyarrow.parquet import ParquetFile
 
@@ -77,14 +77,14 @@ def opened(path: str):
 def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
     """Rows of each split, and class names; cfg.hub names a data set of the hub, cfg.root a folder.
 
-    Raises DataError for what is missing, and for columns that are not there.
+    Raises DataError for missing files and columns.
     """
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
     found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
-    # of another machine's files only the first of each split is asked: each costs a request
+    # of remote files only the first of each split is checked, as each costs a request
     files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]
     names = {path: declared(opened(path).schema_arrow, cfg.label_key) for path in files}
     check_agreed(names.items())
@@ -103,16 +103,16 @@ def _split(datasets, cfg, split: str) -> Parquet:
 def _of_hub(datasets, cfg, split: str) -> list[str]:
     try:
         found = datasets.load_dataset_builder(cfg.hub).config.data_files or {}
-    # no network, no such name, no permission: as many types as libraries under it
+    # no network, no such name, no permission: every library below it has its own types
     except Exception as error:
         said = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(f"cannot get {cfg.hub} from the Hugging Face hub: {said}; or give data.root=") from error
+        raise DataError(f"cannot get {cfg.hub} from the Hugging Face hub: {said}; or set data.root=") from error
     files = {str(key): sorted(map(str, paths)) for key, paths in found.items()}
     paths = files.get(split, [])
     if not paths or not all(path.endswith(".parquet") for path in paths):
         raise DataError(
-            f"{cfg.hub} has no parquet files of the split {split!r} but {', '.join(files) or 'no files'}: "
-            "give data.train_split= and data.val_split=, or read it whole with data.source=arrow"
+            f"{cfg.hub} has no parquet files of the split {split!r}, only {', '.join(files) or 'no files'}: "
+            "set data.train_split= and data.val_split=, or download all of it with data.source=arrow"
         )
     return paths
 
@@ -133,4 +133,4 @@ def _labels(path: str, cfg) -> np.ndarray:
         raise
     except Exception as error:
         raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
-    raise DataError(f"{path} has no column {cfg[missing[0]]!r} but {', '.join(columns)}: give data.{missing[0]}=")
+    raise DataError(f"{path} has no column {cfg[missing[0]]!r}, only {', '.join(columns)}: set data.{missing[0]}=")

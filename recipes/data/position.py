@@ -1,4 +1,4 @@
-"""Where a streamed training set is after so many batches: what a checkpoint says of it."""
+"""The position in a streamed training set after a number of batches, as stored in a checkpoint."""
 
 import hashlib
 from typing import Any
@@ -10,17 +10,17 @@ from recipes.data.source import Source
 
 ADVICE = {
     "ranks": "start it with that many processes",
-    "workers": "give data.workers={}",
-    "images": "give it the shards that it was begun with",
-    "shards": "give it the shards that it was begun with",
+    "workers": "set data.workers={}",
+    "images": "give it the shards that it was started with",
+    "shards": "give it the shards that it was started with",
 }
 
 
 def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[str, Any] | None:
     """The state of a source in shards after `start` batches of each rank in an epoch; None for one read by index.
 
-    options  batch_size, seed, workers, world, repeats, as `batches` takes them
-    Nothing of it has to be restored, all is arithmetic: it is there to be read, and for `check_position` to compare.
+    options  batch_size, seed, workers, world, repeats, as for `batches`
+    Nothing of it has to be restored, as all is arithmetic: it is for information, and for `check_position`.
     """
     found = law_of(source, **options)
     if found is None:
@@ -39,12 +39,12 @@ def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[
 
 
 def check_position(saved: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
-    """Raise DataError where a streamed set would go on in another order than that in which it was begun."""
+    """Raise DataError if a streamed set would continue in another order than the one in which it was started."""
     if saved is None or now is None:
         return
     wrong = [key for key in ADVICE if saved[key] != now[key]]
     if wrong:
         said = "; ".join(
-            f"{key}: it was begun with {saved[key]}, now {now[key]} ({ADVICE[key].format(saved[key])})" for key in wrong
+            f"{key}: started with {saved[key]}, now {now[key]} ({ADVICE[key].format(saved[key])})" for key in wrong
         )
-        raise DataError(f"the order of a streamed training set would change in mid-run: {said}; or begin a new run")
+        raise DataError(f"the order of a streamed training set would change in mid-run: {said}; or start a new run")

@@ -1,7 +1,7 @@
-"""Scenes: scikit-learn's scans of digits on textured grounds, with the exact mask and box of each. No download.
+"""Scenes: scikit-learn's scans of digits on textured backgrounds, with exact masks and boxes. No download.
 
 Scene `index` of a split is a function of (data.split_seed, split, index) and the size: the same for every seed of a
-run, so that runs are measured on the same images. The scans are split first; none is seen in both.
+run, so that runs are evaluated on the same images. The scans are split first; none occurs in both splits.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from recipes.data.errors import DataError
 from recipes.data.seeding import Stream
 
 SPLITS = ("train", "val")
-BACKGROUND = 10  # the class of all that is no digit
+BACKGROUND = 10  # the class of everything but digits
 SIDES = (0.35, 0.65)  # of a scan, as shares of the scene's short side
-SHRINK = 0.985  # of a scan from one try to place it to the next
-SEEN = 0.8  # of its pixels must be left of every object, whatever lies over it
-SHARED = 0.3  # of the smaller of two scans may lie over or under the other, at the first try
-CONTRAST = 90.0  # grey levels, at the least, between a digit and the ground under it
-MOST = 12  # things; more would have to lie over each other
+SHRINK = 0.985  # factor on the size of a scan from one attempt to place it to the next
+SEEN = 0.8  # minimum share of an object's pixels that must remain visible
+SHARED = 0.3  # maximum overlap of two scans, as a share of the smaller one, at the first attempt
+CONTRAST = 90.0  # minimum difference in grey levels between a digit and the background under it
+MOST = 12  # things; more would have to overlap
 SMALLEST = 32  # pixels of the short side
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A scan in a scene, those before it lie under it.
+    """A scan in a scene, on top of those before it.
 
-    row   of the split's scans
-    ink   (side, side) share of the ink in each pixel; it is the digit's pixel from one half on
+    row   index among the split's scans
+    ink   (side, side) share of ink in each pixel; from one half on, the pixel belongs to the digit
     """
 
     row: int
@@ -57,7 +57,7 @@ class Scenes:
         self, scans: digits.Digits, count: int, size: tuple[int, int], things: tuple[int, int], key: tuple[int, int]
     ):
         self.scans, self.count, self.size, self.things, self.key = scans, count, size, things, key
-        self.kept: tuple[int, Any] = (-1, None)  # image and labels of one scene are asked for one after the other
+        self.kept: tuple[int, Any] = (-1, None)  # image and labels of a scene are requested one after the other
 
     def __len__(self) -> int:
         return self.count
@@ -86,11 +86,11 @@ class Scenes:
         return found | ({"masks": seen} if masks else {})
 
     def things_of(self, index: int) -> list[Thing]:
-        """The scans of a scene, from the lowest to the uppermost."""
+        """The scans of a scene, from bottom to top."""
         return self._scene(index)[1]
 
     def _scene(self, index: int) -> tuple[np.ndarray, list[Thing], np.ndarray]:
-        """(H, W, 3) uint8 image, its things, and (H, W) which of them is seen, -1 for none."""
+        """(H, W, 3) uint8 image, its things, and (H, W) which of them is visible, -1 for none."""
         if self.kept[0] != index:
             self.kept = (index, self._made(index))
         return self.kept[1]
@@ -111,7 +111,7 @@ class Scenes:
     def _placed(
         self, rng: np.random.Generator, ground: np.ndarray, things: list[Thing], owner: np.ndarray
     ) -> tuple[Thing, np.ndarray]:
-        """One more thing where it leaves enough of all others to be seen; each try is smaller and may share more."""
+        """Place one more thing so that enough of all others stays visible; each try is smaller and may overlap more."""
         sizes = [(thing.ink >= 0.5).sum() for thing in things]
         for attempt in itertools.count():
             room = SHRINK**attempt
@@ -135,7 +135,7 @@ class Scenes:
 
 
 def shared(square: tuple[int, int, int], other: Thing) -> float:
-    """What a square (top, left, side) and a scan have in common, as a share of the smaller of the two."""
+    """The overlap of a square (top, left, side) and a scan, as a share of the smaller of the two."""
     (*corner, side), length = square, len(other.ink)
     places = zip(corner, (other.top, other.left), strict=True)
     down, right = (max(0, min(a + side, b + length) - max(a, b)) for a, b in places)
@@ -143,7 +143,7 @@ def shared(square: tuple[int, int, int], other: Thing) -> float:
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) float32 ground: noise of several grains in two colours, and stripes."""
+    """(H, W, 3) float32 background: noise of several grain sizes in two colours, and stripes."""
     height, width = size
     grey = np.zeros(size, np.float32)
     for grain in (2, 4, 8, 16, 32):
@@ -159,7 +159,7 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def contrasting(rng: np.random.Generator, grey: float) -> np.ndarray:
-    """A colour whose three channels are all `CONTRAST` above a grey: light ink, as in the scans."""
+    """A colour whose channels are all at least `CONTRAST` above a grey level: light ink, as in the scans."""
     return rng.uniform(min(grey + CONTRAST, 240), 255, 3).astype(np.float32)
 
 
@@ -172,7 +172,7 @@ def box(mask: np.ndarray) -> np.ndarray:
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Scenes], list[str]]:
     """Scenes of each split ("train", "val"), and class names; the last one of a label map is the background.
 
-    Raises DataError for numbers of which no scene can be made.
+    Raises DataError for numbers from which no scene can be made.
     """
     _check(cfg, size)
     scans = dict(zip(SPLITS, digits.load(size, cfg.val_fraction, cfg.split_seed), strict=True))
@@ -185,9 +185,9 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
 
 def _check(cfg, size: tuple[int, int]) -> None:
     if min(size) < SMALLEST:
-        raise DataError(f"data.img_size={cfg.img_size} is too small for scenes: at least {SMALLEST} pixels a side")
+        raise DataError(f"data.img_size={cfg.img_size} is too small for scenes: expected at least {SMALLEST} pixels")
     if len(cfg.things) != 2 or not 1 <= cfg.things[0] <= cfg.things[1] <= MOST:
-        raise DataError(f"data.things={list(cfg.things)}: expected [fewest,most] scans a scene, 1 to {MOST}")
+        raise DataError(f"data.things={list(cfg.things)}: expected [fewest,most] scans per scene, 1 to {MOST}")
     for key in ("train_count", "val_count"):
         if cfg[key] < 1:
             raise DataError(f"data.{key}={cfg[key]}: expected at least one scene")

@@ -1,4 +1,4 @@
-"""Random streams that are a function of integers alone."""
+"""Random streams that depend only on integers."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """The first integer of a key: streams of different purposes never meet."""
+    """The first integer of a key: streams of different purposes never overlap."""
 
     SAMPLE = 0
     ORDER = 1
@@ -27,7 +27,7 @@ def seed_of(*key: int) -> int:
 
 
 def reseed(*key: int) -> None:
-    """Let python, numpy and torch (CPU) draw from the stream named by `key` from here on."""
+    """Make python, numpy and torch (CPU) draw from the stream named by `key` from here on."""
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int.from_bytes(words.tobytes(), "little"))
     np.random.seed(words)

@@ -1,7 +1,7 @@
-"""Data sets in shards, tar archives or parquet files, that are read from front to back.
+"""Data sets in shards, tar archives or parquet files, that are read sequentially.
 
-An index of every shard, made once and kept, says how many samples it has, what their labels are and where they lie:
-so a reader begins anywhere without reading what comes before, and `recipes.data.law` says in which order it reads.
+An index of every shard, made once and cached, has the number of its samples, their labels and positions: so a reader
+can start anywhere without reading what comes before. `recipes.data.law` defines the order of reading.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from recipes.data.images import File
 
 @dataclass(frozen=True)
 class Index:
-    """What is in the shards of one split.
+    """The contents of the shards of one split.
 
     counts  (S,) samples of each shard
     labels  (N,) class of each sample
-    fields  arrays of the format's own
+    fields  arrays specific to the format
     """
 
     counts: np.ndarray
@@ -39,15 +39,15 @@ class Index:
 
 
 class Shards(Encoded):
-    """The samples of one split, numbered through its shards, which are sorted by name.
+    """The samples of one split, numbered consecutively over its shards, which are sorted by name.
 
-    A worker reads ahead what a batch says (`read`) and forgets it when the batch says so (`forget`); what was not read
-    ahead is read by itself, so that any sample can be had at any time.
+    A worker reads ahead the samples that a batch lists (`read`) and drops those that it lists as done (`forget`); other
+    samples are read on their own, so that any sample is accessible at any time.
     """
 
     def __init__(self, paths: list[str], index: Index, buffer: int, name: str):
         if buffer < 1:
-            raise DataError(f"data.shuffle_buffer={buffer}: expected at least 1, which leaves each shard in its order")
+            raise DataError(f"data.shuffle_buffer={buffer}: expected at least 1, which keeps the order of each shard")
         self.paths, self.buffer, self.name = paths, buffer, name
         self.names = [Path(path).name for path in paths]
         self.labels, self.counts, self.fields = index.labels, index.counts, index.fields
@@ -59,10 +59,10 @@ class Shards(Encoded):
 
     @abstractmethod
     def bytes_of(self, shard: int, offset: int) -> bytes:
-        """The encoded image of a sample; quick where it follows the one read last. Raises DataError."""
+        """The encoded image of a sample; fast if it follows the last one that was read. Raises DataError."""
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The number of the shard and the number of the sample in it."""
+        """The number of the shard, and the number of the sample within it."""
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, int(index - self.ends[shard] + self.counts[shard])
 
@@ -78,19 +78,19 @@ class Shards(Encoded):
         return io.BytesIO(self.held[index] if index in self.held else self._bytes(index))
 
     def read(self, indices: Iterable[int], *, opens: bool) -> None:
-        """Hold the bytes of these samples; `opens` forgets what was held before."""
+        """Keep the bytes of these samples; `opens` drops those kept before."""
         if opens:
             self.held.clear()
         for index in indices:
             self.held[index] = self._bytes(index)
 
     def forget(self, indices: Iterable[int]) -> None:
-        """Hold these samples no longer."""
+        """Drop these samples."""
         for index in indices:
             self.held.pop(index, None)
 
     def _bytes(self, index: int) -> bytes:
-        if self.process != os.getpid():  # a forked worker opens files of its own
+        if self.process != os.getpid():  # a forked worker opens its own files
             self.open, self.process = {}, os.getpid()
         return self.bytes_of(*self.locate(index))
 
@@ -98,14 +98,14 @@ class Shards(Encoded):
         return self.__dict__ | {"open": {}, "held": {}}
 
     def unchanged(self, shard: int) -> None:
-        """Raise DataError if a shard is another than the one that was indexed."""
+        """Raise DataError if a shard has changed since it was indexed."""
         path = self.paths[shard]
         if stamp(path) != self.stamps[shard]:
-            raise DataError(f"{path} was changed while it was in use: begin again, and let it be")
+            raise DataError(f"{path} was changed while it was in use: start again, and leave it unchanged")
 
 
 def kept_index(paths: list[str], what: str, make) -> Index:
-    """`make()`, or what it gave before for the same shards, `what` naming everything else that it depends on."""
+    """`make()`, or its cached result for the same shards; `what` names everything else that it depends on."""
     stamps = "\0\0".join([what, *map(stamp, paths)])
     file = sidecar("shards", "\0".join([what, *paths]), ".npz")
     try:
@@ -116,7 +116,7 @@ def kept_index(paths: list[str], what: str, make) -> Index:
     except FileNotFoundError:
         pass  # never indexed
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        print(f"the kept index {file} cannot be read ({error}): reading the shards again", file=sys.stderr)
+        print(f"the cached index {file} cannot be read ({error}): reading the shards again", file=sys.stderr)
     index = make()
     buffer = io.BytesIO()
     np.savez(buffer, stamps=np.array(stamps), counts=index.counts, labels=index.labels, **index.fields)
@@ -125,7 +125,7 @@ def kept_index(paths: list[str], what: str, make) -> Index:
 
 
 def class_names(root: str | None, count: int | None, labels: np.ndarray) -> list[str]:
-    """The lines of classes.txt in the folder, else the numbers of `count` classes, or of as many as labels need."""
+    """The lines of classes.txt in the folder, else the numbers of `count` classes, or of as many as the labels need."""
     path = Path(root).expanduser() / "classes.txt" if root else None
     if path is not None and path.is_file():
         return path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""One split of a data set: records, a transform, and the law that makes a sample repeatable."""
+"""One split of a data set: records, a transform, and the seeding that makes a sample reproducible."""
 
 import itertools
 import sys
@@ -19,11 +19,11 @@ from recipes.data.images import Jpeg
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.transforms import Normalize
 
-OTHERS = 64  # images tried in place of one that cannot be decoded
+OTHERS = 64  # images that are tried as a replacement for one that cannot be decoded
 
 
 class Records(Protocol):
-    """Where images lie: what a data set must offer. Those that hold encoded images are `Encoded`."""
+    """The images of a data set: the interface it must offer. Records with encoded images are `Encoded`."""
 
     labels: np.ndarray  # (N,) int64
 
@@ -31,11 +31,11 @@ class Records(Protocol):
         """The image as 8-bit RGB; raises DataError naming it if it cannot be read."""
 
     def where(self, index: int) -> str:
-        """What an error message calls the record: a path, or a file and a row."""
+        """The name of the record in error messages: a path, or a file and a row."""
 
 
 class Replaced(NamedTuple):
-    """A sample that could not be decoded, the one that came in its place, and why."""
+    """A sample that could not be decoded, the one that replaces it, and why."""
 
     index: int
     by: int
@@ -47,11 +47,11 @@ class Source(Dataset):
 
     `sample(index, epoch)` depends on (seed, epoch, index) alone, not on the process or what was read before.
 
-    replace  whether an image that cannot be decoded is replaced by another: the first that can be among those that
-             (seed, epoch, index) draws, with its own label, augmented as the one it replaces. What cannot be read at
-             all, a missing file for one, is an error all the same.
+    replace  whether an image that cannot be decoded is replaced by another: the first decodable one that (seed, epoch,
+             index) draws, with its own label, augmented like the one it replaces. Files that cannot be read at all,
+             such as missing ones, are an error nevertheless.
     late     whether the transform takes an undecoded Jpeg
-    cache    decoded images, kept
+    cache    cache of decoded images
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Source(Dataset):
         self.records, self.transform = records, transform
         self.name, self.seed = name, seed
         *steps, last = getattr(transform, "transforms", None) or [None]
-        self.normalize = last if isinstance(last, Normalize) else None  # where it comes last, it can be done later
+        self.normalize = last if isinstance(last, Normalize) else None  # if it comes last, it can be done later
         self.steps = tv.Compose(steps)
         self.replace, self.late, self.cache = replace, late and isinstance(records, Encoded), cache
         self.news: list[Replaced] = []
@@ -95,14 +95,14 @@ class Source(Dataset):
         return self.records.where(index)
 
     def sample(self, index: int, epoch: int, copy: int = 0) -> tuple[Tensor, int]:
-        """((3, H, W) float32 normalised image, label); `copy` tells the repeats of one image in one epoch apart."""
+        """((3, H, W) float32 normalised image, label); `copy` distinguishes repeats of an image within an epoch."""
         with preserved():
             return self.draw(index, epoch, copy)
 
     def draw(self, index: int, epoch: int, copy: int = 0, *, finish: bool = True) -> tuple[Tensor, int]:
         """`sample`, but python, numpy and torch stay reseeded: for drawing many, with their state preserved once.
 
-        Without `finish` the image is uint8 and still to be given to `normalize.finish`.
+        Without `finish` the image is uint8 and still has to be passed to `normalize.finish`.
         """
         why = None
         for chosen in itertools.chain([index], self._others(index, epoch)):
@@ -116,7 +116,7 @@ class Source(Dataset):
             if why:
                 self.news.append(Replaced(index, chosen, why))
             return drawn
-        raise DataError(f"{why}; nor could any of the {OTHERS} images drawn to replace it be decoded")
+        raise DataError(f"{why}; none of the {OTHERS} images drawn to replace it could be decoded either")
 
     def _others(self, index: int, epoch: int) -> Iterator[int]:
         for attempt in range(OTHERS if self.replace else 0):
@@ -133,16 +133,16 @@ class Source(Dataset):
         return default_collate(samples)
 
     def finish(self, images: Any) -> Any:
-        """Images of a batch as the model takes them, where `draw` left that to be done."""
+        """Images of a batch as the model takes them, if `draw` has not finished them."""
         return self.normalize.finish(images) if images.dtype == torch.uint8 else images
 
     def take_news(self) -> list[Replaced]:
-        """The samples that `draw` replaced since this was asked last."""
+        """The samples that `draw` has replaced since the last call."""
         news, self.news = self.news, []
         return news
 
     def note(self, news: list[Replaced]) -> None:
-        """Count replaced samples; name each on standard error when it is met first."""
+        """Count replaced samples; name each on standard error the first time."""
         self.bad += len(news)
         for index, by, why in news:
             if index not in self.named:
@@ -150,7 +150,7 @@ class Source(Dataset):
                 print(f"bad image in {self.name}, replaced by {self.where(by)}: {why}", file=sys.stderr)
 
     def take_bad(self) -> int:
-        """How many samples were replaced in the batches that came since this was asked last."""
+        """How many samples were replaced in the batches since the last call."""
         bad, self.bad = self.bad, 0
         return bad
 
@@ -165,7 +165,7 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         row = int(np.argmax((labels < 0) | (labels >= num_classes)))
-        hint = "is this a split without labels?" if low < 0 else "give data.num_classes= the right number"
+        hint = "is this a split without labels?" if low < 0 else "set data.num_classes= to the right number"
         raise DataError(
             f"{name} has label {int(labels[row])} at row {row}, "
             f"expected 0 ... {num_classes - 1} for {num_classes} classes: {hint}"

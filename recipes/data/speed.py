@@ -1,4 +1,4 @@
-"""How fast a loader gives batches, ours beside timm's: the same images, workers and augmentation, taking turns."""
+"""Loader throughput, ours beside timm's: the same images, workers and augmentation, taking turns."""
 
 import statistics
 import time
@@ -35,7 +35,7 @@ class Rates:
 
     @property
     def ratio(self) -> float | None:
-        """Ours through the faster of timm's two."""
+        """Ours divided by the faster of timm's two."""
         others = [rate for name, rate in self.rates.items() if name != "ours"]
         return self.rates["ours"] / max(others) if others else None
 
@@ -60,7 +60,7 @@ class Plain(Dataset):
 
 
 def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: int) -> Rates:
-    """Let the loaders of one split (train or val) take turns of about `seconds` each."""
+    """Measure the loaders of one split (train or val) in turns of about `seconds` each."""
     train = split == "train"
     source = data.train if train else data.val
     workers = worker_count(source, cfg.data.workers)
@@ -77,7 +77,7 @@ def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: i
             loader = timm_loader(cfg, Plain(source, indices), size, train=train, workers=workers, prefetch=prefetch)
             peers[name] = partial(iter, loader)
     for peer in peers.values():
-        _rate(peer)  # starts the workers, and the files are in memory
+        _rate(peer)  # starts the workers, and brings the files into memory
     found = {name: [] for name in peers}
     for turn in range(turns):
         for name in sorted(peers, reverse=turn % 2):
@@ -98,7 +98,7 @@ def _rate(peer: Pass) -> float:
 
 
 def timm_loader(cfg: DictConfig, dataset: Plain, size: int, *, train: bool, workers: int, prefetch: bool):
-    """timm's loader with what the configuration says, its batches normalised on the CPU."""
+    """timm's loader with the settings of the configuration, its batches normalised on the CPU."""
     prep, augment = preprocessing(cfg), cfg.augment
     how = {"crop_pct": prep.crop_pct, "crop_mode": prep.crop_mode, "interpolation": prep.interpolation}
     if train:

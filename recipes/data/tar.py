@@ -1,8 +1,8 @@
-"""WebDataset's shards: tar archives in which the members of one sample follow each other and share their name up to
-the first dot: n03445777/12.jpg, n03445777/12.cls, or 12.json.
+"""WebDataset shards: tar archives in which the members of a sample are adjacent and share their name up to the first
+dot: n03445777/12.jpg, n03445777/12.cls, or 12.json.
 
-The archives are never unpacked and a member's name is never used as a path; links and other special members are passed
-over. Labels are read as numbers or JSON, nothing is unpickled. Format: https://github.com/webdataset/webdataset
+The archives are never unpacked and a member's name is never used as a path; links and other special members are
+skipped. Labels are read as numbers or JSON, nothing is unpickled. Format: https://github.com/webdataset/webdataset
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from recipes.data.files import of_split
 from recipes.data.folder import SUFFIXES
 from recipes.data.shards import Index, Shards, class_names, kept_index
 
-LONGEST_LABEL = 1 << 20  # bytes; a larger .json is no label
+LONGEST_LABEL = 1 << 20  # bytes; a larger .json is not a label
 OPEN = 8  # archives that a process keeps open
 
 
 class Tar(Shards):
-    """Images in tar archives, read where the index says."""
+    """Images in tar archives, read at the positions in the index."""
 
     def bytes_of(self, shard: int, offset: int) -> bytes:
         index = int(self.ends[shard] - self.counts[shard]) + offset
@@ -36,7 +36,7 @@ class Tar(Shards):
         except OSError as error:
             raise DataError(f"cannot read {self.where(index)}: {error}") from error
         if len(data) != size:
-            raise DataError(f"{self.where(index)} ends early: was the archive changed?")
+            raise DataError(f"{self.where(index)} is truncated: was the archive changed?")
         return data
 
     def where(self, index: int) -> str:
@@ -54,13 +54,13 @@ class Tar(Shards):
 
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Tar], list[str]]:
-    """Samples of each split, and class names, of the archives under cfg.root.
+    """Samples of each split, and class names, from the archives under cfg.root.
 
     Raises DataError for archives that are missing, damaged or compressed, and for samples without image or label.
     """
     if cfg.hub is not None:
         raise DataError(
-            f"data={cfg.name} reads archives of this machine, not data.hub={cfg.hub}: download them and give data.root="
+            f"data={cfg.name} only reads local archives, not data.hub={cfg.hub}: download them and set data.root="
         )
     found = [_split(cfg, cfg[f"{split}_split"]) for split in splits]
     return found, class_names(cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found]))
@@ -81,7 +81,7 @@ class _Sample:
 
 @dataclass
 class _Found:
-    """The columns of the index, as they grow."""
+    """The growing columns of the index."""
 
     counts: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -123,7 +123,7 @@ def _index(paths: list[str], label_key: str) -> Index:
 
 
 def _scan(archive: tarfile.TarFile, path: str, label_key: str, found: _Found) -> None:
-    """Add the samples of an archive; a folder's name belongs to the key, and hidden files are no samples."""
+    """Add the samples of an archive; folder names are part of the key, and hidden files are ignored."""
     sample = None
     for member in archive:
         folder, _, file = member.name.rpartition("/")
@@ -136,12 +136,12 @@ def _scan(archive: tarfile.TarFile, path: str, label_key: str, found: _Found) ->
                 found.add(sample, path, label_key)
             sample = _Sample(key)
         _take(archive, member, extension.lower(), sample, label_key)
-        archive.members.clear()  # they would all be remembered
+        archive.members.clear()  # or all of them would be kept
     if sample is not None:
         found.add(sample, path, label_key)
-    archive.fileobj.seek(archive.offset)  # where tarfile found no further member, be it that the archive ends or is cut
+    archive.fileobj.seek(archive.offset)  # where tarfile found no further member: the archive ends or is truncated
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("the block that ends an archive is missing: it was cut short")
+        raise tarfile.ReadError("the block that ends an archive is missing: it was truncated")
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample, label_key: str) -> None:
@@ -156,7 +156,7 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sam
 
 
 def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, key: str | None) -> int | None:
-    """The number in a .cls member; of a .json one the entry `key`, None where it has none. Raises DataError."""
+    """The number in a .cls member, or the entry `key` of a .json member, None if it has none. Raises DataError."""
     try:
         text = archive.extractfile(member).read(LONGEST_LABEL)
         value = json.loads(text)[key] if key else int(text)
@@ -166,4 +166,4 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, key: str | None) -
         return None
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{archive.name}: {member.name} holds no label: {error}") from error
-    raise DataError(f"{archive.name}: {member.name} holds no class number but {value!r}")
+    raise DataError(f"{archive.name}: {member.name} holds {value!r} instead of a class number")

@@ -1,4 +1,4 @@
-"""From a PIL image to a normalised tensor, by timm's transforms."""
+"""From a PIL image to a normalised tensor, with timm's transforms."""
 
 import random
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from torchvision.transforms import functional as F
 from recipes.data.images import Jpeg
 
 Transform = Callable[[Image.Image], Tensor]
-LONGEST = 64  # times the short side; what is longer is cut around its middle before it is enlarged
+LONGEST = 64  # times the short side; longer images are centre-cropped before they are resized
 
 
 def train_transform(augment, *, size: tuple[int, int], mean: tuple, std: tuple, interpolation: str) -> Transform:
-    """Random resized crop, flip, colours and erasing as the `augment` group says; source: timm's create_transform.
+    """Random resized crop, flip, colours and erasing with the settings of `augment`; source: timm's create_transform.
 
     augment.auto_augment takes timm's notation (rand-m9-mstd0.5-inc1, augmix-..., original) or `ta_wide`, torchvision's
     TrivialAugment. The transform also takes an undecoded Jpeg.
@@ -53,10 +53,10 @@ def train_transform(augment, *, size: tuple[int, int], mean: tuple, std: tuple, 
 
 
 class Crop:
-    """timm's random resized crop; of an undecoded Jpeg, where the crop is large enough, of a smaller decoding.
+    """timm's random resized crop; a large crop of an undecoded Jpeg is taken from a smaller decoding.
 
-    A side is decoded at the smallest of 1, 1/2, 1/4, 1/8 that leaves the crop at least as large as its result, so that
-    no pixel is ever enlarged that timm would not enlarge. The draws are timm's; at 1 so are the bits.
+    An image is decoded at the smallest of 1, 1/2, 1/4, 1/8 that leaves the crop at least as large as its result, so
+    that nothing is upscaled that timm would not upscale. The draws are timm's; at 1 the result is timm's, bit for bit.
     """
 
     def __init__(self, crop: RandomResizedCropAndInterpolation):
@@ -86,7 +86,7 @@ MOST = np.array([255], np.float32)  # of a byte
 
 
 class Normalize:
-    """ToTensor and Normalize of torchvision in one, the same bits in a third of the time."""
+    """torchvision's ToTensor and Normalize in one, bit-identical in a third of the time."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         self.mean, self.std = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
@@ -99,9 +99,9 @@ class Normalize:
         return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
     def finish(self, planes: Tensor) -> Tensor:
-        """(..., 3, H, W) uint8 -> float32, normalised; a batch or its images, the bits are the same.
+        """(..., 3, H, W) uint8 -> float32, normalised; bit-identical for a batch and for its images.
 
-        On a CPU by numpy, an image at a time: it stays in the cache, and no thread waits for a core that a worker has.
+        On a CPU with numpy, one image at a time: it stays in the cache, and no thread waits for a worker's core.
         """
         if planes.device.type != "cpu":
             return self._on_device(planes)
@@ -114,14 +114,14 @@ class Normalize:
         return torch.from_numpy(result)
 
     def _on_device(self, planes: Tensor) -> Tensor:
-        # by a tensor: a number would be divided by as a product with its inverse there, which rounds differently
+        # by a tensor: division by a number would be a multiplication by its inverse there, which rounds differently
         most, mean, std = (_placed(values.tobytes(), planes.device) for values in (MOST, self.mean, self.std))
         return planes.to(torch.float32).div_(most).sub_(mean).div_(std)
 
 
 @cache
 def _placed(values: bytes, device: torch.device) -> Tensor:
-    """(N, 1, 1) float32 on a device, copied there once: the processor would wait for each copy."""
+    """(N, 1, 1) float32 on a device, copied there once: the CPU would wait for each copy."""
     return torch.tensor(np.frombuffer(values, np.float32), device=device)[:, None, None]
 
 
@@ -130,9 +130,9 @@ def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
 
 
 def allow_no_bits(transform: tv.Compose) -> None:
-    """Give timm's policies a posterisation that knows 0 bits, which they ask for at full strength.
+    """Give timm's policies a posterisation that accepts 0 bits, which they use at full strength.
 
-    Older Pillow made such an image black, Pillow 13 raises an error.
+    Older versions of Pillow made such an image black, Pillow 13 raises an error.
     """
     for policy in getattr(transform, "transforms", []):
         chains = [getattr(policy, "ops", []), *getattr(policy, "policy", [])]
@@ -146,7 +146,7 @@ def eval_transform(
 ) -> Transform:
     """Resize so that the crop is `crop_pct` of the short side, crop the centre (or squash), normalise.
 
-    An image more than 64 times as long as it is wide loses its ends first: resized, it would fill the memory.
+    An image more than 64 times as long as it is wide is cropped first: resized, it would fill the memory.
     """
     transform = create_transform(
         (3, *size),

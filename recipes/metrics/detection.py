@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks as COCO defines it, by pycocotools.
+"""Average precision of boxes and masks as defined by COCO, with pycocotools.
 
 https://cocodataset.org/#detection-eval
 """
@@ -25,11 +25,10 @@ STATS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large
 
 
 class Detection:
-    """Box AP, and mask AP where predictions have masks, in percent; every image counts once, whoever saw it.
+    """Box AP, and mask AP if predictions have masks, in percent; every image counts once, whichever process saw it.
 
-    Predictions are brought to the size of their image before they are compared, one mask after the other. What the
-    processes found is put together in the order of images, so that equal scores are ranked as one process would rank
-    them.
+    Predictions are resized to their image before they are compared, one mask at a time. The results of all processes
+    are merged in the order of images, so that equal scores are ranked as by a single process.
     """
 
     def __init__(self, names: Sequence[str], masks: bool):
@@ -43,7 +42,7 @@ class Detection:
         """A prediction has boxes (N, 4) xyxy, labels, scores and its `size` (h, w), and perhaps masks as for `at_size`.
 
         A target has `index` and `size` of its image, boxes, labels, `area`, `crowd`, perhaps masks, at that size, and
-        `shown`, the image that it is of, where that is another.
+        `shown`, the index of the image actually shown, if it is another.
         """
         for prediction, target in zip(predictions, targets, strict=True):
             prediction, size = _here(prediction), tuple(map(int, target["size"]))
@@ -59,7 +58,7 @@ class Detection:
                 self.shown.append((prediction, {**_here(target), **extra}))
 
     def compute(self) -> dict[str, float]:
-        """Of all processes, which must all come here. Raises DataError where there is no object to find."""
+        """Metrics over all processes, which must all call this. Raises DataError if there is no object to find."""
         images = {index: image for part in distributed.gathered(self.images) for index, image in part.items()}
         self.values = distributed.first(lambda: self._measured(dict(sorted(images.items()))))
         return self.values
@@ -71,7 +70,7 @@ class Detection:
             values |= {f"{KINDS[kind]}_{key}": round(100 * float(measured.stats[at]), 4) for key, at in STATS.items()}
             values |= {f"{KINDS[kind]}_ap/{name}": value for name, value in self._each(measured)}
         if values["box_ap"] < 0:
-            raise DataError("the validation set has no object to find: there is nothing to measure")
+            raise DataError("the validation set has no object to find: there is nothing to evaluate")
         return {key: value for key, value in values.items() if value >= 0}  # -1: there are no such objects
 
     def _each(self, measured: Any) -> list[tuple[str, float]]:
@@ -90,10 +89,10 @@ class Detection:
 
 
 def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
-    """Boxes and masks that belong to an image of `prediction["size"]`, for the same image at another size (H, W).
+    """Boxes and masks for an image of `prediction["size"]`, converted to another size (H, W) of that image.
 
-    Masks come as shares of 0 ... 1: `masks` (N, h, w) or (N, 1, h, w) of the whole image, or `box_masks` (N, 1, m, m)
-    inside the boxes, which are pasted once, at the size asked for. They go as `masks` (N, H, W) bool.
+    Masks come as values in 0 ... 1: `masks` (N, h, w) or (N, 1, h, w) of the whole image, or `box_masks` (N, 1, m, m)
+    inside the boxes, which are pasted once, at the size asked for. They are returned as `masks` (N, H, W) bool.
     """
     prediction, size = _here(prediction), tuple(map(int, size))
     found = {key: prediction[key] for key in ("labels", "scores") if key in prediction}
@@ -106,7 +105,7 @@ def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
 
 
 def masks_at(prediction: dict[str, Any], size: tuple[int, int]) -> Iterator[Tensor]:
-    """The masks of `at_size`, (H, W) each, one after the other: many large ones would not fit the memory."""
+    """The masks of `at_size`, (H, W) each, one at a time: many large ones would not fit into memory."""
     from zoo.heads.paste import within
 
     if "box_masks" in prediction:
@@ -127,12 +126,12 @@ def boxes_at(prediction: dict[str, Any], size: Sequence[int]) -> Tensor:
 
 
 def _here(objects: dict[str, Any]) -> dict[str, Any]:
-    """Where pycocotools computes."""
+    """All tensors on the CPU, where pycocotools computes."""
     return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in objects.items()}
 
 
 def evaluated(images: dict[int, dict[str, Any]], classes: int, kind: str) -> Any:
-    """pycocotools' COCOeval, run; `kind` is bbox or segm. What it prints is left out."""
+    """pycocotools' COCOeval after a run; `kind` is bbox or segm. Its printed output is discarded."""
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -144,7 +143,7 @@ def evaluated(images: dict[int, dict[str, Any]], classes: int, kind: str) -> Any
 
 
 def _coco(images: dict[int, dict[str, Any]], which: str, classes: int, kind: str) -> Any:
-    """Records as pycocotools' own reader would hold them; it cannot read a file without any detection."""
+    """Records as a pycocotools COCO object; its own reader cannot read a file without any detection."""
     from pycocotools.coco import COCO
 
     records = [{"image_id": index, "iscrowd": 0, **record} for index in images for record in images[index][which]]
@@ -164,7 +163,7 @@ def _coco(images: dict[int, dict[str, Any]], which: str, classes: int, kind: str
 
 
 def _area(record: dict[str, Any], kind: str) -> float:
-    """Of a detection, which is small, medium or large by what is measured; pycocotools takes boxes for masks too."""
+    """The area of a detection, small, medium or large, of box or mask; pycocotools uses boxes for masks too."""
     return (
         float(_pycocotools().area(record["segmentation"])) if kind == "segm" else record["bbox"][2] * record["bbox"][3]
     )

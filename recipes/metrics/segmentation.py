@@ -1,4 +1,4 @@
-"""Intersection over union and accuracies of label maps, from one confusion matrix of the whole set."""
+"""Intersection over union and accuracies of label maps, from one confusion matrix over the whole set."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHOWN = 6  # predictions that are kept for a picture
 
 
 class Confusion(Metric):
-    """(classes, classes) int64 counts of pixels, rows are true classes; torchmetrics adds those of all processes up.
+    """(classes, classes) int64 counts of pixels, rows are true classes; torchmetrics sums those of all processes.
 
-    torchmetrics' own compares every pixel with every pair of classes where algorithms must be deterministic.
+    With deterministic algorithms torchmetrics' own would compare every pixel with every pair of classes.
     """
 
     full_state_update = False
@@ -32,7 +32,7 @@ class Confusion(Metric):
     def update(self, found: Tensor, true: Tensor) -> None:
         """Label maps of one shape, int64."""
         if found.numel() and int(found.max()) >= self.classes:
-            raise ValueError(f"class {int(found.max())} was predicted of {self.classes}: the model is for other data")
+            raise ValueError(f"class {int(found.max())} was predicted, of {self.classes}: the model is for other data")
         counted = true != IGNORE
         pairs = true[counted] * self.classes + found[counted]
         self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.counts.shape)
@@ -42,10 +42,10 @@ class Confusion(Metric):
 
 
 class Segmentation:
-    """mIoU, mean and overall accuracy in percent, IoU of each class, and the mean cross entropy of a labelled pixel.
+    """mIoU, mean and overall accuracy in percent, IoU of each class, and mean cross entropy over labelled pixels.
 
     left_out  classes that are predicted like others but do not count in the means over classes
-    Each image is measured at its own size: logits are enlarged to the label map, then the largest is taken.
+    Each image is evaluated at its own size: logits are resized to the label map before the argmax.
     """
 
     def __init__(self, names: Sequence[str], left_out: Sequence[int] = ()):
@@ -62,17 +62,17 @@ class Segmentation:
             found = logits.argmax(0)
             self.confusion.update(found.cpu(), true.cpu())
             if counted := int((true != IGNORE).sum()):
-                # a mean within it would be by atomics on a GPU, in no fixed order
+                # its own mean would use atomics on a GPU, in no fixed order
                 entropy = F.cross_entropy(logits[None], true[None], ignore_index=IGNORE, reduction="none")
                 self.loss.update(entropy.sum().cpu().double() / counted, weight=counted)
             if len(self.shown) < SHOWN:
                 self.shown.append((found.cpu(), {**target, "labels": true.cpu()}))
 
     def compute(self) -> dict[str, float]:
-        """Of all processes, which must all come here. Raises DataError where no pixel counts."""
+        """Metrics over all processes, which must all call this. Raises DataError if no pixel counts."""
         counts = self.confusion.compute()
         if not counts.sum():
-            raise DataError("no pixel of the validation set has a label: there is nothing to measure")
+            raise DataError("no pixel of the validation set is labelled: there is nothing to evaluate")
         return {**scores(counts, self.names, self.left_out), "loss": self.loss.compute().item()}
 
 
@@ -87,7 +87,7 @@ def scores(counts: Tensor, names: Sequence[str], left_out: Sequence[int] = ()) -
     """`miou`, `macc`, `aacc` and `iou/<name>` in percent.
 
     IoU is right / (true + found - right). A class that is neither true nor found anywhere has none and is in no mean;
-    accuracy (right / true) is that of the classes which are there. `aacc` counts all pixels, of classes left out too.
+    accuracy (right / true) is that of classes that occur. `aacc` counts all pixels, also those of left-out classes.
     """
     right, true, found = counts.diagonal().double(), counts.sum(1).double(), counts.sum(0).double()
     iou, accuracy = 100 * right / (true + found - right), 100 * right / true  # 0 / 0 is nan

@@ -1,8 +1,9 @@
-"""How the authors of each family trained: a folder a task, a table a family, resolved by `recipe=paper`.
+"""How the authors of each family trained: one folder per task, one table per family, resolved by `recipe=paper`.
 
-A table maps a phase to `source`, `published` values, `chosen` values (no source has them) and `models`, each with what
-is its own; `starts` says which weights it begins with, `differs` where sources disagree (the source of the released
-weights is followed) and what keys cannot say. Keys are those of the configuration. A new family adds a table, no code.
+A table maps a phase to `source`, `published` values, `chosen` values (no source has them) and `models`, each with its
+own values; `starts` says which weights training starts from, `differs` where sources disagree (the source of the
+released weights is followed) and what keys cannot express. Keys are those of the configuration. A new family needs a
+table, but no code.
 """
 
 from functools import cache
@@ -30,21 +31,21 @@ def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
 
 @cache
 def unpublished(task: str = "classify") -> dict[str, str]:
-    """Models of the zoo that nobody described the training of, with the reason."""
+    """Models of the zoo whose training was never described, with the reason."""
     file = files(__package__) / task / "_unpublished.yaml"
     return OmegaConf.to_container(OmegaConf.create(file.read_text())) if file.is_file() else {}
 
 
 def phases(model: str, task: str = "classify") -> list[str]:
-    """The phases that are published for a model and a task, the one that `recipe=paper` takes first."""
+    """The phases published for a model and a task; `recipe=paper` takes the first."""
     model = model.split(".")[0]
     return [phase for phase, table in tables(task).items() if model in table["models"]]
 
 
 def find(model: str, phase: str | None = None, task: str = "classify") -> str:
-    """The phase that `recipe=paper` takes for a model, as `tables` names it.
+    """The phase that `recipe=paper` takes for a model, as named in `tables`.
 
-    Raises ConfigError if nothing is published for the model, or not that phase.
+    Raises ConfigError if nothing, or not that phase, is published for the model.
     """
     model = model.split(".")[0]
     known = phases(model, task)
@@ -74,7 +75,7 @@ def chosen(model: str, phase: str | None = None, task: str = "classify") -> set[
 
 
 def starts(model: str, phase: str | None = None, task: str = "classify") -> str | None:
-    """Which weights the training begins with, None where with none. Raises ConfigError as `find`."""
+    """Which weights the training starts from, None if from none. Raises ConfigError as `find`."""
     return tables(task)[find(model, phase, task)].get("starts")
 
 

@@ -1,4 +1,4 @@
-"""Print how the authors trained, docs/recipes.md."""
+"""Print how the authors trained: the text of docs/recipes.md."""
 
 import argparse
 

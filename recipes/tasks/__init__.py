@@ -1,1 +1,1 @@
-"""One module a task; recipes.task says what a task is."""
+"""One module per task; recipes.task defines the interface."""

@@ -1,4 +1,4 @@
-"""Image classification: one label an image."""
+"""Image classification: one label per image."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
 from recipes.plots import draw_confusion
 
-BOLD = 0.3  # mean probability of the likeliest class above which a model is called confident
+BOLD = 0.3  # mean probability of the most likely class above which a model counts as confident
 
 
 class Metrics:
-    """Top-1, top-5 where there are more than five classes, cross entropy and the confusion matrix.
+    """Top-1, top-5 if there are more than five classes, cross entropy and the confusion matrix.
 
-    torchmetrics adds the counts of all processes up.
+    torchmetrics sums the counts of all processes.
 
-    subset  the model's classes that the labels number, the only ones to choose among; None for all
+    subset  the model's classes that labels index, the only ones that are predicted; None for all
     """
 
     def __init__(self, classes: int, subset: tuple[int, ...] | None = None):
@@ -52,24 +52,24 @@ class Metrics:
         self.confidence.update(logits.softmax(-1).amax(-1))
 
     def among(self, predictions: Tensor) -> Tensor:
-        """Logits of the classes that there are to choose among, (B, classes) float32 on the CPU."""
+        """Logits of the classes that can be predicted, (B, classes) float32 on the CPU."""
         return among(predictions.float().cpu(), self.subset)
 
     def compute(self) -> dict[str, float]:
-        """Accuracies in percent and the mean loss, of all processes, which must all come here."""
-        self.confusion.compute()  # remembers its result for the picture, which one process draws
+        """Accuracies in percent and the mean loss over all processes, which must all call this."""
+        self.confusion.compute()  # keeps its result for the picture, which one process draws
         self.confidence.compute()
         values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
         return {**values, "loss": self.loss.compute().item()}
 
 
 def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
-    """(B, classes) of (B, the model's classes): those of the subset, where there is one."""
+    """(B, classes) of (B, the model's classes): those of the subset, if there is one."""
     return logits if subset is None else logits[:, list(subset)]
 
 
 class RealMetrics(Metrics):
-    """Top-1 and top-5 where any of an image's labels is right; one without labels does not count (Beyer et al. 2020).
+    """Top-1 and top-5 where any label of an image is correct; images without labels do not count (Beyer et al. 2020).
 
     truths  (N, most), padded with -1; targets are its rows
     """
@@ -95,7 +95,7 @@ class RealMetrics(Metrics):
 
 
 class Task(task.Task):
-    """Classification with (binary) cross entropy, label smoothing, Mixup, CutMix and, where one is given, a teacher."""
+    """Classification with (binary) cross entropy, label smoothing, Mixup, CutMix and, if one is given, a teacher."""
 
     score = "top1"
 
@@ -107,8 +107,8 @@ class Task(task.Task):
         built = with_classes(data.build(self.cfg), self.cfg.model.num_classes)
         if len(built.class_names) < 2:
             raise data.DataError(
-                f"data={self.cfg.data.name} has one class alone, {built.class_names[0]}: there is nothing to tell "
-                "apart. Give data of two classes or more; a folder of images has a folder for each class"
+                f"data={self.cfg.data.name} has only one class, {built.class_names[0]}: there is nothing to learn. "
+                "Give data with two or more classes; a folder of images needs a subfolder for each class"
             )
         if "augment" in self.cfg:  # an evaluation has none
             check_smoothing(self.cfg, built.num_classes)
@@ -124,7 +124,7 @@ class Task(task.Task):
         return model
 
     def _check_size(self, model: nn.Module) -> None:
-        """That the model takes images of `data.eval_img_size`, before an epoch has been trained."""
+        """Check that the model takes images of `data.eval_img_size`, before an epoch has been trained."""
         size = preprocessing(self.cfg).size
         if size == preprocessing(self.cfg, train=True).size:
             return
@@ -133,8 +133,8 @@ class Task(task.Task):
                 model.eval()(torch.zeros(1, 3, *size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} takes no images of another "
-                f"size than it is built for ({error}): give data.eval_img_size=null, or, of timm's ViTs, "
+                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} only takes images of the "
+                f"size that it is built for ({error}): set data.eval_img_size=null, or, for timm's ViTs, "
                 "+model.dynamic_img_size=true"
             ) from error
         model.train()
@@ -165,7 +165,7 @@ class Task(task.Task):
         return eval_transform(**vars(preprocessing(self.cfg)))(image)[None]  # (1, 3, H, W)
 
     def answer(self, image: Image.Image, predictions: Tensor, data: data.Data, name: str) -> tuple[Table, None]:
-        """The five likeliest classes."""
+        """The five most likely classes."""
         (shares,) = among(predictions.float(), data.subset).softmax(-1)
         table = Table("class", "probability", title=name)
         for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
@@ -173,7 +173,7 @@ class Task(task.Task):
         return table, None
 
     def picture(self, path: Path, data: data.Data, metrics: Metrics) -> None:
-        if not isinstance(metrics, RealMetrics):  # with several labels an image is in no one row
+        if not isinstance(metrics, RealMetrics):  # with several labels an image belongs to no single row
             draw_confusion(path, metrics.confusion.compute(), data.class_names)
 
     def classes(self, data: data.Data, metrics: Metrics) -> list[dict[str, Any]]:
@@ -190,25 +190,25 @@ class Task(task.Task):
         right = counts.diagonal().sum().item() / images
         absent = int((counts.sum(1) == 0).sum())
         remarks = [f"{absent} of the {classes} classes have no image"] if absent else []
-        # of few classes twice the share of chance is a lot
+        # with few classes, twice the accuracy of chance is a lot
         if images < 50 or confidence < max(BOLD, 3 / classes) or right > min(2 / classes, 1 / classes + 0.1):
             return remarks
         best = _renamed(counts)
-        if best is not None and best <= 2 * right:  # no order would help: it takes all images for a few classes
+        if best is not None and best <= 2 * right:  # no order would help: it predicts a few classes for all images
             return remarks
         more = best is not None and best > 5 * right
         return [
             *remarks,
-            f"the model is confident (its likeliest class has {100 * confidence:.0f} % on average) and right by chance "
-            f"alone ({100 * right:.2f} %): its classes and the labels are probably in different orders"
-            + (f"; with the classes renamed one to one {100 * best:.1f} % would be right" if more else ""),
+            f"the model is confident (its most likely class has {100 * confidence:.0f} % on average) but only as "
+            f"accurate as chance ({100 * right:.2f} %): its classes and the labels are probably in different orders"
+            + (f"; with a one-to-one renaming of the classes, {100 * best:.1f} % would be correct" if more else ""),
         ]
 
 
 def with_classes(built: data.Data, count: int | None) -> data.Data:
-    """The data for a model of `count` classes (None: of the data's): those that no image has are named by number.
+    """The data for a model of `count` classes (None: as in the data); classes without images are named by number.
 
-    Raises ConfigError where there are fewer than the data's.
+    Raises ConfigError if the data has more.
     """
     if count is None or count == built.num_classes:
         return built
@@ -221,7 +221,7 @@ def with_classes(built: data.Data, count: int | None) -> data.Data:
 
 
 def _class(index: int, name: str, counts: Tensor, data: data.Data) -> dict[str, Any]:
-    """A row of the table of classes: how many images, how many right, and what the others are mostly taken for."""
+    """A row of the table of classes: how many images, how many correct, and the most frequent mistake."""
     row = counts[index].clone()
     images, right = int(row.sum()), int(row[index])
     row[index] = 0
@@ -237,7 +237,7 @@ def _class(index: int, name: str, counts: Tensor, data: data.Data) -> dict[str, 
 
 
 def _renamed(counts: Tensor) -> float | None:
-    """The share that would be right if each class were renamed to its best; None of too few images to tell."""
+    """The accuracy with the best one-to-one renaming of classes; None if there are too few images to tell."""
     from scipy.optimize import linear_sum_assignment
 
     images, classes = counts.sum().item(), len(counts)

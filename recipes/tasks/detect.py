@@ -18,14 +18,14 @@ from recipes.plots import draw_found
 from recipes.tasks.segment import prepared, resized
 
 WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
-SURE = 0.5  # the score from which a person is told of an object
+SURE = 0.5  # the score from which an object is shown to the user
 
 
 class Task(task.Task):
-    """A detector of zoo.heads over any backbone; its losses are summed."""
+    """A detector of zoo.heads on any backbone; its losses are summed."""
 
     score = "box_ap"
-    eval_batch_size = 1  # images come as large as they are
+    eval_batch_size = 1  # images keep their own sizes
 
     @property
     def masks(self) -> bool:
@@ -40,8 +40,8 @@ class Task(task.Task):
         models.check_classes(self.cfg, data)
         if "train" in self.cfg and self.cfg.train.get("eval_mode"):
             raise ConfigError(
-                "train.eval_mode=true: a detector gives losses in training mode alone. task.norm_eval=true keeps the "
-                "statistics of its backbone's norms"
+                "train.eval_mode=true: a detector only gives losses in training mode. task.norm_eval=true freezes the "
+                "statistics of its backbone's batch norms"
             )
         keys = ("head", "channels", "norm_eval")  # older runs lack the last two
         head = {key: self.cfg.task.get(key) for key in keys}
@@ -53,7 +53,7 @@ class Task(task.Task):
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
         """Boxes, labels, scores and perhaps masks in the boxes of each image, at the `size` of what the model sees.
 
-        Images of several sizes are not seen together: what one is filled up with would be in the other's answer.
+        Images of different sizes are not batched: padding would change the results.
         """
         alike: dict[Any, list[int]] = {}
         for index, image in enumerate(images):
@@ -83,7 +83,7 @@ class Task(task.Task):
         if not absent:
             return []
         said = task.some_of(absent, data.num_classes)
-        return [f"{said} have no object in the validation set: whether the model finds them is not measured"]
+        return [f"{said} have no object in the validation set: whether the model finds them is not evaluated"]
 
     def show(self, data: Data, metrics: Detection) -> Image.Image | None:
         pairs, shown = [], set()

@@ -1,4 +1,4 @@
-"""Semantic segmentation: one label a pixel."""
+"""Semantic segmentation: one label per pixel."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ HEAD = ("head", "channels", "auxiliary", "dropout")  # keys of cfg.task that the
 
 
 class Task(task.Task):
-    """A segmentation head of zoo.heads over any backbone; the losses of both heads are summed."""
+    """A segmentation head of zoo.heads on any backbone; the losses of both heads are summed."""
 
     score = "miou"
-    eval_batch_size = 1  # images come as large as they are
+    eval_batch_size = 1  # images keep their own sizes
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self.labelled: Tensor | None = None  # whether any pixel that was learned from so far had a label
+        self.labelled: Tensor | None = None  # whether any training pixel so far had a label
 
     def build_data(self) -> Data:
         return dense.build(self.cfg, "semantic")
@@ -55,7 +55,7 @@ class Task(task.Task):
         return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
 
     def check_windows(self) -> None:
-        """Raise ConfigError for scales and windows with which no image can be measured."""
+        """Raise ConfigError for scales and windows with which no image can be evaluated."""
         scales, stride, crop = list(self.cfg.task.scales), self.cfg.task.stride, preprocessing(self.cfg).size
         if not scales or min(scales) <= 0:
             raise ConfigError(f"task.scales={scales}: expected scales of the image above 0, such as [1.0]")
@@ -64,15 +64,15 @@ class Task(task.Task):
             raise ConfigError(f"task.stride={list(stride)}: expected two numbers from 1 to the window's {list(crop)}")
 
     def check_parts(self, data: Data) -> None:
-        """Raise ConfigError for parts of one image: UPerNet norms a map of one pixel, of which one has no variance."""
+        """Raise ConfigError for parts of one image: UPerNet normalises a 1 x 1 map, which has no variance then."""
         if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.get("eval_mode"):
             return
         together = self.cfg.hardware.sync_bn and distributed.size() > 1
         if plan.make(self.cfg, data.train).micro == 1 and not together:
             raise ConfigError(
-                "task.head=upernet cannot learn from one image at a time, as it norms maps of one pixel: give a larger "
-                "data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, hardware.sync_bn=true on "
-                "several GPUs, or task.head=semantic_fpn"
+                "task.head=upernet cannot train on one image at a time, as it has a batch norm on a 1 x 1 map: give a "
+                "larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, "
+                "hardware.sync_bn=true on several GPUs, or task.head=semantic_fpn"
             )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
@@ -82,20 +82,20 @@ class Task(task.Task):
 
     @property
     def averages(self) -> bool:
-        """Whether the model is asked more than once about an image."""
+        """Whether predictions are averaged over several views of an image."""
         return list(self.cfg.task.scales) != [1.0] or self.cfg.task.flip
 
     def predict(self, model: nn.Module, images: list[Looks]) -> list[Tensor]:
-        """Logits (classes, h, w) of each image, at the size of what the model sees; of a list, at its largest.
+        """Logits (classes, h, w) of each image, at the size of what the model sees; for a list, at the largest.
 
-        Where several scales are asked for and an image is one tensor, they are resized from that.
+        If several scales are asked for and an image is one tensor, they are resized from it.
         """
         return self._found(model, images, [_seen(image) for image in images])
 
     def predict_with(self, model: nn.Module, images: list[Looks], targets: list[dict[str, Any]]) -> list[Tensor]:
-        """As `predict`; of several scales, or mirrored too, at the images' own sizes.
+        """As `predict`; with several scales, or flipped, at the images' own sizes.
 
-        Each is enlarged to that before the shares of the classes are averaged, of which these are the logarithms.
+        Class probabilities are resized to those and averaged; their logarithms are returned.
         """
         if not self.averages:
             return self.predict(model, images)
@@ -148,12 +148,12 @@ class Task(task.Task):
         true, remarks = metrics.confusion.compute().sum(1), []
         absent = [name for index, name in enumerate(data.class_names) if not true[index]]
         if self.labelled is not None and not self.labelled:
-            remarks.append(f"no pixel of the training images so far has a label, all are {IGNORE}: nothing is learned")
+            remarks.append(f"no pixel of the training images so far is labelled, all are {IGNORE}: nothing is learned")
         if absent:
             remarks.append(
                 f"{task.some_of(absent, data.num_classes)} have no pixel in the validation set: whether the model "
-                f"finds them is not measured. {IGNORE} in a mask is no class, but what is not labelled, unless "
-                f"data.label_ids names it, as [0,{IGNORE}] does"
+                f"finds them is not evaluated. {IGNORE} in a mask means unlabelled, unless data.label_ids names it, as "
+                f"[0,{IGNORE}] does"
             )
         return remarks
 
@@ -174,7 +174,7 @@ class Task(task.Task):
         return [prepared(self.cfg, image)]
 
     def answer(self, image: Image.Image, predictions: list[Tensor], data: Data, name: str) -> tuple[Table, Image.Image]:
-        """The share of each class, in the colour that it has in the picture, and the image tinted by classes."""
+        """The share of pixels of each class, in its colour in the picture, and the image tinted by classes."""
         labels = at_size(predictions[0].float(), image.size[::-1]).argmax(0).cpu()
         shares, table = (
             labels.flatten().bincount(minlength=data.num_classes) / labels.numel(),
@@ -189,7 +189,7 @@ class Task(task.Task):
 
 
 def class_weights(cfg, data: Data) -> list[float] | None:
-    """What a pixel of each class counts in the loss; None: all the same."""
+    """The weight of each class in the loss; None: all the same."""
     weight = cfg.task.get("left_out_weight", 1.0)  # older runs lack it
     if weight == 1 or not data.left_out:
         return None
@@ -197,7 +197,7 @@ def class_weights(cfg, data: Data) -> list[float] | None:
 
 
 def resized(cfg) -> dict[str, Any]:
-    """What is done to an image in an evaluation, as a record says it; `size` is that of crops and windows."""
+    """The preprocessing of an evaluation, for its record; `size` is that of crops and windows."""
     prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
     sides["antialias"] = antialiased(cfg.data)
     return {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": "bilinear"} | {
@@ -206,7 +206,7 @@ def resized(cfg) -> dict[str, Any]:
 
 
 def prepared(cfg, image: Image.Image) -> Looks:
-    """(3, h, w) float32: an image as an evaluation takes it; a list where that is of other scales than 1."""
+    """(3, h, w) float32: an image as an evaluation takes it; a list if it has other scales than 1."""
     prep = preprocessing(cfg)
     normalize = Normalize(prep.mean, prep.std)
     planes = evaluation(cfg.data, cfg.task.get("scales"))(tv_tensors.Image(F.pil_to_tensor(image)))
@@ -219,7 +219,7 @@ def _seen(image: Looks) -> tuple[int, ...]:
 
 
 def _stacked(images: list[Looks]) -> Tensor | Iterator[Tensor]:
-    """Images of one size as a batch (B, 3, h, w); of lists a batch at each scale, one after the other."""
+    """Images of one size as a batch (B, 3, h, w); for lists one batch per scale, one after the other."""
     if isinstance(images[0], Tensor):
         return torch.stack(images)
     return (torch.stack(looks) for looks in zip(*images, strict=True))

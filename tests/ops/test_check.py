@@ -16,7 +16,7 @@ channel = sys.modules["ops.channel_attention"]
 def test_all_is_well(capsys, tmp_path):
     assert main(["--device", "cpu", "--cases", "channel_attention", "--json", str(tmp_path / "found.json")]) == 0
     printed = capsys.readouterr().out
-    assert "4 checks as they should be, 0 not" in printed  # three dtypes, and that of pooled attention
+    assert "4 checks passed, 0 failed" in printed  # three dtypes, and that of pooled attention
     found = json.loads((tmp_path / "found.json").read_text())
     assert [finding["check"] for finding in found["findings"][1:]] == [
         "torch float32",

@@ -199,7 +199,7 @@ BAD = {
         r"both \(heads, D\), \(2, 4\)",
     ),
     "shapes": (lambda: ops.neighborhood_attention(Q, Q, Q[1:], None, 3), r"expected one shape \(B, H, W, heads, D\)"),
-    "regions": (lambda: ops.routed_attention(Q, Q, Q, (4, 2), 1), "6 x 8 does not cut into 4 x 2"),
+    "regions": (lambda: ops.routed_attention(Q, Q, Q, (4, 2), 1), "6 x 8 does not divide into 4 x 2"),
     "topk": (lambda: ops.route_regions(Q, Q, (3, 2), 7), "topk is 7: expected 1 to 6"),
     "route regions shapes": (lambda: ops.route_regions(Q, Q[:, :3], (3, 2), 1), "q and k are .*: expected one shape"),
     "route regions axes": (lambda: ops.route_regions(X, X, (3, 2), 1), r"expected one shape \(B, H, W, heads, D\)"),
@@ -216,10 +216,10 @@ BAD = {
         lambda: ops.routed_attention(
             Q, Q, Q, (3, 2), 1, torch.tensor([-1, 0, 1, 2, 3, 4]).view(1, 6, 1).expand(2, -1, -1)
         ),
-        "route has numbers from -1 to 4: expected 0 to 5",
+        "route has values from -1 to 4: expected 0 to 5",
     ),
     "channel": (lambda: ops.channel_attention(X, X, X), r"expected one shape"),
-    "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* twice"),
+    "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* both"),
     "cell": (lambda: ops.super_tokens(X, (0, 1)), "cell is 0 x 1"),
     "iterations": (lambda: ops.super_tokens(X, (2, 2), 0), "iterations is 0"),
     "super map": (lambda: ops.super_tokens(Q, (2, 2)), r"expected \(B, H, W, C\)"),
@@ -235,7 +235,7 @@ BAD = {
     "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
     "tokens that are not": (
         lambda: ops.reallocate_tokens(X, None, *ONE, order=torch.arange(1, 49).expand(2, 2, -1)),
-        "order has numbers from 1 to 48: expected 0 to 47",
+        "order has values from 1 to 48: expected 0 to 47",
     ),
 }
 EMPTY = {

@@ -1,4 +1,4 @@
-"""Attention modules that more than one family is built from; the arithmetic itself is in `ops`."""
+"""Attention modules that more than one family uses; the arithmetic itself is in `ops`."""
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,15 @@ from ops.sizes import surely
 from .checks import check_heads, window_sides
 from .init import init_normal
 
-# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs; it looks for what is
-# wrapped in the module that calls it, timm's and torchvision's tracers for what is registered
+# torch.fx keeps the op as one call, so that tracing does not depend on which implementation runs; it looks for wrapped
+# functions in the module that calls them, timm's and torchvision's tracers for registered ones
 for op in (window_attention, unpack):
     fx.wrap(op)
     register_notrace_function(op)
 
 
 def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """A table of relative positions (heads, 2h-1, 2w-1) for another window: (heads, *size), by half-pixel centres."""
+    """A table of relative positions (heads, 2h-1, 2w-1) for another window: (heads, *size), with half-pixel centres."""
     if tuple(table.shape[1:]) == tuple(size):
         return table
     dtype = table.dtype if table.dtype in (torch.float32, torch.float64) else torch.float32
@@ -28,29 +28,29 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether weight and bias are all that a layer answers by: a linear one without hooks or its own `forward`."""
+    """Whether a layer computes only with weight and bias: a linear one without hooks or a `forward` of its own."""
     hooked = layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
     return type(layer) is nn.Linear and layer.bias is not None and not hooked
 
 
 class FilledAttention(nn.Module):
-    """What attention shares whose windows may reach over the border of the map, as if the input were zero there.
+    """Base of attention whose windows may reach over the border of the map, as if the input were zero there.
 
     A subclass has `heads`, the layer `qkv` that projects the map, and the sides `window` of windows that tile it.
     """
 
     def covers(self, x: Tensor) -> bool:
-        """Whether the map x, (B, H, W, C), surely has all that is attended; to a compiler, at any size of its graph."""
+        """Whether the map x, (B, H, W, C), contains all that is attended; in a compiled graph, at any of its sizes."""
         return surely(x.shape[1] % self.window[0] == 0) and surely(x.shape[2] % self.window[1] == 0)
 
     def outside(self, x: Tensor, parts: int = 3) -> tuple[Tensor, Tensor] | None:
-        """Key and value, each (heads, D), of a position outside the map x, or None: what the projection makes of zeros.
+        """Key and value, each (heads, D), of a position outside the map x: the projection of zeros. None: not needed.
 
-        Of a plain layer this is the bias. Any other, an adapter, a quantised one, one with hooks, is asked, but only
-        where there are such positions. To be called before the map is projected: what records a layer's answers then
-        keeps the map's.
+        For a plain layer this is the bias. Any other layer (an adapter, a quantised one, one with hooks) is called, but
+        only if there are such positions. Call this before projecting the map: whatever records a layer's last output
+        then keeps that of the map.
 
-        parts  what `qkv` gives of each head: queries, keys and values, or 2 without queries
+        parts  what `qkv` returns per head: 3 for queries, keys and values, 2 without queries
         """
         if torch.jit.is_scripting():  # noqa: SIM114 (TorchScript would compile what stands behind an `or`)
             zero = self.qkv.bias
@@ -70,11 +70,11 @@ class WindowAttention(FilledAttention):
     dim        width; a head has dim / heads channels
     window     tokens per side, or (vertical, horizontal)
     partition  "block": neighbours share a window; "grid": tokens spaced evenly over the whole map do
-    scale      factor on the logits, default (dim / heads) ** -0.5
+    scale      factor on the logits; default: (dim / heads) ** -0.5
     resize     how `set_window` interpolates the table: a mode of torch.nn.functional.interpolate
     table      False: no bias
-    filled     where a window reaches over the border of the map. False: nothing attends to what lies outside. True: it
-               is attended as if the input were zero there, so that keys and values are the projection's bias
+    filled     if a window reaches over the border of the map. False: positions outside are not attended. True: they are
+               attended as if the input were zero there, so that keys and values are the projection's bias
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class WindowAttention(FilledAttention):
         filled: bool = False,
     ) -> None:
         super().__init__()
-        check_heads(dim, heads)  # families whose heads have 32 channels ask for none where dim is less
+        check_heads(dim, heads)  # families whose heads have 32 channels get 0 heads for a smaller dim
         self.heads = heads
         self.window = window_sides(window)
         self.partition = partition
@@ -106,7 +106,7 @@ class WindowAttention(FilledAttention):
 
     @torch.jit.ignore
     def set_window(self, window: tuple[int, int]) -> None:
-        """Attend in windows of another size from now on; the table is interpolated, and is then a new parameter."""
+        """Change the size of the windows; the table is interpolated, and is then a new parameter."""
         self.window = window_sides(window)
         size = (2 * self.window[0] - 1, 2 * self.window[1] - 1)
         if self.rpb is not None and tuple(self.rpb.shape[1:]) != size:

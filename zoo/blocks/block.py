@@ -9,7 +9,7 @@ from .residual import Residual
 
 
 class Block(nn.Sequential):
-    """An attention, then an MLP `mlp_ratio` times as wide; gamma where `layer_scale` gives its first value."""
+    """Attention, then an MLP `mlp_ratio` times as wide; with gamma if `layer_scale` gives its first value."""
 
     branch: type[Residual] = Residual  # of the attention
 

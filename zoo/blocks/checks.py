@@ -1,4 +1,4 @@
-"""Arguments that a layer would refuse later, without their name."""
+"""Checks of arguments that a layer would only reject later, without naming them."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -8,27 +8,27 @@ from timm.layers import to_2tuple
 
 
 def check_stages(**args: Sequence[Any]) -> None:
-    """Raises ValueError unless all arguments have one number a stage, and there is a stage."""
+    """Raise ValueError unless all arguments have one number per stage, and there is a stage."""
     lengths = {len(value) for value in args.values()}
     if len(lengths) > 1 or 0 in lengths:
         given = ", ".join(f"{name} is {tuple(value)}" for name, value in args.items())
-        raise ValueError(f"{given}: expected a number a stage in each")
+        raise ValueError(f"{given}: expected one number per stage in each")
 
 
 def check_classes(num_classes: Any) -> None:
-    """Raises ValueError for what is no number of classes."""
+    """Raise ValueError unless this is a number of classes."""
     if not isinstance(num_classes, Integral) or num_classes < 0:
         raise ValueError(f"num_classes is {num_classes!r}: expected the number of classes, or 0 for no classifier")
 
 
 def check_heads(dim: int, heads: int) -> None:
-    """Raises ValueError unless `dim` channels make `heads` heads, all as wide as each other."""
+    """Raise ValueError unless `dim` channels divide into `heads` heads of equal width."""
     if heads < 1 or dim % heads:
         raise ValueError(f"dim {dim} does not divide into {heads} heads")
 
 
 def window_sides(window: int | tuple[int, int]) -> tuple[int, int]:
-    """(vertical, horizontal) tokens of a window that is given so, or as one number; ValueError where there are none."""
+    """(vertical, horizontal) tokens of a window given so, or as one number. Raises ValueError if there are none."""
     sides = to_2tuple(window)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"window is {window}: expected at least 1 token a side, or (vertical, horizontal)")

@@ -1,6 +1,6 @@
 """Convolutional blocks.
 
-The modules inside are torch's own, so that `SyncBatchNorm` conversion, quantisation and counters of operations know
+The modules inside are torch's own, so that `SyncBatchNorm` conversion, quantisation and counters of operations support
 them. They see NCHW *views* of (B, H, W, C) maps, which are channels-last tensors: the permutation on the way in and out
 copies nothing.
 """
@@ -42,7 +42,7 @@ class Halve(Nhwc):
 
 
 class Conv2dSame(nn.Conv2d):
-    """TensorFlow's padding "same" on an NCHW map: ceil(size / stride) outputs, what is odd at bottom and right."""
+    """TensorFlow's padding "same" on an NCHW map: ceil(size / stride) outputs, odd padding at the bottom and right."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         # plain arithmetic on sizes, no branch on them: torch.fx traces this
@@ -54,7 +54,7 @@ class Conv2dSame(nn.Conv2d):
 
 
 class ConvPosition(nn.Module):
-    """x + depthwise(x): a 3 x 3 convolution whose zero padding tells a token where it is."""
+    """x + depthwise(x): a 3 x 3 convolution whose zero padding gives tokens their positions."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class MBConv(nn.Module):
 
     conv      the class of the depthwise convolution, `Conv2dSame` or `nn.Conv2d` (then padded by 1 on each side)
     act       the class of the activation, built without arguments
-    shortcut  what the raw input goes through: pooling and a change of width where the block has them, or None
+    shortcut  module for the raw input: pooling and a change of width, if the block has them, or None
 
     The squeeze is a quarter of the output width. Figure 2 and Appendix A of https://arxiv.org/abs/2204.01697.
     """

@@ -1,4 +1,4 @@
-"""Stems: from an NCHW image to a (B, H, W, C) map; positions of its tokens."""
+"""Stems, from an NCHW image to a (B, H, W, C) map, and positions of its tokens."""
 
 import math
 
@@ -15,7 +15,7 @@ fx.wrap(pad_to_multiple)  # in every module that calls it: that is where torch.f
 
 
 class PatchStem(nn.Module):
-    """A convolution over patches, then a norm; zeros fill the image to whole patches at the bottom and right."""
+    """A convolution over patches, then a norm; zeros pad the image to whole patches at the bottom and right."""
 
     def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ConvStem(nn.Module):
 @fx.wrap
 @register_notrace_function
 def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A table of positions (1, h * w, C) on a grid h x w for another one, bicubic, by half-pixel centres."""
+    """A table of positions (1, h * w, C), interpolated from its grid h x w to another, bicubic, half-pixel centres."""
     wide = torch.float64 if table.dtype == torch.float64 else torch.float32
     x = table.to(wide).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
     x = F.interpolate(x, [size[0], size[1]], mode="bicubic", align_corners=False)
@@ -64,7 +64,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]
 @fx.wrap
 @register_notrace_function
 def add_positions(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) plus the table, in order where it has an entry a token, else resized; one call to torch.fx."""
+    """(B, H, W, C) plus the table, in order if it has one entry per token, else resized; one call for torch.fx."""
     H, W = x.shape[1], x.shape[2]
     if varies(H * W):
         entries = torch.arange(H * W, device=x.device)
@@ -76,10 +76,10 @@ def add_positions(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class PositionTable(nn.Module):
-    """x + table: a learned vector for each place of a map.
+    """x + table: a learned vector for each position of a map.
 
-    It starts as sines and cosines of the column in the first half of the channels, of the row in the second. `grid` is
-    the map that it is made for, (rows, columns). A map of as many tokens reads it in row-major order, whatever its
+    It starts as sines and cosines of the column in the first half of the channels, and of the row in the second. `grid`
+    is the map that it is made for, (rows, columns). A map with as many tokens reads it in row-major order, whatever its
     sides; for any other map it is interpolated.
     """
 
@@ -92,7 +92,7 @@ class PositionTable(nn.Module):
 
     @torch.jit.ignore
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Be a table for another map from now on; it is interpolated, and is then a new parameter."""
+        """Change the grid; the table is interpolated, and is then a new parameter."""
         if tuple(grid) == tuple(self.grid):
             return
         table = resize_positions(self.table.detach(), self.grid, grid)

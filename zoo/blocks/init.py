@@ -1,17 +1,17 @@
-"""First values of parameters."""
+"""Initial values of parameters."""
 
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
 def init_normal(tensor: Tensor, std: float = 0.02) -> None:
-    """A normal distribution cut at 2, in place; nothing on the meta device, where it would be slow and for nothing."""
+    """A normal distribution truncated at 2, in place; skipped on the meta device, where it is slow and useless."""
     if not tensor.is_meta:
         trunc_normal_(tensor, std=std)
 
 
 def init_linear(module: nn.Module) -> None:
-    """For `Module.apply`: linear layers start from a cut normal of 0.02 and zero biases, all others as torch has it."""
+    """For `Module.apply`: linear layers get a truncated normal of 0.02 and zero biases, others torch's defaults."""
     if isinstance(module, nn.Linear):
         init_normal(module.weight)
         if module.bias is not None:
@@ -19,7 +19,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def init_fan_out(module: nn.Module) -> None:
-    """For `Module.apply`: linear layers as in `init_linear`, convolutions normal by their fan-out, with zero biases."""
+    """For `Module.apply`: linear layers as in `init_linear`, convolutions normal by fan-out, with zero biases."""
     init_linear(module)
     if isinstance(module, nn.Conv2d):
         kh, kw = module.kernel_size

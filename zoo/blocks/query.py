@@ -1,4 +1,4 @@
-"""Queries that a whole image shares."""
+"""Queries that the whole image shares."""
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,13 @@ from .conv import FusedMBConv
 @fx.wrap
 @register_notrace_function
 def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """An NCHW map of queries as one window: interpolated where it is not, as in the published detection code."""
+    """An NCHW map of queries as one window: interpolated if it is not, as in the published detection code."""
     is_one = surely(x.shape[2] == window[0]) and surely(x.shape[3] == window[1])
     return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
 
 
 class QueryGenerator(nn.Module):
-    """GC ViT's figure 3: from the map of a stage one window of queries for all global blocks, by `steps` convolutions.
+    """GC ViT's figure 3: one window of queries for all global blocks of a stage, from its map, by `steps` convolutions.
 
     A head has 32 channels.
     """
@@ -32,7 +32,7 @@ class QueryGenerator(nn.Module):
 
     @torch.jit.ignore
     def set_window(self, window: tuple[int, int], pool: bool) -> None:
-        """The size of a window from now on, and whether every step halves the map."""
+        """Set the size of a window, and whether every step halves the map."""
         self.window = window
         self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
 

@@ -1,4 +1,4 @@
-"""The residual branch that every block of the zoo is made of."""
+"""The residual branch that every block of the zoo consists of."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """x + drop_path(gamma * fn(norm(x))); `scale` is gamma's first value, None leaves gamma out."""
+    """x + drop_path(gamma * fn(norm(x))); `scale` is gamma's initial value, None leaves gamma out."""
 
     def __init__(
         self, norm: nn.Module, fn: nn.Module, *, dim: int = 0, drop_path: float = 0.0, scale: float | None = None
@@ -23,9 +23,9 @@ class Residual(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: Sequence[int], *, reached: bool = True) -> list[list[float]]:
-    """A linear ramp from 0 over all blocks, a list a stage.
+    """A linear ramp from 0 over all blocks, one list per stage.
 
-    reached   True: the last block has `rate`, as torch.linspace(0, rate, N); False: block b has rate * b / N, as the
+    reached   True: the last block has `rate`, as torch.linspace(0, rate, N); False: block b has rate * b / N, as in the
               authors' MaxViT
     """
     total = sum(depths)

@@ -1,10 +1,10 @@
-"""From a published layout of names to ours and back: a strict engine, and tables as its data (`layouts/`).
+"""Conversion from a published layout of names to ours and back: a strict engine, and tables as its data (`layouts/`).
 
-`python -m zoo.convert` does it for files.
+`python -m zoo.convert` converts files.
 
-A rule is a pair of templates, theirs -> ours. `{i}`, `{j}` stand for a number, `{i+1}` for a number that is one more
-than `{i}` of the other side. A rule speaks of a whole key or of a module: `stem.0.1` covers `stem.0.1.weight`, and what
-follows it is kept.
+A rule is a pair of templates, theirs -> ours. `{i}` and `{j}` stand for numbers, `{i+1}` for a number that is one more
+than the `{i}` of the other side. A rule applies to a whole key or to a module: `stem.0.1` covers `stem.0.1.weight`, and
+what follows it is kept.
 """
 
 import re
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that is written differently in the two layouts: `to_ours(theirs)` and its inverse."""
+    """A tensor that is stored differently in the two layouts: `to_ours(theirs)` and its inverse."""
 
     to_ours: Callable[[Tensor], Tensor]
     to_theirs: Callable[[Tensor], Tensor]
@@ -29,10 +29,10 @@ Tensors = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that are regrouped before the rules speak of them: projections written apart, factors written as one.
+    """Tensors that are regrouped before the rules apply: projections stored separately, factors stored as one.
 
     theirs    templates of the tensors in the file, in order
-    units     templates of what the rules speak of, in order
+    units     templates of what the rules apply to, in order
     to_units  the tensors of `theirs` -> those of `units`; `to_theirs` is its inverse
     """
 
@@ -44,10 +44,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Constant:
-    """An entry that holds no knowledge, an index table say: dropped on the way to ours, made again on the way back.
+    """An entry that is not learned, such as an index table: dropped on the way to ours, computed on the way back.
 
-    beside  their template of an entry that stands beside each of these, with the same numbers
-    make    that entry -> this one; ValueError where it does not say enough
+    beside  their template of an entry that accompanies each of these, with the same numbers
+    make    that entry -> this one; ValueError if it does not determine it
     """
 
     beside: str
@@ -60,9 +60,9 @@ class Layout:
 
     name       short name of the source: "timm", "torchvision", "official", ...
     rules      their template -> our template
-    drop       their templates of entries that hold no knowledge, and how these are made
+    drop       their templates of entries that are not learned, and how to compute them
     changes    our template -> how the tensor differs
-    groups     tensors to be regrouped before the rules; one that is not complete is left, and so is unknown
+    groups     tensors to regroup before the rules apply; an incomplete group is left as it is, and is thus unknown
     """
 
     name: str
@@ -80,31 +80,31 @@ class Layout:
         return [(_pattern(ours), theirs) for theirs, ours in self.rules.items()]
 
     def ours(self, key: str) -> str | None:
-        """Our name of their `key`; None where no rule speaks of it. Raises ValueError where two do."""
+        """Our name for their `key`; None if no rule applies to it. Raises ValueError if two do."""
         return _rename(key, self._forward)
 
     def theirs(self, key: str) -> str | None:
-        """Their name of our `key`; None where no rule speaks of it."""
+        """Their name for our `key`; None if no rule applies to it."""
         return _rename(key, self._backward)
 
     def drops(self, key: str) -> bool:
         return any(_pattern(template).fullmatch(key) for template in self.drop)
 
     def units(self, keys: Iterable[str]) -> list[str]:
-        """The names of a file as the rules speak of them: regrouped."""
+        """The names of a file, regrouped as the rules expect them."""
         names: dict[str, Tensor | None] = dict.fromkeys(keys)
         for group in self.groups:
             names = _regroup(names, group.theirs, group.units, lambda taken, group=group: [None] * len(group.units))
         return list(names)
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
-        """The keys, regrouped, that this layout has no word for."""
+        """The keys, regrouped, that this layout has no rule for."""
         return [key for key in self.units(keys) if not self.drops(key) and self.ours(key) is None]
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their state dict with our names and our way of writing.
+        """Their state dict with our names, its tensors stored our way.
 
-        Raises ValueError for an unknown key, for two that meet, and for a tensor of a shape that cannot be rewritten.
+        Raises ValueError for an unknown key, for two keys with one new name, and for a tensor of an unexpected shape.
         """
         if unknown := self.unknown(state):
             raise ValueError(f"layout {self.name!r} has no rule for {listed(unknown)}")
@@ -123,7 +123,7 @@ class Layout:
         return out
 
     def to_theirs(self, state: Mapping[str, Tensor], *, constants: bool = False) -> dict[str, Tensor]:
-        """The inverse of `to_ours`; without the entries that it dropped, unless these `constants` are asked for."""
+        """The inverse of `to_ours`; the entries that it dropped are only included if `constants` asks for them."""
         out = {}
         for key, tensor in state.items():
             name = self.theirs(key)
@@ -137,7 +137,7 @@ class Layout:
         return out | self._constants(out) if constants else out
 
     def _constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of their state dict that hold no knowledge."""
+        """The entries of their state dict that are not learned."""
         out = {}
         for template, constant in self.drop.items():
             for key in state:
@@ -151,7 +151,7 @@ class Layout:
 
     @contextmanager
     def _rewriting(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """ValueError where what is done to these tensors cannot be done to their shapes."""
+        """Raise ValueError if the shapes of these tensors do not allow what is done to them inside."""
         try:
             yield
         except (IndexError, RuntimeError) as error:
@@ -173,7 +173,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
     hits = [(match, target) for pattern, target in rules if (match := pattern.fullmatch(key))]
     if len(hits) > 1:
-        raise ValueError(f"{len(hits)} rules speak of {key}: their targets are {[target for _, target in hits]}")
+        raise ValueError(f"{len(hits)} rules apply to {key}: their targets are {[target for _, target in hits]}")
     if not hits:
         return None
     return _fill(hits[0][1], hits[0][0])
@@ -188,7 +188,7 @@ def _fill(template: str, match: re.Match[str]) -> str:
 def _regroup(state: Mapping, have: tuple[str, ...], want: tuple[str, ...], convert: Callable) -> dict:
     """`state` with the tensors named `want` in place of each complete set of those named `have`.
 
-    convert  what was taken, by name -> tensors in the order of `want`
+    convert  tensors by name, those taken out -> tensors in the order of `want`
     """
     out = dict(state)
     for key in state:

@@ -1,14 +1,14 @@
-"""Write the weights of a file in another layout: the zoo's, their authors', timm's or torchvision's.
+"""Convert the weights of a file to another layout: the zoo's, the authors', timm's or torchvision's.
 
     python -m zoo.convert gcvit_1k_tiny.pth.tar gcvit_t.safetensors
     python -m zoo.convert model.safetensors given_back.pth --to official --wrapper model
 
-OUT is written as safetensors or, where its name ends in .pth, .pth.tar, .pt or the like, by torch.save.
+OUT is written as safetensors or, if its name ends in .pth, .pth.tar, .pt or the like, with torch.save.
 Model and layout are recognised from the file. Every tensor comes back bit for bit, in its own precision. Entries that
-hold no knowledge are left out of the zoo's layout and computed again on the way back: tables of relative position
-indices (for square windows; other windows are refused), STViT's one-hot kernels. Not carried over: optimisers, epochs
-and whatever else stands beside the weights, the second of raw and averaged weights, prefixes such as `module.`, and
-parts of the file that are no backbone.
+are not learned are left out of the zoo's layout and computed again on the way back: tables of relative position indices
+(for square windows; other windows are refused), STViT's one-hot kernels. Not converted: optimisers, epochs and whatever
+else is stored beside the weights, the second of raw and averaged weights, prefixes such as `module.`, and parts of the
+file that are not a backbone.
 """
 
 import argparse
@@ -50,21 +50,21 @@ def convert(
 ) -> Converted:
     """The weights of a checkpoint in layout `to`.
 
-    model    a variant of the zoo, of which the file must be but for images of other channels or sizes, another head or
-             norms on features; None: recognised from names and shapes
-    weights  "raw", "ema" or "auto", as `load_checkpoint` has it
-    Raises CheckpointError where the model is not recognised, or is another than `model`, or has no such layout, or it
-    says less than that needs.
+    model    the variant of the zoo that the file must hold, except for other channels or sizes of images, another head
+             or norms on features; None: recognised from names and shapes
+    weights  "raw", "ema" or "auto", as in `load_checkpoint`
+    Raises CheckpointError if the model is not recognised, is not `model`, or has no such layout, or if the file does
+    not say enough for that layout.
     """
     first = next(iter(checkpoint.entries.values()))
     found = recognise(first, hint(checkpoint.path, checkpoint.meta))
     if model is None and not found.candidates:
-        how = part_hint(first, checkpoint.path) or ": name one by --model, or a --part"
-        raise CheckpointError(f"{checkpoint.path} is no model of the zoo as it is{how}")
+        how = part_hint(first, checkpoint.path) or ": give --model or --part"
+        raise CheckpointError(f"{checkpoint.path} is not a model of the zoo as it is{how}")
     named, model = model, model or found.model
     classes = {class_of(name) for name in ([model] if model else (name for name, _ in found.candidates))}
     if len(classes) > 1:
-        raise CheckpointError(f"{checkpoint.path} is {found.message}, by --model")
+        raise CheckpointError(f"{checkpoint.path} is {found.message}, with --model")
     (cls,) = classes
     target = next((layout for layout in layouts_of(cls) if layout.name == to), None)
     if target is None:
@@ -77,12 +77,12 @@ def convert(
         raise CheckpointError(f"{checkpoint.path} cannot be written in layout {to!r}: {error}") from error
     if named is not None:
         _check_model(checkpoint.path, ours, named)
-    # parts of one tensor share its memory; files of safetensors have room for each
+    # parts of one tensor share its memory, which safetensors does not write
     return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry)
 
 
 def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
-    """Raises CheckpointError where a state dict under our names could not be loaded into a variant."""
+    """Raise CheckpointError if a state dict under our names could not be loaded into a variant."""
     args, conv = variants()[model], state[CONV].shape if CONV in state else ()
     if len(conv) == 4:
         args["in_chans"] = conv[1]
@@ -101,13 +101,13 @@ def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
 
 
 def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], wrapper: str | None) -> None:
-    """Write safetensors with metadata, or by torch.save, bare or under the key `wrapper`."""
+    """Write safetensors with metadata, or use torch.save, with the weights bare or under the key `wrapper`."""
     if out.suffix == ".safetensors":
         save_file(dict(state), out, metadata={"format": "pt", **metadata})
         return
     try:
         torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
-    except RuntimeError as error:  # what torch says where a disk is full
+    except RuntimeError as error:  # what torch raises if the disk is full
         raise OSError(str(error).splitlines()[0]) from error
 
 
@@ -115,19 +115,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m zoo.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="a file of weights")
-    parser.add_argument("out", type=Path, metavar="OUT", help=f"a file that ends in {ENDINGS}")
+    parser.add_argument("source", type=Path, metavar="IN", help="a weights file")
+    parser.add_argument("out", type=Path, metavar="OUT", help=f"a file whose name ends in {ENDINGS}")
     parser.add_argument("--to", choices=NAMES, default=OURS.name, help="the layout to write (%(default)s)")
     parser.add_argument("--model", metavar="NAME", help="a model of the zoo; default: as recognised")
     parser.add_argument("--weights", choices=("auto", "raw", "ema"), default="auto", help="which of the file's weights")
-    parser.add_argument("--part", metavar="NAME", help="of a file of several parts, convert this one: backbone")
-    parser.add_argument("--wrapper", metavar="KEY", help="write {KEY: weights}, as authors' programs read it")
-    parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
+    parser.add_argument("--part", metavar="NAME", help="convert only this part of the file, such as backbone")
+    parser.add_argument("--wrapper", metavar="KEY", help="write {KEY: weights}, as the authors' programs read it")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {ENDINGS}")
     if args.wrapper and args.out.suffix == ".safetensors":
-        parser.error("--wrapper is for .pth and the like: safetensors have no keys around the weights")
+        parser.error("--wrapper is for .pth and the like: a safetensors file has no key around the weights")
     if args.model is not None and args.model not in variants():
         parser.error(f"no model is called {args.model}: expected one of {', '.join(variants())}")
     return args
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 2
-    name = made.model or "one of several models that no weights tell apart"
+    name = made.model or "one of several models that their weights do not tell apart"
     print(printable(f"{args.source}: {name}, {made.entry} weights, layout {made.source_layout!r} -> {args.to!r}"))
     if left_out:
         print(printable(f"left out: {', '.join(left_out)}"))

@@ -1,4 +1,4 @@
-"""Anchors, which objects they learn, and pooling of regions as mmdet computes them, in torchvision's classes."""
+"""Anchors, their matching with objects, and pooling of regions, as mmdet computes them, in torchvision's classes."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .precision import at_least_single
 class Anchors(AnchorGenerator):
     """Anchors whose sides are not rounded, a fixed number of pixels apart.
 
-    torchvision rounds them, and takes for their distance the side of the padded image by that of the map.
+    torchvision rounds the sides, and spaces anchors by the ratio of the padded image's side to that of the map.
 
     strides        pixels of the image per pixel of each map
     sizes          sides of the square anchors of each map, in pixels
@@ -50,7 +50,7 @@ class Anchors(AnchorGenerator):
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """For each image, (N, 4) boxes of all maps: by map, row, column, ratio, size."""
         like = feature_maps[0]
-        # from the exact ones each time: a cast must not stay
+        # from the exact ones each time: a cast must not persist
         self.cell_anchors = [cell.to(like.device, at_least_single(like.dtype)) for cell in self.exact]
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([x.shape[2:] for x in feature_maps], strides))
@@ -58,12 +58,12 @@ class Anchors(AnchorGenerator):
 
 
 class BestMatcher(Matcher):
-    """An object's best anchors learn it, even where they overlap with it by less than the threshold, if they do at all.
+    """Assigns an object to its best anchors even where they overlap with it by less than the threshold.
 
-    torchvision has no floor for that, and where such an anchor overlaps with another object more, that one has it.
+    torchvision has no floor for that, and assigns such an anchor to another object that it overlaps with more.
 
-    matcher  whose thresholds are kept
-    floor    IoU that an object's best anchor must have
+    matcher  its thresholds are kept
+    floor    IoU that an object's best anchor must have; it must overlap in any case
     """
 
     def __init__(self, matcher: Matcher, floor: float) -> None:
@@ -71,19 +71,19 @@ class BestMatcher(Matcher):
         self.floor = floor
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        """Write to `matches` (N) from the IoUs (M, N) of objects and anchors; of several objects the last has it."""
+        """Write to `matches` (N) from the IoUs (M, N) of objects and anchors; the last of several objects wins."""
         best = match_quality_matrix.amax(1, keepdim=True)
-        best = best.where((best >= self.floor) & (best > 0), math.inf)  # which no anchor has
+        best = best.where((best >= self.floor) & (best > 0), math.inf)  # no anchor has that
         objects, anchors = (match_quality_matrix == best).nonzero(as_tuple=True)
-        # the largest: writes to one place have no order on a GPU
+        # the largest index: writes to one place have no order on a GPU
         last = torch.full_like(matches, -1).scatter_reduce_(0, anchors, objects, "amax")
         matches.copy_(torch.where(last >= 0, last, matches))
 
 
 class AlignedPooler(MultiScaleRoIAlign):
-    """RoIAlign whose samples stand at the centres of pixels, as many as a region has pixels.
+    """RoIAlign that samples at the centres of pixels, as many times as a region has pixels.
 
-    torchvision's own is off by half a pixel and takes two a bin, and no argument of it changes the first.
+    torchvision's pooler is off by half a pixel, which no argument changes, and takes two samples per bin.
 
     strides  pixels of the image per pixel of each map; the finest serves regions of up to 56 * 2 pixels a side
     """

@@ -1,4 +1,4 @@
-"""Cascade (Mask) R-CNN, which torchvision has not: stages of heads on regions that each stage improves for the next."""
+"""Cascade (Mask) R-CNN, which torchvision lacks: stages of heads on regions that each stage refines for the next."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def cascade_heads(
     Three stages, each with four convolutions and a linear layer for boxes, whose batch norms are synchronised over
     devices in the published runs, and with a mask head. The loss of boxes is 10 times GIoU, class by class.
 
-    Arguments as of `rcnn_heads`; `kwargs` are those of the network that proposes regions.
+    Arguments as in `rcnn_heads`; `kwargs` are those of the region proposal network.
     """
     rpn = torchvision_model(channels, num_classes, strides, masks=False, anchor_size=anchor_size, **kwargs).rpn
     stages = [_stage(channels, num_classes + 1, strides[:-1], *row) for row in zip(IOUS, BOX_STDS, strict=True)]
@@ -134,7 +134,7 @@ def _box_loss(
     matches: list[Tensor],
     targets: Targets,
 ) -> Tensor:
-    """10 * GIoU loss of the regions that hold an object, by the number of all."""
+    """10 * GIoU loss of the regions that hold an object, divided by the number of all regions."""
     boxes = _decode(stage, proposals, deltas, labels)[positive]
     held = zip(targets, matches, (label > 0 for label in labels.split([len(m) for m in matches])), strict=True)
     objects = torch.cat([t["boxes"][match[inside]] for t, match, inside in held])
@@ -143,5 +143,5 @@ def _box_loss(
 
 
 def _among(boxes: Tensor, objects: Tensor) -> Tensor:
-    """Which of (N, 4) boxes are one of (M, 4)."""
+    """Which of (N, 4) boxes are among (M, 4)."""
     return (boxes[:, None] == objects.to(boxes.dtype)[None]).all(2).any(1)

@@ -1,4 +1,4 @@
-"""RetinaNet and FCOS: torchvision's heads and losses, on features that are there already."""
+"""RetinaNet and FCOS: torchvision's heads and losses, on features computed elsewhere."""
 
 from copy import copy
 from typing import Any
@@ -16,7 +16,7 @@ Targets = list[dict[str, Tensor]]
 
 
 class Given(nn.Identity):
-    """Stands where torchvision wants a backbone, of which it reads the number of channels."""
+    """Takes the place of torchvision's backbone, from which torchvision reads the number of channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class Given(nn.Identity):
 
 
 class WithArea:
-    """Before torchvision's dense detectors: boxes without width or height are none of `detections_per_img`.
+    """Mixin for torchvision's dense detectors: boxes without width or height do not count in `detections_per_img`.
 
-    Clipped, a box in the padding has none. It overlaps with nothing, so that it can be left out after NMS.
+    Once clipped, a box in the padding has none. It overlaps with nothing, so it can be left out after NMS.
     """
 
     def postprocess_detections(self, *args: Any) -> list[dict[str, Tensor]]:
@@ -37,7 +37,7 @@ class WithArea:
 
 
 class BatchLosses(RetinaNetHead):
-    """Losses by the number of positives of the batch, an image's none being one; torchvision's are means of images'."""
+    """Losses divided by the batch's positives, at least one per image; torchvision's are means over the images."""
 
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
@@ -81,9 +81,9 @@ class RetinaNetHeads(WithArea, RetinaNet):
 
 class FCOSHeads(WithArea, FCOS):
     """Maps of an FPN to losses, or to detections (https://arxiv.org/abs/1904.01355); as in torchvision,
-    but for boxes without width or height, which are left out.
+    except that boxes without width or height are left out.
 
-    Scores count from 0.05 on, as for the published models; torchvision's 0.2 leaves out what average precision counts.
+    The score threshold is 0.05, as in the published models; torchvision's 0.2 drops what average precision counts.
 
     channels  of each map
     strides   pixels of the image per pixel of each map
@@ -109,9 +109,9 @@ class FCOSHeads(WithArea, FCOS):
 
 
 class AnyGroupNorm(nn.GroupNorm):
-    """Group norm that also takes one image with one pixel and one channel a group, which it takes to the shift.
+    """Group norm that also takes a single image with one pixel and one channel per group; the result is the shift.
 
-    torch refuses that image alone, but takes it among others, though none has a part in another's norm.
+    torch rejects such an image alone, but takes it among others, though images do not affect each other's norm.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same

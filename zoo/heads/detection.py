@@ -1,18 +1,19 @@
-"""Detection of objects: a backbone, an FPN, and torchvision's heads, in mmdet's arithmetic where that is the published.
+"""Object detection: a backbone, an FPN, and torchvision's heads, with mmdet's arithmetic where that is the published.
 
-What of mmdet's files is exact: with RetinaNet, Faster, Mask and Cascade R-CNN all but the pixels of an image that
-another library resized: maps, boxes, scores, labels, and masks. But mmdet's R-CNNs also give boxes with a side below
-0.01 pixels, which are left out here, and in mmdet no side shrinks to less than 1/62 of an anchor's or region's, where
-torchvision limits growth alone. Of Cascade no released file was ever read; it gives mmdet's answers for the same
-weights. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load.
+What is exact with mmdet's files: for RetinaNet, Faster, Mask and Cascade R-CNN everything (maps, boxes, scores, labels
+and masks) except for the pixels of an image that another library resized. But mmdet's R-CNNs also return boxes with a
+side below 0.01 pixels, which are left out here, and in mmdet no side shrinks below 1/62 of an anchor's or region's,
+where torchvision limits only growth. No released file of Cascade was ever read; for the same weights it gives mmdet's
+results. FCOS is torchvision's, which lacks mmdet's factor for each level: mmdet's FCOS does not load.
 
-Losses of all but FCOS, whose are torchvision's, are mmdet's too, given the same draws, but for what they are of:
-- mmdet learns from no anchor beyond an image's own size, filled up to a multiple of 32, where others of its batch are
-  larger, and in Cascade from none that crosses the border of the image; here all are learned from
-- in mmdet's Mask R-CNN an object has the region that is best for it, even where another overlaps with it more; here
-  each region learns the object that it overlaps with most
-- in mmdet's RetinaNet an object that overlaps with no anchor, outside of the image say, is learned by all; here by none
-What starts from scratch does so from torchvision's random weights: those of linear layers differ from mmdet's.
+FCOS has torchvision's losses. All others have mmdet's, given the same sampling, except for what is learned from:
+- in a batch with larger images, mmdet ignores anchors beyond an image's own size, padded to a multiple of 32, and in
+  Cascade those that cross the border of the image; here all anchors count
+- in mmdet's Mask R-CNN an object gets the region that is best for it, even if another object overlaps with that region
+  more; here each region learns the object that it overlaps with most
+- in mmdet's RetinaNet an object that overlaps with no anchor, such as one outside of the image, is learned by all; here
+  by none
+New layers start from torchvision's initialisation: that of linear layers differs from mmdet's.
 """
 
 from inspect import signature
@@ -53,7 +54,7 @@ TAKES = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
 }
-# of that class: what is given by other means, and what resizes images, which is left to the caller
+# arguments of that class that are given by other means, or that resize images, which is left to the caller
 OURS_TO_SAY = {"backbone", "num_classes", "kwargs", "min_size", "max_size", "image_mean", "image_std"}
 
 
@@ -69,19 +70,19 @@ def detector(
     head_kwargs: dict[str, Any] | None = None,
     **backbone_kwargs: Any,
 ) -> "Detector":
-    """A detector on any backbone of the zoo, and on any model of timm with features at strides of 4 to 32, or at one.
+    """A detector on any backbone of the zoo, or any timm model with features at strides of 4 to 32, or at a single one.
 
-    backbone     a name for `timm.create_model`, which gets `pretrained` and `backbone_kwargs`; or a module that gives a
-                 list of NCHW maps, fine to coarse, and has timm's `feature_info`
-    num_classes  without a background
+    backbone     a name for `timm.create_model`, which gets `pretrained` and `backbone_kwargs`; or a module that returns
+                 a list of NCHW maps, fine to coarse, and has timm's `feature_info`
+    num_classes  without the background
     head         "mask_rcnn", "cascade_mask_rcnn", "faster_rcnn", "retinanet" or "fcos"
     channels     of the pyramid
     anchor_size  side of the (smallest) anchor in pixels of its map: 8, and 4 for RetinaNet, which has three; not FCOS
-    norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts learn
-    head_kwargs  of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; of Cascade's, whose
-                 stages are as published, those of the network that proposes regions, `rpn_...`)
-    Raises ValueError for an unknown head, no classes, arguments that it would not read, anchors for FCOS, or a backbone
-    whose maps do not halve from one to the next.
+    norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts are trained
+    head_kwargs  arguments of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; for Cascade,
+                 whose stages are as published, only those of the region proposal network, `rpn_...`)
+    Raises ValueError for an unknown head, no classes, arguments that the head does not read, anchors for FCOS, or a
+    backbone whose maps do not halve from one to the next.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
@@ -100,10 +101,10 @@ def detector(
     _check_read(head, kwargs)
     if anchor_size is not None:
         if head == "fcos":
-            raise ValueError("anchor_size is given, and FCOS has no anchors")
+            raise ValueError("anchor_size is given, but FCOS has no anchors")
         kwargs["anchor_size"] = anchor_size
     if head == "fcos" and channels % 32:
-        raise ValueError(f"channels is {channels}; FCOS norms groups of them, 32 in all, which must divide it")
+        raise ValueError(f"channels is {channels}; it must be a multiple of 32, since FCOS normalises 32 groups")
     dense = head in ("retinanet", "fcos")
     neck = FPN(dims, channels, extra=2, extra_from="input") if dense else FPN(dims, channels, extra=1)
     divisor = strides[-1]
@@ -114,7 +115,7 @@ def detector(
 
 
 def _check_read(head: str, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for what nothing would read: torchvision's classes take any argument."""
+    """Raise ValueError for arguments that nothing would read: torchvision's classes take any."""
     known = [name for name in signature(TAKES[head]).parameters if name not in OURS_TO_SAY]
     if head == "cascade_mask_rcnn":
         known = [name for name in known if name.startswith("rpn_")]
@@ -145,11 +146,11 @@ class Detector(OverBackbone):
 
     backbone     (B, 3, H, W) -> maps, fine to coarse; has timm's `feature_info`
     neck         maps -> maps of one width, and coarser ones
-    pyramid      makes maps of several strides of the backbone's, where they all have one, for the neck
+    pyramid      turns the backbone's maps, if they all have one stride, into maps of several strides for the neck
     heads        `ImageList`, maps, targets -> losses, or detections; a `TwoStage` counts labels from 1
-    num_classes  without a background
+    num_classes  without the background
     layout       of mmdet's files
-    divisor      sides of images are filled up to multiples of it; None = the stride of the backbone's last map
+    divisor      sides of images are padded to multiples of it; None: the stride of the backbone's last map
     norm_eval    batch norms of the backbone stay in evaluation mode
     """
 
@@ -175,7 +176,7 @@ class Detector(OverBackbone):
         self.levels = len(neck.laterals)
         self.first_label = 1 if isinstance(heads, TwoStage) else 0
         self.divisor = divisor or backbone.feature_info.reduction()[-1]
-        # what zoo.load_checkpoint makes anew for another number of classes
+        # what zoo.load_checkpoint initialises anew for another number of classes
         self.pretrained_cfg = {"classifier": tuple(f"heads.{name}" for name in _class_layers(heads))}
         self.norm_eval = norm_eval
         self.train()
@@ -201,14 +202,14 @@ class Detector(OverBackbone):
         return any(name.endswith("mask_head") for name, _ in self.heads.named_modules())
 
     def forward(self, images: list[Tensor], targets: Targets | None = None, *, paste_masks: bool = True) -> Any:
-        """Losses by name, whose sum is what to minimise, in training; detections, one dict an image, in evaluation.
+        """In training, losses by name, to be minimised as a sum; in evaluation, detections, one dict per image.
 
-        images   (3, h, w) each, normalised; they are filled with zeros at the bottom and right to one size
-        targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, floats, labels (N) from 0, integers, and
-                 where the head makes masks, masks (N, h, w); N may be 0
+        images   (3, h, w) each, normalised; they are padded with zeros at the bottom and right to one size
+        targets  a dict for each: boxes (N, 4) x1, y1, x2, y2 in pixels, floats, labels (N) from 0, integers, and, if
+                 the head predicts masks, masks (N, h, w); N may be 0
         A detection has boxes, labels and scores, and masks (N, 1, h, w) of probabilities, pasted into the image; or,
         without `paste_masks`, `box_masks` (N, 1, m, m) inside the boxes, which `zoo.heads.paste.paste` puts into an
-        image of any size: pasted once, at the size of the original, they are as exact as they can be, and small before.
+        image of any size: pasted once, at the size of the original, they are most exact, and take little memory before.
 
         Raises ValueError for no images, and for targets that are missing, not of this form, or given in evaluation.
         """
@@ -216,7 +217,7 @@ class Detector(OverBackbone):
             state, given = ("train", "no") if self.training else ("eval", "")
             raise ValueError(
                 f"the detector is in {state} mode and got {given} targets".replace("  ", " ")
-                + "; it gives losses in train mode with targets, and detections in eval mode without"
+                + "; it returns losses in train mode with targets, and detections in eval mode without"
             )
         if not len(images):
             raise ValueError("there are no images; expected a list of one or more, (3, h, w) each")

@@ -1,4 +1,4 @@
-"""A fully convolutional head on one map, https://arxiv.org/abs/1411.4038; the auxiliary head of the others too."""
+"""A fully convolutional head on one map, https://arxiv.org/abs/1411.4038; also the auxiliary head of the others."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class FCN(PixelHead):
 
     dim     channels of that map; `level` is its index, negative from the coarsest
     depth   3 x 3 convolutions
-    concat  classify what a further convolution makes of these beside the map itself
+    concat  concatenate their output with the map itself, followed by another convolution
     """
 
     def __init__(

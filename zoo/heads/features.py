@@ -11,7 +11,7 @@ from ..registry import class_of, variants
 
 
 class OverBackbone(nn.Module):
-    """A model with a `backbone` of `backbone_of`, which answers what trainers ask a model of timm."""
+    """A model with a `backbone` of `backbone_of` and the methods that trainers call on a timm model."""
 
     backbone: nn.Module
 
@@ -29,35 +29,35 @@ class OverBackbone(nn.Module):
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise learning-rate decay: the backbone's own, and last, at the whole rate, neck and heads.
+        """Layers for layer-wise learning-rate decay: the backbone's own, then neck and heads at the full rate.
 
-        Of a timm model that has none for its features each child of the backbone is a layer.
+        If a timm model defines none for its features, each child of the backbone is a layer.
         """
         for prefix, matcher in self._inner("group_matcher"):
             return {name: _behind(prefix, patterns) for name, patterns in matcher(coarse).items()}
         return {name: rf"{re.escape(f'backbone.{name}')}\." for name, _ in self.backbone.named_children()}
 
     def _inner(self, method: str) -> list[tuple[str, Any]]:
-        """A method of the backbone, or of the model that timm wrapped, and what stands before that one's names."""
+        """A method of the backbone, or of the model that timm wrapped, with the prefix of its names."""
         candidates = (("backbone.", self.backbone), ("backbone.model.", getattr(self.backbone, "model", None)))
         return [(prefix, getattr(model, method)) for prefix, model in candidates if hasattr(model, method)][:1]
 
 
 def _behind(prefix: str, patterns: Any) -> Any:
-    """timm's patterns of names, which it matches from the first letter on, for names behind a prefix."""
+    """timm's patterns of names, which it matches from the first letter on, for names with a prefix."""
     if isinstance(patterns, str):
-        patterns = re.sub(r"(?<!\[)\^", "", patterns)  # an anchor would ask for the prefix's place; [^...] is none
+        patterns = re.sub(r"(?<!\[)\^", "", patterns)  # an anchor would match before the prefix; [^...] is not one
         return f"{re.escape(prefix)}(?:{patterns})"
     return [(_behind(prefix, pattern), order) for pattern, order in patterns] if patterns else patterns
 
 
 def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model that gives at least `levels` maps of an image, fine to coarse; the heads read its last ones.
+    """A model that returns at least `levels` maps of an image, fine to coarse; the heads read the last ones.
 
-    backbone  a name for timm.create_model(features_only=True, **kwargs), which then gives the `levels` coarsest maps,
-              in the zoo with norms of their own where the family's published dense models have them; or such a model
-    Raises ValueError where it is a module that gives no features, or too few, or where it is given arguments as well;
-    and for `out_indices` that name maps in another order, or twice: timm gives each once, fine to coarse.
+    backbone  a name for timm.create_model(features_only=True, **kwargs), which then returns the `levels` coarsest maps,
+              for the zoo's models with a norm on each if the family's published dense models have them; or such a model
+    Raises ValueError for a module that returns no or too few features, or that comes with further arguments, and for
+    `out_indices` that name maps in another order, or twice: timm returns each once, fine to coarse.
     """
     if isinstance(backbone, str):
         kwargs.setdefault("out_indices", tuple(range(-levels, 0)))
@@ -69,19 +69,19 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
         raise ValueError(f"the backbone is a module, so {given} cannot be given: build it with them")
     found = getattr(backbone, "feature_info", None)
     if not hasattr(found, "channels"):
-        raise ValueError(f"{type(backbone).__name__} gives no features: create it with timm's features_only=True")
+        raise ValueError(f"{type(backbone).__name__} returns no features: create it with timm's features_only=True")
     named = list(getattr(found, "out_indices", []))
     if len(set(named)) < len(named):
         raise ValueError(f"out_indices are {named}: name each map once")
     if len(found.channels()) < levels:
-        raise ValueError(f"the head reads {levels} levels; {type(backbone).__name__} gives {len(found.channels())}")
+        raise ValueError(f"the head reads {levels} levels; {type(backbone).__name__} returns {len(found.channels())}")
     if found.reduction() != sorted(found.reduction()):
         raise ValueError(f"the features are at strides {found.reduction()}: give out_indices from fine to coarse")
     return backbone
 
 
 def check_count(num_classes: int) -> None:
-    """Raise ValueError where there is no class to find."""
+    """Raise ValueError unless there is at least one class."""
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
 
@@ -94,7 +94,7 @@ def normed(name: str) -> bool:
 
 
 def maps(backbone: nn.Module, images: Tensor, levels: int) -> list[Tensor]:  # (B, 3, H, W) -> [(B, C, h, w)]
-    """The last `levels` maps; some of timm's models give (B, h, w, C), and say so."""
+    """The last `levels` maps; some timm models return (B, h, w, C), and say so."""
     features = list(backbone(images))[-levels:]
     return [x.permute(0, 3, 1, 2) for x in features] if nhwc(backbone) else features
 

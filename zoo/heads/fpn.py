@@ -1,4 +1,4 @@
-"""Feature Pyramid Networks, https://arxiv.org/abs/1612.03144: every level gets what the coarser ones know."""
+"""Feature Pyramid Networks, https://arxiv.org/abs/1612.03144: every level also gets the content of the coarser ones."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ EXTRAS = ("pool", "input", "lateral", "output")
 class FPN(nn.Module):
     """Maps of a backbone, fine to coarse -> as many maps of `width` channels, and `extra` coarser ones.
 
-    extra       levels below the last, each of half the size
-    extra_from  what they are: "pool" every second pixel of the level above; or 3 x 3 convolutions of stride 2, of which
-                the first reads the last map of the backbone ("input", RetinaNet), what a 1 x 1 convolution makes of it
-                ("lateral"), or the last output ("output")
+    extra       levels after the last, each of half the size
+    extra_from  how they are computed: "pool" takes every second pixel of the level before; else by 3 x 3 convolutions
+                of stride 2, the first of which reads the last map of the backbone ("input", RetinaNet), its 1 x 1
+                convolution ("lateral"), or the last output ("output")
     extra_relu  a ReLU before every such convolution but the first
     """
 
@@ -49,7 +49,7 @@ class FPN(nn.Module):
         outputs = [output(x) for output, x in zip(self.outputs, maps)]  # noqa: B905 (the extra levels follow)
         if self.extra_from == "pool":
             return outputs + [outputs[-1][..., :: 2**i, :: 2**i] for i in range(1, self.extra + 1)]
-        # the coarsest lateral is what it was: no level adds to it
+        # the coarsest lateral is unchanged: no level adds to it
         return outputs + self._coarser({"input": features, "lateral": maps, "output": outputs}[self.extra_from][-1])
 
     def _coarser(self, last: Tensor) -> list[Tensor]:  # (B, C, H, W) -> `extra` maps

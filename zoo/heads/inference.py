@@ -1,6 +1,6 @@
-"""How a segmenter is asked about whole images: at once, in windows that overlap, at several scales and mirrored.
+"""Inference of a segmenter on images: as a whole, in overlapping windows, at several scales and flipped.
 
-Nothing here turns gradients off or changes the model's mode. `size` (H, W) is that of the original image, where the
+Nothing here turns gradients off or changes the model's mode. `size` (H, W) is that of the original image, if the
 network saw a resized one: logits are first resized to what the network saw, then to this.
 """
 
@@ -20,14 +20,14 @@ def whole(model: nn.Module, images: Tensor, size: Size | None = None) -> Tensor:
 
 
 def slide(model: nn.Module, images: Tensor, crop: Size, stride: Size, size: Size | None = None) -> Tensor:
-    """Logits as of `whole`: the mean over windows of `crop` pixels, every `stride` pixels.
+    """Logits as in `whole`: the mean over windows of `crop` pixels, every `stride` pixels.
 
     The last window of a row or column ends at the border; a side shorter than the crop is one window. Raises ValueError
-    where the stride would leave pixels between windows.
+    if the stride would leave pixels between windows.
     """
     if any(not 0 < step <= side for side, step in zip(crop, stride, strict=True)):
         raise ValueError(
-            f"stride is {tuple(stride)} for windows of {tuple(crop)}: it must be 1 up to the window's side"
+            f"stride is {tuple(stride)} for windows of {tuple(crop)}: it must be from 1 to the window's side"
         )
     rows, columns = (_windows(*sides) for sides in zip(images.shape[-2:], crop, stride, strict=True))
     total = count = None
@@ -50,30 +50,30 @@ def augmented(
     infer: Infer = whole,
     size: Size | None = None,
 ) -> Tensor:
-    """Probabilities (B, classes, H, W), the mean over the images at several scales, plain and mirrored.
+    """Probabilities (B, classes, H, W), the mean over the images at several scales, unflipped and flipped.
 
-    Each scale is resized from `images`, bilinearly, without antialiasing. If those were made smaller before, what was
-    lost then stays lost at a larger scale: where the originals are at hand, resize these and take `averaged`.
+    Each scale is resized from `images`, bilinearly, without antialiasing. If `images` were shrunk before, larger scales
+    do not recover what was lost: if you have the originals, resize them and use `averaged`.
 
     scales  factors on the images' sides, or sizes (H, W)
-    The others are those of `averaged`; without `size` it is that of the images.
+    The other arguments are those of `averaged`; `size` defaults to that of the images.
 
-    Raises ValueError where there is no scale.
+    Raises ValueError if there is no scale.
     """
     return averaged(model, scaled(images, scales), size or images.shape[-2:], flip, infer)
 
 
 def averaged(model: nn.Module, looks: Iterable[Tensor], size: Size, flip: bool = True, infer: Infer = whole) -> Tensor:
-    """Probabilities (B, classes, H, W), the mean over `looks`, plain and mirrored.
+    """Probabilities (B, classes, H, W), the mean over `looks`, unflipped and flipped.
 
-    Logits of each are resized to `size` before they are made probabilities. Three tensors of that size are there at a
-    time, however many looks are.
+    The logits of each are resized to `size` before the softmax. Three tensors of that size exist at a time, however
+    many looks there are.
 
     looks  the images at several sizes, (B, 3, h, w) each
-    flip   take each mirrored as well
+    flip   also use a horizontal flip of each
     infer  (model, images) -> logits: `whole`, or `slide` with its windows filled in
 
-    Raises ValueError where there is no look.
+    Raises ValueError if there is no look.
     """
     total, count = None, 0
     for look in looks:
@@ -91,7 +91,7 @@ def averaged(model: nn.Module, looks: Iterable[Tensor], size: Size, flip: bool =
 def scaled(images: Tensor, scales: Sequence[float | Size]) -> Iterator[Tensor]:
     """The images (B, 3, H, W) at each scale, a factor on their sides or a size (H, W), one after the other.
 
-    Raises ValueError where there is no scale.
+    Raises ValueError if there is no scale.
     """
     if not scales:
         raise ValueError("scales are empty: give one or more, (1.0,) for the images as they are")

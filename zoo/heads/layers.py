@@ -1,4 +1,4 @@
-"""What the segmentation heads share. Maps are (B, C, H, W) here, as timm's `features_only` gives them."""
+"""What the segmentation heads share. Maps are (B, C, H, W) here, as timm's `features_only` returns them."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class ConvBlock(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """A head that ends in a linear classifier of every pixel, with whole channels dropped before it."""
+    """A head that ends in a linear classifier of every pixel, after a dropout of whole channels."""
 
     def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, H, W) -> (B, C
 
 
 def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
-    """`F.adaptive_avg_pool2d`; as products with masks where its backward would be by atomics, which may not be, and in
-    a graph for maps of many sizes, of which it makes a rule.
+    """`F.adaptive_avg_pool2d`; by matmuls with masks where deterministic algorithms forbid its backward, which uses
+    atomics, and in a graph for maps of many sizes, which it would specialise to one size.
     """
     atomics = not x.is_cpu and torch.are_deterministic_algorithms_enabled()
     if not (atomics or varies(x.shape[2]) or varies(x.shape[3])):
@@ -54,7 +54,7 @@ def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, s
 
 
 def _parts(length: int, count: int, like: Tensor) -> Tensor:
-    """Which places of an axis each of `count` parts has, (count, length); parts overlap where it does not divide."""
+    """Which places of an axis each of `count` parts covers, (count, length); parts overlap if they do not divide it."""
     parts, places = (torch.arange(n, device=like.device) for n in (count, length))
     starts, ends = parts * length // count, ceil((parts + 1) * length, count)
     return ((places >= starts[:, None]) & (places < ends[:, None])).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Masks of regions, put where they belong in the image."""
+"""Pastes masks of regions into the image."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from torch import Tensor
 def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
     """(N, 1, m, m) probabilities inside (N, 4) boxes to (N, 1, height, width), 0 outside.
 
-    Each is read, bilinearly, at the centres of the image's pixels; torchvision rounds the boxes first.
+    Each is interpolated, bilinearly, at the centres of the image's pixels; torchvision rounds the boxes first.
     """
     out = masks.new_zeros(len(masks), 1, *size)
     for i, (mask, box) in enumerate(zip(masks, boxes.tolist(), strict=True)):
         rows, columns, part = within(mask, box, size)
-        out[i, :, rows, columns] = part  # by its number: where gradients are on, parts of an unbound map cannot be set
+        out[i, :, rows, columns] = part  # by index: with gradients on, parts of an unbound tensor cannot be set
     return out
 
 
@@ -31,12 +31,12 @@ def within(mask: Tensor, box: Sequence[float], size: Sequence[int]) -> tuple[sli
 
 
 def _span(start: float, end: float, side: int) -> tuple[int, int]:
-    """The pixels that a box touches along a side; none where it lies beyond."""
+    """The pixels that a box touches along a side; none if it lies beyond."""
     first = min(max(math.floor(start), 0), side)
     return first, max(min(math.ceil(end), side), first)
 
 
 def _places(first: int, last: int, start: float, end: float, like: Tensor) -> Tensor:
-    """Centres of the pixels `first` to `last` in coordinates in which the box goes from -1 to 1."""
+    """Centres of the pixels `first` to `last` in coordinates that run from -1 to 1 across the box."""
     centres = torch.arange(first, last, dtype=like.dtype, device=like.device) + 0.5
     return (centres - start) / (end - start) * 2 - 1

@@ -1,4 +1,4 @@
-"""A pyramid for backbones that have none: ViT and the isotropic models give all their maps at one stride."""
+"""A pyramid for backbones that have none: ViT and the isotropic models return all their maps at one stride."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 class PlainPyramid(nn.Module):
     """Maps of one stride -> as many maps, each of half the stride of the next; the last but one keeps its own.
 
-    As BEiT has it for segmentation (https://arxiv.org/abs/2106.08254): transposed convolutions enlarge, max pooling
-    makes smaller.
+    As in BEiT for segmentation (https://arxiv.org/abs/2106.08254): transposed convolutions enlarge maps, max pooling
+    shrinks them.
 
-    dims  channels of the maps, shallowest first, three or more; they stay
+    dims  channels of the maps, shallowest first, three or more; they do not change
     """
 
     def __init__(self, dims: Sequence[int]) -> None:
@@ -24,9 +24,9 @@ class PlainPyramid(nn.Module):
 
 
 def pyramid_of(dims: Sequence[int], reductions: Sequence[int]) -> tuple[nn.Module, list[int]]:
-    """What makes a pyramid of a backbone's maps (nothing where they are one, or are too few), and its strides.
+    """A module that makes a pyramid of a backbone's maps (the identity if they are one, or too few), and its strides.
 
-    Raises ValueError where the finest would be no whole number of pixels from one pixel to the next.
+    Raises ValueError if the finest map would not have a whole number as its stride.
     """
     levels = len(reductions)
     if levels < 3 or len(set(reductions)) > 1:
@@ -34,7 +34,7 @@ def pyramid_of(dims: Sequence[int], reductions: Sequence[int]) -> tuple[nn.Modul
     finer = 2 ** (levels - 2)
     if reductions[0] % finer:
         raise ValueError(
-            f"maps at a stride of {reductions[0]} make no pyramid of {levels}: a multiple of {finer} would"
+            f"maps at a stride of {reductions[0]} cannot make a pyramid of {levels}: expected a multiple of {finer}"
         )
     return PlainPyramid(dims), [reductions[0] * 2**i // finer for i in range(levels)]
 

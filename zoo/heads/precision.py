@@ -1,5 +1,5 @@
-"""Where mixed precision ends: places in an image need more digits than bfloat16 has, which beyond 512 knows every
-fourth pixel."""
+"""Where mixed precision ends: positions in an image need more digits than bfloat16 has, which above 512 resolves only
+every fourth pixel."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 def predicts_in_single(*modules: nn.Module | None) -> None:
-    """Give what these modules predict in float32 where they compute in half of it; None is passed over."""
+    """Make these modules return float32 where they compute in half precision; None is skipped."""
     for module in modules:
         if module is not None:
             module.register_forward_hook(_raised)

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN: torchvision's heads, on features that are there already, with mmdet's losses."""
+"""Faster and Mask R-CNN: torchvision's heads, on features computed elsewhere, with mmdet's losses."""
 
 from collections import OrderedDict
 from typing import Any
@@ -18,7 +18,7 @@ from .precision import predicts_in_single
 
 
 class TwoStage(nn.Module):
-    """Regions that a network proposes, then heads on each (https://arxiv.org/abs/1506.01497).
+    """A region proposal network, then heads on each region (https://arxiv.org/abs/1506.01497).
 
     Maps of an FPN to losses, or to detections. Labels are counted from 1, background being 0.
     """
@@ -36,7 +36,7 @@ class TwoStage(nn.Module):
 
 
 class L1Proposals(RegionProposalNetwork):
-    """`made` by torchvision, with L1 in place of smooth L1 for boxes."""
+    """`made` by torchvision, with L1 instead of smooth L1 for boxes."""
 
     def __init__(self, made: RegionProposalNetwork) -> None:
         nn.Module.__init__(self)
@@ -45,7 +45,7 @@ class L1Proposals(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Of whether anchors hold an object and where, both by the number of all that are drawn to be learned from."""
+        """The losses of objectness and of boxes, both divided by the number of all sampled anchors."""
         inside, outside = (torch.cat(drawn).bool() for drawn in self.fg_bg_sampler(labels))
         drawn = inside | outside
         sought = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat(labels)[drawn])
@@ -54,9 +54,9 @@ class L1Proposals(RegionProposalNetwork):
 
 
 class RegionHeads(RoIHeads):
-    """`made` by torchvision, with L1 in place of smooth L1 for boxes, and masks to learn that are read as features are.
+    """`made` by torchvision, with L1 instead of smooth L1 for boxes, and target masks that are sampled as features are.
 
-    These are of the middle of pixels, and all or nothing.
+    Target masks are sampled at the centres of pixels, and binary.
     """
 
     def __init__(self, made: RoIHeads) -> None:
@@ -104,7 +104,7 @@ class RegionHeads(RoIHeads):
         labels: list[Tensor],
         targets: Targets,
     ) -> Tensor:
-        """Mean cross entropy of the masks in regions that hold an object; `matches` are the objects' places."""
+        """Mean cross entropy of the masks in regions that hold an object; `matches` are the objects' indices."""
         inside = [torch.where(label > 0)[0] for label in labels]
         regions = [box[i] for box, i in zip(proposals, inside, strict=True)]
         logits = self.masks(features, regions, image_shapes)
@@ -128,7 +128,7 @@ def masks_in(masks: Tensor, which: Tensor, boxes: Tensor, side: int) -> Tensor:
 def rcnn_heads(
     channels: int, num_classes: int, strides: list[int], *, masks: bool, anchor_size: float = 8, **kwargs: Any
 ) -> TwoStage:
-    """Heads of Mask R-CNN (https://arxiv.org/abs/1703.06870), or of Faster R-CNN without `masks`.
+    """Heads of Mask R-CNN (https://arxiv.org/abs/1703.06870), or, without `masks`, of Faster R-CNN.
 
     channels     of each map
     num_classes  without the background
@@ -144,7 +144,7 @@ def rcnn_heads(
 def torchvision_model(
     channels: int, num_classes: int, strides: list[int], *, masks: bool, anchor_size: float, **kwargs: Any
 ) -> FasterRCNN:
-    """torchvision's, with anchors, pooling and matching of mmdet, as to the arguments of `rcnn_heads`."""
+    """torchvision's model with the anchors, pooling and matching of mmdet; arguments as in `rcnn_heads`."""
     anchors = Anchors(strides, [[anchor_size * stride] for stride in strides])
     pools: dict[str, Any] = {"box_roi_pool": AlignedPooler(strides[:-1], 7)}
     if masks:

@@ -1,4 +1,4 @@
-"""What whole segmenters and detectors are, told from names and shapes in files of mmsegmentation and mmdetection."""
+"""Recognises whole segmenters and detectors from names and shapes in files of mmsegmentation and mmdetection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from ..registry import variants
 from .segmenter import AUXILIARY_CHANNELS
 
 CONV = "conv.weight"
-# head -> a tensor that it alone has, the tensor whose rows are the channels
+# head -> a tensor that only it has, the tensor whose rows are the channels
 SEGMENTERS = {
     "upernet": ("decode_head.psp_modules.0.1." + CONV, "decode_head.bottleneck." + CONV),
     "semantic_fpn": ("decode_head.scale_heads.0.0." + CONV, "neck.lateral_convs.0." + CONV),
     "fcn": ("decode_head.convs.0." + CONV, "decode_head.convs.0." + CONV),
 }
-# head -> a tensor that those before it have not, rows for each class, rows beside those of classes
+# head -> a tensor that those before it lack, rows per class, rows besides those of classes
 DETECTORS = {
     "cascade_mask_rcnn": ("roi_head.mask_head.0.conv_logits.bias", 1, 0),
     "mask_rcnn": ("roi_head.mask_head.conv_logits.bias", 1, 0),
@@ -33,9 +33,9 @@ class DenseRecognition:
     """What a file of a whole model for dense prediction is.
 
     task      "segment" or "detect": `zoo.heads.segmenter` builds it, or `zoo.heads.detector`
-    head      as that function calls it
-    classes   without a background
-    options   further arguments of that function: channels, and of a segmenter whether it has its auxiliary head
+    head      its name in that function
+    classes   without the background
+    options   further arguments of that function: channels, and for a segmenter whether it has its auxiliary head
     backbone  what its backbone is
     """
 
@@ -46,16 +46,16 @@ class DenseRecognition:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, model: str) -> dict[str, Any]:
-        """What a backbone is built with beyond its name: as its file shows, GC ViT's windows, and where a file cannot
-        say it as its authors build it for this task, DiNAT's dilations. What it should show and does not,
-        `backbone.unshown` says.
+        """What a backbone is built with beyond its name: GC ViT's windows, as the file shows them, and DiNAT's
+        dilations, which no file shows, as its authors use them for this task. `backbone.unshown` lists what the file
+        should show but does not.
         """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
         return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})
 
 
 def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") -> DenseRecognition | None:
-    """What a state dict in mmseg's or mmdet's names is, None where it is neither; of a file's `name` as `recognise`."""
+    """What a state dict in mmseg's or mmdet's names is; None if it is neither. A file's `name` as in `recognise`."""
     state = without_prefix(state)
     found = _segmenter(state) or _detector(state)
     if found is None:
@@ -75,7 +75,7 @@ def _segmenter(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]]
 
 
 def _auxiliary(state: Mapping[str, Any]) -> bool:
-    """Whether there is an auxiliary head, and the one that `zoo.heads.segmenter` builds; without, any is left out."""
+    """Whether it has the auxiliary head that `zoo.heads.segmenter` builds; any other is left out."""
     head = "auxiliary_head."
     convs = {name: x.shape[0] for name, x in state.items() if name.startswith(head) and name.endswith(CONV)}
     return convs == {f"{head}convs.0.{CONV}": AUXILIARY_CHANNELS}

@@ -26,22 +26,22 @@ AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
 AUXILIARY_CONV = "auxiliary_head.convs.0.conv.weight"  # in mmseg's files and in ours
 COUNTER = ".num_batches_tracked"  # of batch norms; files may lack it
 CLASSIFIERS = ("decode_head.classifier", "auxiliary_head.classifier")
-LEAST = 32  # pixels a side that every backbone takes
+LEAST = 32  # smallest side in pixels that every backbone takes
 
 
 class Segmenter(OverBackbone):
     """Logits of every pixel of images of any size, or, given labels, losses.
 
-    backbone        gives maps of an image, fine to coarse; the last `levels` are read
-    pyramid         those maps, where they all have one stride, -> maps of several
+    backbone        returns maps of an image, fine to coarse; the last `levels` are read
+    pyramid         those maps, if they all have one stride, -> maps of several strides
     neck            these maps -> what the heads read
     decode_head     -> logits at the finest of these maps
-    auxiliary_head  None, or a second head whose loss counts 0.4 and that is not asked for predictions
-    class_weights   what a pixel of each class counts in the losses; None: all the same. They shape what is learned
-                    first, not what is predicted: logits are those of pixels that all count the same. State dicts have
-                    them, and what is loaded predicts as where it was saved, whichever weights this model has. Where
-                    there are none, a file (`zoo.load_checkpoint`) is of pixels that all counted the same, and what
-                    `load_state_dict` is given of this model's own weights: earlier versions did not save them
+    auxiliary_head  None, or a second head whose loss counts 0.4 and that does not predict
+    class_weights   factors on the losses of each class's pixels; None: all the same. They affect what is learned first,
+                    not what is predicted: logits are corrected to those of equal weights. State dicts contain them, and
+                    a loaded model predicts as the saved one did, whichever weights this model has. A state dict without
+                    them is taken to have learned with equal weights if it comes from a file (`zoo.load_checkpoint`),
+                    and with this model's own in `load_state_dict`: earlier versions did not save them
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class Segmenter(OverBackbone):
         self.neck = nn.Identity() if neck is None else neck
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
-        # enlarged in bfloat16, logits that differ little come out alike, and another class is the largest
+        # enlarged in bfloat16, logits that differ little become equal, and another class may become the largest
         predicts_in_single(decode_head, auxiliary_head)
         self.levels = levels
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
-        # kept as numbers too: what is built on "meta" comes from there unfilled, and a checkpoint may be read into it
+        # kept as numbers too: a buffer built on "meta" has no values later, and a checkpoint may be read into it
         self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
         self.register_buffer("class_weights", self._own_weights())
-        # what zoo.load_checkpoint makes anew for another number of classes
+        # what zoo.load_checkpoint initialises anew for another number of classes
         self.pretrained_cfg = {"classifier": CLASSIFIERS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Segmenter":
-        """What `to`, `to_empty` and the like do, those of a module around this one too."""
+        """What `to`, `to_empty` and the like call, also on a module around this one."""
         unfilled = self.class_weights is not None and self.class_weights.is_meta
         super()._apply(fn, recurse)
         if unfilled and self._weights is not None:
@@ -85,15 +85,15 @@ class Segmenter(OverBackbone):
         return None if self._weights is None else torch.tensor(self._weights, dtype=torch.float32)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """What `load_state_dict` does here before it goes on to the heads: these are brought to the weights here."""
+        """Runs in `load_state_dict` before the heads load: adapts their classifiers to the class weights here."""
         self._reweigh(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def adopt(self, state: dict[str, Tensor]) -> None:
-        """Bring a file's state dict, in place, to the weights of classes here: its classifiers learned with its own.
+        """Adapt a file's state dict, in place, to the class weights here: its classifiers learned with the file's.
 
-        One without any is of pixels that all counted the same. Raises CheckpointError for weights that are not those of
-        its classifiers.
+        A file without any is taken to have equal weights. Raises CheckpointError for class weights that do not match
+        the classifiers.
         """
         bias = state.get(f"{CLASSIFIERS[0]}.bias")
         if self.class_weights is not None and bias is not None:
@@ -102,14 +102,16 @@ class Segmenter(OverBackbone):
 
     @torch.no_grad()
     def _reweigh(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """As `adopt`, but what has no weights is taken to have learned with those here."""
+        """As `adopt`, but a state dict without class weights is taken to have learned with those here."""
         name = f"{prefix}class_weights"
         there, here = state.pop(name, None), self.class_weights
         if here is not None:
-            # the buffer's may be those of the file: torch.distributed.checkpoint reads into state dicts in place
+            # the buffer may hold the file's: torch.distributed.checkpoint reads into state dicts in place
             own = here if self._weights is None else self._own_weights()
             state[name] = here = own.to("cpu" if here.is_meta else here.device, here.dtype)
-        if there is None or (here is not None and here.shape != there.shape):  # for other classes all is made anew
+        if there is None or (
+            here is not None and here.shape != there.shape
+        ):  # for other classes the classifiers are new
             return
         exact = at_least_single(there.dtype if here is None else torch.promote_types(there.dtype, here.dtype))
         shift = -there.to(exact).log()
@@ -128,9 +130,9 @@ class Segmenter(OverBackbone):
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.
 
-        Sides below 32 pixels are filled up with zeros at the bottom and right, which targets ignore. The losses,
-        "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another
-        size, or that are no integers.
+        Sides below 32 pixels are padded with zeros at the bottom and right, which targets ignore. The losses, "decode"
+        and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size, or that are not
+        integers.
         """
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
@@ -150,7 +152,9 @@ class Segmenter(OverBackbone):
         return losses
 
     def _unweighted(self, logits: Tensor) -> Tensor:
-        """What weights learn is shares times weights (Elkan, The foundations of cost-sensitive learning, 2001)."""
+        """Training with weights learns probabilities times weights (Elkan, The foundations of cost-sensitive learning,
+        2001); this divides by them.
+        """
         return logits if self.class_weights is None else logits - self.class_weights.log()[:, None, None]
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -165,11 +169,11 @@ class Segmenter(OverBackbone):
         return segmenter_layouts([], None, "backbone.")
 
     def unused(self, part: str) -> bool:
-        """Whether a part of a file is to be left out: the auxiliary head, where the model was built without one."""
+        """Whether to leave out a part of a file: the auxiliary head, if the model was built without one."""
         return part == "auxiliary_head" and self.auxiliary_head is None
 
     def advice(self, state: Mapping[str, Tensor]) -> str:
-        """What helps where a file of a segmenter, its tensors as it names them, has another head, or auxiliary one."""
+        """What helps if a file of a segmenter, its tensors as it names them, has another head or auxiliary head."""
         named = [name for name in state if name.startswith("decode_head.")]
         if not named:
             return ""
@@ -177,15 +181,15 @@ class Segmenter(OverBackbone):
         if not any(
             {layout.ours(name) for name in named if not name.endswith(COUNTER)} == want for layout in self.layouts()
         ):
-            return "Its head is of another kind: give its own as head= (task.head= in a command)."
+            return "Its head is of another kind: give that kind as head= (task.head= in a command)."
         if self.auxiliary_head is None:
             return ""
         there, here = state.get(AUXILIARY_CONV), self.auxiliary_head.convs[0].conv.weight
         if there is not None and there.shape == here.shape:
             return ""
         return (
-            "Its auxiliary head, if it has one, is not this model's: auxiliary=False builds a segmenter without, which "
-            "predicts the same (task.auxiliary=false in a command)."
+            "Its auxiliary head, if it has one, is not this model's: auxiliary=False builds a segmenter without one, "
+            "which predicts the same (task.auxiliary=false in a command)."
         )
 
 
@@ -197,12 +201,12 @@ def _filled(x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 3
 def _labels(targets: Tensor) -> Tensor:
     """As int64, which cross entropy wants."""
     if targets.is_floating_point():
-        raise ValueError(f"targets are {targets.dtype}: give the labels of pixels, integers")
+        raise ValueError(f"targets are {targets.dtype}: expected integers, the labels of pixels")
     return targets.long()
 
 
 def _spread_as(like: Tensor, x: Tensor) -> Tensor:
-    """`x`, which every process has whole, where `like` is: on its device, or shared out as it is."""
+    """`x`, which every process holds completely, placed as `like` is: on its device, or sharded in the same way."""
     if not hasattr(like, "device_mesh"):
         return x.to(like.device)
     from torch.distributed.tensor import distribute_tensor  # not every build of torch has it
@@ -219,14 +223,14 @@ def _checked(weights: Sequence[float], classes: int) -> tuple[float, ...]:
 def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tensor | None = None) -> Tensor:
     """Cross entropy of logits (B, classes, h, w), resized to `targets` (B, H, W), summed over the labelled pixels.
 
-    It is divided by the number of all pixels, ignored ones too, as for the published models: a sparsely labelled batch
-    weighs less, and one without any label gives 0, where the mean over labelled pixels would be NaN.
+    The sum is divided by the number of all pixels, including ignored ones, as in the published models: a sparsely
+    labelled batch weighs less, and one without any label gives 0, where the mean over labelled pixels would be NaN.
 
-    weights  (classes) factors on the pixels of each class, which do not change the number that is divided by, as in
-             mmseg before 1.0; 1.2 divides by the sum of the pixels' weights, and fails where any pixel is ignored
+    weights  (classes) factors on the pixels of each class, which do not change the divisor, as in mmseg before 1.0; 1.2
+             divides by the sum of the pixels' weights, and fails if any pixel is ignored
     """
     logits = resize(logits, targets.shape[-2:])
-    # a sum within it would be by atomics on a GPU, in no fixed order
+    # its own sum would use atomics on a GPU, in no fixed order
     losses = F.cross_entropy(logits, targets, weights, ignore_index=ignore_index, reduction="none")
     return losses.sum() / targets.numel()
 
@@ -244,18 +248,18 @@ def segmenter(
     pretrained: bool = False,
     **backbone_kwargs: Any,
 ) -> Segmenter:
-    """A segmenter over any backbone of the zoo, or any timm model with `features_only`.
+    """A segmenter on any backbone of the zoo, or any timm model with `features_only`.
 
     backbone      a name for timm.create_model, which gets `pretrained` and `backbone_kwargs`, or a model made with
                   features_only=True. A zoo model named here has a norm on every level if its family's published dense
-                  models have them. Of maps that all have one stride, as ViT's, a `PlainPyramid` is made
+                  models have them. If all maps have one stride, as ViT's, a `PlainPyramid` follows
     head          "upernet", "semantic_fpn", or "fcn" (on the last level)
-    channels      512 by default; for "semantic_fpn" 256 in the pyramid, and half of it in the head
-    auxiliary     with an FCN of 256 channels on the last level but one; "semantic_fpn" has none. It predicts nothing:
-                  a file with another auxiliary head, or with several, loads where it is False
+    channels      default: 512; for "semantic_fpn" 256 in the pyramid, and half as many in the head
+    auxiliary     adds an FCN of 256 channels on the last level but one; "semantic_fpn" has none. It does not predict: a
+                  file with another auxiliary head, or with several, loads if this is False
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
-    class_weights what a pixel of each class counts in the losses, above 0; None: all the same
+    class_weights factors on the losses of each class's pixels, above 0; None: all the same
     Raises ValueError for a head of another name, no classes, or a backbone without the levels that the head reads.
     """
     if head not in HEADS:

@@ -36,7 +36,7 @@ class SemanticFPN(PixelHead):
 
 
 def _scale(width: int, channels: int, doublings: int) -> nn.Sequential:
-    """A convolution before every doubling; a level that needs none has one all the same."""
+    """A convolution before every doubling; a level without doublings has one too."""
     layers: list[nn.Module] = []
     for i in range(max(1, doublings)):
         layers.append(ConvBlock(channels if i else width, channels, 3))

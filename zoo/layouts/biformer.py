@@ -9,7 +9,7 @@ KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, N
 
 
 def _blocks(place: str, qkv: str, proj: str, last: int) -> dict[str, str]:
-    """Rules of all blocks; `place` is that of a block in its stage, `last` the number of an MLP's second layer."""
+    """Rules of all blocks; `place` is a block's name within its stage, `last` the number of an MLP's second layer."""
     theirs, attention = f"stages.{{i}}.{place}", {}
     for stage in range(4):
         names = (qkv, proj) if stage < 3 else ("qkv", "proj")
@@ -25,7 +25,7 @@ def _blocks(place: str, qkv: str, proj: str, last: int) -> dict[str, str]:
 
 
 def _downsamplers(norm: int, conv: int) -> dict[str, str]:
-    """Rules of what opens a stage; `norm` and `conv` are the numbers of its layers."""
+    """Rules of the downsamplers; `norm` and `conv` are the numbers of their layers."""
     rules = {}
     for stage in (1, 2, 3):
         rules[f"downsample_layers.{stage}.{norm}"] = f"stages.{stage}.downsample.norm"

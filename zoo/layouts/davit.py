@@ -21,7 +21,7 @@ def _halves(block: str, positions: tuple[str, str]) -> dict[str, str]:
 
 
 def _merges(theirs: str, conv: str) -> dict[str, str]:
-    """Those of stages 1 to 3 by number: in the authors' names, number 0 is the stem."""
+    """Rules of stages 1 to 3, by number: in the authors' names, number 0 is the stem."""
     return {
         f"{theirs.format(i)}.{part}": f"stages.{i}.downsample.{ours}"
         for i in (1, 2, 3)

@@ -1,7 +1,7 @@
 """Detectors in mmdetection's names: `backbone.` in a layout of the backbone's class, `neck.` and the heads.
 
-Background is the last class there and the first in torchvision's heads, which have rows for its box and its mask too:
-these rows are zeros.
+Background is the last class in mmdetection and the first in torchvision's heads, which also have rows for its box and
+its mask: these rows are zeros.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,7 +15,7 @@ from ..convert import Change, Constant, Layout
 from .segmenters import NECK, around
 
 
-# no lambdas: a detector has its layout in it, and is pickled
+# no lambdas: a detector holds its layout, and must be picklable
 def _with_zeros(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x.new_zeros(rows, *x.shape[1:]), x])
 
@@ -33,7 +33,7 @@ RPN = {"rpn_conv": "conv.0.0", "rpn_cls": "cls_logits", "rpn_reg": "bbox_pred"}
 
 
 def _roi_rules(theirs: str, ours: str, box: dict[str, str]) -> dict[str, str]:
-    """Rules of the heads on regions; `theirs` and `ours` hold what numbers a stage of a cascade, or nothing."""
+    """Rules of the heads on regions; `theirs` and `ours` number the stages of a cascade, or are empty."""
     heads = f"heads.roi_heads{ours}"
     return {
         **{f"roi_head.bbox_head{theirs}.{key}": f"{heads}.{value}" for key, value in box.items()},
@@ -89,9 +89,9 @@ def detector_layouts(
     """The layouts of a detector: mmdet's around each layout `released` for its backbone, and ours around its `own`.
 
     heads   mmdet's neck and heads
-    prefix  what stands before the backbone's names in the model. A backbone that has no layouts, one of timm's, is
-            named in files as in the model
-    unread  the levels that the detector does not read; files have norms of them, which are left aside
+    prefix  what stands before the backbone's names in the model. A backbone without layouts, one of timm, has the same
+            names in files as in the model
+    unread  the levels that the detector does not read; files have norms of them, which are dropped
     """
     if own is None:
         same = {prefix.rstrip("."): prefix.rstrip(".")}
@@ -108,4 +108,4 @@ def _without_norms(layout: Layout, levels: Collection[int]) -> Layout:
 
 
 def _unknown(beside: Tensor) -> Tensor:
-    raise ValueError("the model has no norm of a level that it does not read")
+    raise ValueError("the model has no norm on a level that it does not read")

@@ -38,7 +38,7 @@ DINAT = Layout(
 
 
 def _transformers(name: str, prefix: str) -> Layout:
-    """Hugging Face's classifiers; their names were never compared with a file."""
+    """Hugging Face's classifiers; these names were not checked against a file."""
     theirs = f"{prefix}.encoder.levels.{{i}}"
     layer = f"{theirs}.layers.{{j}}"
     apart = Group(
@@ -86,7 +86,7 @@ DINATS = Layout(
         **DENSE,
     },
 )
-# the authors number the blocks from end to end, ours are three a stage
+# the authors number the blocks throughout, ours come in stages of three
 _BLOCKS = [_block(f"layers.{n}", f"stages.{n // 3}.blocks.{n % 3}") for n in range(12)]
 _RULES = PATCHES | HEAD | {theirs: ours for block in _BLOCKS for theirs, ours in block.items()}
 ISOTROPIC = Layout("official", rules=_RULES)

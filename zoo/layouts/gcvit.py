@@ -25,7 +25,7 @@ def _timm_convs(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _same(theirs: str, ours: str) -> dict[str, str]:
-    """What both call alike in a reduction."""
+    """The names in a reduction that both share."""
     return {f"{theirs}.{part}": f"{ours}.{part}" for part in ("norm1", "reduction", "norm2")}
 
 

@@ -33,8 +33,8 @@ OUR_HEADS = Layout("zoo", rules={ours: ours for ours in (*HEADS.rules.values(), 
 def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: str) -> tuple[Layout, ...]:
     """The layouts of a segmenter: mmseg's around each layout `released` for its backbone, and ours around its `own`.
 
-    prefix  what stands before the backbone's names in the model. A backbone that has no layouts, one of timm's, is
-            named in files as in the model
+    prefix  what stands before the backbone's names in the model. A backbone without layouts, one of timm, has the same
+            names in files as in the model
     """
     if own is None:
         same = {prefix.rstrip("."): prefix.rstrip(".")}
@@ -44,7 +44,7 @@ def segmenter_layouts(released: Iterable[Layout], own: Layout | None, prefix: st
 
 
 def around(layout: Layout, name: str, theirs: str, ours: str, heads: Layout) -> Layout:
-    """The layout of a backbone with its names behind prefixes, and that of heads beside it."""
+    """The layout of a backbone, with prefixes before its names, combined with that of heads."""
     return Layout(
         name,
         rules={theirs + a: ours + b for a, b in layout.rules.items()} | heads.rules,

@@ -1,4 +1,4 @@
-"""Tables of relative positions as others write them."""
+"""Tables of relative positions in other layouts."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def swin_table(table: Tensor) -> Tensor:
-    """Swin's way, ((2h-1) * (2w-1), heads) by query - key, to ours, (heads, 2h-1, 2w-1) by key - query.
+    """From Swin's form, ((2h-1) * (2w-1), heads) by query - key, to ours, (heads, 2h-1, 2w-1) by key - query.
 
-    Where the number of entries is no square it does not tell h from w: the table stays flat, (heads, entries).
+    If the number of entries is not a square, it does not tell h from w: the table stays flat, (heads, entries).
     """
     table = table.flip(0).T.contiguous()
     side = round(table.shape[1] ** 0.5)
@@ -34,7 +34,9 @@ def _index(entries: int) -> Tensor:
     """(w*w, w*w), from query and key to key - query among the entries of a table for square windows."""
     side = math.isqrt(entries)
     if side * side != entries:
-        raise ValueError(f"a table of {entries} relative positions is not of square windows: which ones is not known")
+        raise ValueError(
+            f"a table of {entries} relative positions is not for square windows, and its sides are unknown"
+        )
     window = (side + 1) // 2
     places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (w*w, 2)
     apart = places[None] - places[:, None] + window - 1  # (query, key, 2)

@@ -6,8 +6,8 @@
     for picture in show.pictures(model, "cat.jpg", query=(120, 90)):
         display(picture)  # in a notebook; elsewhere picture.save("inside")
 
-What is drawn is what the model computed on this image: its forward pass is recorded call by call, and the attention of
-a query is the derivative of the recorded call. Nothing is computed a second time by a formula of this package's own.
+The pictures show what the model computed on this image: its forward pass is recorded call by call, and the attention of
+a query is the derivative of the recorded call. Nothing is computed again by a separate formula.
 """
 
 from .calls import Call, record

@@ -1,8 +1,8 @@
-"""Attention out of recorded calls.
+"""Attention weights from recorded calls.
 
 Every attention op is linear in its values (channel attention in its queries), so the weight that a query gives to a key
-is a derivative: of the query's output with respect to that key's value. It is right for any partition, dilation,
-border and bias, since it is the op itself that is differentiated.
+is a derivative: of the query's output with respect to that key's value. It is correct for any partition, dilation,
+border and bias, since the op itself is differentiated.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Token = tuple[int, int]
 
 
 def weights(call: Call, query: Token | Sequence[Token]) -> Tensor:
-    """(heads, h, w): how much a query attends to each position of the values' map, of the first image of a batch.
+    """(heads, h, w): how much a query attends to each position of the values' map, for the first image of a batch.
 
-    query  (row, column) on the map of the result; of several, whose keys must differ, the sum
-    The weights of a head sum to 1, or to less where positions outside the map are attended too.
+    query  (row, column) on the map of the result; for several, whose keys must differ, the sum of their weights
+    The weights of a head sum to 1, or to less if positions outside the map are attended too.
     """
     queries = [query] if isinstance(query[0], int) else query
     v = _leaf(call.arguments["v"])
@@ -39,7 +39,7 @@ def reach(call: Call, query: Token | Sequence[Token]) -> Tensor:
 
 
 def channel_weights(call: Call) -> Tensor:
-    """(heads, D, D): how much each channel of a head takes of each, row by row, from a call of channel attention."""
+    """(heads, D, D): how much each channel of a head attends to each, row by row, in a call of channel attention."""
     q = _leaf(call.arguments["q"])
     with torch.enable_grad():
         token = call.again(q=q)[0, 0, 0]  # (heads, D)
@@ -48,8 +48,8 @@ def channel_weights(call: Call) -> Tensor:
 
 
 def merged(call: Call) -> tuple[Tensor, Tensor]:
-    """From a call of token reallocation, for each token of the map, (H, W): the number of the run that it is merged
-    into, in the order of rows, and how many tokens that run holds.
+    """For each token of the map, (H, W), in a call of token reallocation: the number of the run that it is merged into,
+    in the order of rows, and how many tokens that run holds.
     """
     x = torch.zeros_like(call.arguments["x"][:1, ..., :1]).requires_grad_()  # (1, H, W, 1)
     given = {"order": call.arguments["order"][:1], "biases": [b * 0 for b in call.arguments["biases"]]}

@@ -1,4 +1,4 @@
-"""What a forward pass asks of `ops`: every call in order, its arguments, its result and the module that made it."""
+"""The calls of `ops` in a forward pass, in order: their arguments, results and the modules that made them."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ class Call:
 
     op         the function of `ops`
     module     dotted name of the module that called it, as in `model.get_submodule`
-    arguments  by the names of the op's signature, those left out by their defaults
+    arguments  by the names of the op's signature, including defaults
     result     what it returned
     """
 
@@ -42,7 +42,7 @@ class Call:
         return int(self.module.split(".")[3])
 
     def again(self, **changed: Any) -> Any:
-        """The op's result with some of the arguments changed."""
+        """The op's result with some arguments changed."""
         return self.op(**{**self.arguments, **changed})
 
     def with_arguments(self, **changed: Any) -> "Call":
@@ -52,9 +52,9 @@ class Call:
 def record(model: nn.Module, x: Tensor) -> list[Call]:
     """The calls of ops in a forward pass of `model` on images `x`, (B, C, H, W), in evaluation mode.
 
-    The model, which may be compiled or wrapped as for `show.pictures`, is traced by torch.fx, for which every op is one
-    call, and its graph is run: the same operators on the same parameters as the model's own forward pass. Neither hooks
-    nor anything else are left in the model.
+    The model, which may be compiled or wrapped as for `show.pictures`, is traced by torch.fx, which sees every op as a
+    single call, and its graph is run: the same operators on the same parameters as in the model's own forward pass. No
+    hooks or anything else remain in the model.
     """
     model = unwrapped(model)
     tracer = NodePathTracer(
@@ -69,7 +69,7 @@ def record(model: nn.Module, x: Tensor) -> list[Call]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in the mode that it was in."""
+    """Evaluation mode inside; afterwards each module is in its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -80,7 +80,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Noted(fx.Interpreter):
-    """Runs a graph and notes the calls of ops."""
+    """Runs a graph and records the calls of ops."""
 
     def __init__(self, graph: fx.GraphModule, paths: dict[fx.Node, str]) -> None:
         super().__init__(graph)

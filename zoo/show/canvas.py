@@ -1,4 +1,4 @@
-"""What pictures are drawn with: the image in grey, heat over it, outlines of tokens, the query."""
+"""Drawing: the image in grey, heat over it, outlines of tokens, the query."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DPI = 100
 
 
 def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[Figure, np.ndarray]:
-    """A figure with a title, also its label, and (rows, columns) axes without ticks; `ratio` is height by width of one.
+    """A figure with a title, also its label, and (rows, columns) axes without ticks, each of height by width `ratio`.
 
-    Raises ShowError where matplotlib is not installed.
+    Raises ShowError if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[
 
 
 def wrapped(figure: Figure, text: str, fontsize: int, width: float) -> str:
-    """`text` in as many lines as it takes for all of them to fit into a `width` in inches."""
+    """`text` in as few lines as fit into a `width` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import FontProperties
 
@@ -53,12 +53,12 @@ def wrapped(figure: Figure, text: str, fontsize: int, width: float) -> str:
 
 
 def label(ax: Any, text: str) -> None:
-    """What stands above a panel."""
+    """Write `text` above a panel."""
     ax.set_title(wrapped(ax.figure, text, 8, SIDE - 0.1), fontsize=8, parse_math=False)
 
 
 def backdrop(ax: Any, image: Image.Image, text: str, *, faded: bool = True) -> None:
-    """The image, grey and light if `faded`, with pixels as coordinates: its first pixel reaches from 0 to 1."""
+    """Draw the image, grey and light if `faded`, with pixels as coordinates: its first pixel spans 0 to 1."""
     values = np.asarray(image.convert("L" if faded else "RGB"), dtype=float) / 255
     height, width = values.shape[:2]
     shown = {"cmap": "gray", "vmin": -0.6, "vmax": 1.25} if faded else {}
@@ -87,11 +87,11 @@ def _over(ax: Any, values: np.ndarray, token: tuple[float, float], **shown: Any)
     limits = ax.get_xlim(), ax.get_ylim()
     extent = (0, values.shape[1] * token[1], values.shape[0] * token[0], 0)
     ax.imshow(values, extent=extent, interpolation="nearest", **shown)
-    ax.set(xlim=limits[0], ylim=limits[1])  # what lies beyond the image is not drawn
+    ax.set(xlim=limits[0], ylim=limits[1])  # nothing is drawn beyond the image
 
 
 def outline(ax: Any, labels: Tensor, token: tuple[float, float], colour: str = REACH, width: float = 1.4) -> None:
-    """Lines where neighbours of an integer map (h, w) differ; what lies beyond the map counts as 0."""
+    """Lines where neighbours of an integer map (h, w) differ; it counts as 0 beyond its border."""
     from matplotlib.collections import LineCollection
 
     padded = np.pad(labels.long().cpu().numpy(), 1)
@@ -119,7 +119,7 @@ def note(ax: Any, text: str, cell: Sequence[int], side: tuple[float, float]) -> 
 
 
 def spectrum(ax: Any, values: Tensor, text: str) -> None:
-    """Magnitudes (H, W) with the constant part in the middle, from a three-hundredth of the largest up to it."""
+    """Magnitudes (H, W) with the constant part in the middle, from a three-hundredth of the largest to the largest."""
     shares = (values / values.max()).clamp(min=1e-12).log10().double().cpu().numpy()
     ax.imshow(shares, cmap="inferno", vmin=-2.5, vmax=0, interpolation="nearest")
     label(ax, text)
@@ -132,7 +132,7 @@ def matrix(ax: Any, values: Tensor, text: str) -> None:
 
 
 def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
-    """How many tokens are merged with each of a map (h, w), the fewer the brighter, and what the colours mean."""
+    """How many tokens are merged with each token of a map (h, w), brighter where fewer, with a legend."""
     from matplotlib import colormaps
 
     def colour(length: float) -> tuple[float, ...]:
@@ -158,6 +158,6 @@ def cell(ax: Any, place: Sequence[int]) -> None:
 
 
 def tile(ax: Any, values: Tensor, text: str) -> None:
-    """A map (h, w) on its own, its least value black and its largest white."""
+    """A map (h, w) on its own, its smallest value black and its largest white."""
     ax.imshow(values.double().cpu().numpy(), cmap="gray", interpolation="nearest")
     label(ax, text)

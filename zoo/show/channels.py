@@ -13,7 +13,7 @@ SHOWN = 4
 
 
 def channel_groups(look: Look) -> Drawn:
-    """What the channels of a group take of each other, and, for one channel, those that it takes most of."""
+    """How much the channels of a group attend to each other, and, for one channel, those that it attends to most."""
     calls = look.of(channel_attention)
     figure, axes = canvas.panels(len(calls), 2 + SHOWN, look.title("channel groups"), ratio=look.ratio)
     data = {}

@@ -4,15 +4,15 @@ python -m zoo.show model=biformer_t image=cat.jpg
 python -m zoo.show model=maxvit_t.timm_tf_in1k image=cat.jpg query=120,90 stage=1 out=pictures
 python -m zoo.show checkpoint=gcvit_1k_tiny.pth.tar img_size=256,320 only=query
 
-model       a name of the zoo's or of timm's; with a tag its weights are downloaded, without one they are random
-checkpoint  a file of weights: the model is recognised, where model= does not name it
+model       a name of the zoo or of timm; with a tag its weights are downloaded, without one they are random
+checkpoint  a weights file: the model is recognised unless model= names it
 image       a file; default: flower, which like china comes with scikit-learn
-query       y,x: the pixel whose attention is looked at, of the image as the model sees it; default: the middle
+query       y,x: the pixel whose attention is shown, in the image as the model sees it; default: the middle
 stage       the number of a stage, from 0; default: all
-block       which of its blocks that have such attention, from 0; default: the first
+block       which of its blocks with such attention, from 0; default: the first
 head        the number of a head, from 0; default: the mean of all
-img_size    pixels a side, or height,width: the image is cut to it, and a model of the zoo is made for it
-only        names of pictures, with commas between them
+img_size    pixels a side, or height,width: the image is cropped to it, and a model of the zoo is built for it
+only        names of pictures, separated by commas
 out         the folder for <model>-<picture>.png; default: inside
 """
 
@@ -65,23 +65,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """Key and value of one argument. Raises ShowError for a key that is not there, and a value that does not fit."""
+    """Key and value of one argument. Raises ShowError for an unknown key, and for a value that does not fit."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise ShowError(f"{text} is no setting: expected KEY=VALUE, model=biformer_t say")
+        raise ShowError(f"{text} is not a setting: expected KEY=VALUE, such as model=biformer_t")
     if key not in KEYS:
         near = get_close_matches(key, KEYS, 1)
         raise ShowError(
-            f"there is no key {key}: " + (f"did you mean {near[0]}?" if near else f"only {', '.join(KEYS)}")
+            f"unknown key {key}: " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(KEYS)}")
         )
     try:
         found = KEYS[key](value)
     except ValueError:
         raise ShowError(
-            f"{text}: expected {'numbers with a comma between' if key in LENGTHS else 'a number'}"
+            f"{text}: expected {'numbers separated by a comma' if key in LENGTHS else 'a number'}"
         ) from None
     if key in LENGTHS and len(found) not in LENGTHS[key]:
-        raise ShowError(f"{text}: expected {' or '.join(map(str, LENGTHS[key]))} numbers with commas between")
+        raise ShowError(f"{text}: expected {' or '.join(map(str, LENGTHS[key]))} numbers separated by commas")
     return key, found
 
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def written(args: argparse.Namespace) -> None:
-    """Build the model, draw, write, and say what was written."""
+    """Build the model, draw and write the pictures, and print what was written."""
     size = args.img_size if args.img_size is None or len(args.img_size) == 2 else args.img_size * 2
     photo = load(args.image)
     model, name, note = build(args.model, args.checkpoint, size)

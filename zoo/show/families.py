@@ -1,4 +1,4 @@
-"""Which pictures there are of which family, and making them."""
+"""Which pictures each family has, and how to make them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .picture import Picture, ShowError
 class View:
     """A kind of picture.
 
-    name     of files, and what `only` takes
+    name     for files, and for `only`
     caption  what one sees
-    figure   of the paper, that it corresponds to
-    draw     (figure, data) of a look
+    figure   the figure of the paper that it corresponds to
+    draw     look -> (figure, data)
     """
 
     name: str
@@ -80,7 +80,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
         View(
             "halves",
             "What a query attends to through its heads for high and for low frequencies (warm), and the spectra of "
-            "what both give, with the constant part in the middle.",
+            "their outputs, with the constant part in the middle.",
             "figure 1 of LITv2, arXiv:2205.13213, and that of frequency magnitudes",
             spatial.high_and_low,
         ),
@@ -90,7 +90,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
             "query",
             "Above, the queries that the whole image shares, as colours (their three principal components); below, how "
             "much one of them (dot) attends to the tokens of every window.",
-            "those of the query generator and of global attention in GC ViT, arXiv:2206.09959",
+            "the figures of the query generator and of global attention in GC ViT, arXiv:2206.09959",
             shared.global_query,
         ),
     ),
@@ -98,8 +98,8 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
         View("windows", f"{ATTENDED}: its window.", "figure 1 (a) of DaViT, arXiv:2204.03645", spatial.windows),
         View(
             "channels",
-            "What each channel of a group takes of the others (a row each, square root); the four that one channel "
-            "takes most of, each an image of the whole map; and what becomes of it.",
+            "How much each channel of a group attends to the others (a row each, square root); the four that one "
+            "channel attends to most, each an image of the whole map; and its output.",
             "figure 1 (b) of DaViT, arXiv:2204.03645",
             channels.channel_groups,
         ),
@@ -107,7 +107,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
     SGFormer: (
         View(
             "significance",
-            "Above, how much attention tokens receive; below, how many are merged into one.",
+            "Above, how much attention each token receives; below, how many tokens are merged into one.",
             "figures 3 and 4 of SG-Former, arXiv:2308.12216",
             tokens.significance,
         ),
@@ -115,8 +115,8 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
     STViT: (
         View(
             "superpixels",
-            "Above, borders between tokens that belong to different super tokens; below, how much of a token its "
-            "strongest super token has, of nine.",
+            "Above, borders between tokens that belong to different super tokens; below, the largest share of the nine "
+            "super tokens that share a token.",
             "figure 2 of STViT, arXiv:2211.11167",
             tokens.superpixels,
         ),
@@ -125,13 +125,13 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
 
 
 def views(model: nn.Module) -> tuple[View, ...]:
-    """What there is to see of a model: its family's pictures, and the receptive field that any model has."""
+    """The pictures of a model: its family's, and the receptive field that any model has."""
     own = next((VIEWS[cls] for cls in type(model).__mro__ if cls in VIEWS), ())
     return (*own, FIELD)
 
 
 def names(model: nn.Module) -> list[str]:
-    """The names of the pictures that there are of a model, which may be compiled or wrapped as for `pictures`."""
+    """The names of a model's pictures; it may be compiled or wrapped as for `pictures`."""
     return [view.name for view in views(unwrapped(model))]
 
 
@@ -147,20 +147,20 @@ def pictures(
     only: Sequence[str] | None = None,
     note: str = "",
 ) -> list[Picture]:
-    """Pictures of what a model does with an image; of models that are not of the zoo, their receptive fields.
+    """Pictures of what a model does with an image; for models outside the zoo, only their receptive fields.
 
     model     may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
-    photo     a file, an image of Pillow's, or "flower" or "china", which come with scikit-learn
-    query     (y, x), the pixel whose attention is looked at, of the image as the model sees it; None: the middle
-    stage     its number, from 0; None: all that there are
-    block     which of a stage's blocks of the kind that is looked at, from the end if negative
-    head      None: the mean of all
-    img_size  pixels a side, or (height, width), to which the image is cut: any size that the model runs at. None: the
-              size that it is made for
-    only      names of pictures, of `names(model)`; None: all
-    note      words about the weights, for the titles
-    The model is left as it was. Raises ShowError for what is not there: an image, a query outside of it, a stage, a
-    block, a head, a picture that the family does not have.
+    photo     a file, a Pillow image, or "flower" or "china", which come with scikit-learn
+    query     (y, x), the pixel whose attention is shown, in the image as the model sees it; None: the middle
+    stage     its number, from 0; None: all
+    block     which of a stage's blocks of the kind that is shown, from the end if negative
+    head      its number; None: the mean of all
+    img_size  pixels a side, or (height, width), to which the image is cropped: any size that the model runs at. None:
+              the size that it was built for
+    only      names of pictures from `names(model)`; None: all
+    note      text about the weights, for the titles
+    The model is left as it was. Raises ShowError for an image that cannot be read, a query outside of it, and a stage,
+    block, head or picture that does not exist.
     """
     model = unwrapped(model)
     chosen = _chosen(model, only)
@@ -179,7 +179,7 @@ def _chosen(model: nn.Module, only: Sequence[str] | None) -> list[View]:
     known = {view.name: view for view in views(model)}
     if unknown := [name for name in only or () if name not in known]:
         raise ShowError(
-            f"{type(model).__name__} has no picture {', '.join(unknown)}: expected some of {', '.join(known)}"
+            f"{type(model).__name__} has no picture {', '.join(unknown)}: expected one or more of {', '.join(known)}"
         )
     return [known[name] for name in only or known]
 

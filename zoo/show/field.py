@@ -1,4 +1,4 @@
-"""Effective receptive fields: how much each pixel of the image moves the unit in the middle of a feature."""
+"""Effective receptive fields: how much each pixel of the image affects the unit in the middle of a feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .calls import evaluating
 from .look import Drawn, Look
 from .picture import ShowError
 
-UNITS = 4  # of which fields are averages
+UNITS = 4  # fields are averages over this many
 
 
 def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
@@ -20,10 +20,10 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
     A unit is the sum over channels, each with a random sign, at the position in the middle of the feature of a stage
     (without signs a normed feature has the same sum whatever the image). A pixel that has no path to it is exactly 0.
 
-    model  any that has timm's `forward_intermediates`; it may be compiled or wrapped as for `show.pictures`
+    model  any with timm's `forward_intermediates`; it may be compiled or wrapped as for `show.pictures`
     x      images as the model takes them, (B, C, H, W)
-    stage  of the features that `forward_intermediates` gives, from the end if negative
-    Raises ShowError for a model without it, and a stage that is not there.
+    stage  index of a feature that `forward_intermediates` returns, from the end if negative
+    Raises ShowError for a model without that method, and for a stage that does not exist.
     Source: Luo et al. 2016, https://arxiv.org/abs/1701.04128, section 3.
     """
     model = unwrapped(model)
@@ -40,7 +40,7 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
 
 
 def features_of(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Those of all stages that are there, (B, C, h, w) each. Raises ShowError for a model that gives none."""
+    """The features of all stages, (B, C, h, w) each. Raises ShowError for a model that returns none."""
     if not hasattr(model, "forward_intermediates"):
         raise ShowError(f"{type(model).__name__} has no forward_intermediates: give a backbone of the zoo or of timm")
     return model.forward_intermediates(x, intermediates_only=True)
@@ -52,13 +52,13 @@ def signs(units: int, channels: int) -> Tensor:
 
 
 def covered(field: Tensor, share: float = 0.9) -> float:
-    """Share of the image, from the strongest pixel on, that makes up `share` of all influence."""
+    """Share of the image whose pixels, from the strongest on, make up `share` of all influence."""
     ranked = field.flatten().sort(descending=True).values.double().cumsum(0)
     return float((ranked < share * ranked[-1]).sum() + 1) / len(ranked)
 
 
 def fields(look: Look) -> Drawn:
-    """The field of every stage, or of the one that is asked for."""
+    """The field of every stage, or of the chosen one."""
     stages = [look.stage]
     if look.stage is None:
         with evaluating(look.model), torch.no_grad():

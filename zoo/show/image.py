@@ -1,4 +1,4 @@
-"""The image that is looked at: from a file, or a photograph that is there at once, cut to the size of the model."""
+"""The image that is shown: from a file, or a photograph of scikit-learn, cropped to the size of the model."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ Given = str | Path | Image.Image
 def photograph(name: str = "flower") -> Image.Image:
     """A photograph that comes with scikit-learn: "flower" (by vultilion) or "china" (by danielbuechele), CC BY 2.0.
 
-    Raises ShowError where scikit-learn is not installed.
+    Raises ShowError if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_sample_image
     except ModuleNotFoundError:
         raise ShowError(
-            f"the photograph {name!r} comes with scikit-learn: pip install scikit-learn, or give an image of your own, "
+            f"the photograph {name!r} comes with scikit-learn: pip install scikit-learn, or give your own image with "
             "image=FILE"
         ) from None
     return Image.fromarray(load_sample_image(f"{name}.jpg"))
 
 
 def load(image: Given) -> Image.Image:
-    """RGB, from a file, from a name of PHOTOGRAPHS, or as given. Raises ShowError where it cannot be read."""
+    """RGB, from a file, a name of PHOTOGRAPHS, or as given. Raises ShowError if it cannot be read."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if str(image) in PHOTOGRAPHS:
@@ -51,12 +51,12 @@ def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
-    """(height, width) of the images that a model is made for."""
+    """(height, width) of the images that a model was built for."""
     return getattr(model, "img_size", None) or tuple(resolve_data_config({}, model=model)["input_size"][1:])
 
 
 def as_input(image: Image.Image, model: nn.Module) -> Tensor:
-    """(1, C, H, W), normalised as the model's configuration has it, on its device and in its precision."""
+    """(1, C, H, W), normalised as the model's configuration says, on its device and in its precision."""
     like, channels = next(model.parameters()), getattr(model, "in_chans", 3)
     if channels not in (1, 3):
         raise ShowError(f"the model takes images of {channels} channels: expected 1 or 3")

@@ -1,4 +1,4 @@
-"""One look at a model: the image, what the model did with it, and which part of that is asked for."""
+"""One look at a model: the image, what the model did with it, and which part of that to show."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Look:
 
     image   as the model saw it, before normalisation
     x       (1, C, H, W), what the model saw
-    calls   what its forward pass asked of `ops`; none of a model that is not of the zoo
+    calls   the calls of `ops` in its forward pass; none for a model outside the zoo
     query   (y, x), a pixel of the image
-    stage   the only one that is asked for; None: all
+    stage   the only one to show; None: all
     block   number of a block among those of a stage that a view can draw, from the end if negative
-    head    the only one that is asked for; None: their mean
-    note    about the weights, for titles
+    head    the only one to show; None: their mean
+    note    text about the weights, for titles
     """
 
     model: nn.Module
@@ -40,8 +40,8 @@ class Look:
     note: str
 
     def of(self, op: Callable[..., Any], kind: type[nn.Module] = nn.Module, within: str = "") -> list[Call]:
-        """A stage's call of `op` by a module of `kind` whose name ends in `within`: the block's, of each stage that
-        has any. Raises ShowError where none has, or a stage has no such block.
+        """Calls of `op` by a module of `kind` whose name ends in `within`: that of the chosen block in each stage that
+        has any. Raises ShowError if no stage has any, or a stage has no such block.
         """
         fitting = [
             call
@@ -52,7 +52,7 @@ class Look:
         if not stages:
             having = ", ".join(map(str, sorted({call.stage for call in fitting}))) or "none"
             where = "the model" if self.stage is None else f"stage {self.stage}"
-            raise ShowError(f"{where} has no such attention; stages that have: {having}")
+            raise ShowError(f"{where} has no such attention; stages with it: {having}")
         return [self._block([call for call in fitting if call.stage == stage]) for stage in stages]
 
     def _block(self, calls: list[Call]) -> Call:
@@ -70,18 +70,18 @@ class Look:
         return self.model.get_submodule(call.module)
 
     def pixels(self, call: Call, cell: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-        """Pixels of the image, down and across, that a cell of tokens of the call's stage stands for."""
+        """Pixels of the image, down and across, that a cell of tokens of the call's stage covers."""
         side = self.model.feature_info[call.stage]["reduction"]
         return side * cell[0], side * cell[1]
 
     def token(self, call: Call) -> tuple[int, int]:
-        """(row, column) of the query on the map of a call; where the map dropped its last row, the one before."""
+        """(row, column) of the query on the map of a call; the last row if the map dropped the query's."""
         shape, side = call.result.shape[1:3], self.pixels(call)
         y, x = (min(p // s, n - 1) for p, s, n in zip(self.query, side, shape, strict=True))
         return y, x
 
     def heads(self, weights: Tensor) -> Tensor:
-        """(heads, ...) -> the head that is asked for, or the mean. Raises ShowError where there is no such head."""
+        """(heads, ...) -> the chosen head, or the mean. Raises ShowError if there is no such head."""
         if self.head is None:
             return weights.mean(0)
         if not -len(weights) <= self.head < len(weights):
@@ -89,7 +89,7 @@ class Look:
         return weights[self.head]
 
     def title(self, what: str) -> str:
-        """What every picture says above its panels."""
+        """The title of every picture."""
         name = getattr(self.model, "pretrained_cfg", {}).get("architecture") or type(self.model).__name__
         head = "" if self.head is None else f", head {self.head}"
         return f"{name}: {what}{head}" + (f" ({self.note})" if self.note else "")

@@ -1,4 +1,4 @@
-"""A finished picture: what is drawn, the numbers behind it, and what it shows in words."""
+"""A finished picture: the figure, the numbers behind it, and a caption."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class ShowError(ValueError):
-    """Something that cannot be drawn; the message says what was asked for, what there is, and what to do."""
+    """Something cannot be drawn; the message says what was asked for, what there is, and what to do."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture; notebooks draw it where it is the value of a cell.
+    """One picture; notebooks display it as the value of a cell.
 
-    name     of the view, "routes" say
+    name     of the view, such as "routes"
     title    what model, stage, block and weights
     caption  what one sees, and the figure of the paper that it corresponds to
-    figure   matplotlib's
+    figure   a matplotlib figure
     data     the tensors that are drawn, by name
     """
 
@@ -44,7 +44,7 @@ class Picture:
         return buffer.getvalue()
 
     def save(self, folder: str | Path, stem: str = "") -> Path:
-        """Write `<stem>-<name>.png` into a folder, which is made where there is none."""
+        """Write `<stem>-<name>.png` into a folder, which is created if necessary."""
         path = Path(folder) / f"{stem}{'-' if stem else ''}{self.name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

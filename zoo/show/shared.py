@@ -1,4 +1,4 @@
-"""GC ViT's global query: one window of queries for the whole image, which every window is asked."""
+"""GC ViT's global query: one window of queries for the whole image, used in every window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .look import Drawn, Look
 
 
 def global_query(look: Look) -> Drawn:
-    """The queries as colours, and where in every window the query of the token that is asked for finds its keys."""
+    """The queries as colours, and what the query of the chosen token attends to in every window."""
     calls = look.of(window_attention, GlobalAttention)
     figure, axes = canvas.panels(2, len(calls), look.title("the global query"), ratio=look.ratio)
     data = {}
@@ -34,7 +34,7 @@ def global_query(look: Look) -> Drawn:
 
 
 def everywhere(call: Call, place: tuple[int, int]) -> list[tuple[int, int]]:
-    """The tokens of a map at one place of their windows."""
+    """The tokens of a map at one position of their windows."""
     (h, w), (down, across) = call.result.shape[1:3], call.arguments["window"]
     return [(y, x) for y in range(place[0], h, down) for x in range(place[1], w, across)]
 

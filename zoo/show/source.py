@@ -1,4 +1,4 @@
-"""The model that is looked at: by name, or from a file of weights."""
+"""The model that is shown: by name, or from a weights file."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,25 +19,25 @@ RANDOM = "random weights"
 
 
 def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | None) -> tuple[nn.Module, str, str]:
-    """(model, its name without a tag, words about its weights).
+    """(model, its name without a tag, text about its weights).
 
-    img_size  the zoo's models are made for it, timm's where they can be; None: their own, or that which a file shows
-    Raises ShowError for a name that there is not, and CheckpointError for a file that cannot be read, is of no model of
-    the zoo, not of the one that is named, or does not show how its model is built.
+    img_size  the zoo's models are built for it, timm's if possible; None: their own, or the one that a file shows
+    Raises ShowError for an unknown name, and CheckpointError for a file that cannot be read, is not a model of the zoo,
+    is not the named model, or does not show how its model is built.
     """
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # so that pictures of random weights can be made again
+            torch.manual_seed(0)  # so that pictures of random weights are reproducible
             model = create(name, img_size, pretrained="." in name)
         return model, name.partition(".")[0], f"weights of {name}" if "." in name else RANDOM
     found, part = of_file(checkpoint)
     name = name or found.model
     if name is None:
-        raise CheckpointError(f"{checkpoint} is no model of the zoo, or several alike: name one by model=")
+        raise CheckpointError(f"{checkpoint} is not a model of the zoo, or fits several: name one with model=")
     classes = {} if found.classes is None else {"num_classes": found.classes}
     if call := found.in_python(name.partition(".")[0], **classes):
         raise CheckpointError(
-            f"{checkpoint} is of {found.message}, which this command does not take. In Python {call} is given it, "
+            f"{checkpoint} is of {found.message}, which this command does not take. In Python, {call} takes it, "
             "zoo.load_checkpoint loads the file, and zoo.show.pictures draws"
         )
     options = found.arguments(name.partition(".")[0]) | classes
@@ -49,7 +49,7 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
 
 
 def of_file(path: str) -> tuple[Recognition, str | None]:
-    """What a file is, and the part of the file that the model is, where it is one of several."""
+    """What a file is, and the part of the file that is the model, if it is not the whole."""
     checkpoint = read(path)
     state = next(iter(checkpoint.entries.values()))
     found, part = recognise(state, hint(path, checkpoint.meta)), None

@@ -1,4 +1,4 @@
-"""Which tokens a query attends to, and how much: windows, grids, neighborhoods, routed regions, high and low."""
+"""Which tokens a query attends to, and how much: windows, grids, neighborhoods, routed regions, frequencies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .picture import ShowError
 
 
 def attended(ax: Any, look: Look, call: Call, query: tuple[int, int], label: str) -> dict[str, Tensor]:
-    """One panel: the tokens that a query attends to are outlined, and warm by their weights."""
+    """One panel: the tokens that a query attends to are outlined, and coloured by their weights."""
     token, found, seen = look.pixels(call), look.heads(weights(call, query)), reach(call, query)
     canvas.backdrop(ax, look.image, label)
     canvas.heat(ax, found, token)
@@ -27,7 +27,7 @@ def attended(ax: Any, look: Look, call: Call, query: tuple[int, int], label: str
 
 
 def row(look: Look, calls: list[Call], labels: list[str], what: str) -> Drawn:
-    """A panel a call, for the query; data are numbered by panel."""
+    """A panel per call, for the query; data are numbered by panel."""
     figure, axes = canvas.panels(1, len(calls), look.title(what), ratio=look.ratio)
     data = {}
     for i, (ax, call, label) in enumerate(zip(axes[0], calls, labels, strict=True)):
@@ -70,7 +70,7 @@ def neighborhoods(look: Look) -> Drawn:
 
 
 def by_dilation(look: Look) -> list[Call]:
-    """The first call of each dilation in the stage that is asked for, or the first; of a `block`, its own alone."""
+    """The first call of each dilation in the chosen or the first stage; with a `block` other than 0 only that one's."""
     first = look.of(neighborhood_attention)[0]
     if look.block:
         return [first]
@@ -100,7 +100,7 @@ def routes(look: Look) -> Drawn:
 
 
 def region(call: Call) -> tuple[int, int]:
-    """Tokens of a region, down and across."""
+    """The size of a region in tokens, down and across."""
     (h, w), (rows, columns) = call.result.shape[1:3], call.arguments["regions"]
     return h // rows, w // columns
 
@@ -120,11 +120,11 @@ def numbered(regions: tuple[int, int], chosen: list[int]) -> Tensor:
 
 
 def high_and_low(look: Look) -> Drawn:
-    """A window of the high frequencies beside the pooled map of the low ones, and the spectra of what both give."""
+    """A window of the high frequencies beside the pooled map of the low ones, and the spectra of both outputs."""
     halves = [call for call in look.calls if call.module.endswith((".hi", ".lo"))]
     shared = [call for call in look.of(pooled_attention, within=".lo") if partner(halves, call)]
     if not shared:
-        raise ShowError("no stage that is asked for has heads for high and for low frequencies: HiLo shares them")
+        raise ShowError("no chosen stage has heads for both high and low frequencies, which this picture needs")
     low = shared[0]
     high = partner(halves, low)
     figure, axes = canvas.panels(1, 4, look.title(f"HiLo's two halves in stage {low.stage}"), ratio=look.ratio)

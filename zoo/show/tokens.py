@@ -1,4 +1,4 @@
-"""What becomes of tokens before they attend: SG-Former's significance and runs, STViT's super tokens."""
+"""What happens to tokens before attention: SG-Former's significance and runs, STViT's super tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .look import Drawn, Look
 
 
 def significance(look: Look) -> Drawn:
-    """How much attention tokens receive, above how many of them are merged into one."""
+    """How much attention tokens receive, and, below, how many of them are merged into one."""
     ranked, reallocated = look.of(rank_tokens), look.of(reallocate_tokens)
     title = look.title("significance, and how many tokens become one")
     figure, axes = canvas.panels(2, len(ranked), title, ratio=look.ratio)
@@ -31,13 +31,13 @@ def significance(look: Look) -> Drawn:
 
 
 def stretched(values: Tensor) -> Tensor:
-    """From 0 to 1, the least and the most significant 2 % beyond these."""
+    """Scaled to 0 to 1; the least and the most significant 2 % are clipped."""
     low, high = torch.quantile(values.float(), torch.tensor([0.02, 0.98], device=values.device))
     return ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
 def superpixels(look: Look) -> Drawn:
-    """Borders between tokens of different super tokens over the image, above the largest share of each."""
+    """Borders between tokens of different super tokens over the image, and, below, the largest share of each."""
     calls = look.of(super_tokens)
     figure, axes = canvas.panels(2, len(calls), look.title("super tokens"), ratio=look.ratio)
     data = {}
@@ -53,8 +53,8 @@ def superpixels(look: Look) -> Drawn:
 
 
 def owners(call: Call) -> tuple[Tensor, Tensor]:
-    """From a call of super_tokens, for each pixel (H, W): the number of the super token that has the largest share in
-    it, row by row, -1 for one beyond the grid; and that share.
+    """For each pixel (H, W) in a call of super_tokens: the number of the super token that has the largest share in it,
+    row by row, -1 for one beyond the grid; and that share.
     """
     tokens, affinity = call.result
     (H, W), (h, w), cell = affinity.shape[1:3], tokens.shape[1:3], call.arguments["cell"]
