@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from timm.models import create_model
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -269,17 +270,21 @@ def test_a_projection_may_be_wrapped(name):
 
 
 @every_small
-@pytest.mark.parametrize("by", ["hook", "forward"])
-def test_hooks_change_all_that_a_projection_gives(name, by):
+@pytest.mark.parametrize("by", ["hook", "hook of all modules", "forward"])
+def test_hooks_change_all_that_a_projection_gives(name, by, request):
     """Halved by hooks, or by another `forward`, it gives what it gives with halved weights, to what lies beyond the
     border too.
     """
     models = [trained(small(name)) for _ in range(2)]
+    linear = {module for module in models[0].modules() if isinstance(module, torch.nn.Linear)}
+    if by == "hook of all modules":
+        hook = register_module_forward_hook(lambda module, args, out: out / 2 if module in linear else None)
+        request.addfinalizer(hook.remove)
     for hooked, halved in zip(*(model.modules() for model in models), strict=True):
         if isinstance(hooked, torch.nn.Linear):
             if by == "hook":
                 hooked.register_forward_hook(lambda module, args, out: out / 2)
-            else:
+            elif by == "forward":
                 hooked.forward = lambda x, forward=hooked.forward: forward(x) / 2
             for parameter in halved.parameters():
                 parameter.data /= 2

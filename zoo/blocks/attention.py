@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as all_modules
 
 from ops import unpack, window_attention
 from ops.sizes import surely
@@ -28,8 +29,12 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes only with weight and bias: a linear one without hooks or a `forward` of its own."""
-    hooked = layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
+    """Whether a layer computes only with weight and bias: a linear one without hooks or a `forward` of its own.
+
+    Hooks that `register_module_forward_hook` and its like set for all modules count as well.
+    """
+    everywhere = all_modules._global_forward_pre_hooks or all_modules._global_forward_hooks
+    hooked = everywhere or layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
     return type(layer) is nn.Linear and layer.bias is not None and not hooked
 
 
