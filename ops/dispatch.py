@@ -51,13 +51,35 @@ def implementation(name: str) -> Iterator[None]:
         del _settings[next(i for i, setting in enumerate(_settings) if setting is own)]
 
 
+def eager(x: Tensor) -> bool:
+    """Whether operators run eagerly on a CPU, in the dtype of `x`."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu")
+
+
 def on_threads(x: Tensor) -> bool:
     """Whether operators on `x` run eagerly on several CPU threads.
 
     PyTorch's fused attention gains less from a second thread there than matmuls do.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu") and torch.get_num_threads() > 1
+    return eager(x) and torch.get_num_threads() > 1
+
+
+def learning(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether any of these tensors needs a gradient."""
+    learned = mask is not None and mask.requires_grad
+    return differentiating() and (learned or q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def differentiating() -> bool:
+    """Whether autograd is enabled and may decide what runs.
+
+    Not while torch.jit.trace records: it compares its graph with one traced without gradients, which must be the same.
+    """
+    if torch.jit.is_scripting():
+        return torch.is_grad_enabled()
+    else:
+        return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int | None = KERNEL_CHANNELS) -> str:
@@ -124,6 +146,11 @@ def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
         return given
     dtype = torch.get_autocast_dtype(given[0].device.type)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in given)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 if given: the dtype of values to be ranked, which half precision would round to ties."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _named(impl: str, op: str = "an op") -> str:

@@ -1,10 +1,10 @@
-"""Code shared by the kernels of several ops: strided access to tokens, and gradients of relative position tables."""
+"""Code shared by the kernels of several ops: strided access to tokens, and gradients of tables and outside tokens."""
 
 from functools import lru_cache
 from math import prod
 
 import triton
-from torch import Tensor
+from torch import Tensor, zeros_like
 from triton import language as tl
 
 from .launching import Choices, choice, launch, tuned
@@ -168,3 +168,16 @@ def table_gradient(
     given = (pairs, out, *pairs.shape[1:], count, padded, *queries, *keys, rows, columns, far)
     launch(backward_table_kernel, heads * triton.cdiv(rows * columns, ENTRIES), *given, BLOCK=ENTRIES)
     return out
+
+
+def contiguous(*tables: Tensor | None) -> list[Tensor | None]:
+    """Contiguous tables, which kernels read without strides; None stays None."""
+    return [None if t is None else t.contiguous() for t in tables]
+
+
+def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:
+    """(programs, heads, 2, D), or None if nothing is outside -> the gradients of k0 and v0 (heads, D)."""
+    given = (k0, v0)
+    if parts is None:
+        return [None if t is None else zeros_like(t) for t in given]
+    return [found.to(t.dtype, copy=True) for found, t in zip(parts.sum(0).unbind(1), given, strict=True)]

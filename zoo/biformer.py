@@ -50,7 +50,7 @@ class Stem(nn.Sequential):
         return x.permute(0, 2, 3, 1)
 
 
-class PatchStem(nn.Sequential):
+class StlStem(nn.Sequential):
     """A convolution over patches of 4 x 4 pixels, then a norm; incomplete patches are dropped, as published."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -239,7 +239,7 @@ class BiFormerSTL(BiFormer):
     Arguments as in `BiFormer`. Incomplete patches at the bottom and right are dropped.
     """
 
-    stem_class = PatchStem
+    stem_class = StlStem
     halve_class = PatchMerge
     positions = False
 

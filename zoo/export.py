@@ -23,8 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models._features import FeatureInfo
-from timm.models._input import get_model_input_config
+from timm.models import FeatureInfo, get_model_input_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config

@@ -9,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timm.models import create_model, get_model_args, push_to_hf_hub
+from timm.models import create_model, get_model_args, get_model_input_config, push_to_hf_hub
 from timm.models import save_for_hf as save_by_timm
 from timm.models._hub import generate_readme
-from timm.models._input import get_model_input_config
 from torch import nn
 
 from .backbone import Backbone

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import eager, learning
+from ..partition import CACHED, extend, matrices
 from ..sizes import ceil, cropped, laid_out, surely
-from ..window_attention.torch_path import CACHED, eager, extend, learning, matrices
 from ..window_attention.torch_path import attend as window_attend
 
 Spans = tuple[int, int, int, int]

@@ -13,7 +13,7 @@ from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register
-from ..tiles import strides, table_gradient
+from ..tiles import contiguous, outside_gradients, strides, table_gradient
 from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -136,7 +136,7 @@ def forward(q, k, v, bias, k0, v0, window, dilation, scale):
         return windows.forward(q, k, v, bias, k0, v0, window, True, scale)
     out, lse = outputs(q, k, v, bias, k0, v0, window, dilation, scale)
     total, *axes = plan.queries
-    tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
+    tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
     last = (*tables, out, lse, *strides(q, k, v), plan.heads, *axes, scale)
     launch(forward_kernel, total * plan.heads, q, k, v, *last, **plan.constants)
     return out, lse
@@ -146,7 +146,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
     plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
         return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay)
-    tables = windows.contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
+    tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
     given, steps = (q, k, v, *tables, grad), strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     delta = lse.new_empty(lse.shape)
@@ -158,7 +158,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
     last = (lse, delta, dk, dv, outside, *steps, pitch, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
     dbias = None if bias is None else bias_gradient(plan, bias, given, steps, lse, delta, scale)
-    return dq, dk, dv, dbias, *windows.outside_gradients(outside, k0, v0)
+    return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
 
 
 def bias_gradient(

@@ -5,9 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_channels, check_dtypes, factor
-from ..dispatch import choose, on_threads
+from ..dispatch import choose, learning, on_threads
 from ..sizes import surely
-from ..window_attention.torch_path import differentiating
 from . import reference
 
 HAS = ("torch", "reference")
@@ -59,7 +58,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether matmuls are faster for few keys: for gradients, and on several threads if the logits fit in the cache."""
-    if differentiating() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if learning(q, k, v, None):
         return True
     if torch.jit.is_scripting():
         return False

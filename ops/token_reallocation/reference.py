@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import wide
+
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
     """(B, h, w); the arguments are those of `ops.significance`."""
@@ -19,10 +21,6 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float)
     received = logits.softmax(-1, dtype=wide(q.dtype)) * inside[:, :, None, :, None]
     mean = received.sum(4).mean(3) / inside.sum(2)[:, :, None]  # (B, gh, gw, tokens)
     return mean.unflatten(3, [window[0], window[1]]).transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :H, :W]
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cut(x: Tensor, window: tuple[int, int]) -> Tensor:

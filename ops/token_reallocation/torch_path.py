@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import wide
+from ..partition import by_head, extend, hide, tiles
 from ..sizes import ceil, covering, cropped, laid_out, surely, varies
-from ..window_attention.torch_path import by_head, extend, hide, tiles
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float, most: int = 2**19) -> Tensor:
@@ -52,10 +53,6 @@ def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: fl
 def attention(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q @ k) of many matrices (N, D) and (D, M), in float32 at least."""
     return torch.bmm(q, k).softmax(-1, dtype=wide(q.dtype))
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def split(x: Tensor, wh: int, ww: int) -> Tensor:

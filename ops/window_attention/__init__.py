@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, check_dtypes, check_kind, check_map, factor, pair
+from ..checks import check_bias, check_dtypes, check_kind, check_map, check_outside, factor, pair
 from ..dispatch import choose
 from ..sizes import alike
 from . import reference
@@ -96,7 +96,4 @@ def _check(
         raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
     check_kind("q", q)
     check_bias(bias, k.shape[3], wh, ww)
-    if outside is not None:
-        k0, v0 = outside
-        if k0.shape != k.shape[3:] or v0.shape != k.shape[3:]:
-            raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), {k.shape[3:]}")
+    check_outside(outside, k.shape[3], k.shape[4])

@@ -9,7 +9,7 @@ from ..dispatch import NARROW, under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register
-from ..tiles import strides, table_gradient
+from ..tiles import contiguous, outside_gradients, strides, table_gradient
 from . import reference
 from .kernels import backward_kernel, forward_kernel
 from .large import (
@@ -91,10 +91,6 @@ class Plan:
         return -(-self.total // share), share
 
 
-def contiguous(*tables: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tables]
-
-
 plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each many times
 
 
@@ -171,14 +167,6 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
         dbias = table_gradient(pairs, bias, window, (0, 0, *window), plan.pack, plan.lanes // plan.pack)
     dq = dq.sum(1).to(q.dtype) if plan.shared else dq
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
-
-
-def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:
-    """(programs, heads, 2, D), or None if nothing is outside -> the gradients of k0 and v0 (heads, D)."""
-    given = (k0, v0)
-    if parts is None:
-        return [None if t is None else torch.zeros_like(t) for t in given]
-    return [found.to(t.dtype, copy=True) for found, t in zip(parts.sum(0).unbind(1), given, strict=True)]
 
 
 def specification(q, k, v, bias, k0, v0, window, grid, scale):

@@ -190,7 +190,10 @@ BAD = {
     "window bias": (lambda: ops.window_attention(Q, Q, Q, random(2, 3, 5), (2, 2)), r"expected .* \(2, 3, 3\)"),
     "window k": (lambda: ops.window_attention(Q, Q[:, 1:], Q, None, (2, 2)), "expected both"),
     "window q": (lambda: ops.window_attention(Q[:, :3], Q, Q, None, (2, 2)), r"or one window, \[2, 2, 2, 2, 4\]"),
-    "window outside": (lambda: ops.window_attention(Q, Q, Q, None, (4, 4), outside=(X, X)), r"both \(heads, D\)"),
+    "window outside": (
+        lambda: ops.window_attention(Q, Q, Q, None, (4, 4), outside=(X, X)),
+        r"both \(heads, D\), \(2, 4\)",
+    ),
     "even": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 4), "expected an odd window"),
     "dilation": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, 0), "dilation >= 1"),
     "small": (lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, (3, 1)), "6 rows, .* needs 9"),

@@ -1,0 +1,108 @@
+"""What the PyTorch paths of several ops share: maps cut into groups of tokens, and attention inside such groups.
+
+A map is extended to whole groups and cut into them as a view, of which each op makes one copy in the layout that it
+needs. Attention is PyTorch's fused attention where that is faster, and matmuls elsewhere. A change here changes every
+op that uses it; what only one op needs is in its own folder.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .dispatch import differentiating, learning, on_threads
+from .sizes import ceil, compiled_for_any, laid_out, surely
+
+CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
+# keys up to which several threads are faster with matmuls: fused attention gains more from wide registers
+FEW = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+
+
+def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
+    """Pads (B, H, W, heads, D) with `down` rows and `right` columns at its end, of zeros or of `token` (heads, D)."""
+    if token is None:
+        return F.pad(x, [0, 0, 0, 0, 0, right, 0, down])
+    B, H, W, heads, D = x.shape
+    token = token.to(x.dtype)
+    if compiled_for_any(down == 0) or compiled_for_any(right == 0):  # sizes 0 and 1 would add guards
+        rows, columns = torch.arange(H + down, device=x.device) < H, torch.arange(W + right, device=x.device) < W
+        inside = (rows[:, None] & columns)[:, :, None, None]
+        return torch.where(inside, F.pad(x, [0, 0, 0, 0, 0, right, 0, down]), token)
+    x = torch.cat([x, token.expand(B, H, right, heads, D)], 2)
+    return torch.cat([x, token.expand(B, down, W + right, heads, D)], 1)
+
+
+def tiles(x: Tensor, wh: int, ww: int, grid: bool) -> Tensor:
+    """A view of (B, H, W, heads, D) as (B, rows of groups, columns of groups, wh, ww, heads, D)."""
+    H, W = x.shape[1], x.shape[2]
+    if grid:
+        return x.unflatten(2, [ww, W // ww]).unflatten(1, [wh, H // wh]).permute(0, 2, 4, 1, 3, 5, 6)
+    return x.unflatten(2, [W // ww, ww]).unflatten(1, [H // wh, wh]).transpose(2, 3)
+
+
+def by_head(x: Tensor) -> Tensor:
+    """A copy of `tiles` as (B * groups * heads, wh * ww, D)."""
+    return laid_out(x.permute(0, 1, 2, 5, 3, 4, 6)).flatten(4, 5).flatten(0, 3)
+
+
+def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor) -> Tensor:
+    """A mask for `matrices` (groups * heads, 1, wh * ww): 0 for keys inside the map H x W, -inf for those outside."""
+    rows, cols = inside(H, wh, grid, like.device), inside(W, ww, grid, like.device)
+    shown = rows[:, None, None, :, None] & cols[:, None, None, :]  # (rows and columns of groups, 1, wh, ww)
+    zeros = torch.zeros([rows.shape[0], cols.shape[0], heads, wh, ww], dtype=like.dtype, device=like.device)
+    return zeros.masked_fill_(~shown, float("-inf")).view(-1, 1, wh * ww)
+
+
+def inside(side: int, window: int, grid: bool, device: torch.device) -> Tensor:
+    """(groups, window): whether each token of a group is inside the map on one axis."""
+    count = ceil(side, window)
+    places = torch.arange(count * window, device=device) < side
+    return places.view(window, count).t() if grid else places.view(count, window)
+
+
+def matrices(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float, repeated: bool = False
+) -> Tensor:
+    """softmax(scale * q @ k.T + mask) @ v for a batch of matrices q (N, D), k and v (K, D), head after head.
+
+    mask (M, 1 or N, K) is repeated over the batch.
+    """
+    N, K = q.shape[1], k.shape[1]
+    if not fused(q, k, v, mask, K, repeated):
+        if mask is None:
+            logits = torch.baddbmm(q.new_empty([1, 1, 1]), q, k.transpose(1, 2), beta=0, alpha=scale)
+        else:
+            logits = mask.expand(-1, N, -1).repeat(q.shape[0] // mask.shape[0], 1, 1)
+            logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+        return torch.bmm(logits.softmax(-1).to(v.dtype), v)
+    count = heads if mask is None else mask.shape[0]
+    q, k, v = q.view(-1, count, N, q.shape[2]), k.view(-1, count, K, k.shape[2]), v.view(-1, count, K, v.shape[2])
+    return sdpa(q, k, v, mask, scale)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repeated: bool) -> bool:
+    """Whether PyTorch's fused attention is available and faster than matmuls.
+
+    Its gradients of a row's logits sum to zero less closely, and a key that is `repeated` in a row adds up the error.
+    On GPUs in float32 its error can be more than twice that of the reference, beyond the bound of ops.check.
+    On CPUs it has no gradient of a mask, is slower in other gradients for up to 64 keys, and is slow for a few keys.
+    """
+    if k.dtype == torch.float32 and (k.is_cuda or (repeated and differentiating())):
+        return False
+    if not k.is_cpu:
+        return True
+    if not learning(q, k, v, mask):
+        return not surely(keys <= few(k))
+    return not surely(keys <= 64) and (mask is None or not mask.requires_grad)
+
+
+def few(x: Tensor) -> int:
+    """The number of keys up to which matmuls are faster without gradients."""
+    if torch.jit.is_scripting():
+        return 16
+    else:
+        return FEW if on_threads(x) else 16
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Fused attention of (matrices, heads, N, D), with a mask (heads, 1 or N, K)."""
+    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(0), scale=scale)
