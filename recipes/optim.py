@@ -206,7 +206,8 @@ def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, A
 def _plain(*modules: nn.Module | None) -> bool:
     """Whether everything that is trained is an ordinary CPU tensor, for which a fused step is safe."""
     parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
-    return all(p.device.type == "cpu" and not isinstance(p, DTensor) and p.is_floating_point() for p in parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return all(p.device.type == "cpu" and not isinstance(p, DTensor) and p.is_floating_point() for p in trained)
 
 
 def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.layers import DropPath
 from torch import nn
 
@@ -134,29 +134,37 @@ class Counted:
 def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
     """What the optimiser of a composed configuration will do with this number of training images."""
     source = Counted(f"the training set of {cfg.data.name}", images)
-    model = build(cfg, source)
+    model, beside = build(cfg, source)
     plans = plan.make(cfg, source)
-    groups = parameters(model, optim.create(cfg, model))
+    groups = parameters(model, optim.create(cfg, model, beside), beside)
     return Written(cfg, plans, optim.schedule(cfg, plans), groups, ramp(model), images)
 
 
-def build(cfg: DictConfig, source: Counted) -> nn.Module:
-    """The model of a configuration, without memory for its weights; data without a number of classes has 1000."""
+def build(cfg: DictConfig, source: Counted) -> tuple[nn.Module, nn.Module | None]:
+    """The model of a configuration and what is trained beside it, without memory for their weights.
+
+    Data without a number of classes has 1000.
+    """
     prep, classes = preprocessing(cfg), cfg.data.num_classes or 1000
     names = [str(number) for number in range(classes)]
     data = Data(source, source, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
+    if cfg.teacher.kind != "feature":  # others are part of the loss alone, for classes that are not known here
+        cfg = OmegaConf.merge(cfg, {"teacher": {"kind": None}})
+    task = create_task(cfg)
     with torch.device("meta"):
-        model = create_task(cfg).build_model(data, pretrained=False)
+        model = task.build_model(data, pretrained=False)
+        learner = task.learner(model)
     freeze(model, cfg.train.freeze)
-    return model
+    return model, None if learner is model else learner.beside
 
 
-def parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Parameter]:
-    """The optimiser's settings for each trained parameter, in the order of the model."""
+def parameters(model: nn.Module, optimizer: torch.optim.Optimizer, beside: nn.Module | None) -> list[Parameter]:
+    """The optimiser's settings for each trained parameter, in the order of the model, then of what is `beside` it."""
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    others = [] if beside is None else beside.named_parameters(prefix="beside")
     return [
         Parameter(name, tuple(p.shape), groups[p]["weight_decay"], groups[p].get("lr_scale", 1.0))
-        for name, p in model.named_parameters()
+        for name, p in (*model.named_parameters(), *others)
         if p in groups
     ]
 

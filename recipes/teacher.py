@@ -49,7 +49,10 @@ class Teacher(nn.Module):
 
     @classmethod
     def create(cls, cfg: DictConfig, data: Data) -> Teacher:
-        """The teacher that the `teacher` group names, for the images and classes of `data`. Raises ConfigError."""
+        """The teacher that the `teacher` group names, for the images and classes of `data`. Raises ConfigError.
+
+        Where models are built on the meta device, its weights are not loaded.
+        """
         if cfg.checkpoint is not None and weights.is_run(cfg.checkpoint):
             return cls._of_run(cfg, data)
         if cfg.name is None and cfg.checkpoint is not None:
@@ -74,16 +77,17 @@ class Teacher(nn.Module):
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
         model, prep = models.create(own, known), preprocessing(own)
-        zoo.load_checkpoint(model, weights.of_run(cfg.checkpoint))
+        if not _meta():
+            zoo.load_checkpoint(model, weights.of_run(cfg.checkpoint))
         fixed = prep.size if _is_fixed(model) else None
         size = _pair(cfg.img_size) or fixed
         return cls(model, own.model.name, data, prep.mean, prep.std, size, known.class_names)
 
     @classmethod
     def _of_name(cls, cfg: DictConfig, data: Data) -> Teacher:
-        options = {"pretrained": cfg.pretrained} if cfg.pretrained else {"num_classes": data.num_classes}
+        options = {"pretrained": not _meta()} if cfg.pretrained else {"num_classes": data.num_classes}
         model = models.build(timm.create_model, cfg.name, options, {"img_size": cfg.img_size})
-        if cfg.checkpoint is not None:
+        if cfg.checkpoint is not None and not _meta():
             report = zoo.load_checkpoint(model, cfg.checkpoint)
             if report.head_remade and cfg.kind != "feature":
                 raise ConfigError(f"{report.message}: this teacher does not know the {data.num_classes} classes")
@@ -120,6 +124,11 @@ class Teacher(nn.Module):
                 f"the teacher {self.name} knows {what}, the student learns {count}: fine-tune the teacher on this data "
                 "(recipe=finetune), or set teacher.kind=feature, which needs no common classes"
             )
+
+
+def _meta() -> bool:
+    """Whether models are built without memory for their weights."""
+    return torch.get_default_device().type == "meta"
 
 
 def _released(cfg: DictConfig) -> dict[str, Any] | None:

@@ -15,11 +15,13 @@ from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
 from children import FORKS
+from recipes import plan
 from recipes.config import compose
-from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, worker_count
+from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, loader, worker_count
 from recipes.data.digits import Digits, load
+from recipes.data.law import Batch
 from recipes.data.loader import plan_batches
-from recipes.data.seeding import preserved, reseed, seed_of
+from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
 from source_cases import all_of, config, make, same
 
@@ -171,6 +173,34 @@ def test_copies_of_an_image_lie_in_different_parts(small, world):
         assert [batch.keys for batch in rest] == [batch.keys for batch in planned[5:]]
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_order_is_a_permutation_cut_into_parts(small, repeats):
+    """Written out: each image of a permutation `repeats` times in a row, a step of 24 of these shared by four parts."""
+    shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(seed_of(Stream.ORDER, 7, 2))).tolist()
+    keys = [(index, 2, copy) for index in shuffled[: 300 // repeats] for copy in range(repeats)]
+    steps = [keys[first : first + 24] for first in range(0, 288, 24)]
+    parts = [step[6 * p : 6 * p + 6] if repeats == 1 else step[p::4] for step in steps for p in range(4)]
+    given = {"seed": 7, "epoch": 2, "train": True, "repeats": repeats, "parts": 4, "world": 2, "start": 3}
+    planned = plan_batches(small, batch_size=6, **given, rank=1)
+    expected = [Batch(part) for part in parts[1::2][3:]]
+    assert list(planned) == expected and len(planned) == 21 and planned[-1] == expected[-1]
+    assert list(planned[2:5]) == expected[2:5] and list(planned[-4:]) == expected[-4:]
+    assert all(type(number) is int for key in planned[0].keys for number in key)
+
+
+def test_the_images_of_a_step_need_the_order_once_and_no_other_batches(small, monkeypatch):
+    cfg = compose(["data.batch_size=24", "seed=7"])
+    made, drawn, permuted = [], [], torch.randperm
+    monkeypatch.setattr(loader, "Batch", lambda keys: made.append(keys) or Batch(keys))
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: drawn.append(args) or permuted(*args, **kwargs))
+    loader.order.cache_clear()
+    found = plan.images_of(cfg, plan.Plan(3, 2, 4, 12, 24, 12), small, 14)
+    assert len(made) == 8 and len(drawn) == 1
+    shuffled = permuted(300, generator=torch.Generator().manual_seed(seed_of(Stream.ORDER, 7, 1))).tolist()[48:72]
+    parts = [shuffled[first : first + 3] for first in range(0, 24, 3)]
+    assert found == [index for rank in range(4) for part in parts[rank::4] for index in part]
+
+
 def test_parts_without_copies_are_slices(small):
     given = {"seed": 0, "epoch": 2, "train": True}
     whole = [key for batch in plan_batches(small, batch_size=24, **given) for key in batch.keys]
@@ -289,6 +319,31 @@ def test_speed_is_printed(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("digits: 1437 training and 360 validation images, 10 classes, 32 px")
     assert all("ours" in line and "timm" in line and "0 workers" in line for line in lines[1:]) and len(lines) == 3
+
+
+def test_signals_wait_until_workers_are_set_up():
+    """A worker that is not forked would die by one, while this process fills its pipe."""
+    arrived, started = [], []
+
+    class Loader:
+        def __iter__(self):
+            signal.raise_signal(signal.SIGUSR1)
+            started.append(list(arrived))
+            return iter(())
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: arrived.append(number))
+    try:
+        loader._started(Loader())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (started, arrived) == ([[]], [signal.SIGUSR1])
+
+
+@pytest.mark.parametrize("chosen, taken", [(None, "fork"), ("spawn", None), ("forkserver", None)])
+def test_workers_are_forked_unless_the_program_chose_otherwise(monkeypatch, chosen, taken):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: chosen)
+    assert loader._context() == taken
 
 
 def test_the_table_of_the_loader(monkeypatch, capsys, tmp_path):

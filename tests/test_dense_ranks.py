@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from children import finish, lines, train_here
 from ranks import assert_bits, on_ranks, torchrun
 from recipes import checkpoint, config, distributed, hardware
+from recipes.data.paired import IGNORE
 from recipes.evaluate import evaluate
 from recipes.tasks import segment
 from test_dense_train import TINY
@@ -109,6 +111,25 @@ def step(head: str) -> list[torch.Tensor]:
 def test_a_process_without_objects_waits_for_no_gradient(head):
     one, two = on_ranks(2, step, head)
     assert all((a == b).all() for a, b in zip(one, two, strict=True)) and any(a.any() for a in one)
+
+
+def remarked(labelled: int | None) -> list[str]:
+    """What rank 0 remarks after an evaluation; of the training images, one of rank `labelled` has labels."""
+    cfg = config.compose(["task=segment", *TINY])
+    distributed.join(cfg)
+    task, data = segment.Task(cfg), SimpleNamespace(class_names=["a", "b"], num_classes=2, left_out=())
+    labels = torch.full((1, 2, 2), 0 if distributed.rank() == labelled else IGNORE)
+    task.loss(lambda images, targets: {"loss": images.sum()}, torch.zeros(1), labels, draw=0)
+    metrics = task.metrics(data)
+    metrics.confusion.update(torch.arange(2), torch.arange(2))
+    metrics.confusion.compute()
+    return distributed.first(lambda: task.remarks(data, metrics))
+
+
+def test_labels_that_another_process_sees_are_labels():
+    assert on_ranks(2, remarked, 1) == [[], []]
+    said, _ = on_ranks(2, remarked, None)
+    assert len(said) == 1 and said[0].startswith("no pixel of the training images so far is labelled")
 
 
 def measured(root, batch, amp):

@@ -14,7 +14,7 @@ from torch import nn
 
 from children import SMALL, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
-from recipes import checkpoint, config, distill, models
+from recipes import checkpoint, config, distill, models, schedule
 from recipes.config import ConfigError
 from recipes.run import find_checkpoint
 from recipes.tasks import classify
@@ -173,6 +173,13 @@ def test_the_projection_learns(runs):
     paths = sorted((runs / "feature" / "checkpoints").glob("step-*"))
     first, last = (checkpoint.read(path).tensors("beside")["weight"] for path in paths)
     assert not torch.equal(first, last)
+
+
+def test_the_projection_is_in_the_table_of_the_schedule(runs):
+    made = schedule.write(config.compose(student(runs, "feature")), 1617)
+    groups = newest(runs / "feature").tree("optimizer")["param_groups"]
+    assert len(made.parameters) == sum(len(group["params"]) for group in groups)
+    assert [(p.name, p.weight_decay) for p in made.parameters[-2:]] == [("beside.weight", 0.05), ("beside.bias", 0.05)]
 
 
 def test_a_student_begins_as_without_a_teacher(runs):

@@ -10,11 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 import recipes.data
 from recipes import config
 from recipes.data import DataError, imagenet
-from recipes.tasks.classify import Metrics, RealMetrics, Task
+from recipes.tasks.classify import MOST, Metrics, Task
 
 CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
 
@@ -162,13 +165,16 @@ def test_real_labels(tmp_path):
     rows = [[truth for truth in data.truths[data.val.label(i)].tolist() if truth >= 0] for i in range(3)]
     found = {data.val.where(i)[-13:-5]: row for i, row in enumerate(rows)}
     assert found == {f"{index + 1:08d}": real[index] for index in (one, several, none)}
-    metrics = RealMetrics(1000, torch.from_numpy(data.truths))
+    task = Task(config.compose(["model=gcvit_xxt", "data=imagenet_real"], "eval"))
+    metrics = task.metrics(data)
     order = [next(i for i in range(3) if f"{index + 1:08d}" in data.val.where(i)) for index in (one, several, none)]
     logits = torch.zeros(3, 1000)
     logits[order[0], (real[one][0] + 1) % 1000] = 1.0  # wrong
     logits[order[1], real[several][-1]] = 1.0  # its last label is as right as its first
     metrics.update(logits, torch.tensor([data.val.label(i) for i in range(3)]))
     assert metrics.compute()["top1"] == 50 and metrics.compute()["scored"] == 2
+    task.picture(tmp_path / "none.png", data, metrics)
+    assert not (tmp_path / "none.png").exists() and task.classes(data, metrics) == task.remarks(data, metrics) == []
 
 
 def test_real_labels_of_files(tmp_path):
@@ -204,6 +210,57 @@ def test_a_wrong_order_of_classes_is_noticed():
     assert task.remarks(data, metrics_of([3] * 10)) == []  # a young model takes all for one class: no order would help
     rows = task.classes(data, metrics_of(turned))
     assert [(row["top1"], row["mistaken_for"], row["times"]) for row in rows[:2]] == [(0.0, "1", 10), (0.0, "2", 10)]
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes; `known` ones are there before."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known, self.elements = {each.untyped_storage().data_ptr() for each in known}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves(found) if isinstance(each, torch.Tensor)]
+        made = [each.numel() for each in tensors if each.untyped_storage().data_ptr() not in self.known]
+        self.elements = max([self.elements, *made])
+        return found
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("classes", [1000, 21841])
+def test_a_batch_is_counted_in_the_memory_of_its_logits(deterministic, classes):
+    """Also with deterministic algorithms, with which torchmetrics' matrix has 128 times its own size."""
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(32, classes, generator=generator), torch.randint(classes, (32,), generator=generator)
+    targets[0] = 255  # in masks this is no class
+    metrics = Metrics(classes)
+    with Largest(*([] if metrics.confusion is None else [metrics.confusion.counts])) as largest:
+        metrics.update(logits, targets)
+    assert largest.elements == logits.numel()
+    assert metrics.compute()["top1"] == round(100 * (logits.argmax(1) == targets).double().mean().item(), 4)
+    if classes <= MOST:
+        torch.use_deterministic_algorithms(False)
+        expected = multiclass_confusion_matrix(logits, targets, classes)
+        assert torch.equal(metrics.confusion.compute(), expected) and metrics.confusion.counts.sum() == 32
+
+
+def test_more_classes_than_a_matrix_is_kept_of(tmp_path):
+    data = type("Many", (), {"class_names": list(map(str, range(MOST + 1))), "subset": None, "truths": None})
+    task = Task(OmegaConf.create())
+    metrics = task.metrics(data)
+    metrics.update(torch.randn(2, MOST + 1), torch.tensor([0, MOST]))
+    assert metrics.compute().keys() == {"top1", "top5", "loss"}
+    task.picture(tmp_path / "none.png", data, metrics)
+    assert not (tmp_path / "none.png").exists() and task.classes(data, metrics) == []
+    (said,) = task.remarks(data, metrics)
+    assert said.startswith("there is no confusion matrix of 5001 classes, only of up to 5000: no picture and no table")
 
 
 def test_numbers_are_where_timm_has_them():

@@ -163,6 +163,17 @@ def by_name(model, optimizer, key):
     return dict(found)
 
 
+@pytest.mark.parametrize("decay", [0.05, 0.0])  # without it timm puts frozen parameters into its group, too
+def test_a_frozen_parameter_of_integers_leaves_the_step_fused(decay):
+    cfg = config.compose([f"optim.weight_decay={decay}"])
+    model = nn.Linear(2, 2)
+    model.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    optimizer = optim.create(cfg, model)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert {group["fused"] for group in optimizer.param_groups} == {True}
+
+
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "lamb"])
 def test_a_model_s_own_factors_on_the_rate(opt):
     model, optimizer = made(*LITV2, f"optim.opt={opt}")

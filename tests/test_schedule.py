@@ -183,6 +183,17 @@ def test_other_data_and_models():
     assert [p.name for p in frozen.parameters] == ["head.fc.weight", "head.fc.bias"]
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard", "feature"])
+def test_a_teacher_is_not_loaded(kind):
+    """Only what is trained beside the model is listed, and classes of the data, which are not known, do not matter."""
+    given = ["model=nat_m", "data=cifar10"]
+    named = [f"teacher.kind={kind}", "teacher.name=test_resnet", "teacher.pretrained=true"]  # 1000 classes
+    alone, taught = (schedule.write(compose(overrides), 320) for overrides in (given, [*given, *named]))
+    beside = [("beside.weight", (96, 512, 1, 1)), ("beside.bias", (96,))] if kind == "feature" else []
+    assert taught.parameters[: len(alone.parameters)] == alone.parameters
+    assert [(p.name, p.shape) for p in taught.parameters[len(alone.parameters) :]] == beside
+
+
 def test_a_run_learns_at_what_is_written(tmp_path):
     rate = ["per=epoch", "warmup=1", "cooldown=1", "warmup_lr=1e-4", "min_lr=1e-5", "decay_from=start"]
     options = [*SMALL, "data.batch_size=400", "train.epochs=3", "optim.layer_decay=0.7"]

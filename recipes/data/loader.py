@@ -4,16 +4,21 @@ A source that is read by index has a permutation for each epoch, and any number 
 batches. A source in shards is read sequentially, in the order that `recipes.data.law` describes.
 """
 
+from __future__ import annotations
+
 import copy
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +31,7 @@ from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
 from zoo.allocator import give_freed_memory_back
 
+HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}  # those that stop a run, see `recipes.stop`
 TINY = 5_000  # number of images below which worker processes are not worth their cost
 
 
@@ -52,11 +58,40 @@ def batches_per_epoch(source: Source, batch_size: int, world: int = 1, repeats: 
     return count
 
 
-def order(source: Source, *, seed: int, epoch: int, repeats: int = 1) -> list[tuple[int, int]]:
-    """The (index, copy) pairs of an epoch: a permutation, each index `repeats` times in a row, cut to length."""
-    generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, seed, epoch))
-    indices = torch.randperm(len(source), generator=generator)[: -(-len(source) // repeats)].tolist()
-    return [(index, copy) for index in indices for copy in range(repeats)][: len(source)]
+@lru_cache(maxsize=1)
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the indices of an epoch of `count` images, int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(Stream.ORDER, seed, epoch))).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(Sequence[Batch]):
+    """The batches of one rank in an epoch that is read by index, each made when it is asked for.
+
+    The samples of an epoch are its permutation, each index `repeats` times in a row. `parts` batches share those of a
+    step: each takes a slice; of repeated images each takes every `parts`-th, so that copies do not end up in one batch.
+
+    numbers  of the batches, counted over all ranks
+    """
+
+    order: np.ndarray
+    epoch: int
+    numbers: range
+    size: int
+    parts: int
+    repeats: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int | slice) -> Batch | Planned:
+        if isinstance(place, slice):
+            return replace(self, numbers=self.numbers[place])
+        step, part = divmod(self.numbers[place], self.parts)
+        shared = range(step * self.parts * self.size, (step + 1) * self.parts * self.size)
+        chosen = shared[part * self.size : (part + 1) * self.size] if self.repeats == 1 else shared[part :: self.parts]
+        turns = [divmod(turn, self.repeats) for turn in chosen]
+        return Batch([(int(self.order[turn]), self.epoch, copy) for turn, copy in turns])
 
 
 def law_of(
@@ -84,7 +119,7 @@ def plan_batches(
     world: int = 1,
     repeats: int = 1,
     parts: int | None = None,
-) -> list[Batch]:
+) -> Sequence[Batch]:
     """What `batches` yields, as indices; nothing is read."""
     if not train:
         return _eval_batches(source, batch_size, rank, world)[start:]
@@ -93,19 +128,8 @@ def plan_batches(
         return law.batches(found, epoch, rank, start)
     parts = parts or world
     count = batches_per_epoch(source, batch_size, parts, repeats) * parts
-    keys = [(index, epoch, copy) for index, copy in order(source, seed=seed, epoch=epoch, repeats=repeats)]
     numbers = range(rank, count, world)[start:]
-    return [Batch(_part(keys, number, batch_size, parts, repeats)) for number in numbers]
-
-
-def _part(keys: list[Any], number: int, size: int, parts: int, repeats: int) -> list[Any]:
-    """The samples of a part; parts are numbered over the epoch, and `parts` of them share the samples of a step.
-
-    Each takes a slice; of repeated images each takes every `parts`-th, so that copies do not end up in one part.
-    """
-    step, part = divmod(number, parts)
-    shared = keys[step * parts * size : (step + 1) * parts * size]
-    return shared[part * size : (part + 1) * size] if repeats == 1 else shared[part::parts]
+    return Planned(order(len(source), seed, epoch), epoch, numbers, batch_size, parts, repeats)
 
 
 def batches(
@@ -152,7 +176,7 @@ def batches(
     return _iterate(source, planned, worker_count(source, workers))
 
 
-def _iterate(source: Source, planned: list[Batch], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     # an idle loader keeps its workers for the next epoch; one in use is not in the pool, so iterations never collide
     loader = source.idle.pop(workers, None) or _loader(source, workers)
     loader.batch_sampler.batches = planned
@@ -183,7 +207,12 @@ def _started(loader: DataLoader) -> Iterator:
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
-    started = iter(loader)
+    # a worker that dies by a signal before it is set up leaves one that is not forked waiting for it to read its pipe
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        started = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return started
 
@@ -194,11 +223,11 @@ def _eval_batches(source: Source, batch_size: int, rank: int, world: int) -> lis
     return [Batch([(index, 0, 0) for index in part], list(part), list(part), opens=True) for part in parts]
 
 
-class _Planned:
-    """The batch sampler: a list that is replaced before every epoch, so that workers live on between epochs."""
+class _Sampler:
+    """The batch sampler: batches that are replaced before every epoch, so that workers live on between epochs."""
 
     def __init__(self):
-        self.batches: list[Batch] = []
+        self.batches: Sequence[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
@@ -223,7 +252,7 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, batch: Batch) -> "tuple[list[tuple[Tensor, int]], list[Replaced]] | _Failure":
+    def __getitems__(self, batch: Batch) -> tuple[list[tuple[Tensor, int]], list[Replaced]] | _Failure:
         source, records, samples = self.source, self.source.records, []
         ahead = records if isinstance(records, Shards) else None
         try:
@@ -247,9 +276,11 @@ def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
 def _start_worker(_: int) -> None:
     # torch's own watchdog looks up the parent when a worker starts: too late if it is dead by then
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches every process of a terminal: only the parent decides what to do
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and others reach every process of a terminal or a job: only the parent decides what to do
+    for number in HELD - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     torch.set_num_threads(1)
     give_freed_memory_back()
 
@@ -266,15 +297,24 @@ def _loader(source: Source, workers: int) -> DataLoader:
     copied = copy.copy(source)
     return DataLoader(
         _Samples(copied, finish=not late),
-        batch_sampler=_Planned(),
+        batch_sampler=_Sampler(),
         num_workers=workers,
         collate_fn=partial(_collate, collate=copied.collate),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
+        multiprocessing_context=_context() if workers else None,
         pin_memory=_on_gpu(),
         # the loader draws a seed for its workers from this, not from the caller's random state
         generator=torch.Generator().manual_seed(seed_of(Stream.WORKERS, source.seed)),
     )
+
+
+def _context() -> str | None:
+    """Fork workers on Linux, whatever Python's default is, unless the program has chosen another method.
+
+    Others import everything anew, which takes each of them seconds and hundreds of megabytes.
+    """
+    return "fork" if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None else None
 
 
 def _on_gpu() -> bool:

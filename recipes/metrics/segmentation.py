@@ -8,37 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 
 from recipes.data import DataError
+from recipes.metrics.confusion import Confusion
 
 IGNORE = 255  # pixels of this label are not counted
 SHOWN = 6  # predictions that are kept for a picture
-
-
-class Confusion(Metric):
-    """(classes, classes) int64 counts of pixels, rows are true classes; torchmetrics sums those of all processes.
-
-    With deterministic algorithms torchmetrics' own would compare every pixel with every pair of classes.
-    """
-
-    full_state_update = False
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.classes = classes
-        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, found: Tensor, true: Tensor) -> None:
-        """Label maps of one shape, int64."""
-        if found.numel() and int(found.max()) >= self.classes:
-            raise ValueError(f"class {int(found.max())} was predicted, of {self.classes}: the model is for other data")
-        counted = true != IGNORE
-        pairs = true[counted] * self.classes + found[counted]
-        self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.counts.shape)
-
-    def compute(self) -> Tensor:
-        return self.counts
 
 
 class Segmentation:
@@ -50,7 +26,7 @@ class Segmentation:
 
     def __init__(self, names: Sequence[str], left_out: Sequence[int] = ()):
         self.names, self.left_out = names, left_out
-        self.confusion = Confusion(len(names))
+        self.confusion = Confusion(len(names), IGNORE)
         self.loss = MeanMetric().set_dtype(torch.float64)
         self.shown: list[tuple[Tensor, dict[str, Any]]] = []  # (H, W) predicted labels, target
 
@@ -69,10 +45,15 @@ class Segmentation:
                 self.shown.append((found.cpu(), {**target, "labels": true.cpu()}))
 
     def compute(self) -> dict[str, float]:
-        """Metrics over all processes, which must all call this. Raises DataError if no pixel counts."""
+        """Metrics over all processes, which must all call this. Raises DataError if no pixel counts in the means."""
         counts = self.confusion.compute()
         if not counts.sum():
             raise DataError("no pixel of the validation set is labelled: there is nothing to evaluate")
+        if not counts[[index for index in range(len(self.names)) if index not in self.left_out]].sum():
+            raise DataError(
+                "all labelled pixels of the validation set are of classes in data.left_out "
+                f"({', '.join(self.names[index] for index in self.left_out)}): there is nothing to evaluate"
+            )
         return {**scores(counts, self.names, self.left_out), "loss": self.loss.compute().item()}
 
 

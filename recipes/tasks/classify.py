@@ -14,21 +14,23 @@ from PIL import Image
 from rich.table import Table
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from recipes import data, distill, distributed, models, task, weights
 from recipes.config import ConfigError
 from recipes.config.idle import check_smoothing
 from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
+from recipes.metrics.confusion import Confusion
 from recipes.plots import draw_confusion
 
 BOLD = 0.3  # mean probability of the most likely class above which a model counts as confident
+MOST = 5_000  # classes up to which a confusion matrix is kept, 200 MB of them; ImageNet-21k's would have 3.8 GB
 
 
 class Metrics:
-    """Top-1, top-5 if there are more than five classes, cross entropy and the confusion matrix.
+    """Top-1, top-5 if there are more than five classes, cross entropy and, up to `MOST` classes, the confusion matrix.
 
     torchmetrics sums the counts of all processes.
 
@@ -40,27 +42,25 @@ class Metrics:
         self.top = {1: MulticlassAccuracy(classes, top_k=1, average="micro")}
         if classes > 5:
             self.top[5] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        self.confusion = MulticlassConfusionMatrix(classes)
+        self.confusion = Confusion(classes) if classes <= MOST else None
         self.loss = MeanMetric().set_dtype(torch.float64)
         self.confidence = MeanMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        logits, targets = self.among(predictions), targets.cpu()
-        for metric in (*self.top.values(), self.confusion):
+        logits, targets = among(predictions.float().cpu(), self.subset), targets.cpu()
+        for metric in self.top.values():
             metric.update(logits, targets)
+        if self.confusion is not None:
+            self.confusion.update(logits.argmax(-1), targets)
         self.loss.update(F.cross_entropy(logits.double(), targets, reduction="none"))
         self.confidence.update(logits.softmax(-1).amax(-1))
 
-    def among(self, predictions: Tensor) -> Tensor:
-        """Logits of the classes that can be predicted, (B, classes) float32 on the CPU."""
-        return among(predictions.float().cpu(), self.subset)
-
     def compute(self) -> dict[str, float]:
         """Accuracies in percent and the mean loss over all processes, which must all call this."""
-        self.confusion.compute()  # keeps its result for the picture, which one process draws
+        if self.confusion is not None:
+            self.confusion.compute()  # keeps its result for the picture, which one process draws
         self.confidence.compute()
-        values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
-        return {**values, "loss": self.loss.compute().item()}
+        return {**shares(self.top), "loss": self.loss.compute().item()}
 
 
 def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
@@ -68,14 +68,20 @@ def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
     return logits if subset is None else logits[:, list(subset)]
 
 
-class RealMetrics(Metrics):
+def shares(metrics: dict[int, Metric]) -> dict[str, float]:
+    """Accuracies in percent, by the number of most likely classes that count."""
+    return {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in metrics.items()}
+
+
+class RealMetrics:
     """Top-1 and top-5 where any label of an image is correct; images without labels do not count (Beyer et al. 2020).
 
     truths  (N, most), padded with -1; targets are its rows
     """
 
-    def __init__(self, classes: int, truths: Tensor):
-        super().__init__(classes)
+    confusion = None  # with several labels an image belongs to no single row
+
+    def __init__(self, truths: Tensor):
         self.truths = truths
         self.top = {1: MeanMetric(), 5: MeanMetric()}
         self.scored = 0
@@ -83,15 +89,14 @@ class RealMetrics(Metrics):
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         truths = self.truths[targets.cpu()]  # (B, most)
         labelled = truths[:, 0] >= 0
-        logits, truths = self.among(predictions)[labelled], truths[labelled]
+        logits, truths = predictions.float().cpu()[labelled], truths[labelled]
         self.scored += len(truths)
         for k, metric in self.top.items():
             right = (logits.topk(k).indices.unsqueeze(2) == truths.unsqueeze(1)).flatten(1).any(1)
             metric.update(right.float())
 
     def compute(self) -> dict[str, float]:
-        values = {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in self.top.items()}
-        return {**values, "scored": distributed.total(self.scored)}
+        return {**shares(self.top), "scored": distributed.total(self.scored)}
 
 
 class Task(task.Task):
@@ -156,9 +161,9 @@ class Task(task.Task):
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)  # (B, classes)
 
-    def metrics(self, data: data.Data) -> Metrics:
+    def metrics(self, data: data.Data) -> Metrics | RealMetrics:
         if data.truths is not None:
-            return RealMetrics(data.num_classes, torch.from_numpy(data.truths))
+            return RealMetrics(torch.from_numpy(data.truths))
         return Metrics(len(data.class_names), data.subset)
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -172,19 +177,24 @@ class Task(task.Task):
             table.add_row(data.class_names[index], f"{100 * share:.2f} %")
         return table, None
 
-    def picture(self, path: Path, data: data.Data, metrics: Metrics) -> None:
-        if not isinstance(metrics, RealMetrics):  # with several labels an image belongs to no single row
+    def picture(self, path: Path, data: data.Data, metrics: Metrics | RealMetrics) -> None:
+        if metrics.confusion is not None:
             draw_confusion(path, metrics.confusion.compute(), data.class_names)
 
-    def classes(self, data: data.Data, metrics: Metrics) -> list[dict[str, Any]]:
-        if isinstance(metrics, RealMetrics):
+    def classes(self, data: data.Data, metrics: Metrics | RealMetrics) -> list[dict[str, Any]]:
+        if metrics.confusion is None:
             return []
         counts = metrics.confusion.compute()
         return [_class(index, name, counts, data) for index, name in enumerate(data.class_names)]
 
-    def remarks(self, data: data.Data, metrics: Metrics) -> list[str]:
-        if isinstance(metrics, RealMetrics):
+    def remarks(self, data: data.Data, metrics: Metrics | RealMetrics) -> list[str]:
+        if data.truths is not None:
             return []
+        if metrics.confusion is None:
+            return [
+                f"there is no confusion matrix of {len(data.class_names)} classes, only of up to {MOST}: no picture "
+                "and no table of classes is written, and the order of the classes is not checked"
+            ]
         counts, confidence = metrics.confusion.compute().double(), metrics.confidence.compute().item()
         images, classes = counts.sum().item(), len(counts)
         right = counts.diagonal().sum().item() / images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,15 +65,22 @@ class Task(task.Task):
             raise ConfigError(f"task.stride={list(stride)}: expected two numbers from 1 to the window's {list(crop)}")
 
     def check_parts(self, data: Data) -> None:
-        """Raise ConfigError for parts of one image: UPerNet normalises a 1 x 1 map, which has no variance then."""
-        if self.cfg.task.head != "upernet" or data.train is None or self.cfg.train.get("eval_mode"):
+        """Raise ConfigError for parts of one image if a batch norm has a 1 x 1 map, which has no variance then: that of
+        UPerNet's pooling, or, for small crops, that of any head on the coarsest map.
+        """
+        from zoo.heads.segmenter import LEAST
+
+        head, small = self.cfg.task.head, self.cfg.task.crop and max(preprocessing(self.cfg).size) <= LEAST
+        if not (head == "upernet" or small) or data.train is None or self.cfg.train.get("eval_mode"):
             return
         together = self.cfg.hardware.sync_bn and distributed.size() > 1
         if plan.make(self.cfg, data.train).micro == 1 and not together:
+            larger = f"data.img_size={2 * LEAST} or more" if small else ""
+            other = "task.head=semantic_fpn" if head == "upernet" else ""
             raise ConfigError(
-                "task.head=upernet cannot train on one image at a time, as it has a batch norm on a 1 x 1 map: give a "
-                "larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, "
-                "hardware.sync_bn=true on several GPUs, or task.head=semantic_fpn"
+                f"task.head={head} cannot train on one image at a time{' of this size' * small}, as it has a batch "
+                "norm on a 1 x 1 map: give a larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 "
+                f"or more, hardware.sync_bn=true on several GPUs, or {' with '.join(filter(None, (other, larger)))}"
             )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
@@ -123,6 +131,8 @@ class Task(task.Task):
         return shares.clamp_min_(torch.finfo(shares.dtype).tiny).log_()  # as logits, for the loss
 
     def metrics(self, data: Data) -> Segmentation:
+        if self.labelled is not None:  # all processes evaluate, but only one is asked for remarks
+            self.labelled.fill_(distributed.highest(int(self.labelled)))
         return Segmentation(data.class_names, data.left_out)
 
     def picture(self, path: Path, data: Data, metrics: Segmentation) -> None:
@@ -193,6 +203,11 @@ def class_weights(cfg, data: Data) -> list[float] | None:
     weight = cfg.task.get("left_out_weight", 1.0)  # older runs lack it
     if weight == 1 or not data.left_out:
         return None
+    if not 0 < weight < math.inf:
+        raise ConfigError(
+            f"task.left_out_weight={weight}: expected a number above 0, such as 0.1. Pixels that are not to be learned "
+            f"at all are {IGNORE} in a mask"
+        )
     return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
 
 
