@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from torch import nn
+from torch._export.serde.serialize import SerializeError
 
 import zoo
 from recipes import distributed, noted
@@ -53,11 +54,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return export.parse_written(parser, argv)
 
 
+def _check_size(model: nn.Module, args: argparse.Namespace) -> None:
+    """Raise RunError if the run's own size is smaller than a program for any size takes."""
+    sides = model.pretrained_cfg["input_size"][1:]
+    if args.any_size and args.size is None and min(sides) < export.LEAST_OF_ANY:
+        raise RunError(
+            f"{args.run} has images of {sides[0]} x {sides[1]} pixels, and --any-size needs {export.LEAST_OF_ANY} or "
+            "more a side: give --size H W"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         model = build(args.run, args.weights)
+        _check_size(model, args)
         shapes = export.write(model, args)
+    except SerializeError as error:  # of torch: a program that it made, but has no format for
+        said = str(error).partition("\n")[0]
+        instead = "leave out --any-size and give --size H W" if args.any_size else "export to a name that ends in .onnx"
+        print(f"torch.export cannot save the model of {args.run}: {said}; {instead}", file=sys.stderr)
+        return 2
     except (RunError, DataError, zoo.CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -14,10 +16,12 @@ import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.config.given import written
-from recipes.data import Data
+from recipes.data import BadImage, Data
 from recipes.data.build import preprocessing
+from recipes.data.dense import Dense
 from recipes.log import say
 from recipes.settings import load_config
+from recipes.task import create as create_task
 from zoo.checkpoint import part_of, select
 from zoo.heads.recognise import recognise_dense
 from zoo.reader import Checkpoint
@@ -27,6 +31,8 @@ OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes"
 NOTHING = "there is nothing to evaluate. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
 WINDOWS = ("img_size", "window_size")  # arguments that both determine a model's windows
+# arguments with which timm's models take images of other sizes than the one that they are built for
+ANY_SIZE = ({"strict_img_size": "false"}, {"dynamic_img_size": "true", "dynamic_img_pad": "true"})
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how a file is given to the zoo outside of recipes
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -41,8 +47,9 @@ def create(
 
     If null, `model.img_size` and `model.drop_path_rate` become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, for a
-    checkpoint of another model, for released weights that are not available, and, in an evaluation, for weights without
-    a classifier for these classes; RunError for a folder without a checkpoint.
+    checkpoint of another model, for released weights that are not available, for a dense model that does not take
+    images of the size of the evaluation, and, in an evaluation, for weights without a classifier for these classes;
+    RunError for a folder without a checkpoint.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in OURS and value is not None}
@@ -67,7 +74,36 @@ def create(
         start_backbone(model, cfg.model.backbone, cfg.model.weights)
     if pretrained and "paper" in cfg:
         _say_start(cfg)
+    if isinstance(data.val, Dense):
+        _check_takes(model, cfg, data.val)
     return model
+
+
+def _check_takes(model: nn.Module, cfg: DictConfig, source: Dense) -> None:
+    """Raise ConfigError if a model that timm builds for images of one size does not take those of the evaluation, of
+    which it sees one here: in training that would only be known at the first evaluation.
+    """
+    if "img_size" not in model.created_with or isinstance(getattr(model.backbone, "model", None), zoo.Backbone):
+        return
+    try:
+        image = source.image(0)
+    except BadImage:  # which the evaluation names, or replaces
+        return
+    task, mode = create_task(cfg), model.training
+    try:
+        with torch.no_grad():
+            task.predict(model.eval(), task.prepare(image))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        taken = inspect.signature(type(timm.create_model(cfg.model.name))).parameters  # of the model without a head
+        ways = next((ways for ways in ANY_SIZE if ways.keys() <= taken.keys()), {})
+        more = (f"+model.{key}={value}" for key, value in ways.items() if cfg.model.get(key) is None)
+        given = " ".join(more) or "another model"
+        window = ", or, for images of at least this size, task.inference=slide" if cfg.task.name == "segment" else ""
+        raise ConfigError(
+            f"{cfg.model.name}, built for images of {model.created_with['img_size']} pixels, does not take those of "
+            f"the evaluation, such as {source.where(0)} ({error}): give {given}{window}"
+        ) from error
+    model.train(mode)
 
 
 def _say_start(cfg: DictConfig) -> None:

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Collection, Sequence
+from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -15,12 +16,14 @@ from recipes.log import say
 from recipes.pictures import save_picture
 from recipes.settings import RunError
 
+ENDING = "-found.png"
+
 
 def matching(pattern: str) -> list[str]:
     """The file of that name, whatever it is; or the images in a folder, or among the matches of a pattern with *.
 
-    Images are recognised by their suffixes, or by that of the pattern; hidden files are left out. Raises RunError if
-    there is none.
+    Images are recognised by their suffixes, or by that of the pattern; hidden files, and pictures of the predictions
+    for other matches, are left out. Raises RunError if there is none.
     """
     folder = Path(pattern).is_dir()
     if Path(pattern).exists() and not folder:
@@ -30,22 +33,32 @@ def matching(pattern: str) -> list[str]:
     found = sorted(path for path in there if _is_image(Path(path), suffixes))
     if not found:
         raise RunError(f"predict={pattern} matches no {'image ' if folder or there else ''}file")
-    return found
+    pictures = set(names(found))
+    kept = [path for path in found if Path(path).name not in pictures]
+    if len(kept) < len(found):
+        say(f"{len(found) - len(kept)} pictures of earlier predictions (*{ENDING}) are left out")
+    return kept
 
 
 def _is_image(path: Path, suffixes: Collection[str]) -> bool:
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """The file name of each image's picture: the image's name, or its path where two names are equal."""
+    """The file name of each image's picture: the image's name, its path where two names are equal, and a number where
+    two paths give the same.
+    """
     stems = [Path(path).stem for path in paths]
     alike = {stem for stem in stems if stems.count(stem) > 1}
     chosen = (
         re.sub(r"[/\\:]", "-", path.lstrip("./")) if stem in alike else stem
         for path, stem in zip(paths, stems, strict=True)
     )
-    return [f"{name}-found.png" for name in chosen]
+    taken: dict[str, None] = {}
+    for name in chosen:
+        numbered = (f"{name}-{number}" for number in count(2))
+        taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
+    return [f"{name}{ENDING}" for name in taken]
 
 
 def write(picture: Image.Image, path: Path) -> None:

@@ -84,6 +84,12 @@ def change(folder, key, value, at=0, part="annotations"):
         ("image_id", 99, "annotations", "annotation 1 is of image 99, which is not in the file"),
         ("bbox", [1, 2, 3], "annotations", "annotation 1 has the box [1.0, 2.0, 3.0]"),
         ("bbox", [1, 2, float("nan"), 4], "annotations", "annotation 1 has the box [1.0, 2.0, nan, 4.0]"),
+        ("bbox", [1, 2, 1e39, 4], "annotations", "annotation 1 has the box [1.0, 2.0, 1e+39, 4.0]"),
+        ("area", float("nan"), "annotations", "annotation 1 has the area nan: expected a number of pixels, 0 or more"),
+        ("area", -5, "annotations", "annotation 1 has the area -5.0: expected"),
+        ("iscrowd", "0", "annotations", "annotation 1 has iscrowd='0': expected 0 or 1"),
+        ("image_id", "5", "annotations", "annotation 1 is of image '5', which is not in the file"),
+        ("category_id", "7", "annotations", "annotation 1 is of category '7': expected one of 3, 7"),
         ("bbox", ["a", 1, 2, 3], "annotations", "annotations[0] (id 1) lacks what COCO's format requires: ValueError"),
         ("bbox", None, "annotations", "annotations[0] (id 1) lacks what COCO's format requires: KeyError: 'bbox'"),
         ("image_id", None, "annotations", "(id 1) lacks what COCO's format requires: KeyError: 'image_id'"),
@@ -96,7 +102,7 @@ def change(folder, key, value, at=0, part="annotations"):
         ("name", "bat", "categories", "have different categories"),
         ("name", "ant", "categories", "several categories have the name 'ant': expected different ones"),
         ("id", 3, "categories", "several categories have the id 3"),
-        ("id", "3", "categories", "a category lacks what COCO's format requires: TypeError"),
+        ("id", "3", "categories", "train.json: the categories have the ids ['3', 3]: expected integers"),
         ("id", 6, "images", "train.json: several images have the id 6"),
     ],
 )
@@ -111,7 +117,14 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
     ("key", "value", "part", "said"),
     [
         ("segmentation", [[1, 2]], "annotations", "without a segmentation; task.head=faster_rcnn"),
-        ("segmentation", [1, 2, 3, 4, 5, 6], "annotations", "segmentation cannot be read"),
+        (
+            "segmentation",
+            [1, 2, 3, 4, 5, 6],
+            "annotations",
+            "its polygons are [1, 2, 3, 4, 5, 6]: expected a list with a flat list of numbers for each, [[x, y, ",
+        ),
+        ("segmentation", [[[2, 3], [12, 3], [2, 11]]], "annotations", "its polygons are [[[2, 3], [12, 3], [2, 11]]]"),
+        ("segmentation", [{"size": [20, 30]}], "annotations", "its polygons are [{'size': [20, 30]}]: expected"),
         (
             "segmentation",
             [[2, 3, 1e9, 3, 12, 11]],
@@ -224,6 +237,7 @@ def test_images_that_are_turned(objects, capsys):
     ("content", "said"),
     [
         ('{"images": []}', "it has no annotations, categories"),
+        ('{"images": [], "annotations": [], "categories": []}', "val.json has no categories: expected one for each"),
         ("[]", "is not a COCO annotation file"),
         ("{", "cannot read"),
     ],

@@ -16,8 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from ranks import on_ranks
 from recipes import config, distributed
 from recipes.data import DataError
+from recipes.metrics.confusion import Confusion
 from recipes.metrics.detection import Detection, at_size, boxes_at, masks_at
-from recipes.metrics.segmentation import Confusion, Segmentation
+from recipes.metrics.segmentation import Segmentation
 from zoo.heads.paste import paste
 from zoo.heads.segmenter import pixel_loss
 
@@ -87,6 +88,10 @@ def test_nothing_to_measure_is_an_error():
     metrics = Segmentation(NAMES)
     metrics.update([torch.zeros(5, 4, 4)], [{"labels": torch.full((4, 4), 255), "index": 0}])
     with pytest.raises(DataError, match="no pixel of the validation set is labelled"):
+        metrics.compute()
+    metrics = Segmentation(NAMES, (1, 2))
+    metrics.update([torch.randn(5, 4, 4)], [{"labels": torch.tensor([1, 2, 255, 2]).expand(4, 4), "index": 0}])
+    with pytest.raises(DataError, match=r"of classes in data.left_out \(bee, cat\): there is nothing to evaluate"):
         metrics.compute()
     with pytest.raises(DataError, match="no object to find"):
         found = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}

@@ -109,7 +109,7 @@ def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path
     given = ["model=dinat_m", "task=segment", "task.head=upernet", "task.channels=8", "data.val_count=2", *typed]
     task = create(config.compose([*given, "data.train_count=4", "data.batch_size=4", f"model.checkpoint={path}"]))
     model = task.build_model(task.build_data())
-    said = "is of a model with model.dilations=segmentation, which this one is built without: give it"
+    said = "is from a model with model.dilations=segmentation, which this one is built without: give it"
     assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
 
 
@@ -147,7 +147,7 @@ def test_windows_are_those_of_the_file(given, shown, tmp_path):
 def test_training_from_other_windows_says_so(tmp_path, capsys):
     path, said = (
         of_gcvit(tmp_path, img_size=224),
-        "is of a model with model.img_size=224, which this one is built without",
+        "is from a model with model.img_size=224, which this one is built without",
     )
     assert said in said_in_training(path, capsys)  # windows for the data's images of 64 pixels
     for same in ("data.img_size=224", "model.img_size=224", "model.img_size=222", "+model.window_size=[7,7,14,7]"):

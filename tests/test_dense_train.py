@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
+from torch._export.serde.serialize import SerializeError
 
 import zoo
 from children import flags_restored, lines, lost_after, note_overrides, train_here
@@ -89,7 +90,7 @@ def test_the_card_loads_the_model(run, monkeypatch):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in said["model"].state_dict().items())
 
 
-def test_a_run_is_exported(run, tmp_path, capsys):
+def test_a_run_is_exported(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "model.pt2"
     if run.name != "segment":
         assert export.main([str(run), str(out)]) == 2
@@ -104,6 +105,19 @@ def test_a_run_is_exported(run, tmp_path, capsys):
         torch.testing.assert_close(torch.export.load(out).module()(images), model(images))
     assert export.main([str(tmp_path), str(out)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+    def unsaved(model, args):
+        raise SerializeError("Failed serializing node ceil\n Original exception Traceback")
+
+    monkeypatch.setattr(export.export, "write", unsaved)
+    assert export.main([str(run), str(out), "--any-size"]) == 2
+    said = f"torch.export cannot save the model of {run}: Failed serializing node ceil; leave out --any-size and give"
+    assert capsys.readouterr().err.strip() == f"{said} --size H W"
+    monkeypatch.setattr(export.export, "LEAST_OF_ANY", 65)
+    assert export.main([str(run), str(out), "--any-size"]) == 2
+    assert (
+        "has images of 64 x 64 pixels, and --any-size needs 65 or more a side: give --size" in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
@@ -447,6 +461,34 @@ def test_two_processes_give_one_answer(run, tmp_path):
         ),
         ("segment", "task.head=upernet data.batch_size=1", "task.head=upernet cannot train on one image at a time"),
         ("segment", "task.head=upernet train.accumulate=4", "task.head=upernet cannot train on one image at a time"),
+        (
+            "segment",
+            "task.head=upernet data.batch_size=1 data.img_size=32",
+            "or task.head=semantic_fpn with data.img_size=64 or more",
+        ),
+        (
+            "segment",
+            "task.head=semantic_fpn data.batch_size=1 data.img_size=32",
+            "task.head=semantic_fpn cannot train on one image at a time of this size, as it has a batch norm on",
+        ),
+        ("segment", "task.left_out_weight=0", "task.left_out_weight=0: expected a number above 0"),
+        ("segment", "data.left_out=[0,1,2,3,4,5,6,7,8,9,background]", "names every class of data=scenes: there is"),
+        (
+            "segment",
+            "model.name=vit_tiny_patch16_224 +model.depth=4 data.short_side=48",
+            "(Input height (48) doesn't match model (64).): give +model.dynamic_img_size=true "
+            "+model.dynamic_img_pad=true, or, for images of at least this size, task.inference=slide",
+        ),
+        (
+            "segment",
+            "model.name=vit_tiny_patch16_224 +model.depth=4 data.short_side=56 +model.dynamic_img_size=true",
+            "divisible by patch size (16).): give +model.dynamic_img_pad=true, or",
+        ),
+        (
+            "detect",
+            "task.head=fcos model.name=swin_tiny_patch4_window7_224 data.short_side=96",
+            "such as scene 0 of 7 (Input height (96) doesn't match model (64).): give +model.strict_img_size=false",
+        ),
         ("detect", "train.eval_mode=true", "a detector only gives losses in training mode"),
     ],
 )
@@ -457,6 +499,13 @@ def test_what_cannot_begin(tmp_path, task, override, said):
         train_here(tmp_path, f"task={task}", *tiny, *override.split())
     assert said in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["data.short_side=null", "data.short_side=96 task.inference=slide"])
+def test_a_model_for_one_size_that_is_given_no_other(given):
+    model = ["model.name=vit_tiny_patch16_224", "+model.depth=4", "task.head=semantic_fpn", "task.channels=16"]
+    task = create(config.compose([*TASKS["segment"], *TINY, *model, *given.split()]))
+    assert task.build_model(task.build_data()).training
 
 
 @pytest.mark.slow

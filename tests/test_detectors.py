@@ -434,6 +434,7 @@ def test_norms_of_features_that_are_read():
     [
         ({"labels": torch.tensor([0, 5])}, "labels are 0 to 5; expected 0 to 4"),
         ({"boxes": torch.tensor([[5.0, 5, 5, 9], [0, 0, 9, 9]])}, "no width"),
+        ({"boxes": torch.tensor([[5.0, 5, torch.inf, 9], [0, 0, 9, 9]])}, "a corner that is not a finite number"),
         ({"boxes": torch.zeros(3, 4)}, r"boxes are \(3, 4\) for 2 labels"),
         ({"masks": torch.zeros(2, 9, 9)}, r"masks are \(2, 9, 9\)"),
         ({"boxes": torch.tensor([[5, 5, 9, 9], [0, 0, 9, 9]])}, r"boxes are torch\.int64 .* expected floats"),

@@ -234,6 +234,16 @@ def test_inference_at_scales_and_wrong_strides():
         inference.slide(model, torch.randn(1, 3, 9, 13), (4, 4), (5, 4))
 
 
+def test_windows_are_averaged_in_place(monkeypatch):
+    """At the size of a photograph a second tensor of logits is as large as all else."""
+    model, x = nn.Conv2d(3, 2, 1), torch.randn(1, 3, 9, 13, requires_grad=True)
+    want = model(x)
+    monkeypatch.setattr(torch.Tensor, "__truediv__", None)
+    out = inference.slide(model, x, (4, 5), (3, 3))
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (out, want)))
+
+
 def test_dropout_is_of_whole_channels():
     head = PixelHead(64, 64, 0.5).train()
     nn.init.eye_(head.classifier.weight.data.flatten(1))

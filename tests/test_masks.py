@@ -182,8 +182,8 @@ SPOILT = {
     "label": "b.jpg has label 3 at row 0, column 15: expected 0 ... 2, or 255 for unlabelled pixels. Set "
     "data.num_classes= or data.class_names= to the classes of the masks, or data.label_ids= to the values that stand "
     "for them, or, if only this mask is wrong, ",
-    "colours": "b.png: a mask has one channel of classes, but this one is RGB. Save masks as single-channel PNGs whose "
-    "values are classes, or, if only this one is wrong, set ",
+    "colours": "b.png: a mask has one channel of classes as integers, but this PNG is RGB. Save masks as "
+    "single-channel PNGs whose values are classes, or, if only this one is wrong, set ",
     "bytes": "cannot read the image",
 }
 

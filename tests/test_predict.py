@@ -29,6 +29,8 @@ def test_which_images_are_meant(folder):
     assert named("/notes.txt") == named("/*.txt") == ["notes.txt"] and named("/._a.jpg") == ["._a.jpg"]
     with pytest.raises(RunError, match=r"predict=.*/n\* matches no image file$"):
         named("/n*")
+    (folder / "folder.png").mkdir()
+    assert named("") == named("/*") == ["a.jpg", "b.PNG"]
     (folder / "x[1].jpg").touch()
     assert named("/x[1].jpg") == ["x[1].jpg"]
     with pytest.raises(RunError, match=r"predict=.*/\*.gif matches no file$"):
@@ -42,6 +44,19 @@ def test_pictures_of_images_that_are_called_alike():
     paths = ["photos/a.jpg", "photos/a.png", "../more/a.jpg", "photos/b.jpg"]
     names = ["photos-a.jpg-found.png", "photos-a.png-found.png", "more-a.jpg-found.png", "b-found.png"]
     assert predict.names(paths) == names
+    paths = ["x/y/a.png", "x-y/a.png", "../x/y/a.png", "z/x-y-a.png-2.jpg"]
+    names = ["x-y-a.png-found.png", "x-y-a.png-2-found.png", "x-y-a.png-3-found.png", "x-y-a.png-2-2-found.png"]
+    assert predict.names(paths) == names
+
+
+def test_pictures_of_earlier_predictions(folder, capsys):
+    """Which lie beside the images with out=FOLDER; another image whose name ends in the same way is one of them."""
+    for path in ("a-found.png", "b-found.png", "lost-and-found.png"):
+        (folder / path).touch()
+    found = predict.matching(str(folder))
+    assert [Path(path).name for path in found] == ["a.jpg", "b.PNG", "lost-and-found.png"]
+    assert "2 pictures of earlier predictions (*-found.png) are left out" in capsys.readouterr().out
+    assert predict.matching(str(folder / "a-found.png")) == [str(folder / "a-found.png")]
 
 
 def test_folders_that_cannot_be_written(tmp_path):

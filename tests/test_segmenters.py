@@ -202,6 +202,20 @@ def test_a_pyramid_of_maps_that_have_one_stride(head, tmp_path):
     assert zoo.load_checkpoint(segmenter("nat_iso_s", 3, head=head, **small), tmp_path / "file.pth").layout == "zoo"
 
 
+@torch.no_grad()
+def test_a_pyramid_of_maps_of_one_pixel():
+    """A patch of 32 pixels in an image of 32; maps that are larger are pooled as before."""
+    pyramid = pyramid_of([4] * 4, [32] * 4)[0]
+    for size, coarsest in (((1, 1), (1, 1)), ((1, 5), (1, 2)), ((3, 4), (1, 2))):
+        maps = pyramid([torch.randn(1, 4, *size)] * 4)
+        assert maps[2].shape[2:] == size and maps[3].shape[2:] == coarsest
+    x = torch.randn(1, 4, 1, 5)
+    assert torch.equal(pyramid.scales[3](x), F.max_pool2d(x, (1, 2)))
+    assert torch.equal(pyramid.scales[3](x[..., :1]), x[..., :1])
+    vit = segmenter("vit_tiny_patch16_224", 3, head="semantic_fpn", channels=8, depth=4, patch_size=32, img_size=32)
+    assert vit.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
 def test_strides_of_which_no_pyramid_can_be_made():
     with pytest.raises(ValueError, match="stride of 14 cannot make a pyramid of 4"):
         pyramid_of([8] * 4, [14] * 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from recipes.log import say
 
 REACH = 10  # a corner may lie this many sides of an image outside it
 DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits
+LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
 class Coco(Encoded):
@@ -85,7 +87,12 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
 
 def _check_corners(polygons: list[list[float]], size: tuple[int, int]) -> None:
     """pycocotools ends the process at a corner that is not finite, and takes memory for every pixel up to a corner."""
-    places = [place for polygon in polygons for place in polygon]
+    places = [place for polygon in polygons for place in (polygon if isinstance(polygon, list) else [None])]
+    if not all(isinstance(place, (int, float)) for place in places):
+        raise ValueError(
+            f"its polygons are {reprlib.repr(polygons)}: expected a list with a flat list of numbers for each, "
+            "[[x, y, x, y, ...], ...]"
+        )
     if not all(map(math.isfinite, places)):
         raise ValueError("a corner of a polygon is not a finite number")
     far = max(places, key=abs)
@@ -194,14 +201,20 @@ def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]
 def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
     """Names by id, sorted by id."""
     try:
-        found = sorted((entry["id"], str(entry["name"])) for entry in content["categories"])
+        found = [(entry["id"], str(entry["name"])) for entry in content["categories"]]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{file}: a category lacks what COCO's format requires: {type(error).__name__}: {error}"
         ) from error
+    if not found:
+        raise DataError(f"{file} has no categories: expected one for each class, with its id and name")
+    if len({type(number) for number, _ in found}) > 1:
+        raise DataError(
+            f"{file}: the categories have the ids {reprlib.repr([number for number, _ in found])}: expected integers"
+        )
     _check_different([number for number, _ in found], file, "id")
     _check_different([name for _, name in found], file, "name")  # results go by name
-    return dict(found)
+    return dict(sorted(found))
 
 
 def _check_different(values: list[Any], file: str, key: str) -> None:
@@ -244,7 +257,7 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any
             thing = _thing(entry, categories, file)
             if entry["image_id"] not in rows:
                 raise DataError(
-                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which is not in the file"
+                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']!r}, which is not in the file"
                 )
             row = rows[entry["image_id"]]
         if thing is None or not _is_inside(thing["bbox"], row["size"]):
@@ -276,7 +289,12 @@ def _with_corners(segmentation: Any) -> Any:
     """Without polygons (x, y, x, y, ...) of fewer than three corners, which have no pixel; codes are unchanged."""
     if not isinstance(segmentation, list):
         return segmentation
-    return [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
+    return [part for part in segmentation if not _is_short(part)]
+
+
+def _is_short(part: Any) -> bool:
+    """Whether this is a polygon of fewer than three corners; lists of points are none, and are refused when read."""
+    return isinstance(part, list) and len(part) < 6 and not any(isinstance(place, list) for place in part)
 
 
 def _is_inside(box: list[float], size: list[int]) -> bool:
@@ -287,20 +305,28 @@ def _is_inside(box: list[float], size: list[int]) -> bool:
 
 def _thing(entry: dict[str, Any], categories: list[int], file: str) -> dict[str, Any] | None:
     """An object; None if its box has no area."""
-    box = [float(number) for number in entry["bbox"]]
+    named, box = f"{file}: annotation {entry.get('id')}", [float(number) for number in entry["bbox"]]
     if entry["category_id"] not in categories:
-        known = ", ".join(map(str, categories[:10]))
-        raise DataError(
-            f"{file}: annotation {entry.get('id')} is of category {entry['category_id']}: expected one of {known}, ..."
-        )
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise DataError(f"{file}: annotation {entry.get('id')} has the box {box}: expected x, y, width and height")
+        known = ", ".join(map(repr, categories[:10]))
+        raise DataError(f"{named} is of category {entry['category_id']!r}: expected one of {known}, ...")
+    if len(box) != 4 or not _are_finite(*box, box[0] + box[2], box[1] + box[3]):
+        raise DataError(f"{named} has the box {box}: expected x, y, width and height")
     if min(box[2:]) <= 0:
         return None
+    area, crowd = float(entry.get("area", box[2] * box[3])), entry.get("iscrowd", 0)
+    if not 0 <= area <= LARGEST:
+        raise DataError(f"{named} has the area {area}: expected a number of pixels, 0 or more")
+    if crowd not in (0, 1):  # also false and true
+        raise DataError(f"{named} has iscrowd={crowd!r}: expected 0 or 1")
     return {
         "bbox": box,
         "label": categories.index(entry["category_id"]),
-        "area": float(entry.get("area", box[2] * box[3])),
-        "crowd": bool(entry.get("iscrowd", 0)),
+        "area": area,
+        "crowd": bool(crowd),
         "segmentation": entry.get("segmentation", []),
     }
+
+
+def _are_finite(*numbers: float) -> bool:
+    """Whether numbers are finite in float32; NaN is not."""
+    return all(abs(number) <= LARGEST for number in numbers)

@@ -208,6 +208,11 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
         split: _source(cfg, records, split, kind, prep, options) for records, split in zip(found, splits, strict=True)
     }
     left_out = [_index(str(name), names) for name in cfg.data.left_out] if kind == "semantic" else []
+    if len(set(left_out)) == len(names):
+        raise DataError(
+            f"data.left_out={list(cfg.data.left_out)} names every class of data={cfg.data.name}: there is nothing to "
+            "evaluate. Leave one or more out of it"
+        )
     return Data(
         train=sources.get("train"),
         val=sources["val"],

@@ -79,7 +79,7 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
     with _named(name), _opened(file, name, decoding) as image:
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise BadImage(
-                f"{name}: a mask has one channel of classes, but this one is {image.mode}",
+                f"{name}: a mask has one channel of classes as integers, but this {image.format} is {image.mode}",
                 "Save masks as single-channel PNGs whose values are classes, or, if only this one is wrong, set "
                 "data.on_bad_image=replace",
             )

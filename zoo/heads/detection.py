@@ -254,6 +254,8 @@ class Detector(OverBackbone):
             return f"boxes are {tuple(boxes.shape)} for {len(labels)} labels; expected (N, 4) for N"
         if not boxes.is_floating_point() or labels.is_floating_point():
             return f"boxes are {boxes.dtype} and labels {labels.dtype}; expected floats and integers"
+        if not boxes.isfinite().all():
+            return "a box has a corner that is not a finite number"
         if len(boxes) and not (boxes[:, 2:] > boxes[:, :2]).all():
             return "a box has no width or no height; expected x1 < x2 and y1 < y2"
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:

@@ -39,7 +39,7 @@ def slide(model: nn.Module, images: Tensor, crop: Size, stride: Size, size: Size
                 count = logits.new_zeros(images.shape[-2:])
             total[..., row, column] += logits
             count[row, column] += 1
-    return resize(total / count, size or images.shape[-2:])
+    return resize(total.div_(count), size or images.shape[-2:])
 
 
 def augmented(

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ops.sizes import surely
 
 
 class PlainPyramid(nn.Module):
@@ -23,6 +26,19 @@ class PlainPyramid(nn.Module):
         return [scale(x) for scale, x in zip(self.scales, features, strict=True)]
 
 
+class Halves(nn.MaxPool2d):
+    """Max pooling to half the size, rounded down, but to no less than one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, h / 2, w / 2)
+        down, right = (int(surely(side == 1)) for side in x.shape[-2:])
+        if down or right:
+            x = F.pad(x, (0, right, 0, down), value=float("-inf"))
+        return super().forward(x)
+
+
 def pyramid_of(dims: Sequence[int], reductions: Sequence[int]) -> tuple[nn.Module, list[int]]:
     """A module that makes a pyramid of a backbone's maps (the identity if they are one, or too few), and its strides.
 
@@ -41,7 +57,7 @@ def pyramid_of(dims: Sequence[int], reductions: Sequence[int]) -> tuple[nn.Modul
 
 def _scale(dim: int, doublings: int) -> nn.Module:
     if doublings < 0:
-        return nn.MaxPool2d(2)
+        return Halves()
     layers: list[nn.Module] = []
     for i in range(doublings):
         layers += [nn.BatchNorm2d(dim), nn.GELU()] if i else []
