@@ -24,7 +24,7 @@ from recipes.data.build import decoding
 from recipes.data.images import open_rgb
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
-from recipes.measured import Answers, Measurement, Results
+from recipes.measured import Answers, Measurement, Results, Row
 from recipes.provenance import named, versions
 from recipes.run import Kept, find_weights
 from recipes.settings import RunError, config_to_evaluate
@@ -66,9 +66,7 @@ def of_run(cfg: DictConfig, run: Path) -> None:
         return
     results = Results(Path(cfg.out or run))
     distributed.first(lambda: predict.check_writable(results.folder))
-    found = measure_run(run, run.name, own, answers=cfg.predictions)
-    distributed.first(lambda: found.write(results, "eval"))
-    found.show()
+    report(measure_run(run, run.name, own, answers=cfg.predictions), results, "eval")
 
 
 def config_of(run: Path, overrides: list[str]) -> DictConfig:
@@ -101,13 +99,19 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
             failed.append(str(source))
             say(f"{source} is not evaluated: {error}", "red")
             continue
-        distributed.first(lambda: one.write(results, stem))  # noqa: B023 (called at once)
-        one.show()
-        found.append(one)
+        found.append(report(one, results, stem))
+        del one  # its data and metrics, before the next one has its own
     if found and not alone:
         conclude(results, found)
     if failed:
         raise RunError(f"{len(failed)} of {len(sources)} could not be evaluated, see above: {', '.join(failed)}")
+
+
+def report(one: Measurement, results: Results, stem: str) -> Row:
+    """Write and print a measurement; returns what a table of several needs of it."""
+    distributed.first(lambda: one.write(results, stem))
+    one.show()
+    return one.row
 
 
 def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement:
@@ -155,6 +159,7 @@ def measure(
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
     values, metrics = evaluate(*given, answered.note) if answers else evaluate(*given)
+    data.val.end_workers()
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in task.preparation().items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {
@@ -177,11 +182,11 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in given.items() if not is_in(key, FETCHED)}
 
 
-def conclude(results: Results, found: list[Measurement]) -> None:
+def conclude(results: Results, found: list[Row]) -> None:
     """One table per score and data set, best first, and a list of all results."""
-    tables: dict[tuple[str, ...], list[Measurement]] = {}
+    tables: dict[tuple[str, ...], list[Row]] = {}
     for one in found:
-        tables.setdefault((one.task.score, one.record["data"], one.record["images"]), []).append(one)
+        tables.setdefault((one.score, one.record["data"], one.record["images"]), []).append(one)
     ranked = []
     for (score, data, images), those in tables.items():
         records = sorted((one.record for one in those), key=lambda record: -record[score])

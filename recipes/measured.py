@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Column, Table
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes import distributed
 from recipes.config import ConfigError
 from recipes.log import CONSOLE, say
+from zoo.files import replaced
 
 Record = dict[str, Any]
 FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last identifies it
@@ -70,6 +71,18 @@ def _answer(data: Any, index: int, label: int, chosen: list[int], shares: list[f
     return row
 
 
+class Row(NamedTuple):
+    """One evaluation in a table of several.
+
+    keys   the values of `record` that the table shows
+    score  the one that it is sorted by
+    """
+
+    record: Record
+    keys: list[str]
+    score: str
+
+
 @dataclass
 class Measurement:
     """The result of an evaluation, and how to print and write it.
@@ -90,6 +103,10 @@ class Measurement:
         show([self.record], self.keys, self.title)
         for text in self.task.remarks(self.data, self.metrics):
             say(f"note: {text}", "yellow")
+
+    @property
+    def row(self) -> Row:
+        return Row(self.record, self.keys, self.task.score)
 
     @property
     def title(self) -> str:
@@ -235,18 +252,16 @@ def _size(size: int | Sequence[int]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Record]) -> None:
     """Write a CSV file atomically; the columns are those of the first row."""
     rows = list(rows)
-    temporary = path.with_name(f".{path.name}")
     # a path may contain bytes that are not UTF-8: they are escaped
-    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    how = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with replaced(path) as temporary, open(temporary, "w", **how) as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

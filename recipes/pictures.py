@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from zoo.files import replaced
+
 SIDE = 320  # pixels of the long side of an image in a picture
 LEGEND = 60  # classes that are named below a picture, at most
 GAP = 4
@@ -26,9 +27,8 @@ Pair = tuple[Image.Image, Image.Image]
 
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically."""
-    temporary = path.with_name(f".{path.name}")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:

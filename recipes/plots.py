@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from recipes.pictures import save_picture
+from zoo.files import replaced
 
 WRITTEN_OUT = 20  # number of classes up to which names and counts are legible
 MOST_BARS = 60
@@ -22,9 +22,8 @@ SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
-    temporary = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:

@@ -178,6 +178,28 @@ def test_several_processes_fill_one_file(tmp_path):
     assert all(kept.image(index).tobytes() == plain.image(index).tobytes() for index in range(60))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"of an older version" * 99])
+def test_ranks_that_start_together_share_one_file(tmp_path, monkeypatch, content):
+    """Another rank opens the same path right after this one did, or found none."""
+    path, plain, other = tmp_path / "images.rgb", os.open, []
+    if content is not None:
+        path.write_bytes(content)
+
+    def opened(*args, **kwargs):
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            if not other:
+                other.append(path)
+                other[0] = Cache(3, 10_000, path)
+
+    monkeypatch.setattr(os, "open", opened)
+    first = Cache(3, 10_000, path)
+    monkeypatch.undo()
+    assert os.fstat(first.fd).st_ino == os.fstat(other[0].fd).st_ino == path.stat().st_ino
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_memory_reaches_workers_that_are_not_forked(tmp_path):
     source = make("imagefolder", root=str(photos(tmp_path / "photos")), cache="ram").val
     expected = source.image(1).tobytes()

@@ -1,8 +1,14 @@
 """Pretrained tags: what is downloaded, that it is verified, what is said where it cannot be; all without a network."""
 
 import hashlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -85,6 +91,11 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def kept(cache):
+    """The files in the cache, without those that are locked while something is downloaded."""
+    return [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
 def layout_of(model, name):
     return next(layout for layout in zoo.checkpoint.layouts_of(type(model)) if layout.name == name)
 
@@ -126,7 +137,7 @@ def test_a_tag_is_downloaded_verified_converted_and_loaded(monkeypatch, site, ca
     for _ in range(2):
         model = small(release.name, pretrained=True, pretrained_cfg_overlay=overlay)
         assert same(model, state_of(source))
-    assert len(site.asked) == 1 and [path.name for path in cache.iterdir()] == [file.name]
+    assert len(site.asked) == 1 and kept(cache) == [cache / file.name]
 
 
 def test_released_urls_are_what_is_asked_for(monkeypatch, cache):
@@ -150,12 +161,63 @@ def test_another_file_than_was_released(monkeypatch, site, cache):
     message = rf"its SHA-256 is {sha256(file)}, expected bc5ab103\.\.\..*"
     with pytest.raises(zoo.CheckpointError, match=message + "the download was deleted"):
         small(MODEL, pretrained=True, pretrained_cfg_overlay=overlay)
-    assert not list(cache.iterdir())
+    assert not kept(cache)
     # what somebody else put there is theirs
     (cache / file.name).write_bytes(file.read_bytes())
     with pytest.raises(zoo.CheckpointError, match=message + "delete it to download it again"):
         timm.create_model("maxvit_t_tv.tv_in1k", pretrained=True)
     assert sha256(cache / file.name) == sha256(file) and len(site.asked) == 1
+
+
+def outcome(url):
+    try:
+        return fetch.locate({"url": url}, MODEL)
+    except Exception as error:
+        return type(error)
+
+
+def test_one_process_downloads_and_the_others_wait(monkeypatch, site, cache):
+    """Threads stand for processes; what is not what was released is at no time under its name, and each reports it."""
+    download, digest_of, found = fetch.download_cached_file, fetch.digest_of, []
+    good, bad = (site.folder / name for name in ("good.pth", "bad-bc5ab103.pth"))
+
+    def slow(*args, **kwargs):
+        time.sleep(0.1)
+        return download(*args, **kwargs)
+
+    def digest(path):
+        found.append((cache / bad.name).exists())
+        return digest_of(path)
+
+    monkeypatch.setattr(fetch, "download_cached_file", slow)
+    monkeypatch.setattr(fetch, "digest_of", digest)
+    with ThreadPoolExecutor(3) as ranks:
+        for file, expected in ((good, cache / good.name), (bad, zoo.CheckpointError)):
+            file.write_bytes(b"weights")
+            assert list(ranks.map(outcome, [f"{site.url}/{file.name}"] * 3)) == [expected] * 3
+    assert site.asked == [f"/{good.name}"] + [f"/{bad.name}"] * 3
+    assert found == [False] * 3 and kept(cache) == [cache / good.name]
+
+
+HOLDER = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+def test_waiting_for_a_download_ends_with_ctrl_c_or_with_the_process_that_downloads(site, cache):
+    (site.folder / "a.pth").write_bytes(b"weights")
+    cache.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLDER, str(cache / ".a.pth.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        ctrl_c = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        ctrl_c.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                fetch.locate({"url": f"{site.url}/a.pth"}, MODEL)
+        finally:
+            ctrl_c.cancel()
+        assert not site.asked
+        holder.kill()
+    assert fetch.locate({"url": f"{site.url}/a.pth"}, MODEL).read_bytes() == b"weights"
 
 
 def test_names_that_only_look_like_digests(site):

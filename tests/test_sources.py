@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from recipes.data import DataError, folder, imagenet
-from recipes.measured import write_csv
+from recipes.data.files import replace_file
+from recipes.measured import write_csv, write_json
+from recipes.pictures import save_picture
 from recipes.plots import draw_confusion
+from shard_cases import tars
 from source_cases import all_of, make, photos, same
 
 
@@ -365,6 +368,43 @@ def test_hidden_tables_are_passed_over(tmp_path):
     root = parquet(tmp_path / "files", "cifar10")
     (tmp_path / "files" / "data" / "._train-00000-of-00002.parquet").write_bytes(b"macOS leaves these")
     assert len(make("cifar10", root=root).train) == 6
+
+
+def test_archives_are_closed_with_their_source(tmp_path):
+    def opened():
+        links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return [os.readlink(link) for link in links if os.path.lexists(link)]
+
+    root = tars(tmp_path / "tars", counts=(7, 3))
+    data = make("webdataset", root=root)
+    data.train.image(0), data.train.image(9)
+    assert len([path for path in opened() if path.startswith(root)]) == 2
+    del data
+    assert not [path for path in opened() if path.startswith(root)]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_json(path, [1]),
+        lambda path: write_csv(path, [{"a": 1}]),
+        lambda path: save_picture(Image.new("RGB", (9, 9)), path),
+        lambda path: draw_confusion(path, torch.eye(2, dtype=torch.long), ["a", "b"]),
+    ],
+)
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, write):
+    """There is a folder in its place."""
+    (tmp_path / "results").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path / "results")
+    assert os.listdir(tmp_path) == ["results"]
+
+
+def test_a_listing_that_cannot_be_written_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "listing").mkdir()
+    replace_file(tmp_path / "listing", b"content", "the listing")
+    assert "the listing is not cached for the next run: " in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["listing"]
 
 
 def type_of(values):

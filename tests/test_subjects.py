@@ -4,7 +4,9 @@ import csv
 import json
 import shutil
 import sys
+import weakref
 from functools import cache
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import zoo
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
 from recipes import config, measured, subjects
+from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, imagenet
 from recipes.data.build import preprocessing
@@ -139,6 +142,28 @@ def test_several_become_one_table(tmp_path, small, images, capsys):
     assert [row["top1"] for row in table] == sorted((row["top1"] for row in table), reverse=True)
     assert {path.name for path in out.iterdir()} >= {"one.pth.json", "two.pt.json", "one.pth-classes.csv", "two.pt.png"}
     assert "broken.pth is not evaluated" in capsys.readouterr().out
+
+
+def test_nothing_is_left_of_what_is_measured(tmp_path, small, images, monkeypatch):
+    """Neither processes that read images nor the data itself, when the next one is prepared."""
+    before, measured_with, left = active_children(), [], []
+    prepared, show = evaluation.prepared, measured.Measurement.show
+
+    def noted(cfg):
+        left.extend(source() for source in measured_with if source() is not None)
+        machine, task, data = prepared(cfg)
+        measured_with.append(weakref.ref(data.val))
+        return machine, task, data
+
+    def shown(self):
+        left.extend(child for child in active_children() if child not in before)
+        show(self)
+
+    monkeypatch.setattr(evaluation, "prepared", noted)
+    monkeypatch.setattr(measured.Measurement, "show", shown)
+    here = ("data=imagenet", f"data.root={images}", "data.workers=1", f"out={tmp_path}")
+    evaluate_here(f"checkpoint={small}", *here)
+    assert len(measured_with) == 2 and not left
 
 
 def test_three_processes_answer_as_one(tmp_path, small, images):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from timm.models._hub import download_cached_file, get_cache_dir
 
 from .errors import CheckpointError, LicenceWarning
+from .files import replaced
 from .files import sha256 as digest_of
 from .releases import RELEASES, Release, find
 
@@ -104,17 +106,32 @@ def _from_hub(hub_id: str, filename: str | None, cache_dir: str | Path | None) -
 
 
 def _from_url(url: str | tuple[str, str], sha256: str | None, cache_dir: str | Path | None) -> Path:
-    """timm also takes (URL, name of the file)."""
+    """timm also takes (URL, name of the file). Of the processes that need a file, one downloads it and the others wait.
+
+    What is downloaded gets its name once it is verified, so that no other process finds a file that is then deleted.
+    """
     address, name = (url, posixpath.basename(urlsplit(url).path)) if isinstance(url, str) else url
-    path = _cache(cache_dir) / name
-    made = not path.exists()
+    path, digest = _cache(cache_dir) / name, DIGEST.search(name)
+    sha256 = sha256 or (digest and digest[1])
     try:
-        download_cached_file((address, name), check_hash=False, cache_dir=cache_dir)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{name}.lock")):  # the system releases it if this process is killed
+                if not path.exists():
+                    _download(address, path, sha256)
+                    return path
+    except CheckpointError:
+        raise
     except (OSError, RuntimeError) as error:
         raise CheckpointError(_failed(address, error, path)) from error
-    digest = DIGEST.search(name)
-    _verify(path, sha256 or (digest and digest[1]), made)
+    _verify(path, sha256)
     return path
+
+
+def _download(address: str, path: Path, sha256: str | None) -> None:
+    with replaced(path) as temporary:
+        download_cached_file((address, temporary.name), check_hash=False, cache_dir=path.parent)
+        _verify(temporary, sha256, address)
 
 
 def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
@@ -135,20 +152,18 @@ def _cache(cache_dir: str | Path | None) -> Path:
     return Path(cache_dir or get_cache_dir())
 
 
-def _verify(path: Path, sha256: str | None, made: bool = False) -> None:
+def _verify(path: Path, sha256: str | None, address: str | None = None) -> None:
     """Raise CheckpointError unless the SHA-256 of a file is `sha256` or begins with it; None: it is not known.
 
-    A file that was `made` by this call is then deleted, so that it is not found again; any other file stays.
+    address  where a file that is deleted after an error was just downloaded from; None for a file that stays
     """
     found = digest_of(path) if sha256 else None
     if not sha256 or found.startswith(sha256):
         return
-    if made:
-        path.unlink()
     raise CheckpointError(
-        f"{path} is not the released file, or is incomplete: its SHA-256 is {found}, expected "
+        f"{address or path} is not the released file, or is incomplete: its SHA-256 is {found}, expected "
         f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing was loaded; "
-        + ("the download was deleted" if made else "delete it to download it again")
+        + ("the download was deleted" if address else "delete it to download it again")
     )
 
 

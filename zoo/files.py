@@ -14,22 +14,29 @@ SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 
 
 @contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which is renamed to `path` on success and removed on failure."""
+    # cut, since file names have a maximum length
+    temporary = path.with_name(f".{path.stem[:40]}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`, which is renamed to `path` on success and removed on failure.
+    """As `replaced`, in a folder that is made if needed.
 
     Raises CheckpointError if `path` is a folder, or a file and `force` is False, or if it cannot be written.
     """
-    # cut, since file names have a maximum length
-    temporary = path.with_name(f".{path.stem[:40]}-{os.getpid()}{path.suffix}")
     try:
         if path.is_dir() or (path.exists() and not force):
             raise CheckpointError(f"{path} already exists: give another name{'' if path.is_dir() else ', or --force'}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replaced(path) as temporary:
             yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
 

@@ -139,7 +139,7 @@ def report(found: dict[str, Rates], args: argparse.Namespace) -> str:
 
 def main() -> None:
     """Measures every case, prints the table, and writes it to --out."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description="Times the loader beside timm's.")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn")
     parser.add_argument("--turns", type=int, default=5)

@@ -13,10 +13,9 @@ import hashlib
 import os
 import struct
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ class Cache:
             self._stop(str(error))
 
     def _reserve(self, size: int) -> int | None:
-        with self._locked():
+        with _locked(self.fd):
             *_, end = HEAD.unpack(os.pread(self.fd, HEAD.size, 0))
             if end + size - self._table > self.limit:
                 return None
@@ -97,15 +96,6 @@ class Cache:
     def _stop(self, why: str) -> None:
         self.full = True
         print(f"the image cache ({self.path or 'memory'}) takes no more images: {why}", file=sys.stderr)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        # a kernel lock of this process, which is released if the process is killed
-        fcntl.lockf(self.fd, fcntl.LOCK_EX, HEAD.size)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.fd, fcntl.LOCK_UN, HEAD.size)
 
     @property
     def _table(self) -> int:
@@ -125,22 +115,33 @@ class Cache:
     def _open(self, path: Path) -> int:
         """The file, made anew under the same name if its version or number of images differs."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if (fd := self._existing(path)) is None:
-            fd, name = tempfile.mkstemp(dir=path.parent)
-            self._blank(fd)
-            os.replace(name, path)  # processes that have the old one open keep it
-        return fd
+        while True:
+            with ExitStack() as stack:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                stack.callback(os.close, fd)
+                if self._prepared(fd, path):
+                    stack.pop_all()
+                    return fd
 
-    def _existing(self, path: Path) -> int | None:
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            return None
-        head = os.pread(fd, HEAD.size, 0)
-        if len(head) == HEAD.size and HEAD.unpack(head)[:2] == (MAGIC, self.count):
-            return fd
-        os.close(fd)
-        return None
+    def _prepared(self, fd: int, path: Path) -> bool:
+        """Fill in a new file; False if it is outdated, and the path has to be opened again.
+
+        Under a lock of the file itself, since others may have opened it at the same time. Unlike a link or a lock file,
+        it works on file systems without hard links, and it is what `_reserve` needs in any case.
+        """
+        with _locked(fd):
+            try:
+                if not os.path.samestat(os.fstat(fd), path.stat()):  # another process has replaced it
+                    return False
+            except FileNotFoundError:
+                return False
+            head = os.pread(fd, HEAD.size, 0)
+            if not head:
+                self._blank(fd)
+            elif len(head) < HEAD.size or HEAD.unpack(head)[:2] != (MAGIC, self.count):
+                path.unlink()  # processes that have it open keep it
+                return False
+            return True
 
     def __getstate__(self) -> dict[str, Any]:
         # for workers that are not forked
@@ -152,6 +153,16 @@ class Cache:
     def __del__(self) -> None:
         if isinstance(fd := getattr(self, "fd", None), int):
             os.close(fd)
+
+
+@contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    # a kernel lock of this process, which is released if the process is killed
+    fcntl.lockf(fd, fcntl.LOCK_EX, HEAD.size)
+    try:
+        yield
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN, HEAD.size)
 
 
 def cache_path(folder: str | None, *identity: object) -> Path:

@@ -4,10 +4,10 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 from recipes.data.errors import DataError
+from zoo.files import replaced
 
 
 def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
@@ -64,11 +64,10 @@ def sidecar(kind: str, identity: str, suffix: str) -> Path:
 
 
 def replace_file(path: Path, content: bytes, what: str) -> None:
-    """Write to a temporary file and rename; a cache that cannot be written only costs the next run time."""
+    """Write a file atomically; a cache that cannot be written only costs the next run time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        with replaced(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         print(f"{what} is not cached for the next run: {error}", file=sys.stderr)

@@ -128,5 +128,5 @@ def class_names(root: str | None, count: int | None, labels: np.ndarray) -> list
     """The lines of classes.txt in the folder, else the numbers of `count` classes, or of as many as the labels need."""
     path = Path(root).expanduser() / "classes.txt" if root else None
     if path is not None and path.is_file():
-        return path.read_text().splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     return [str(label) for label in range(count or int(labels.max(initial=-1)) + 1)]

@@ -154,6 +154,10 @@ class Source(Dataset):
         bad, self.bad = self.bad, 0
         return bad
 
+    def end_workers(self) -> None:
+        """End the worker processes that wait for the next epoch."""
+        self.idle.clear()
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.sample(index, 0)
 

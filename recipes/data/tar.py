@@ -52,6 +52,10 @@ class Tar(Shards):
             self.open[shard] = os.open(self.paths[shard], os.O_RDONLY)
         return self.open[shard]
 
+    def __del__(self) -> None:
+        for file in getattr(self, "open", {}).values():
+            os.close(file)
+
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Tar], list[str]]:
     """Samples of each split, and class names, from the archives under cfg.root.
