@@ -33,6 +33,7 @@ from recipes.log import say
 from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"
+REPLACED = "-before"  # the end of the temporary name of one that is being replaced
 CORRUPT = "corrupt-"
 SHARDED = "sharded"  # the folder that all processes write together
 
@@ -102,6 +103,7 @@ def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
     """Write the checkpoint `path` from named state dicts and a state that JSON can hold.
 
     All processes of a run must call this: each writes its part of what is sharded, rank 0 everything else.
+    Only the last folder above it may be missing: that of a run, which has been removed then, is not made again.
     Raises CheckpointError, on all, if a disk fails; nothing of the checkpoint is left then.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
@@ -111,13 +113,15 @@ def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
             dcp.save(parts[SHARDED], checkpoint_id=temporary / SHARDED)
         distributed.first(lambda: _finish(temporary, path, state))
     except (OSError, SafetensorError, CheckpointException) as error:
-        distributed.first(lambda: shutil.rmtree(temporary, ignore_errors=True))
-        raise CheckpointError(f"could not write the checkpoint {path}: {_cause(error)}") from error
+        free = distributed.first(lambda: _abandon(temporary))
+        disk = f" (free space in {path.parent}: {free})" if _is_unclear(error) else ""
+        raise CheckpointError(f"could not write the checkpoint {path}: {_cause(error)}{disk}") from error
 
 
 def _write_whole(temporary: Path, parts: dict[str, Any]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.parent.mkdir(exist_ok=True)
+    temporary.mkdir()
     for name, tree in parts.items():
         _write_part(temporary / f"{name}.safetensors", tree)
 
@@ -130,8 +134,8 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
         flush(file)
     for folder in {file.parent for file in found} | {temporary}:
         flush_folder(folder)
-    before = temporary.with_name(f"{temporary.name}-before")
-    if path.exists():  # a best checkpoint; a folder cannot be renamed over another
+    before = temporary.with_name(temporary.name + REPLACED)
+    if path.exists():  # a folder cannot be renamed over another; killed in between, `Store.clean` does the rest
         path.rename(before)
     os.rename(temporary, path)
     flush_folder(path.parent)
@@ -142,6 +146,22 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         return "; ".join(f"on rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
     return str(error)
+
+
+def _is_unclear(error: BaseException) -> bool:
+    """Whether torch hides what a disk has reported: its error for a full one is `unexpected pos 704 vs 598`."""
+    found = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+    return any(not isinstance(cause, OSError) for cause in found)
+
+
+def _abandon(temporary: Path) -> str:
+    """Remove what could not be written; returns how much space was free before."""
+    try:
+        free = f"{shutil.disk_usage(temporary.parent).free / 2**20:.1f} MiB"
+    except OSError as error:
+        free = f"unknown, {error}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    return free
 
 
 def read(path: Path) -> Checkpoint:
@@ -165,21 +185,30 @@ class Store:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, max(keep, 1)
+        self.own: set[int] = set()  # steps whose checkpoint this process has written or resumed from
 
     def clean(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove what a killed run left half-written, after finishing the replacement of a checkpoint."""
+        for before in self.folder.glob(f"{TEMPORARY}*{REPLACED}"):
+            new = before.with_name(before.name.removesuffix(REPLACED))
+            path = new.with_name(new.name.removeprefix(TEMPORARY))
+            if not path.exists():
+                (new if new.exists() else before).rename(path)
         for path in self.folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(path)
 
     def save(self, step: int, parts: dict[str, Any], state: dict[str, Any], *, best: bool = False) -> Path:
-        """Write `step-<step>` unless it exists, or `best-<step>`, then remove the ones that it supersedes.
+        """Write `step-<step>` unless this process has it, or `best-<step>`, then remove the ones that it supersedes.
 
-        An existing best one of the same step is replaced: it is from before a stop, and damaged or with a lower score.
+        Any other one of the same name is replaced. A best one is from before a stop, and damaged or with a lower score;
+        a step's was left by another run, whose folder was removed while it trained.
         """
         kind = "best" if best else "step"
         path = self.folder / f"{kind}-{step:08d}"
-        if best or not distributed.first(path.exists):
+        if best or not distributed.first(lambda: step in self.own and path.exists()):
             write(path, parts, {"step": step, **state})
+            if not best:
+                self.own.add(step)
         distributed.first(lambda: self._remove_old(kind, 1 if best else self.keep))
         return path
 

@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -236,7 +235,9 @@ _WAITS: list[int] = []  # seconds that this process waits for the others, once i
 
 
 def _print(message: str) -> None:
-    print(f"rank {rank()}: {message}" if rank() else message, file=sys.stderr)
+    from recipes.log import note
+
+    note(f"rank {rank()}: {message}" if rank() else message)
 
 
 def _count(event: str) -> int:

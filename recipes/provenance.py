@@ -20,7 +20,10 @@ from recipes import config, distributed, shell
 from recipes.checkpoint import flush
 from recipes.log import history, say
 
-PACKAGES = ("torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core", "numpy", "safetensors")
+PACKAGES = (
+    *("attention-backbones", "torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core"),
+    *("numpy", "safetensors"),
+)
 SESSIONS = "sessions.jsonl"
 SWEEP = "RECIPES_SWEEP"  # environment variable: the sweep that a run belongs to
 
@@ -83,13 +86,14 @@ def named(device: str) -> str:
     return torch.cuda.get_device_name(None if device == "auto" else device) if on_gpu else platform.machine()
 
 
-def _git() -> dict[str, Any] | None:
-    here = Path(__file__).parent
+def _git(here: Path = Path(__file__).parent) -> dict[str, Any] | None:
+    """Commit and changed files of the checkout that this code runs from; None without one."""
 
     def ask(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        ask("ls-files", "--error-unmatch", "__init__.py")  # installed, it may lie in a repository of somebody else's
         return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain").splitlines()}
     except (OSError, subprocess.CalledProcessError):
         return None  # installed without git, or not from a checkout

@@ -37,6 +37,8 @@ from recipes.stop import Stop, saving
 from recipes.task import Task
 from recipes.trackers import trackers
 
+LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -92,8 +94,9 @@ class Run:
     def save(self, now: State, best: dict[str, float] | None = None) -> None:
         """Write a checkpoint of the step; with `best`, the metrics of its evaluated weights, it becomes the best one.
 
-        Raises CheckpointError, which says what remains and how to resume.
+        Raises CheckpointError, which says what remains and how to resume, or that the folder is no longer the run's.
         """
+        distributed.first(self._check_lock)
         state = {**now.extras(), "metrics": best}
         try:
             with saving():
@@ -102,6 +105,20 @@ class Run:
             found, _ = distributed.first(self.store.newest)
             left = f"the previous checkpoint, {found.path}, is intact" if found else "there is no earlier checkpoint"
             raise CheckpointError(f"{error}\n{left}; once writing works again: {self.resume_command}") from error
+
+    def _check_lock(self) -> None:
+        """Raise CheckpointError if the folder is not the one that was locked: another run may train there by now."""
+        try:
+            there = os.stat(self.folder / LOCK)
+            if any(os.path.samestat(os.fstat(file.fileno()), there) for file in reversed(_LOCKS)):
+                return
+            cause = f"another {LOCK} is in it"
+        except OSError as error:
+            cause = str(error)
+        raise CheckpointError(
+            f"the run folder {self.folder} was removed or replaced while this run trained ({cause}): it ends without "
+            "saving; if the folder was moved, resume it where it is now, else start again with another name="
+        )
 
     def rescue(self, now: State, error: Exception, stop: Stop) -> None:
         """Save the last good state after an error, and raise the error with the command to resume.
@@ -203,6 +220,8 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
         store = Store(folder / "checkpoints", cfg.train.keep)
         store.clean()
     resumed, problems = store.newest()
+    if resumed:
+        store.own.add(resumed.state["step"])
     for problem in problems:
         say(f"damaged checkpoint skipped: {problem}", "yellow")
     run = Run(folder, cfg, store, resumed, known=True)
@@ -280,6 +299,11 @@ def _find(cfg: DictConfig) -> Path | None:
     if cfg.resume != "auto":
         load_config(Path(cfg.resume))
         return Path(cfg.resume)
+    if cfg.name is None and config.job_number() is not None:
+        raise RunError(
+            "resume=auto without name= resumes the newest run of this model and data, which in a sweep (-m) may be "
+            "another of its runs: pass name=, so that each has a folder of its own, <name>-0, <name>-1 and so on"
+        )
     if cfg.name is not None:
         candidates = [out / _name(cfg)]
     else:
@@ -322,8 +346,13 @@ def _name(cfg: DictConfig) -> str:
 
 
 def _refuse_used(folder: Path) -> None:
-    if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+    if (folder / "config.yaml").exists():
         raise RunError(f"{folder} already holds a run: pass resume=auto to resume it, or another name= for a new one")
+    if (folder / "checkpoints").exists():
+        raise RunError(
+            f"{folder} holds checkpoints but no config.yaml, without which they cannot be resumed: move or remove the "
+            "folder, or pass another name="
+        )
 
 
 @contextmanager
@@ -338,7 +367,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def _lock(folder: Path) -> None:
     # a POSIX lock: it is released however this process ends, and forked data workers do not hold it
-    file = open(folder / ".lock", "w")  # noqa: SIM115 (held open as long as the process lives)
+    file = open(folder / LOCK, "w")  # noqa: SIM115 (held open as long as the process lives)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:

@@ -78,7 +78,8 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
 def tree(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """State dicts by name, and that of `optimizer`, which steps the first model; each process has its part of a tensor.
 
-    Keys are names of parameters, so that any number of processes, including one, can read them.
+    Keys are names of parameters, so that any number of processes, including one, can read them. An optimiser without
+    state is given one to be loaded into: torch takes a step with it, which must not become part of the training.
     """
     states: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
     if optimizer is not None:

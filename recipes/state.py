@@ -118,8 +118,8 @@ class State:
     def parts(self, *, optimizer: bool = True) -> dict[str, Any]:
         """State dicts by the name of their file; a sharded state with its optimiser stays sharded."""
         if sharding.is_sharded(self.model):
-            if optimizer:  # the optimiser has no state yet at step 0
-                return {SHARDED: sharding.tree(self.models, self.optimizer if self.step else None)}
+            if optimizer:  # without state until the first step that is not skipped
+                return {SHARDED: sharding.tree(self.models, self.optimizer if self.optimizer.state else None)}
             return {name: sharding.gathered(model) for name, model in self.models.items()}
         parts = {name: model.state_dict() for name, model in self.models.items()}
         if optimizer:
@@ -152,7 +152,7 @@ class State:
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
         if checkpoint.sharded:
-            states = sharding.tree(self.models, self.optimizer if checkpoint.state["step"] else None)
+            states = sharding.tree(self.models, self.optimizer if checkpoint.has("optimizer") else None)
             checkpoint.fill(states)
             sharding.load_tree(states, self.models, self.optimizer)
             return

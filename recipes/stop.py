@@ -1,26 +1,25 @@
-"""Graceful stops by Ctrl-C, SIGTERM and SIGUSR1: the loop checks for them between steps and evaluated batches."""
+"""Graceful stops by Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, for which the loop looks between steps and batches."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
 from recipes import distributed
-from recipes.log import say
+from recipes.log import note, say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # signals that end the process at once if sent again, and how many seconds after the first: until then the same one may
 # arrive by several ways
 AGAIN = {signal.SIGINT: 5.0, signal.SIGTERM: 30.0}
 ONCE_MORE = {
-    signal.SIGINT: "; press Ctrl-C again to stop at once, without saving",
+    signal.SIGINT: "; press Ctrl-C again{} to stop at once, without saving",
     signal.SIGTERM: f"; another SIGTERM, after {AGAIN[signal.SIGTERM]:.0f} seconds, stops at once, without saving",
 }
 REQUEUE = 85  # the exit status of a run stopped by a scheduler: saved, and to be resumed with resume=
@@ -51,7 +50,8 @@ class Stop:
     A second Ctrl-C ends the process at once, as it would without this. A scheduler's signal may come more than once:
     Slurm sends SIGTERM to every process of a step, and torchrun, one of them, passes it on to processes that have it
     already. Later (AGAIN) a second SIGTERM ends the process at once, unless it is `saving`; so does Ctrl-C while the
-    loop waits for another process and Python's handlers are not called.
+    loop waits for another process and Python's handlers are not called. After Ctrl-C, SIGTERM counts as another one:
+    torchrun passes on the second Ctrl-C so. SIGHUP stays ignored where it was, as by nohup.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,8 @@ class Stop:
         self._process = os.getpid()
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        taken = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in taken}
         self._read, self._written = os.pipe()
         os.set_blocking(self._written, False)
         # the interpreter writes the number of each signal there as it arrives, whatever the main thread waits for
@@ -100,10 +101,12 @@ class Stop:
         came: dict[int, float] = {}
         while number := os.read(self._read, 1)[0]:  # 0 from `__exit__`
             now = time.monotonic()
-            again = number in AGAIN and now - came.setdefault(number, now) > AGAIN[number]
+            came.setdefault(number, now)
+            like = signal.SIGINT if number == signal.SIGTERM and next(iter(came)) == signal.SIGINT else number
+            again = like in AGAIN and now - came[like] > AGAIN[like]
             if again and not (number == signal.SIGTERM and _SAVING.is_set()):
-                name = signal.Signals(number).name
-                print(f"{name} again: this process ends at once, without saving", file=sys.stderr, flush=True)
+                how = "again" if like == number else "after SIGINT"
+                note(f"{signal.Signals(number).name} {how}: this process ends at once, without saving")
                 os._exit(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -111,6 +114,8 @@ class Stop:
             return  # a forked data worker: Ctrl-C reaches it too, but the main process decides
         if self.noted is None:
             self.noted = number
-            say(f"stopping after this step and saving{ONCE_MORE.get(number, '')}", "yellow")
+            late = f" after {AGAIN[signal.SIGINT]:.0f} seconds" if distributed.job() else ""
+            with suppress(RuntimeError):  # the signal came in the middle of another line, and a file is not reentrant
+                say(f"stopping after this step and saving{ONCE_MORE.get(number, '').format(late)}", "yellow")
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])

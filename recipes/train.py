@@ -38,6 +38,7 @@ class NotFinite(RuntimeError):
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the best score (None without an evaluation), for a sweep to maximise."""
     STARTUP.begin("configuration")
+    log.CONSOLE.optional = True
     distributed.join(cfg)
     run = distributed.first(lambda: open_run(cfg, config.overrides()))
     cfg = run.cfg
@@ -62,15 +63,17 @@ def main(cfg: DictConfig) -> float | None:
     distributed.first(lambda: run.begin(config.overrides(), data))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
-    with log.Log(run.sinks(), now.meter, plans, **show) as logs, Stop() as stop:
-        try:
-            train(run, machine, task, data, plans, schedule, now, logs, stop)
-        except (DataError, NotFinite, LogError, RunError) as error:
-            run.rescue(now, error, stop)
-    finished = now.step >= plans.steps and not now.due
-    distributed.first(lambda: run.report(task, data, model, finished=finished))
-    if not finished:
-        sys.exit(stop.code)
+    with Stop() as stop:
+        with log.Log(run.sinks(), now.meter, plans, **show) as logs:
+            try:
+                train(run, machine, task, data, plans, schedule, now, logs, stop)
+            except (DataError, NotFinite, LogError, RunError) as error:
+                run.rescue(now, error, stop)
+        if now.step < plans.steps or now.due:
+            # the signal may come again, which must not change the status
+            distributed.first(lambda: run.report(task, data, model, finished=False))
+            sys.exit(stop.code)
+    distributed.first(lambda: run.report(task, data, model, finished=True))
     return now.best
 
 
@@ -118,7 +121,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
         now.due = plans.evaluates(now.step)
 
         seconds = time.perf_counter() - began
-        bad = distributed.total(data.train.take_bad())
+        bad = distributed.total(data.train.take_bad()) if data.train.replace else 0  # else an error, not a count
         spent = {"seconds": seconds, "waited": batches.taken()}
         logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
 

@@ -200,6 +200,7 @@ ERRORS = [
     (["train.steps=1.5"], "expected a whole number"),
     (["optim.lr=true"], "expected a number"),
     (["hardware.compile=3"], "expected true or false"),
+    (["hardware.timeout=1e14"], "hardware.timeout=100000000000000.0: expected a number in (0, 2000000]"),
     (["data.img_size=big"], "expected a whole number or [height,width]"),
     (["augment.scale=0.5"], "expected a list, augment.scale=[a,b]"),
     (["hardware.amp=bf16"], "did you mean bfloat16"),

@@ -27,7 +27,7 @@ from recipes import checkpoint, config, distributed, log, noted, plan, stop, tra
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
-from recipes.run import RunError, find_checkpoint, find_weights
+from recipes.run import Run, RunError, find_checkpoint, find_weights
 from recipes.stop import REQUEUE, SIGNALS, Stop
 from recipes.tasks import classify
 
@@ -240,6 +240,22 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
 
 
+def signalled_in_the_report(out: Path) -> None:
+    """SIGTERM, and again once the run has saved and reports."""
+    reported = Run.report
+
+    def report(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        reported(*args, **kwargs)
+
+    Run.report = report
+    interrupted(out)
+
+
+def test_a_signal_that_comes_again_after_the_save_changes_no_status(tmp_path):
+    assert [end.code for end in on_ranks(2, signalled_in_the_report, tmp_path)] == [REQUEUE] * 2
+
+
 def signalled_twice(number: int) -> int | None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has the tests in its background
     with Stop() as stop:
@@ -249,9 +265,9 @@ def signalled_twice(number: int) -> int | None:
     return stop.signal
 
 
-def hung(end, within=nullcontext) -> None:
+def hung(end, within=nullcontext, again=(0.3, 0.3)) -> None:
     """Waits in C++ for what never comes, where no handler of Python's is called."""
-    stop.AGAIN = dict.fromkeys(stop.AGAIN, 0.3)
+    stop.AGAIN = dict(zip((signal.SIGINT, signal.SIGTERM), again, strict=True))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=100))
     with Stop(), within():
@@ -275,6 +291,23 @@ def test_a_second_signal_ends_what_hangs(capfd, number, status):
     process.join(60)
     assert process.exitcode == status
     assert f"{number.name} again: this process ends at once, without saving" in capfd.readouterr().err
+
+
+def test_sigterm_is_what_torchrun_makes_of_a_second_ctrl_c(capfd):
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=hung, args=(theirs,), kwargs={"again": (2.0, 100.0)})
+    process.start()
+    assert mine.recv() == "waits"
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second comes too soon
+        os.kill(process.pid, number)
+        time.sleep(0.5)  # of two at the same time, the second may be handled first
+    time.sleep(1.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    assert "SIGTERM after SIGINT: this process ends at once, without saving" in capfd.readouterr().err
 
 
 def test_sigterm_waits_for_a_checkpoint_and_ctrl_c_does_not(capfd):
@@ -305,7 +338,48 @@ def test_what_a_scheduler_sends_may_come_more_than_once():
     """Slurm's SIGTERM reaches torchrun, which hands it on, and the processes too."""
     assert on_ranks(1, signalled_twice, signal.SIGTERM) == [signal.SIGTERM]
     assert on_ranks(1, signalled_twice, signal.SIGUSR1) == [signal.SIGUSR1]
+    assert on_ranks(1, signalled_twice, signal.SIGHUP) == [signal.SIGHUP]
     assert isinstance(on_ranks(1, signalled_twice, signal.SIGINT)[0], KeyboardInterrupt)
+
+
+def under_nohup() -> int | None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return signalled_twice(signal.SIGHUP)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    assert on_ranks(1, under_nohup) == [None]
+
+
+def in_the_middle_of_a_line() -> int | None:
+    """The handler cannot print: a file refuses to be written within a write."""
+
+    def reentrant(*_):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    stop.say = reentrant
+    return signalled_twice(signal.SIGTERM)
+
+
+def test_a_signal_in_the_middle_of_a_line_is_noted():
+    assert on_ranks(1, in_the_middle_of_a_line) == [signal.SIGTERM]
+
+
+def told(number: int) -> str:
+    """What a launched process says of a signal."""
+    said = []
+    stop.say = lambda text, style: said.append(text)
+    with Stop():
+        os.kill(os.getpid(), number)
+    return said[0]
+
+
+def test_what_ctrl_c_will_do_again_depends_on_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert "press Ctrl-C again to stop at once" in on_ranks(1, told, signal.SIGINT)[0]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert "press Ctrl-C again after 5 seconds to stop at once" in on_ranks(1, told, signal.SIGINT)[0]
+    assert on_ranks(1, told, signal.SIGHUP) == ["stopping after this step and saving"]
 
 
 def stopped_in_evaluation(out: Path) -> None:
@@ -637,7 +711,7 @@ def test_parts_of_a_batch(monkeypatch, accumulate, parts, world, expected):
 def test_a_batch_that_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(
-        ConfigError, match=r"of 3 process.es.; choose a multiple of 3, or start 2 or 4 process.es.: a run"
+        ConfigError, match=r"on 3 process.es.; choose a multiple of 3, or start 2 or 4 process.es.: a res"
     ):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
     with pytest.raises(ConfigError, match=r"choose a multiple of 12, or start 2 or 4 process.es.: a resumed run"):

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_the_device_that_is_noted_is_the_one_in_use(tmp_path, gpus, monkeypatch,
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     provenance.note_session(tmp_path, [], 0, asked)
     assert provenance.sessions(tmp_path)[-1]["device"] == named
+
+
+def test_the_commit_that_is_noted_is_of_this_code(tmp_path):
+    """Not that of a repository which an installed copy happens to lie in."""
+    installed = tmp_path / ".venv" / "recipes"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert provenance._git(installed) is None
+    subprocess.run(["git", "add", "-f", "."], cwd=tmp_path, check=True)
+    assert provenance._git(installed)["changed"] == ["A  .venv/recipes/__init__.py"]
 
 
 @pytest.mark.parametrize("used", [False, True])

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -125,6 +126,12 @@ def test_the_driver_is_as_before():
     before = triton.runtime.driver._active
     compile(windows(9)[0], "sm_90")
     assert triton.runtime.driver._active is before
+
+
+def test_what_cannot_be_imported_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ops.ahead", None)
+    with pytest.raises(SystemExit, match="needs the package triton, which cannot be imported here"):
+        kernels.main(["--help"])
 
 
 def test_recording_runs_nothing():

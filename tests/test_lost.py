@@ -16,7 +16,7 @@ from PIL import Image
 
 from children import SMALL, Forked, fork, lines, lost_after, note_overrides, train_here, trained, until
 from recipes import config, train
-from recipes.checkpoint import Store
+from recipes.checkpoint import CheckpointError, Store
 from recipes.run import open_run
 from recipes.settings import RunError
 from recipes.stop import REQUEUE
@@ -229,6 +229,36 @@ def test_a_folder_that_another_process_takes_first(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_folder_in_whose_place_another_run_trains(tmp_path, undisturbed):
+    """The first process holds the lock of a folder that is elsewhere by now: nothing of it gets into the new one."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
+    until(child, lambda: trained(run, 3))
+    os.kill(child.pid, signal.SIGSTOP)
+    run.rename(moved)
+    second = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
+    assert second.output() and second.exitcode == 0, second.output()
+    os.kill(child.pid, signal.SIGCONT)
+    output = stopped(child, 2)
+    assert "the run folder run was removed or replaced while this run trained (another .lock is in it)" in output
+    assert_same(run, undisturbed)
+    resume(moved, undisturbed)
+
+
+def test_a_folder_that_is_removed(tmp_path):
+    options = [*RUN, "name=run", f"out={tmp_path}"]
+    run = open_run(config.compose(options), options)
+    run.begin(options, classify.Task(run.cfg).build_data())
+    shutil.rmtree(run.folder)
+    with pytest.raises(CheckpointError, match=r"was removed or replaced .*No such file or directory.* another name="):
+        run.save(None)
+    assert not run.folder.exists()
+    (run.folder / "checkpoints").mkdir(parents=True)  # as an older version left it
+    for more in ([], ["resume=auto"]):
+        with pytest.raises(RunError, match=r"holds checkpoints but no config\.yaml.*move or remove the folder"):
+            open_run(config.compose([*options, *more]), options)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Two classes of small pictures, in a folder."""
@@ -309,7 +339,9 @@ def test_too_many_steps_without_a_gradient(tmp_path, monkeypatch):
     assert (newest.state["step"], newest.state["skipped"]) == (5, 2)
     assert all(tensor.isfinite().all() for tensor in newest.tensors("model").values())
     note_overrides(tmp_path / "run", [*SKIP, f"out={tmp_path}", "name=run"])
+    written = newest.path.stat().st_ino
     with pytest.raises(
         train.NotFinite, match=r"at step 5 .*after 2 steps that were"
     ):  # it counts on, and stops as before
         train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    assert newest.path.stat().st_ino == written  # the checkpoint that was resumed is not written once more

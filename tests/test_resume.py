@@ -4,9 +4,11 @@ import errno
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from children import evaluated, finish, lines, start, succeed, train_here, trained, wait_for
 from recipes import checkpoint, optim, rng
@@ -120,6 +122,46 @@ def test_a_best_one_of_the_same_step_is_replaced(tmp_path, damaged):
     assert [path.name for path in tmp_path.iterdir()] == ["best-00000004"]
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_a_best_one_that_a_kill_left_half_replaced(tmp_path, monkeypatch, new):
+    """Between two renames: the new one is whole then, under its temporary name; the old one, if there is only that."""
+    store = checkpoint.Store(tmp_path)
+    store.save(4, {"model": {"w": torch.zeros(1)}}, {}, best=True)
+    rename = os.rename
+
+    def killed(path, target):
+        if Path(target).name == "best-00000004":
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", killed)
+        store.save(4, {"model": {"w": torch.ones(1)}}, {}, best=True)
+    assert not list(tmp_path.glob("best-*"))
+    if not new:
+        checkpoint.shutil.rmtree(tmp_path / ".writing-best-00000004")
+    store.clean()  # when the run is resumed
+    found, problems = store.newest("best")
+    assert found.tensors("model")["w"] == int(new) and not problems
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000004"]
+
+
+def test_a_step_of_another_run_is_replaced(tmp_path):
+    """One that this process neither wrote nor resumed from may hold any weights."""
+    checkpoint.Store(tmp_path).save(4, {"model": {"w": torch.zeros(1)}}, {})
+    store = checkpoint.Store(tmp_path)
+    for value in (1, 2):  # the second time it is there already
+        store.save(4, {"model": {"w": torch.full((1,), float(value))}}, {})
+        assert store.newest()[0].tensors("model")["w"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_a_run_folder_is_not_made_again(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match=r"could not write .* No such file or directory"):
+        checkpoint.Store(tmp_path / "run" / "checkpoints").save(1, {"model": {"w": torch.zeros(1)}}, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_new_best_is_there_before_the_old_one_goes(tmp_path, monkeypatch):
     store = checkpoint.Store(tmp_path)
     store.save(1, {"model": {"w": torch.zeros(1)}}, {}, best=True)
@@ -166,6 +208,23 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
         store.save(2, {"model": {"w": torch.zeros(1)}}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("said", ["[enforce fail at inline_container.cc] unexpected pos 704 vs 598", None])
+def test_an_error_of_torch_that_hides_a_full_disk(tmp_path, monkeypatch, said):
+    """The free space is added unless the system's own error is known."""
+    cause = RuntimeError(said) if said else OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def full(*_, **__):
+        raise CheckpointException("write", {1: (cause, None)})
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**19))
+    with pytest.raises(checkpoint.CheckpointError) as raised:
+        checkpoint.Store(tmp_path).save(2, {checkpoint.SHARDED: {}}, {})
+    added = f" (free space in {tmp_path}: 0.5 MiB)" if said else ""
+    assert str(raised.value) == f"could not write the checkpoint {tmp_path}/step-00000002: on rank 1: {cause}{added}"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path, monkeypatch, capsys):

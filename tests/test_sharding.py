@@ -1,5 +1,6 @@
 """A model that processes share out: which blocks, which norms, on which devices, and that it computes the same."""
 
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from children import SMALL, lost_after, note_overrides, train_here
 from families import SMALL as FAMILIES
 from ranks import on_ranks
 from recipes import checkpoint, config, distributed, hardware, optim, sharding
 from recipes.config import ConfigError
 from recipes.hardware import Hardware
+from recipes.tasks import classify
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "mps"])
@@ -201,3 +204,58 @@ def test_each_goes_on_in_its_own_loop(tmp_path, opt, begun):
         fused, other = (first, second) if begun == "whole" else (second, first)
         assert {group["fused"] for group in fused} == {True} and {group["fused"] for group in other} == {None}
         assert apart < 1e-6
+
+
+# the first two of four steps are skipped, so that the optimiser has no state until the third is done
+SKIPPED = [
+    *SMALL, "data.batch_size=16", "data.workers=0", "sched.warmup=0", "train.accumulate=2", "train.steps=4",
+    "train.skip_nonfinite=2", "train.keep=9",
+]  # fmt: skip
+
+
+def skipping(out: Path, *options: str) -> None:
+    loss = classify.Task.loss
+
+    def poisoned(self, model, images, targets, *, draw):
+        return loss(self, model, images * math.nan if draw < 4 else images, targets, draw=draw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify.Task, "loss", poisoned)
+        train_here(out, *SKIPPED, *options)
+
+
+def finally_(run: Path) -> tuple[dict[str, torch.Tensor], set[float]]:
+    """All tensors of a sharded checkpoint after the last step, and how many steps its optimiser has counted."""
+    found = checkpoint.read(run / "checkpoints" / "step-00000004")
+    tensors = {
+        f"{part}.{name}": value for part in ("model", "optimizer") for name, value in found.tensors(part).items()
+    }
+    return tensors, {value.item() for name, value in tensors.items() if name.endswith(".step")}
+
+
+def test_saving_before_the_optimizer_has_state_changes_nothing(tmp_path):
+    for name, every in (("often", 1), ("once", 100)):
+        options = (f"train.save_every={every}", "hardware.parallel=fsdp", f"name={name}")
+        assert on_ranks(2, skipping, tmp_path, *options) == [None, None]
+    (often, steps), (once, _) = finally_(tmp_path / "often"), finally_(tmp_path / "once")
+    assert steps == {2} and often.keys() == once.keys()
+    assert [name for name in once if not torch.equal(often[name], once[name])] == []
+    # resumed from where there is no state yet, by processes that share the parameters and by one that has all of them
+    cut = lost_after(2, tmp_path / "often", tmp_path / "cut")
+    note_overrides(cut, [*SKIPPED, "hardware.parallel=fsdp"])
+    assert on_ranks(2, train_here, tmp_path, f"resume={cut}") == [None, None]
+    resumed, _ = finally_(cut)
+    assert [name for name in once if not torch.equal(resumed[name], once[name])] == []
+    alone = lost_after(2, tmp_path / "often", tmp_path / "alone")
+    note_overrides(alone, [*SKIPPED, "hardware.parallel=fsdp"])
+    train_here(tmp_path, f"resume={alone}", "hardware.parallel=ddp")
+    found = checkpoint.read(alone / "checkpoints" / "step-00000004").tree("optimizer")
+    assert {state["step"].item() for state in found["state"].values()} == {2}
+
+
+def test_a_whole_checkpoint_without_state_of_the_optimizer_is_sharded(tmp_path):
+    skipping(tmp_path, "train.save_every=1", "name=whole")
+    cut = lost_after(2, tmp_path / "whole", tmp_path / "cut")
+    note_overrides(cut, SKIPPED)
+    assert on_ranks(2, train_here, tmp_path, f"resume={cut}", "hardware.parallel=fsdp") == [None, None]
+    assert finally_(cut)[1] == {2}

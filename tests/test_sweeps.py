@@ -54,6 +54,15 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     assert "2 runs" in output
 
 
+def test_runs_of_a_sweep_are_resumed_by_name(tmp_path):
+    """The newest run of the same model and data may be another one of the same sweep."""
+    child = fork("-m", *QUICK, "seed=0,1", "resume=auto", cwd=tmp_path)
+    output = child.output()
+    assert child.exitcode == 2 and "error in run 1 (" in output, output
+    assert "which in a sweep (-m) may be another of its runs: pass name=" in output
+    assert [path for path in tmp_path.iterdir() if path != child.said] == []
+
+
 def test_search(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path / 'runs' / 'found'}"]
@@ -149,7 +158,7 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
 def test_an_option_beside_a_configuration(tmp_path, option):
     """The file has every key that the option would set: it would be passed over, or mixed with the file's."""
     OmegaConf.save(compose(), tmp_path / "it.yaml")
-    with pytest.raises(ConfigError, match=f"already sets every key.*leave out {option},"):
+    with pytest.raises(ConfigError, match=f"already sets every key.*leave out {option} and"):
         expanded([f"config={tmp_path / 'it.yaml'}", "seed=7", option])
 
 

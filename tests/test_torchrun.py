@@ -75,7 +75,11 @@ def test_a_full_disk_ends_all_with_one_message(tmp_path, parallel):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("out=file/runs", "cannot write to the run folder"), ("data.batch_size=33", "cannot be split"), ("optim.lrr=1", "optim.lr")],
+    [
+        ("out=file/runs", "cannot write to the run folder"),
+        ("data.batch_size=33", "cannot be split"),
+        ("optim.lrr=1", "optim.lr"),
+    ],
 )
 def test_what_cannot_begin_is_said_once(tmp_path, override, message):
     (tmp_path / "file").write_text("in the way")

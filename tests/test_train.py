@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import zoo
-from children import SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
+from children import PATIENCE, SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
 from recipes import checkpoint, config, data, distributed, export, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, find_checkpoint, find_weights
@@ -57,6 +58,16 @@ def test_log_has_every_step_and_evaluation(run):
     validation = [line for line in lines(run) if "val_top1" in line]
     assert [line["step"] for line in validation] == [5, 6]
     assert validation[-1]["val_top5"] >= validation[-1]["val_top1"]
+
+
+def test_processes_count_bad_images_only_where_they_are_replaced(tmp_path, monkeypatch):
+    """Each count is an exchange between processes: one for the evaluation, and one a step with `replace`."""
+    counts = []
+    monkeypatch.setattr(distributed, "total", lambda number: counts.append(number) or number)
+    for how, expected in (("raise", 1), ("replace", 1 + 3)):
+        counts.clear()
+        train_here(tmp_path, *QUICK, "train.steps=3", f"data.on_bad_image={how}", f"name={how}")
+        assert counts == [0] * expected
 
 
 def test_checkpoint_is_the_model_of_the_run(run):
@@ -384,6 +395,58 @@ def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tm
 def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n\x00\x00\xff{"step": 3}\n{"step": 4}\n{"st')
     assert [line["step"] for line in log.history(tmp_path / "m.jsonl")] == [1, 2, 4]
+
+
+def test_ctrl_c_saves_though_nobody_reads_the_output(tmp_path):
+    """As `2>&1 | tee log`, which Ctrl-C ends first."""
+    child = start("train.py", *QUICK, "train.steps=40", "train.save_every=1000", "name=run", cwd=tmp_path)
+    run = tmp_path / "runs" / "run"
+    wait_for(child, lambda: trained(run, 2))
+    child.stdout.close()
+    os.kill(child.pid, signal.SIGINT)
+    assert child.wait(PATIENCE) == 130
+    saved, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert 2 <= saved.state["step"] == max(line["step"] for line in lines(run)) < 40
+
+
+def test_output_that_cannot_be_written_is_an_error_unless_it_is_optional(capfd):
+    with pytest.raises(OSError, match="No space left"):
+        log.Output(file=open("/dev/full", "w")).print("needed")  # noqa: SIM115 (its buffer cannot be written)
+    read, written = os.pipe()
+    os.close(read)
+    for end, why in ((os.open("/dev/full", os.O_WRONLY), "No space left on device"), (written, "Broken pipe")):
+        console = log.Output(file=open(end, "w"))  # noqa: SIM115
+        console.optional = True
+        for line in range(2):
+            console.print(line)
+        console.file.close()  # as an exit does
+        said = capfd.readouterr().err
+        assert said.count("nothing more is printed, because standard output cannot be written: ") == 1 and why in said
+
+
+def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):
+    with open("/dev/full", "w") as full:
+        console = log.Output(file=full)
+        monkeypatch.setattr(log, "CONSOLE", console)
+        monkeypatch.setattr("recipes.run.CONSOLE", console)
+        train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
+    assert lines(tmp_path / "run")[-1]["step"] == 2
+    assert capfd.readouterr().err.count("nothing more is printed") == 1
+
+
+def test_what_cannot_be_encoded_is_replaced(tmp_path, monkeypatch):
+    with open(tmp_path / "log", "w", encoding="latin-1") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        log.replace_what_cannot_be_encoded()
+        log.say("shortened… ±")
+    assert (tmp_path / "log").read_text("latin-1") == "shortened? ±\n"
+
+
+def test_a_note_is_not_worth_an_error(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        for _ in range(2):
+            log.note("nobody reads this")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):

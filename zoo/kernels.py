@@ -84,7 +84,10 @@ def _shared(function: Callable, items: Sequence, jobs: int, size: int) -> list:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from ops.ahead import TARGETS
+    try:
+        from ops.ahead import TARGETS
+    except ImportError as error:
+        sys.exit(f"zoo.kernels needs the package triton, which cannot be imported here ({error}): pip install triton")
 
     parser = argparse.ArgumentParser(prog="python -m zoo.kernels", description="Compiles the kernels of models.")
     parser.add_argument("models", nargs="*", help="default: all")
@@ -102,9 +105,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     from ops.ahead import distinct, table
 
-    args = parse(argv)
     # separately for each dtype: how a call is divided into tiles depends on the element size
     written = distinct(itertools.chain(*(launches(args.models, jobs=args.jobs, dtype=dtype) for dtype in args.dtypes)))
     costs = compile_all(binaries(written, args.targets, args.all), args.jobs)

@@ -36,7 +36,7 @@ RANGES = {
     "sched.power": "[0, inf)", "sched.milestones": "[0, inf)", "sched.gamma": "(0, inf)",
     "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
     "task.target_threshold": "[0, 1)",
-    "hardware.threads": "[1, inf)", "hardware.timeout": "(0, inf)",
+    "hardware.threads": "[1, inf)", "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
 }  # fmt: skip
 LENGTHS = {"data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3)}
 RISING = ("augment.scale", "augment.ratio")  # the smaller number comes first
