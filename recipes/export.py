@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from torch import nn
-from torch._export.serde.serialize import SerializeError
 
 import zoo
 from recipes import distributed, noted
@@ -70,13 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         model = build(args.run, args.weights)
         _check_size(model, args)
         shapes = export.write(model, args)
-    except SerializeError as error:  # of torch: a program that it made, but has no format for
+    except (RunError, DataError, zoo.CheckpointError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "SerializeError":  # which has no public name: torch has no format for a program
+            raise
         said = str(error).partition("\n")[0]
         instead = "leave out --any-size and give --size H W" if args.any_size else "export to a name that ends in .onnx"
         print(f"torch.export cannot save the model of {args.run}: {said}; {instead}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, zoo.CheckpointError, ValueError) as error:
-        print(error, file=sys.stderr)
         return 2
     return export.report(model, args.out, shapes, args.tolerance)
 

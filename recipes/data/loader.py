@@ -208,11 +208,11 @@ def _started(loader: DataLoader) -> Iterator:
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
     # a worker that dies by a signal before it is set up leaves one that is not forked waiting for it to read its pipe
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         started = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return started
 
