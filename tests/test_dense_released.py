@@ -155,7 +155,7 @@ def test_training_from_other_windows_says_so(tmp_path, capsys):
     assert "built without" not in said_in_training(path, capsys, "model.img_size=64")  # asked for
     path, said = (
         of_gcvit(tmp_path, window_size=24),
-        "is of a model with +model.window_size=24, which this one is built without",
+        "is from a model with +model.window_size=24, which this one is built without",
     )
     for other in ("data.img_size=64", "model.img_size=224"):
         assert said in said_in_training(path, capsys, other), other
