@@ -146,7 +146,7 @@ def student(out, kind):
 def test_a_student_is_its_own_model(runs, kind):
     """The teacher and the projection are in no file that is evaluated or exported."""
     cfg = OmegaConf.load(runs / kind / "config.yaml")
-    model = models.create(cfg, SimpleNamespace(num_classes=10, img_size=32))
+    model = models.create(cfg, SimpleNamespace(num_classes=10, img_size=32, val=None))
     best = find_checkpoint(runs / kind)
     for part in ("model", "ema"):
         model.load_state_dict(best.tensors(part))  # strict

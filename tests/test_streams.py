@@ -185,6 +185,11 @@ def test_state(kind, tmp_path):
     source = made(kind, tmp_path).train
     state = json.loads(json.dumps(position(source, epoch=1, start=5, **options())))
     assert (state["ranks"], state["workers"], state["images"], state["epoch"], state["batch"]) == (1, 2, 113, 1, 5)
+    assert [reader["reader"] for reader in state["readers"]] == [0, 1]
+    for reader in state["readers"]:
+        shard, offset = reader["next"]
+        assert shard in source.records.names and 0 <= offset < COUNTS[source.records.names.index(shard)]
+        assert 0 < reader["held"] <= 12 and reader["seed"] > 0
     check_position(state, position(source, epoch=1, start=5, **options()))
     for change, said in (
         (options(workers=3), r"workers: started with 2, now 3 \(set data.workers=2\)"),
@@ -219,7 +224,7 @@ def test_training_goes_on_exactly(kind, tmp_path, workers):
     with pytest.raises(DataError, match=said):
         train_here(tmp_path, *more, f"resume={part}")
     state = json.loads((part / "checkpoints" / "step-00000009" / "state.json").read_text())["data"]
-    assert state["batch"] == 9 and state["workers"] == workers
+    assert state["batch"] == 9 and len(state["readers"]) == workers
 
 
 def broken_off(whole, part, step, given):

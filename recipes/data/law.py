@@ -18,6 +18,7 @@ the samples in a buffer are known by arithmetic; a reader that resumes there rea
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,3 +139,35 @@ def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iter
             opens=end == ends[0],
         )
         reached = upto
+
+
+def position(law: Law, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
+    """The position of every reader of every rank after `start` batches of an epoch; `names` are those of the shards.
+
+    next    [shard, offset] of the sample that it reads next; None after the last
+    oldest  [shard, offset] of its first sample that is not returned yet, where a resumed reader starts
+    held    samples in its buffer
+    seed    of its draws
+    """
+    return [
+        {"rank": rank, "reader": reader, **_position(law, names, epoch, rank, reader, start)}
+        for rank in range(law.world)
+        for reader in range(law.readers)
+    ]
+
+
+def _position(law: Law, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
+    part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
+    done = len(range(reader, start, law.readers)) * law.batch // law.repeats
+    read = int(given[:done].max(initial=-1)) + 1
+    oldest = int(given[done:].min(initial=len(part)))
+    ends = np.cumsum(law.counts)
+
+    def place(turn: int) -> list[str | int] | None:
+        if turn == len(part):
+            return None
+        shard = int(np.searchsorted(ends, part[turn], side="right"))
+        return [names[shard], int(part[turn] - ends[shard] + law.counts[shard])]
+
+    seed = law.buffer_seed(epoch, rank, reader)
+    return {"next": place(read), "oldest": place(oldest), "held": read - done, "seed": seed}

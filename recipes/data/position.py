@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+from recipes.data import law
 from recipes.data.errors import DataError
 from recipes.data.loader import law_of
 from recipes.data.source import Source
@@ -33,6 +34,7 @@ def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[
         "shards": hashlib.sha256(shards.encode()).hexdigest()[:16],
         "epoch": epoch,
         "batch": start,
+        "readers": law.position(found, names, epoch, start),
     }
 
 
