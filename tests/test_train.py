@@ -285,12 +285,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         train_here(tmp_path / "file", *QUICK)
 
 
-def test_a_log_that_cannot_be_written(tmp_path):
+def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     sink = log.Jsonl(tmp_path / "metrics.jsonl")
     with pytest.raises(log.LogError, match=r"could not write .*metrics.jsonl: .*No space left on device$"):
         sink.write({"step": 1})
-    (tmp_path / f".validation-{os.getpid()}.png").symlink_to("/dev/full")  # of `zoo.files.replaced`
+    monkeypatch.setattr("zoo.files.secrets.token_hex", lambda _: "0")
+    (tmp_path / ".validation-0.png").symlink_to("/dev/full")
     with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device"):
         sink.picture(2, Image.new("RGB", (8, 8)))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which is renamed to `path` on success and removed on failure."""
-    # cut, since file names have a maximum length
-    temporary = path.with_name(f".{path.stem[:40]}-{os.getpid()}{path.suffix}")
+    # cut, since file names have a maximum length; a process on another machine may have the same number
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
