@@ -13,8 +13,8 @@ from .dispatch import differentiating, learning, on_threads
 from .sizes import ceil, compiled_for_any, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
-# keys up to which several threads are faster with matmuls: fused attention gains more from wide registers
-FEW = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # registers of 16 float32, from which fused attention gains
+FEW = 32 if WIDE else 64  # keys up to which several threads are faster with matmuls
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from recipes import distributed, restricted
+from recipes import distributed, sharded_reader
 from recipes.log import say
 from recipes.packing import pack, unpack
 
@@ -56,7 +56,7 @@ class Checkpoint:
         """
         if self.sharded:
             with self._reading():
-                return restricted.whole(self.path / SHARDED, part)
+                return sharded_reader.whole(self.path / SHARDED, part)
         with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
@@ -72,7 +72,7 @@ class Checkpoint:
     def has(self, part: str) -> bool:
         if self.sharded:
             with self._reading():
-                return bool(restricted.names(self.path / SHARDED, part))
+                return bool(sharded_reader.names(self.path / SHARDED, part))
         return f"{part}.safetensors" in self.state["files"]
 
     @property
@@ -87,7 +87,7 @@ class Checkpoint:
         it holds more than tensors and plain values.
         """
         with self._reading():
-            restricted.load(states, self.path / SHARDED)
+            sharded_reader.load(states, self.path / SHARDED)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class Checkpoint:
             yield
         except CheckpointException as error:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
-        except restricted.Refused as error:
+        except sharded_reader.Refused as error:
             raise CheckpointError(f"could not read the checkpoint {self.path}: {error}") from error
 
 

@@ -26,12 +26,12 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from yaml import YAMLError
 
+from recipes import data_record
 from recipes import names as naming
-from recipes import noted
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
+from recipes.eval_results import write_json
 from recipes.log import CONSOLE, history, say
-from recipes.measured import write_json
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, load_config, runs_in
@@ -63,7 +63,7 @@ class Row:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes that it is evaluated on."""
-        return tuple(noted.words(self.data.get("class_names") or ()))
+        return tuple(data_record.words(self.data.get("class_names") or ()))
 
     @property
     def measured(self) -> tuple[Hashable, ...]:
@@ -105,7 +105,7 @@ def read(folder: Path, score: str | None = None) -> Row:
             else f"{folder} has no evaluation yet"
         )
     best = (min if score in LOWER else max)(found, key=lambda line: line[f"val_{score}"])
-    return Row(folder, flat(cfg), lines, score, best, noted.read(folder))
+    return Row(folder, flat(cfg), lines, score, best, data_record.read(folder))
 
 
 def readable(folders: Sequence[Path], score: str | None = None) -> list[Row]:

@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.progress import track
 from torch import Tensor, nn
 
-from recipes import config, distributed, hardware, measured, noted, predict, subjects
+from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
 from recipes.config.checks import flat, is_in
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import open_rgb
+from recipes.eval_results import Answers, Measurement, Results, Row
 from recipes.evaluate import evaluate
 from recipes.log import CONSOLE, say
-from recipes.measured import Answers, Measurement, Results, Row
 from recipes.provenance import named, versions
 from recipes.run import Kept, find_weights
 from recipes.settings import RunError, config_to_evaluate
@@ -46,14 +46,14 @@ def main(cfg: DictConfig) -> None:
     if cfg.run is not None:
         of_run(cfg, Path(cfg.run))
         return
-    sources = distributed.first(lambda: subjects.sources(cfg))
+    sources = distributed.first(lambda: eval_models.sources(cfg))
     if cfg.predict is not None:
         source, *others = sources
         if others:
             raise config.ConfigError(
                 f"predict={cfg.predict} uses a single model: give one checkpoint=, not {len(others) + 1}"
             )
-        answer(subjects.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
+        answer(eval_models.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
     else:
         of_weights(cfg, sources)
 
@@ -66,7 +66,7 @@ def of_run(cfg: DictConfig, run: Path) -> None:
         return
     results = Results(Path(cfg.out or run))
     distributed.first(lambda: predict.check_writable(results.folder))
-    report(measure_run(run, run.name, own, answers=cfg.predictions), results, "eval")
+    report(measure_run(run, run.name, own, answers=cfg.save_predictions), results, "eval")
 
 
 def config_of(run: Path, overrides: list[str]) -> DictConfig:
@@ -79,7 +79,7 @@ def config_of(run: Path, overrides: list[str]) -> DictConfig:
 
 def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Measurement:
     """Evaluate a run's best checkpoint with the run's classes; its name in tables is `name`."""
-    noted.count_classes(run, own.data)
+    data_record.count_classes(run, own.data)
     return measure(own, {"name": name, "model": own.model.name}, run=run, answers=answers)
 
 
@@ -89,7 +89,7 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     distributed.first(lambda: predict.check_writable(results.folder))
     found, failed = [], []
     alone = len(sources) == 1
-    stems, names = (["eval"], [None]) if alone else (subjects.stems(sources), subjects.names(sources))
+    stems, names = (["eval"], [None]) if alone else (eval_models.stems(sources), eval_models.names(sources))
     for source, stem, name in zip(sources, stems, names, strict=True):
         try:
             one = of_one(cfg, source, name)
@@ -120,18 +120,18 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
     Raises CheckpointError, ConfigError or RunError, on all processes, if it cannot be evaluated: all of them must
     continue with the same one.
     """
-    if source is not None and distributed.first(lambda: subjects.is_run(source)):
+    if source is not None and distributed.first(lambda: eval_models.is_run(source)):
         run = Path(source)
         typed = [text for text in config.overrides() if not text.lstrip("+").startswith("checkpoint=")]
         try:
             own = distributed.everywhere(lambda: config_of(run, typed), UNMEASURED)
-            return measure_run(run, name or run.name, own, answers=cfg.predictions)
+            return measure_run(run, name or run.name, own, answers=cfg.save_predictions)
         except DataError as error:  # concerns this run alone
             raise RunError(str(error)) from error
-    subject = distributed.everywhere(lambda: subjects.find(cfg, source), UNMEASURED)
-    weights = source or ("released" if subject.cfg.model.pretrained else "random")
-    about = {"name": name or subject.name, "model": subject.cfg.model.name, "weights": weights}
-    return measure(subject.cfg, about, published=subject.published(), answers=cfg.predictions)
+    evaluated = distributed.everywhere(lambda: eval_models.find(cfg, source), UNMEASURED)
+    weights = source or ("released" if evaluated.cfg.model.pretrained else "random")
+    about = {"name": name or evaluated.name, "model": evaluated.cfg.model.name, "weights": weights}
+    return measure(evaluated.cfg, about, published=evaluated.published(), answers=cfg.save_predictions)
 
 
 def measure(
@@ -151,7 +151,7 @@ def measure(
     if kept is not None:
         about = {**about, "weights": str(kept.checkpoint.path)}
     machine, task, data = distributed.everywhere(lambda: prepared(cfg), (DataError, *UNMEASURED))
-    noted.check_alike(data)
+    data_record.check_alike(data)
     data, model = distributed.everywhere(partial(built, task, data, kept, run), (DataError, *UNMEASURED))
     del kept  # which is as large as the model
     model = machine.place(model)
@@ -169,7 +169,7 @@ def measure(
         **versions(),
     }
     count = int(values.get("scored", len(data.val)))
-    record = measured.record({**about, **where}, values, count, published, task.score) | how
+    record = eval_results.record({**about, **where}, values, count, published, task.score) | how
     record["config"] = asked(cfg)
     keys = [key for key in values if "/" not in key]  # without those of single classes
     return Measurement(record, keys, task, data, metrics, answered.table(data) if answers else [])
@@ -190,7 +190,7 @@ def conclude(results: Results, found: list[Row]) -> None:
     ranked = []
     for (score, data, images), those in tables.items():
         records = sorted((one.record for one in those), key=lambda record: -record[score])
-        measured.show(records, those[0].keys, f"{images} images of {data}")
+        eval_results.show(records, those[0].keys, f"{images} images of {data}")
         ranked += records
     distributed.first(lambda: results.write_list("eval", ranked))
 
@@ -204,8 +204,8 @@ def prepared(cfg: DictConfig) -> tuple[hardware.Hardware, Task, Data]:
 def built(task: Task, data: Data, kept: Kept | None, run: Path | None) -> tuple[Data, nn.Module]:
     """The data, with the classes of a run if there is one, and the model for it."""
     if run is not None:
-        data = noted.with_classes_of(run, data)
-        noted.check_classes(run, data, task.cfg.data.name)
+        data = data_record.with_classes_of(run, data)
+        data_record.check_classes(run, data, task.cfg.data.name)
     return data, load(task, data, kept)
 
 
@@ -244,7 +244,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
     if distributed.rank():
         return
     machine, task = hardware.setup(cfg), create_task(cfg)
-    data = task.build_data() if run is None else noted.described(run, cfg)
+    data = task.build_data() if run is None else data_record.described(run, cfg)
     model = machine.place(load(task, data, kept)).eval()
     del kept  # which is as large as the model
     unread = []

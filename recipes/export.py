@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import zoo
-from recipes import distributed, noted
+from recipes import data_record, distributed
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
@@ -40,7 +40,7 @@ def build(folder: Path, weights: str = "auto") -> nn.Module:
             f"{folder} is a run of task=detect: detectors, whose number of boxes varies per image, are not exported"
         )
     with distributed.apart():  # a shell inside a job of several processes has the launcher's variables
-        model = load(task, noted.described(folder, cfg), find_weights(folder, weights)).eval()
+        model = load(task, data_record.described(folder, cfg), find_weights(folder, weights)).eval()
     model.pretrained_cfg["input_size"] = (3, *preprocessing(cfg).size)
     return model
 

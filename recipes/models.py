@@ -222,11 +222,11 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
             inner = getattr(model.backbone, "model", model.backbone)
-            given = inner.built_with({name: x.shape for name, x in inner.state_dict().items()}).get(key)
+            given = inner.args_from_shapes({name: x.shape for name, x in inner.state_dict().items()}).get(key)
         if given != value and not is_asked(cfg.model, key, own):
             argument = f"{typed(cfg.model, key)}{written(value)}"
             say(f"{path} is from a model with {argument}, which this one is built without: give it as well", "yellow")
-    for key in found.backbone.unshown(variant) if found else ():
+    for key in found.backbone.missing_args(variant) if found else ():
         if cfg.model.get(key) is None:
             say(f"the backbone of {path} is {found.backbone.message}, here as {typed(cfg.model, key)}", "yellow")
 

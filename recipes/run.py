@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from recipes import card, config, distributed, noted, shell
+from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.data import Data, DataError
 from recipes.log import CONSOLE, Jsonl, LogError, Sink, epoch_table, history, say
@@ -70,7 +70,7 @@ class Run:
     def check_data(self, data: Data) -> None:
         """Raise RunError if a resumed run was started on other data."""
         if self.known:
-            noted.check_same(self.folder, data)
+            data_record.check_same(self.folder, data)
 
     def begin(self, overrides: list[str], data: Data) -> None:
         """Make the folder of a new run, or cut the records of a resumed one back to the step that it resumes from."""
@@ -88,7 +88,7 @@ class Run:
         _refuse_used(self.folder)  # by a process that was faster
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that failed before this point
         note_session(self.folder, overrides, 0, self.cfg.hardware.device)
-        _replace(self.folder / noted.FILE, json.dumps(noted.of(data)))
+        _replace(self.folder / data_record.FILE, json.dumps(data_record.of(data)))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
     def save(self, now: State, best: dict[str, float] | None = None) -> None:

@@ -191,7 +191,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m recipes.schedule", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m recipes.schedule", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("overrides", nargs="*", help="key=value as for train.py; data=imagenet unless given")
     parser.add_argument("--images", type=int, default=IMAGENET, help="training images; default: those of ImageNet-1k")
     parser.add_argument("--out", type=Path, help="folder for CSV and JSON")

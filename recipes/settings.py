@@ -32,7 +32,7 @@ EFFECTS = {  # where it is more than the last digits
 }
 
 # what may be typed beside eval.py's run=: options of the command, and what is evaluated and how
-COMMAND = ("run", "predict", "predictions", "out", "img_size")
+COMMAND = ("run", "predict", "save_predictions", "out", "img_size")
 MEASURED = ("data", "hardware", "task.inference", "task.stride", "task.scales", "task.flip")
 
 

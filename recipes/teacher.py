@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 import zoo
-from recipes import models, noted, weights
+from recipes import data_record, models, weights
 from recipes.config import ConfigError
 from recipes.data import Data
 from recipes.data.build import preprocessing
@@ -70,7 +70,7 @@ class Teacher(nn.Module):
     def _of_run(cls, cfg: DictConfig, data: Data) -> Teacher:
         run = Path(cfg.checkpoint)
         own = load_config(run)
-        known = noted.described(run, own)
+        known = data_record.described(run, own)
         if own.task.name != "classify":
             raise ConfigError(f"teacher.checkpoint={run} is a run of task={own.task.name}: expected task=classify")
         if cfg.name is not None:

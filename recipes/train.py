@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, distributed, hardware, log, noted, optim, plan, rng, sharding, trackers
+from recipes import config, data_record, distributed, hardware, log, optim, plan, rng, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.data import DataError, Source
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> float | None:
     machine = hardware.setup(cfg)
     task = create_task(cfg)
     data = task.build_data()
-    noted.check_alike(data)
+    data_record.check_alike(data)
     distributed.first(lambda: run.check_data(data))
     STARTUP.mark("data")
     plans = plan.make(cfg, data.train, run.parts)

@@ -5,9 +5,14 @@ import os
 # two test processes on two cores, each with its own threads, would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
+
 import pytest
 import torch
 
+# a shell starts background jobs with Ctrl-C ignored, and a test that waits for it would wait for ever
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()

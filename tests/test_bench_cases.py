@@ -15,7 +15,7 @@ MODULES = ["blocks.attention", "biformer", "davit", "dinat", "gcvit", "litv2", "
 
 def window_attention(module, q, k, v, bias, window, partition="block", scale=None, outside=None):
     assert window[0] == window[1]
-    options = {"grid": partition == "grid", "bias": bias is not None, "filled": outside is not None}
+    options = {"grid": partition == "grid", "bias": bias is not None, "attend_padding": outside is not None}
     # by its shape alone a shared query cannot be told where the map is one window
     return windows(sizes(k), *k.shape[3:], window[0], shared=module == "gcvit", **options)
 

@@ -19,10 +19,10 @@ from recipes import plan
 from recipes.config import compose
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, loader, worker_count
 from recipes.data.digits import Digits, load
-from recipes.data.law import Batch
 from recipes.data.loader import plan_batches
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
+from recipes.data.stream_order import Batch
 from source_cases import all_of, config, make, same
 
 MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}

@@ -52,15 +52,15 @@ def test_windows_of_12():
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("table", [False, True])
-def test_zeros_outside_the_map_are_attended(table):
+@pytest.mark.parametrize("rel_pos_bias", [False, True])
+def test_zeros_outside_the_map_are_attended(rel_pos_bias):
     torch.manual_seed(0)
-    attention = WindowAttention(32, 2, 4, table=table, filled=True).double()
+    attention = WindowAttention(32, 2, 4, rel_pos_bias=rel_pos_bias, attend_padding=True).double()
     torch.nn.init.normal_(attention.qkv.bias)
     x = torch.randn(2, 9, 10, 32, dtype=torch.float64)
     padded = F.pad(x, (0, 0, 0, 2, 0, 3))
     torch.testing.assert_close(attention(x), attention(padded)[:, :9, :10], rtol=0, atol=1e-14)
-    masked = WindowAttention(32, 2, 4, table=table).double()
+    masked = WindowAttention(32, 2, 4, rel_pos_bias=rel_pos_bias).double()
     masked.load_state_dict(attention.state_dict())
     assert not torch.allclose(attention(x), masked(x))
 

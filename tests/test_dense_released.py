@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as F
 
 import zoo
-from recipes import config, subjects
+from recipes import config, eval_models
 from recipes.config import ConfigError
 from recipes.task import create
 from test_eval import evaluate_here
@@ -164,15 +164,15 @@ def test_training_from_other_windows_says_so(tmp_path, capsys):
 
 
 def test_windows_that_the_file_does_not_say(tmp_path, capsys):
-    path = of_gcvit(tmp_path, window_size=24, table=False)
+    path = of_gcvit(tmp_path, window_size=24, rel_pos_bias=False)
     said = r"the backbone of .*; the windows are not in it: give window_size=, here as \+model.window_size="
     for typed in ((), ("model.img_size=384",)):
         with pytest.raises(ConfigError, match=said):
             find(path, "task=segment", "data=ade20k", *typed)
     here = find(path, "task=segment", "data=ade20k", "+model.window_size=24").cfg.model
-    assert (here.table, here.window_size) == (False, 24)
-    assert "here as +model.window_size=" in said_in_training(path, capsys, "+model.table=false")
-    assert "here as" not in said_in_training(path, capsys, "+model.table=false", "+model.window_size=24")
+    assert (here.rel_pos_bias, here.window_size) == (False, 24)
+    assert "here as +model.window_size=" in said_in_training(path, capsys, "+model.rel_pos_bias=false")
+    assert "here as" not in said_in_training(path, capsys, "+model.rel_pos_bias=false", "+model.window_size=24")
 
 
 def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
@@ -185,7 +185,7 @@ def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
 
 def find(source, *overrides):
     cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
-    return subjects.find(cfg, *subjects.sources(cfg))
+    return eval_models.find(cfg, *eval_models.sources(cfg))
 
 
 def test_published_figures_of_dense_models(ade):

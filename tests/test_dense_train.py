@@ -19,7 +19,7 @@ from torch._export.serde.serialize import SerializeError
 import zoo
 from children import flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
-from recipes import config, export, hardware, noted
+from recipes import config, data_record, export, hardware
 from recipes import eval as evaluation
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
@@ -100,7 +100,7 @@ def test_a_run_is_exported(run, tmp_path, capsys, monkeypatch):
     assert "for any number of images x 3 x 64 x 64" in capsys.readouterr().out
     cfg, images = config_of(run, []), torch.randn(3, 3, 64, 64)
     task = create(cfg)
-    model = load(task, noted.described(run, cfg), find_weights(run)).eval()
+    model = load(task, data_record.described(run, cfg), find_weights(run)).eval()
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(out).module()(images), model(images))
     assert export.main([str(tmp_path), str(out)]) == 2
@@ -197,8 +197,8 @@ def test_an_evaluation_finds_the_number_of_the_training(run, tmp_path):
     assert "crop_pct" not in prep and (run.name != "segment" or (prep["scales"], prep["flip"]) == ([1.0], False))
     with Image.open(tmp_path / "eval.png") as picture:
         assert picture.width > 1000
-    with pytest.raises(ConfigError, match="predictions=true only works with task=classify"):
-        evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    with pytest.raises(ConfigError, match="save_predictions=true only works with task=classify"):
+        evaluate_here(f"run={run}", f"out={tmp_path}", "save_predictions=true")
 
 
 def test_two_processes_measure_what_one_does(run, tmp_path):

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import zoo
 from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
 from ranks import assert_bits, on_ranks
-from recipes import checkpoint, config, distributed, log, noted, plan, stop, train
+from recipes import checkpoint, config, data_record, distributed, log, plan, stop, train
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
@@ -590,7 +590,7 @@ def compared() -> list[str | None]:
         lambda: named(data, last),
     ):
         try:
-            said.append(noted.check_alike(change()))
+            said.append(data_record.check_alike(change()))
         except DataError as error:
             said.append(str(error).splitlines()[1].partition(" has ")[2])
     return said

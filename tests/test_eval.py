@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import zoo
 from children import SMALL, flags_restored, lines, note_overrides, succeed, train_here
-from recipes import checkpoint, config, measured, models, weights
+from recipes import checkpoint, config, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.plots import draw_confusion
@@ -66,13 +66,13 @@ def test_an_evaluation_of_something_else_is_moved(run, tmp_path, capsys, monkeyp
     def kept(folder):
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
-    evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    evaluate_here(f"run={run}", f"out={tmp_path}", "save_predictions=true")
     first = kept(tmp_path)
     assert first.keys() == {"eval.json", "eval.png", "eval-classes.csv", "eval-images.csv"}
-    evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+    evaluate_here(f"run={run}", f"out={tmp_path}", "save_predictions=true")
     with monkeypatch.context() as typed:
         typed.setattr(config, "overrides", lambda: ["data.eval_batch_size=90"])
-        evaluate_here(f"run={run}", f"out={tmp_path}", "predictions=true")
+        evaluate_here(f"run={run}", f"out={tmp_path}", "save_predictions=true")
     assert not (tmp_path / "earlier").exists() and "moved" not in capsys.readouterr().out
     first = kept(tmp_path)
     with monkeypatch.context() as typed:
@@ -91,10 +91,10 @@ def test_all_that_a_command_moves_lies_together(tmp_path):
         return {"weights": weights, "images": 4, "amp": None, "config": {"data.name": data, "data.mean": (0.5,)}}
 
     def write(data, stems=("a", "b")):
-        results = measured.Results(tmp_path)
+        results = eval_results.Results(tmp_path)
         for stem in stems:
             results.make_way(stem, record(stem, data))
-            measured.write_json(tmp_path / f"{stem}.json", record(stem, data))
+            eval_results.write_json(tmp_path / f"{stem}.json", record(stem, data))
         results.write_list("eval", [record(stem, data) for stem in stems])
 
     write("imagenet")
@@ -291,7 +291,7 @@ def test_the_table_of_several_keeps_their_names(capsys):
     records = [
         {"name": n, "model": "maxvit_t_tv.tv_in1k", "img_size": [224, 224], "difference": 1, **figures} for n in names
     ]
-    measured.show(records, ["top1", "loss", "images_per_s"], "9 images")
+    eval_results.show(records, ["top1", "loss", "images_per_s"], "9 images")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert "".join(row[0] for row in rows if row) == "".join(names)
 

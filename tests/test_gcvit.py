@@ -96,12 +96,12 @@ def test_windows_for_384_pixels(side):
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("img_size", "table"), [(224, True), (384, True), (224, False)])
-def test_detection(img_size, table):
+@pytest.mark.parametrize(("img_size", "rel_pos_bias"), [(224, True), (384, True), (224, False)])
+def test_detection(img_size, rel_pos_bias):
     """The same of the detection code's, with layer scale, and with its option to leave out the biases."""
     options = {"features_only": True, "feature_norms": True, "depths": (2, 2, 2, 2), "dtype": torch.float64}
-    net = trained(small(NAME, img_size=img_size, window_size=24, table=table, **options))
-    assert any(key.endswith(".rpb") for key in net.state_dict()) == table
+    net = trained(small(NAME, img_size=img_size, window_size=24, rel_pos_bias=rel_pos_bias, **options))
+    assert any(key.endswith(".rpb") for key in net.state_dict()) == rel_pos_bias
     x = torch.randn(2, 3, 100, 130, dtype=torch.float64)
     expected = oracles.gcvit(OFFICIAL.to_theirs(net.model.state_dict()), x, (24,) * 4, detection=True)
     for feature, want in zip(net(x), expected, strict=True):

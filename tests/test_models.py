@@ -539,7 +539,7 @@ def test_images_that_are_too_small(name, stages):
         "litv2_s": 2 ** (stages + 1) - 3,
         "sgformer_b": 29,
     }.get(name, 1)
-    assert model.least == least
+    assert model.min_img_size == least
     with torch.no_grad():
         assert model(torch.randn(1, 3, least, least)).isfinite().all()
     if least > 1:
@@ -548,7 +548,7 @@ def test_images_that_are_too_small(name, stages):
             for call in (model, model.forward_intermediates, torch.fx.symbolic_trace(model)):
                 with pytest.raises(ValueError, match=rf"images are .*: expected at least {least} pixels a side"):
                     call(image)
-        model.least = 1
+        model.min_img_size = 1
         with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
             model(image)
 

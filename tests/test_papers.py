@@ -64,8 +64,8 @@ def schedule(_, value, fact):
 def layer_scale(_, value, fact):
     """A number for all blocks, or the stages that have it, counted from 1; its first value there is the model's."""
     if isinstance(value, dict):
-        return {"model.scaled_stages": [stage - 1 for stage in value["stages"]]}
-    return {} if value is None else {"model.layer_scale": value or None, "model.scaled_stages": None}
+        return {"model.layer_scale_stages": [stage - 1 for stage in value["stages"]]}
+    return {} if value is None else {"model.layer_scale": value or None, "model.layer_scale_stages": None}
 
 
 def randaugment(field, value, fact):

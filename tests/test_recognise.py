@@ -202,7 +202,7 @@ BUILT = [
     ({"window_size": (7, 7, 14, 7)}, {"img_size": 224}),
     ({"window_size": (3, (3, 4), 5, 4)}, {"window_size": [3, (3, 4), 5, 4]}),
     ({"window_size": (12, 12, 24, 12)}, {"img_size": 384}),  # as the published classifiers for 384 pixels
-    ({"window_size": 24, "table": False}, {"table": False}),
+    ({"window_size": 24, "rel_pos_bias": False}, {"rel_pos_bias": False}),
 ]
 UNSAID = "; the windows are not in it: give window_size="
 
@@ -214,11 +214,12 @@ def test_tables_show_the_windows(given, shown, num_classes):
         state = class_of("gcvit_xxt")(**variants()["gcvit_xxt"] | given, num_classes=num_classes).state_dict()
     found = recognise(state)
     assert (found.model, found.arguments("gcvit_xxt"), found.arguments("gcvit_t")) == ("gcvit_xxt", shown, {})
-    assert found.unshown("gcvit_xxt") == (["window_size"] if "table" in given else []) and not found.unshown("gcvit_t")
-    assert found.message.endswith(UNSAID) == ("table" in given)
+    assert found.missing_args("gcvit_xxt") == (["window_size"] if "rel_pos_bias" in given else [])
+    assert not found.missing_args("gcvit_t")
+    assert found.message.endswith(UNSAID) == ("rel_pos_bias" in given)
     # in the authors' layout tables are flat
     flat = {key: value.flatten(1) if key.endswith(".rpb") else value for key, value in state.items()}
-    assert recognise(flat).arguments("gcvit_xxt") == ({} if "table" not in given else shown)
+    assert recognise(flat).arguments("gcvit_xxt") == ({} if "rel_pos_bias" not in given else shown)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_windows_of_detectors(given, shown):
     model = heads.detector("gcvit_xxt", 3, head="retinanet", channels=16, **given).eval()
     found = recognise_dense(model.layouts()[0].to_theirs(model.state_dict()))
     assert found.backbone.model == "gcvit_xxt" and found.arguments("gcvit_xxt") == shown
-    assert not found.backbone.unshown("gcvit_xxt")
+    assert not found.backbone.missing_args("gcvit_xxt")
     again = heads.detector("gcvit_xxt", 3, head=found.head, **found.options, **shown).eval()
     again.load_state_dict(model.state_dict())
     images = torch.randn(1, 3, 128, 160)
@@ -253,8 +254,8 @@ def test_norms_on_features_are_of_the_detection_code():
         assert recognise(state).arguments("gcvit_xxt") == shown
 
 
-WITHOUT_TABLES = {"window_size": 24, "table": False}
-CALL = re.escape("timm.create_model('gcvit_xxt', num_classes=3, table=False, window_size=...)")
+WITHOUT_TABLES = {"window_size": 24, "rel_pos_bias": False}
+CALL = re.escape("timm.create_model('gcvit_xxt', num_classes=3, rel_pos_bias=False, window_size=...)")
 
 
 @pytest.mark.parametrize(
@@ -282,8 +283,9 @@ def test_dense_models_of_windows_that_are_not_known(tmp_path):
     state = model.layouts()[0].to_theirs(model.state_dict())
     torch.save(state, path)
     found = recognise_dense(state)
-    assert found.arguments("gcvit_xxt") == {"table": False} and found.backbone.unshown("gcvit_xxt") == ["window_size"]
-    call = "zoo.heads.segmenter('gcvit_xxt', num_classes=3, head='fcn', channels=8, auxiliary=False, table=False, win"
+    assert found.arguments("gcvit_xxt") == {"rel_pos_bias": False}
+    assert found.backbone.missing_args("gcvit_xxt") == ["window_size"]
+    call = "zoo.heads.segmenter('gcvit_xxt', num_classes=3, head='fcn', channels=8, auxiliary=False, rel_pos_bias="
     with pytest.raises(zoo.CheckpointError, match=f"{re.escape(UNSAID)}, .* In Python, {re.escape(call)}"):
         export.build(str(path))
     with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID)):

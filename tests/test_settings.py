@@ -90,7 +90,7 @@ def test_a_run_whose_recipe_has_another_value_now_is_told_how_to_go_on(tmp_path)
 @pytest.mark.parametrize("typed", ["seed=3", "task=segment", "task.loss=binary_cross_entropy", "++train.steps=3"])
 def test_what_would_change_nothing_is_refused(tmp_path, typed):
     run = begun(tmp_path / "run")
-    config_to_evaluate(run, [f"run={run}", "task=classify", "predictions=true"])
+    config_to_evaluate(run, [f"run={run}", "task=classify", "save_predictions=true"])
     with pytest.raises(RunError, match="would have no effect") as error:
         config_to_evaluate(run, [f"run={run}", typed, "hardware=cpu"])
     assert f" {typed} would" in str(error.value)

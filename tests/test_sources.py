@@ -13,7 +13,7 @@ from PIL import Image
 
 from recipes.data import DataError, folder, imagenet
 from recipes.data.files import replace_file
-from recipes.measured import write_csv, write_json
+from recipes.eval_results import write_csv, write_json
 from recipes.pictures import save_picture
 from recipes.plots import draw_confusion
 from shard_cases import tars

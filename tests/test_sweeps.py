@@ -181,7 +181,7 @@ def test_a_configuration_of_some_keys(tmp_path):
 
 BESIDE_A_RUN = [
     ["run=runs/first"],
-    ["run='runs/my run (1)'", "img_size=40", "predictions=true"],
+    ["run='runs/my run (1)'", "img_size=40", "save_predictions=true"],
     ["run=runs/first", "data=cifar10", "data.crop_pct=0.5"],
     ["run=runs/first", "task=segment", "task.flip=true", "data=ade20k", "hardware.threads=1"],
 ]

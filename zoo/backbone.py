@@ -150,7 +150,7 @@ class Backbone(nn.Module):
         self.in_chans = in_chans
         self.num_features = dims[-1]
         self.head_hidden_size = head.dim
-        self.least = self.least_side(len(self.stages))
+        self.min_img_size = self.min_img_size_for(len(self.stages))
         self.feature_info = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
@@ -159,12 +159,12 @@ class Backbone(nn.Module):
         self.feature_norms = nn.ModuleList(norms)
 
     @staticmethod
-    def least_side(stages: int) -> int:
+    def min_img_size_for(stages: int) -> int:
         """Side in pixels of the smallest image for which this many stages have maps: 32 or fewer for four."""
         return 1
 
     @staticmethod
-    def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Arguments besides a variant's that a model was built with, as far as the shapes of its weights show them.
 
         The value is None where they do not show it, though without it another model would be built.
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         return self.head.pool.pool_type
 
     def forward_features(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, C, h, w)
-        x = self.stem(channels_last(x, self.least))
+        x = self.stem(channels_last(x, self.min_img_size))
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 3, 1, 2)
@@ -213,7 +213,7 @@ class Backbone(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         norm = norm and self.head.dim == self.num_features
         features = []
-        x = self.stem(channels_last(x, self.least))
+        x = self.stem(channels_last(x, self.min_img_size))
         for i, (stage, own) in enumerate(zip(self.stages, self.feature_norms)):  # noqa: B905 (TorchScript has no strict)
             if i <= last or not stop_early:
                 x = stage(x)
@@ -247,7 +247,7 @@ class Backbone(nn.Module):
             self.head.after = nn.Identity()
             self.num_features = self.head_hidden_size = self.head.dim = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
-        self.least = self.least_side(len(self.stages))
+        self.min_img_size = self.min_img_size_for(len(self.stages))
         return take
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

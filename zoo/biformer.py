@@ -244,7 +244,7 @@ class BiFormerSTL(BiFormer):
     positions = False
 
     @staticmethod
-    def least_side(stages: int) -> int:
+    def min_img_size_for(stages: int) -> int:
         return 2 ** (stages + 1)
 
 

@@ -102,7 +102,7 @@ class DualBlock(nn.Sequential):
 
     def __init__(self, dim: int, window: tuple[int, int], drop_path: Sequence[float]) -> None:
         heads = dim // 32
-        tokens = WindowAttention(dim, heads, window, table=False, filled=True)
+        tokens = WindowAttention(dim, heads, window, rel_pos_bias=False, attend_padding=True)
         channels = ChannelAttention(dim, heads)
         super().__init__(OrderedDict(window=Half(dim, tokens, drop_path[0]), channel=Half(dim, channels, drop_path[1])))
 

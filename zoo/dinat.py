@@ -17,7 +17,7 @@ from ops import neighborhood_attention, unpack
 from ops.sizes import surely
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, FilledAttention, check_heads, check_stages, drop_path_rates, init_linear, init_normal
+from .blocks import Block, PaddedAttention, check_heads, check_stages, drop_path_rates, init_linear, init_normal
 from .registry import register
 
 for op in (neighborhood_attention, unpack):
@@ -83,7 +83,7 @@ class Downsample(nn.Module):
         return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class NeighborhoodAttention(FilledAttention):
+class NeighborhoodAttention(PaddedAttention):
     """Self-attention of every token to its `window` x `window` nearest, `dilation` apart, with a learned bias.
 
     A map smaller than window * dilation is padded at the bottom and right as if the input were zero there: the padding

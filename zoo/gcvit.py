@@ -63,8 +63,8 @@ class Stem(nn.Module):
 class GlobalAttention(WindowAttention):
     """Window attention whose queries, one window of them, are given; it only projects keys and values."""
 
-    def __init__(self, dim: int, window: tuple[int, int], table: bool = True) -> None:
-        super().__init__(dim, dim // 32, window, table=table, filled=True)
+    def __init__(self, dim: int, window: tuple[int, int], rel_pos_bias: bool = True) -> None:
+        super().__init__(dim, dim // 32, window, rel_pos_bias=rel_pos_bias, attend_padding=True)
         self.qkv = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
@@ -128,7 +128,7 @@ class GCViT(Backbone):
     window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these. The
                     third stage's queries are then computed as in the published detection code, from half the map unless
                     that window is 14 x 14, for any `img_size`
-    table           False: attention without a bias per relative position, an option of the published detection code
+    rel_pos_bias    False: attention without a bias per relative position, an option of the published detection code
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
 
@@ -146,7 +146,7 @@ class GCViT(Backbone):
         *,
         img_size: Size = 224,
         window_size: Windows | None = None,
-        table: bool = True,
+        rel_pos_bias: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -160,7 +160,7 @@ class GCViT(Backbone):
         dims = [dim * 2**i for i in range(len(STAGES))]
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
-            options = {"table": table, "mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
+            options = {"rel_pos_bias": rel_pos_bias, "mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
             blocks = [block(dims[i], windows[i], j, drop_path=rate, **options) for j, rate in enumerate(rates)]
             query = QueryGenerator(dims[i], windows[i], STAGES[i][1])
             stages.append(GlobalStage(blocks, query, FusedReduce(dims[i - 1], dims[i]) if i else None))
@@ -177,7 +177,7 @@ class GCViT(Backbone):
         self.apply(init_linear)
 
     @staticmethod
-    def built_with(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The windows, as tables of relative positions show them; without tables they are None.
 
         Windows that fit an image are returned as its `img_size`. Not so for weights of the detection code, which have
@@ -187,7 +187,7 @@ class GCViT(Backbone):
         """
         tables = {(key.split(".")[1], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
         if not tables:
-            return {"table": False, "window_size": None}
+            return {"rel_pos_bias": False, "window_size": None}
         sides = [sides for _, sides in sorted(tables)]
         # flat tables do not show their sides
         if len(sides) != len(STAGES) or not all(len(pair) == 2 and pair[0] % 2 and pair[1] % 2 for pair in sides):
@@ -235,15 +235,15 @@ def block(
     window: tuple[int, int],
     index: int,
     *,
-    table: bool,
+    rel_pos_bias: bool,
     mlp_ratio: float,
     layer_scale: float | None,
     drop_path: float,
 ) -> Block:
     """Blocks with even numbers are local, those with odd numbers global."""
     if index % 2:
-        return GlobalBlock(dim, GlobalAttention(dim, window, table), mlp_ratio, drop_path, layer_scale)
-    attention = WindowAttention(dim, dim // 32, window, table=table, filled=True)
+        return GlobalBlock(dim, GlobalAttention(dim, window, rel_pos_bias), mlp_ratio, drop_path, layer_scale)
+    attention = WindowAttention(dim, dim // 32, window, rel_pos_bias=rel_pos_bias, attend_padding=True)
     return LocalBlock(dim, attention, mlp_ratio, drop_path, layer_scale)
 
 

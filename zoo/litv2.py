@@ -19,8 +19,8 @@ from ops.dispatch import autocasts, by_reference
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
-    FilledAttention,
     Mlp,
+    PaddedAttention,
     PatchStem,
     Residual,
     check_heads,
@@ -154,7 +154,7 @@ class DeformableMerge(nn.Module):
         return self.act(self.norm(x)).permute(0, 2, 3, 1)
 
 
-class HighFrequencies(FilledAttention):
+class HighFrequencies(PaddedAttention):
     """Attention inside windows; tokens attend to the zeros that pad the map to whole windows."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, window: int) -> None:
@@ -283,7 +283,7 @@ class LITv2(Backbone):
         self.apply(init_linear)
 
     @staticmethod
-    def least_side(stages: int) -> int:
+    def min_img_size_for(stages: int) -> int:
         return 2 ** (stages + 1) - 3  # patches of 4 are padded, patches of 2 are not
 
     @torch.jit.ignore

@@ -44,7 +44,7 @@ class Recognition:
     model       the variant: the only candidate, or the one that the file's own name picks among them; else None
     by_name     whether the name had to pick
     classes     outputs of the classifier; None if there is none
-    built_with  arguments of the model beyond its name, as far as shapes show them: GC ViT's windows; the value is None
+    model_args  arguments of the model beyond its name, as far as shapes show them: GC ViT's windows; the value is None
                 for one that must be given, since the shapes do not show it
     """
 
@@ -53,7 +53,7 @@ class Recognition:
     model: str | None = None
     by_name: bool = False
     classes: int | None = None
-    built_with: Mapping[str, Any] = field(default_factory=dict)
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -65,28 +65,28 @@ class Recognition:
         if len(self.candidates) > 1:
             said += ", which differ only in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
-        return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._unshown())
+        return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._missing())
 
     def arguments(self, model: str) -> dict[str, Any]:
         """Arguments beyond name and classes that build `model` as the file's was; none if the file does not fit it."""
-        shown = {key: value for key, value in self.built_with.items() if value is not None}
+        shown = {key: value for key, value in self.model_args.items() if value is not None}
         return shown if model in dict(self.candidates) else {}
 
-    def unshown(self, model: str) -> list[str]:
+    def missing_args(self, model: str) -> list[str]:
         """Arguments that `model` must be built with to be the file's, and that the file does not show."""
-        return self._unshown() if model in dict(self.candidates) else []
+        return self._missing() if model in dict(self.candidates) else []
 
     def in_python(self, model: str, function: str = "timm.create_model", **arguments: Any) -> str:
         """For commands that do not take such arguments: the call of `function` that builds `model`, with `arguments`
         added; empty if the file shows all of them.
         """
-        if not (unshown := self.unshown(model)):
+        if not (missing := self.missing_args(model)):
             return ""
         given = [f"{key}={value!r}" for key, value in (arguments | self.arguments(model)).items()]
-        return f"{function}({', '.join([repr(model), *given, *(f'{key}=...' for key in unshown)])})"
+        return f"{function}({', '.join([repr(model), *given, *(f'{key}=...' for key in missing)])})"
 
-    def _unshown(self) -> list[str]:
-        return [key for key, value in self.built_with.items() if value is None]
+    def _missing(self) -> list[str]:
+        return [key for key, value in self.model_args.items() if value is None]
 
 
 def recognise(state: State, name: str = "") -> Recognition:
@@ -100,8 +100,8 @@ def recognise(state: State, name: str = "") -> Recognition:
     model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
     name, layout, shapes = fitting[0]  # these are the same for all that fit
-    classes, built_with = _classes(state, name, layout), class_of(name).built_with(shapes)
-    return Recognition(tuple(candidates), exact, model, by_name, classes, built_with)
+    classes, model_args = _classes(state, name, layout), class_of(name).args_from_shapes(shapes)
+    return Recognition(tuple(candidates), exact, model, by_name, classes, model_args)
 
 
 def hint(path: str, meta: Mapping[str, Any]) -> str:
@@ -292,7 +292,7 @@ def _trunks(name: str) -> list[Shapes]:
     """The trunk of a variant and, if its class can be built so, the same without tables of relative positions."""
     trunk = _trunk(_shapes_of(name))
     bare = {key: shape for key, shape in trunk.items() if not key.endswith(".rpb")}
-    return [trunk, bare] if "table" in signature(class_of(name)).parameters else [trunk]
+    return [trunk, bare] if "rel_pos_bias" in signature(class_of(name)).parameters else [trunk]
 
 
 def _differences(shapes: Shapes, want: Shapes) -> int:

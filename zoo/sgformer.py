@@ -255,7 +255,7 @@ class SGFormer(Backbone):
         self.apply(init_fan_out)
 
     @staticmethod
-    def least_side(stages: int) -> int:
+    def min_img_size_for(stages: int) -> int:
         return 29  # the first stage's map, a quarter of that, is halved three times without padding
 
     @torch.jit.ignore

@@ -34,14 +34,14 @@ VARIANTS = {
         "dims": (96, 192, 384, 512),
         "depths": (4, 6, 14, 6),
         "heads": (2, 3, 6, 8),
-        "scaled_stages": (2, 3),
+        "layer_scale_stages": (2, 3),
         "img_size": 224,
     },
     "stvit_l": {
         "dims": (96, 192, 448, 640),
         "depths": (4, 7, 19, 8),
         "heads": (2, 3, 7, 10),
-        "scaled_stages": (2, 3),
+        "layer_scale_stages": (2, 3),
         "img_size": 224,
     },
 }
@@ -129,15 +129,15 @@ class STViT(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths, heads  channels, blocks and attention heads of each stage
-    cells           pixels a side of a super token's cell in each stage; 1: all pixels attend to each other
-    iterations      rounds of association and averaging
-    differentiable  False, as published: no gradient flows through the association; True: gradients flow through it
-    scaled_stages   numbers of the stages, from 0, whose branches have learned factors, which start at 1e-6
-    img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size, as the authors' code does. Normed maps are padded with zeros to whole cells,
-                    and these zeros count in the averages
-    drop_path_rate  a linear ramp from 0 over all blocks
-    feature_norms   see `Backbone`; the authors published no version for dense prediction
+    cells               pixels a side of a super token's cell in each stage; 1: all pixels attend to each other
+    iterations          rounds of association and averaging
+    differentiable      False, as published: no gradient flows through the association; True: gradients flow through it
+    layer_scale_stages  numbers of the stages, from 0, whose branches have learned factors, which start at 1e-6
+    img_size            image that the model is meant for, pixels a side or (height, width). Nothing in it depends on
+                        that: it runs at any size, as the authors' code does. Normed maps are padded with zeros to whole
+                        cells, and these zeros count in the averages
+    drop_path_rate      a linear ramp from 0 over all blocks
+    feature_norms       see `Backbone`; the authors published no version for dense prediction
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class STViT(Backbone):
         *,
         iterations: int = 1,
         differentiable: bool = False,
-        scaled_stages: Sequence[int] = (),
+        layer_scale_stages: Sequence[int] = (),
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -162,7 +162,7 @@ class STViT(Backbone):
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, (dim, count, cell, ramp) in enumerate(zip(dims, heads, cells, rates, strict=True)):
-            scale = LAYER_SCALE if i in scaled_stages else None
+            scale = LAYER_SCALE if i in layer_scale_stages else None
             blocks = [
                 Block(dim, SuperTokenAttention(dim, count, to_2tuple(cell), iterations, differentiable), rate, scale)
                 for rate in ramp

@@ -78,9 +78,9 @@ def calls(image: Size, models: dict[str, tuple] = MODELS) -> dict[Call, list[str
 
 
 def windows(
-    size: Size, heads: int, dim: int, window: int, *, grid=False, bias=False, filled=False, shared=False
+    size: Size, heads: int, dim: int, window: int, *, grid=False, bias=False, attend_padding=False, shared=False
 ) -> Call:
-    options = {"grid": grid, "bias": bias, "filled": filled, "shared": shared}
+    options = {"grid": grid, "bias": bias, "attend_padding": attend_padding, "shared": shared}
     return call("window_attention", size, heads, dim, window=(window, window), **options)
 
 
@@ -91,11 +91,11 @@ def maxvit(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
 
 def gcvit(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     for shared in (False, True):
-        yield windows(size, heads, dim, (7, 7, 14, 7)[stage], bias=True, filled=True, shared=shared)
+        yield windows(size, heads, dim, (7, 7, 14, 7)[stage], bias=True, attend_padding=True, shared=shared)
 
 
 def davit(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
-    yield windows(size, heads, dim, 7, filled=True)
+    yield windows(size, heads, dim, 7, attend_padding=True)
     yield call("channel_attention", size, heads, dim)
 
 
@@ -119,7 +119,7 @@ def biformer(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
 def litv2(stage: int, size: Size, heads: int, dim: int) -> Iterator[Call]:
     if stage == 2:
         low = heads * 9 // 10
-        yield windows(size, heads - low, dim, 2, filled=True)
+        yield windows(size, heads - low, dim, 2, attend_padding=True)
         yield call("pooled_attention", size, low, dim, keys=prod(size) // 4)
     if stage == 3:
         yield call("pooled_attention", size, heads, dim, keys=prod(size))

@@ -64,7 +64,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
         inputs["query"] = (batch, *window, heads, dim)
     if call["bias"]:
         inputs["bias"] = (heads, 2 * window[0] - 1, 2 * window[1] - 1)
-    if call["filled"] and any(part.border):
+    if call["attend_padding"] and any(part.border):
         inputs["outside"] = (count, heads, dim)
 
     def op(packed: Tensor, query=None, bias=None, outside=None, impl: str = "auto") -> Tensor:
@@ -80,7 +80,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
 def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dtype) -> dict[str, Peer]:
     heads, dim, (wh, ww) = call.heads, call.dim, call["window"]
     windows = batch * part.count[0] * part.count[1]
-    masked = any(part.border) and not call["filled"]
+    masked = any(part.border) and not call["attend_padding"]
     hidden = part.hidden(device, dtype) if masked else None
     place = torch.arange(wh * ww, device=device)
     row, col = place // ww, place % ww
@@ -154,7 +154,7 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
 def timm_module(call: Call, device: str, dtype: torch.dtype) -> nn.Module | None:
     """The attention of timm's MaxViT, GC ViT or DaViT without its projections; None if timm has none."""
     width, window = call.heads * call.dim, call["window"]
-    if call["bias"] and not call["filled"]:
+    if call["bias"] and not call["attend_padding"]:
         from timm.layers import RelPosBiasTf
         from timm.models.maxxvit import AttentionCl
 
@@ -166,7 +166,7 @@ def timm_module(call: Call, device: str, dtype: torch.dtype) -> nn.Module | None
         from timm.models.gcvit import WindowAttentionGlobal
 
         module = WindowAttentionGlobal(width, call.heads, window, call["shared"], device=device, dtype=dtype)
-    elif call["filled"]:
+    elif call["attend_padding"]:
         from timm.models.davit import WindowAttention
 
         module = WindowAttention(width, window, call.heads, device=device, dtype=dtype)
@@ -182,7 +182,7 @@ def timm_module(call: Call, device: str, dtype: torch.dtype) -> nn.Module | None
 def timm_peer(module: nn.Module, call: Call, part: Partition, arrange: Callable[..., dict[str, Tensor]]) -> Peer:
     def as_timm(query=None, bias=None, **inputs: Tensor) -> dict[str, Tensor]:
         given = arrange(query=query, bias=bias, **inputs)
-        if bias is not None and call["filled"]:
+        if bias is not None and call["attend_padding"]:
             given["bias"] = bias.flip(1, 2).flatten(1).T  # Swin's tables are indexed by query - key
         if query is not None:
             given["query"] = query.flatten(1, 2).flatten(2)

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         groups = tasks(args)
         # other processes work on these while this one runs the machine checks
         answers = run(shares_of, [task for some in groups.values() for task in some])
-        for finding in chain(machine(args), laws(groups, answers)):
+        for finding in chain(machine(args), verdicts(groups, answers)):
             findings.append(finding)
             mark = "ok    " if finding.ok else "FAILED"
             print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)
@@ -106,10 +106,10 @@ def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
     return groups
 
 
-def laws(groups: dict[tuple[str, str], list[Task]], answers: Iterator[list]) -> Iterator[Finding]:
+def verdicts(groups: dict[tuple[str, str], list[Task]], answers: Iterator[list]) -> Iterator[Finding]:
     """One finding for each implementation, dtype and op, from the answers to their tasks in this order."""
     for (check, op), some in groups.items():
-        yield law(check, op, {task: next(answers) for task in some})
+        yield verdict(check, op, {task: next(answers) for task in some})
 
 
 @contextmanager
@@ -134,13 +134,13 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
     import torch
 
     from ..launching import configuration
-    from .law import Law
+    from .bound import ErrorBound
     from .tables import BY_NAME
 
     held, found = None, []
     for place in range(task.places):
         try:
-            held = held or Law(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
+            held = held or ErrorBound(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
             with configuration(place):
                 found.append(held.shares(task.impl))
         except Exception as error:  # a kernel may fail in any way, and the others are still checked
@@ -148,9 +148,9 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
     return found
 
 
-def law(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) -> Finding:
+def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) -> Finding:
     """The largest share of the allowed error over the cases of an op, or the cases that exceed it."""
-    from .law import broken
+    from .bound import broken
 
     worst, bad = 0.0, []
     for task, answered in answers.items():

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ops
 
+from .bound import share
 from .cases import Case, gradients
-from .law import share
 
 MiB = 2**20
 

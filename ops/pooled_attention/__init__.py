@@ -5,12 +5,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_channels, check_dtypes, factor
-from ..dispatch import choose, learning, on_threads
-from ..sizes import surely
+from ..dispatch import choose, eager, learning, on_threads
+from ..partition import WIDE, matrices
+from ..sizes import laid_out, surely
 from . import reference
 
 HAS = ("torch", "reference")
 CACHED = 2**22  # bytes
+REGISTER = 16  # float32 in a register of AVX-512
+SPARE = 4  # keys beyond whole registers up to which padding costs more than it saves
 
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
@@ -24,7 +27,8 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     returns    (B, H, W, heads, D)
 
     `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU, with up to 64
-    keys, it is two matmuls and a softmax where gradients are needed, or where several threads process a small map.
+    keys, it is two matmuls and a softmax where gradients are needed, or, without AVX-512, where several threads process
+    a small map. With AVX-512, keys may be padded to whole registers, and the padding masked.
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
@@ -50,17 +54,41 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     H, W = q.shape[1], q.shape[2]
     q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
     if q.is_cpu and surely(k.shape[2] <= 64) and divided(q, k, v):
-        out = (q * scale @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v
+        q, k, v = laid_out(q), laid_out(k), laid_out(v)
+        out = matrices(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, q.shape[1], scale).view(q.shape)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        mask = None
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+            if ragged(q, k, v):
+                k, v, mask = padded(k, v, q.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return out.transpose(1, 2).unflatten(1, [H, W])
 
 
 def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether matmuls are faster for few keys: for gradients, and on several threads if the logits fit in the cache."""
+    """Whether matmuls are faster for few keys: for gradients, and without wide registers, on several threads, if the
+    logits fit in the cache.
+    """
     if learning(q, k, v, None):
         return True
     if torch.jit.is_scripting():
         return False
     else:
-        return on_threads(q) and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
+        fits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
+        return fits and not WIDE and on_threads(q)
+
+
+def ragged(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether padding the keys is faster: fused attention takes the last of a row, less than a register, one by one."""
+    if not WIDE or q.dtype != torch.float32 or not eager(q) or learning(q, k, v, None):
+        return False
+    return k.shape[2] < q.shape[2] and k.shape[2] % REGISTER > SPARE
+
+
+def padded(k: Tensor, v: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (B, heads, N, D) with zeros up to whole registers, and the mask that hides these."""
+    count = k.shape[2]
+    more = -count % REGISTER
+    mask = k.new_zeros(count + more)
+    mask[count:] = -torch.inf
+    return F.pad(k, [0, 0, 0, more]), F.pad(v, [0, 0, 0, more]), mask.expand(1, 1, queries, -1)

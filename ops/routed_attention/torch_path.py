@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import under_autocast
+from ..dispatch import eager, learning, under_autocast
+from ..partition import few
 from ..sizes import laid_out, surely, varies
 
 # bytes of a block: what CPU caches hold; on other devices fewer, larger blocks are better
 CACHED, SPACIOUS = 2**23, 2**28
-FEW = 64  # keys up to which two matmuls are faster on CPUs than fused attention
+FEW = 64  # keys up to which two matmuls may be faster on CPUs than fused attention
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
@@ -50,9 +51,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> 
     """Attention of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; like q."""
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
-        if q.is_cpu and surely(keys.shape[2] <= FEW):
+        if q.is_cpu and surely(keys.shape[2] <= FEW) and multiplied(queries, keys, values):
             return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
     return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
+
+
+def multiplied(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether two matmuls are faster on a CPU than fused attention to few keys (b, heads, N, D), N up to FEW."""
+    return not eager(q) or learning(q, k, v, None) or k.shape[2] <= few(k)
 
 
 class Gathered(torch.autograd.Function):

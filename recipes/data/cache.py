@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from PIL import Image
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import sidecar
+from recipes.log import note
 
 HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the stored pixels
 ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, 1 once it is filled
@@ -95,7 +95,7 @@ class Cache:
 
     def _stop(self, why: str) -> None:
         self.full = True
-        print(f"the image cache ({self.path or 'memory'}) takes no more images: {why}", file=sys.stderr)
+        note(f"the image cache ({self.path or 'memory'}) takes no more images: {why}")
 
     @property
     def _table(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
 from recipes.data.transforms import Normalize
+from recipes.log import note
 
 READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
 
@@ -93,10 +93,9 @@ class Dense(Source, ABC):
         if self.turned or (worker is not None and worker.id) or orientation(image) == 1:  # or applied, and gone
             return
         self.turned = True
-        print(
+        note(
             f"{self.where(index)} in {self.name} has the EXIF orientation {orientation(image)}, which is not applied: "
             "set data.exif_orientation=true if its labels belong to the image as shown by viewers",
-            file=sys.stderr,
         )
 
     def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:

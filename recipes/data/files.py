@@ -3,10 +3,10 @@
 import hashlib
 import os
 import re
-import sys
 from pathlib import Path
 
 from recipes.data.errors import DataError
+from recipes.log import note
 from zoo.files import replaced
 
 
@@ -70,4 +70,4 @@ def replace_file(path: Path, content: bytes, what: str) -> None:
         with replaced(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        print(f"{what} is not cached for the next run: {error}", file=sys.stderr)
+        note(f"{what} is not cached for the next run: {error}")

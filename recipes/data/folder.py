@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import replace_file, sidecar, stamp
+from recipes.log import note
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
@@ -179,7 +179,7 @@ def _cached(folder: Path) -> Listing | None:
     except FileNotFoundError:  # never listed, or a folder is gone
         return None
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        print(f"the cached listing {path} cannot be read ({error}): scanning {folder} again", file=sys.stderr)
+        note(f"the cached listing {path} cannot be read ({error}): scanning {folder} again")
         return None
     return listing if fresh else None
 

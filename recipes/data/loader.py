@@ -1,7 +1,7 @@
 """Batches of a source: seeded order, exact resumption, worker processes.
 
 A source that is read by index has a permutation for each epoch, and any number of workers and ranks gives the same
-batches. A source in shards is read sequentially, in the order that `recipes.data.law` describes.
+batches. A source in shards is read sequentially, in the order that `recipes.data.stream_order` describes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data import law
+from recipes.data import stream_order
 from recipes.data.errors import DataError
-from recipes.data.law import Batch, Law
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
+from recipes.data.stream_order import Batch, StreamOrder
 from zoo.allocator import give_freed_memory_back
 
 HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}  # those that stop a run, see `recipes.stop`
@@ -94,16 +94,16 @@ class Planned(Sequence[Batch]):
         return Batch([(int(self.order[turn]), self.epoch, copy) for turn, copy in turns])
 
 
-def law_of(
+def stream_order_of(
     source: Source, *, batch_size: int, seed: int, workers: int | None, world: int = 1, repeats: int = 1
-) -> Law | None:
-    """The law for the order of a source in shards; None for one that is read by index."""
+) -> StreamOrder | None:
+    """The order in which a source in shards is read; None for one that is read by index."""
     if not isinstance(source.records, Shards):
         return None
     records, readers = source.records, max(1, worker_count(source, workers))
     batches_per_epoch(source, batch_size, world, repeats)
     counts = tuple(records.counts.tolist())
-    return Law(counts, records.buffer, seed, world, readers, batch_size, repeats)
+    return StreamOrder(counts, records.buffer, seed, world, readers, batch_size, repeats)
 
 
 def plan_batches(
@@ -123,9 +123,9 @@ def plan_batches(
     """What `batches` yields, as indices; nothing is read."""
     if not train:
         return _eval_batches(source, batch_size, rank, world)[start:]
-    found = law_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
+    found = stream_order_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
     if found is not None:
-        return law.batches(found, epoch, rank, start)
+        return stream_order.batches(found, epoch, rank, start)
     parts = parts or world
     count = batches_per_epoch(source, batch_size, parts, repeats) * parts
     numbers = range(rank, count, world)[start:]
@@ -153,8 +153,8 @@ def batches(
     train  a permutation that is a function of (seed, epoch); samples that do not fill a last step are dropped. Rank r
            takes the r-th slice of every `world * batch_size` samples; with `repeats` each image occurs that often,
            augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
-           For a source in shards the order also depends on the numbers of workers and ranks, see `recipes.data.law`:
-           there one rank reads an image, and its copies follow each other.
+           For a source in shards the order also depends on the numbers of workers and ranks, see
+           `recipes.data.stream_order`: there one rank reads an image, and its copies follow each other.
     parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
     eval   in order, every sample exactly once over all ranks; the last batch may be short.
     start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.

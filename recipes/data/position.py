@@ -3,9 +3,9 @@
 import hashlib
 from typing import Any
 
-from recipes.data import law
+from recipes.data import stream_order
 from recipes.data.errors import DataError
-from recipes.data.loader import law_of
+from recipes.data.loader import stream_order_of
 from recipes.data.source import Source
 
 ADVICE = {
@@ -22,7 +22,7 @@ def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[
     options  batch_size, seed, workers, world, repeats, as for `batches`
     Nothing of it has to be restored, as all is arithmetic: it is for information, and for `check_position`.
     """
-    found = law_of(source, **options)
+    found = stream_order_of(source, **options)
     if found is None:
         return None
     names = source.records.names
@@ -34,7 +34,7 @@ def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[
         "shards": hashlib.sha256(shards.encode()).hexdigest()[:16],
         "epoch": epoch,
         "batch": start,
-        "readers": law.position(found, names, epoch, start),
+        "readers": stream_order.position(found, names, epoch, start),
     }
 
 

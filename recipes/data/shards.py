@@ -1,14 +1,13 @@
 """Data sets in shards, tar archives or parquet files, that are read sequentially.
 
 An index of every shard, made once and cached, has the number of its samples, their labels and positions: so a reader
-can start anywhere without reading what comes before. `recipes.data.law` defines the order of reading.
+can start anywhere without reading what comes before. `recipes.data.stream_order` defines the order of reading.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import sys
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import replace_file, sidecar, stamp
 from recipes.data.images import File
+from recipes.log import note
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def kept_index(paths: list[str], what: str, make) -> Index:
     except FileNotFoundError:
         pass  # never indexed
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        print(f"the cached index {file} cannot be read ({error}): reading the shards again", file=sys.stderr)
+        note(f"the cached index {file} cannot be read ({error}): reading the shards again")
     index = make()
     buffer = io.BytesIO()
     np.savez(buffer, stamps=np.array(stamps), counts=index.counts, labels=index.labels, **index.fields)

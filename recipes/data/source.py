@@ -1,7 +1,6 @@
 """One split of a data set: records, a transform, and the seeding that makes a sample reproducible."""
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.images import Jpeg
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.transforms import Normalize
+from recipes.log import note
 
 OTHERS = 64  # images that are tried as a replacement for one that cannot be decoded
 
@@ -147,7 +147,7 @@ class Source(Dataset):
         for index, by, why in news:
             if index not in self.named:
                 self.named.add(index)
-                print(f"bad image in {self.name}, replaced by {self.where(by)}: {why}", file=sys.stderr)
+                note(f"bad image in {self.name}, replaced by {self.where(by)}: {why}")
 
     def take_bad(self) -> int:
         """How many samples were replaced in the batches since the last call."""

@@ -5,8 +5,8 @@ import torch
 from torch.autograd import gradcheck
 
 import ops
+from ops.check.bound import broken, shares
 from ops.check.cases import gradients, random
-from ops.check.law import broken, shares
 from ops.check.tables import BY_NAME, CASES
 
 

@@ -68,12 +68,12 @@ def test_writes_its_table(tmp_path, capsys):
 
 # the smallest call of each op and kind, at a size whose windows reach over the border
 FEW = [
-    call("window_attention", (8, 6), 2, 8, window=(3, 3), grid=False, bias=False, filled=False, shared=False),
-    call("window_attention", (8, 6), 1, 32, window=(7, 7), grid=True, bias=True, filled=False, shared=False),
-    call("window_attention", (14, 7), 1, 32, window=(7, 7), grid=True, bias=True, filled=False, shared=False),
-    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, filled=True, shared=False),
-    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, filled=True, shared=True),
-    call("window_attention", (9, 6), 2, 8, window=(7, 7), grid=False, bias=False, filled=True, shared=False),
+    call("window_attention", (8, 6), 2, 8, window=(3, 3), grid=False, bias=False, attend_padding=False, shared=False),
+    call("window_attention", (8, 6), 1, 32, window=(7, 7), grid=True, bias=True, attend_padding=False, shared=False),
+    call("window_attention", (14, 7), 1, 32, window=(7, 7), grid=True, bias=True, attend_padding=False, shared=False),
+    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, attend_padding=True, shared=False),
+    call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, attend_padding=True, shared=True),
+    call("window_attention", (9, 6), 2, 8, window=(7, 7), grid=False, bias=False, attend_padding=True, shared=False),
     call("neighborhood_attention", (9, 8), 2, 8, window=(3, 3), dilation=(2, 2)),
     call("routed_attention", (6, 9), 2, 8, regions=(3, 3), topk=2),
     call("channel_attention", (5, 6), 2, 8),
@@ -273,7 +273,9 @@ def test_the_most_that_is_held_is_counted():
 
 
 def test_traffic_and_products():
-    case = call("window_attention", (14, 14), 2, 32, window=(7, 7), grid=False, bias=False, filled=True, shared=False)
+    case = call(
+        "window_attention", (14, 14), 2, 32, window=(7, 7), grid=False, bias=False, attend_padding=True, shared=False
+    )
     contest = CONTESTS[case.op](case, 3, "cpu", torch.float32)
     a_map = 3 * 14 * 14 * 64
     answer = [torch.empty(3, 14, 14, 2, 32)]

@@ -1,4 +1,4 @@
-"""`python -m ops.check`: what it says of implementations that hold their law, and of one that does not."""
+"""`python -m ops.check`: what it says of implementations within the error bound, and of one that is not."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import torch
 
 import ops
 from ops.check import command, machine, main
-from ops.check.law import share
+from ops.check.bound import share
 
 channel = sys.modules["ops.channel_attention"]
 
@@ -65,7 +65,9 @@ def test_each_configuration_is_held_to_the_law():
     task = command.Task("channel_attention-small", "torch", "float32", "cpu", places=3)
     first, second, third = command.shares_of(task)
     assert set(first) == {"output", "qkv"} and first == second == third
-    finding = command.law("triton float32", "channel_attention", {task: [first, second | {"qkv": 2.0}, "OSError: no"]})
+    finding = command.verdict(
+        "triton float32", "channel_attention", {task: [first, second | {"qkv": 2.0}, "OSError: no"]}
+    )
     assert not finding.ok
     assert finding.found == (
         "channel_attention-small in configuration 2: qkv: 2.00 of the allowed error; "

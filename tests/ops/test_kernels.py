@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
+from ops.check.bound import broken, share, shares
 from ops.check.cases import packed, random, reallocate_case
-from ops.check.law import broken, share, shares
 from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,6 +1,6 @@
 """The shared block library. Maps are (B, H, W, C) between modules; what is unique to a family lives in its own file."""
 
-from .attention import FilledAttention, WindowAttention, is_plain, resize_table
+from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
 from .block import Block
 from .checks import check_classes, check_heads, check_stages, window_sides
 from .conv import (
@@ -27,13 +27,13 @@ __all__ = [
     "Conv2dSame",
     "ConvPosition",
     "ConvStem",
-    "FilledAttention",
     "FusedMBConv",
     "FusedReduce",
     "Halve",
     "MBConv",
     "Mlp",
     "Nhwc",
+    "PaddedAttention",
     "PatchStem",
     "PositionTable",
     "QueryGenerator",

@@ -38,7 +38,7 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.bias is not None and not hooked
 
 
-class FilledAttention(nn.Module):
+class PaddedAttention(nn.Module):
     """Base of attention whose windows may reach over the border of the map, as if the input were zero there.
 
     A subclass has `heads`, the layer `qkv` that projects the map, and the sides `window` of windows that tile it.
@@ -69,17 +69,17 @@ class FilledAttention(nn.Module):
         return zero[-2], zero[-1]
 
 
-class WindowAttention(FilledAttention):
+class WindowAttention(PaddedAttention):
     """Multi-head self-attention inside windows, with a learned bias per head and relative position.
 
-    dim        width; a head has dim / heads channels
-    window     tokens per side, or (vertical, horizontal)
-    partition  "block": neighbours share a window; "grid": tokens spaced evenly over the whole map do
-    scale      factor on the logits; default: (dim / heads) ** -0.5
-    resize     how `set_window` interpolates the table: a mode of torch.nn.functional.interpolate
-    table      False: no bias
-    filled     if a window reaches over the border of the map. False: positions outside are not attended. True: they are
-               attended as if the input were zero there, so that keys and values are the projection's bias
+    dim             width; a head has dim / heads channels
+    window          tokens per side, or (vertical, horizontal)
+    partition       "block": neighbours share a window; "grid": tokens spaced evenly over the whole map do
+    scale           factor on the logits; default: (dim / heads) ** -0.5
+    resize          how `set_window` interpolates the table of biases: a mode of torch.nn.functional.interpolate
+    rel_pos_bias    False: no bias per relative position
+    attend_padding  if a window reaches over the border of the map. False: positions outside are not attended. True:
+                    they are attended as if the input were zero there, so that keys and values are the projection's bias
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class WindowAttention(FilledAttention):
         partition: str = "block",
         scale: float | None = None,
         resize: str = "bicubic",
-        table: bool = True,
-        filled: bool = False,
+        rel_pos_bias: bool = True,
+        attend_padding: bool = False,
     ) -> None:
         super().__init__()
         check_heads(dim, heads)  # families whose heads have 32 channels get 0 heads for a smaller dim
@@ -101,9 +101,9 @@ class WindowAttention(FilledAttention):
         self.partition = partition
         self.scale = (dim // heads) ** -0.5 if scale is None else scale
         self.resize = resize
-        self.filled = filled
+        self.attend_padding = attend_padding
         self.qkv = nn.Linear(dim, 3 * dim)
-        rpb = nn.Parameter(torch.empty(heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1)) if table else None
+        rpb = nn.Parameter(torch.empty(heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1)) if rel_pos_bias else None
         self.register_parameter("rpb", rpb)
         self.proj = nn.Linear(dim, dim)
         if rpb is not None:
@@ -119,7 +119,7 @@ class WindowAttention(FilledAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        outside = self.outside(x) if self.filled else None
+        outside = self.outside(x) if self.attend_padding else None
         q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(
             q,

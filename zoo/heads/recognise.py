@@ -47,8 +47,8 @@ class DenseRecognition:
 
     def arguments(self, model: str) -> dict[str, Any]:
         """What a backbone is built with beyond its name: GC ViT's windows, as the file shows them, and DiNAT's
-        dilations, which no file shows, as its authors use them for this task. `backbone.unshown` lists what the file
-        should show but does not.
+        dilations, which no file shows, as its authors use them for this task. `backbone.missing_args` lists what the
+        file should show but does not.
         """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
         return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})

@@ -44,7 +44,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
         raise ConfigError(
             f"the backbone of {path} is {found.backbone.message}. Name it with model=, or with model=timm model.name="
         )
-    if missing := [key for key in found.backbone.unshown(model.partition(".")[0]) if cfg.model.get(key) is None]:
+    if missing := [key for key in found.backbone.missing_args(model.partition(".")[0]) if cfg.model.get(key) is None]:
         given = " ".join(typed(cfg.model, key) for key in missing)
         raise ConfigError(f"the backbone of {path} is {found.backbone.message}, here as {given}")
     release = _release(path, model, found.task)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import config, noted
+from recipes import config, data_record
 from recipes.data import Data, dense, imagenet
 from recipes.data.coco import Coco
 from recipes.data.folder import Folder, Listing
@@ -24,7 +24,7 @@ def data(names, *, images=12, val=4, **others) -> Data:
 
 def test_names_and_boxes_are_part_of_what_processes_compare(tmp_path):
     def digest(records):
-        return noted._digest(SimpleNamespace(train=None, val=SimpleNamespace(records=records), truths=None))
+        return data_record._digest(SimpleNamespace(train=None, val=SimpleNamespace(records=records), truths=None))
 
     def folder(name):
         return Folder(tmp_path, Listing({"ant": [name]}, {}, 0))
@@ -42,7 +42,7 @@ def begun(tmp_path):
     """Writes what a run on some data noted, and gives its folder."""
 
     def write(*args, **changes):
-        (tmp_path / noted.FILE).write_text(json.dumps(noted.of(data(*args, **changes))))
+        (tmp_path / data_record.FILE).write_text(json.dumps(data_record.of(data(*args, **changes))))
         return tmp_path
 
     return write
@@ -61,7 +61,7 @@ def begun(tmp_path):
 )
 def test_other_classes_are_refused(begun, names, said):
     run, other = begun(ANIMALS), data(list(names))
-    for check in (lambda: noted.check_classes(run, other, "photos"), lambda: noted.check_same(run, other)):
+    for check in (lambda: data_record.check_classes(run, other, "photos"), lambda: data_record.check_same(run, other)):
         with pytest.raises(RunError) as error:
             check()
         assert said in str(error.value)
@@ -69,15 +69,15 @@ def test_other_classes_are_refused(begun, names, said):
 
 def test_classes_that_may_be_the_same(begun):
     run = begun(ANIMALS)
-    noted.check_classes(run, data(ANIMALS), "photos")
-    noted.check_classes(run, data("012"), "shards without names")
+    data_record.check_classes(run, data(ANIMALS), "photos")
+    data_record.check_classes(run, data("012"), "shards without names")
     run = begun(imagenet.synsets())
-    noted.check_classes(run, data(imagenet.class_names()), "imagenet_v2")
+    data_record.check_classes(run, data(imagenet.class_names()), "imagenet_v2")
     chosen = imagenet.class_names()[6:206]
-    noted.check_classes(run, data(chosen, num_classes=1000, subset=tuple(range(6, 206))), "imagenet_a")
-    noted.check_classes(run, data(imagenet.class_names(), truths=np.zeros((4, 1))), "imagenet_real")
+    data_record.check_classes(run, data(chosen, num_classes=1000, subset=tuple(range(6, 206))), "imagenet_a")
+    data_record.check_classes(run, data(imagenet.class_names(), truths=np.zeros((4, 1))), "imagenet_real")
     with pytest.raises(RunError, match="cannot be evaluated on data=imagenet_v2: class 0 is 'n01440764' in the run"):
-        noted.check_classes(run, data(imagenet.class_names()[::-1]), "imagenet_v2")
+        data_record.check_classes(run, data(imagenet.class_names()[::-1]), "imagenet_v2")
 
 
 def test_validation_may_lack_classes(begun):
@@ -89,46 +89,46 @@ def test_validation_may_lack_classes(begun):
         (["cow"], [0] * 4, [2] * 4),
     ):
         source = SimpleNamespace(records=SimpleNamespace(labels=np.array(labels)))
-        found = noted.with_classes_of(run, replace(data(names), val=source))
+        found = data_record.with_classes_of(run, replace(data(names), val=source))
         assert (found.num_classes, found.class_names) == (3, ANIMALS) and source.records.labels.tolist() == expected
-        noted.check_classes(run, replace(found, val=range(4)), "photos")
+        data_record.check_classes(run, replace(found, val=range(4)), "photos")
     for names in (ANIMALS, ["bee", "ant"], ["ant", "cat"], ["ant", "bee", "cow", "dog"]):
         same = data(names)
-        assert noted.with_classes_of(run, same) is same
+        assert data_record.with_classes_of(run, same) is same
 
 
 def test_a_run_goes_on_with_as_many_images(begun, capsys):
     run = begun(ANIMALS)
-    noted.check_same(run, data(ANIMALS))
+    data_record.check_same(run, data(ANIMALS))
     assert capsys.readouterr().out == ""
     with pytest.raises(RunError, match="the run has 12 training images, the data 9\nrestore the data"):
-        noted.check_same(run, data(ANIMALS, images=9))
-    noted.check_same(run, data(ANIMALS, val=5))
+        data_record.check_same(run, data(ANIMALS, images=9))
+    data_record.check_same(run, data(ANIMALS, val=5))
     assert "validation has 5 images, not 4 as before" in capsys.readouterr().out
 
 
 def test_runs_that_noted_less(tmp_path):
-    noted.check_same(tmp_path, data(ANIMALS, images=9))
-    (tmp_path / noted.FILE).write_text(json.dumps({"num_classes": 3, "class_names": ANIMALS, "img_size": 32}))
-    noted.check_same(tmp_path, data(ANIMALS, images=9))
-    assert noted.described(tmp_path, config.compose(["model=nat_m"])).left_out == ()
+    data_record.check_same(tmp_path, data(ANIMALS, images=9))
+    (tmp_path / data_record.FILE).write_text(json.dumps({"num_classes": 3, "class_names": ANIMALS, "img_size": 32}))
+    data_record.check_same(tmp_path, data(ANIMALS, images=9))
+    assert data_record.described(tmp_path, config.compose(["model=nat_m"])).left_out == ()
 
 
 def test_numbers_as_names(begun):
     """Older runs noted what a person gave, data.class_names=[3,7]."""
-    noted.check_same(begun([3, 7]), data(["3", "7"]))
+    data_record.check_same(begun([3, 7]), data(["3", "7"]))
     with pytest.raises(RunError, match="class 1 is '7' in the run and '8' in the data"):
-        noted.check_same(begun([3, 7]), data(["3", "8"]))
+        data_record.check_same(begun([3, 7]), data(["3", "8"]))
 
 
 def test_data_without_images(begun, tmp_path):
     """What a task is given where the data is not: all of it but the images, and of its type."""
     cfg = config.compose(["model=nat_m", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"])
     whole = data(ANIMALS, img_size=(32, 64), left_out=(1,))
-    known = noted.described(begun(ANIMALS, img_size=(32, 64), left_out=(1,)), cfg)
+    known = data_record.described(begun(ANIMALS, img_size=(32, 64), left_out=(1,)), cfg)
     assert known == replace(whole, train=None, val=None)
     with pytest.raises(RunError, match=r"has no data\.json, which lists its classes"):
-        noted.described(tmp_path / "none", cfg)
+        data_record.described(tmp_path / "none", cfg)
 
 
 def test_validation_may_lack_the_highest_class(begun):
@@ -136,7 +136,7 @@ def test_validation_may_lack_the_highest_class(begun):
     run = begun(ANIMALS)
     for source, given, expected in (("tar", None, 3), ("parquet", None, 3), ("arrow", 7, 7), ("folder", None, None)):
         cfg = OmegaConf.create({"source": source, "num_classes": given})
-        noted.count_classes(run, cfg)
+        data_record.count_classes(run, cfg)
         assert cfg.num_classes == expected
 
 
@@ -145,4 +145,4 @@ def test_labels_that_lie_in_images_are_not_numbered_anew(begun):
     val = kind.__new__(kind)
     val.records = SimpleNamespace(labels=np.array([0, 1]))
     some = replace(data([ANIMALS[0], ANIMALS[2]]), val=val)
-    assert noted.with_classes_of(begun(ANIMALS), some) is some
+    assert data_record.with_classes_of(begun(ANIMALS), some) is some

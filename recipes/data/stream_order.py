@@ -11,8 +11,8 @@
    (seed, epoch, rank, reader) draws the slot whose sample is returned and which is refilled by the sample read next.
    With `repeats` a sample is returned that many times in a row.
 
-So order and position are functions of (seed, epoch, step) and of the values in `Law`: nothing is stored. At any step
-the samples in a buffer are known by arithmetic; a reader that resumes there reads them again, and no others.
+So order and position are functions of (seed, epoch, step) and of the values in `StreamOrder`: nothing is stored. At any
+step the samples in a buffer are known by arithmetic; a reader that resumes there reads them again, and no others.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from recipes.data.seeding import Stream, seed_of
 
 
 @dataclass(frozen=True)
-class Law:
+class StreamOrder:
     """What the order depends on.
 
     counts   samples of each shard
@@ -90,13 +90,13 @@ class Law:
 
 
 @lru_cache(maxsize=2)
-def _sequence(law: Law, epoch: int) -> np.ndarray:
-    return law.sequence(epoch)
+def _sequence(order: StreamOrder, epoch: int) -> np.ndarray:
+    return order.sequence(epoch)
 
 
 @lru_cache(maxsize=64)
-def _given(law: Law, epoch: int, rank: int, reader: int) -> np.ndarray:
-    return law.given(epoch, rank, reader)
+def _given(order: StreamOrder, epoch: int, rank: int, reader: int) -> np.ndarray:
+    return order.given(epoch, rank, reader)
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,19 @@ class Batch:
     opens: bool = False
 
 
-def batches(law: Law, epoch: int, rank: int, start: int = 0) -> list[Batch]:
-    """A rank's batches of an epoch from `start` on; batch b is for worker b modulo law.readers."""
-    of_reader = [_of_reader(law, epoch, rank, reader, start) for reader in range(law.readers)]
-    return [next(of_reader[number % law.readers]) for number in range(start, law.batches)]
+def batches(order: StreamOrder, epoch: int, rank: int, start: int = 0) -> list[Batch]:
+    """A rank's batches of an epoch from `start` on; batch b is for worker b modulo order.readers."""
+    of_reader = [_of_reader(order, epoch, rank, reader, start) for reader in range(order.readers)]
+    return [next(of_reader[number % order.readers]) for number in range(start, order.batches)]
 
 
-def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iterator[Batch]:
-    part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
-    before = len(range(reader, start, law.readers)) * law.batch  # samples returned, counting repeats
-    ends = range(before + law.batch, len(range(reader, law.batches, law.readers)) * law.batch + 1, law.batch)
-    reached, over, furthest = 0, given[: before // law.repeats], np.maximum.accumulate(given)
+def _of_reader(order: StreamOrder, epoch: int, rank: int, reader: int, start: int) -> Iterator[Batch]:
+    part, given = order.part(epoch, rank, reader), _given(order, epoch, rank, reader)
+    before = len(range(reader, start, order.readers)) * order.batch  # samples returned, counting repeats
+    ends = range(before + order.batch, len(range(reader, order.batches, order.readers)) * order.batch + 1, order.batch)
+    reached, over, furthest = 0, given[: before // order.repeats], np.maximum.accumulate(given)
     for end in ends:
-        turns = [divmod(turn, law.repeats) for turn in range(end - law.batch, end)]
+        turns = [divmod(turn, order.repeats) for turn in range(end - order.batch, end)]
         upto = int(furthest[turns[-1][0]]) + 1
         reads = np.arange(reached, upto)
         if end == ends[0]:
@@ -135,13 +135,13 @@ def _of_reader(law: Law, epoch: int, rank: int, reader: int, start: int) -> Iter
         yield Batch(
             keys=[(int(part[given[turn]]), epoch, copy) for turn, copy in turns],
             reads=part[reads].tolist(),
-            done=part[given[(end - law.batch) // law.repeats : end // law.repeats]].tolist(),
+            done=part[given[(end - order.batch) // order.repeats : end // order.repeats]].tolist(),
             opens=end == ends[0],
         )
         reached = upto
 
 
-def position(law: Law, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
+def position(order: StreamOrder, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
     """The position of every reader of every rank after `start` batches of an epoch; `names` are those of the shards.
 
     next    [shard, offset] of the sample that it reads next; None after the last
@@ -150,24 +150,24 @@ def position(law: Law, names: list[str], epoch: int, start: int) -> list[dict[st
     seed    of its draws
     """
     return [
-        {"rank": rank, "reader": reader, **_position(law, names, epoch, rank, reader, start)}
-        for rank in range(law.world)
-        for reader in range(law.readers)
+        {"rank": rank, "reader": reader, **_position(order, names, epoch, rank, reader, start)}
+        for rank in range(order.world)
+        for reader in range(order.readers)
     ]
 
 
-def _position(law: Law, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
-    part, given = law.part(epoch, rank, reader), _given(law, epoch, rank, reader)
-    done = len(range(reader, start, law.readers)) * law.batch // law.repeats
+def _position(order: StreamOrder, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
+    part, given = order.part(epoch, rank, reader), _given(order, epoch, rank, reader)
+    done = len(range(reader, start, order.readers)) * order.batch // order.repeats
     read = int(given[:done].max(initial=-1)) + 1
     oldest = int(given[done:].min(initial=len(part)))
-    ends = np.cumsum(law.counts)
+    ends = np.cumsum(order.counts)
 
     def place(turn: int) -> list[str | int] | None:
         if turn == len(part):
             return None
         shard = int(np.searchsorted(ends, part[turn], side="right"))
-        return [names[shard], int(part[turn] - ends[shard] + law.counts[shard])]
+        return [names[shard], int(part[turn] - ends[shard] + order.counts[shard])]
 
-    seed = law.buffer_seed(epoch, rank, reader)
+    seed = order.buffer_seed(epoch, rank, reader)
     return {"next": place(read), "oldest": place(oldest), "held": read - done, "seed": seed}

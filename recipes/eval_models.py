@@ -17,7 +17,7 @@ import timm
 from omegaconf import DictConfig
 
 import zoo
-from recipes import dense_subjects
+from recipes import eval_dense_models
 from recipes.config import ConfigError
 from recipes.config.checks import REMOTE
 from recipes.config.errors import near
@@ -35,7 +35,7 @@ LOADABLE = {r.name: r for r in RELEASES if r.loadable}
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """One set of weights.
 
     name     its name in tables: that of the file or of the release
@@ -52,7 +52,7 @@ class Subject:
         if self.release is None:
             return None
         if self.cfg.task.name != "classify":
-            return dense_subjects.published(self.cfg, self.release)
+            return eval_dense_models.published(self.cfg, self.release)
         if self.cfg.data.name != "imagenet":
             return None
         asked, cfg = preprocessing(self.cfg), self.release.cfg()
@@ -123,8 +123,8 @@ def _is_shared(folder: Path) -> bool:
     return isinstance(name, str) and timm.is_model(name)
 
 
-def find(cfg: DictConfig, source: str | None) -> Subject:
-    """The subject that one of the `sources` names; `cfg` is not changed.
+def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
+    """The model that one of the `sources` names; `cfg` is not changed.
 
     Raises ConfigError if the model cannot be recognised, CheckpointError for a file that cannot be read or fits none.
     """
@@ -136,13 +136,13 @@ def find(cfg: DictConfig, source: str | None) -> Subject:
         cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
     cfg.model.checkpoint = source
     if source is not None and cfg.task.name != "classify":
-        release = dense_subjects.configure(cfg, Path(source))
-        return Subject(Path(source).name, cfg, release)
+        release = eval_dense_models.configure(cfg, Path(source))
+        return EvaluatedModel(Path(source).name, cfg, release)
     if source is not None:
         cfg.model.name = _model_of(cfg.model.name, Path(source))
     name = cfg.model.name
     release = LOADABLE.get(name) if cfg.model.checkpoint or cfg.model.pretrained else None
-    return Subject(name if source is None else Path(source).name, cfg, release)
+    return EvaluatedModel(name if source is None else Path(source).name, cfg, release)
 
 
 def _published(source: str) -> str:

@@ -51,7 +51,9 @@ class Answers:
         Raises ConfigError for predictions of dense tasks.
         """
         if not isinstance(predictions, Tensor):
-            raise ConfigError("predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg")
+            raise ConfigError(
+                "save_predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg"
+            )
         shares, classes = predictions.float().softmax(-1).cpu().topk(min(self.most, predictions.shape[1]))
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
             index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images

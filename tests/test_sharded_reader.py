@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from ranks import on_ranks
-from recipes import checkpoint, config, distributed, restricted, sharding
+from recipes import checkpoint, config, distributed, sharded_reader, sharding
 
 
 class Hostile:
@@ -134,6 +134,6 @@ def test_another_kind_of_index(written):
 
 
 def test_what_is_known_is_there():
-    for module, names in restricted.KNOWN.items():
+    for module, names in sharded_reader.KNOWN.items():
         held = __import__(module, fromlist=["_"]) if module != "pathlib" else SimpleNamespace(**dict.fromkeys(names))
         assert all(hasattr(held, name) for name in names), module

@@ -20,7 +20,7 @@ import golden
 import zoo
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
-from recipes import config, measured, subjects
+from recipes import config, eval_models, eval_results
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, imagenet
@@ -85,7 +85,7 @@ def test_every_record(tmp_path, stem, images):
     given = f"model={RECORDS[stem]}"  # some are alike but for what has no weights
     evaluate_here(
         *(f"checkpoint={path}", given, "data=imagenet", f"data.root={images}"),
-        *(f"out={tmp_path / 'o'}", "predictions=true", *overrides_of(BUILT_WITH.get(stem, {}))),
+        *(f"out={tmp_path / 'o'}", "save_predictions=true", *overrides_of(BUILT_WITH.get(stem, {}))),
     )
     with open(tmp_path / "o" / "eval-images.csv") as file:
         rows = list(csv.DictReader(file))
@@ -147,7 +147,7 @@ def test_several_become_one_table(tmp_path, small, images, capsys):
 def test_nothing_is_left_of_what_is_measured(tmp_path, small, images, monkeypatch):
     """Neither processes that read images nor the data itself, when the next one is prepared."""
     before, measured_with, left = active_children(), [], []
-    prepared, show = evaluation.prepared, measured.Measurement.show
+    prepared, show = evaluation.prepared, eval_results.Measurement.show
 
     def noted(cfg):
         left.extend(source() for source in measured_with if source() is not None)
@@ -160,7 +160,7 @@ def test_nothing_is_left_of_what_is_measured(tmp_path, small, images, monkeypatc
         show(self)
 
     monkeypatch.setattr(evaluation, "prepared", noted)
-    monkeypatch.setattr(measured.Measurement, "show", shown)
+    monkeypatch.setattr(eval_results.Measurement, "show", shown)
     here = ("data=imagenet", f"data.root={images}", "data.workers=1", f"out={tmp_path}")
     evaluate_here(f"checkpoint={small}", *here)
     assert len(measured_with) == 2 and not left
@@ -168,7 +168,7 @@ def test_nothing_is_left_of_what_is_measured(tmp_path, small, images, monkeypatc
 
 def test_three_processes_answer_as_one(tmp_path, small, images):
     """Four images: each process has at most two, and none is counted twice."""
-    given = (f"checkpoint={small / 'one.pth'}", "data=imagenet", f"data.root={images}", "predictions=true")
+    given = (f"checkpoint={small / 'one.pth'}", "data=imagenet", f"data.root={images}", "save_predictions=true")
     evaluate_here(*given, f"out={tmp_path / 'alone'}")
     assert on_ranks(3, evaluate_here, *given, f"out={tmp_path / 'many'}") == [None] * 3
     alone, many = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "many"))
@@ -198,16 +198,16 @@ def test_tables_call_files_by_what_tells_them_apart(tmp_path):
             (tmp_path / path).touch()
         return [str(tmp_path / path) for path in paths]
 
-    assert subjects.names(made("one/a.pth", "two/b.pth")) == ["a.pth", "b.pth"]
+    assert eval_models.names(made("one/a.pth", "two/b.pth")) == ["a.pth", "b.pth"]
     runs = made("a/x/checkpoints/best/model.safetensors", "b/x/checkpoints/best/model.safetensors")
-    assert subjects.names([*runs, "davit_t.timm_msft_in1k"]) == ["a", "b", "davit_t.timm_msft_in1k"]
-    assert subjects.names(made("a/m.pth", "b/m.pth", "b/n.pth")) == ["a/m.pth", "b/m.pth", "b/n.pth"]
-    assert subjects.names(made("m.pth", "a/m.pth")) == ["m.pth", "a/m.pth"]
+    assert eval_models.names([*runs, "davit_t.timm_msft_in1k"]) == ["a", "b", "davit_t.timm_msft_in1k"]
+    assert eval_models.names(made("a/m.pth", "b/m.pth", "b/n.pth")) == ["a/m.pth", "b/m.pth", "b/n.pth"]
+    assert eval_models.names(made("m.pth", "a/m.pth")) == ["m.pth", "a/m.pth"]
 
 
 def find(source, *overrides):
     cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
-    return subjects.find(cfg, *subjects.sources(cfg))
+    return eval_models.find(cfg, *eval_models.sources(cfg))
 
 
 def test_files_that_are_alike_are_told_apart_by_name(tmp_path):
@@ -232,7 +232,7 @@ def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch)
     model = timm.create_model("test_resnet", num_classes=1000)
     folder = zoo.save_for_hf(model, tmp_path / "shared", data_config=own | {"interpolation": "bilinear"})
     out = tmp_path / "out"
-    assert subjects.sources(OmegaConf.create({"checkpoint": str(folder)})) == [f"local-dir:{folder}"]
+    assert eval_models.sources(OmegaConf.create({"checkpoint": str(folder)})) == [f"local-dir:{folder}"]
     (tmp_path / "shared-by-another").mkdir()
     (tmp_path / "shared-by-another" / "config.json").write_text('{"architectures": ["X"]}')
     with pytest.raises(ConfigError, match="contains no file of weights"):
@@ -300,17 +300,17 @@ def test_other_families_and_dense_files(tmp_path, images):
 def test_interval_is_wilsons():
     # Newcombe 1998, Two-sided confidence intervals for the single proportion, table I, method 3
     for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
-        found = measured.interval(100 * right / count, count)
+        found = eval_results.interval(100 * right / count, count)
         assert [end / 100 for end in found] == pytest.approx([low, high], abs=1e-4)
     for count in range(1, 50):  # no share is below none or above all
-        ends = measured.interval(0.0, count)[0], measured.interval(100.0, count)[1]
+        ends = eval_results.interval(0.0, count)[0], eval_results.interval(100.0, count)[1]
         assert [f"{end:.2f}" for end in ends] == ["0.00", "100.00"]
 
 
 def test_published_figures_belong_to_a_preprocessing():
     composed = cache(lambda model: config.compose([f"model={model}", "checkpoint=x", "data=imagenet"], "eval"))
-    for name, release in subjects.LOADABLE.items():
+    for name, release in eval_models.LOADABLE.items():
         if release.top1 is not None:
             cfg = OmegaConf.merge(composed(release.model))  # a copy
             cfg.model.name = name
-            assert subjects.Subject(name, cfg, release).published() == release.top1
+            assert eval_models.EvaluatedModel(name, cfg, release).published() == release.top1

@@ -12,7 +12,7 @@ from torch import Tensor
 from .cases import Case, gradients
 
 
-class Law:
+class ErrorBound:
     """The error bound of a case in one dtype on one device: the truth, and the error of the reference in the dtype."""
 
     def __init__(self, case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
@@ -45,8 +45,8 @@ class Law:
 
 
 def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """`Law.shares` of one implementation."""
-    return Law(case, dtype, device).shares(impl)
+    """`ErrorBound.shares` of one implementation."""
+    return ErrorBound(case, dtype, device).shares(impl)
 
 
 def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0) -> float:

@@ -1,0 +1,58 @@
+"""The torch path of pooled attention: keys that are padded to whole registers are not attended to."""
+
+import importlib
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import ops
+from ops.check.bound import share
+from ops.check.cases import random
+
+path = importlib.import_module("ops.pooled_attention")
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """How many keys each call of fused attention got."""
+    counts, attend = [], F.scaled_dot_product_attention
+
+    def noted(q, k, *rest, **options):
+        counts.append(k.shape[2])
+        return attend(q, k, *rest, **options)
+
+    monkeypatch.setattr(path.F, "scaled_dot_product_attention", noted)
+    return counts
+
+
+def inputs(keys, dtype=torch.float32):
+    return random(2, 7, 10, 2, 8).to(dtype), *random(2, keys, 2, 2, 8).to(dtype).unbind(2)
+
+
+CASES = [(3, 3), (5, 16), (16, 16), (20, 20), (21, 32), (60, 64), (69, 80), (75, 75)]
+
+
+@pytest.mark.parametrize(("keys", "count"), CASES)
+def test_padded_keys_have_no_weight(keys, count, given, monkeypatch):
+    monkeypatch.setattr(path, "WIDE", True)
+    q, k, v = inputs(keys)
+    q[0], v[1] = 40 * q[0], v[1] - 100  # sharp rows, and values far from the zeros of padding
+    got = ops.pooled_attention(q, k, v)
+    assert given == [count]
+    truth, eager = (
+        ops.pooled_attention(*(t.to(d) for t in (q, k, v)), impl="reference") for d in (torch.double, q.dtype)
+    )
+    assert share(truth, eager, got) <= 1
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_only_float32_without_gradients_is_padded(wide, given, monkeypatch):
+    monkeypatch.setattr(path, "WIDE", wide)
+    q, k, v = inputs(69)
+    ops.pooled_attention(q, k, v)
+    ops.pooled_attention(q, k, v.clone().requires_grad_())
+    ops.pooled_attention(*inputs(69, torch.float64))
+    with torch.autocast("cpu"):
+        ops.pooled_attention(q, k, v)
+    assert given == [80 if wide else 69, 69, 69, 69]
