@@ -217,7 +217,7 @@ def base(name: str) -> dict[str, Any]:
 
 def task_defaults(name: str) -> dict[str, Any]:
     """Every key of the file of a task with its default, flat."""
-    return {f"task.{key}": value for key, value in flat(_option("task", name)).items()}
+    return {f"task.{key}": value for key, value in _option("task", name).items()}
 
 
 def keys(name: str) -> list[str]:
@@ -228,7 +228,7 @@ def keys(name: str) -> list[str]:
     found = [*base(name), *own]
     for group in own:
         if group != "recipe":  # a recipe sets keys of the other groups
-            found += [f"{group}.{key}" for option in options(group) for key in flat(_option(group, option))]
+            found += [f"{group}.{key}" for option in options(group) for key in _option(group, option)]
     return list(dict.fromkeys(found))
 
 
@@ -248,19 +248,21 @@ def options(group: str) -> list[str]:
 def having(key: str) -> list[str]:
     """The options of its group that have a key."""
     group, _, rest = key.partition(".")
-    return [option for option in options(group) if rest in flat(_option(group, option))]
+    return [option for option in options(group) if rest in _option(group, option)]
 
 
 def _files(group: str) -> list[str]:
     return [entry.name for entry in (files("recipes.conf") / group).iterdir()]
 
 
-def _option(group: str, option: str) -> DictConfig:
+@cache
+def _option(group: str, option: str) -> dict[str, Any]:
+    """Every key of an option, flat. Kept, since reading all of them takes as long as composing a configuration."""
     if group == "model":
-        return ConfigStore.instance().load(f"model/{option}.yaml").node
+        return flat(ConfigStore.instance().load(f"model/{option}.yaml").node)
     found = OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text())
     found.pop("defaults", None)  # of the options of other groups
-    return found
+    return flat(found)
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:
