@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.data.stream_order import StreamOrder, batches, position
+from recipes.data.stream_order import Streamed, StreamOrder, position
 
 COUNTS = (7, 30, 1, 22, 40, 13)
 NAMES = [f"shard{number}" for number in range(len(COUNTS))]
@@ -22,7 +22,7 @@ def keys(planned):
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_sample_at_most_once(order):
     for epoch in range(3):
-        seen = [key for rank in range(order.world) for batch in batches(order, epoch, rank) for key in batch.keys]
+        seen = [key for rank in range(order.world) for batch in Streamed(order, epoch, rank) for key in batch.keys]
         assert len(seen) == order.world * order.batches * order.batch and len(set(seen)) == len(seen)
         if order.repeats == 1:  # what no batch needs is less than one batch of every rank
             assert len({index for index, _, _ in seen}) > 113 - order.world * order.batch
@@ -33,9 +33,9 @@ def test_every_sample_at_most_once(order):
 def test_any_start_continues(order):
     """A reader that begins anywhere is told to read what it needs and nothing else, in the order of its part."""
     for rank in range(order.world):
-        whole = batches(order, 1, rank)
+        whole = Streamed(order, 1, rank)
         for start in range(order.batches + 1):
-            rest = batches(order, 1, rank, start)
+            rest = Streamed(order, 1, rank, start)
             assert keys(rest) == keys(whole)[start:]
             held, read = [set() for _ in range(order.readers)], [[] for _ in range(order.readers)]
             for number, batch in enumerate(rest, start):
@@ -61,15 +61,15 @@ def test_any_start_continues(order):
 
 def test_the_order_is_a_function_of_seed_epoch_and_law():
     order = ORDERS[0]
-    base = keys(batches(order, 0, 0))
+    base = keys(Streamed(order, 0, 0))
     indices = [[index for index, _, _ in batch] for batch in base]
     for other in (
         StreamOrder(COUNTS, 10, 1, 1, 1, 8),
         StreamOrder(COUNTS, 11, 0, 1, 1, 8),
         StreamOrder(COUNTS, 10, 0, 1, 2, 8),
     ):
-        assert keys(batches(other, 0, 0)) != base
-    assert [[index for index, _, _ in batch.keys] for batch in batches(order, 1, 0)] != indices
+        assert keys(Streamed(other, 0, 0)) != base
+    assert [[index for index, _, _ in batch.keys] for batch in Streamed(order, 1, 0)] != indices
     # written down so that a change of the order, which would change runs that go on, is seen
     assert indices[0] == RECORDED
 
@@ -80,7 +80,7 @@ RECORDED = [3, 7, 11, 5, 14, 15, 16, 10]
 def test_what_is_left_out_changes_with_the_epoch():
     order = StreamOrder((10,) * 10, 10, 0, 1, 1, 8)
     left = [
-        set(range(100)) - {i for batch in batches(order, epoch, 0) for i, _, _ in batch.keys} for epoch in range(200)
+        set(range(100)) - {i for batch in Streamed(order, epoch, 0) for i, _, _ in batch.keys} for epoch in range(200)
     ]
     assert all(len(rest) == 4 for rest in left) and len(set().union(*left)) > 95
 
@@ -102,10 +102,8 @@ def test_position():
     for start in range(1, order.batches + 1):
         for found in position(order, NAMES, 0, start):
             rank, reader = found["rank"], found["reader"]
-            rest = [batch for number, batch in enumerate(batches(order, 0, rank, start), start) if number % 2 == reader]
-            done = [
-                batch for number, batch in enumerate(batches(order, 0, rank)) if number < start and number % 2 == reader
-            ]
+            rest = Streamed(order, 0, rank, start)[(reader - start) % 2 :: 2]
+            done = Streamed(order, 0, rank)[:start][reader::2]
             read = {index for batch in done for index in batch.reads}
             assert found["held"] == len(read) - len({key for batch in done for key in batch.keys}) <= 10
             first = next(iter(rest[0].reads), None) if rest else None
@@ -118,3 +116,26 @@ def test_position():
 def place(index):
     shard = int(np.searchsorted(np.cumsum(COUNTS), index, side="right"))
     return [NAMES[shard], int(index - sum(COUNTS[:shard]))]
+
+
+def test_parts_of_a_plan_are_those_of_a_list():
+    plan = Streamed(ORDERS[0], 1, 0, 3)
+    whole = list(plan)
+    assert len(plan) == len(whole) == ORDERS[0].batches - 3 and len(Streamed(ORDERS[0], 1, 0, 1000)) == 0
+    for place in (slice(2), slice(-2, None), slice(1, None, 3), slice(5, 2), slice(None)):
+        assert plan[place] == whole[place]
+    assert plan[-1] == whole[-1] and plan[2] == whole[2]
+    with pytest.raises(IndexError):
+        plan[len(whole)]
+
+
+def test_a_plan_is_made_as_it_is_reached(monkeypatch):
+    asked, given = [], StreamOrder.given
+    monkeypatch.setattr(StreamOrder, "given", lambda *args: asked.append(args[1:]) or given(*args))
+    order = StreamOrder((1000,) * 20, 50, 12345, 2, 100, 8)
+    plan = iter(Streamed(order, 0, 1))
+    assert not asked
+    assert [len(next(plan).keys) for _ in range(3)] == [8] * 3 and asked == [(0, 1, 0), (0, 1, 1), (0, 1, 2)]
+    # 200 readers, of which none is computed twice
+    first, second = (position(order, NAMES * 5, 0, start) for start in (4, 5))
+    assert len(asked) == len(set(asked)) == 200 and first != second

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data import stream_order
 from recipes.data.errors import DataError
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
-from recipes.data.stream_order import Batch, StreamOrder
+from recipes.data.stream_order import Batch, Streamed, StreamOrder
 from zoo.allocator import give_freed_memory_back
 
 HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}  # those that stop a run, see `recipes.stop`
@@ -125,7 +124,7 @@ def plan_batches(
         return _eval_batches(source, batch_size, rank, world)[start:]
     found = stream_order_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
     if found is not None:
-        return stream_order.batches(found, epoch, rank, start)
+        return Streamed(found, epoch, rank, start)
     parts = parts or world
     count = batches_per_epoch(source, batch_size, parts, repeats) * parts
     numbers = range(rank, count, world)[start:]

@@ -15,9 +15,10 @@ So order and position are functions of (seed, epoch, step) and of the values in 
 step the samples in a buffer are known by arithmetic; a reader that resumes there reads them again, and no others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,17 @@ def _sequence(order: StreamOrder, epoch: int) -> np.ndarray:
     return order.sequence(epoch)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=2)
+def _given_in(order: StreamOrder, epoch: int) -> dict[tuple[int, int], np.ndarray]:
+    """What `_given` has computed; kept by epoch, since that has as many samples with many readers as with few."""
+    return {}
+
+
 def _given(order: StreamOrder, epoch: int, rank: int, reader: int) -> np.ndarray:
-    return order.given(epoch, rank, reader)
+    found = _given_in(order, epoch)
+    if (rank, reader) not in found:
+        found[rank, reader] = order.given(epoch, rank, reader)
+    return found[rank, reader]
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,31 @@ class Batch:
     opens: bool = False
 
 
-def batches(order: StreamOrder, epoch: int, rank: int, start: int = 0) -> list[Batch]:
-    """A rank's batches of an epoch from `start` on; batch b is for worker b modulo order.readers."""
-    of_reader = [_of_reader(order, epoch, rank, reader, start) for reader in range(order.readers)]
-    return [next(of_reader[number % order.readers]) for number in range(start, order.batches)]
+@dataclass(frozen=True)
+class Streamed(Sequence[Batch]):
+    """A rank's batches of an epoch from `start` on, each made when it is reached; batch b is for worker b modulo
+    order.readers. A part of them is a list.
+    """
+
+    order: StreamOrder
+    epoch: int
+    rank: int
+    start: int = 0
+
+    def __len__(self) -> int:
+        return max(self.order.batches - self.start, 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        given = self.order, self.epoch, self.rank
+        of_reader = [_of_reader(*given, reader, self.start) for reader in range(self.order.readers)]
+        for number in range(self.start, self.order.batches):
+            yield next(of_reader[number % self.order.readers])
+
+    def __getitem__(self, place: int | slice) -> Batch | list[Batch]:
+        chosen = range(len(self))[place]
+        if isinstance(chosen, int):
+            return next(islice(self, chosen, None))
+        return list(islice(self, chosen.start, chosen.stop, chosen.step))
 
 
 def _of_reader(order: StreamOrder, epoch: int, rank: int, reader: int, start: int) -> Iterator[Batch]:
