@@ -14,7 +14,7 @@ from .sizes import ceil, compiled_for_any, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # registers of 16 float32, from which fused attention gains
-FEW = 32 if WIDE else 64  # keys up to which several threads are faster with matmuls
+MATMUL_KEYS = 32 if WIDE else 64  # keys up to which several threads are faster with matmuls
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
@@ -91,16 +91,16 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
     if not k.is_cpu:
         return True
     if not learning(q, k, v, mask):
-        return not surely(keys <= few(k))
+        return not surely(keys <= matmul_keys(k))
     return not surely(keys <= 64) and (mask is None or not mask.requires_grad)
 
 
-def few(x: Tensor) -> int:
+def matmul_keys(x: Tensor) -> int:
     """The number of keys up to which matmuls are faster without gradients."""
     if torch.jit.is_scripting():
         return 16
     else:
-        return FEW if on_threads(x) else 16
+        return MATMUL_KEYS if on_threads(x) else 16
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

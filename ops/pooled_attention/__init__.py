@@ -6,12 +6,11 @@ from torch.nn import functional as F
 
 from ..checks import check_channels, check_dtypes, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import WIDE, matrices
+from ..partition import CACHED, WIDE, matrices
 from ..sizes import laid_out, surely
 from . import reference
 
 HAS = ("torch", "reference")
-CACHED = 2**22  # bytes
 REGISTER = 16  # float32 in a register of AVX-512
 SPARE = 4  # keys beyond whole registers up to which padding costs more than it saves
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..dispatch import autocasts, wide
 from ..sizes import laid_out
 
 
@@ -18,9 +19,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
 
 
 def rank(q: Tensor, k: Tensor, regions: tuple[int, int], topk: int) -> Tensor:
-    """(B, R, topk): the regions with the largest dot products of mean query and mean key."""
-    q, k = cut(q.detach(), regions).mean(2).flatten(2), cut(k.detach(), regions).mean(2).flatten(2)  # (B, R, heads * D)
+    """(B, R, topk): the regions with the largest dot products of mean query and mean key, in float32 at least."""
+    q, k = mean(q.detach(), regions), mean(k.detach(), regions)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+        if autocasts(q):
+            with torch.autocast(q.device.type, enabled=False):  # it would round what is to be ranked
+                return (q @ k.transpose(1, 2)).topk(topk, dim=-1).indices
     return (q @ k.transpose(1, 2)).topk(topk, dim=-1).indices
+
+
+def mean(x: Tensor, regions: tuple[int, int]) -> Tensor:
+    """(B, H, W, heads, D) -> (B, R, heads * D): the mean of the pixels of each region."""
+    return cut(x, regions).mean(2, dtype=wide(x.dtype)).flatten(2)
 
 
 def cut(x: Tensor, regions: tuple[int, int]) -> Tensor:

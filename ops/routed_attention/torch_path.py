@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import eager, learning, under_autocast
-from ..partition import few
+from ..partition import matmul_keys
 from ..sizes import laid_out, surely, varies
 
 # bytes of a block: what CPU caches hold; on other devices fewer, larger blocks are better
@@ -58,7 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> 
 
 def multiplied(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether two matmuls are faster on a CPU than fused attention to few keys (b, heads, N, D), N up to FEW."""
-    return not eager(q) or learning(q, k, v, None) or k.shape[2] <= few(k)
+    return not eager(q) or learning(q, k, v, None) or k.shape[2] <= matmul_keys(k)
 
 
 class Gathered(torch.autograd.Function):

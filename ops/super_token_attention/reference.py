@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import wide
+
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
     """Tokens (B, h, w, C) and affinity (B, H, W, 9); the arguments are those of `ops.super_tokens`."""
@@ -20,12 +22,13 @@ def compare(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Affinity (B, h, w, P, 9) of pixels to the tokens around them, and its sum for each token (B, h, w, 1)."""
     logits = torch.einsum("byxpc, byxmc -> byxpm", pixels, around(tokens)) * pixels.shape[-1] ** -0.5
     affinity = logits.softmax(-1)
-    return affinity, collect(affinity.sum(3).unsqueeze(-1))
+    return affinity, collect(affinity.sum(3, dtype=wide(affinity.dtype)).unsqueeze(-1))
 
 
 def average(pixels: Tensor, affinity: Tensor, total: Tensor) -> Tensor:
     """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
-    return collect(torch.einsum("byxpm, byxpc -> byxmc", affinity, pixels)) / (total + 1e-12)
+    parts = collect(torch.einsum("byxpm, byxpc -> byxmc", affinity, pixels))
+    return (parts / (total + 1e-12)).to(parts.dtype)  # in float16, 1e-12 would be 0
 
 
 def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:

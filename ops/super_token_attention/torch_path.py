@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import under_autocast
+from ..dispatch import under_autocast, wide
 from ..sizes import ceil, covering, cropped, laid_out, surely
 
 
@@ -36,7 +36,8 @@ def share(pixels: Tensor, tokens: Tensor) -> Tensor:
 def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
     """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
     parts = torch.bmm(affinity, pixels).view(B, h, w, 9, pixels.shape[2])
-    return collect(parts) / (collect(affinity.sum(2).view(B, h, w, 9, 1)) + 1e-12)
+    total = collect(affinity.sum(2, dtype=wide(affinity.dtype)).view(B, h, w, 9, 1))
+    return (collect(parts) / (total + 1e-12)).to(pixels.dtype)  # in float16, 1e-12 would be 0
 
 
 def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:

@@ -42,7 +42,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: tuple[int, int], scale: fl
     else:
         hidden = hide(H, W, wh, ww, False, heads, q).repeat(B, 1, 1)  # (B * groups * heads, 1, N)
         share = logits.add_(hidden).softmax(-1, dtype=wide(q.dtype))
-        inside = (hidden == 0).to(q.dtype).transpose(1, 2)
+        inside = (hidden == 0).to(share.dtype).transpose(1, 2)
         # not a matmul: autocast would round the values that are to be ranked
         mean = share.mul_(inside / inside.sum(1, keepdim=True)).sum(1)
     h, w = ceil(H, wh), ceil(W, ww)

@@ -18,7 +18,7 @@ from ops import (
     window_attention,
 )
 from ops.sizes import ceil, covering
-from zoo.biformer import fill
+from zoo.biformer import pad_to_regions
 from zoo.blocks import pad_to_multiple
 
 SIZES = ((23, 36), (28, 35), (40, 27), (29, 42))  # 7, of windows and cells, divides no side, both, none, the second
@@ -50,7 +50,7 @@ def apart(x, table):
 
 
 def routed(x, table):
-    x = fill(x.flatten(3), (3, 4)).unflatten(3, (3, 2, 4))
+    x = pad_to_regions(x.flatten(3), (3, 4)).unflatten(3, (3, 2, 4))
     return routed_attention(*x.unbind(3), regions=(3, 4), topk=5) * table.sum()
 
 
@@ -69,7 +69,7 @@ def merged(x, table):
 
 def whole(x, table):
     """Zeros up to multiples of 5 and 7, then of 4."""
-    x = fill(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
+    x = pad_to_regions(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
     return pad_to_multiple(x, 4) * table.sum()
 
 
