@@ -49,7 +49,8 @@ def alike(one: list[int], other: list[int]) -> bool:
 def cropped(x: Tensor, H: int, W: int) -> Tensor:
     """The first H rows and W columns of (B, H', W', ..., C); as a copy where a slice would add a guard."""
     if compiled_for_any(x.shape[1] == H) or compiled_for_any(x.shape[2] == W):
-        return F.pad(x, [0, 0] * (x.dim() - 3) + [0, W - x.shape[2], 0, H - x.shape[1]])
+        # contiguous, as compilers take the result for contiguous, whereas F.pad keeps the order of strides
+        return F.pad(x.contiguous(), [0, 0] * (x.dim() - 3) + [0, W - x.shape[2], 0, H - x.shape[1]])
     return x[:, :H, :W]
 
 

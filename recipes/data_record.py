@@ -87,31 +87,36 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def read(run: Path) -> dict[str, Any]:
     """What a run recorded; older runs lack some of it, and have numbers for names that were given as numbers."""
     path = run / FILE
-    noted = json.loads(path.read_text()) if path.exists() else {}
-    if noted.get("class_names"):
-        noted["class_names"] = list(map(str, noted["class_names"]))
-    return noted
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    if recorded.get("class_names"):
+        recorded["class_names"] = list(map(str, recorded["class_names"]))
+    return recorded
 
 
 def described(run: Path, cfg: DictConfig) -> Data:
     """The data of a run with configuration `cfg`, without images, for predictions where the data is not available.
 
-    Raises RunError for a run that recorded nothing.
+    Raises RunError for a run that recorded nothing, and for `data.subset` of classes that it does not have.
     """
-    noted, prep = read(run), preprocessing(cfg)
-    if not noted:
+    recorded, prep = read(run), preprocessing(cfg)
+    if not recorded:
         raise RunError(f"{run} has no {FILE}, which lists its classes: train.py writes it at the start of a run")
-    size = noted["img_size"]
-    return Data(
+    size, chosen = recorded["img_size"], imagenet.subset(cfg.data)
+    found = Data(
         train=None,
         val=None,
-        num_classes=noted["num_classes"],
-        class_names=noted["class_names"],
+        num_classes=recorded["num_classes"],
+        class_names=recorded["class_names"],
         mean=prep.mean,
         std=prep.std,
         img_size=size if isinstance(size, int) else tuple(size),
-        left_out=tuple(noted.get("left_out", ())),
+        left_out=tuple(recorded.get("left_out", ())),
     )
+    if chosen is None:
+        return found
+    names = imagenet.class_names()
+    check_classes(run, replace(found, num_classes=len(names), class_names=names), cfg.data.name)
+    return replace(found, class_names=[names[index] for index in chosen], subset=chosen)
 
 
 def count_classes(run: Path, data: DictConfig) -> None:
@@ -166,10 +171,10 @@ def check_same(run: Path, data: Data) -> None:
         say(f"validation has {now['val']} images, not {then['val']} as before: scores are not comparable", "yellow")
 
 
-def _other_classes(noted: dict[str, Any], data: Data) -> str | None:
+def _other_classes(recorded: dict[str, Any], data: Data) -> str | None:
     """How the classes of the data differ from those of a run; None if they do not, as far as their names tell."""
-    there, here = noted.get("class_names") or [], data.class_names
-    count = noted.get("num_classes", data.num_classes)
+    there, here = recorded.get("class_names") or [], data.class_names
+    count = recorded.get("num_classes", data.num_classes)
     if count != data.num_classes:
         return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
     if data.subset is not None or data.truths is not None or _only_counted(there) or _only_counted(here):

@@ -11,10 +11,13 @@ import atexit
 import itertools
 import os
 import re
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -61,8 +64,8 @@ def join(cfg: DictConfig) -> None:
     timeout = timedelta(seconds=cfg.hardware.timeout)
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        # restarted processes must not find the addresses of their predecessors, which torchrun's store may keep
-        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _MEETING.append(meet(store, number, count, timeout))
+        store = dist.PrefixStore(_MEETING[-1], store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
@@ -72,7 +75,37 @@ def join(cfg: DictConfig) -> None:
         ) from error
     atexit.register(dist.destroy_process_group)
     _WAITS.append(cfg.hardware.timeout)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _AGENTS[:] = sorted(set(gathered(_agent())))
+        _RESTARTS.append(highest(_restarts()))
     CONSOLE.quiet = rank() > 0
+
+
+def meet(store: dist.Store, number: int, count: int, timeout: timedelta) -> str:
+    """A name that these `count` processes have in common, and none of their predecessors had.
+
+    torchrun's store may keep what processes left there that it has started again since, such as their addresses. The
+    number of restarts cannot tell them apart: each agent counts its own, and not those that another one causes. So
+    process 0 draws a name and answers whoever says hello until all have confirmed it. A hello is random, so that
+    predecessors neither answer it nor confirm the name. Raises torch's DistError after `timeout`.
+    """
+    if number > 0:
+        hello = secrets.token_hex(8)
+        store.set(f"hello/{number}", hello)
+        store.wait([f"answer/{number}/{hello}"], timeout)
+        name = store.get(f"answer/{number}/{hello}").decode()
+        store.set(f"here/{name}/{number}", "")
+        return name
+    name, missing, end = secrets.token_hex(8), set(range(1, count)), time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):  # again and again: it may be a predecessor's
+                store.set(f"answer/{other}/{store.get(f'hello/{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"here/{name}/{other}"])}
+        if missing and time.monotonic() > end:
+            raise dist.DistStoreError(f"nothing was heard of rank {', '.join(map(str, sorted(missing)))}")
+        time.sleep(0.01 * bool(missing))
+    return name
 
 
 def first(action: Callable[[], T]) -> T:
@@ -197,12 +230,35 @@ def job() -> str | None:
     Its `--rdzv-id`, if one was given; else the agent that started this process, which outlives it.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{socket.gethostname()}-{os.getppid()}" if name == "none" else name
+    return _agent() if name == "none" else name
+
+
+def agents() -> list[str]:
+    """torchrun's agents that started the processes of all ranks, and outlive them; none without torchrun."""
+    return _AGENTS or ([_agent()] if "TORCHELASTIC_RUN_ID" in os.environ else [])
 
 
 def restarted() -> bool:
-    """Whether torchrun has started these processes again after it lost some."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether one of torchrun's agents has started its processes again after it lost some."""
+    return max([_restarts(), *_RESTARTS]) > 0
+
+
+_AGENTS: list[str] = []  # of all ranks
+_RESTARTS: list[int] = []  # the most that one of them counts
+
+
+def _agent() -> str:
+    """The agent that started this process: in containers, another one may have the same host name and number later."""
+    number = os.getppid()
+    try:
+        began = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]  # since the machine started
+    except (OSError, IndexError):  # not Linux
+        began = "0"
+    return f"{socket.gethostname()}-{number}-{began}"
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_loss(error: Exception) -> bool:
@@ -231,6 +287,7 @@ def report_loss(error: Exception) -> None:
         _print(f"error: another process of this run is gone, so this one ends: {error}")
 
 
+_MEETING: list[str] = []  # the name that the processes of this start have agreed on
 _WAITS: list[int] = []  # seconds that this process waits for the others, once it has met them
 
 
@@ -246,7 +303,8 @@ def _count(event: str) -> int:
         return 1
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=10))
-        return store.add(f"recipes/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{event}", 1)
+        apart = _MEETING[-1] if _MEETING else os.environ["TORCHELASTIC_RESTART_COUNT"]  # from the last start's
+        return store.add(f"recipes/{apart}/{event}", 1)
     except dist.DistError:
         return 1  # torchrun itself is gone
 

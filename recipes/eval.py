@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
 from recipes.config.checks import flat, is_in
+from recipes.config.idle import check_answers
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import open_rgb
@@ -79,6 +80,8 @@ def config_of(run: Path, overrides: list[str]) -> DictConfig:
 
 def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Measurement:
     """Evaluate a run's best checkpoint with the run's classes; its name in tables is `name`."""
+    if answers:
+        check_answers(own)
     data_record.count_classes(run, own.data)
     return measure(own, {"name": name, "model": own.model.name}, run=run, answers=answers)
 
@@ -155,7 +158,7 @@ def measure(
     data, model = distributed.everywhere(partial(built, task, data, kept, run), (DataError, *UNMEASURED))
     del kept  # which is as large as the model
     model = machine.place(model)
-    answered = Answers()
+    answered = Answers(data.subset)
     called = torch.compile(model) if machine.compile else model
     given = (cfg, task, called, data, machine, watch)
     values, metrics = evaluate(*given, answered.note) if answers else evaluate(*given)

@@ -55,11 +55,12 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
 
 
 def published(cfg: DictConfig, release: Release) -> float | None:
-    """The published figure in percent, if this is evaluated on the same images, resized in the same way."""
-    if cfg.data.name not in NAMES.get(release.benchmark, ()) or antialiased(cfg.data):
+    """The published figure in percent, if this is for the same images and classes, resized in the same way."""
+    data = cfg.data
+    if data.name not in NAMES.get(release.benchmark, ()) or antialiased(data) or data.left_out:
         return None
-    short = cfg.data.short_side
-    size = (short if short is None or isinstance(short, int) else max(short), cfg.data.long_side)
+    short = data.short_side
+    size = (short if short is None or isinstance(short, int) else max(short), data.long_side)
     if cfg.task.name == "detect":
         same = size == release.test_size
     else:

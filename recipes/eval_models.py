@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from recipes.config.errors import near
 from recipes.data.build import preprocessing
 from recipes.log import say
 from recipes.names import apart
+from recipes.predict import file_names
 from zoo import releases
 from zoo.described import TensorInfo
 from zoo.heads.recognise import recognise_dense
@@ -48,12 +48,13 @@ class EvaluatedModel:
     release: Release | None
 
     def published(self) -> float | None:
-        """The published figure in percent, if this is evaluated on the same images with the same preprocessing."""
+        """The published figure in percent, if this is for the same images, labels and classes, preprocessed alike."""
         if self.release is None:
             return None
         if self.cfg.task.name != "classify":
             return eval_dense_models.published(self.cfg, self.release)
-        if self.cfg.data.name != "imagenet":
+        data = self.cfg.data
+        if data.name != "imagenet" or data.subset is not None or data.real_labels:
             return None
         asked, cfg = preprocessing(self.cfg), self.release.cfg()
         there = asked.size, asked.interpolation, asked.crop_pct, asked.crop_mode, asked.mean, asked.std
@@ -77,11 +78,11 @@ def sources(cfg: DictConfig) -> list[str | None]:
 
 
 def stems(sources: list[str]) -> list[str]:
-    """Stems of the result files of several sources: the name of the file, or its path where two names are equal."""
+    """Stems of the result files of several sources: the name of the file, or its path where two names are equal, and a
+    number where two paths give the same. `eval` is that of the table.
+    """
     names = [_name(source) if os.path.exists(source) else source for source in sources]
-    alike = {name for name in names if names.count(name) > 1}
-    chosen = (source if name in alike else name for source, name in zip(sources, names, strict=True))
-    return [re.sub(r"[/\\:]", "-", text.lstrip("./")) for text in chosen]
+    return file_names(["eval", *sources], ["eval", *names])[1:]
 
 
 def names(sources: list[str]) -> list[str]:

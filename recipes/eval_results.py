@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from recipes import distributed
-from recipes.config import ConfigError
 from recipes.log import CONSOLE, say
+from recipes.tasks.classify import among, likeliest, of_model
 from zoo.files import replaced
 
 Record = dict[str, Any]
@@ -40,21 +40,19 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 class Answers:
-    """The most likely classes of every image, in the order of the data set; each process records those that it saw."""
+    """The most likely classes of every image, in the order of the data set; each process records those that it saw.
 
-    def __init__(self, most: int = 5):
-        self.most, self.rows, self.seen = most, [], 0
+    subset  the model's classes that are predicted, as in the metrics; None for all
+    """
+
+    def __init__(self, subset: tuple[int, ...] | None = None, most: int = 5):
+        self.subset, self.most, self.rows, self.seen = subset, most, [], 0
 
     def note(self, predictions: Tensor, targets: Tensor) -> None:
-        """Logits (B, classes) and labels (B,) of the next batch of this process.
-
-        Raises ConfigError for predictions of dense tasks.
-        """
-        if not isinstance(predictions, Tensor):
-            raise ConfigError(
-                "save_predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg"
-            )
-        shares, classes = predictions.float().softmax(-1).cpu().topk(min(self.most, predictions.shape[1]))
+        """Logits (B, the model's classes) and labels (B,) of the next batch of this process."""
+        logits = among(predictions.float().cpu(), self.subset)
+        places = likeliest(logits, self.most)
+        classes, shares = of_model(places, self.subset), logits.softmax(-1).gather(1, places)
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
             index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images
             self.rows.append((index, label, chosen, share))

@@ -73,7 +73,7 @@ def note(text: str, file: TextIO | None = None) -> None:
     """Print a line to stderr, or the given file; if it cannot be written, what is printed there later is discarded."""
     file = file or sys.stderr
     try:
-        print(text, file=file, flush=True)
+        print(f"{text}\n", end="", file=file, flush=True)  # in one write, as other ranks may print at the same time
     except OSError:
         _discard(file)
 

@@ -48,17 +48,20 @@ def names(paths: Sequence[str]) -> list[str]:
     """The file name of each image's picture: the image's name, its path where two names are equal, and a number where
     two paths give the same.
     """
-    stems = [Path(path).stem for path in paths]
-    alike = {stem for stem in stems if stems.count(stem) > 1}
-    chosen = (
-        re.sub(r"[/\\:]", "-", path.lstrip("./")) if stem in alike else stem
-        for path, stem in zip(paths, stems, strict=True)
-    )
+    return [f"{name}{ENDING}" for name in file_names(paths, [Path(path).stem for path in paths])]
+
+
+def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Names for files about each path: its `own`, the path where two of these are equal, and a number where two paths
+    give the same.
+    """
     taken: dict[str, None] = {}
-    for name in chosen:
+    for path, name in zip(paths, own, strict=True):
+        # without leading dots and slashes, which would hide the file or make its name look like an option
+        name = re.sub(r"[/\\:]", "-", (path if own.count(name) > 1 else name).lstrip("./"))
         numbered = (f"{name}-{number}" for number in count(2))
         taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
-    return [f"{name}{ENDING}" for name in taken]
+    return list(taken)
 
 
 def write(picture: Image.Image, path: Path) -> None:

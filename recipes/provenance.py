@@ -59,6 +59,7 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "job": distributed.job(),
+        "agents": distributed.agents(),
         "versions": versions(),
         "git": _git(),
     }

@@ -316,14 +316,17 @@ def _find(cfg: DictConfig) -> Path | None:
 
 
 def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    """The run that this launch worked on before torchrun restarted its processes; None if it did not."""
-    if not distributed.restarted():
+    """The run that this launch worked on before torchrun restarted its processes; None if it did not.
+
+    torchrun also does so, without counting it, where a machine joins or leaves: then some agent is still the same.
+    """
+    here, job = set(distributed.agents()), distributed.job() if distributed.restarted() else None
+    if not here:
         return None
-    mine = (distributed.job(), overrides)
     out = Path(cfg.out)
     runs = [run for run in (runs_in(out) if cfg.name is None else [out / _name(cfg)]) if is_run(run)]
-    last = {run: starts[-1] for run in runs if (starts := sessions(run))}
-    found = [run for run in last if (last[run].get("job"), last[run]["overrides"]) == mine]
+    last = {run: starts[-1] for run in runs if (starts := sessions(run)) and starts[-1]["overrides"] == overrides}
+    found = [run for run in last if here & set(last[run].get("agents", ())) or (job and job == last[run].get("job"))]
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
 
 

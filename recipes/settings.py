@@ -31,6 +31,8 @@ EFFECTS = {  # where it is more than the last digits
     "train.eval_steps": OTHER_BEST,
 }
 
+RENAMED = (("data", "real", "real_labels"),)  # (group, key, its present name), in runs that were started before
+
 # what may be typed beside eval.py's run=: options of the command, and what is evaluated and how
 COMMAND = ("run", "predict", "save_predictions", "out", "img_size")
 MEASURED = ("data", "hardware", "task.inference", "task.stride", "task.scales", "task.flip")
@@ -45,7 +47,11 @@ def load_config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunError(f"{folder} holds no run: {path} does not exist; give a folder made by train.py (runs/<name>)")
-    return OmegaConf.load(path)
+    cfg = OmegaConf.load(path)
+    for group, old, new in RENAMED:
+        if old in cfg.get(group, {}):
+            cfg[group][new] = cfg[group].pop(old)
+    return cfg
 
 
 def is_run(folder: Path) -> bool:

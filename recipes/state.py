@@ -86,7 +86,7 @@ class State:
         return cls(model, ema, optimizer, hardware.scaler(), statistics, plan.parts, trained, frozen, averaged)
 
     @property
-    def measured(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The module whose weights are evaluated."""
         return self.models[self.weights]
 

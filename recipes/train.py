@@ -177,7 +177,7 @@ def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
         return stop.until(logs.watch(batches, total))
 
     try:
-        values, metrics = evaluate(run.cfg, task, now.measured, data, machine, watch)
+        values, metrics = evaluate(run.cfg, task, now.evaluated_model, data, machine, watch)
     except Stopped:
         return
     now.train()

@@ -125,6 +125,17 @@ SMALL = {
     "vitrpb_s": {"dim": 32, "depths": (1, 1, 2, 1), "img_size": 112},
 }
 
+# what else those have per stage, for another number of stages
+PER_STAGE = {
+    **dict.fromkeys(("biformer_t", "biformer_stl", "biformer_stl_nchw"), lambda stages: {"topk": (2,) * (stages - 1)}),
+    "stvit_b": lambda stages: {"cells": (4, 2, 1, 1, 1)[:stages], "layer_scale_stages": (stages - 1,)},
+    "litv2_s": lambda stages: {"windows": (0, 2, 2, 1, 1)[:stages]},
+    **dict.fromkeys(("dinat_b", "dinats_t"), lambda stages: {"dilations": 1}),
+}
+# those that only come in four stages, and those that come in no more than so many
+FOUR_STAGES = {"gcvit_s"}
+MOST_STAGES = {"sgformer_b": 4}
+
 # those that drop an odd last row or column where they halve a map
 ROUNDED_DOWN = {"litv2_s"}
 

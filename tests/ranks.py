@@ -68,9 +68,14 @@ def _received(end: Any) -> Any:
     return end.recv()
 
 
-def torchrun(script: str, *overrides: str, cwd: Path, options: tuple[str, ...] = ()) -> subprocess.Popen:
-    """`torchrun --nproc-per-node 2 <script>` with these overrides, its output in one pipe."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+ALONE = ("--standalone", "--nproc-per-node=2")
+
+
+def torchrun(
+    script: str, *overrides: str, cwd: Path, options: tuple[str, ...] = (), place: tuple[str, ...] = ALONE
+) -> subprocess.Popen:
+    """`torchrun --nproc-per-node 2 <script>` with these overrides, its output in one pipe; or one of several agents."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *place, *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     command = [*launcher, str(ROOT / script), *overrides]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -39,7 +39,7 @@ def test_names_and_boxes_are_part_of_what_processes_compare(tmp_path):
 
 @pytest.fixture
 def begun(tmp_path):
-    """Writes what a run on some data noted, and gives its folder."""
+    """Writes what a run on some data recorded, and gives its folder."""
 
     def write(*args, **changes):
         (tmp_path / data_record.FILE).write_text(json.dumps(data_record.of(data(*args, **changes))))
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_as_many_images(begun, capsys):
     assert "validation has 5 images, not 4 as before" in capsys.readouterr().out
 
 
-def test_runs_that_noted_less(tmp_path):
+def test_runs_that_recorded_less(tmp_path):
     data_record.check_same(tmp_path, data(ANIMALS, images=9))
     (tmp_path / data_record.FILE).write_text(json.dumps({"num_classes": 3, "class_names": ANIMALS, "img_size": 32}))
     data_record.check_same(tmp_path, data(ANIMALS, images=9))
@@ -115,7 +115,7 @@ def test_runs_that_noted_less(tmp_path):
 
 
 def test_numbers_as_names(begun):
-    """Older runs noted what a person gave, data.class_names=[3,7]."""
+    """Older runs recorded what a person gave, data.class_names=[3,7]."""
     data_record.check_same(begun([3, 7]), data(["3", "7"]))
     with pytest.raises(RunError, match="class 1 is '7' in the run and '8' in the data"):
         data_record.check_same(begun([3, 7]), data(["3", "8"]))
@@ -127,6 +127,12 @@ def test_data_without_images(begun, tmp_path):
     whole = data(ANIMALS, img_size=(32, 64), left_out=(1,))
     known = data_record.described(begun(ANIMALS, img_size=(32, 64), left_out=(1,)), cfg)
     assert known == replace(whole, train=None, val=None)
+    cfg.data.subset = "a"
+    with pytest.raises(RunError, match=r"cannot be evaluated on data=digits: the run has 3 classes .*, the data 1000"):
+        data_record.described(begun(ANIMALS), cfg)
+    names = imagenet.class_names()
+    found = data_record.described(begun(names), cfg)
+    assert (found.num_classes, found.subset[0], found.class_names[0]) == (1000, 6, names[6])
     with pytest.raises(RunError, match=r"has no data\.json, which lists its classes"):
         data_record.described(tmp_path / "none", cfg)
 

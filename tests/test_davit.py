@@ -46,7 +46,7 @@ def test_windows():
 
 def test_windows_of_12():
     """Against the published arithmetic written out, where windows reach over the border."""
-    model = trained(small("davit_t", window=12, dtype=torch.float64))
+    model = trained(small("davit_t", window_size=12, dtype=torch.float64))
     x = torch.randn(2, 3, 101, 150, dtype=torch.float64)
     expected = oracles.davit(zoo.layouts.LAYOUTS["DaViT"][0].to_theirs(model.state_dict()), x, 12)
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)

@@ -245,10 +245,10 @@ def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
     assert found["model"] == DETECTORS[head][0] and found["box_ap"] > 99
     assert ("mask_ap" in found) == (head == "mask_rcnn") and found.get("mask_ap", 99) > 60
     assert f"is evaluated as {head} on {DETECTORS[head][0]}" in " ".join(capsys.readouterr().out.split())
-    subject = find(path, "task=detect", "data=coco")
-    assert subject.published() == DETECTORS[head][2] and subject.cfg.data.antialias is False
+    evaluated = find(path, "task=detect", "data=coco")
+    assert evaluated.published() == DETECTORS[head][2] and evaluated.cfg.data.antialias is False
     assert find(path, "task=detect", "data=coco", "data.antialias=true").published() is None
-    assert subject.cfg.model.get("windows") == ([0, 0, 4, 1] if head == "retinanet" else None)
+    assert evaluated.cfg.model.get("windows") == ([0, 0, 4, 1] if head == "retinanet" else None)
 
 
 def test_names_of_mask_rcnn_as_published():

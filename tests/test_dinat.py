@@ -97,7 +97,7 @@ def test_weights_for_another_window(tmp_path):
     """As the authors made their 11 x 11 model of a 7 x 7 one."""
     model = trained(small("dinat_b"))
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    wider = small("dinat_b", window=11, dilations=1)
+    wider = small("dinat_b", window_size=11, dilations=1)
     report = zoo.load_checkpoint(wider, tmp_path / "weights.pth")
     assert len(report.resized) == 6 and not report.head_remade
     assert wider.stages[0].blocks[0].attn.fn.rpb.shape == (1, 21, 21)
@@ -141,3 +141,15 @@ def test_vitrpb_attends_to_a_whole_map():
     state = {key: value[:, 1:-1, 2:-2] if key.endswith("rpb") else value for key, value in model.state_dict().items()}
     cut.load_state_dict(state)
     torch.testing.assert_close(model(x), cut(x), rtol=0, atol=1e-10)
+
+
+def test_vitrpb_for_another_size(tmp_path):
+    """The table is interpolated as one that is loaded is; a wide map is then attended as a whole, by the new window."""
+    model = trained(small("vitrpb_s"))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    built = small("vitrpb_s", img_size=(96, 250)).eval()
+    zoo.load_checkpoint(built, tmp_path / "weights.pth")
+    model.set_input_size((96, 250))
+    assert model.img_size == (96, 250) and {m.window for m in model.modules() if hasattr(m, "window")} == {(6, 16)}
+    x = torch.randn(1, 3, 96, 250)
+    assert torch.equal(model(x), built(x))

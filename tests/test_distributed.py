@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -734,3 +735,24 @@ def test_alone_nothing_is_asked():
     assert distributed.first(lambda: 3) == 3 and distributed.gathered(4) == [4] and distributed.highest(5) == 5
     assert list(distributed.together(iter("ab"), DataError, 3)) == ["a", "b", None]
     assert not dist.is_initialized() and zoo.variants()
+
+
+def test_processes_meet_under_a_name_that_predecessors_did_not_have():
+    """Those of an earlier start have left their words in the store, and one of them is met before its successor."""
+    store, timeout, names = dist.HashStore(), timedelta(seconds=30), []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as ranks:
+            found = [ranks.submit(distributed.meet, store, number, 3, timeout) for number in (2, 0)]
+            time.sleep(0.1)  # rank 0 has answered rank 2, and in the second round the hello that rank 1 left
+            found.append(ranks.submit(distributed.meet, store, 1, 3, timeout))
+            (name,) = {one.result() for one in found}
+        names.append(name)
+    assert names[0] != names[1]
+
+
+def test_who_does_not_come_is_named():
+    store, soon = dist.HashStore(), timedelta(seconds=0.2)
+    with pytest.raises(dist.DistError, match="nothing was heard of rank 1, 2"):
+        distributed.meet(store, 0, 3, soon)
+    with pytest.raises(dist.DistError):
+        distributed.meet(store, 1, 3, soon)

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -18,9 +19,11 @@ from children import SMALL, flags_restored, lines, note_overrides, succeed, trai
 from recipes import checkpoint, config, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
+from recipes.metrics.segmentation import Segmentation
 from recipes.plots import draw_confusion
 from recipes.run import find_checkpoint
 from recipes.settings import RunError
+from recipes.tasks import segment
 from recipes.tasks.classify import Metrics, Task
 
 
@@ -147,10 +150,10 @@ def test_predict_names_the_classes(run, tmp_path, capsys):
     digit = Image.fromarray((load_digits().images[3] * 15).astype("uint8"))
     digit.resize((120, 90)).save(tmp_path / "cat 1.png")
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    noted = json.loads((run / "data.json").read_text())
-    (run / "data.json").write_text(json.dumps({**noted, "class_names": names}))
+    recorded = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**recorded, "class_names": names}))
     evaluate_here(f"run={run}", config.quote("predict", str(tmp_path / "cat 1.png")))
-    (run / "data.json").write_text(json.dumps(noted))
+    (run / "data.json").write_text(json.dumps(recorded))
     said = capsys.readouterr().out
     assert sum(f"│ {name} " in said for name in names) == 5 and said.count("%") == 5
     shares = [float(word) for word in said.replace("│", " ").split() if word.replace(".", "").isdigit() and "." in word]
@@ -169,12 +172,22 @@ def test_run_without_a_checkpoint(tmp_path):
         evaluate_here(f"run={tmp_path}")
 
 
+def test_answers_of_dense_tasks(tmp_path):
+    """Refused before anything is looked for or read."""
+    said = r"save_predictions=true only works with task=classify; for dense tasks give predict=path/\*\.jpg"
+    with pytest.raises(ConfigError, match=said):
+        config.compose(["checkpoint=a.pth", "task=segment", "save_predictions=true"], "eval")
+    (tmp_path / "config.yaml").write_text("task: {name: detect}\nmodel: {name: test_resnet}\ndata: {source: scenes}\n")
+    with pytest.raises(ConfigError, match=said):
+        evaluate_here(f"run={tmp_path}", "save_predictions=true")
+
+
 def test_data_of_other_classes(run):
-    noted = (run / "data.json").read_text()
-    (run / "data.json").write_text(json.dumps({**json.loads(noted), "num_classes": 9}))
+    recorded = (run / "data.json").read_text()
+    (run / "data.json").write_text(json.dumps({**json.loads(recorded), "num_classes": 9}))
     with pytest.raises(RunError, match=r"cannot be evaluated on data=digits: the run has 9 classes .* the data 10 \("):
         evaluate_here(f"run={run}")
-    (run / "data.json").write_text(noted)
+    (run / "data.json").write_text(recorded)
 
 
 def test_weights_of_another_shape(run):
@@ -231,6 +244,16 @@ def test_metrics_count_every_image_once():
     assert values["top5"] == pytest.approx(100 * (ranks < 5).double().mean().item(), abs=1e-3)
     losses = -logits.double().log_softmax(1).gather(1, labels[:, None])
     assert values["loss"] == pytest.approx(losses.mean().item())
+
+
+def test_tables_of_segmenters_say_what_is_in_the_mean():
+    metrics = Segmentation(["ant", "bee", "sky"], left_out=(2,))
+    found = torch.nn.functional.one_hot(torch.tensor([[0, 0, 1, 2], [1, 1, 2, 2]]), 3).permute(2, 0, 1).float()
+    metrics.update([found], [{"labels": torch.tensor([[0, 1, 1, 2], [1, 1, 0, 2]])}])
+    data = SimpleNamespace(class_names=metrics.names, left_out=metrics.left_out)
+    rows = segment.Task(OmegaConf.create()).classes(data, metrics)
+    counted = [row["iou"] for row in rows if row["in_mean"]]
+    assert len(counted) == 2 and sum(counted) / 2 == pytest.approx(metrics.compute()["miou"], abs=1e-3)
 
 
 def test_few_classes_have_no_top5():

@@ -20,7 +20,7 @@ import golden
 import zoo
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
-from recipes import config, eval_models, eval_results
+from recipes import config, eval_dense_models, eval_models, eval_results
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError, imagenet
@@ -28,6 +28,7 @@ from recipes.data.build import preprocessing
 from recipes.settings import RunError
 from test_eval import evaluate_here
 from test_golden import FOLDER, is_dense
+from zoo import releases
 
 FAST = ("torchvision_maxvit_t_224x224", "gc_vit_xxtiny_224x224", "nat_mini_224x224")
 CLASSIFIERS = [stem for stem in RECORDS if not is_dense(stem)]
@@ -93,6 +94,22 @@ def test_every_record(tmp_path, stem, images):
     assert [int(row["class1"]) for row in rows] == best.indices.tolist()
     assert [float(row["share1"]) for row in rows] == pytest.approx(best.values.tolist(), abs=2e-4)
     assert [int(row["label"]) for row in rows] == [3, 77, 501, 980]
+
+
+def test_tables_agree_on_a_subset(tmp_path, images):
+    """One image a class: what it is mistaken for is its likeliest class."""
+    root, chosen = tmp_path / "imagenet-a", imagenet.subset(OmegaConf.create({"subset": "a"}))
+    photos = sorted(images.rglob("*.png"))
+    for index, photo in zip(chosen, photos, strict=False):
+        (root / imagenet.synsets()[index]).mkdir(parents=True)
+        shutil.copy(photo, root / imagenet.synsets()[index])
+    model = ["model=timm", "model.name=test_resnet", "img_size=32"]
+    evaluated(tmp_path, *model, "data=imagenet_a", f"data.root={root}", "save_predictions=true")
+    with open(tmp_path / "eval-images.csv") as file, open(tmp_path / "eval-classes.csv") as other:
+        rows, classes = list(csv.DictReader(file)), [row for row in csv.DictReader(other) if row["images"] == "1"]
+    assert [int(row["label"]) for row in rows] == [int(row["class"]) for row in classes] == list(chosen[: len(photos)])
+    names = [imagenet.class_names()[int(row["class1"])] for row in rows]
+    assert names == [row["mistaken_for"] or row["name"] for row in classes]
 
 
 def evaluated(tmp_path, *overrides):
@@ -205,6 +222,21 @@ def test_tables_call_files_by_what_tells_them_apart(tmp_path):
     assert eval_models.names(made("m.pth", "a/m.pth")) == ["m.pth", "a/m.pth"]
 
 
+def test_stems_of_results_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    for path in ("m.pth", "here/m.pth", "here/a/m.pth", "here/eval"):
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    assert eval_models.stems(["../m.pth", "m.pth", "./a/m.pth"]) == ["m.pth", "m.pth-2", "a-m.pth"]
+    whole = f"{tmp_path}/here/m.pth".lstrip("/")
+    (tmp_path / "here" / whole).parent.mkdir(parents=True)
+    (tmp_path / "here" / whole).touch()
+    name = whole.replace("/", "-")
+    assert eval_models.stems([f"/{whole}", whole]) == [name, f"{name}-2"]
+    assert eval_models.stems(["a", "hf-hub:timm/b", "eval"]) == ["a", "hf-hub-timm-b", "eval-2"]  # eval.json: the table
+
+
 def find(source, *overrides):
     cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
     return eval_models.find(cfg, *eval_models.sources(cfg))
@@ -213,16 +245,16 @@ def find(source, *overrides):
 def test_files_that_are_alike_are_told_apart_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"dinat_m.* which differ only in what has no weights.*Name a model with"):
         find(released(tmp_path, "nat_mini_224x224", "weights.pth"))
-    subject = find(released(tmp_path, "nat_mini_224x224", "dinat_mini_in1k_224 (1).pth"))
-    assert subject.cfg.model.name == "dinat_m.shilabs_in1k" and subject.release.top1 == 81.8
+    found = find(released(tmp_path, "nat_mini_224x224", "dinat_mini_in1k_224 (1).pth"))
+    assert found.cfg.model.name == "dinat_m.shilabs_in1k" and found.release.top1 == 81.8
     assert find(tmp_path / "weights.pth", "model=nat_m").cfg.model.name == "nat_m.shilabs_in1k"
 
 
 def test_names_of_releases_and_of_the_hub():
     for source in ("davit_t.timm_msft_in1k", "hf-hub:timm/davit_tiny.msft_in1k", "timm/davit_tiny.msft_in1k"):
-        subject = find(source)
-        assert subject.cfg.model.name == "davit_t.timm_msft_in1k" and subject.cfg.model.pretrained
-        assert subject.cfg.model.checkpoint is None and round(subject.release.top1, 2) == 82.69
+        found = find(source)
+        assert found.cfg.model.name == "davit_t.timm_msft_in1k" and found.cfg.model.pretrained
+        assert found.cfg.model.checkpoint is None and round(found.release.top1, 2) == 82.69
     assert find("hf-hub:timm/resnet18.a1_in1k").cfg.model.name == "hf-hub:timm/resnet18.a1_in1k"
 
 
@@ -313,4 +345,18 @@ def test_published_figures_belong_to_a_preprocessing():
         if release.top1 is not None:
             cfg = OmegaConf.merge(composed(release.model))  # a copy
             cfg.model.name = name
-            assert eval_models.EvaluatedModel(name, cfg, release).published() == release.top1
+            evaluated_model = eval_models.EvaluatedModel(name, cfg, release)
+            assert evaluated_model.published() == release.top1
+            for key, value in (("subset", "a"), ("real_labels", True)):
+                cfg.data[key], usual = value, cfg.data[key]
+                assert evaluated_model.published() is None
+                cfg.data[key] = usual
+
+
+def test_published_figures_of_segmenters_are_means_over_all_classes():
+    release = next(r for r in releases.RELEASES if r.benchmark == "ADE20K" and r.task == "segmentation")
+    sides = [f"data.short_side={release.img_size}", f"data.long_side={4 * release.img_size}", "data.antialias=false"]
+    cfg = config.compose([f"model={release.model}", "task=segment", "data=ade20k", "data.root=x", *sides], "eval")
+    assert eval_dense_models.published(cfg, release) == release.metrics["miou"]
+    cfg.data.left_out = ["wall"]
+    assert eval_dense_models.published(cfg, release) is None

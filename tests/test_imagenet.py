@@ -17,7 +17,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 import recipes.data
 from recipes import config
 from recipes.data import DataError, imagenet
-from recipes.tasks.classify import MOST, Metrics, Task
+from recipes.eval_results import Answers
+from recipes.tasks.classify import MOST, Metrics, RealMetrics, Task, likeliest
 
 CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
 
@@ -142,6 +143,11 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert metrics.compute()["top1"] == 100
     table, _ = task.answer(None, logits, data, "a.jpg")
     assert next(iter(table.columns[0].cells)) == imagenet.class_names()[6]
+    answered = Answers(data.subset)
+    answered.note(logits, torch.tensor([data.subset.index(6)]))
+    (row,) = answered.table(data)
+    assert (row["label"], row["class1"]) == (6, 6) and {row[f"class{place}"] for place in range(2, 6)} < {*data.subset}
+    assert row["share1"] == round(torch.tensor([1.0] + [0.0] * 199).softmax(0)[0].item(), 6)
     with pytest.raises(DataError, match=r"is not one of the 200 classes of data=imagenet_r: is it another data set"):
         make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
     with pytest.raises(DataError, match=r"Found \S+/n/0/\S+; expected folders named by WordNet ids \(n01498041"):
@@ -173,8 +179,32 @@ def test_real_labels(tmp_path):
     logits[order[1], real[several][-1]] = 1.0  # its last label is as right as its first
     metrics.update(logits, torch.tensor([data.val.label(i) for i in range(3)]))
     assert metrics.compute()["top1"] == 50 and metrics.compute()["scored"] == 2
+    others = tuple(index for index in range(1000) if index != (real[one][0] + 1) % 1000)
+    metrics = RealMetrics(torch.from_numpy(data.truths), others)
+    logits[order[0], real[one][0]] = 0.5
+    metrics.update(logits, torch.tensor([data.val.label(i) for i in range(3)]))
+    assert metrics.compute()["top1"] == 100  # what was likelier is not among these
+    metrics = task.metrics(data)
+    metrics.update(logits[order[2:]], torch.tensor([data.val.label(order[2])]))
+    with pytest.raises(DataError, match="no image of the validation set has a label in ReaL: there is nothing to eval"):
+        metrics.compute()
     task.picture(tmp_path / "none.png", data, metrics)
     assert not (tmp_path / "none.png").exists() and task.classes(data, metrics) == task.remarks(data, metrics) == []
+
+
+def test_runs_that_are_older_than_a_key(tmp_path):
+    cfg = config.compose(["model=gcvit_xxt", "data=imagenet", f"data.root={val(tmp_path, SYNSETS)}"], "eval")
+    del cfg.data.real_labels
+    assert recipes.data.build(cfg).truths is None
+
+
+def test_the_likeliest_class_is_that_of_argmax():
+    """Also of logits that are equal, as the two largest often are in bfloat16."""
+    logits = torch.randn(2000, 1000, generator=torch.Generator().manual_seed(0)).mul(2).bfloat16().float()
+    most, found = logits.topk(5), likeliest(logits, 5)
+    assert (most.indices[:, 0] != logits.argmax(1)).any() and torch.equal(found[:, 0], logits.argmax(1))
+    assert torch.equal(found.sort(1).values, most.indices.sort(1).values)
+    assert torch.equal(logits.gather(1, found), most.values) and likeliest(logits[:, :3], 5).shape == (2000, 3)
 
 
 def test_real_labels_of_files(tmp_path):

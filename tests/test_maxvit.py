@@ -12,6 +12,10 @@ from zoo.blocks import WindowAttention
 every_small = pytest.mark.parametrize("name", ["maxvit_t", "maxvit_t_tv"])
 
 
+def windows(model):
+    return {(m.partition, m.window) for m in model.modules() if isinstance(m, WindowAttention)}
+
+
 @pytest.mark.parametrize("name", [name for name in zoo.variants() if name.startswith("maxvit_")])
 def test_windows(name):
     model = create_model(name, device="meta")
@@ -37,8 +41,10 @@ def test_windows_for_another_size(name):
     built = trained(small(name, img_size=(96, 128)))
     assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     model.set_input_size(window_size=2, grid_size=(1, 2))
-    windows = {(m.partition, m.window) for m in model.modules() if isinstance(m, WindowAttention)}
-    assert windows == {("block", (2, 2)), ("grid", (1, 2))}
+    assert windows(model) == {("block", (2, 2)), ("grid", (1, 2))}
+    model.set_input_size(grid_size=5, partition_ratio=16)
+    assert windows(model) == {("block", (6, 8)), ("grid", (5, 5))} and model.img_size == (96, 128)
+    assert windows(small(name, img_size=64, window_size=5)) == {("block", (5, 5)), ("grid", (2, 2))}
 
 
 def test_drop_path_ramps():

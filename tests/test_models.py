@@ -3,14 +3,14 @@
 import pytest
 import timm
 import torch
-from timm.models import create_model
+from timm.models import create_model, get_model_args
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import ops
 import zoo
-from families import CROPPED, ISOTROPIC, ROUNDED_DOWN, SMALL
+from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, ROUNDED_DOWN, SMALL
 from zoo.blocks import WindowAttention, init_fan_out, resize_table
 
 
@@ -222,6 +222,28 @@ def test_the_same_size_leaves_parameters_where_they_are(name):
     if hasattr(model, "set_input_size"):
         model.set_input_size(SMALL[name].get("img_size", 224))
     assert all(p is before[key] for key, p in model.named_parameters())
+
+
+SIZES = ({"img_size": (100,)}, {"img_size": "a"}, {"img_size": 0}, {"img_size": (96, 64.5)})
+WINDOWS = ({"img_size": 96, "window_size": 0}, {"window_size": 2.5}, {"window_size": "a"})
+PARTITIONS = ({"grid_size": (7,)}, {"img_size": 96, "partition_ratio": 0})
+RESIZED = {"sgformer_b": SIZES, "vitrpb_s": SIZES, "gcvit_s": (*SIZES, *WINDOWS, {"window_size": (7, 7, 0, 7)})}
+RESIZED |= dict.fromkeys(("maxvit_t", "maxvit_t_tv"), (*SIZES, *WINDOWS, *PARTITIONS))
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, cases in RESIZED.items() for wrong in cases])
+def test_a_size_that_is_refused_changes_nothing(name, wrong):
+    model = small(name)
+    tensors, x = model.state_dict(), torch.randn(1, 3, 80, 72)
+    before = model.img_size, get_model_args(model), model.eval()(x)
+    with pytest.raises(ValueError, match=r"is .*: expected"):
+        model.set_input_size(**wrong)
+    assert (model.img_size, get_model_args(model)) == before[:2] and torch.equal(model(x), before[2])
+    assert all(tensor.data_ptr() == tensors[key].data_ptr() for key, tensor in model.state_dict().items())
+
+
+def test_models_that_can_be_built_for_another_size():
+    assert {name for name in SMALL if hasattr(small(name), "set_input_size")} == RESIZED.keys()
 
 
 @every_small
@@ -495,19 +517,30 @@ def test_widths_that_give_no_heads(name, dim):
 @pytest.mark.parametrize(
     "name,given,says",
     [
-        ("maxvit_t", {"window": 0}, r"window is \(0, 0\): expected at least 1 token a side"),
-        ("maxvit_t", {"window": (7,)}, r"window is \(7,\): expected at least 1 token a side"),
-        ("gcvit_s", {"window_size": -1}, r"window is \(-1, -1\): expected at least 1 token a side"),
-        ("davit_t", {"window": 0}, r"window is \(0, 0\): expected at least 1 token a side"),
-        ("dinat_b", {"window": 6}, "window is 6, dilation is 1: expected an odd window and a dilation of 1"),
-        ("dinat_iso_s", {"window": (7, 7)}, r"window is \(7, 7\), dilation is 1: expected an odd window"),
+        ("maxvit_t", {"window_size": 0}, "window is 0: expected at least 1 token a side"),
+        ("maxvit_t", {"window_size": (7,)}, r"window is \(7,\): expected at least 1 token a side"),
+        ("maxvit_t", {"grid_size": (7, 0)}, r"window is \(7, 0\): expected at least 1 token a side"),
+        ("maxvit_t", {"partition_ratio": 0}, "partition_ratio is 0: expected pixels per token of a window, 1 or more"),
+        ("gcvit_s", {"window_size": -1}, "window is -1: expected at least 1 token a side"),
+        ("gcvit_s", {"window_size": 7.0}, "window is 7.0: expected at least 1 token a side"),
+        ("davit_t", {"window_size": 0}, "window is 0: expected at least 1 token a side"),
+        ("dinat_b", {"window_size": 6}, "window is 6, dilation is 1: expected an odd window and a dilation of 1"),
+        ("dinat_iso_s", {"window_size": (7, 7)}, r"window is \(7, 7\), dilation is 1: expected an odd window"),
         ("dinats_t", {"dilations": 0}, "window is 7, dilation is 0: expected an odd window and a dilation of 1"),
         ("dinat_b", {"dilations": [1, 2, 1, 2]}, r"dilations is \[1, 2, 1, 2\]: expected a list per stage"),
         ("dinat_b", {"dims": (32, 64), "depths": (1, 1)}, "for 4 stages: the model has 2"),
         ("dinat_iso_s", {"dilations": ()}, "dilations is empty: expected one or more numbers"),
         ("litv2_s", {"alpha": 2}, "alpha is 2: expected a share of the heads, from 0 to 1"),
+        (
+            "litv2_s",
+            {"windows": (0, 0, -2, 1)},
+            r"windows is \(0, 0, -2, 1\): expected pixels a side of each stage, or 0",
+        ),
+        ("litv2_s", {"windows": (0, 0, (2, 2), 1)}, "expected pixels a side of each stage, or 0"),
         ("litv2_s", {"heads": (1, 2, 0, 4)}, "dim 128 does not divide into 0 heads"),
         ("biformer_t", {"heads": (0, 2, 2, 2)}, "dim 32 does not divide into 0 heads"),
+        ("stvit_b", {"layer_scale_stages": (7,)}, r"stages is \(7,\): expected numbers of stages, from 0 to 3"),
+        ("stvit_b", {"layer_scale_stages": (2, -1)}, r"stages is \(2, -1\): expected numbers of stages, from 0 to 3"),
         ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
         ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
         ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected at most 4 stages"),
@@ -525,6 +558,23 @@ def test_stages_of_different_numbers(name):
         ValueError, match=r"depths is \(1, 1\).*: expected (one number per stage in each|a number for each of 4 stages)"
     ):
         small(name, depths=(1, 1))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@every_small
+def test_other_numbers_of_stages(name, stages):
+    given = {key: (*value, value[-1])[:stages] for key, value in SMALL[name].items() if isinstance(value, tuple)}
+    given |= PER_STAGE.get(name, lambda stages: {})(stages)
+    if stages > MOST_STAGES.get(name, stages) or name in FOUR_STAGES:
+        with pytest.raises(ValueError, match=r"expected (a number for each of|at most) 4 stages"):
+            small(name, **given)
+        return
+    x = torch.randn(1, 3, 64, 96)
+    assert small(name, **given).eval()(x).shape == (1, 7)
+    net = small(name, features_only=True, **given).eval()
+    assert net.feature_info.reduction() == [16 if name in ISOTROPIC else 4 * 2**i for i in range(stages)]
+    sides = [tuple(map_side(name, side, i) for side in x.shape[2:]) for i in range(stages)]
+    assert [tuple(maps.shape[2:]) for maps in net(x)] == sides
 
 
 @pytest.mark.parametrize("stages", [4, 3, 2, 1])

@@ -52,9 +52,9 @@ SCHEDULES = {
     None: {"sched.sched": UNKNOWN},
 }
 # tokens a side of all windows; MaxViT's follow the image, 32 pixels a token
-SWIN = {"model.window": 7}
+SWIN = {"model.window_size": 7}
 WINDOWS = {"7": SWIN, "[7, 7, 7, 7]": SWIN, "[24, 24, 24, 24]": {"model.window_size": [24] * 4}} | {
-    str(side // 32): {"data.img_size": side, "data.long_side": side, "model.window": None, "model.img_size": None}
+    str(side // 32): {"data.img_size": side, "data.long_side": side, "model.window_size": None, "model.img_size": None}
     for side in (640, 896)
 }
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import config
+from recipes import config, distributed
 from recipes.config import ConfigError
 from recipes.config.given import with_task_of_run
 from recipes.data.build import preprocessing
@@ -16,11 +16,12 @@ from recipes.settings import RunError, config_to_evaluate, config_to_resume, loa
 SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
 
 
-def begun(folder, *overrides, job=None, model=SMALL):
+def begun(folder, *overrides, job=None, agents=(), model=SMALL):
     """A run's folder as it is before the first step."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*model, *overrides]), resolve=True))
-    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*model, *overrides], "job": job}) + "\n")
+    session = {"overrides": [*model, *overrides], "job": job, "agents": agents}
+    (folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
     return folder
 
 
@@ -193,6 +194,24 @@ def test_a_restart_finds_its_run_in_a_folder(tmp_path, monkeypatch, name):
     assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
 
 
+@pytest.mark.parametrize("name", ["exp/a", None])
+def test_a_restart_that_torchrun_does_not_count_finds_its_run(tmp_path, monkeypatch, name):
+    """A machine has joined or left: rank 0 may be another agent's, but one of those that began is there."""
+    given = [f"out={tmp_path}", *([f"name={name}"] if name else [])]
+    begun(tmp_path / "exp" / "a", *given, job="none", agents=("one-7-99", "two-7-99"))
+    begun(tmp_path / "exp" / "other", *given, job="none", agents=("one-7-55",))  # as in a container started again
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setattr(distributed, "_AGENTS", ["three-7-12", "two-7-99"])
+    assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
+    monkeypatch.setattr(distributed, "_AGENTS", ["three-7-12"])
+    if name is None:
+        assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).known is False
+    else:
+        with pytest.raises(RunError, match="already holds a run"):
+            open_run(config.compose([*SMALL, *given]), [*SMALL, *given])
+
+
 def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
     run = begun(tmp_path / "run", "train.steps=3", job="launch")
     path = run / "sessions.jsonl"
@@ -208,3 +227,11 @@ def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     typed = [*SMALL, f"out={tmp_path}"]
     assert open_run(config.compose(typed), typed).known is False  # another's is passed over
+
+
+def test_a_run_with_a_key_that_has_another_name_now(tmp_path):
+    run = begun(tmp_path / "run")
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("real_labels: false", "real: false"))
+    assert "real_labels" not in path.read_text() and load_config(run).data.real_labels is False
+    assert config_to_resume(run, []).data.real_labels is False

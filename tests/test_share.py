@@ -49,9 +49,19 @@ def test_another_classifier(pool, tmp_path):
     assert (again.num_classes, again.global_pool) == (model.num_classes, pool) and same(model, again)
 
 
-def test_other_windows(tmp_path):
-    model = trained(small("gcvit_s", window_size=5))
-    for windows in ({}, {"window_size": 4}, {"img_size": 96}):
+@pytest.mark.parametrize(
+    ("name", "built", "changes"),
+    [
+        ("gcvit_s", {"window_size": 5}, ({"window_size": 4}, {"img_size": 96})),
+        ("maxvit_t", {"window_size": 5}, ({"img_size": 96}, {"img_size": 128, "window_size": 2, "grid_size": (1, 3)})),
+        ("maxvit_t", {"partition_ratio": 16}, ({"img_size": 96, "partition_ratio": 8}, {"img_size": 96})),
+        ("sgformer_b", {}, ({"img_size": (96, 160)}, {"img_size": 64})),
+        ("vitrpb_s", {}, ({"img_size": (96, 160)}, {"img_size": 64})),
+    ],
+)
+def test_other_windows(name, built, changes, tmp_path):
+    model = trained(small(name, **built))
+    for windows in ({}, *changes):
         if windows:
             model.set_input_size(**windows)
         again = timm.create_model(f"local-dir:{zoo.save_for_hf(model, tmp_path)}", pretrained=True)

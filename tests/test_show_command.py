@@ -113,7 +113,7 @@ def test_page_has_every_picture():
     asked = [args for args in (command.parse(words[3:]) for words in commands) if args.model in zoo.variants()]
     drawn = {(zoo.registry.class_of(args.model), view) for args in asked for view in args.only or ()}
     wanted = {(cls, view.name) for cls, views in families.VIEWS.items() for view in views}
-    alike = {zoo.dinats.Isotropic, zoo.dinats.VitRPB}  # the pictures are those of DiNAT, and one window
+    alike = {zoo.dinats.Isotropic, zoo.dinats.ViTRPB}  # the pictures are those of DiNAT, and one window
     assert {pair for pair in wanted if pair[0] not in alike} <= drawn
 
 

@@ -1,10 +1,12 @@
 """torchrun and Slurm's launcher as users meet them: a lost process, a full disk, a stop."""
 
+import contextlib
 import os
 import re
 import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +34,16 @@ def worker(launcher: int, rank: int) -> int:
     raise AssertionError(f"rank {rank} is not there")
 
 
+def ranks_of(launcher: int) -> list[int]:
+    """The ranks of the processes that torchrun has started."""
+    found = []
+    for rank in (0, 1):
+        with contextlib.suppress(AssertionError):
+            worker(launcher, rank)
+            found.append(rank)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_process_is_started_again(tmp_path, rank):
@@ -50,6 +62,46 @@ def test_a_lost_process_is_started_again(tmp_path, rank):
     assert len(files) >= 5 and files == {path.relative_to(run) for path in run.rglob("*.safetensors")}
     for file in files:
         assert (run / file).read_bytes() == (other / file).read_bytes(), file
+    assert len((run / "sessions.jsonl").read_text().splitlines()) == 2
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
+def agent(port: int, *overrides: str, cwd: Path) -> subprocess.Popen:
+    """One of two machines with a process each; a new one may take the place of one that is lost."""
+    place = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=two", "--rdzv-backend=c10d",
+             f"--rdzv-endpoint=localhost:{port}")  # fmt: skip
+    return torchrun("train.py", *SHARED_LONG, "hardware.timeout=60", *overrides, cwd=cwd, place=place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["one", "other", "agent"])
+def test_a_process_on_one_of_two_machines_is_lost(tmp_path, monkeypatch, victim):
+    """Only the agent that has lost a process counts the restart, and one that joins counts none."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # else torch cannot take in a new agent
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    first = agent(port, "out=runs", cwd=tmp_path)
+    wait_for(first, lambda: answers(port))  # where they meet: the other may be lost
+    second = agent(port, "out=runs", cwd=tmp_path)
+    wait_for(first, lambda: any(trained(run, 5) for run in (tmp_path / "runs").glob("*")))
+    if victim == "agent":
+        process = worker(second.pid, *ranks_of(second.pid))
+        for number in (second.pid, process):
+            os.kill(number, signal.SIGKILL)
+        second = agent(port, "out=runs", cwd=tmp_path)
+    else:
+        hurt = first if victim == "one" else second
+        os.kill(worker(hurt.pid, *ranks_of(hurt.pid)), signal.SIGKILL)
+    outputs = [finish(child) for child in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert any("resuming runs/" in output for output in outputs)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert [line["step"] for line in lines(run) if "loss" in line] == list(range(1, 13))
     assert len((run / "sessions.jsonl").read_text().splitlines()) == 2
 
 

@@ -120,14 +120,14 @@ class Backbone(nn.Module):
     stem           (B, C, H, W) -> (B, h, w, c)
     stages         each (B, h, w, c) -> (B, h', w', c'); a feature is what leaves a stage
     dims           channels of each feature
-    reductions     pixels of the image per pixel of each feature, along a side
+    reductions     pixels of the image per pixel of each feature, along a side; default: 4, 8, 16 and so on
     feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` return, as
                    in the published dense-prediction versions
     """
 
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
     feature_norm_eps: float = 1e-5
-    reduction: int = 32  # pixels of the image per pixel of the last map, along a side
+    reduction: int = 32  # pixels of the image per pixel of the last map of the variants, along a side
     output_fmt: str = "NHWC"  # of the stages, as hooks and torch.fx see them; timm's features_only reports it
 
     def __init__(
@@ -137,7 +137,7 @@ class Backbone(nn.Module):
         head: Head,
         *,
         dims: Sequence[int],
-        reductions: Sequence[int] = (4, 8, 16, 32),
+        reductions: Sequence[int] | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
         feature_norms: bool = False,
@@ -151,6 +151,7 @@ class Backbone(nn.Module):
         self.num_features = dims[-1]
         self.head_hidden_size = head.dim
         self.min_img_size = self.min_img_size_for(len(self.stages))
+        reductions = [4 * 2**i for i in range(len(dims))] if reductions is None else reductions
         self.feature_info = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))

@@ -69,7 +69,7 @@ class PatchMerge(Nhwc):
 
 @fx.wrap
 @register_notrace_function
-def fill(x: Tensor, sides: tuple[int, int]) -> Tensor:
+def pad_to_regions(x: Tensor, sides: tuple[int, int]) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call for torch.fx."""
     H, W = x.shape[1], x.shape[2]
     down, right = covering(H, sides[0]) - H, covering(W, sides[1]) - W
@@ -102,7 +102,8 @@ class RoutedAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
         # zeros before the projection: in the padding, queries, keys and values are its bias, and count everywhere
-        q, k, v = self.qkv(fill(x, self.n_win)).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        qkv = self.qkv(pad_to_regions(x, self.n_win))
+        q, k, v = qkv.unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         route = route_regions(q, k, self.n_win, self.topk)
         out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
         out = out + self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -140,7 +141,7 @@ class FloorRoutedAttention(RoutedAttention):
         means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), [size[0], size[1]], ceil_mode=True, count_include_pad=False)
         means = means.permute(0, 2, 3, 1).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
         route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
-        q, k, padded = fill(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        q, k, padded = pad_to_regions(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         out = routed_attention(q, k, padded, regions, topk, route, self.scale).flatten(3)[:, :h, :w]
         return self.proj(out + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 

@@ -33,13 +33,13 @@ for op in (channel_attention, unpack, pad_to_multiple):
 # Table 1 and Appendix A; a head has 32 channels in all of them
 VARIANTS = {
     #           channels of each stage               layers of each stage      tokens a side
-    "davit_t": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 3, 1),   "window": 7,  "img_size": 224},
-    "davit_s": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
-    "davit_b": {"dims": (128, 256, 512, 1024),       "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
-    "davit_l": {"dims": (192, 384, 768, 1536),       "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
-    "davit_h": {"dims": (256, 512, 1024, 2048),      "depths": (1, 1, 9, 1),   "window": 7,  "img_size": 224},
-    "davit_g": {"dims": (384, 768, 1536, 3072),      "depths": (1, 1, 12, 3),  "window": 7,  "img_size": 224},
-    "davit_l_384": {"dims": (192, 384, 768, 1536),   "depths": (1, 1, 9, 1),   "window": 12, "img_size": 384},
+    "davit_t": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 3, 1),   "window_size": 7,  "img_size": 224},
+    "davit_s": {"dims": (96, 192, 384, 768),         "depths": (1, 1, 9, 1),   "window_size": 7,  "img_size": 224},
+    "davit_b": {"dims": (128, 256, 512, 1024),       "depths": (1, 1, 9, 1),   "window_size": 7,  "img_size": 224},
+    "davit_l": {"dims": (192, 384, 768, 1536),       "depths": (1, 1, 9, 1),   "window_size": 7,  "img_size": 224},
+    "davit_h": {"dims": (256, 512, 1024, 2048),      "depths": (1, 1, 9, 1),   "window_size": 7,  "img_size": 224},
+    "davit_g": {"dims": (384, 768, 1536, 3072),      "depths": (1, 1, 12, 3),  "window_size": 7,  "img_size": 224},
+    "davit_l_384": {"dims": (192, 384, 768, 1536),   "depths": (1, 1, 9, 1),   "window_size": 12, "img_size": 384},
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ class Half(nn.Sequential):
 class DualBlock(nn.Sequential):
     """A layer: windows of tokens, then channels."""
 
-    def __init__(self, dim: int, window: tuple[int, int], drop_path: Sequence[float]) -> None:
+    def __init__(self, dim: int, window: int | tuple[int, int], drop_path: Sequence[float]) -> None:
         heads = dim // 32
         tokens = WindowAttention(dim, heads, window, rel_pos_bias=False, attend_padding=True)
         channels = ChannelAttention(dim, heads)
@@ -111,7 +111,7 @@ class DaViT(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
     dims, depths    channels and layers of each stage; a layer is two blocks
-    window          tokens a side of a window, or (vertical, horizontal)
+    window_size     tokens a side of a window, or (vertical, horizontal)
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
                     it runs at any size, as the authors' code does. Zeros pad the image to a multiple of 4, normed maps
                     to a multiple of 2 before they are merged, and to whole windows before the projection of q, k, v:
@@ -124,7 +124,7 @@ class DaViT(Backbone):
         self,
         dims: Sequence[int] = (96, 192, 384, 768),
         depths: Sequence[int] = (1, 1, 3, 1),
-        window: int | tuple[int, int] = 7,
+        window_size: int | tuple[int, int] = 7,
         *,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
@@ -138,7 +138,7 @@ class DaViT(Backbone):
         rates = drop_path_rates(drop_path_rate, [2 * depth for depth in depths])
         stages = []
         for i, (dim, ramp) in enumerate(zip(dims, rates, strict=True)):
-            blocks = [DualBlock(dim, to_2tuple(window), ramp[j : j + 2]) for j in range(0, len(ramp), 2)]
+            blocks = [DualBlock(dim, window_size, ramp[j : j + 2]) for j in range(0, len(ramp), 2)]
             stages.append(Stage(blocks, downsample=Merge(dims[i - 1], dim) if i else None))
         super().__init__(
             Stem(in_chans, dims[0]),

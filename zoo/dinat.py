@@ -45,7 +45,7 @@ VARIANTS = {
     "dinat_b": {**SIZES["b"], "dilations": "classification", "img_size": 224, "layer_scale": 1e-5},
     "dinat_l": {**SIZES["l"], "dilations": "classification", "img_size": 224},
     "dinat_l_384":     {**SIZES["l"], "dilations": "classification_384", "img_size": 384},
-    "dinat_l_384_k11": {**SIZES["l"], "dilations": "classification", "img_size": 384, "window": 11},
+    "dinat_l_384_k11": {**SIZES["l"], "dilations": "classification", "img_size": 384, "window_size": 11},
 }  # fmt: skip
 
 # a pattern per stage, repeated over its blocks
@@ -124,13 +124,13 @@ class DiNAT(Backbone):
     dims, depths    channels and blocks of each stage
     mlp_ratio       width of an MLP divided by that of its block
     layer_scale     initial value of the factor on every branch; None: no factor
-    window          neighbors a side, odd
+    window_size     neighbors a side, odd
     dilations       one number for all blocks; a list per stage, repeated over its blocks; or the authors' for a task:
                     "classification", "detection" or "segmentation" (which at 192 channels is "segmentation_640"), and
                     "classification_384", "segmentation_640" for images of these sizes
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
-                    it runs at any size. Convolutions round up; maps smaller than window * dilation are padded as in the
-                    authors' code, see `NeighborhoodAttention`
+                    it runs at any size. Convolutions round up; maps smaller than window_size * dilation are padded as
+                    in the authors' code, see `NeighborhoodAttention`
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
 
@@ -149,7 +149,7 @@ class DiNAT(Backbone):
         mlp_ratio: float = 3,
         layer_scale: float | None = None,
         *,
-        window: int = 7,
+        window_size: int = 7,
         dilations: Dilations = "classification",
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
@@ -166,7 +166,7 @@ class DiNAT(Backbone):
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, dim in enumerate(dims):
-            attentions = [NeighborhoodAttention(dim, dim // 32, window, dilation) for dilation in spread[i]]
+            attentions = [NeighborhoodAttention(dim, dim // 32, window_size, dilation) for dilation in spread[i]]
             blocks = [Block(dim, a, mlp_ratio, r, layer_scale) for a, r in zip(attentions, rates[i], strict=True)]
             stages.append(Stage(blocks, downsample=self.merge_type(dims[i - 1], dim) if i else None))
         super().__init__(
@@ -195,7 +195,8 @@ def expand(
             )
         patterns = presets[dilations]
         if len(patterns) != len(depths):
-            raise ValueError(f"dilations is {dilations!r}, for {len(patterns)} stages: the model has {len(depths)}")
+            given = f"dilations is {dilations!r}, for {len(patterns)} stages: the model has {len(depths)}"
+            raise ValueError(f"{given}. Give a number, or a list per stage")
     else:
         patterns = dilations
         lists = len(patterns) == len(depths) and all(isinstance(pattern, Sequence) for pattern in patterns)

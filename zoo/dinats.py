@@ -7,11 +7,22 @@ throughout, with neighborhoods, dilated ones, or full attention and the same tab
 from collections.abc import Sequence
 from itertools import cycle, islice
 
+import torch
 from timm.layers import to_2tuple
+from timm.models._input import update_model_input_size
 from torch import Tensor, fx, nn
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, PatchStem, WindowAttention, check_stages, drop_path_rates, init_linear, pad_to_multiple
+from .blocks import (
+    Block,
+    PatchStem,
+    WindowAttention,
+    check_stages,
+    drop_path_rates,
+    image_sides,
+    init_linear,
+    pad_to_multiple,
+)
 from .dinat import PRESETS, DiNAT, NeighborhoodAttention
 from .registry import register
 
@@ -30,12 +41,15 @@ VARIANTS = {
 }
 VARIANTS["dinats_l_384"] = {**VARIANTS["dinats_l"], "dilations": "classification_384", "img_size": 384}
 ISOTROPIC_VARIANTS = {
-    "nat_iso_s":   {"dim": 384, "dilations": 1,      "img_size": 224},
-    "nat_iso_b":   {"dim": 768, "dilations": 1,      "img_size": 224},
-    "dinat_iso_s": {"dim": 384, "dilations": (1, 2), "img_size": 224},
-    "dinat_iso_b": {"dim": 768, "dilations": (1, 2), "img_size": 224},
+    "nat_iso_s":   {"dim": 384, "depths": (3, 3, 3, 3), "dilations": 1,      "img_size": 224},
+    "nat_iso_b":   {"dim": 768, "depths": (3, 3, 3, 3), "dilations": 1,      "img_size": 224},
+    "dinat_iso_s": {"dim": 384, "depths": (3, 3, 3, 3), "dilations": (1, 2), "img_size": 224},
+    "dinat_iso_b": {"dim": 768, "depths": (3, 3, 3, 3), "dilations": (1, 2), "img_size": 224},
 }  # fmt: skip
-FULL_VARIANTS = {"vitrpb_s": {"dim": 384, "img_size": 224}, "vitrpb_b": {"dim": 768, "img_size": 224}}
+FULL_VARIANTS = {
+    "vitrpb_s": {"dim": 384, "depths": (3, 3, 3, 3), "img_size": 224},
+    "vitrpb_b": {"dim": 768, "depths": (3, 3, 3, 3), "img_size": 224},
+}
 
 
 class PatchMerging(nn.Module):
@@ -71,11 +85,11 @@ class Isotropic(Backbone):
     dim             channels
     depths          blocks of each stage; all stages have the same map: they only define where features are taken
     mlp_ratio       width of an MLP divided by that of its block
-    window          neighbors a side, odd
+    window_size     neighbors a side, odd
     dilations       one number for all blocks, or a list that is repeated over them
     img_size        image that the model is meant for, pixels a side or (height, width). The authors' code only takes
-                    224. Here zeros pad an image of any size to whole patches, and a map smaller than window * dilation
-                    is padded as in DiNAT
+                    224. Here zeros pad an image of any size to whole patches, and a map smaller than
+                    window_size * dilation is padded as in DiNAT
     drop_path_rate  a linear ramp from 0 over all blocks
     feature_norms   see `Backbone`
     """
@@ -88,7 +102,7 @@ class Isotropic(Backbone):
         depths: Sequence[int] = (3, 3, 3, 3),
         mlp_ratio: float = 4,
         *,
-        window: int | tuple[int, int] = 7,
+        window_size: int | tuple[int, int] = 7,
         dilations: int | Sequence[int] = 1,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
@@ -105,7 +119,7 @@ class Isotropic(Backbone):
         spread = cycle(repeated)
         stages = []
         for rates in drop_path_rates(drop_path_rate, depths):
-            attentions = [self.attention(dim, window, dilation) for dilation in islice(spread, len(rates))]
+            attentions = [self.attention(dim, window_size, dilation) for dilation in islice(spread, len(rates))]
             stages.append(Stage([Block(dim, a, mlp_ratio, r) for a, r in zip(attentions, rates, strict=True)]))
         super().__init__(
             PatchStem(in_chans, dim, self.reduction),
@@ -124,7 +138,7 @@ class Isotropic(Backbone):
         return NeighborhoodAttention(dim, dim // 32, window, dilation)
 
 
-class VitRPB(Isotropic):
+class ViTRPB(Isotropic):
     """The isotropic model with full attention: one window, as large as the map of `img_size`, and its table.
 
     Other arguments are those of `Isotropic`. A built model runs at any size with the window that it has: a smaller map
@@ -134,14 +148,24 @@ class VitRPB(Isotropic):
     def __init__(
         self, dim: int = 384, depths: Sequence[int] = (3, 3, 3, 3), *, img_size: int | tuple[int, int] = 224, **kwargs
     ) -> None:
-        height, width = to_2tuple(img_size)
-        window = -(-height // self.reduction), -(-width // self.reduction)
-        super().__init__(dim, depths, window=window, img_size=img_size, **kwargs)
+        super().__init__(dim, depths, window_size=self.window_for(image_sides(img_size)), img_size=img_size, **kwargs)
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return WindowAttention(dim, dim // 32, window)
 
+    def window_for(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        return -(-img_size[0] // self.reduction), -(-img_size[1] // self.reduction)
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+        """Change the window for another image size; the table is interpolated."""
+        self.img_size = self.img_size if img_size is None else image_sides(img_size)
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                module.set_window(self.window_for(self.img_size))
+        update_model_input_size(self, self.img_size)
+
 
 register(DiNATs, VARIANTS)
 register(Isotropic, ISOTROPIC_VARIANTS)
-register(VitRPB, FULL_VARIANTS)
+register(ViTRPB, FULL_VARIANTS)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import checkpoint
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, fx, nn
@@ -16,7 +15,17 @@ from torch import Tensor, fx, nn
 from ops import unpack, window_attention
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, FusedReduce, QueryGenerator, Residual, WindowAttention, drop_path_rates, init_linear
+from .blocks import (
+    Block,
+    FusedReduce,
+    QueryGenerator,
+    Residual,
+    WindowAttention,
+    drop_path_rates,
+    image_sides,
+    init_linear,
+    window_sides,
+)
 from .registry import register
 
 for op in (unpack, window_attention):
@@ -156,7 +165,7 @@ class GCViT(Backbone):
     ) -> None:
         if len(depths) != len(STAGES):
             raise ValueError(f"depths is {tuple(depths)}: expected a number for each of {len(STAGES)} stages")
-        windows = windows_for(to_2tuple(img_size), window_size)
+        windows = windows_for(image_sides(img_size), window_size)
         dims = [dim * 2**i for i in range(len(STAGES))]
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
@@ -202,15 +211,16 @@ class GCViT(Backbone):
     @torch.jit.ignore
     def set_input_size(self, img_size: Size | None = None, window_size: Windows | None = None) -> None:
         """Change the windows for another image size, or as given (see the class); the tables are interpolated."""
-        self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
-        windows = windows_for(self.img_size, window_size)
+        img_size = self.img_size if img_size is None else image_sides(img_size)
+        windows = windows_for(img_size, window_size)
+        self.img_size = img_size
         for i, stage in enumerate(self.stages):
             for module in stage.modules():
                 if isinstance(module, WindowAttention):
                     module.set_window(windows[i])
             halved = i == 2 and window_size is not None and windows[i] != UNHALVED
             stage.query.set_window(windows[i], STAGES[i][2] or halved)
-        update_model_input_size(self, self.img_size)
+        update_model_input_size(self, img_size)
         update_model_args(self, window_size=window_size)
 
 
@@ -218,11 +228,11 @@ def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -
     """The window of each stage."""
     if window_size is None:
         return [(-(-img_size[0] // ratio), -(-img_size[1] // ratio)) for ratio, _, _ in STAGES]
-    if isinstance(window_size, int) or len(window_size) == 2:
+    if not isinstance(window_size, Sequence) or len(window_size) == 2:
         window_size = [window_size] * len(STAGES)
     if len(window_size) != len(STAGES):
         raise ValueError(f"window_size is {window_size}: expected one number, (vertical, horizontal), or one per stage")
-    return [to_2tuple(window) for window in window_size]
+    return [window_sides(window) for window in window_size]
 
 
 def plain(sides: tuple[int, int]) -> Size:

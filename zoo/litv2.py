@@ -6,6 +6,7 @@ others to a pooled map, for the low ones. Maps are halved by deformable convolut
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -265,6 +266,8 @@ class LITv2(Backbone):
         feature_norms: bool = False,
     ) -> None:
         check_stages(dims=dims, depths=depths, heads=heads, windows=windows)
+        if not all(isinstance(window, Integral) and window >= 0 for window in windows):
+            raise ValueError(f"windows is {tuple(windows)}: expected pixels a side of each stage, or 0")
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, (dim, count, window, ramp) in enumerate(zip(dims, heads, windows, rates, strict=True)):

@@ -6,10 +6,11 @@ attention between P x P tokens spaced evenly over the whole map (grid), each fol
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
-from timm.layers import GELUTanh, to_2tuple
-from timm.models._input import update_model_input_size
+from timm.layers import GELUTanh
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from .backbone import Backbone, Head, Stage
@@ -23,9 +24,13 @@ from .blocks import (
     WindowAttention,
     check_stages,
     drop_path_rates,
+    image_sides,
     init_fan_out,
+    window_sides,
 )
 from .registry import register
+
+Size = int | tuple[int, int]
 
 # Table 1 and Appendix A.1; a head has 32 channels in all of them
 SIZES = {
@@ -75,10 +80,12 @@ class MaxViT(Backbone):
 
     stem_dim, dims, depths  channels of the stem; channels and blocks of each stage
     img_size        image that the windows are made for, pixels a side or (height, width): a window has
-                    ceil(img_size / 32) tokens a side, so that the last stage is one window. A built model runs at any
+                    ceil(img_size / 32) tokens a side, so that the fourth stage is one window. A built model runs at any
                     size of at least 32 pixels with the windows it has: those that reach over the border are padded with
                     positions that are not attended
-    window          tokens a side of both kinds of window, or (vertical, horizontal); None: from `img_size`
+    window_size, grid_size  tokens a side, or (vertical, horizontal), of the windows of block and of grid attention;
+                    None: from `img_size`
+    partition_ratio  pixels of the image per token of a window that is made for it, along a side
     drop_path_rate  the authors' ramp: block b of N drops its branches with probability drop_path_rate * b / N
     feature_norms   see `Backbone`
     bn_momentum     share of a batch in the running statistics of the batch norms: 0.1, as in timm. The authors and
@@ -98,8 +105,10 @@ class MaxViT(Backbone):
         dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 5, 2),
         *,
-        img_size: int | tuple[int, int] = 224,
-        window: int | tuple[int, int] | None = None,
+        img_size: Size = 224,
+        window_size: Size | None = None,
+        grid_size: Size | None = None,
+        partition_ratio: int = 32,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -111,12 +120,12 @@ class MaxViT(Backbone):
         check_stages(dims=dims, depths=depths)
         if min(depths) < 1:
             raise ValueError(f"depths is {tuple(depths)}: expected at least one block per stage, which halves its map")
-        window = window_for(to_2tuple(img_size)) if window is None else to_2tuple(window)
+        windows = windows_for(image_sides(img_size), window_size, grid_size, partition_ratio)
         rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
         stages = []
         for before, dim, stage_rates in zip((stem_dim, *dims[:-1]), dims, rates, strict=True):
-            opens = [self.block(before, dim, 2, window, stage_rates[0])]
-            stages.append(Stage(opens + [self.block(dim, dim, 1, window, rate) for rate in stage_rates[1:]]))
+            opens = [self.block(before, dim, 2, windows, stage_rates[0])]
+            stages.append(Stage(opens + [self.block(dim, dim, 1, windows, rate) for rate in stage_rates[1:]]))
         super().__init__(
             ConvStem(in_chans, stem_dim, conv=self.conv, act=self.act, bias=self.stem_bias, eps=self.norm_eps),
             stages,
@@ -133,13 +142,15 @@ class MaxViT(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_fan_out)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
 
-    def block(self, dim: int, dim_out: int, stride: int, window: tuple[int, int], drop_path: float) -> MaxViTBlock:
+    def block(
+        self, dim: int, dim_out: int, stride: int, windows: dict[str, tuple[int, int]], drop_path: float
+    ) -> MaxViTBlock:
         shortcut = self.shortcut(dim, dim_out) if stride == 2 else None
         conv = MBConv(
             dim,
@@ -156,7 +167,7 @@ class MaxViT(Backbone):
             WindowAttention(
                 dim_out, dim_out // 32, window, partition=kind, scale=self.scale(dim_out), resize="bilinear"
             )
-            for kind in ("block", "grid")
+            for kind, window in windows.items()
         )
         return MaxViTBlock(conv, block, grid, dim_out, self.act, drop_path)
 
@@ -173,22 +184,20 @@ class MaxViT(Backbone):
     @torch.jit.ignore
     def set_input_size(
         self,
-        img_size: int | tuple[int, int] | None = None,
-        window_size: int | tuple[int, int] | None = None,
-        grid_size: int | tuple[int, int] | None = None,
+        img_size: Size | None = None,
+        window_size: Size | None = None,
+        grid_size: Size | None = None,
         partition_ratio: int = 32,
     ) -> None:
-        """Change the windows for another image size, to ceil(img_size / partition_ratio) tokens a side, or as given.
-
-        The tables of relative positions are interpolated.
-        """
-        self.img_size = self.img_size if img_size is None else to_2tuple(img_size)
-        sizes = {"block": window_size, "grid": grid_size}
+        """Change the windows for another image size, or as given (see the class); the tables are interpolated."""
+        img_size = self.img_size if img_size is None else image_sides(img_size)
+        windows = windows_for(img_size, window_size, grid_size, partition_ratio)
+        self.img_size = img_size
         for module in self.modules():
             if isinstance(module, WindowAttention):
-                given = sizes[module.partition]
-                module.set_window(window_for(self.img_size, partition_ratio) if given is None else to_2tuple(given))
-        update_model_input_size(self, self.img_size)
+                module.set_window(windows[module.partition])
+        update_model_input_size(self, img_size)
+        update_model_args(self, window_size=window_size, grid_size=grid_size, partition_ratio=partition_ratio)
 
 
 class TorchvisionMaxViT(MaxViT):
@@ -211,8 +220,15 @@ class TorchvisionMaxViT(MaxViT):
         return dim**-0.5
 
 
-def window_for(img_size: tuple[int, int], ratio: int = 32) -> tuple[int, int]:
-    return -(-img_size[0] // ratio), -(-img_size[1] // ratio)
+def windows_for(
+    img_size: tuple[int, int], window_size: Size | None, grid_size: Size | None, ratio: int
+) -> dict[str, tuple[int, int]]:
+    """The windows of each kind of attention."""
+    if not isinstance(ratio, Integral) or ratio < 1:
+        raise ValueError(f"partition_ratio is {ratio!r}: expected pixels per token of a window, 1 or more")
+    own = (-(-img_size[0] // ratio), -(-img_size[1] // ratio))
+    given = {"block": window_size, "grid": grid_size}
+    return {kind: window_sides(own if size is None else size) for kind, size in given.items()}
 
 
 def norm_tanh(dim: int) -> nn.Sequential:

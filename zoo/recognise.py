@@ -274,8 +274,6 @@ def _widths(shapes: Shapes) -> set[tuple[str, int]]:
 def _may_be(name: str, depths: dict[str, int], widths: set[tuple[str, int]]) -> bool:
     """Whether a variant has as many blocks in each stage, and as many channels, as far as its table says."""
     table = variants()[name]
-    if "depths" not in table:
-        return depths == _depths(_shapes_of(name))
     dims = enumerate(table.get("dims", ()))
     return depths == {str(i): n for i, n in enumerate(table["depths"])} and all((str(i), d) in widths for i, d in dims)
 

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureDictNet, build_model_with_cfg, generate_default_cfgs, register_model
 
 from .backbone import Backbone
-from .blocks import check_classes
+from .blocks import check_classes, image_sides
 from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
@@ -20,7 +20,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {}
 
 
 def register(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make timm models from a family's table: name -> keyword arguments of `cls`, plain data including `img_size`."""
+    """Make timm models from a family's table: name -> keyword arguments of `cls`, plain data.
+
+    They include `img_size` and `depths`, the blocks of each stage.
+    """
     module = sys.modules[cls.__module__]
     # timm reads the configurations of a model from its module, under this name, when the model is registered
     cfgs = module.__dict__.setdefault("default_cfgs", {})
@@ -96,13 +99,14 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     if pretrained:
         kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
         fitted = partial(fitted, layout=layout)
+    args = {**_VARIANTS[name], **kwargs}
     model = build_model_with_cfg(
         _constructor(cls),
         name,
         pretrained,
         pretrained_filter_fn=fitted,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**_VARIANTS[name], **kwargs},
+        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
+        **args,
     )
     _forget_weights(model, displaced)
     model.of_release = released
@@ -119,10 +123,7 @@ def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> Non
 
 def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: Any) -> None:
     """Raise ValueError for impossible images or classes; a layer would fail on them later, without naming them."""
-    sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
-    pair = isinstance(sides, Sequence) and len(sides) == 2
-    if not pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
-        raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
+    image_sides(img_size)
     if not isinstance(in_chans, Integral) or in_chans < 1:
         raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
     check_classes(num_classes)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, to_2tuple
+from timm.layers import DropPath
 from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_input_size
 from torch import Tensor, fx, nn
@@ -25,6 +25,7 @@ from .blocks import (
     Residual,
     check_stages,
     drop_path_rates,
+    image_sides,
     init_fan_out,
     is_plain,
 )
@@ -42,8 +43,8 @@ VARIANTS = {
     "sgformer_b": {"dims": (96, 192, 384, 768), "depths": (4, 6, 24, 2), "heads": (4, 6, 12, 24), "img_size": 224},
 }  # fmt: skip
 
-# of each stage but the last: the reduction of the reduced map along a side; tokens of a run in each group of merged
-# tokens, and relative sizes of these groups, least significant first
+# of each of the first three stages: the reduction of the reduced map along a side; tokens of a run in each group of
+# merged tokens, and relative sizes of these groups, least significant first
 STAGES = ((8, (196, 56, 28), (1, 2, 1)), (4, (49, 14, 7), (1, 2, 1)), (2, (2, 1), (1, 1)))
 
 
@@ -206,8 +207,8 @@ class GuidedStage(Stage):
 class SGFormer(Backbone):
     """Input (B, in_chans, H, W), output (B, num_classes).
 
-    dims, depths, heads  channels, blocks and attention heads of each stage. In all stages but the last, blocks with
-                    even numbers compute the significance that the next one uses; stages do not share it
+    dims, depths, heads  channels, blocks and attention heads of each stage, at most four. In all but the fourth, blocks
+                    with even numbers compute the significance that the next one uses; stages do not share it
     img_size        image that the table of positions is made for, pixels a side or (height, width). By default,
                     released weights run on 112 x 448 as published, with the table of 224 x 224 read in order, since
                     there are as many tokens; with img_size=(112, 448) it is interpolated to that map
@@ -243,7 +244,7 @@ class SGFormer(Backbone):
             downsample = halve(dims[i - 1], dims[i]) if i else None
             stages.append(GuidedStage(blocks, downsample, nn.LayerNorm(dims[i], 1e-6)))
         super().__init__(
-            Stem(in_chans, dims[0], grid_for(to_2tuple(img_size))),
+            Stem(in_chans, dims[0], grid_for(image_sides(img_size))),
             stages,
             Head(dims[-1], num_classes, pool=global_pool, drop_rate=drop_rate),
             dims=dims,
@@ -251,7 +252,7 @@ class SGFormer(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_fan_out)
 
     @staticmethod
@@ -259,9 +260,9 @@ class SGFormer(Backbone):
         return 29  # the first stage's map, a quarter of that, is halved three times without padding
 
     @torch.jit.ignore
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
         """Change the table of positions for another image size; it is interpolated."""
-        self.img_size = to_2tuple(img_size)
+        self.img_size = self.img_size if img_size is None else image_sides(img_size)
         self.stem.position.set_grid(grid_for(self.img_size))
         update_model_input_size(self, self.img_size)
 
@@ -281,7 +282,7 @@ def halve(dim: int, dim_out: int) -> Nhwc:
 
 
 def attention(dim: int, heads: int, stage: int, index: int) -> Attention:
-    """The attention of block `index` in a stage: alternately hybrid and guided, in the last stage plain."""
+    """The attention of block `index` in a stage: alternately hybrid and guided, in the fourth stage plain."""
     if stage == len(STAGES):
         return PlainAttention(dim, heads)
     reduction, runs, shares = STAGES[stage]

@@ -159,6 +159,9 @@ class STViT(Backbone):
         feature_norms: bool = False,
     ) -> None:
         check_stages(dims=dims, depths=depths, heads=heads, cells=cells)
+        if not set(layer_scale_stages) <= set(range(len(dims))):
+            given = f"layer_scale_stages is {tuple(layer_scale_stages)}"
+            raise ValueError(f"{given}: expected numbers of stages, from 0 to {len(dims) - 1}")
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, (dim, count, cell, ramp) in enumerate(zip(dims, heads, cells, rates, strict=True)):

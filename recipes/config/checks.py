@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes import papers
 from recipes.config.errors import ConfigError, near
-from recipes.config.idle import check_read
+from recipes.config.idle import check_answers, check_read
 from recipes.config.quoting import quote
 from recipes.config.ranges import check_range
 
@@ -171,6 +171,8 @@ def _check_task(cfg: DictConfig) -> None:
         raise ConfigError(
             f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe for this task, not for classification"
         )
+    if cfg.get("save_predictions"):
+        check_answers(cfg)
     teacher = cfg.get("teacher")
     if teacher is not None and teacher.kind is None and (teacher.name or teacher.checkpoint):
         raise ConfigError("a teacher is named, but not what to learn from it: set teacher.kind=soft, hard or feature")

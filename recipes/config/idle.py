@@ -20,7 +20,7 @@ READ = {
     "train_split": (*_PARQUET, "tar", "folder"), "val_split": (*_PARQUET, "tar", "folder"),
     "num_classes": (*_PARQUET, "tar", "masks"), "shuffle_buffer": ("parquet", "tar"),
     "val_fraction": ("digits", "scenes"), "split_seed": ("digits", "scenes"),
-    "subset": ("imagenet",), "real": ("imagenet",),
+    "subset": ("imagenet",), "real_labels": ("imagenet",),
     "train_count": ("scenes",), "val_count": ("scenes",), "things": ("scenes",),
     "train_images": ("masks", "coco"), "val_images": ("masks", "coco"),
     "train_masks": ("masks",), "val_masks": ("masks",), "train_list": ("masks",), "val_list": ("masks",),
@@ -128,6 +128,14 @@ def check_smoothing(cfg: DictConfig, classes: int) -> None:
         raise ConfigError(
             f"task.target_threshold={threshold} with augment.label_smoothing={smoothing}: all {classes} classes of "
             "every image would count in full. Set augment.label_smoothing=0"
+        )
+
+
+def check_answers(cfg: DictConfig) -> None:
+    """Raise ConfigError unless `cfg`, to be evaluated with save_predictions=true, is of classification."""
+    if cfg.task.name != "classify":
+        raise ConfigError(
+            "save_predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg"
         )
 
 

@@ -118,11 +118,12 @@ def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) 
 
 def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
     """The meaning of labels of ImageNet's variants: `truths` and `subset` of Data."""
-    if data.source != "imagenet" or not (data.real or data.subset):
+    real = data.get("real_labels")  # older runs lack it
+    if data.source != "imagenet" or not (real or data.subset):
         return None, None
     if "train" in splits:
         raise DataError(f"data={data.name} is for evaluation only: train on data=imagenet and give it to eval.py")
-    truths = imagenet.truths(val) if data.real else None
+    truths = imagenet.truths(val) if real else None
     if truths is not None:
         val.labels = np.arange(len(truths))
     return truths, imagenet.subset(data)

@@ -42,7 +42,7 @@ def class_names() -> tuple[str, ...]:
 
 def subset(cfg) -> tuple[int, ...] | None:
     """The classes, of the thousand, that `data.subset` restricts predictions to; None for all."""
-    if cfg.subset is None:
+    if cfg.get("subset") is None:  # older runs lack it
         return None
     return tuple(int(line) for line in _carried(f"imagenet_{cfg.subset}_indices.txt").split())
 

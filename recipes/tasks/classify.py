@@ -68,6 +68,21 @@ def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
     return logits if subset is None else logits[:, list(subset)]
 
 
+def likeliest(logits: Tensor, most: int) -> Tensor:
+    """(B, most) indices of the largest logits (B, classes), or of all; of equal ones the first comes first.
+
+    argmax takes that one, which topk does not promise; in bfloat16 the two largest are often equal.
+    """
+    places = logits.topk(min(most, logits.shape[1])).indices.sort(-1).values
+    order = logits.gather(1, places).sort(dim=-1, descending=True, stable=True).indices
+    return places.gather(1, order)
+
+
+def of_model(places: Tensor, subset: tuple[int, ...] | None) -> Tensor:
+    """The model's classes at these places of the subset."""
+    return places if subset is None else torch.tensor(subset)[places]
+
+
 def shares(metrics: dict[int, Metric]) -> dict[str, float]:
     """Accuracies in percent, by the number of most likely classes that count."""
     return {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in metrics.items()}
@@ -77,12 +92,13 @@ class RealMetrics:
     """Top-1 and top-5 where any label of an image is correct; images without labels do not count (Beyer et al. 2020).
 
     truths  (N, most), padded with -1; targets are its rows
+    subset  the classes that are predicted, as for Metrics
     """
 
     confusion = None  # with several labels an image belongs to no single row
 
-    def __init__(self, truths: Tensor):
-        self.truths = truths
+    def __init__(self, truths: Tensor, subset: tuple[int, ...] | None = None):
+        self.truths, self.subset = truths, subset
         self.top = {1: MeanMetric(), 5: MeanMetric()}
         self.scored = 0
 
@@ -91,12 +107,17 @@ class RealMetrics:
         labelled = truths[:, 0] >= 0
         logits, truths = predictions.float().cpu()[labelled], truths[labelled]
         self.scored += len(truths)
+        classes = of_model(likeliest(among(logits, self.subset), max(self.top)), self.subset)
+        right = (classes.unsqueeze(2) == truths.unsqueeze(1)).any(2)  # (B, 5)
         for k, metric in self.top.items():
-            right = (logits.topk(k).indices.unsqueeze(2) == truths.unsqueeze(1)).flatten(1).any(1)
-            metric.update(right.float())
+            metric.update(right[:, :k].any(1).float())
 
     def compute(self) -> dict[str, float]:
-        return {**shares(self.top), "scored": distributed.total(self.scored)}
+        """As of Metrics, and how many images count. Raises DataError if none does."""
+        scored = distributed.total(self.scored)
+        if not scored:
+            raise data.DataError("no image of the validation set has a label in ReaL: there is nothing to evaluate")
+        return {**shares(self.top), "scored": scored}
 
 
 class Task(task.Task):
@@ -163,7 +184,7 @@ class Task(task.Task):
 
     def metrics(self, data: data.Data) -> Metrics | RealMetrics:
         if data.truths is not None:
-            return RealMetrics(torch.from_numpy(data.truths))
+            return RealMetrics(torch.from_numpy(data.truths), data.subset)
         return Metrics(len(data.class_names), data.subset)
 
     def prepare(self, image: Image.Image) -> Tensor:

@@ -150,6 +150,7 @@ class Task(task.Task):
                 "pixels": int(counts[index].sum()),
                 "right": int(counts[index, index]),
                 "iou": values.get(f"iou/{name}", ""),
+                "in_mean": index not in data.left_out,
             }
             for index, name in enumerate(data.class_names)
         ]

@@ -94,6 +94,28 @@ def test_one_graph_for_any_size(call):
     assert counted.frame_count == 1
 
 
+@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), filled, around])
+def test_one_window_for_any_size(call):
+    """A map that one window, or one cell, covers: its axes of one group need no copy, and views keep their strides."""
+    torch.compiler.reset()
+
+    def flat(x, table):
+        out = call(x, table)
+        return out.flatten(3)
+
+    compiled = torch.compile(flat, backend="aot_eager")
+    torch.manual_seed(0)
+    table = torch.randn(2, 13, 13, dtype=torch.float64, requires_grad=True)
+    for height, width in ((4, 6), (7, 5), (3, 2)):
+        x = torch.randn(2, height, width, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+        out, want = compiled(x, table), flat(x, table)
+        torch.testing.assert_close(out, want)
+        probe = torch.randn_like(out)
+        torch.testing.assert_close(
+            torch.autograd.grad(out, (x, table), probe), torch.autograd.grad(want, (x, table), probe)
+        )
+
+
 @pytest.mark.parametrize("side", range(1, 30))
 def test_covering(side):
     for size in (1, 2, 7, 8):

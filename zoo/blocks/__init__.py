@@ -2,7 +2,7 @@
 
 from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
 from .block import Block
-from .checks import check_classes, check_heads, check_stages, window_sides
+from .checks import check_classes, check_heads, check_stages, image_sides, window_sides
 from .conv import (
     AvgPool2dSame,
     Conv2dSame,
@@ -12,7 +12,6 @@ from .conv import (
     Halve,
     MBConv,
     Nhwc,
-    SqueezeExcite,
     pad_to_multiple,
 )
 from .embed import ConvStem, PatchStem, PositionTable, resize_positions
@@ -38,12 +37,12 @@ __all__ = [
     "PositionTable",
     "QueryGenerator",
     "Residual",
-    "SqueezeExcite",
     "WindowAttention",
     "check_classes",
     "check_heads",
     "check_stages",
     "drop_path_rates",
+    "image_sides",
     "init_fan_out",
     "init_linear",
     "init_normal",

@@ -27,9 +27,21 @@ def check_heads(dim: int, heads: int) -> None:
         raise ValueError(f"dim {dim} does not divide into {heads} heads")
 
 
+def image_sides(img_size: Any) -> tuple[int, int]:
+    """(height, width) in pixels of an image given so, or as one number. Raises ValueError if there are none."""
+    sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
+    if not isinstance(sides, Sequence) or not _are_sides(sides):
+        raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
+    return int(sides[0]), int(sides[1])
+
+
 def window_sides(window: int | tuple[int, int]) -> tuple[int, int]:
     """(vertical, horizontal) tokens of a window given so, or as one number. Raises ValueError if there are none."""
     sides = to_2tuple(window)
-    if len(sides) != 2 or min(sides) < 1:
+    if not _are_sides(sides):
         raise ValueError(f"window is {window}: expected at least 1 token a side, or (vertical, horizontal)")
     return sides
+
+
+def _are_sides(sides: Sequence[Any]) -> bool:
+    return len(sides) == 2 and all(isinstance(side, Integral) and side > 0 for side in sides)

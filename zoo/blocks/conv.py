@@ -8,7 +8,7 @@ copies nothing.
 from collections import OrderedDict
 
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, SqueezeExcite
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
@@ -71,20 +71,6 @@ class AvgPool2dSame(nn.AvgPool2d):
         super().__init__(2, 2, ceil_mode=True, count_include_pad=False)
 
 
-class SqueezeExcite(nn.Module):
-    """x * sigmoid(fc2(act(fc1(mean(x))))), https://arxiv.org/abs/1709.01507, on an NCHW map."""
-
-    def __init__(self, dim: int, hidden: int, act: type[nn.Module] = nn.SiLU, bias: bool = True) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1, bias=bias)
-        self.act = act()
-        self.fc2 = nn.Conv2d(hidden, dim, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        gate = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))
-        return x * gate.sigmoid()
-
-
 class MBConv(nn.Module):
     """MaxViT's inverted bottleneck: norm, expand, depthwise, squeeze-and-excite, project; residual to the raw input.
 
@@ -118,7 +104,7 @@ class MBConv(nn.Module):
         self.depthwise = conv(hidden, hidden, 3, stride, padding, groups=hidden, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden, eps)
         self.act = act()
-        self.se = SqueezeExcite(hidden, dim_out // 4)
+        self.se = SqueezeExcite(hidden, rd_channels=dim_out // 4, act_layer=nn.SiLU)
         self.project = nn.Conv2d(hidden, dim_out, 1)
         self.drop_path = DropPath(drop_path)
 
@@ -138,7 +124,7 @@ class FusedMBConv(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim, bias=False)
         self.act = nn.GELU()
-        self.se = SqueezeExcite(dim, dim // 4, nn.GELU, bias=False)
+        self.se = SqueezeExcite(dim, rd_channels=dim // 4, act_layer=nn.GELU, bias=False)
         self.project = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)

@@ -97,5 +97,5 @@ LAYOUTS = {
     "DiNAT": (DINAT, _transformers("transformers", "dinat"), _transformers("transformers-nat", "nat")),
     "DiNATs": (DINATS,),
     "Isotropic": (ISOTROPIC,),
-    "VitRPB": (VITRPB,),
+    "ViTRPB": (VITRPB,),
 }

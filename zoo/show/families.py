@@ -12,7 +12,7 @@ from ..biformer import BiFormer
 from ..checkpoint import unwrapped
 from ..davit import DaViT
 from ..dinat import DiNAT
-from ..dinats import Isotropic, VitRPB
+from ..dinats import Isotropic, ViTRPB
 from ..gcvit import GCViT
 from ..litv2 import LITv2
 from ..maxvit import MaxViT
@@ -66,7 +66,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
     ),
     DiNAT: (NEIGHBORHOODS,),
     Isotropic: (NEIGHBORHOODS,),
-    VitRPB: (View("windows", f"{ATTENDED}: the whole map.", DINAT, spatial.windows),),
+    ViTRPB: (View("windows", f"{ATTENDED}: the whole map.", DINAT, spatial.windows),),
     BiFormer: (
         View(
             "routes",
