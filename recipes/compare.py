@@ -67,8 +67,9 @@ class Row:
 
     @property
     def measured(self) -> tuple[Hashable, ...]:
-        """What its scores measure: task, score and classes."""
-        return self.task, self.score, self.data.get("num_classes"), self.classes
+        """What its scores measure: task, score and classes, of which some may not count."""
+        uncounted = tuple(self.data.get("left_out") or ())
+        return self.task, self.score, self.data.get("num_classes"), self.classes, uncounted
 
     @property
     def images(self) -> tuple[Any, ...]:
@@ -218,7 +219,9 @@ def _suffixes(tables: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def _about(row: Row) -> str:
-    return f"{row.task}, {row.cfg.get('data.name')}, {row.data.get('num_classes', 'unknown')} classes"
+    uncounted = len(row.data.get("left_out") or ())
+    classes = f"{row.data.get('num_classes', 'unknown')} classes" + (f" but {uncounted}" if uncounted else "")
+    return f"{row.task}, {row.cfg.get('data.name')}, {classes}"
 
 
 def _show(rows: Sequence[Row], picture: Path, what: str | None) -> None:

@@ -1,5 +1,7 @@
 """What a user of timm expects of every model, and what this zoo adds: any image size."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -264,6 +266,44 @@ def test_torch_fx_traces(name):
     found = extract(x)
     want = model.forward_intermediates(x, [1], output_fmt="NHWC", intermediates_only=True)
     torch.testing.assert_close(found, {"map": want[0], "logits": model(x)})
+
+
+@every_small
+def test_layers_of_a_graph_may_be_hooked_or_replaced(name):
+    """Also where the graph calls them for the zeros that pad windows."""
+    model, x = trained(small(name)), torch.randn(1, 3, 80, 80)
+    graph = torch.fx.symbolic_trace(model)
+    for one in (model, graph):
+        for path, layer in one.named_modules():
+            if path.endswith(("qkv", "kv")):
+                layer.register_forward_hook(lambda _, given, out: out / 2)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["davit_t", "gcvit_s", "dinat_b", "litv2_s"])
+def test_a_projection_in_a_graph_is_that_of_the_map(name):
+    """torch.fx names the first call of a layer after it; zeros are projected in another."""
+    model = trained(small(name))
+    path = next(path for path, _ in model.named_modules() if path.endswith("qkv"))
+    found = create_feature_extractor(model, {path: "tokens"})(torch.randn(1, 3, 80, 80))["tokens"]
+    assert found.shape[:3].numel() > 1
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "davit_t"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_models(name):
+    """By torch.fx, statically, and layer by layer, then scripted."""
+    quantisation = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
+
+    model, x = trained(small(name)), torch.randn(1, 3, 80, 80)
+    prepared = quantisation.prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)
+    want = model(x)
+    whole = quantisation.convert_fx(prepared)  # activations too, in 8 bits
+    linear = torch.jit.script(quantize_dynamic(model, {torch.nn.Linear}))
+    for quantised, error in ((whole, 0.5), (linear, 0.1)):
+        assert (quantised(x) - want).norm() < error * want.norm()
 
 
 class Adapter(torch.nn.Module):

@@ -318,6 +318,14 @@ def test_runs_on_other_classes_have_a_table_of_their_own(runs, tmp_path, capsys)
     assert "not evaluated on the same images" not in said
 
 
+def test_runs_of_which_some_classes_do_not_count_have_a_table_of_their_own(runs, tmp_path, capsys):
+    fewer = as_measured(runs / "one", tmp_path / "fewer", left_out=[0])
+    compare.main([str(fewer), str(runs / "one"), "--out", str(tmp_path / "all.png")])
+    said = capsys.readouterr().out
+    assert "classify, digits, 10 classes but 1: 1 run" in said and "classify, digits, 10 classes: 1 run" in said
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["all-1.png", "all-2.png"]
+
+
 def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
     cfg = {"val_fraction": 0.02}
     less = as_measured(runs / "one", tmp_path / "less", images={"train": 1761, "val": 36}, cfg=cfg)

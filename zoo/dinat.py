@@ -112,8 +112,8 @@ class NeighborhoodAttention(PaddedAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        outside = self.outside(x)
-        q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
+        tokens, outside = self.project(x)
+        q, k, v = unpack(tokens.view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = neighborhood_attention(q, k, v, self.rpb, window=self.window, dilation=self.dilation, outside=outside)
         return self.proj(x.reshape(b, h, w, c))
 

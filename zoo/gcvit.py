@@ -78,8 +78,8 @@ class GlobalAttention(WindowAttention):
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:  # (B, H, W, C), (B, wh, ww, heads, D)
         b, h, w, c = x.shape
-        outside = self.outside(x, 2)
-        k, v = unpack(self.qkv(x).view(b, h, w, 2, self.heads, c // self.heads))  # (B, H, W, heads, D)
+        tokens, outside = self.project(x, 2)
+        k, v = unpack(tokens.view(b, h, w, 2, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(query, k, v, self.rpb, window=self.window, scale=self.scale, outside=outside)
         return self.proj(x.reshape(b, h, w, c))
 

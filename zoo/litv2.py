@@ -166,8 +166,8 @@ class HighFrequencies(PaddedAttention):
         self.proj = nn.Linear(heads * head_dim, heads * head_dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, heads * D)
-        outside = self.outside(x)
-        q, k, v = unpack(self.qkv(x).unflatten(-1, [3, self.heads, -1]))  # (B, H, W, heads, D)
+        tokens, outside = self.project(x)
+        q, k, v = unpack(tokens.unflatten(-1, [3, self.heads, -1]))  # (B, H, W, heads, D)
         return self.proj(window_attention(q, k, v, None, self.window, outside=outside).flatten(3))
 
 

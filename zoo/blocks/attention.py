@@ -48,25 +48,33 @@ class PaddedAttention(nn.Module):
         """Whether the map x, (B, H, W, C), contains all that is attended; in a compiled graph, at any of its sizes."""
         return surely(x.shape[1] % self.window[0] == 0) and surely(x.shape[2] % self.window[1] == 0)
 
-    def outside(self, x: Tensor, parts: int = 3) -> tuple[Tensor, Tensor] | None:
-        """Key and value, each (heads, D), of a position outside the map x: the projection of zeros. None: not needed.
+    def project(self, x: Tensor, parts: int = 3) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The map x, (B, H, W, C), through the layer `qkv`; and key and value, each (heads, D), of a position outside
+        of it: those of zeros. None: not needed.
 
-        For a plain layer this is the bias. Any other layer (an adapter, a quantised one, one with hooks) is called, but
-        only if there are such positions. Call this before projecting the map: whatever records a layer's last output
-        then keeps that of the map.
+        For a plain layer these are its bias. Any other layer (an adapter, a quantised one, one with hooks) is called,
+        but only if there are such positions, and before it projects the map: whatever records its last output then
+        keeps that of the map. In graphs of torch.fx, where layers may be replaced later, and of TorchScript it is
+        always called; in the former after the map, since torch.fx names the first call after the layer.
 
         parts  what `qkv` returns per head: 3 for queries, keys and values, 2 without queries
         """
         if torch.jit.is_scripting():  # noqa: SIM114 (TorchScript would compile what stands behind an `or`)
-            zero = self.qkv.bias
+            tokens, zero = self.qkv(x), self.of_zeros(x)
+        elif isinstance(x, fx.Proxy):
+            tokens, zero = self.qkv(x), self.of_zeros(x)
         elif is_plain(self.qkv):
-            zero = self.qkv.bias
-        elif not isinstance(x, fx.Proxy) and self.covers(x):
-            return None
+            tokens, zero = self.qkv(x), self.qkv.bias
+        elif self.covers(x):
+            return self.qkv(x), None
         else:
-            zero = self.qkv(x.new_zeros([1, 1, 1, x.shape[-1]]))[0, 0, 0]
+            zero, tokens = self.of_zeros(x), self.qkv(x)
         zero = zero.reshape(parts, self.heads, -1)
-        return zero[-2], zero[-1]
+        return tokens, (zero[-2], zero[-1])
+
+    def of_zeros(self, x: Tensor) -> Tensor:
+        """What the layer makes of a position that is zero."""
+        return self.qkv(x.new_zeros([1, 1, 1, x.shape[-1]]))[0, 0, 0]
 
 
 class WindowAttention(PaddedAttention):
@@ -119,8 +127,11 @@ class WindowAttention(PaddedAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         b, h, w, c = x.shape
-        outside = self.outside(x) if self.attend_padding else None
-        q, k, v = unpack(self.qkv(x).view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
+        if self.attend_padding:
+            tokens, outside = self.project(x)
+        else:
+            tokens, outside = self.qkv(x), None
+        q, k, v = unpack(tokens.view(b, h, w, 3, self.heads, c // self.heads))  # (B, H, W, heads, D)
         x = window_attention(
             q,
             k,

@@ -50,7 +50,7 @@ class Conv2dSame(nn.Conv2d):
         pad_h = ((x.shape[2] + sh - 1) // sh - 1) * sh + kh - x.shape[2]
         pad_w = ((x.shape[3] + sw - 1) // sw - 1) * sw + kw - x.shape[3]
         x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
 
 
 class ConvPosition(nn.Module):
