@@ -143,6 +143,12 @@ def test_vitrpb_attends_to_a_whole_map():
     torch.testing.assert_close(model(x), cut(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("given", [{"dilations": 2}, {"window_size": 7}])
+def test_vitrpb_has_neither_dilations_nor_windows(given):
+    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{next(iter(given))}'"):
+        create_model("vitrpb_s", device="meta", **given)
+
+
 def test_vitrpb_for_another_size(tmp_path):
     """The table is interpolated as one that is loaded is; a wide map is then attended as a whole, by the new window."""
     model = trained(small("vitrpb_s"))

@@ -148,7 +148,8 @@ class ViTRPB(Isotropic):
     def __init__(
         self, dim: int = 384, depths: Sequence[int] = (3, 3, 3, 3), *, img_size: int | tuple[int, int] = 224, **kwargs
     ) -> None:
-        super().__init__(dim, depths, window_size=self.window_for(image_sides(img_size)), img_size=img_size, **kwargs)
+        window = self.window_for(image_sides(img_size))
+        super().__init__(dim, depths, window_size=window, dilations=1, img_size=img_size, **kwargs)
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return WindowAttention(dim, dim // 32, window)
