@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from torch.jit import _builtins
 
 # a shell starts background jobs with Ctrl-C ignored, and a test that waits for it would wait for ever
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -17,3 +18,14 @@ torch.set_num_threads(1)
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()
 pytest.register_assert_rewrite("published")
+
+# TorchScript knows operators by the id of a function, also of one that is gone: whatever gets its id is taken for it
+KEPT, register = [], _builtins._register_builtin
+
+
+def keep(function, name):
+    KEPT.append(function)
+    register(function, name)
+
+
+_builtins._register_builtin = keep
