@@ -38,13 +38,19 @@ class Startup:
         return f"first step {sum(self.causes.values()):.1f} s after the command: {parts}"
 
 
+def started(process: int) -> int | None:
+    """When a process was started, in clock ticks since the machine was; None on systems that lack Linux's /proc."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def _age() -> float:
     """Seconds since this process was started; 0 on systems that do not report it as Linux does."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
+    if (ticks := started(os.getpid())) is None:
         return 0.0
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 STARTUP = Startup()

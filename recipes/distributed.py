@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import Tensor
 
+from recipes.clock import started
 from recipes.config import ConfigError
 
 T = TypeVar("T")
@@ -250,11 +250,7 @@ _RESTARTS: list[int] = []  # the most that one of them counts
 def _agent() -> str:
     """The agent that started this process: in containers, another one may have the same host name and number later."""
     number = os.getppid()
-    try:
-        began = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]  # since the machine started
-    except (OSError, IndexError):  # not Linux
-        began = "0"
-    return f"{socket.gethostname()}-{number}-{began}"
+    return f"{socket.gethostname()}-{number}-{started(number)}"
 
 
 def _restarts() -> int:
