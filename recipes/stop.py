@@ -1,20 +1,22 @@
-"""Graceful stops by Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, for which the loop looks between steps and batches."""
+"""Graceful stops by Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP: the loop looks for them between steps and batches."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from recipes import distributed
 from recipes.log import note, say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, before it ends the job
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *WARNINGS, signal.SIGHUP)
 # signals that end the process at once if sent again, and how many seconds after the first: until then the same one may
 # arrive by several ways
 AGAIN = {signal.SIGINT: 5.0, signal.SIGTERM: 30.0}
@@ -91,10 +93,23 @@ class Stop:
             if self.signal:
                 raise Stopped
 
-    @property
-    def code(self) -> int:
-        """The exit status of a stopped run: what a shell reports after Ctrl-C, else REQUEUE."""
-        return 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
+    def end(self) -> NoReturn:
+        """Exit after the save, with what a shell reports after Ctrl-C, else with REQUEUE. All processes must call this.
+
+        If a warning had a handler before, such as submitit's, which queues the job again, the first process calls it,
+        and its exit status is that of all.
+        """
+        own = 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
+        sys.exit(distributed.first(lambda: self._hand_on(own)))
+
+    def _hand_on(self, own: int) -> int | str | None:
+        handler = self._before.get(self.signal)
+        if self.signal in WARNINGS and callable(handler):
+            try:
+                handler(self.signal, None)
+            except SystemExit as end:
+                return end.code
+        return own
 
     def _watch(self) -> None:
         """End the process if a signal is sent again."""

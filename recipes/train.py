@@ -7,7 +7,6 @@ torchrun --nproc-per-node 8 -m recipes.train model=maxvit_t
 from __future__ import annotations
 
 import math
-import sys
 import time
 from functools import partial
 
@@ -72,7 +71,7 @@ def main(cfg: DictConfig) -> float | None:
         if now.step < plans.steps or now.due:
             # the signal may come again, which must not change the status
             distributed.first(lambda: run.report(task, data, model, finished=False))
-            sys.exit(stop.code)
+            stop.end()
     distributed.first(lambda: run.report(task, data, model, finished=True))
     return now.best
 

@@ -29,3 +29,19 @@ def keep(function, name):
 
 
 _builtins._register_builtin = keep
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """One process, two that share the batch, two that share the parameters as well."""
+    from children import note_overrides, train_here
+    from ranks import FSDP, SHARED, on_ranks
+
+    out = tmp_path_factory.mktemp("out")
+    train_here(out, *SHARED, "name=alone")
+    assert on_ranks(2, train_here, out, *SHARED, "name=ddp") == [None, None]
+    assert on_ranks(2, train_here, out, *SHARED, FSDP, "name=fsdp") == [None, None]
+    for name in ("alone", "ddp", "fsdp"):  # these were begun without a command line
+        own = [FSDP] if name == "fsdp" else []
+        note_overrides(out / name, [*SHARED, *own])
+    return out

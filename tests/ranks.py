@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from children import ROOT
+from children import ROOT, SMALL, lines
+from recipes import checkpoint
+
+# the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
+SHARED = [
+    *SMALL, "data.val_fraction=0.1005", "data.eval_batch_size=90", "train.accumulate=4", "train.steps=6",
+    "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0", "data.workers=0",
+]  # fmt: skip
+FSDP = "hardware.parallel=fsdp"
+NUMBERS = ("loss", "grad_norm", "lr", "val_loss", "val_top1", "val_top5")
 
 
 def on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -38,6 +48,16 @@ def on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         for process in processes:
             process.join(10)
             process.kill()
+
+
+def curve(run: Path) -> list[dict]:
+    return [{key: line[key] for key in ("step", *NUMBERS) if key in line} for line in lines(run)]
+
+
+def weights(run: Path, kind: str = "step") -> dict[str, torch.Tensor]:
+    found, problems = checkpoint.Store(run / "checkpoints").newest(kind)
+    assert problems == []
+    return found.tensors("model")
 
 
 def assert_bits(two: list[dict], one: list[dict], *, val_loss: float = 1e-12) -> None:

@@ -2,14 +2,11 @@
 
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,30 +16,15 @@ import timm
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import zoo
-from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
-from ranks import assert_bits, on_ranks
-from recipes import checkpoint, config, data_record, distributed, log, plan, stop, train
-from recipes import eval as evaluation
+from children import SMALL, lines, lost_after, note_overrides, train_here
+from ranks import FSDP, SHARED, assert_bits, curve, on_ranks, weights
+from recipes import checkpoint, config, data_record, distributed, log, plan, train
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
-from recipes.run import Run, RunError, find_checkpoint, find_weights
-from recipes.stop import REQUEUE, SIGNALS, Stop
+from recipes.run import RunError, find_checkpoint
 from recipes.tasks import classify
-
-# the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
-SHARED = [
-    *SMALL, "data.val_fraction=0.1005", "data.eval_batch_size=90", "train.accumulate=4", "train.steps=6",
-    "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0", "data.workers=0",
-]  # fmt: skip
-NUMBERS = ("loss", "grad_norm", "lr", "val_loss", "val_top1", "val_top5")
-FSDP = "hardware.parallel=fsdp"
-
-
-def curve(run: Path) -> list[dict]:
-    return [{key: line[key] for key in ("step", *NUMBERS) if key in line} for line in lines(run)]
 
 
 def assert_same_curve(run: Path, other: Path) -> None:
@@ -50,30 +32,11 @@ def assert_same_curve(run: Path, other: Path) -> None:
         assert one == pytest.approx(two, rel=2e-4), (one, two)
 
 
-def weights(run: Path, kind: str = "step") -> dict[str, torch.Tensor]:
-    found, problems = checkpoint.Store(run / "checkpoints").newest(kind)
-    assert problems == []
-    return found.tensors("model")
-
-
 def assert_close(run: Path, other: Path, kind: str = "step") -> None:
     ours, theirs = weights(run, kind), weights(other, kind)
     assert ours.keys() == theirs.keys()
     for name in ours:  # Adam turns a gradient of nearly nothing into a whole step, whichever sign it has
         assert torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-3, atol=2e-3), name
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """One process, two that share the batch, two that share the parameters as well."""
-    out = tmp_path_factory.mktemp("out")
-    train_here(out, *SHARED, "name=alone")
-    assert on_ranks(2, train_here, out, *SHARED, "name=ddp") == [None, None]
-    assert on_ranks(2, train_here, out, *SHARED, FSDP, "name=fsdp") == [None, None]
-    for name in ("alone", "ddp", "fsdp"):  # these were begun without a command line
-        own = [FSDP] if name == "fsdp" else []
-        note_overrides(out / name, [*SHARED, *own])
-    return out
 
 
 def test_one_curve(runs):
@@ -162,255 +125,6 @@ def test_three_processes_go_on_with_the_same_bits(tmp_path):
     assert on_ranks(3, train_here, tmp_path, f"resume={run}") == [None] * 3
     ours, theirs = weights(run), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def evaluate_here(*overrides: str) -> None:
-    with flags_restored():
-        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
-
-
-def test_a_sharded_step_is_weights(runs, tmp_path, capsys):
-    """Of a run that was lost before anything was evaluated."""
-    run = lost_after(3, runs / "fsdp", tmp_path / "run")
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    asked = [f"run={run}", f"predict={tmp_path / 'image.png'}"]
-    assert on_ranks(2, evaluate_here, *asked) == [None, None]
-    step = run / "checkpoints" / "step-00000003"
-    dcp_to_torch_save(step / "sharded", tmp_path / "step.pth")
-    saved = zoo.reader.read(tmp_path / "step.pth").entries
-    for given, kind in (("auto", "ema"), ("raw", "raw"), ("ema", "ema")):
-        chosen = [*SMALL, f"model.checkpoint={run}", f"model.weights={given}"]
-        state = task_model(chosen).state_dict()
-        assert f"step-00000003/sharded: layout 'as is', {kind} weights" in capsys.readouterr().out.replace("\n", "")
-        assert state.keys() == saved[kind].keys()
-        assert all(torch.equal(tensor, saved[kind][name]) for name, tensor in state.items()), given
-    assert not all(torch.equal(tensor, saved["raw"][name]) for name, tensor in saved["ema"].items())
-    with pytest.raises(ConfigError, match=r"step-00000003 is a sharded checkpoint .*\. The run folder works as well"):
-        task_model([*SMALL, f"model.checkpoint={step}"])
-
-
-def task_model(overrides: list[str]) -> torch.nn.Module:
-    task = classify.Task(config.compose(overrides))
-    return task.build_model(task.build_data())
-
-
-@pytest.mark.parametrize(
-    ("ranks", "batch"),
-    [(2, 90), pytest.param(3, 7, marks=pytest.mark.slow), pytest.param(7, 25, marks=pytest.mark.slow)],
-)
-def test_an_evaluation_counts_every_image_once(runs, tmp_path, ranks, batch):
-    evaluate_here(f"run={runs / 'ddp'}", f"out={tmp_path / 'alone'}")
-    overrides = [f"run={runs / 'ddp'}", f"out={tmp_path / 'many'}", f"data.eval_batch_size={batch}"]
-    assert on_ranks(ranks, evaluate_here, *overrides) == [None] * ranks
-    alone, many = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "many"))
-    assert many["images"] == 181
-    assert [many[key] for key in ("top1", "top5")] == [alone[key] for key in ("top1", "top5")]
-    assert many["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-
-
-def counted() -> tuple[int, list[int]]:
-    distributed.join(config.compose([]))
-    metrics = classify.Metrics(8)
-    if distributed.rank() < 2:  # the third has no image at all
-        metrics.update(torch.eye(8)[: 3 + distributed.rank()], torch.arange(3 + distributed.rank()))
-    metrics.compute()
-    return int(metrics.confusion.compute().sum()), distributed.gathered(distributed.rank())
-
-
-def test_metrics_of_ranks_with_unequal_numbers_of_images():
-    assert on_ranks(3, counted) == [(7, [0, 1, 2])] * 3
-
-
-def interrupted(out: Path) -> None:
-    """The second process alone gets a signal, while its third step is noted."""
-    noted = log.Log.step
-
-    def step(self, step, *args, **kwargs):
-        if step == 3 and distributed.rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        noted(self, step, *args, **kwargs)
-
-    log.Log.step = step
-    train_here(out, *SHARED, "train.steps=40", "name=stopped")
-
-
-def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
-    ended = on_ranks(2, interrupted, tmp_path)
-    assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code != 0
-    saved, _ = checkpoint.Store(tmp_path / "stopped" / "checkpoints").newest()
-    assert saved.state["step"] == 3 == lines(tmp_path / "stopped")[-1]["step"]
-
-
-def signalled_in_the_report(out: Path) -> None:
-    """SIGTERM, and again once the run has saved and reports."""
-    reported = Run.report
-
-    def report(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        reported(*args, **kwargs)
-
-    Run.report = report
-    interrupted(out)
-
-
-def test_a_signal_that_comes_again_after_the_save_changes_no_status(tmp_path):
-    assert [end.code for end in on_ranks(2, signalled_in_the_report, tmp_path)] == [REQUEUE] * 2
-
-
-def signalled_twice(number: int) -> int | None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has the tests in its background
-    with Stop() as stop:
-        for _ in range(2):
-            os.kill(os.getpid(), number)
-        stop.agree()
-    return stop.signal
-
-
-def hung(end, within=nullcontext, again=(0.3, 0.3)) -> None:
-    """Waits in C++ for what never comes, where no handler of Python's is called."""
-    stop.AGAIN = dict(zip((signal.SIGINT, signal.SIGTERM), again, strict=True))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=100))
-    with Stop(), within():
-        end.send("waits")
-        store.get("what never comes")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_what_hangs(capfd, number, status):
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=hung, args=(theirs,))
-    process.start()
-    assert mine.recv() == "waits"
-    for _ in range(3):  # the second comes too soon
-        os.kill(process.pid, number)
-        time.sleep(0.01 if process.is_alive() else 0)
-    time.sleep(0.5)
-    assert process.is_alive()
-    os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == status
-    assert f"{number.name} again: this process ends at once, without saving" in capfd.readouterr().err
-
-
-def test_sigterm_is_what_torchrun_makes_of_a_second_ctrl_c(capfd):
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=hung, args=(theirs,), kwargs={"again": (2.0, 100.0)})
-    process.start()
-    assert mine.recv() == "waits"
-    for number in (signal.SIGINT, signal.SIGTERM):  # the second comes too soon
-        os.kill(process.pid, number)
-        time.sleep(0.5)  # of two at the same time, the second may be handled first
-    time.sleep(1.5)
-    assert process.is_alive()
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 143
-    assert "SIGTERM after SIGINT: this process ends at once, without saving" in capfd.readouterr().err
-
-
-def test_sigterm_waits_for_a_checkpoint_and_ctrl_c_does_not(capfd):
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=hung, args=(theirs, stop.saving))
-    process.start()
-    assert mine.recv() == "waits"
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        os.kill(process.pid, number)
-        time.sleep(0.5)
-    assert process.is_alive()
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode == 130 and "SIGTERM" not in capfd.readouterr().err
-
-
-def test_a_stop_leaves_signals_as_they_were():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    files = len(os.listdir("/proc/self/fd"))
-    with Stop():
-        assert len(os.listdir("/proc/self/fd")) == files + 2
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert len(os.listdir("/proc/self/fd")) == files and signal.set_wakeup_fd(-1) == -1
-
-
-def test_what_a_scheduler_sends_may_come_more_than_once():
-    """Slurm's SIGTERM reaches torchrun, which hands it on, and the processes too."""
-    assert on_ranks(1, signalled_twice, signal.SIGTERM) == [signal.SIGTERM]
-    assert on_ranks(1, signalled_twice, signal.SIGUSR1) == [signal.SIGUSR1]
-    assert on_ranks(1, hung_up) == [signal.SIGHUP]
-    assert isinstance(on_ranks(1, signalled_twice, signal.SIGINT)[0], KeyboardInterrupt)
-
-
-def hung_up() -> int | None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    return signalled_twice(signal.SIGHUP)
-
-
-def under_nohup() -> int | None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return signalled_twice(signal.SIGHUP)
-
-
-def test_a_signal_that_nohup_ignores_stays_ignored():
-    assert on_ranks(1, under_nohup) == [None]
-
-
-def in_the_middle_of_a_line() -> int | None:
-    """The handler cannot print: a file refuses to be written within a write."""
-
-    def reentrant(*_):
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
-
-    stop.say = reentrant
-    return signalled_twice(signal.SIGTERM)
-
-
-def test_a_signal_in_the_middle_of_a_line_is_noted():
-    assert on_ranks(1, in_the_middle_of_a_line) == [signal.SIGTERM]
-
-
-def told(number: int) -> str:
-    """What a launched process says of a signal."""
-    said = []
-    stop.say = lambda text, style: said.append(text)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    with Stop():
-        os.kill(os.getpid(), number)
-    return said[0]
-
-
-def test_what_ctrl_c_will_do_again_depends_on_torchrun(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert "press Ctrl-C again to stop at once" in on_ranks(1, told, signal.SIGINT)[0]
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
-    assert "press Ctrl-C again after 5 seconds to stop at once" in on_ranks(1, told, signal.SIGINT)[0]
-    assert on_ranks(1, told, signal.SIGHUP) == ["stopping after this step and saving"]
-
-
-def stopped_in_evaluation(out: Path) -> None:
-    """The second process alone gets a signal, in the first of two rounds of its first evaluation."""
-    predict = classify.Task.predict
-
-    def function(self, model, images):
-        if distributed.rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return predict(self, model, images)
-
-    classify.Task.predict = function
-    train_here(out, *SHARED, "train.save_every=100", "name=cut-off")
-
-
-def test_a_signal_cuts_an_evaluation_off_and_it_is_made_up_for(runs, tmp_path):
-    ended = on_ranks(2, stopped_in_evaluation, tmp_path)
-    assert [type(end) for end in ended] == [SystemExit] * 2 and ended[0].code == ended[1].code == REQUEUE
-    run = tmp_path / "cut-off"
-    saved, _ = checkpoint.Store(run / "checkpoints").newest()
-    assert saved.state["step"] == 5 == lines(run)[-1]["step"] and not any("val_loss" in line for line in lines(run))
-    note_overrides(run, SHARED)
-    assert on_ranks(2, train_here, tmp_path, f"resume={run}") == [None, None]
-    assert_bits(curve(run), curve(runs / "ddp"))
 
 
 def poisoned(out: Path) -> None:
@@ -611,91 +325,6 @@ def test_what_processes_compare():
     ten = "0, 1, 2, 3, 4, 5, 6, 7, ..."
     others = "the same number of images, but other images or other labels"
     assert first == second == [None, None, others, f"11 classes ({ten}), not 10 ({ten})"]
-
-
-def measured_with_others(run: Path, out: Path) -> None:
-    build = classify.Task.build_data
-
-    def function(self):
-        data = build(self)
-        data.val.records.labels[: distributed.rank()] += 1
-        return data
-
-    classify.Task.build_data = function
-    evaluate_here(f"run={run}", f"out={out}")
-
-
-def test_an_evaluation_of_other_data_on_one_process_is_none(runs, tmp_path):
-    ended = on_ranks(2, measured_with_others, runs / "ddp", tmp_path)
-    assert [type(end) for end in ended] == [DataError] * 2 and list(tmp_path.iterdir()) == []
-
-
-def while_it_trains(run: Path) -> tuple[str, dict[str, list]]:
-    """The best checkpoint is replaced when the first process has read it, and the second has not."""
-    distributed.join(config.compose([]))
-    tensors = checkpoint.Checkpoint.tensors
-
-    def function(self, part):
-        read = distributed.first(lambda: tensors(self, part))
-        if distributed.rank() == 1 and self.path.name != "best-00000099":
-            self.path.rename(self.path.with_name("best-00000099"))
-        return read if distributed.rank() == 0 else tensors(self, part)
-
-    checkpoint.Checkpoint.tensors = function
-    kept = find_weights(run)
-    return kept.checkpoint.path.name, {name: tensor.tolist() for name, tensor in kept.tensors.items()}
-
-
-def test_all_processes_read_the_same_weights_of_a_run_in_progress(runs, tmp_path):
-    run = shutil.copytree(runs / "ddp", tmp_path / "run")
-    (one, ours), (two, theirs) = on_ranks(2, while_it_trains, run)
-    assert one == two == "best-00000099" and ours == theirs
-
-
-def measured_where_one_lacks_some(run: Path, file: Path, folder: Path) -> None:
-    """The second process has no folder of the run, no copy of one file, and a broken one of another."""
-    own = folder / str(distributed.rank())
-    own.mkdir()
-    os.chdir(own)
-    for name in ("whole", "gone", "broken"):
-        shutil.copy(file, f"{name}.safetensors")
-    if distributed.rank() == 0:
-        shutil.copytree(run, "run")
-    else:
-        os.remove("gone.safetensors")
-        Path("broken.safetensors").write_bytes(b"no weights")
-    sources = "[run,gone.safetensors,broken.safetensors,whole.safetensors]"
-    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1005", "data.img_size=32", "data.workers=0"]
-    evaluate_here(*small, f"checkpoint={sources}", f"out={folder / 'out'}")
-
-
-def test_what_one_process_cannot_measure_no_other_does(runs, tmp_path):
-    best = find_checkpoint(runs / "ddp")
-    ended = on_ranks(2, measured_where_one_lacks_some, runs / "ddp", best.place("ema"), tmp_path)
-    said = "3 of 4 could not be evaluated, see above: run, gone.safetensors, broken.safetensors"
-    assert [type(end) for end in ended] == [RunError] * 2 and [str(end) for end in ended] == [said] * 2
-    (one,) = json.loads((tmp_path / "out" / "eval.json").read_text())
-    values = {key.removeprefix("val_"): value for key, value in best.state["metrics"].items()}
-    assert one["name"] == "whole.safetensors" and one["images"] == 181
-    assert one["top1"] == pytest.approx(values["top1"], abs=0.01)
-
-
-def answered_by_one(run: Path, image: Path) -> None:
-    build = classify.Task.build_model
-
-    def function(self, *args, **kwargs):
-        assert distributed.rank() == 0
-        return build(self, *args, **kwargs)
-
-    classify.Task.build_model = function
-    evaluate_here(f"run={run}", f"predict={image}")
-
-
-def test_one_process_alone_builds_the_model_that_answers(runs, tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    assert on_ranks(2, answered_by_one, runs / "ddp", tmp_path / "image.png") == [None, None]
-    first, second = on_ranks(2, answered_by_one, runs / "ddp", tmp_path / "none.png")
-    assert type(first) is type(second) is RunError and str(first) == str(second)
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,18 @@ from pathlib import Path
 import pytest
 
 from children import ROOT, finish, lines, start, trained, wait_for
-from ranks import torchrun
+from ranks import SHARED, torchrun, weights
 from recipes import checkpoint, config
-from test_distributed import SHARED, weights
 
 SHARED_LONG = [*SHARED, "train.steps=12", "train.eval_every=1"]
 
 
-def worker(launcher: int, rank: int) -> int:
-    """The process of a rank that torchrun has started."""
+def worker(launcher: int, rank: int, variable: str = "RANK") -> int:
+    """The process of a rank that torchrun, or another launcher with another variable, has started."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
+            if parent == launcher and f"{variable}={rank}" in (folder / "environ").read_text().split("\0"):
                 return int(folder.name)
         except OSError:  # it has ended
             continue
@@ -190,6 +189,26 @@ def test_a_job_of_the_launcher_is_one_run(tmp_path):
     assert len(weights(run)) and lines(run)[-1]["step"] == 6
     said = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*_log.out"))
     assert said.count("4 parts of 8, 2 on each of 2 processes (ddp)") == 1
+
+
+@pytest.mark.slow
+def test_a_job_of_the_launcher_saves_before_it_is_queued_again(tmp_path):
+    """Slurm warns all processes of the time limit; submitit then queues the job again and ends it."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5",
+                "hydra.launcher.submitit_folder=logs"]  # fmt: skip
+    job = ["name=job", "resume=auto", "train.steps=12", "train.eval_every=1"]
+    child = start("train.py", "-m", *launcher, *SHARED, *job, cwd=tmp_path)
+    run = tmp_path / "runs" / "job-0"
+    wait_for(child, lambda: trained(run, 3))
+    (controller,) = (path.name.partition("_")[0] for path in (tmp_path / "logs").glob("*_0_log.out"))
+    for rank in (0, 1):
+        os.kill(worker(int(controller), rank, "SUBMITIT_LOCAL_GLOBALID"), signal.SIGUSR2)
+    output = finish(child)
+    assert child.returncode == 0, output
+    said = (tmp_path / "logs" / f"{controller}_0_log.out").read_text()
+    assert "Requeued job" in said and "resuming runs/job-0 from step" in said
+    assert [line["step"] for line in lines(run) if "loss" in line] == list(range(1, 13))  # none is repeated
 
 
 def test_the_example_for_slurm_composes():
