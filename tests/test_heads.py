@@ -163,6 +163,18 @@ def test_averages_without_atomics(side, monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("side", [1, 6])
+def test_averages_of_large_values_in_half_precision(side):
+    """A sum over the map is no half; autocast would compute matmuls in its own type, as pooling is not."""
+    x = torch.randn(2, 3, 33, 47) + 70
+    exact = F.adaptive_avg_pool2d(x.half().float(), side)
+    assert torch.allclose(masked_averages(x.half(), side).float(), exact, rtol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(masked_averages(x, side), F.adaptive_avg_pool2d(x, side), rtol=1e-6)
+        compiled = torch.compile(averages, backend="eager", dynamic=True, fullgraph=True)
+        assert torch.allclose(compiled(x, side), F.adaptive_avg_pool2d(x, side), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The record of a whole segmenter and the model, loaded from a file in the published layout."""

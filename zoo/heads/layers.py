@@ -49,12 +49,21 @@ def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, si
 
 
 def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
-    rows, columns = (_parts(x.shape[dim], side, x) for dim in (2, 3))
-    return rows @ x @ columns.T / (rows.sum(1)[:, None] * columns.sum(1))
+    dtype = torch.promote_types(x.dtype, torch.float32)  # as pooling accumulates; the weights of a mean are no halves
+    rows, columns = (_parts(x.shape[dim], side, x.device, dtype) for dim in (2, 3))
+    device = x.device.type
+    if not x.is_meta and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
+    return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
 
 
-def _parts(length: int, count: int, like: Tensor) -> Tensor:
-    """Which places of an axis each of `count` parts covers, (count, length); parts overlap if they do not divide it."""
-    parts, places = (torch.arange(n, device=like.device) for n in (count, length))
+def _parts(length: int, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What places of an axis weigh in the mean of each of `count` parts, (count, length).
+
+    Parts overlap if they do not divide the axis.
+    """
+    parts, places = (torch.arange(n, device=device) for n in (count, length))
     starts, ends = parts * length // count, ceil((parts + 1) * length, count)
-    return ((places >= starts[:, None]) & (places < ends[:, None])).to(like.dtype)
+    covered = (places >= starts[:, None]) & (places < ends[:, None])
+    return covered.to(dtype) / (ends - starts)[:, None]
