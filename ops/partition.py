@@ -84,7 +84,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
 
     Its gradients of a row's logits sum to zero less closely, and a key that is `repeated` in a row adds up the error.
     On GPUs in float32 its error can be more than twice that of the reference, beyond the bound of ops.check.
-    On CPUs it has no gradient of a mask, is slower in other gradients for up to 64 keys, and is slow for a few keys.
+    On CPUs it has no gradient of a mask, is slower in other gradients for up to `learnt_keys`, and for a few keys.
     """
     if k.dtype == torch.float32 and (k.is_cuda or (repeated and differentiating())):
         return False
@@ -92,7 +92,12 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
         return True
     if not learning(q, k, v, mask):
         return not surely(keys <= matmul_keys(k))
-    return not surely(keys <= 64) and (mask is None or not mask.requires_grad)
+    return not surely(keys <= learnt_keys(k)) and (mask is None or not mask.requires_grad)
+
+
+def learnt_keys(x: Tensor) -> int:
+    """The number of keys up to which matmuls are faster if gradients are needed."""
+    return 384 if x.element_size() == 2 else 64
 
 
 def matmul_keys(x: Tensor) -> int:

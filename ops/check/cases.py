@@ -27,13 +27,18 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def packed(B: int, H: int, W: int, heads: int, D: int) -> Tensor:
-    return random(B, H, W, 3, heads, D)
+def packed(B: int, H: int, W: int, heads: int, D: int, sharp: float = 1) -> Tensor:
+    """sharp is about the standard deviation of the logits."""
+    qkv = random(B, H, W, 3, heads, D)
+    qkv[:, :, :, 0] *= sharp
+    return qkv
 
 
-def window_case(name, H, W, window, *, partition="block", heads=2, D=8, bias=True, outside=False, shared=False, B=2):
+def window_case(
+    name, H, W, window, *, partition="block", heads=2, D=8, bias=True, outside=False, shared=False, B=2, sharp=1
+):
     def make():
-        inputs = {"qkv": packed(B, H, W, heads, D)}
+        inputs = {"qkv": packed(B, H, W, heads, D, sharp)}
         if bias:
             inputs["bias"] = random(heads, 2 * window[0] - 1, 2 * window[1] - 1)
         if outside:
@@ -71,9 +76,9 @@ def channels_first_case():
     return Case("window_attention", "channels_first", make, call)
 
 
-def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, outside=False, B=2):
+def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, outside=False, B=2, sharp=1):
     def make():
-        inputs = {"qkv": packed(B, H, W, heads, D)}
+        inputs = {"qkv": packed(B, H, W, heads, D, sharp)}
         inputs |= {"k0": random(heads, D, seed=1), "v0": random(heads, D, seed=2)} if outside else {}
         return inputs | ({"bias": random(heads, 2 * window[0] - 1, 2 * window[1] - 1)} if bias else {})
 
@@ -90,15 +95,15 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
     return Case("neighborhood_attention", name, make, call)
 
 
-def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2):
-    q, k, _ = packed(B, H, W, heads, D).unbind(3)
+def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2, sharp=1):
+    q, k, _ = packed(B, H, W, heads, D, sharp).unbind(3)
     # the ranking in float64, whatever the dtype under test
     route = on_devices(ops.route_regions(q, k, regions, topk))
 
     def call(qkv, impl="auto"):
         return ops.routed_attention(*qkv.unbind(3), regions, topk, route(qkv.device), impl=impl)
 
-    return Case("routed_attention", name, lambda: {"qkv": packed(B, H, W, heads, D)}, call)
+    return Case("routed_attention", name, lambda: {"qkv": packed(B, H, W, heads, D, sharp)}, call)
 
 
 def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:

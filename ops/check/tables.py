@@ -119,8 +119,12 @@ RELEASED = [
     neighborhood_case("dinat_small_both", 5, 8, (7, 7), 2, D=32, heads=1, outside=True),
 ]
 
-# the largest and most unusual sizes that kernels support
+# the largest and most unusual sizes that kernels support, and rows with one large weight
 EXTREME = [
+    window_case("sharp", 7, 7, (7, 7), D=32, heads=1, B=1, sharp=40),
+    window_case("sharp_large", 14, 14, (14, 14), D=32, heads=1, B=1, sharp=10),
+    neighborhood_case("sharp", 13, 14, (7, 7), 1, D=32, heads=1, B=1, sharp=10),
+    routed_case("sharp", 14, 14, (7, 7), 4, D=32, heads=1, B=1, sharp=10),
     window_case("widest", 5, 9, (4, 4), D=128, heads=1, B=1),
     window_case("narrow", 5, 9, (4, 4), D=17, heads=1, B=1),
     window_case("long_rows", 4, 40, (3, 33), D=16, heads=1, B=1),

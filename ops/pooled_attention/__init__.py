@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..checks import check_channels, check_dtypes, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, WIDE, matrices
+from ..partition import CACHED, WIDE, learnt_keys, matrices
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -25,9 +25,10 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     scale      factor on the logits; None: D ** -0.5
     returns    (B, H, W, heads, D)
 
-    `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU, with up to 64
-    keys, it is two matmuls and a softmax where gradients are needed, or, without AVX-512, where several threads process
-    a small map. With AVX-512, keys may be padded to whole registers, and the padding masked.
+    `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU it is two
+    matmuls and a softmax where gradients are needed for up to 64 keys (384 in half precision), or, without AVX-512,
+    where several threads process a small map with up to 64 keys. With AVX-512, keys may be padded to whole registers,
+    and the padding masked.
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
@@ -52,7 +53,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     H, W = q.shape[1], q.shape[2]
     q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
-    if q.is_cpu and surely(k.shape[2] <= 64) and divided(q, k, v):
+    if q.is_cpu and divided(q, k, v):
         q, k, v = laid_out(q), laid_out(k), laid_out(v)
         out = matrices(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, q.shape[1], scale).view(q.shape)
     else:
@@ -69,12 +70,12 @@ def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
     logits fit in the cache.
     """
     if learning(q, k, v, None):
-        return True
+        return surely(k.shape[2] <= learnt_keys(k))
     if torch.jit.is_scripting():
         return False
     else:
         fits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
-        return fits and not WIDE and on_threads(q)
+        return surely(k.shape[2] <= 64) and fits and not WIDE and on_threads(q)
 
 
 def ragged(q: Tensor, k: Tensor, v: Tensor) -> bool:

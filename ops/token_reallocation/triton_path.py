@@ -134,7 +134,7 @@ def merged_forward(x, order, weights, biases, runs, shares):
 
 def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     B, H, W, C = x.shape
-    rank = torch.empty_like(order, memory_format=torch.contiguous_format)
+    rank = torch.zeros_like(order, memory_format=torch.contiguous_format)  # an index, even if `order` repeats some
     rank.scatter_(2, order, torch.arange(H * W, device=x.device).expand_as(order))
     dx, tiles, groups = x.new_empty(x.shape), -(-H * W // TILE), (tuple(runs), ends_of(H * W, shares))
     given = (rank, weights.contiguous(), grad, dx, *strides(grad), *groups)

@@ -240,6 +240,9 @@ def backward_kernel(
         lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
         logits = relate(q, k, scale, added, tokens[6], EDGE and K0 is None, PRECISION)
         p = tl.exp2(logits * LOG2E - lse[:, None])
+        if Grad.dtype.element_ty == tl.float32:  # large logits: lse is rounded, and a row of ds would not sum to zero
+            weight = tl.sum(p, 1)
+            p /= tl.where(weight == 0.0, 1.0, weight)[:, None]
         dv = tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         store_tokens(DV, token, head, pitch, inside, dv, D, BLOCK_D)
         if K0 is not None:
