@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -36,6 +37,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from recipes import config, hardware, log, optim, plan, rng, train
+from recipes.config import ConfigError
 from recipes.data import Source, worker_count
 from recipes.data.build import Data
 from recipes.provenance import versions
@@ -106,10 +108,19 @@ def options(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None and key not in optim.OURS - {"lr"}}
 
 
-def mixing(cfg: DictConfig, classes: int) -> Mixup:
-    """timm's Mixup, which here also smooths the labels if nothing is mixed."""
+def mixing(cfg: DictConfig, classes: int) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """timm's Mixup, which also smooths the labels; that alone if nothing is mixed, which timm's refuses."""
     a = cfg.augment
-    return Mixup(a.mixup, a.cutmix, None, a.mix_prob, a.switch_prob, "batch", True, a.label_smoothing, classes)
+    if a.mixup == a.cutmix == 0:
+        return lambda images, targets: (images, mixup_target(targets, classes, smoothing=a.label_smoothing))
+    return Mixup(
+        mixup_alpha=a.mixup,
+        cutmix_alpha=a.cutmix,
+        prob=a.mix_prob,
+        switch_prob=a.switch_prob,
+        label_smoothing=a.label_smoothing,
+        num_classes=classes,
+    )
 
 
 @dataclass
@@ -162,6 +173,10 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
     long = [f"train.steps={steps + 1}", f"train.save_every={NEVER}", f"train.eval_every={NEVER}"]
     with tempfile.TemporaryDirectory() as out:
         cfg = config.compose([*overrides, *long, f"out={out}"])
+        if (cfg.task.name, cfg.task.get("loss"), cfg.teacher.kind) != ("classify", "cross_entropy", None):
+            raise ConfigError(
+                "the bare loop computes the cross entropy of a classifier: leave out task, task.loss and teacher.kind"
+            )
         run, machine, task = open_run(cfg, []), hardware.setup(cfg), create_task(cfg)
         data = task.build_data()
         plans = plan.make(cfg, data.train)

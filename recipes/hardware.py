@@ -52,7 +52,7 @@ class Hardware:
         return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling, which only float16 on a GPU needs; elsewhere it does nothing."""
+        """Loss scaling for float16 on a GPU; elsewhere it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16 and self.device.type == "cuda")
 
     def memory(self) -> float:

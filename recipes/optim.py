@@ -23,7 +23,9 @@ from recipes.log import first_line, say
 from recipes.plan import Plan
 
 # keys of cfg.optim that are not passed to timm
-OURS = {"lr", "lr_base_batch", "decay", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale"}
+OURS = {
+    "lr", "lr_base_batch", "lr_scaling", "decay", "no_decay", "model_lr_scales", "backbone_lr_scale", "head_lr_scale",
+}  # fmt: skip
 
 # on the CPU these have a fused loop over each tensor, where torch's default makes a pass per operation; on a GPU
 # torch's choice is kept
@@ -90,9 +92,14 @@ class Schedule:
 
 
 def base_lr(cfg: DictConfig) -> float:
-    """The peak learning rate: `optim.lr`, scaled by batch size / `optim.lr_base_batch` where that is given."""
-    base = cfg.optim.lr_base_batch
-    return cfg.optim.lr * (cfg.data.batch_size / base if base else 1.0)
+    """The peak learning rate: `optim.lr`, scaled by batch size / `optim.lr_base_batch` where that is given.
+
+    `optim.lr_scaling` says whether the ratio or its square root counts.
+    """
+    if not cfg.optim.lr_base_batch:
+        return cfg.optim.lr
+    power = {"linear": 1, "sqrt": 0.5}[cfg.optim.lr_scaling]
+    return cfg.optim.lr * (cfg.data.batch_size / cfg.optim.lr_base_batch) ** power
 
 
 def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
@@ -186,7 +193,15 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
 
 
 def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, Any]) -> None:
-    """Raise ConfigError for an optimiser that cannot step sharded parameters, tried on a small model."""
+    """Raise ConfigError for an optimiser that cannot step sharded parameters, tried on a small model.
+
+    Lookahead can, but hides its moments in the optimiser inside it, where torch does not look for what it saves.
+    """
+    if cfg.optim.opt.lower().startswith("lookahead_"):
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} cannot be saved where the model is sharded, hardware.parallel=fsdp. Set "
+            "hardware.parallel=ddp, or choose another optimiser, such as adamw"
+        )
     mesh = next(model.parameters()).device_mesh
     with torch.random.fork_rng([]), torch.device(mesh.device_type):
         small = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32, 32))
@@ -280,10 +295,21 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a state dict, except for `LOOPS`, and give every moment the strides of its parameter again.
 
     Otherwise a channels-last parameter read from a file would have contiguous moments, and the update would run in
-    other kernels than before, which round differently.
+    other kernels than before, which round differently, or, if they are fused, take one for another.
     """
-    optimizer.load_state_dict({**state, "param_groups": with_own_loops(optimizer, state["param_groups"])})
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:  # a count of steps has none
-                values[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    parameters = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]  # as torch numbers them
+    moments = {
+        number: {key: _like(parameters[number], value) for key, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    groups = with_own_loops(optimizer, state["param_groups"])
+    optimizer.load_state_dict({**state, "state": moments, "param_groups": groups})
+
+
+def _like(parameter: Tensor, value: Any) -> Any:
+    """A moment in the strides of its parameter; anything else, such as a count of steps, as it is."""
+    if not isinstance(value, Tensor) or not value.ndim or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -184,7 +184,10 @@ def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
         for text in distributed.first(lambda: task.remarks(data, metrics)):
             log.say(f"note: {text}", "yellow")
     now.due = False
-    better = now.best is None or values[task.score] > now.best
+    finite = math.isfinite(values.get("loss", 0.0))
+    if not finite:
+        log.say("the validation loss is not finite: these weights are not kept as the best", "yellow")
+    better = finite and (now.best is None or values[task.score] > now.best)
     if better:
         now.best = values[task.score]
         run.save(now, best=values)

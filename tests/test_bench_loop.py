@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from children import SMALL, flags_restored
-from recipes import bench
+from recipes import bench, config
 
 CAUSES = {"imports": 4.0, "configuration": 0.5, "data": 0.2, "model": 0.1, "first batch": 0.1, "first step": 0.1}
 TINY = [*SMALL, "data.batch_size=8", "--block", "2", "--repeats", "3"]
@@ -21,6 +22,20 @@ def test_both_loops_take_turns(tmp_path, capsys, monkeypatch):
     assert all(value > 0 for ms in kept["ms"].values() for value in ms)
     text = (tmp_path / "loop_cpu.md").read_text()
     assert text in capsys.readouterr().out and "| test_resnet, digits | 4.00 | 0.50 |" in text
+
+
+def test_labels_are_smoothed_where_nothing_is_mixed():
+    cfg = config.compose(["augment.mixup=0", "augment.cutmix=0", "augment.label_smoothing=0.1"])
+    images = torch.randn(2, 3, 4, 4)
+    same, targets = bench.mixing(cfg, 5)(images, torch.tensor([1, 4]))
+    assert same is images
+    assert torch.allclose(targets, torch.tensor([[0.02, 0.92, 0.02, 0.02, 0.02], [0.02, 0.02, 0.02, 0.02, 0.92]]))
+
+
+@pytest.mark.parametrize("other", ["task=segment", "task.loss=binary_cross_entropy"])
+def test_what_the_bare_loop_does_not_compute_is_refused(other):
+    with pytest.raises(config.ConfigError, match="the cross entropy of a classifier"):
+        bench.compare([other], 1, 1)
 
 
 def test_ratio_is_of_medians():

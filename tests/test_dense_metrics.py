@@ -38,6 +38,13 @@ def maps(count=5, seed=0):
         yield logits, {"labels": labels, "index": number}
 
 
+def test_an_image_that_has_no_loss_is_not_left_out():
+    metrics = Segmentation(NAMES)
+    for number, (logits, target) in enumerate(maps()):
+        metrics.update([logits * torch.nan if number == 2 else logits], [target])
+    assert metrics.compute()["loss"] == torch.inf
+
+
 def counted(left_out=()):
     """mIoU, mAcc, aAcc and IoU of each class, pixel by pixel."""
     both, true, found, right = {}, {}, {}, 0

@@ -256,6 +256,14 @@ def test_tables_of_segmenters_say_what_is_in_the_mean():
     assert len(counted) == 2 and sum(counted) / 2 == pytest.approx(metrics.compute()["miou"], abs=1e-3)
 
 
+def test_an_image_that_has_no_loss_is_not_left_out():
+    logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    logits[3] = torch.nan
+    metrics = Metrics(6)
+    metrics.update(logits, torch.zeros(8, dtype=torch.int64))
+    assert metrics.compute()["loss"] == torch.inf
+
+
 def test_few_classes_have_no_top5():
     metrics = Metrics(3)
     metrics.update(torch.eye(3), torch.tensor([0, 1, 1]))

@@ -117,6 +117,19 @@ def test_ends_follow_the_batch():
         assert (rate.warmup_lr, rate.min_lr) == pytest.approx((1e-3 * scale, 1e-2 * scale))
 
 
+@pytest.mark.parametrize(
+    ("options", "lr"),
+    [
+        (["optim.lr=1"], 1),
+        (["optim.lr=1", "optim.lr_base_batch=256"], 4),
+        (["optim.lr=1", "optim.lr_base_batch=256", "optim.lr_scaling=sqrt"], 2),
+        (["optim=lamb"], 5e-3 / 2**0.5),
+    ],
+)
+def test_the_peak_follows_the_batch(options, lr):
+    assert optim.base_lr(config.compose([*options, "data.batch_size=1024"])) == pytest.approx(lr)
+
+
 def test_weight_decay_by_name():
     model, optimizer = made(*LITV2, "optim.no_decay=['*.fc1.weight']", "optim.decay=['*.norm.weight','head.fc.bias']")
     decay = by_name(model, optimizer, "weight_decay")

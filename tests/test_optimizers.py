@@ -14,8 +14,11 @@ NOT_HERE = ("fused", "bnb", "adahessian")
 
 
 def tiny():
+    """Moments of a weight with other strides are read from a file as contiguous ones."""
     torch.manual_seed(2)
-    return torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3))
+    conv = torch.nn.Conv2d(2, 4, 2).to(memory_format=torch.channels_last)
+    layers = torch.nn.Unflatten(1, (2, 2, 2)), conv, torch.nn.Flatten(), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)
+    return torch.nn.Sequential(*layers)
 
 
 def some_steps(model, optimizer, batches):
@@ -39,7 +42,7 @@ def test_every_optimizer_goes_on_where_it_was():
     cfg, other = config.compose([]), []
     names = [name for name in list_optimizers() if not name.startswith(NOT_HERE)]
     assert len(names) > 50
-    for name in [*names, "lookahead_adamw"]:
+    for name in [*names, "lookahead_adamw", "lookahead_sgd"]:
         cfg.optim.opt = name
         (whole, one), (cut, two) = ((model, optim.create(cfg, model)) for model in (tiny(), tiny()))
         some_steps(whole, one, batches[:2])

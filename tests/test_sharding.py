@@ -146,9 +146,10 @@ def refused_optimizers(*names: str) -> dict[str, str]:
 
 
 def test_optimizers_that_cannot_step_a_shared_model_are_refused():
-    for said in on_ranks(2, refused_optimizers, "adamw", "lamb", "muon", "adafactor"):
-        *steps, refused = said.values()
+    for said in on_ranks(2, refused_optimizers, "adamw", "lamb", "muon", "lookahead_adamw", "adafactor"):
+        *steps, unsaved, refused = said.values()
         assert steps == ["", "", ""]
+        assert re.search(r"optim\.opt=lookahead_adamw cannot be saved where the model is sharded", unsaved)
         assert re.search(r"optim\.opt=adafactor cannot step a sharded model.*\nSet hardware\.parallel=ddp", refused)
 
 

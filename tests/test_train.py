@@ -183,6 +183,21 @@ def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
     assert f"images were {', '.join(indices[:5])} and 27 more, all listed in {file}\nlook at" in str(error.value)
 
 
+def test_weights_without_a_finite_loss_are_not_the_best(tmp_path, monkeypatch, capsys):
+    """They predict the first class throughout, which may be right more often than what is learned later."""
+    predict, calls = classify.Task.predict, []
+
+    def function(self, model, images):
+        calls.append(len(images))
+        return predict(self, model, images) * (math.nan if len(calls) == 1 else 1)
+
+    monkeypatch.setattr(classify.Task, "predict", function)
+    options = ["data.eval_batch_size=2000", "train.steps=2", "train.eval_steps=1", "data.workers=0", "name=first"]
+    train_here(tmp_path, *SMALL, *options)
+    best, _ = checkpoint.Store(tmp_path / "first" / "checkpoints").newest("best")
+    assert best.state["step"] == 2 and "these weights are not kept as the best" in capsys.readouterr().out
+
+
 def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
     path = tmp_path / "run" / "nonfinite"

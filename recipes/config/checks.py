@@ -35,6 +35,7 @@ CHOICES = {
     "sched.sched": ("cosine", "linear", "constant", "poly", "step"),
     "sched.unit": ("epochs", "steps"),
     "sched.per": ("step", "epoch"),
+    "optim.lr_scaling": ("linear", "sqrt"),
     "sched.decay_from": ("warmup", "start"),
     "hardware.amp": (None, "bfloat16", "float16"),
     "hardware.parallel": ("ddp", "fsdp"),

@@ -48,7 +48,7 @@ WITHOUT = {
     "train.ema_warmup": {"train.ema": None}, "train.ema_every": {"train.ema": None},
     "train.ema_evaluated": {"train.ema": None},
     "sched.warmup_lr": {"sched.warmup": 0}, "sched.warmup_ratio": {"sched.warmup": 0},
-    "sched.decay_from": {"sched.warmup": 0},
+    "sched.decay_from": {"sched.warmup": 0}, "optim.lr_scaling": {"optim.lr_base_batch": None},
     "augment.re_mode": {"augment.re_prob": 0}, "augment.switch_prob": {"augment.mixup": 0, "augment.cutmix": 0},
     "task.auxiliary": {"task.head": "semantic_fpn"}, "task.left_out_weight": {"data.left_out": []},
     "data.cache_gb": {"data.cache": None},

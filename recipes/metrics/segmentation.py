@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class Segmentation:
     def __init__(self, names: Sequence[str], left_out: Sequence[int] = ()):
         self.names, self.left_out = names, left_out
         self.confusion = Confusion(len(names), IGNORE)
-        self.loss = MeanMetric().set_dtype(torch.float64)
+        self.loss = MeanMetric(math.inf).set_dtype(torch.float64)  # a NaN is no image to leave out
         self.shown: list[tuple[Tensor, dict[str, Any]]] = []  # (H, W) predicted labels, target
 
     def update(self, predictions: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ class Metrics:
         if classes > 5:
             self.top[5] = MulticlassAccuracy(classes, top_k=5, average="micro")
         self.confusion = Confusion(classes) if classes <= MOST else None
-        self.loss = MeanMetric().set_dtype(torch.float64)
+        self.loss = MeanMetric(math.inf).set_dtype(torch.float64)  # a NaN is no image to leave out
         self.confidence = MeanMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
