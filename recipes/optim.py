@@ -297,10 +297,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     Otherwise a channels-last parameter read from a file would have contiguous moments, and the update would run in
     other kernels than before, which round differently, or, if they are fused, take one for another.
     """
-    parameters = [
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ]  # as torch numbers them
-    moments = {
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {  # by the number of a parameter, as in torch's state dicts
         number: {key: _like(parameters[number], value) for key, value in values.items()}
         for number, values in state["state"].items()
     }
