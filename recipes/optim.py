@@ -120,7 +120,8 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
             "sched.sched=step needs milestones, and there are none: set sched.milestones=[8,11], in epochs"
         )
     if warmup >= plan.steps:
-        say(f"this run of {plan.steps} steps ends during its warmup of {warmup} steps: lower sched.warmup")
+        given = f"sched.warmup={sched.warmup} {sched.unit}"
+        say(f"this run of {plan.steps} steps ends during its warmup of {warmup} ({given}): lower sched.warmup")
     milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
     scale = cfg.data.batch_size / sched.lr_base_batch if sched.lr_base_batch else 1.0
     return Schedule(

@@ -117,6 +117,11 @@ def test_ends_follow_the_batch():
         assert (rate.warmup_lr, rate.min_lr) == pytest.approx((1e-3 * scale, 1e-2 * scale))
 
 
+def test_a_warmup_that_does_not_end_is_told_in_its_own_unit(capsys):
+    optim.schedule(config.compose(["sched.warmup=2"]), Plan(64, 1, 1, 7, 8, 7))
+    assert "this run of 8 steps ends during its warmup of 14 (sched.warmup=2 epochs)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "lr"),
     [

@@ -119,6 +119,19 @@ def test_weights_of_ones_own_have_no_others_licence(tmp_path):
     assert "license: unknown" in (tmp_path / "tuned" / "README.md").read_text()
 
 
+def test_weights_of_ones_own_name_no_release(tmp_path):
+    def release(folder):
+        cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        return cfg.get("tag"), cfg.get("origin_url")
+
+    assert release(zoo.save_for_hf(small("gcvit_s"), tmp_path / "own")) == (None, None)
+    again = timm.create_model(f"local-dir:{tmp_path / 'own'}", pretrained=True)
+    assert again.pretrained_cfg["architecture"] == "gcvit_s"
+    model = timm.create_model("gcvit_s.nvidia_in1k", **SMALL["gcvit_s"])
+    tag, origin = release(zoo.save_for_hf(model, tmp_path / "released"))
+    assert tag == "nvidia_in1k" and origin.startswith("https://")
+
+
 def test_the_licence_that_is_given_stands_in_both_files(tmp_path):
     def licences(folder):
         card, config = (folder / name for name in ("README.md", "config.json"))

@@ -93,9 +93,10 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Without these timm would write the release's licence and image size, even for a model built for another size."""
+    """Without these timm would write the release's licence, tag, origin and image size for weights of one's own."""
     config = dict(kwargs.get("model_config") or {})
-    config["pretrained_cfg"] = {"license": licence, **config.get("pretrained_cfg", {})}
+    release = {} if getattr(model, "of_release", True) else {"tag": None, "origin_url": None}
+    config["pretrained_cfg"] = {"license": licence, **release, **config.get("pretrained_cfg", {})}
     size = {"input_size": get_model_input_config(model)["input_size"]}
     return {"data_config": size, **kwargs, "model_config": config}
 
