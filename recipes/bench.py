@@ -23,13 +23,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.data import Mixup
-from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -40,6 +39,7 @@ from recipes import config, hardware, log, optim, plan, rng, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
 from recipes.data.build import Data
+from recipes.data.mix import Mix
 from recipes.provenance import versions
 from recipes.run import open_run
 from recipes.state import State
@@ -110,17 +110,8 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 
 def mixing(cfg: DictConfig, classes: int) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """timm's Mixup, which also smooths the labels; that alone if nothing is mixed, which timm's refuses."""
-    a = cfg.augment
-    if a.mixup == a.cutmix == 0:
-        return lambda images, targets: (images, mixup_target(targets, classes, smoothing=a.label_smoothing))
-    return Mixup(
-        mixup_alpha=a.mixup,
-        cutmix_alpha=a.cutmix,
-        prob=a.mix_prob,
-        switch_prob=a.switch_prob,
-        label_smoothing=a.label_smoothing,
-        num_classes=classes,
-    )
+    mix = Mix(cfg.augment, classes)
+    return mix.mixup or partial(mix, seed=0, step=0)  # which are for Mixup's random draws
 
 
 @dataclass

@@ -1,9 +1,12 @@
 """What the segmentation heads share. Maps are (B, C, H, W) here, as timm's `features_only` returns them."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.dispatch import autocasts
 from ops.sizes import alike, ceil, varies
 
 
@@ -51,11 +54,8 @@ def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, si
 def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
     dtype = torch.promote_types(x.dtype, torch.float32)  # as pooling accumulates; the weights of a mean are no halves
     rows, columns = (_parts(x.shape[dim], side, x.device, dtype) for dim in (2, 3))
-    device = x.device.type
-    if not x.is_meta and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
-    return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
+        return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
 
 
 def _parts(length: int, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
