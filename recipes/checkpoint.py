@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from recipes import distributed, sharded_reader
-from recipes.log import say
+from recipes.console import say
 from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"

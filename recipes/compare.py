@@ -30,8 +30,9 @@ from recipes import data_record
 from recipes import names as naming
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
+from recipes.console import CONSOLE, say
 from recipes.eval_results import write_json
-from recipes.log import CONSOLE, history, say
+from recipes.log import history
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, load_config, runs_in

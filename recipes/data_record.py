@@ -14,9 +14,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from recipes import distributed
+from recipes.console import say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
-from recipes.log import say
 from recipes.settings import RunError
 
 FILE = "data.json"

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from recipes.clock import started
 from recipes.config import ConfigError
+from recipes.console import CONSOLE, note, say
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -54,8 +55,6 @@ def join(cfg: DictConfig) -> None:
     From here on only rank 0 prints; errors are printed by the process that meets them, see `report`.
     Raises ConfigError if the launcher has announced other processes that cannot be reached.
     """
-    from recipes.log import CONSOLE  # imports this module itself
-
     _read_submitit()
     _check_launch()
     if size() == 1 or dist.is_initialized():
@@ -288,8 +287,6 @@ _WAITS: list[int] = []  # seconds that this process waits for the others, once i
 
 
 def _print(message: str) -> None:
-    from recipes.log import note
-
     note(f"rank {rank()}: {message}" if rank() else message)
 
 
@@ -311,8 +308,6 @@ def _launched() -> bool:
 
 def _check_launch() -> None:
     """Raise ConfigError, or warn, if this process was started with others but would run on its own."""
-    from recipes.log import say
-
     if _launched():
         _check_numbers()
         return

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
 from recipes.config.checks import flat, is_in
 from recipes.config.idle import check_answers
+from recipes.console import CONSOLE, say
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import open_rgb
 from recipes.eval_results import Answers, Measurement, Results, Row
 from recipes.evaluate import evaluate
-from recipes.log import CONSOLE, say
 from recipes.provenance import named, versions
-from recipes.run import Kept, find_weights
 from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
+from recipes.weights import Kept, find_weights
 from zoo import Backbone, CheckpointError
 
 # errors that say that one set of weights cannot be evaluated

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, open_dict
 
 import zoo
 from recipes.config import ConfigError
+from recipes.console import say
 from recipes.data.paired import antialiased
-from recipes.log import say
 from recipes.models import is_asked, typed
 from recipes.task import create
 from zoo import releases

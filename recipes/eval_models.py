@@ -20,8 +20,8 @@ from recipes import eval_dense_models
 from recipes.config import ConfigError
 from recipes.config.checks import REMOTE
 from recipes.config.errors import near
+from recipes.console import say
 from recipes.data.build import preprocessing
-from recipes.log import say
 from recipes.names import apart
 from recipes.predict import file_names
 from zoo import releases

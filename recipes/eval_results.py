@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from recipes import distributed
-from recipes.log import CONSOLE, say
+from recipes.console import CONSOLE, say
 from recipes.tasks.classify import among, likeliest, of_model
 from zoo.files import replaced
 

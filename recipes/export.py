@@ -20,9 +20,9 @@ from recipes import data_record, distributed
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
-from recipes.run import find_weights
 from recipes.settings import RunError
 from recipes.task import create
+from recipes.weights import find_weights
 from zoo import export
 
 

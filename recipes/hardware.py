@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recipes import distributed, sharding
 from recipes.config import ConfigError
-from recipes.log import say
+from recipes.console import say
 from zoo.allocator import keep_freed_memory
 
 # newer versions of torch have another name for it

@@ -16,10 +16,10 @@ import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.config.given import written
+from recipes.console import say
 from recipes.data import BadImage, Data
 from recipes.data.build import preprocessing
 from recipes.data.dense import Dense
-from recipes.log import say
 from recipes.settings import load_config
 from recipes.task import create as create_task
 from zoo.checkpoint import part_of, select

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from recipes.config import ConfigError
 from recipes.config.errors import near
+from recipes.console import first_line, say
 from recipes.freeze import backbone_names
-from recipes.log import first_line, say
 from recipes.plan import Plan
 
 # keys of cfg.optim that are not passed to timm

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from recipes.console import say
 from recipes.data.folder import SUFFIXES
-from recipes.log import say
 from recipes.pictures import save_picture
 from recipes.settings import RunError
 

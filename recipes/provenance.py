@@ -18,7 +18,8 @@ import torch
 
 from recipes import config, distributed, shell
 from recipes.checkpoint import flush
-from recipes.log import history, say
+from recipes.console import say
+from recipes.log import history
 
 PACKAGES = (
     *("attention-backbones", "torch", "timm", "triton", "torchvision", "torchmetrics", "datasets", "hydra-core"),

@@ -18,20 +18,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
+from recipes.console import CONSOLE, say
 from recipes.data import Data, DataError
-from recipes.log import CONSOLE, Jsonl, LogError, Sink, epoch_table, history, say
+from recipes.log import Jsonl, LogError, Sink, epoch_table, history
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
-from recipes.settings import RunError, config_to_resume, is_run, load_config, runs_in
+from recipes.settings import RunError, config_to_resume, is_run, load_config, resume_command, runs_in
 from recipes.state import State
 from recipes.stop import Stop, saving
 from recipes.task import Task
@@ -180,7 +180,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return _going_on(self.folder)
+        return resume_command(self.folder)
 
     def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
         """Write the card, print where everything is and what to type next, and draw the curves."""
@@ -230,66 +230,6 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
     if logged > run.step:
         say(f"its log reaches step {logged}: the steps after {run.step} are repeated", "yellow")
     return run
-
-
-def _going_on(folder: Path) -> str:
-    return f"{shell.command('train')} {shlex.quote(config.quote('resume', str(folder)))}"
-
-
-def find_checkpoint(folder: Path) -> Checkpoint:
-    """The best checkpoint of a run, or its newest if none has been evaluated. Raises RunError without any."""
-    store = Store(folder / "checkpoints")
-    for kind in ("best", "step"):
-        found, problems = store.newest(kind)
-        for problem in problems:
-            say(f"damaged checkpoint skipped: {problem}", "yellow")
-        if found:
-            return found
-    raise RunError(f"{folder} has no intact checkpoint yet; train it further with: {_going_on(folder)}")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The `tensors` of one part of a run's checkpoint: `model` or `ema`."""
-
-    checkpoint: Checkpoint
-    part: str
-    tensors: dict[str, Tensor]
-
-    @property
-    def place(self) -> Path:
-        return self.checkpoint.place(self.part)
-
-
-def find_weights(folder: Path, weights: str = "auto") -> Kept:
-    """The weights of `find_checkpoint`, the same on all processes, which must all call this.
-
-    A run in progress replaces its checkpoints: if one is gone before all have read it, the newer one is taken.
-
-    weights  "auto" those that the run evaluated, "raw", or "ema"
-
-    Raises RunError, on all, for a run without an intact checkpoint, and for weights that it lacks or that cannot be
-    read, such as those of a sharded checkpoint that holds more than its tensors.
-    """
-    while True:
-        found = distributed.first(lambda: find_checkpoint(folder))
-        try:
-            return distributed.everywhere(partial(_kept, found, weights), (RunError,))
-        except RunError:
-            if distributed.first(found.path.exists):
-                raise
-
-
-def _kept(found: Checkpoint, weights: str) -> Kept:
-    part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
-    try:
-        if not found.has(part):
-            raise RunError(f"{found.path} has no {part} weights, as train.ema was null; auto takes those that it has")
-        return Kept(found, part, found.tensors(part))
-    except OSError as error:
-        raise RunError(f"could not read {found.path}: {error}") from error
-    except CheckpointError as error:
-        raise RunError(str(error)) from error
 
 
 def _find(cfg: DictConfig) -> Path | None:

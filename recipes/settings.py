@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from recipes import config
+from recipes import config, shell
 from recipes.config.checks import base, flat, is_in, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
+from recipes.console import say
 from recipes.data.build import preprocessing
-from recipes.log import say
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
 
 # what may change when a run is resumed: without any effect on its result, and with one that is reported
@@ -66,6 +67,11 @@ def runs_in(out: Path) -> Iterator[Path]:
             yield folder
         elif not folder.is_symlink() and not folder.name.startswith("."):
             yield from runs_in(folder)
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to resume a run."""
+    return f"{shell.command('train')} {shlex.quote(config.quote('resume', str(folder)))}"
 
 
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:

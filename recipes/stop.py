@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from recipes import distributed
-from recipes.log import note, say
+from recipes.console import note, say
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, before it ends the job
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *WARNINGS, signal.SIGHUP)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import zoo
 from recipes import data_record, models, weights
 from recipes.config import ConfigError
+from recipes.console import say
 from recipes.data import Data
 from recipes.data.build import preprocessing
-from recipes.log import say
 from recipes.settings import load_config
 from zoo import releases
 

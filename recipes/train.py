@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, data_record, distributed, hardware, log, optim, plan, rng, sharding, trackers
+from recipes import config, console, data_record, distributed, hardware, log, optim, plan, rng, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
+from recipes.console import say
 from recipes.data import DataError, Source
 from recipes.data.encoded import Encoded
 from recipes.evaluate import evaluate
@@ -37,7 +38,7 @@ class NotFinite(RuntimeError):
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the best score (None without an evaluation), for a sweep to maximise."""
     STARTUP.begin("configuration")
-    log.CONSOLE.optional = True
+    console.CONSOLE.optional = True
     distributed.join(cfg)
     run = distributed.first(lambda: open_run(cfg, config.overrides()))
     cfg = run.cfg
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
     STARTUP.mark("data")
     plans = plan.make(cfg, data.train, run.parts)
     for line in plans.said(machine.parallel, run.parts):
-        log.say(line)
+        say(line)
     rng.seed_all(cfg.seed, rng.INIT)
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
@@ -151,7 +152,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
         )
     now.rewind()
     now.skipped += 1
-    log.say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
+    say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
 
 
 def listed(run: Run, plans, source: Source, step: int) -> str:
@@ -182,11 +183,11 @@ def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
     now.train()
     if now.best is None:  # only once: remarks are about the data
         for text in distributed.first(lambda: task.remarks(data, metrics)):
-            log.say(f"note: {text}", "yellow")
+            say(f"note: {text}", "yellow")
     now.due = False
     finite = math.isfinite(values.get("loss", 0.0))
     if not finite:
-        log.say("the validation loss is not finite: these weights are not kept as the best", "yellow")
+        say("the validation loss is not finite: these weights are not kept as the best", "yellow")
     better = finite and (now.best is None or values[task.score] > now.best)
     if better:
         now.best = values[task.score]

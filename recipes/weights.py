@@ -1,22 +1,83 @@
-"""The weights that `model.checkpoint` and `teacher.checkpoint` name: those of a file, or of a run folder."""
+"""The weights of a run, and those that `model.checkpoint` and `teacher.checkpoint` name: of a file or a run folder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 import zoo
+from recipes import distributed
+from recipes.checkpoint import Checkpoint, CheckpointError, Store
 from recipes.config import ConfigError
+from recipes.console import say
 from recipes.data.build import preprocessing
-from recipes.run import find_weights
-from recipes.settings import load_config
+from recipes.settings import RunError, load_config, resume_command
+from zoo import reader
 from zoo.formats import shared_out
 from zoo.inspect import files
-from zoo.reader import Checkpoint
+
+
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The best checkpoint of a run, or its newest if none has been evaluated. Raises RunError without any."""
+    store = Store(folder / "checkpoints")
+    for kind in ("best", "step"):
+        found, problems = store.newest(kind)
+        for problem in problems:
+            say(f"damaged checkpoint skipped: {problem}", "yellow")
+        if found:
+            return found
+    raise RunError(f"{folder} has no intact checkpoint yet; train it further with: {resume_command(folder)}")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The `tensors` of one part of a run's checkpoint: `model` or `ema`."""
+
+    checkpoint: Checkpoint
+    part: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def place(self) -> Path:
+        return self.checkpoint.place(self.part)
+
+
+def find_weights(folder: Path, weights: str = "auto") -> Kept:
+    """The weights of `find_checkpoint`, the same on all processes, which must all call this.
+
+    A run in progress replaces its checkpoints: if one is gone before all have read it, the newer one is taken.
+
+    weights  "auto" those that the run evaluated, "raw", or "ema"
+
+    Raises RunError, on all, for a run without an intact checkpoint, and for weights that it lacks or that cannot be
+    read, such as those of a sharded checkpoint that holds more than its tensors.
+    """
+    while True:
+        found = distributed.first(lambda: find_checkpoint(folder))
+        try:
+            return distributed.everywhere(partial(_kept, found, weights), (RunError,))
+        except RunError:
+            if distributed.first(found.path.exists):
+                raise
+
+
+def _kept(found: Checkpoint, weights: str) -> Kept:
+    part = {"auto": found.state["weights"], "raw": "model", "ema": "ema"}[weights]
+    try:
+        if not found.has(part):
+            raise RunError(f"{found.path} has no {part} weights, as train.ema was null; auto takes those that it has")
+        return Kept(found, part, found.tensors(part))
+    except OSError as error:
+        raise RunError(f"could not read {found.path}: {error}") from error
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
 
 
 def is_run(given: str) -> bool:
@@ -32,7 +93,7 @@ def is_run(given: str) -> bool:
     return folder.is_dir()
 
 
-def of_run(given: str, weights: str = "auto") -> Checkpoint:
+def of_run(given: str, weights: str = "auto") -> reader.Checkpoint:
     """The weights of a run's best checkpoint, or of its newest if none has been evaluated, as if read from a file.
 
     weights  "auto" those that it evaluated, "raw", or "ema"
@@ -42,7 +103,7 @@ def of_run(given: str, weights: str = "auto") -> Checkpoint:
     """
     load_config(Path(given))
     kept = find_weights(Path(given), weights)
-    return Checkpoint(str(kept.place), {"ema" if kept.part == "ema" else "raw": kept.tensors})
+    return reader.Checkpoint(str(kept.place), {"ema" if kept.part == "ema" else "raw": kept.tensors})
 
 
 def check_model(given: str, name: str) -> None:

@@ -26,10 +26,10 @@ from recipes.config import ConfigError
 from recipes.data import DataError
 from recipes.eval import config_of, load
 from recipes.evaluate import evaluate
-from recipes.run import find_checkpoint, find_weights
 from recipes.settings import RunError
 from recipes.task import create
 from recipes.tasks import detect, segment
+from recipes.weights import find_checkpoint, find_weights
 from test_families_train import FAMILIES, smallest
 from test_masks import mask, picture
 

@@ -16,9 +16,9 @@ from children import SMALL, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
 from recipes import checkpoint, config, distill, models, schedule
 from recipes.config import ConfigError
-from recipes.run import find_checkpoint
 from recipes.tasks import classify
 from recipes.teacher import Teacher
+from recipes.weights import find_checkpoint
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 STUDENT = ["train.steps=4", "train.save_every=2", "data.workers=0", "sched.warmup=0"]

@@ -23,8 +23,9 @@ from ranks import FSDP, SHARED, assert_bits, curve, on_ranks, weights
 from recipes import checkpoint, config, data_record, distributed, log, plan, train
 from recipes.config import ConfigError
 from recipes.data import DataError, Source
-from recipes.run import RunError, find_checkpoint
+from recipes.run import RunError
 from recipes.tasks import classify
+from recipes.weights import find_checkpoint
 
 
 def assert_same_curve(run: Path, other: Path) -> None:

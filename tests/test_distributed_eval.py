@@ -17,8 +17,9 @@ from recipes import checkpoint, config, distributed
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError
-from recipes.run import RunError, find_checkpoint, find_weights
+from recipes.run import RunError
 from recipes.tasks import classify
+from recipes.weights import find_checkpoint, find_weights
 
 
 def evaluate_here(*overrides: str) -> None:

@@ -21,10 +21,10 @@ from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.metrics.segmentation import Segmentation
 from recipes.plots import draw_confusion
-from recipes.run import find_checkpoint
 from recipes.settings import RunError
 from recipes.tasks import segment
 from recipes.tasks.classify import Metrics, Task
+from recipes.weights import find_checkpoint
 
 
 def evaluate_here(*overrides: str) -> None:

@@ -15,10 +15,10 @@ from recipes import config, weights
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.freeze import freeze
-from recipes.run import find_checkpoint
 from recipes.settings import RunError
 from recipes.state import train_mode
 from recipes.tasks import classify
+from recipes.weights import find_checkpoint
 from zoo import CheckpointError
 
 FIRST = [*SMALL, "train.steps=25", "train.ema=0.9", "optim.lr=4e-3", "name=first"]

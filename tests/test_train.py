@@ -19,12 +19,13 @@ from PIL import Image
 
 import zoo
 from children import PATIENCE, SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
-from recipes import checkpoint, config, data, distributed, export, log, models, stop, train
+from recipes import checkpoint, config, console, data, distributed, export, log, models, stop, train
 from recipes.data import DataError
-from recipes.run import Run, find_checkpoint, find_weights
+from recipes.run import Run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.state import make_ema
 from recipes.tasks import classify
+from recipes.weights import find_checkpoint, find_weights
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 
@@ -427,24 +428,25 @@ def test_ctrl_c_saves_though_nobody_reads_the_output(tmp_path):
 
 def test_output_that_cannot_be_written_is_an_error_unless_it_is_optional(capfd):
     with pytest.raises(OSError, match="No space left"):
-        log.Output(file=open("/dev/full", "w")).print("needed")  # noqa: SIM115 (its buffer cannot be written)
+        console.Output(file=open("/dev/full", "w")).print("needed")  # noqa: SIM115 (its buffer cannot be written)
     read, written = os.pipe()
     os.close(read)
     for end, why in ((os.open("/dev/full", os.O_WRONLY), "No space left on device"), (written, "Broken pipe")):
-        console = log.Output(file=open(end, "w"))  # noqa: SIM115
-        console.optional = True
+        output = console.Output(file=open(end, "w"))  # noqa: SIM115
+        output.optional = True
         for line in range(2):
-            console.print(line)
-        console.file.close()  # as an exit does
+            output.print(line)
+        output.file.close()  # as an exit does
         said = capfd.readouterr().err
         assert said.count("nothing more is printed, because standard output cannot be written: ") == 1 and why in said
 
 
 def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):
     with open("/dev/full", "w") as full:
-        console = log.Output(file=full)
-        monkeypatch.setattr(log, "CONSOLE", console)
-        monkeypatch.setattr("recipes.run.CONSOLE", console)
+        output = console.Output(file=full)
+        monkeypatch.setattr(console, "CONSOLE", output)
+        monkeypatch.setattr("recipes.log.CONSOLE", output)
+        monkeypatch.setattr("recipes.run.CONSOLE", output)
         train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
     assert lines(tmp_path / "run")[-1]["step"] == 2
     assert capfd.readouterr().err.count("nothing more is printed") == 1
@@ -453,8 +455,8 @@ def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, 
 def test_what_cannot_be_encoded_is_replaced(tmp_path, monkeypatch):
     with open(tmp_path / "log", "w", encoding="latin-1") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        log.replace_what_cannot_be_encoded()
-        log.say("shortened… ±")
+        console.replace_what_cannot_be_encoded()
+        console.say("shortened… ±")
     assert (tmp_path / "log").read_text("latin-1") == "shortened? ±\n"
 
 
@@ -462,7 +464,7 @@ def test_a_note_is_not_worth_an_error(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stderr", full)
         for _ in range(2):
-            log.note("nobody reads this")
+            console.note("nobody reads this")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from recipes.console import first_line
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import of_split, stamp
 from recipes.data.images import File
-from recipes.log import first_line
 
 
 class Arrow(Encoded):

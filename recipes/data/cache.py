@@ -20,10 +20,10 @@ from typing import Any
 
 from PIL import Image
 
+from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import sidecar
-from recipes.log import note
 
 HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the stored pixels
 ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, 1 once it is filled

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from recipes.console import note
 from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, decoding, preprocessing
 from recipes.data.encoded import Encoded
@@ -24,7 +25,6 @@ from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
 from recipes.data.transforms import Normalize
-from recipes.log import note
 
 READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
 

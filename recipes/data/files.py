@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from recipes.console import note
 from recipes.data.errors import DataError
-from recipes.log import note
 from zoo.files import replaced
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import replace_file, sidecar, stamp
-from recipes.log import note
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split

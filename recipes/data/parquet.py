@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from recipes.console import first_line
 from recipes.data.arrow import check_agreed, declared, numbers
 from recipes.data.errors import DataError
 from recipes.data.files import is_local, of_split
 from recipes.data.shards import Index, Shards, class_names, kept_index
-from recipes.log import first_line
 
 ROWS = 32  # decoded at a time
 

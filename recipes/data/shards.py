@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import replace_file, sidecar, stamp
 from recipes.data.images import File
-from recipes.log import note
 
 
 @dataclass(frozen=True)

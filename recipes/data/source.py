@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms as tv
 
+from recipes.console import note
 from recipes.data.cache import Cache
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.images import Jpeg
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.transforms import Normalize
-from recipes.log import note
 
 OTHERS = 64  # images that are tried as a replacement for one that cannot be decoded
 

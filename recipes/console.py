@@ -1,0 +1,78 @@
+"""What commands print: lines on standard output, above a progress bar where there is one, and notes on stderr."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+
+
+class Output(Console):
+    """Standard output; while it is `optional`, the first error of writing switches it off, with a note on stderr.
+
+    A run sets that, to outlive its reader: Ctrl-C ends `tee` first, and nothing can be written to a closed terminal.
+    """
+
+    optional = False
+
+    def __exit__(self, *raised: Any) -> None:  # every write of rich's ends here
+        try:
+            super().__exit__(*raised)
+        except OSError as error:
+            if not self.optional:
+                raise
+            self._switch_off(str(error))
+
+    def on_broken_pipe(self) -> None:
+        if not self.optional:
+            super().on_broken_pipe()
+        self._switch_off(os.strerror(errno.EPIPE))
+
+    def _switch_off(self, why: str) -> None:
+        self.quiet = True
+        errors = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a progress bar would print it to this console
+        note(f"nothing more is printed, because standard output cannot be written: {why}", errors)
+        _discard(self.file)
+
+
+CONSOLE = Output(highlight=False, soft_wrap=True)
+
+
+def replace_what_cannot_be_encoded() -> None:
+    """Let stdout and stderr print ? for what their encoding lacks, as Latin-1 lacks the ellipsis of rich's tables."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+replace_what_cannot_be_encoded()
+
+
+def note(text: str, file: TextIO | None = None) -> None:
+    """Print a line to stderr, or the given file; if it cannot be written, what is printed there later is discarded."""
+    file = file or sys.stderr
+    try:
+        print(f"{text}\n", end="", file=file, flush=True)  # in one write, as other ranks may print at the same time
+    except OSError:
+        _discard(file)
+
+
+def _discard(file: TextIO) -> None:
+    """Send a file that cannot be written, and what its buffer holds, to nowhere: an exit would fail to flush it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line, above the progress bar where there is one."""
+    CONSOLE.print(text, style=style, markup=False)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error message."""
+    return next(iter(str(error).strip().splitlines()), "no reason given")
