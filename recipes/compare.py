@@ -1,4 +1,4 @@
-"""Compare several runs: python -m recipes.compare runs/*
+"""Compare several runs: python -m recipes.compare runs
 
 Prints a table, best run first, with the keys in which the configurations differ, and plots the curves together; runs
 with other tasks, scores or classes have a table and a plot of their own. For runs that differ only in their seed it
@@ -350,9 +350,14 @@ def _of_this_sweep(folder: Path) -> bool:
     return any(start.get("sweep") == os.environ[SWEEP] for start in sessions(folder))
 
 
+def _runs(path: Path) -> list[Path]:
+    """A run folder, or all below a folder that is none."""
+    return [path] if (path / "config.yaml").exists() else list(runs_in(path)) or [path]
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Compare several runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="picture of the curves")
     parser.add_argument("--score", help="score to sort by: top1, top5, loss, ...; default: the task's own")
     parser.add_argument("--json", type=Path, help="also write rows and statistics to this file")
@@ -362,7 +367,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # runs/* also matches pictures of sweeps, and may repeat what was named before it
-    folders = [path for path in dict.fromkeys(args.runs) if not path.is_file()]
+    given = [path for path in args.runs if not path.is_file()]
+    folders = list(dict.fromkeys(run for path in given for run in _runs(path)))
     try:
         for path in (args.out, args.json):
             if path is not None:

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 -m recipes.train model=maxvit_t
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from functools import partial
 
@@ -60,6 +61,9 @@ def main(cfg: DictConfig) -> float | None:
     if run.resumed:
         now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
         now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
+        if now.step >= plans.steps and not now.due:
+            there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
+            say(f"this run is finished, all {plans.steps} steps; another starts from its weights with {there}")
     distributed.first(lambda: run.begin(config.overrides(), data))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}

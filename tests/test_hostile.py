@@ -199,6 +199,11 @@ def test_what_is_no_file(tmp_path):
     refused(tmp_path / "none.pth", "does not exist; expected a weights file")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "is a pipe or a device")
+    best, step = (tmp_path / "run" / "checkpoints" / name for name in ("best-00000010", "step-00000010"))
+    for folder in (best, step):
+        folder.mkdir(parents=True)
+        (folder / "ema.safetensors").touch()
+    refused(tmp_path / "run", rf"expected a weights file, one of checkpoints/{best.name}/ema\.safetensors$")
     (tmp_path / "model.safetensors").touch()
     refused(tmp_path, r"is a folder; expected a weights file, one of model\.safetensors$")
 

@@ -282,6 +282,14 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
         assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 20
 
 
+def test_a_folder_stands_for_the_runs_below_it(runs, tmp_path, capsys):
+    below, file = tmp_path / "runs", tmp_path / "a.json"
+    places = [shutil.copytree(runs / "one", below / "one"), shutil.copytree(runs / "two", below / "more" / "two")]
+    compare.main([*map(str, (places[0], below)), "--json", str(file), "--out", str(tmp_path / "a.png")])
+    assert sorted(row["folder"] for row in json.loads(file.read_text())[0]["rows"]) == sorted(map(str, places))
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_runs_of_several_tasks_have_a_table_each(runs, tmp_path, capsys):
     other = shutil.copytree(runs / "one", tmp_path / "dense")
     cfg = OmegaConf.load(other / "config.yaml")

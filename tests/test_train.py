@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from recipes import checkpoint, config, console, data, distributed, export, log,
 from recipes.data import DataError
 from recipes.run import Run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
-from recipes.state import make_ema
 from recipes.tasks import classify
 from recipes.weights import find_checkpoint, find_weights
 
@@ -163,7 +161,9 @@ def test_a_run_that_is_beyond_its_end_is_finished(run, tmp_path, capsys):
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("steps: 6", "steps: 4"))
     (copy / "data.json").unlink()
     train_here(tmp_path, f"resume={copy}")
-    assert "resume with" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resume with" not in said
+    assert f"this run is finished, all 4 steps; another starts from its weights with model.checkpoint={copy}" in said
 
 
 def test_resume_of_nothing(tmp_path):
@@ -426,21 +426,6 @@ def test_ctrl_c_saves_though_nobody_reads_the_output(tmp_path):
     assert 2 <= saved.state["step"] == max(line["step"] for line in lines(run)) < 40
 
 
-def test_output_that_cannot_be_written_is_an_error_unless_it_is_optional(capfd):
-    with pytest.raises(OSError, match="No space left"):
-        console.Output(file=open("/dev/full", "w")).print("needed")  # noqa: SIM115 (its buffer cannot be written)
-    read, written = os.pipe()
-    os.close(read)
-    for end, why in ((os.open("/dev/full", os.O_WRONLY), "No space left on device"), (written, "Broken pipe")):
-        output = console.Output(file=open(end, "w"))  # noqa: SIM115
-        output.optional = True
-        for line in range(2):
-            output.print(line)
-        output.file.close()  # as an exit does
-        said = capfd.readouterr().err
-        assert said.count("nothing more is printed, because standard output cannot be written: ") == 1 and why in said
-
-
 def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):
     with open("/dev/full", "w") as full:
         output = console.Output(file=full)
@@ -450,21 +435,6 @@ def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, 
         train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
     assert lines(tmp_path / "run")[-1]["step"] == 2
     assert capfd.readouterr().err.count("nothing more is printed") == 1
-
-
-def test_what_cannot_be_encoded_is_replaced(tmp_path, monkeypatch):
-    with open(tmp_path / "log", "w", encoding="latin-1") as file:
-        monkeypatch.setattr(sys, "stdout", file)
-        console.replace_what_cannot_be_encoded()
-        console.say("shortened… ±")
-    assert (tmp_path / "log").read_text("latin-1") == "shortened? ±\n"
-
-
-def test_a_note_is_not_worth_an_error(monkeypatch):
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr("sys.stderr", full)
-        for _ in range(2):
-            console.note("nobody reads this")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -481,81 +451,3 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert config.compose(shlex.split(command)[2:]).resume == "runs/my run=1"
     saved, _ = checkpoint.Store(run / "checkpoints").newest()
     assert saved.state["step"] == done
-
-
-def test_ema_warms_up_as_tensorflow_s():
-    """Whose rule is (1 + n) / (10 + n) from n = 0 on, after a first update that takes the weights as they are."""
-    ema = make_ema(config.compose(["train.ema=0.9"]), torch.nn.Linear(1, 1))
-    assert [ema.get_decay(n) for n in (1, 2, 3, 11)] == pytest.approx([0, 1 / 10, 2 / 11, 10 / 19])
-    expected = [min(0.9, (1 + n) / (10 + n)) for n in range(200)]
-    assert [ema.get_decay(n + 2) for n in range(200)] == pytest.approx(expected)
-    ema = make_ema(config.compose(["train.ema=0.9", "train.ema_warmup=false"]), torch.nn.Linear(1, 1))
-    assert [ema.get_decay(n) for n in range(1, 10)] == [0, *[0.9] * 8]
-
-
-@pytest.mark.parametrize(("warmup", "decays"), [("true", [0, 1 / 10, 2 / 11]), ("false", [0, 0.7, 0.7])])
-def test_the_average_of_each_step(tmp_path, warmup, decays):
-    how = ["train.steps=3", "train.save_every=1", "train.keep=9", "train.ema=0.7", f"train.ema_warmup={warmup}"]
-    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
-    store = checkpoint.Store(tmp_path / "run" / "checkpoints")
-    average = {}
-    for step, decay in enumerate(decays, 1):
-        for name, tensor in weights(store, step, "model").items():
-            if tensor.is_floating_point():
-                average[name] = decay * average.get(name, tensor) + (1 - decay) * tensor
-                torch.testing.assert_close(weights(store, step, "ema")[name], average[name], msg=f"{name}, step {step}")
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Every checkpoint of three steps whose average moves every second step and is not what is evaluated."""
-    folder = tmp_path_factory.mktemp("kept")
-    how = ["train.steps=3", "train.save_every=1", "train.keep=9", "train.ema_every=2", "train.ema_evaluated=false"]
-    train_here(folder, *SMALL, "sched.warmup=0", *how, "name=run")
-    return checkpoint.Store(folder / "run" / "checkpoints")
-
-
-def weights(store, step, name):
-    return checkpoint.read(store.folder / f"step-{step:08d}").tensors(name)
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_the_average_may_move_every_so_many_steps(kept):
-    averages = [weights(kept, step, "ema") for step in (1, 2, 3)]
-    models = [weights(kept, step, "model") for step in (1, 2, 3)]
-    assert not same(averages[0], averages[1]) and same(averages[1], averages[2])
-    assert same(averages[1], weights(kept, 2, "model"))  # the first time, it takes the weights as they are
-    assert not same(models[1], models[2])
-
-
-def test_the_average_may_be_kept_and_not_evaluated(kept):
-    best, _ = kept.newest("best")
-    assert best.state["weights"] == "model" and same(best.tensors("model"), weights(kept, 3, "model"))
-    assert not same(best.tensors("ema"), best.tensors("model"))
-
-
-def test_learning_in_evaluation_mode(tmp_path):
-    """Parameters move, norms keep their statistics: through an evaluation, and in several parts."""
-    how = ["train.eval_mode=true", "train.steps=4", "train.eval_every=0.04", "train.accumulate=2", "train.ema=null"]
-    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
-    found, _ = checkpoint.Store(tmp_path / "run" / "checkpoints").newest()
-    tensors = found.tensors("model")
-    means = [tensor for name, tensor in tensors.items() if name.endswith("running_mean")]
-    assert means and not any(mean.any() for mean in means)
-    biases = [tensor for name, tensor in tensors.items() if name.endswith("bn1.bias")]
-    assert biases and all(bias.any() for bias in biases)
-
-
-def test_an_evaluation_leaves_the_model_learning(tmp_path):
-    """Without an average it is the model itself that answers, in evaluation mode: its norms then move again."""
-    how = ["train.steps=4", "train.eval_every=0.04", "train.save_every=1", "train.keep=9", "train.ema=null"]
-    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
-    store = checkpoint.Store(tmp_path / "run" / "checkpoints")
-    assert sum("val_loss" in line for line in lines(tmp_path / "run")) > 1
-    for step in (1, 2, 3):
-        before, after = weights(store, step, "model"), weights(store, step + 1, "model")
-        means = [name for name in after if name.endswith("running_mean")]
-        assert means and not any(torch.equal(before[name], after[name]) for name in means)

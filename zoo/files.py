@@ -52,5 +52,13 @@ def sha256(path: Path) -> str:
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """The files in a folder with the ending of a weights file, not the hidden ones. OSError if it cannot be read."""
+    """The files in a folder with the ending of a weights file, not the hidden ones; of a run, its best checkpoint's.
+
+    Raises OSError if it cannot be read.
+    """
+    places = [folder, *sorted(folder.glob("checkpoints/best-*"))]
+    return next(filter(None, map(_weights, places)), [])
+
+
+def _weights(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))

@@ -96,7 +96,7 @@ def release(path: Path, model: str | None, digest: str) -> str | None:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and the weights files, by their endings, in the given folders; not the hidden ones.
+    """The given files, and those that `weights_in` finds in the given folders.
 
     A folder that is a sharded checkpoint stands for itself.
     """

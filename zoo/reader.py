@@ -174,7 +174,7 @@ def _check_file(path: Path) -> None:
     if why := shared_out(path):
         raise CheckpointError(why)
     if stat.S_ISDIR(kind):
-        inner = listed(file.name for file in weights_in(path))
+        inner = listed(str(file.relative_to(path)) for file in weights_in(path))
         raise CheckpointError(f"is a folder; expected a weights file{f', one of {inner}' if inner else ''}")
     if not stat.S_ISREG(kind):
         raise CheckpointError("is a pipe or a device; expected a weights file: save it as a file first")

@@ -1,0 +1,38 @@
+"""What commands print where it cannot be written or encoded."""
+
+import os
+import sys
+
+import pytest
+
+from recipes import console
+
+
+def test_output_that_cannot_be_written_is_an_error_unless_it_is_optional(capfd):
+    with pytest.raises(OSError, match="No space left"):
+        console.Output(file=open("/dev/full", "w")).print("needed")  # noqa: SIM115 (its buffer cannot be written)
+    read, written = os.pipe()
+    os.close(read)
+    for end, why in ((os.open("/dev/full", os.O_WRONLY), "No space left on device"), (written, "Broken pipe")):
+        output = console.Output(file=open(end, "w"))  # noqa: SIM115
+        output.optional = True
+        for line in range(2):
+            output.print(line)
+        output.file.close()  # as an exit does
+        said = capfd.readouterr().err
+        assert said.count("nothing more is printed, because standard output cannot be written: ") == 1 and why in said
+
+
+def test_what_cannot_be_encoded_is_replaced(tmp_path, monkeypatch):
+    with open(tmp_path / "log", "w", encoding="latin-1") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        console.replace_what_cannot_be_encoded()
+        console.say("shortened… ±")
+    assert (tmp_path / "log").read_text("latin-1") == "shortened? ±\n"
+
+
+def test_a_note_is_not_worth_an_error(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        for _ in range(2):
+            console.note("nobody reads this")
