@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import timm
 from omegaconf import DictConfig
 from torch import nn
 
@@ -12,6 +13,7 @@ from recipes.checkpoint import Checkpoint
 from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.provenance import sessions
+from zoo import releases
 
 CARD = """\
 ---
@@ -36,6 +38,8 @@ others.
 {use}
 
 ## How it was trained
+
+{begins}
 
 {sessions}
 
@@ -95,12 +99,30 @@ def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
         classes=data.num_classes,
         results=_results(best) if best else "It has not been evaluated yet.",
         use=_use(cfg, data, model, best) if best else "Available after its first evaluation.",
+        begins=begins(cfg),
         sessions="\n".join(typed.format(**start) for start in starts),
         python=last["python"],
         versions=", ".join(f"{name} {version}" for name, version in last["versions"].items()),
         machine=last["machine"],
         device=last["device"],
         git=_git(last["git"]),
+    )
+
+
+def begins(cfg: DictConfig) -> str:
+    """A sentence on the weights that training started from, with their licence where it is known."""
+    name, overlay = cfg.model.name, cfg.model.get("pretrained_cfg_overlay") or {}
+    # older runs lack the second
+    if given := cfg.model.checkpoint or cfg.model.get("backbone") or (cfg.model.pretrained and overlay.get("file")):
+        release = releases.find(name, filename=given)
+        what, licence = given, release and release.licence
+    elif cfg.model.pretrained:
+        known = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None  # or the hub knows
+        what, licence = f"the pretrained weights of {name}", known and known.license
+    else:
+        return "It started from random weights."
+    return f"It started from {what}, " + (
+        f"under the licence {licence}." if licence else "of which no licence is known."
     )
 
 

@@ -22,7 +22,7 @@ from timm.data import resolve_data_config
 
 import zoo
 from children import SMALL, lines, note_overrides, train_here, trained
-from recipes import compare, config, log
+from recipes import card, compare, config, log
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
@@ -250,6 +250,41 @@ def test_the_card_loads_the_model(runs, monkeypatch):
     assert f"| top1 | {best.state['metrics']['top1']:.4f} |" in card
     prepared = resolve_data_config({}, model=said["model"])
     assert prepared["mean"] == (0.5,) * 3 and prepared["input_size"] == (3, 32, 32)  # of digits, not of ImageNet
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["model=nat_m"], "random weights."),
+        (
+            ["model=gcvit_xt", "model.pretrained=true"],
+            "the pretrained weights of gcvit_xt, under the licence cc-by-nc-sa-4.0.",
+        ),
+        (
+            ["model=timm", "model.name=resnet18.a1_in1k", "model.pretrained=true"],
+            "of resnet18.a1_in1k, under the licence apache-2.0.",
+        ),
+        (
+            ["model=timm", "model.name=hf-hub:me/mine", "model.pretrained=true"],
+            "of hf-hub:me/mine, of which no licence is known.",
+        ),
+        (
+            ["model=gcvit_xt", "model.checkpoint=files/gcvit_1k_xtiny.pth.tar"],
+            "gcvit_1k_xtiny.pth.tar, under the licence cc-by-nc-sa-4.0.",
+        ),
+        (["model=gcvit_xt", "model.checkpoint=runs/first"], "runs/first, of which no licence is known."),
+        (
+            ["model=gcvit_xt", "model.pretrained=true", "+model.pretrained_cfg_overlay.file=mine.pth"],
+            "mine.pth, of which no licence is known.",
+        ),
+        (
+            ["task=segment", "model.backbone=gcvit_1k_xtiny.pth.tar", "model=gcvit_xt"],
+            "under the licence cc-by-nc-sa-4.0.",
+        ),
+    ],
+)
+def test_the_card_says_what_a_run_started_from(typed, said):
+    assert card.begins(config.compose(typed)).endswith(said)
 
 
 def test_a_shared_run_is_prepared_as_it_was_measured(tmp_path, monkeypatch):
