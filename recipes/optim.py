@@ -154,24 +154,7 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     """
     options = OmegaConf.to_container(cfg.optim, resolve=True)
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
-    names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
-    if name not in names:
-        raise ConfigError(f"optim.opt={cfg.optim.opt} is not an optimiser of timm{near(cfg.optim.opt, names)}")
-    info = get_optimizer_info(name)
-    if info.second_order:
-        raise ConfigError(
-            f"optim.opt={cfg.optim.opt} needs second derivatives of the loss, which this loop does not compute: "
-            "choose another, such as adamw"
-        )
-    if info.has_betas and len(options.get("betas", [0] * info.num_betas)) != info.num_betas:
-        raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} takes {info.num_betas} of them")
-    try:
-        made = get_optimizer_class(name, bind_defaults=False)
-    except AssertionError as error:  # no GPU, or no such package
-        raise ConfigError(
-            f"optim.opt={cfg.optim.opt} is not available on this machine: {error}. Choose another, such as adamw"
-        ) from error
-    if made in FUSED and _plain(model, beside):
+    if _class(cfg, options) in FUSED and _plain(model, beside):
         options = {"fused": True} | options
     try:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
@@ -191,6 +174,27 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
         optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see regroup
     return optimizer
+
+
+def _class(cfg: DictConfig, options: dict[str, Any]) -> type[torch.optim.Optimizer]:
+    """The class of timm's optimiser `optim.opt`; ConfigError if it cannot be used here or with these options."""
+    names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    if name not in names:
+        raise ConfigError(f"optim.opt={cfg.optim.opt} is not an optimiser of timm{near(cfg.optim.opt, names)}")
+    info = get_optimizer_info(name)
+    if info.second_order:
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} needs second derivatives of the loss, which this loop does not compute: "
+            "choose another, such as adamw"
+        )
+    if info.has_betas and len(options.get("betas", [0] * info.num_betas)) != info.num_betas:
+        raise ConfigError(f"optim.betas={options['betas']}: optim.opt={cfg.optim.opt} takes {info.num_betas} of them")
+    try:
+        return get_optimizer_class(name, bind_defaults=False)
+    except AssertionError as error:  # no GPU, or no such package
+        raise ConfigError(
+            f"optim.opt={cfg.optim.opt} is not available on this machine: {error}. Choose another, such as adamw"
+        ) from error
 
 
 def _check_steps_shared(cfg: DictConfig, model: FSDPModule, options: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +20,7 @@ from recipes import config, console, data_record, distributed, hardware, log, op
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.console import say
-from recipes.data import DataError, Source
+from recipes.data import Data, DataError, Source
 from recipes.data.encoded import Encoded
 from recipes.evaluate import evaluate
 from recipes.log import LogError
@@ -26,6 +28,7 @@ from recipes.run import Run, open_run
 from recipes.settings import RunError
 from recipes.state import State
 from recipes.stop import Stop, Stopped
+from recipes.task import Task
 from recipes.task import create as create_task
 
 NAMED = 5  # images that a message names; a batch may have thousands
@@ -81,7 +84,17 @@ def main(cfg: DictConfig) -> float | None:
     return now.best
 
 
-def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop) -> None:
+def train(
+    run: Run,
+    machine: hardware.Hardware,
+    task: Task,
+    data: Data,
+    plans: plan.Plan,
+    schedule: optim.Schedule,
+    now: State,
+    logs: log.Log,
+    stop: Stop,
+) -> None:
     """Steps `now.step` to `plans.steps`: everything that is done at each, in order."""
     cfg, model, optimizer = run.cfg, now.model, now.optimizer
     forward = machine.wrapped(now.learner)
@@ -136,7 +149,7 @@ def train(run: Run, machine, task, data, plans, schedule, now: State, logs, stop
             run.save(now)
 
 
-def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: float) -> None:
+def skip(run: Run, plans: plan.Plan, data: Data, now: State, *, lr: float, loss: float, norm: float) -> None:
     """Skip a step whose gradient is not finite; NotFinite after more than `train.skip_nonfinite` in a row.
 
     A float16 overflow at the current loss scale, which then halves, is not an error and is counted separately.
@@ -159,7 +172,7 @@ def skip(run: Run, plans, data, now: State, *, lr: float, loss: float, norm: flo
     say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
 
 
-def listed(run: Run, plans, source: Source, step: int) -> str:
+def listed(run: Run, plans: plan.Plan, source: Source, step: int) -> str:
     """The names of the first images of a step, and where all of them are listed."""
     names = named(source, plan.images_of(run.cfg, plans, source, step))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -171,13 +184,15 @@ def named(source: Source, images: list[int]) -> list[str]:
     return list(map(source.where if isinstance(source.records, Encoded) else str, images))
 
 
-def validate(run: Run, machine, task, data, now: State, logs, stop) -> None:
+def validate(
+    run: Run, machine: hardware.Hardware, task: Task, data: Data, now: State, logs: log.Log, stop: Stop
+) -> None:
     """Evaluate the weights, log the metrics, and keep the weights if they are the best so far.
 
     An evaluation may take longer than the sender of a signal waits: a signal cuts it off, and it stays due.
     """
 
-    def watch(batches, total):
+    def watch(batches: Iterable[Any], total: int) -> Iterator[Any]:
         return stop.until(logs.watch(batches, total))
 
     try:
