@@ -64,6 +64,7 @@ def _plot(axes: Any, history: list[dict[str, Any]], key: str, label: str | None)
 
 def _finish(axes: Any) -> None:
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
