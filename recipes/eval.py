@@ -23,7 +23,7 @@ from recipes.config.idle import check_answers
 from recipes.console import CONSOLE, say
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
-from recipes.data.images import open_rgb
+from recipes.data.images import not_applied, open_rgb, orientation
 from recipes.eval_results import Answers, Measurement, Results, Row
 from recipes.evaluate import evaluate
 from recipes.provenance import named, versions
@@ -250,7 +250,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
     data = task.build_data() if run is None else data_record.described(run, cfg)
     model = machine.place(load(task, data, kept)).eval()
     del kept  # which is as large as the model
-    unread = []
+    unread, upright = [], True
     for path, name in zip(paths, predict.names(paths), strict=True):
         try:
             image = open_rgb(path, path, decoding(cfg))
@@ -260,6 +260,9 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
             unread.append(path)
             say(str(error), "red")
             continue
+        if upright and (turned := orientation(image)) != 1:
+            upright = False
+            say(not_applied(turned, path), "yellow")
         images, _ = machine.send(task.prepare(image), None)
         with torch.no_grad(), machine.autocast():
             predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])

@@ -27,7 +27,7 @@ from torch import nn
 from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.console import CONSOLE, say
-from recipes.data import Data, DataError
+from recipes.data import BadImage, Data, DataError
 from recipes.log import Jsonl, LogError, Sink, epoch_table, history
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
@@ -133,7 +133,8 @@ class Run:
             raise CheckpointError(f"{error}\nand then {unsaved}") from error
         if stop.signal and isinstance(error, DataError):
             return
-        saved = f"the state after step {now.step} is saved; resume with: {self.resume_command}"
+        past = " data.on_bad_image=replace" if isinstance(error, BadImage) else ""
+        saved = f"the state after step {now.step} is saved; resume with: {self.resume_command}{past}"
         raise type(error)(f"{error}\n{saved}") from error
 
     def list_images(self, step: int, names: list[str]) -> str:

@@ -10,12 +10,13 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from children import FORKS
 from recipes.data import DataError
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
+from recipes.data.images import orientation
 from source_cases import all_of, make, photos, same
 
 
@@ -227,6 +228,18 @@ def test_scaled_decoding_gives_way(tmp_path):
     root = str(photos(tmp_path / "photos"))
     assert make("imagefolder", root=root).train.late
     assert not make("imagefolder", root=root, cache="ram").train.late
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_the_orientation_is_kept(tmp_path, decoded, kind):
+    root = photos(tmp_path / "photos", count=1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    Image.new("RGB", (40, 36)).save(root / "val" / "bee" / "0.jpg", exif=exif)
+    source = make("imagefolder", root=str(root), cache=kind).val
+    for _ in range(2):
+        assert [orientation(source.image(index)) for index in range(3)] == [1, 8, 1]
+    assert decoded == [0, 1, 2]
 
 
 def test_rows(tmp_path):

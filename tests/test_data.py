@@ -321,6 +321,18 @@ def test_speed_is_printed(monkeypatch, capsys):
     assert all("ours" in line and "timm" in line and "0 workers" in line for line in lines[1:]) and len(lines) == 3
 
 
+def test_speed_of_dense_data_is_printed_alone(monkeypatch, capsys):
+    """timm's loader reads no label maps."""
+    monkeypatch.setattr(speed, "SECONDS", 0.1)
+    monkeypatch.setattr(speed, "TURNS", 1)
+    given = ["task=segment", "data=scenes", "data.img_size=32", "data.train_count=20", "data.val_count=4"]
+    monkeypatch.setattr(sys, "argv", ["recipes.data", *given])
+    speed.main()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("scenes: 20 training and 4 validation images, 11 classes, 32 px") and len(lines) == 2
+    assert all("ours" in line and "timm" not in line for line in lines)
+
+
 def test_signals_wait_until_workers_are_set_up():
     """A worker that is not forked would die by one, while this process fills its pipe."""
     arrived, started = [], []

@@ -160,6 +160,16 @@ def test_predict_names_the_classes(run, tmp_path, capsys):
     assert shares == sorted(shares, reverse=True) and sum(shares) < 101
 
 
+def test_predict_names_the_first_image_that_is_rotated(run, tmp_path, capsys):
+    for name, orientation in (("a", 1), ("b", 6), ("c", 3)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.jpg", exif=exif)
+    evaluate_here(f"run={run}", f"predict={tmp_path}")
+    said = capsys.readouterr().out
+    assert said.count("which is not applied") == 1 and f"{tmp_path / 'b.jpg'} has the EXIF orientation 6" in said
+
+
 def test_predict_refuses_what_is_no_image(run, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(RuntimeError, match=r"cannot read the image .*text\.jpg"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 from sklearn.datasets import load_sample_image
 
-from children import lines, train_here
+from children import lines, note_overrides, train_here
 from recipes.data import BadImage, DataError, batches, build
-from recipes.data.images import Decoding, Jpeg, open_late, open_rgb, orientation_of
+from recipes.data.images import Decoding, Jpeg, open_late, open_rgb, orientation, orientation_of
 from recipes.data.transforms import reduction
 from source_cases import all_of, config, make, photos, same
 
@@ -42,10 +44,10 @@ def header(kind, width, height):
     return bytes(data)
 
 
-def rotated():
+def rotated(image=None, kind="JPEG", tag=6):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(photo(), "JPEG", exif=exif, quality=95)
+    exif[0x0112] = tag
+    return encoded(photo() if image is None else image, kind, exif=exif, quality=95)
 
 
 PALETTE = photo().convert("P", palette=Image.Palette.ADAPTIVE)
@@ -138,7 +140,59 @@ def test_tags_of_orientation(kind):
         exif[0x0112] = said
         assert orientation_of(io.BytesIO(encoded(photo(8, 6), kind, exif=exif)), "x") == expected
     for broken in (b"Exif\x00\x00no such tags", exif.tobytes()[:15]):
-        assert orientation_of(io.BytesIO(encoded(photo(8, 6), kind, exif=broken)), "x") == 1
+        data = encoded(photo(8, 6), kind, exif=broken)
+        assert orientation_of(io.BytesIO(data), "x") == 1
+        upright = open_rgb(io.BytesIO(data), "x", Decoding(exif_orientation=True))
+        assert difference(upright, open_rgb(io.BytesIO(data), "x")) == 0
+    plain = photo(8, 6)
+    plain.getexif()[0x0112] = IFDRational(6)
+    assert type(orientation(plain)) is int and orientation(plain) == 6
+
+
+@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"),
+                         ("I;16", "PNG"), ("RGBA", "WEBP")])  # fmt: skip
+def test_the_orientation_outlives_the_conversion(mode, kind):
+    source = Image.fromarray(WIDE) if mode == "I;16" else RGBA if mode == "RGBA" else photo().convert(mode)
+    for read in (open_rgb, open_late):
+        found = [read(io.BytesIO(rotated(source, kind)), "x", Decoding(applied)) for applied in (False, True)]
+        assert [image.size for image in found] == [(160, 120), (120, 160)]
+        assert list(map(orientation, found)) == [6, 1]
+
+
+def test_a_tiff_is_always_upright():
+    """Pillow rotates it when it is decoded: there is nothing to say or to set."""
+    data = rotated(kind="TIFF")
+    for applied in (False, True):
+        found = open_rgb(io.BytesIO(data), "x", Decoding(applied))
+        assert found.size == (120, 160) and orientation(found) == 1
+    assert orientation_of(io.BytesIO(data), "x") == 1
+
+
+ROTATED = r"\S*/(train|val)/\w+/\d.jpg in the (training|validation) set of imagefolder has the EXIF orientation 6,"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("changes", [{}, {"jpeg": "full"}, {"cache": "ram"}, {"cache": "disk"}], ids=str)
+def test_the_first_rotated_image_is_named(tmp_path, capfd, monkeypatch, changes, workers):
+    """Once for each split, whatever the number of workers and epochs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in photos(tmp_path / "photos").rglob("*.jpg"):
+        path.write_bytes(rotated(photo(40, 36)))
+
+    def said(**more):
+        data = make("imagefolder", root=str(tmp_path / "photos"), **changes, **more)
+        for epoch in range(2):
+            all_of(data.train, batch_size=2, epoch=epoch, workers=workers)
+            all_of(data.val, batch_size=2, train=False, workers=workers)
+        return capfd.readouterr().err
+
+    for _ in range(2):  # the second time from the cache, if it is on disk
+        err = said()
+        assert [match[2] for match in re.finditer(ROTATED, err)] == ["training", "validation"]
+        assert err.count("\n") == 2 and "is not applied: set data.exif_orientation=true" in err
+    assert said(exif_orientation=True) == ""
+    monkeypatch.setenv("RANK", "1")
+    assert said() == ""
 
 
 @pytest.mark.parametrize("size", [(30_000, 3), (3, 30_000), (30_000, 40)])
@@ -201,10 +255,26 @@ def test_bad_images_are_counted_in_the_log(tmp_path, capfd):
     assert capfd.readouterr().err.count("bad image in the training set") == len(BAD)  # named once in two epochs
 
 
-def test_bad_images_are_errors_unless_replaced(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_errors_unless_replaced(tmp_path, workers):
     data = make("imagefolder", root=broken(tmp_path / "photos"))
-    with pytest.raises(DataError, match=r"sample \d+ of the validation set .*bee/bad0.jpg: .*on_bad_image=replace"):
-        all_of(data.val, train=False)
+    with pytest.raises(BadImage, match=r"sample \d+ of the validation set .*bee/bad0.jpg: .*on_bad_image=replace"):
+        all_of(data.val, train=False, workers=workers)
+    os.unlink(data.val.where(0))
+    with pytest.raises(DataError, match=r"ant/0\.jpg") as error:
+        all_of(data.val, train=False, workers=workers)
+    assert not isinstance(error.value, BadImage)  # data.on_bad_image=replace would not help
+
+
+def test_a_run_that_ends_at_a_bad_image_goes_on_without_it(tmp_path):
+    root = broken(tmp_path / "photos")
+    given = ["model=timm", "model.name=test_resnet", "data=imagefolder", f"data.root={root}", "data.img_size=32"]
+    given += ["data.batch_size=4", "data.workers=0", "train.epochs=1"]
+    with pytest.raises(BadImage, match=r"resume with: .* resume=\S*/run data\.on_bad_image=replace$"):
+        train_here(tmp_path, *given, "name=run")
+    note_overrides(tmp_path / "run", [*given, "data.on_bad_image=replace"])
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    assert lines(tmp_path / "run")[-1]["val_bad_images"] == len(BAD)
 
 
 def test_nothing_but_bad_images(tmp_path):

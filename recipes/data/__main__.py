@@ -1,13 +1,18 @@
-"""Loader throughput without a model, beside timm's: python -m recipes.data data=imagefolder data.root=..."""
+"""Loader throughput without a model, beside timm's; with --check every image is read, and those that cannot be used are
+listed: python -m recipes.data data=imagefolder data.root=... [--check]
+"""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
 
 from recipes.config import compose, reported
-from recipes.data import Data, build
+from recipes.data import Data
+from recipes.data.check import check
 from recipes.data.speed import measure
+from recipes.task import create
 
 SECONDS, TURNS = 3.0, 5
 
@@ -15,17 +20,29 @@ SECONDS, TURNS = 3.0, 5
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m recipes.data", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="key=value as for train.py")
-    return parser.parse_args(arguments)
+    parser.add_argument("--check", action="store_true", help="read every image; exit status 1 if one cannot be used")
+    return parser.parse_intermixed_args(arguments)
 
 
 def main() -> None:
-    """Print images per second for the configured training and validation sets, as medians over alternating turns."""
-    args = parse(sys.argv[1:])
+    """Measure or check the configured training and validation sets; Ctrl-C ends it without a traceback."""
+    try:
+        _main(parse(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _main(args: argparse.Namespace) -> None:
     with reported("train"):
         cfg = compose(args.overrides)
-        began = time.perf_counter()
-        data = build(cfg)
+        if args.check:
+            cfg.data.cache = None  # an image in a cache would not be decoded
+        task, began = create(cfg), time.perf_counter()
+        data = task.build_data()
         print(f"{cfg.data.name}: {_sizes(data)}, opened in {time.perf_counter() - began:.2f} s")
+        if args.check:
+            sys.exit(min(1, check(data, cfg.data.workers)))
+        # images per second, as medians over alternating turns
         for split in ("train", "val"):
             found = measure(cfg, data, split, seconds=SECONDS, turns=TURNS)
             rates = "  ".join(f"{name} {rate:.0f}" for name, rate in found.rates.items())

@@ -24,9 +24,10 @@ from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import sidecar
+from recipes.data.images import orientation, tagged
 
 HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the stored pixels
-ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, 1 once it is filled
+ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, EXIF orientation once it is filled
 MAGIC = b"RGBPIX01"
 
 
@@ -57,13 +58,13 @@ class Cache:
         return image
 
     def _read(self, index: int, stamp: bytes) -> Image.Image | None:
-        found, position, width, height, checksum, filled = self._row(index)
-        if not filled or found != stamp:
+        found, position, width, height, checksum, turned = self._row(index)
+        if not turned or found != stamp:
             return None
         pixels = os.pread(self.fd, 3 * width * height, position)
         if zlib.crc32(pixels) != checksum:  # power was lost before the pixels reached the disk
             return None
-        return Image.frombytes("RGB", (width, height), pixels)
+        return tagged(Image.frombytes("RGB", (width, height), pixels), turned)
 
     def _row(self, index: int) -> tuple[Any, ...]:
         return ROW.unpack(os.pread(self.fd, ROW.size, HEAD.size + index * ROW.size))
@@ -76,7 +77,7 @@ class Cache:
                 self._stop(f"it has reached the {self.limit / 1e9:g} GB of data.cache_gb")
                 return
             self._write(pixels, position)
-            row = ROW.pack(stamp, position, *image.size, zlib.crc32(pixels), 1)
+            row = ROW.pack(stamp, position, *image.size, zlib.crc32(pixels), orientation(image))
             self._write(row, HEAD.size + index * ROW.size)
         except OSError as error:
             self._stop(str(error))

@@ -11,16 +11,13 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from recipes.console import note
 from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, decoding, preprocessing
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.images import orientation
 from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
@@ -52,6 +49,9 @@ class Dense(Source, ABC):
     normalize  applied after the transform
     """
 
+    # it is unknown whether the labels of such an image are rotated too
+    tag_advice = "set data.exif_orientation=true if its labels belong to the image as shown by viewers"
+
     def __init__(
         self,
         records: Records,
@@ -64,7 +64,6 @@ class Dense(Source, ABC):
     ):
         super().__init__(records, transform, **options)
         self.normalize, self.classes, self.train = normalize, classes, train
-        self.turned = False  # whether an image with a rotation in its EXIF tag was met
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,9 +72,12 @@ class Dense(Source, ABC):
     def target(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
         """The target of an image of `size` (H, W), for the transform; raises BadImage if they do not match."""
 
-    def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
+    def read(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
         image = self.image(index)
-        target = self.target(index, image.size[::-1])
+        return image, self.target(index, image.size[::-1])
+
+    def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
+        image, target = self.read(index)
         self._look_at_tag(image, index)
         reseed(Stream.SAMPLE, self.seed, *draws)
         planes = tv_tensors.Image(F.pil_to_tensor(image))
@@ -86,17 +88,6 @@ class Dense(Source, ABC):
         # an image that cannot be decoded is replaced: `index` is the requested one, `shown` the one actually used
         extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
         return self.finish(planes) if finish else planes, {**plain, **extra}
-
-    def _look_at_tag(self, image: Image.Image, index: int) -> None:
-        """Warn once, in the first worker, about rotated images: it is unknown whether their labels are rotated too."""
-        worker = get_worker_info()
-        if self.turned or (worker is not None and worker.id) or orientation(image) == 1:  # or applied, and gone
-            return
-        self.turned = True
-        note(
-            f"{self.where(index)} in {self.name} has the EXIF orientation {orientation(image)}, which is not applied: "
-            "set data.exif_orientation=true if its labels belong to the image as shown by viewers",
-        )
 
     def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:
         """The error for labels of another size (H, W) than the image, with advice if the image is rotated."""

@@ -14,6 +14,10 @@ from zoo.images import formats
 
 File = str | Path | IO[bytes]
 SCALES = {"L;2": 85, "L;4": 17}  # factors by which Pillow multiplies such grey levels
+AS_SHOWN = (
+    "set data.exif_orientation=true to read images as viewers show them; without it they are read as they are stored, "
+    "as timm and torchvision do"
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,16 @@ def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Im
     Raises DataError if the file cannot be read, and BadImage if it is empty, truncated, too large or not an image.
     """
     with _named(name), _opened(file, name, decoding) as image:
-        image.load()  # Pillow decodes late; after this block the file is closed
-        if decoding.exif_orientation:
-            image = ImageOps.exif_transpose(image)
-        return to_rgb(image)
+        return _pixels(image, decoding)
+
+
+def _pixels(image: Image.Image, decoding: Decoding) -> Image.Image:
+    """The RGB pixels of an open image, with its EXIF orientation unless that is applied."""
+    image.load()  # Pillow decodes late, and the file will be closed
+    if decoding.exif_orientation and orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    pixels = to_rgb(image)
+    return pixels if pixels is image else tagged(pixels, orientation(image))
 
 
 def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.ndarray:
@@ -96,20 +106,36 @@ def _raw_mode(image: Image.Image) -> str | None:
     return args[0] if isinstance(args, tuple) else args
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 ... 8; 1, upright, if there is none or it cannot be read."""
+def orientation(image: "Image.Image | Jpeg") -> int:
+    """The EXIF orientation, 1 ... 8; 1, upright, if there is none, it was applied, or it cannot be read."""
+    header = image.header if isinstance(image, Jpeg) else image
     try:
-        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+        said = header.getexif().get(ExifTags.Base.Orientation, 1)
     # broken tags of a PNG or WebP raise SyntaxError, struct.error, ...; Pillow itself ignores those of a JPEG
     except Exception:
         return 1
-    return said if said in range(1, 9) else 1
+    return int(said) if said in range(1, 9) else 1
+
+
+def tagged(image: Image.Image, turned: int) -> Image.Image:
+    """The image with this EXIF orientation, which conversions and caches of pixels lose."""
+    if turned != 1:
+        image.getexif()[ExifTags.Base.Orientation] = turned
+    return image
+
+
+def not_applied(turned: int, name: str, advice: str = AS_SHOWN) -> str:
+    """A note on the image `name`, whose EXIF orientation is `turned`."""
+    return f"{name} has the EXIF orientation {turned}, which is not applied: {advice}"
 
 
 def orientation_of(file: File, name: str) -> int:
-    """`orientation` of the image in `file`, of which only the header is read. Raises as open_rgb."""
+    """`orientation` of the image in `file`, of which only the header is read. Raises as open_rgb.
+
+    1 for a TIFF: Pillow applies its tag whenever it decodes one.
+    """
     with _named(name), Image.open(file, formats=formats()) as image:
-        return orientation(image)
+        return 1 if image.format == "TIFF" else orientation(image)
 
 
 def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg":
@@ -120,8 +146,7 @@ def open_late(file: File, name: str, decoding: Decoding) -> "Image.Image | Jpeg"
         if late and not (decoding.exif_orientation and orientation(image) != 1):
             return Jpeg(image, name)
         with image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if decoding.exif_orientation else image)
+            return _pixels(image, decoding)
 
 
 class Jpeg:

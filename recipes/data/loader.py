@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.errors import DataError
+from recipes.data.errors import BadImage, DataError
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
@@ -183,7 +183,7 @@ def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator
     try:
         for batch in _started(loader):
             if isinstance(batch, _Failure):
-                raise DataError(batch.message)
+                raise batch.kind(batch.message)
             (images, labels), news = batch
             source.note(news)
             yield images if _on_gpu() else source.finish(images), labels
@@ -236,10 +236,14 @@ class _Sampler:
 
 
 class _Failure:
-    """An exception of a worker as text, which passes between processes intact and without a traceback of both."""
+    """An exception of a worker as text, which passes between processes intact and without a traceback of both.
+
+    kind  BadImage if an image cannot be decoded, else DataError
+    """
 
     def __init__(self, what: str, error: Exception):
         self.message = f"{what}: {error if isinstance(error, DataError) else traceback.format_exc()}"
+        self.kind = BadImage if isinstance(error, BadImage) else DataError
 
 
 class _Samples(Dataset):

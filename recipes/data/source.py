@@ -1,6 +1,7 @@
 """One split of a data set: records, a transform, and the seeding that makes a sample reproducible."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -8,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from torchvision import transforms as tv
 
 from recipes.console import note
 from recipes.data.cache import Cache
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.images import Jpeg
+from recipes.data.images import AS_SHOWN, Jpeg, not_applied, orientation
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.transforms import Normalize
 
@@ -54,6 +55,8 @@ class Source(Dataset):
     cache    cache of decoded images
     """
 
+    tag_advice = AS_SHOWN  # on an image whose EXIF orientation is not applied
+
     def __init__(
         self,
         records: Records,
@@ -74,6 +77,7 @@ class Source(Dataset):
         self.news: list[Replaced] = []
         self.bad = 0  # replaced samples in the batches that came out of the loader
         self.named: set[int] = set()
+        self.turned = False  # whether an image whose EXIF orientation is not applied was met
         self.idle: dict[int, DataLoader] = {}  # number of workers -> a loader whose workers wait for the next epoch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,6 +93,10 @@ class Source(Dataset):
     def label(self, index: int) -> int:
         """The class of the image."""
         return int(self.records.labels[index])
+
+    def read(self, index: int) -> tuple[Image.Image, Any]:
+        """The image and its label before the transform; raises BadImage if one of them cannot be used."""
+        return self.image(index), self.label(index)
 
     def where(self, index: int) -> str:
         """The path, or the file and row, of the image."""
@@ -110,7 +118,7 @@ class Source(Dataset):
                 drawn = self._drawn(chosen, (epoch, index, copy), finish)
             except BadImage as error:
                 if not self.replace:
-                    raise DataError(f"{error}. {error.advice}") from error
+                    raise BadImage(f"{error}. {error.advice}") from error
                 why = why or str(error)
                 continue
             if why:
@@ -125,8 +133,17 @@ class Source(Dataset):
     def _drawn(self, index: int, draws: tuple[int, int, int], finish: bool) -> tuple[Tensor, Any]:
         """Image and label of a record; `draws` (epoch, index, copy) seed what the transform draws."""
         image: Image.Image | Jpeg = self.records.late(index) if self.late else self.image(index)
+        self._look_at_tag(image, index)
         reseed(Stream.SAMPLE, self.seed, *draws)
         return self.transform(image) if finish else self.normalize.planes(self.steps(image)), self.label(index)
+
+    def _look_at_tag(self, image: Image.Image | Jpeg, index: int) -> None:
+        """Note the first image whose EXIF orientation is not applied, once: in the first worker of the first rank."""
+        worker = get_worker_info()
+        first = (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0"
+        if first and not self.turned and (turned := orientation(image)) != 1:
+            self.turned = True
+            note(not_applied(turned, f"{self.where(index)} in {self.name}", self.tag_advice))
 
     def collate(self, samples: list[tuple[Tensor, Any]]) -> Any:
         """Samples as a batch."""

@@ -13,12 +13,13 @@ from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from recipes.data.build import Data, preprocessing
+from recipes.data.dense import Dense
 from recipes.data.encoded import Encoded
 from recipes.data.loader import batches, plan_batches, worker_count
 from recipes.data.shards import Shards
 from recipes.data.source import Source
 from recipes.data.transforms import allow_no_bits
-from recipes.task import Task
+from recipes.task import create
 
 Pass = Callable[[], Iterable]
 
@@ -64,7 +65,7 @@ def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: i
     train = split == "train"
     source = data.train if train else data.val
     workers = worker_count(source, cfg.data.workers)
-    size = min(cfg.data.batch_size, len(source)) if train else cfg.data.eval_batch_size or Task.eval_batch_size
+    size = min(cfg.data.batch_size, len(source)) if train else cfg.data.eval_batch_size or create(cfg).eval_batch_size
     given = dict(batch_size=size, seed=cfg.seed, epoch=0, train=train, workers=workers)
     given |= {"repeats": cfg.augment.repeats} if train else {}
     planned = plan_batches(source, **given)
@@ -72,7 +73,8 @@ def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: i
     count = min(len(planned), max(1, round(rate * seconds / size)))
     indices = [index for batch in planned[-count:] for index, _, _ in batch.keys]
     peers: dict[str, Pass] = {"ours": partial(_last, source, given, len(planned), count)}
-    if not isinstance(source.records, Shards) and cfg.augment.auto_augment != "ta_wide":
+    known = not isinstance(source, Dense) and not isinstance(source.records, Shards)
+    if known and cfg.augment.auto_augment != "ta_wide":
         for name, prefetch in (("timm", True), ("timm, no prefetcher", False)):
             loader = timm_loader(cfg, Plain(source, indices), size, train=train, workers=workers, prefetch=prefetch)
             peers[name] = partial(iter, loader)
