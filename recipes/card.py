@@ -64,7 +64,7 @@ model = timm.create_model(
 
 Input: RGB images of {size} pixels, {interpolation} interpolation, crop {crop_pct}, mean {mean}, standard deviation
 {std}. These values are in the model's `pretrained_cfg`, which `timm.data.resolve_data_config` and `zoo.save_for_hf`
-read."""
+read. `zoo.save_for_hf(recipes.export.build(Path("{folder}")), "shared")` also shares the names of the classes."""
 
 USE_HEADS = """\
 ```python
@@ -98,7 +98,7 @@ def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
         val=len(data.val),
         classes=data.num_classes,
         results=_results(best) if best else "It has not been evaluated yet.",
-        use=_use(cfg, data, model, best) if best else "Available after its first evaluation.",
+        use=_use(folder, cfg, data, model, best) if best else "Available after its first evaluation.",
         begins=begins(cfg),
         sessions="\n".join(typed.format(**start) for start in starts),
         python=last["python"],
@@ -132,7 +132,7 @@ def _results(best: Checkpoint) -> str:
     return "\n".join([*head, "|---|---:|", *rows])
 
 
-def _use(cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str:
+def _use(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str:
     given = {key: value for key, value in model.created_with.items() if key != "pretrained"}
     name = given.pop("model_name")
     arguments = ",\n    ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())])
@@ -143,7 +143,7 @@ def _use(cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str
         return USE_HEADS.format(function=model.created_by, arguments=arguments, file=file, **colours)
     size = seen.pop("size")
     prepared = ",\n        ".join(f"{key}={value!r}" for key, value in {"input_size": (3, *size), **seen}.items())
-    given = {"arguments": arguments, "prepared": prepared, "file": file, "classes": data.num_classes}
+    given = {"arguments": arguments, "prepared": prepared, "folder": folder, "file": file, "classes": data.num_classes}
     return USE.format(**given, size=" x ".join(map(str, size)), **seen)
 
 

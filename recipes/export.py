@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import zoo
-from recipes import data_record, distributed
+from recipes import card, data_record, distributed
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
@@ -29,6 +29,9 @@ from zoo import export
 def build(folder: Path, weights: str = "auto") -> nn.Module:
     """The model of a run with its best weights, in evaluation mode.
 
+    Its `pretrained_cfg` has the run's preprocessing, the names of its classes, and a note on the weights that training
+    started from: `zoo.save_for_hf` writes them too.
+
     weights  "auto" those that the run evaluated, "raw", or "ema"
 
     Raises RunError for a folder without a run or an intact checkpoint, for weights that it lacks, and for a detector.
@@ -40,8 +43,12 @@ def build(folder: Path, weights: str = "auto") -> nn.Module:
             f"{folder} is a run of task=detect: detectors, whose number of boxes varies per image, are not exported"
         )
     with distributed.apart():  # a shell inside a job of several processes has the launcher's variables
-        model = load(task, data_record.described(folder, cfg), find_weights(folder, weights)).eval()
-    model.pretrained_cfg["input_size"] = (3, *preprocessing(cfg).size)
+        data = data_record.described(folder, cfg)
+        model = load(task, data, find_weights(folder, weights)).eval()
+    prep = vars(preprocessing(cfg)).copy()
+    model.pretrained_cfg.update(input_size=(3, *prep.pop("size")), **prep, notes=(card.begins(cfg),))
+    export.name_classes(model, data.class_names)
+    model.of_release = False  # whichever release the run started from, these weights are its own
     return model
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from families import SMALL
 from test_checkpoint import same, state_of, timm_state
 from test_models import trained
 from zoo import fetch
+from zoo.errors import plain_warnings
 from zoo.releases import RELEASES, find
 
 MODEL = "maxvit_t_tv"
@@ -315,6 +317,19 @@ def test_licence_of_a_file(tmp_path):
     for name in ("gcvit_1k_xxtiny.pth.tar", "mine.pth", "maxvit_t-bc5ab103.pth"):
         zoo.load_checkpoint(small("gcvit_xxt"), tmp_path / name)
         small("gcvit_xxt", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / name)})
+
+
+def test_commands_print_licences_plainly(tmp_path):
+    """One line on standard error, without the line of code that it comes from."""
+    source, out = tmp_path / "gcvit_1k_xxtiny.pth.tar", tmp_path / "x.pt2"
+    torch.save(timm.create_model("gcvit_xxt").state_dict(), source)
+    command = [sys.executable, "-m", "zoo.export", str(source), str(out), "--size", "32", "32"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said.splitlines()[0].startswith("gcvit_xxt.nvidia_in1k: the licence of these weights, ")
+    assert "LicenceWarning" not in said
+    other = warnings.formatwarning("else", UserWarning, "file", 3)
+    with plain_warnings():
+        assert warnings.formatwarning("else", UserWarning, "file", 3) == other
 
 
 def test_an_overlay_goes_before_the_tag(hub, site):

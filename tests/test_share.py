@@ -174,3 +174,22 @@ def test_what_cannot_be_shared(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(zoo.CheckpointError, match="could not write"):
         zoo.save_for_hf(small("davit_t"), tmp_path / "file")
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    """Those of the configuration, for as many classes; the given ones instead of them."""
+
+    def names(folder):
+        cfg = timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg
+        assert json.loads((folder / "config.json").read_text()).get("label_names") == cfg.get("label_names")
+        return cfg.get("label_names"), cfg.get("label_descriptions")
+
+    known = {"label_names": list("abcdefg"), "label_descriptions": {name: name.upper() for name in "abcdefg"}}
+    model = small("gcvit_s", pretrained_cfg_overlay={"num_classes": 7, **known})
+    assert names(zoo.save_for_hf(model, tmp_path / "known")) == tuple(known.values())
+    again = timm.create_model(f"local-dir:{tmp_path / 'known'}", pretrained=True)
+    assert names(zoo.save_for_hf(again, tmp_path / "again")) == tuple(known.values())
+    given = {"label_names": list("hijklmn")}
+    assert names(zoo.save_for_hf(model, tmp_path / "given", model_config=given))[0] == given["label_names"]
+    model.reset_classifier(3)
+    assert names(zoo.save_for_hf(model, tmp_path / "other")) == (None, None)

@@ -1,5 +1,10 @@
 """Errors that a user of the zoo can act on, and a warning."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Text from a file, safe to print: what a terminal would act on, such as an escape sequence, is spelled out."""
@@ -15,3 +20,18 @@ class CheckpointError(RuntimeError):
 
 class LicenceWarning(UserWarning):
     """Weights were loaded whose licence forbids commercial use."""
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """For commands: a LicenceWarning is printed as one line, without the place in the code that it comes from."""
+    given = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        return f"{message}\n" if issubclass(category, LicenceWarning) else given(message, category, *where, **line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = given

@@ -18,6 +18,7 @@ from .backbone import Backbone
 from .convert import listed
 from .errors import CheckpointError
 
+LABELS = ("label_names", "label_descriptions")
 USE = """
 ```python
 import timm
@@ -36,8 +37,8 @@ def save_for_hf(
     description  what the card says about the training of the model
     licence      of the weights, as the hub spells it; default: that of the release that the model was built from, by
                  tag or `pretrained`, else "unknown"
-    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like), model_args, data_config
-                 (default: the image size that the model was built for)
+    kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like; default: those in the model's
+                 `pretrained_cfg`), model_args, data_config (default: the image size that the model was built for)
     Each file is written completely or not at all. Raises ValueError for a model that `timm.create_model` did not build
     or would not build again as it is now, and CheckpointError if a file cannot be written.
     """
@@ -88,6 +89,12 @@ def _check(model: nn.Module, model_args: dict[str, Any] | None) -> None:
             )
 
 
+def licence_of(model: nn.Module) -> str | None:
+    """The licence of the release that a model was built from; None for weights of one's own."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    return (cfg.get("license") or None) if getattr(model, "of_release", True) else None
+
+
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -97,6 +104,9 @@ def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, 
     config = dict(kwargs.get("model_config") or {})
     release = {} if getattr(model, "of_release", True) else {"tag": None, "origin_url": None}
     config["pretrained_cfg"] = {"license": licence, **release, **config.get("pretrained_cfg", {})}
+    if "label_names" not in config and model.pretrained_cfg.get("num_classes") == model.num_classes:
+        # at the top, where timm writes those of `model_config` and transformers looks for them
+        config |= {key: names for key in LABELS if (names := model.pretrained_cfg.get(key))}
     size = {"input_size": get_model_input_config(model)["input_size"]}
     return {"data_config": size, **kwargs, "model_config": config}
 
@@ -110,7 +120,7 @@ def _card(model: nn.Module, name: str, description: str, licence: str | None) ->
     details["Classes"] = model.num_classes
     return {
         "tags": ["image-classification", "timm"],
-        "license": licence or (getattr(model, "of_release", True) and cfg.get("license")) or "unknown",
+        "license": licence or licence_of(model) or "unknown",
         "description": description or f"`{cfg['architecture']}`, an image classification model.",
         "details": details,
         "usage": USE.format(name=name),

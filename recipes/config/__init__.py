@@ -28,6 +28,7 @@ from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
 from recipes.config.quoting import quote
+from zoo.errors import plain_warnings
 
 __all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]
 
@@ -92,7 +93,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
     def decorate(function: Job) -> Callable[[], None]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> float | None:
-            with _noted(errors) if _sweeping() else reported(name, errors):
+            with plain_warnings(), _noted(errors) if _sweeping() else reported(name, errors):
                 check(cfg, name, overrides())
                 return function(cfg)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, plain_warnings
 from .families import pictures
 from .image import load
 from .picture import ShowError
@@ -85,6 +85,7 @@ def setting(text: str) -> tuple[str, Any]:
     return key, found
 
 
+@plain_warnings()
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:

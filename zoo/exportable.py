@@ -1,0 +1,138 @@
+"""What `zoo.export` takes, as a model: a weights file, a folder, or a name of timm's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from . import releases
+from .checkpoint import load_checkpoint
+from .errors import CheckpointError
+from .heads import segmenter
+from .heads.recognise import TASKS, DenseRecognition, recognise_dense
+from .reader import read
+from .recognise import Recognition, hint, part_hint, recognise, without_prefix
+from .releases import Release
+
+DENSE = 512  # default side, in pixels, of the images of released segmenters
+UNKNOWN = "{path} matches no known release: what it says about preprocessing is that of {model}'s release"
+
+
+def build(
+    source: str, *, model: str | None = None, weights: str = "auto", features: Sequence[int] | None = None
+) -> nn.Module:
+    """The model that a file, a folder or a timm name stands for, in evaluation mode.
+
+    features  stages whose maps it returns instead of logits; empty: those of all stages
+    Raises CheckpointError if a file is not recognised, and for a folder or a name that timm does not know.
+    """
+    path = Path(source)
+    create = timm.create_model if features is None else partial(_of_features, tuple(features))
+    if path.is_file():
+        return _from_file(create, path, model, weights).eval()
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{path} is the folder of a run: python -m recipes.export {path} OUT exports its model"
+            )
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
+        return create(f"local-dir:{path}", pretrained=True).eval()
+    name, _, tag = source.partition(".")
+    if not timm.is_model(name):
+        raise CheckpointError(f"{source} is neither a file, nor a folder, nor a model of timm or the zoo")
+    try:
+        timm.get_pretrained_cfg(source)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} is neither a file, nor a folder, nor a pretrained tag of {name}") from error
+    model = create(source, pretrained=bool(tag)).eval()
+    model.of_release = bool(tag)
+    return model
+
+
+def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **({"out_indices": stages} if stages else {}), **kwargs)
+    except (AssertionError, IndexError) as error:  # what timm raises for a stage that does not exist
+        raise CheckpointError(f"{name} has no features of stages {list(stages)}: {error}") from error
+
+
+def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
+    checkpoint = read(path)
+    state = next(iter(checkpoint.entries.values()))
+    dense = recognise_dense(state, hint(str(path), checkpoint.meta))
+    if dense and dense.task == "segment" and create is timm.create_model:
+        return _segmenter_from_file(dense, path, model, weights)
+    if "decode_head.classifier.weight" in without_prefix(state):
+        raise CheckpointError(
+            f"{path} is a segmenter in the zoo's names, which do not say all of how it is built: export that of a run "
+            "with python -m recipes.export RUN OUT; else load the file into a model and call zoo.export.export"
+        )
+    found = recognise(state, hint(str(path), checkpoint.meta))
+    name = model or found.model
+    if name is None:
+        raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
+    classes = {} if found.classes is None else {"num_classes": found.classes}
+    if call := found.in_python(name, **classes):
+        raise CheckpointError(_written_by(path, found, call))
+    release, named = _release(path, checkpoint.meta, found, name)
+    built = create(release.name if release else name, **classes, **found.arguments(name))
+    if release is None:
+        print(UNKNOWN.format(path=path, model=name))
+    else:
+        print(f"{path} is exported as {release.name}{'' if named else ', judging by its tensors'}")
+        if not named:  # of releases with the same tensors, another may be meant, and the licences differ
+            built.pretrained_cfg["license"] = None
+    report = load_checkpoint(built, path, weights=weights)
+    print(report.message)
+    return built
+
+
+def _release(path: Path, meta: Mapping[str, Any], found: Recognition, model: str) -> tuple[Release | None, bool]:
+    """The release in a file, and whether the name says so: its own, or that of the file that it was converted from."""
+    names_of_file = (name for name in (path.name, meta.get("source")) if isinstance(name, str))
+    by_name = [releases.find(model, filename=name) for name in names_of_file]
+    alike = releases.candidates(model, dict(found.candidates).get(model, ""))
+    for named, rows in ((True, by_name), (False, alike)):
+        for release in rows:
+            if release and release.loadable and found.classes in (None, release.num_classes):
+                return release, named
+    return None, False
+
+
+def _written_by(path: Path, found: Recognition, call: str) -> str:
+    """For messages: how to export, in Python, a file whose model this command cannot build."""
+    return (
+        f"{path} is of {found.message}, which this command does not take. In Python, {call} takes it, "
+        "zoo.load_checkpoint loads the file, and zoo.export.export writes the model"
+    )
+
+
+def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None, weights: str) -> nn.Module:
+    """A segmenter without the auxiliary head, which only training uses."""
+    name = model or found.backbone.model
+    if name is None:
+        raise CheckpointError(f"the backbone of {path} is {found.backbone.message}. Give --model")
+    arguments = {"num_classes": found.classes, "head": found.head, **found.options}
+    if call := found.backbone.in_python(name, "zoo.heads.segmenter", **arguments):
+        raise CheckpointError(_written_by(path, found.backbone, call))
+    named = releases.find(name, filename=path.name)
+    release = named if named and named.task == TASKS[found.task] else None
+    built = segmenter(
+        name,
+        found.classes,
+        head=found.head,
+        channels=found.options["channels"],
+        auxiliary=False,
+        **{**found.arguments(name), **(release.arguments if release else {})},
+    )
+    built.pretrained_cfg["input_size"] = (3, DENSE, DENSE)
+    if release is None:
+        print(UNKNOWN.format(path=path, model=name))
+    else:
+        built.pretrained_cfg |= {key: release.cfg()[key] for key in ("mean", "std", "license")}
+    print(load_checkpoint(built, path, weights=weights).message)
+    return built
