@@ -74,6 +74,20 @@ def test_export_with_any_batch(name):
         torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@every_small
+def test_compiled_ahead_of_time(name, tmp_path):
+    """A program of any number of images becomes a library, which needs neither this package nor Python."""
+    model = Ranked(trained(small(name)))
+    inputs = with_rankings(model, torch.randn(2, 3, 64, 96))
+    program = torch.export.export(model, inputs, dynamic_shapes=any_batch(inputs))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    compiled = torch._inductor.aoti_load_package(package)
+    for count in (2, 3):
+        inputs = with_rankings(model, torch.randn(count, 3, 64, 96))
+        torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
 @one_fast
 def test_onnx(name, tmp_path):
     pytest.importorskip("onnxscript")
