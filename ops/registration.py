@@ -1,6 +1,7 @@
 """Kernels as torch operators: traced without running, differentiable, and computed by the reference on CPUs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,86 +49,21 @@ def register(
                    result is not saved and may be changed in place
     """
     count = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
-
-    def forward_together(*args: Any) -> tuple[Tensor, ...]:
-        together(args[:count], name)
-        return forward(*args)
-
-    def on_cpu(*args: Any) -> tuple[Tensor, ...]:
-        if interpreted():
-            return forward_together(*args)
-        # the other outputs are not used here: by_specification starts from the arguments
-        return (specification(*args).contiguous(), *(other.zero_() for other in outputs(*args)[1:]))
-
-    def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return filled(grad, args[:count], backward(grad, *args))
-
-    def by_specification(grad: Tensor, *args: Any) -> list[Tensor | None]:
-        leaves = [t.detach().requires_grad_() if learned(t) else t for t in args[:count]]
-        with torch.enable_grad():
-            out = specification(*leaves, *args[count:])
-        found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if learned(leaf)], grad))
-        return [next(found) if learned(leaf) else None for leaf in leaves]
-
-    def filled(grad: Tensor, given: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        # an operator has to return tensors: an empty one stands for a missing gradient
-        made = zip(given, found, strict=True)
-        return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
-
-    def like_outputs(*args: Any) -> tuple[Tensor, ...]:
-        together(args[:count], name)
-        return forward(*args) if is_recording() else outputs(*args)
-
-    def like_arguments(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        together((grad, *args[:count]), name)
-        if is_recording():
-            return gradients(grad, *args)
-        return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[:count])
-
-    op = define(name, arguments, results, like_outputs, forward_together, on_cpu)
+    kernels = Kernels(name, count, outputs, forward, backward, specification, as_given, results, reads_result)
+    op = define(name, arguments, results, kernels.like_outputs, kernels.forward_together, kernels.on_cpu)
     count_flops(op, specification, 1)
-    run = alone(forward_together) if results == 1 else forward_together
+    run = kernels.run
     if backward is None:
         return lambda *args: run(*args) if unseen(args[:count]) else op(*args)
     given = ", ".join(["Tensor grad", arguments, "Tensor? out0", *(f"Tensor out{i}" for i in range(1, results))])
-    backward_op = define(f"{name}_backward", given, count, like_arguments, gradients, gradients)
+    made = kernels.like_arguments, kernels.gradients, kernels.gradients
+    kernels.backward_op = backward_op = define(f"{name}_backward", given, count, *made)
     # each matmul has two gradients; recomputation is not counted as a cost of the model
     count_flops(backward_op, lambda grad, *args: specification(*args[:-results]), 2)
-
-    def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        result, *rest = output if results > 1 else (output,)
-        ctx.save_for_backward(*inputs[:count], result if reads_result(*inputs) else None, *rest)
-        ctx.others = inputs[count:]
-        # otherwise autograd would materialise zero gradients for each
-        ctx.mark_non_differentiable(*rest)
-        ctx.set_materialize_grads(False)
-
-    def run_and_keep(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
-        output = run(*args)
-        keep(ctx, args, output)
-        return output
-
-    def differentiate(ctx: Any, grad: Tensor | None, *unused: None) -> tuple:
-        if grad is None:  # nothing computed from the result has a gradient
-            return (None,) * (count + len(ctx.others))
-        kept = ctx.saved_tensors  # unpacked once: activation checkpointing refuses a second time
-        given, made, nothing = kept[:count], kept[count:], [None] * len(ctx.others)
-        # a second derivative has to reach the operator, which raises the error
-        if not torch.is_grad_enabled() and unseen((grad, *given)):
-            return (*(as_given or backward)(grad, *given, *ctx.others, *made), *nothing)
-        if grad.device.type == "cpu" and not interpreted():
-            # not through an operator: autograd is disabled inside one
-            return (*by_specification(grad, *given, *ctx.others), *nothing)
-        found = backward_op(grad, *given, *ctx.others, *made)
-        found = found if count > 1 else [found]
-        return (*(gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)), *nothing)
-
-    def refuse(ctx: Any, *grads: Tensor) -> tuple:
-        raise RuntimeError(f"the 'triton' kernel of {name} has no second derivative: use impl='reference' for it")
-
-    torch.library.register_autograd(op, differentiate, setup_context=keep, lib=_libraries[name])
-    torch.library.register_autograd(backward_op, refuse, lib=_libraries[f"{name}_backward"])
-    function = type(name, (torch.autograd.Function,), {"forward": run_and_keep, "backward": differentiate})
+    torch.library.register_autograd(op, kernels.differentiate, setup_context=kernels.keep, lib=_libraries[name])
+    torch.library.register_autograd(backward_op, kernels.refuse, lib=_libraries[f"{name}_backward"])
+    methods = {"forward": kernels.run_and_keep, "backward": kernels.differentiate}
+    function = type(name, (torch.autograd.Function,), methods)
 
     def call(*args: Any) -> Tensor | tuple[Tensor, ...]:
         if not unseen(args[:count]):
@@ -135,6 +71,95 @@ def register(
         return function.apply(*args) if torch.is_grad_enabled() else run(*args)
 
     return call
+
+
+@dataclass(eq=False)
+class Kernels:
+    """The functions that `register` was given, as an operator and as autograd call them.
+
+    count        how many arguments are tensors; they come first
+    backward_op  the operator of `backward`, once it is defined
+    """
+
+    name: str
+    count: int
+    outputs: Callable[..., tuple[Tensor, ...]]
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., Sequence[Tensor | None]] | None
+    specification: Callable[..., Tensor]
+    as_given: Callable[..., Sequence[Tensor | None]] | None
+    results: int
+    reads_result: Callable[..., bool]
+    backward_op: OpOverload | None = None
+
+    def run(self, *args: Any) -> Tensor | tuple[Tensor, ...]:
+        """The kernel; its tensor alone if it returns one."""
+        output = self.forward_together(*args)
+        return output[0] if self.results == 1 else output
+
+    def forward_together(self, *args: Any) -> tuple[Tensor, ...]:
+        together(args[: self.count], self.name)
+        return self.forward(*args)
+
+    def on_cpu(self, *args: Any) -> tuple[Tensor, ...]:
+        if interpreted():
+            return self.forward_together(*args)
+        # the other outputs are not used here: by_specification starts from the arguments
+        return (self.specification(*args).contiguous(), *(other.zero_() for other in self.outputs(*args)[1:]))
+
+    def like_outputs(self, *args: Any) -> tuple[Tensor, ...]:
+        together(args[: self.count], self.name)
+        return self.forward(*args) if is_recording() else self.outputs(*args)
+
+    def gradients(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        """A tensor for every tensor argument, as an operator has to return: an empty one for a missing gradient."""
+        made = zip(args[: self.count], self.backward(grad, *args), strict=True)
+        return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
+
+    def like_arguments(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        together((grad, *args[: self.count]), self.name)
+        if is_recording():
+            return self.gradients(grad, *args)
+        return tuple(t.new_empty(t.shape) if learned(t) else grad.new_empty(0) for t in args[: self.count])
+
+    def by_specification(self, grad: Tensor, *args: Any) -> list[Tensor | None]:
+        """The gradients of the specification, for CPU tensors."""
+        leaves = [t.detach().requires_grad_() if learned(t) else t for t in args[: self.count]]
+        with torch.enable_grad():
+            out = self.specification(*leaves, *args[self.count :])
+        found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if learned(leaf)], grad))
+        return [next(found) if learned(leaf) else None for leaf in leaves]
+
+    def run_and_keep(self, ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
+        output = self.run(*args)
+        self.keep(ctx, args, output)
+        return output
+
+    def keep(self, ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+        result, *rest = output if self.results > 1 else (output,)
+        ctx.save_for_backward(*inputs[: self.count], result if self.reads_result(*inputs) else None, *rest)
+        ctx.others = inputs[self.count :]
+        # otherwise autograd would materialise zero gradients for each
+        ctx.mark_non_differentiable(*rest)
+        ctx.set_materialize_grads(False)
+
+    def differentiate(self, ctx: Any, grad: Tensor | None, *unused: None) -> tuple:
+        if grad is None:  # nothing computed from the result has a gradient
+            return (None,) * (self.count + len(ctx.others))
+        kept = ctx.saved_tensors  # unpacked once: activation checkpointing refuses a second time
+        given, made, nothing = kept[: self.count], kept[self.count :], [None] * len(ctx.others)
+        # a second derivative has to reach the operator, which raises the error
+        if not torch.is_grad_enabled() and unseen((grad, *given)):
+            return (*(self.as_given or self.backward)(grad, *given, *ctx.others, *made), *nothing)
+        if grad.device.type == "cpu" and not interpreted():
+            # not through an operator: autograd is disabled inside one
+            return (*self.by_specification(grad, *given, *ctx.others), *nothing)
+        found = self.backward_op(grad, *given, *ctx.others, *made)
+        found = found if self.count > 1 else [found]
+        return (*(gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)), *nothing)
+
+    def refuse(self, ctx: Any, *grads: Tensor) -> tuple:
+        raise RuntimeError(f"the 'triton' kernel of {self.name} has no second derivative: use impl='reference' for it")
 
 
 def unseen(given: Sequence[Tensor | None]) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_channels, check_dtypes, factor
+from ..checks import check_dtypes, check_map, factor
 from ..dispatch import choose, eager, learning, on_threads
 from ..partition import CACHED, WIDE, learnt_keys, matrices
 from ..sizes import laid_out, surely
@@ -38,7 +38,9 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
             f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected q (B, H, W, heads, D), and k and v both "
             "(B, h, w, heads, D) or (B, N, heads, D)"
         )
-    check_channels("q", q)
+    check_map("q", q)
+    if k.shape[1] == 0 or k.shape[-3] == 0:
+        raise ValueError(f"k and v are {k.shape}: expected at least one key")
     check_dtypes("q, k, v", [q, k, v])
     scale_ = factor(scale, q.shape[-1])
     if k.dim() == 5:

@@ -56,3 +56,13 @@ def test_only_float32_without_gradients_is_padded(wide, given, monkeypatch):
     with torch.autocast("cpu"):
         ops.pooled_attention(q, k, v)
     assert given == [80 if wide else 69, 69, 69, 69]
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_nothing_to_attend_to_or_from(impl):
+    q, k, v = inputs(4)
+    for empty in (k[:, :0], k.unflatten(1, [2, 2])[:, :, :0]):
+        with pytest.raises(ValueError, match="expected at least one key"):
+            ops.pooled_attention(q, empty, empty, impl=impl)
+    with pytest.raises(ValueError, match="expected a map of at least 1 x 1 pixels"):
+        ops.pooled_attention(q[:, :0], k, v, impl=impl)
