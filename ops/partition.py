@@ -45,7 +45,7 @@ def by_head(x: Tensor) -> Tensor:
 
 
 def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor) -> Tensor:
-    """A mask for `matrices` (groups * heads, 1, wh * ww): 0 for keys inside the map H x W, -inf for those outside."""
+    """A mask for `by_matmuls` (groups * heads, 1, wh * ww): 0 for keys inside the map H x W, -inf for those outside."""
     rows, cols = inside(H, wh, grid, like.device), inside(W, ww, grid, like.device)
     shown = rows[:, None, None, :, None] & cols[:, None, None, :]  # (rows and columns of groups, 1, wh, ww)
     zeros = torch.zeros([rows.shape[0], cols.shape[0], heads, wh, ww], dtype=like.dtype, device=like.device)
@@ -59,7 +59,7 @@ def inside(side: int, window: int, grid: bool, device: torch.device) -> Tensor:
     return places.view(window, count).t() if grid else places.view(count, window)
 
 
-def matrices(
+def by_matmuls(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int, scale: float, repeated: bool = False
 ) -> Tensor:
     """softmax(scale * q @ k.T + mask) @ v for a batch of matrices q (N, D), k and v (K, D), head after head.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import eager, learning
-from ..partition import CACHED, extend, matrices
+from ..partition import CACHED, by_matmuls, extend
 from ..sizes import ceil, cropped, laid_out, surely
 from ..window_attention.torch_path import attend as window_attend
 
@@ -104,7 +104,7 @@ def attend_tiles(
         q = split(lines(q, th * nh, dh, tw * nw, dw), th, nh, tw, nw)
         k = split(gather(lines(k, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
         v = split(gather(lines(v, mh, dh, mw, dw), rows, cols), rows.reach, nh, cols.reach, nw)
-    out = matrices(q, k, v, mask, heads, scale).view(B, dh, dw, nh, nw, heads, th, tw, D)
+    out = by_matmuls(q, k, v, mask, heads, scale).view(B, dh, dw, nh, nw, heads, th, tw, D)
     out = laid_out(out.permute(0, 3, 6, 1, 4, 7, 2, 5, 8)).reshape(B, nh * th * dh, nw * tw * dw, heads, D)
     if few:  # the first tile may begin before the map
         out = out[:, -rows.first * dh :, -cols.first * dw :]

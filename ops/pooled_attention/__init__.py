@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..checks import check_dtypes, check_map, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, WIDE, learnt_keys, matrices
+from ..partition import CACHED, WIDE, by_matmuls, learnt_keys
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -57,7 +57,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     q, k, v = q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, tokens, D)
     if q.is_cpu and divided(q, k, v):
         q, k, v = laid_out(q), laid_out(k), laid_out(v)
-        out = matrices(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, q.shape[1], scale).view(q.shape)
+        out = by_matmuls(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, q.shape[1], scale).view(q.shape)
     else:
         mask = None
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)

@@ -31,9 +31,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])
     if not torch.jit.is_scripting():
         # with topk 1 the gathered keys are no larger than the map: they are kept and not gathered again
-        learned = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        kept = learning(q, k, v, None) and route.shape[2] == 1
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not recorded and not (learned and route.shape[2] == 1):
+        if not recorded and not kept:
             return Gathered.apply(q, k, v, route, regions, scale)
     places = find(route, regions, heads)
     # a block is a number of rows of regions of all images: the number of blocks in a graph must not depend on the
@@ -52,8 +52,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> 
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if q.is_cpu and surely(keys.shape[2] <= FEW) and multiplied(queries, keys, values):
-            return tiles((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
-    return tiles(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
+            return restored((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
+    return restored(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
 
 
 def multiplied(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -114,11 +114,11 @@ def gradients(
         weights = (queries @ picked.transpose(2, 3)).softmax(-1)  # (regions, heads, P, topk * P)
         slope = probe @ pick(values, chosen).transpose(2, 3)
         slope = torch._softmax_backward_data(slope, weights, -1, slope.dtype)
-        dq[:, r, :, c] = tiles(slope @ picked, q[:, r, :, c]) * scale
+        dq[:, r, :, c] = restored(slope @ picked, q[:, r, :, c]) * scale
         to_keys.index_add_(0, chosen.flatten(), (slope.transpose(2, 3) @ queries).view(-1, to_keys.shape[1]))
         to_values.index_add_(0, chosen.flatten(), (weights.transpose(2, 3) @ probe).view(-1, to_values.shape[1]))
-    dk.copy_(tiles(to_keys.view(keys.shape), k))
-    dv.copy_(tiles(to_values.view(values.shape), v))
+    dk.copy_(restored(to_keys.view(keys.shape), k))
+    dv.copy_(restored(to_values.view(values.shape), v))
 
 
 def blocks(
@@ -170,7 +170,7 @@ def matrices(x: Tensor) -> Tensor:
     return laid_out(x.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5).flatten(0, 2)
 
 
-def tiles(x: Tensor, like: Tensor) -> Tensor:
+def restored(x: Tensor, like: Tensor) -> Tensor:
     """The inverse of `matrices`, to the shape of `like`."""
     b, r, h, c, w, heads, D = like.shape
     return x.view(b, r, c, heads, h, w, D).permute(0, 1, 4, 2, 5, 3, 6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import eager, learning
-from ..partition import CACHED, by_head, extend, fused, hide, matrices, sdpa, tiles
+from ..partition import CACHED, by_head, by_matmuls, extend, fused, hide, sdpa, tiles
 from ..sizes import alike, covering, cropped, laid_out, surely
 
 
@@ -80,7 +80,7 @@ def attend_tiles(
     # the mask is the same in every window: heads need not be split off
     if (mask is None or surely(mask.shape[0] == heads)) and fused(q, k, v, mask, wh * ww, repeated):
         return sdpa(together(q), together(k), together(v), mask, scale).transpose(1, 2).reshape(k.shape)
-    out = matrices(by_head(q), by_head(k), by_head(v), mask, heads, scale, repeated)
+    out = by_matmuls(by_head(q), by_head(k), by_head(v), mask, heads, scale, repeated)
     return out.view(k.shape[0], k.shape[1], k.shape[2], heads, wh, ww, D).permute(0, 1, 2, 4, 5, 3, 6)
 
 
