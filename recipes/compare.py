@@ -39,7 +39,10 @@ from recipes.settings import FREE, RunError, load_config, runs_in
 from recipes.task import create as create_task
 
 LOWER = ("loss",)  # scores of which lower is better
-IMAGES = ("data.name", "data.hub", "data.val_split", "data.val_fraction", "data.split_seed")  # which are held out
+IMAGES = (  # which are held out, and what is asked of them
+    "data.name", "data.hub", "data.val_split", "data.val_fraction", "data.split_seed", "data.subset",
+    "data.real_labels", "data.val_images", "data.val_masks", "data.val_list", "data.val_json", "data.things",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Row:
     def images(self) -> tuple[Any, ...]:
         """What identifies the validation images, as far as a run records it: their number first."""
         defaults = base("train")  # for keys that an older run lacks
-        return self.data.get("images", {}).get("val"), *(self.cfg.get(key, defaults.get(key)) for key in IMAGES)
+        keys = (str(self.cfg.get(key, defaults.get(key))) for key in IMAGES)  # some are lists
+        return self.data.get("images", {}).get("val"), *keys
 
     @property
     def speed(self) -> float | None:

@@ -6,7 +6,6 @@ torchrun --nproc-per-node 8 -m recipes.eval run=runs/<name>
 
 from __future__ import annotations
 
-import shlex
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from recipes.settings import RunError, config_to_evaluate
 from recipes.task import Task
 from recipes.task import create as create_task
 from recipes.weights import Kept, find_weights
-from zoo import Backbone, CheckpointError
+from zoo import Backbone, Checkpoint, CheckpointError, load_checkpoint
 
 # errors that say that one set of weights cannot be evaluated
 UNMEASURED = (CheckpointError, config.ConfigError, RunError)
@@ -223,18 +222,26 @@ def load(task: Task, data: Any, kept: Kept | None) -> nn.Module:
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load the weights of a run; the tables of a backbone built for another size are interpolated, which is printed."""
     try:
         model.load_state_dict(tensors)
+        return
     except RuntimeError as error:
-        typed = shlex.quote(config.quote("checkpoint", str(path)))
-        file = f", or as a file, whose tables are interpolated: {typed} data=... img_size=..."
-        advice = f"evaluate it at the run's own{file if isinstance(model, Backbone) and path.is_file() else ''}"
-        _, *differences = map(str.strip, str(error).splitlines())
-        more = f" And {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise RunError(
-            f"the weights of {path} have other shapes than the requested model, as tables of positions do at another "
-            f"img_size; {advice}. The first difference: {' '.join(differences[:1])}{more}"
-        ) from error
+        mismatch = error
+    try:
+        if isinstance(model, Backbone):
+            report = load_checkpoint(model, Checkpoint(str(path), {"raw": tensors}))
+            if not report.head_remade:
+                say(report.message)
+                return
+    except CheckpointError as error:
+        mismatch = error
+    _, *differences = map(str.strip, str(mismatch).splitlines())
+    more = f" And {len(differences) - 1} more" if len(differences) > 1 else ""
+    raise RunError(
+        f"the weights of {path} have other shapes than the requested model, as tables of positions do at another "
+        f"img_size; evaluate it at the run's own. The first difference: {' '.join(differences[:1])}{more}"
+    ) from mismatch
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) -> None:

@@ -124,7 +124,7 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
         say(f"this run of {plan.steps} steps ends during its warmup of {warmup} ({given}): lower sched.warmup")
     milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
     scale = cfg.data.batch_size / sched.lr_base_batch if sched.lr_base_batch else 1.0
-    return Schedule(
+    made = Schedule(
         steps=plan.steps,
         lr=base_lr(cfg),
         shape=sched.sched,
@@ -140,6 +140,12 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
         every={"step": 1, "epoch": plan.per_epoch}[sched.per],
         shared=sched.shared_floor,
     )
+    if made.every > 1 and (warmup % made.every or cooldown % made.every):
+        say(
+            f"sched.per=epoch keeps the learning rate for an epoch, {made.every} steps: {made(0):.3g} in the first, as "
+            f"the warmup takes {warmup} steps and the cooldown {cooldown}; give both in whole epochs"
+        )
+    return made
 
 
 def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:

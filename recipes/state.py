@@ -34,6 +34,7 @@ class State:
     learner     what is called and trained: the model, or a module of `model` and `beside`, which the loss trains too
     frozen      modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
     averaged    whether the moving average is evaluated, if there is one
+    ema_every   steps between two updates of the moving average, of which there were `averages`
     skipped     how many of the last steps in a row had a gradient that is not finite, and changed nothing
     overflowed  how many of these did because float16 overflowed
     due         the weights of this step are still to be evaluated
@@ -49,6 +50,8 @@ class State:
     learner: nn.Module
     frozen: list[nn.Module]
     averaged: bool
+    ema_every: int
+    averages: int = 0
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     skipped: int = 0
@@ -83,7 +86,8 @@ class State:
         train_mode(trained, frozen)
         statistics = Statistics(model, plan)
         averaged = ema is not None and cfg.train.ema_evaluated
-        return cls(model, ema, optimizer, hardware.scaler(), statistics, plan.parts, trained, frozen, averaged)
+        loss_scale, every = hardware.scaler(), cfg.train.ema_every
+        return cls(model, ema, optimizer, loss_scale, statistics, plan.parts, trained, frozen, averaged, every)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -130,8 +134,8 @@ class State:
     def extras(self) -> dict[str, Any]:
         """Everything that is not a tensor, for state.json."""
         state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
-        skipped = {"skipped": self.skipped, "overflowed": self.overflowed}
-        return {**state, **skipped, "parts": self.split, "data": self.position(self.step)}
+        counts = {"skipped": self.skipped, "overflowed": self.overflowed, "averages": self.averages}
+        return {**state, **counts, "parts": self.split, "data": self.position(self.step)}
 
     def load(self, checkpoint: Checkpoint, best: float | None) -> None:
         """Restore the state of a checkpoint, by copying it into the existing tensors.
@@ -148,6 +152,7 @@ class State:
         self.step = checkpoint.state["step"]
         self.skipped = checkpoint.state.get("skipped", 0)  # older checkpoints lack it
         self.overflowed = checkpoint.state.get("overflowed", 0)  # and some, later ones, lack only this
+        self.averages = checkpoint.state.get("averages", self.step // self.ema_every)  # those of older ones
         self.best = best
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
@@ -185,8 +190,11 @@ class State:
                 buffer.copy_(copy)
 
     def done(self) -> None:
-        """Count the current step as completed."""
+        """Count the current step as completed, and update the moving average if it is due and the weights moved."""
         self.step, self._begun = self.step + 1, False
+        if self.ema is not None and not self.skipped and self.step % self.ema_every == 0:
+            self.averages += 1
+            self.ema.update(self.model, self.averages)
 
 
 def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:

@@ -96,7 +96,7 @@ def train(
     stop: Stop,
 ) -> None:
     """Steps `now.step` to `plans.steps`: everything that is done at each, in order."""
-    cfg, model, optimizer = run.cfg, now.model, now.optimizer
+    cfg, optimizer = run.cfg, now.optimizer
     forward = machine.wrapped(now.learner)
     batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
     if now.due:  # the run was stopped in its evaluation
@@ -133,8 +133,6 @@ def train(
         now.scaler.update()
         optimizer.zero_grad()
         now.done()
-        if now.ema is not None and not now.skipped and now.step % cfg.train.ema_every == 0:
-            now.ema.update(model, now.step // cfg.train.ema_every)
         now.due = plans.evaluates(now.step)
 
         seconds = time.perf_counter() - began

@@ -1,11 +1,15 @@
 """The average of the weights, and the mode in which a model learns."""
 
+from itertools import count
+from math import nan
+
 import pytest
 import torch
 
 from children import SMALL, lines, train_here
 from recipes import checkpoint, config
 from recipes.state import make_ema
+from recipes.tasks.classify import Task
 
 
 def test_ema_warms_up_as_tensorflow_s():
@@ -60,6 +64,18 @@ def test_the_average_may_be_kept_and_not_evaluated(kept):
     best, _ = kept.newest("best")
     assert best.state["weights"] == "model" and same(best.tensors("model"), weights(kept, 3, "model"))
     assert not same(best.tensors("ema"), best.tensors("model"))
+
+
+def test_a_skipped_step_is_no_update(tmp_path, monkeypatch):
+    """The first update takes the weights as they are: if the first step is skipped, it is that of the second."""
+    loss, number = Task.loss, count()
+    monkeypatch.setattr(Task, "loss", lambda *args, **draw: loss(*args, **draw) * (nan if next(number) == 0 else 1))
+    how = ["train.steps=3", "train.save_every=1", "train.keep=9", "train.ema=0.7", "train.ema_warmup=false"]
+    train_here(tmp_path, *SMALL, "sched.warmup=0", "train.skip_nonfinite=1", *how, "name=run")
+    store = checkpoint.Store(tmp_path / "run" / "checkpoints")
+    assert same(weights(store, 2, "ema"), weights(store, 2, "model"))
+    assert not same(weights(store, 3, "ema"), weights(store, 3, "model"))
+    assert [checkpoint.read(store.folder / f"step-0000000{step}").state["averages"] for step in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_learning_in_evaluation_mode(tmp_path):

@@ -122,6 +122,13 @@ def test_a_warmup_that_does_not_end_is_told_in_its_own_unit(capsys):
     assert "this run of 8 steps ends during its warmup of 14 (sched.warmup=2 epochs)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("lengths", "said"), [(["sched.warmup=0.5"], True), (["sched.warmup=1"], False)])
+def test_a_rate_for_an_epoch_and_lengths_of_less(capsys, lengths, said):
+    made = optim.schedule(config.compose(["sched.per=epoch", *lengths]), Plan(64, 1, 1, 4, 16, 4))
+    expected = "rate for an epoch, 4 steps: 0 in the first, as the warmup takes 2 steps and the cooldown 0;"
+    assert made(0) == 0 and (expected in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize(
     ("options", "lr"),
     [

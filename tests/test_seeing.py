@@ -379,6 +379,9 @@ def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
     assert "one (images=180, data.val_fraction=0.1)" in said
     compare.main([str(runs / "one"), str(runs / "two"), "--out", str(tmp_path / "all.png")])
     assert "not measured" not in capsys.readouterr().out
+    fewer = as_measured(runs / "one", tmp_path / "fewer", cfg={"things": [1, 1]})
+    compare.main([str(fewer), str(runs / "one"), "--out", str(tmp_path / "all.png")])
+    assert re.search(r"not evaluated on the same images.*data\.things=\[1, 1\]", capsys.readouterr().out)
 
 
 def scored(name, value, **cfg):

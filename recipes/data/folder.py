@@ -16,7 +16,7 @@ from recipes.data.files import replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
-RACY = 2_000_000_000  # ns; a folder modified this shortly before it was read may change again within one clock tick
+RACY = 2_000_000_000  # ns; a folder changed this shortly before it was read may change again within one clock tick
 
 
 class Folder(Encoded):
@@ -46,7 +46,8 @@ class Listing:
     """The result of a scan.
 
     classes  class folder -> image files below it, both sorted, without hidden ones
-    folders  every folder that was read, relative -> its modification time in ns
+    folders  every folder that was read, relative -> its change time in ns, which unlike the time of modification is
+             not set back by tools that copy times, such as tar and rsync
     scanned  time of the scan, in ns since the epoch
     """
 
@@ -127,7 +128,7 @@ def _number_alike(folders: list[Path], listings: list[Listing]) -> None:
 def _scan(folder: Path) -> Listing:
     """List the class folders and cache the listing for the next run."""
     listing = Listing({}, {}, time.time_ns())
-    listing.folders[""] = os.stat(folder).st_mtime_ns
+    listing.folders[""] = os.stat(folder).st_ctime_ns
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.name.startswith(".") and entry.is_dir():
             listing.classes[entry.name] = sorted(images_below(folder, entry.name, listing.folders))
@@ -145,14 +146,14 @@ def images_below(
 ) -> list[str]:
     """The images under folder/below, relative to that; links are followed, but not back to a parent folder.
 
-    folders   filled with every folder that is read, relative to `folder` -> its modification time in ns
+    folders   filled with every folder that is read, relative to `folder` -> its change time in ns
     suffixes  of images, in lower case; names may be in upper case
     """
     status = os.stat(folder / below)
     if (status.st_dev, status.st_ino) in parents:
         return []
     parents |= {(status.st_dev, status.st_ino)}
-    folders[below] = status.st_mtime_ns
+    folders[below] = status.st_ctime_ns
     found = []
     with os.scandir(folder / below) as entries:
         for entry in entries:
@@ -171,11 +172,11 @@ def _sidecar(folder: Path) -> Path:
 
 
 def _cached(folder: Path) -> Listing | None:
-    """The cached listing if no folder in it was modified since; None if there is none or it is out of date."""
+    """The cached listing if no folder in it was changed since; None if there is none or it is out of date."""
     path = _sidecar(folder)
     try:
         listing = Listing(**json.loads(path.read_text()))
-        fresh = all(os.stat(folder / name).st_mtime_ns == time for name, time in listing.folders.items())
+        fresh = all(os.stat(folder / name).st_ctime_ns == time for name, time in listing.folders.items())
     except FileNotFoundError:  # never listed, or a folder is gone
         return None
     except (ValueError, TypeError, AttributeError, OSError) as error:
