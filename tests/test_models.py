@@ -5,7 +5,8 @@ import copy
 import pytest
 import timm
 import torch
-from timm.models import create_model, get_model_args
+from timm.layers import get_channel_dim, get_spatial_dim
+from timm.models import create_model, get_model_args, get_model_input_config
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -13,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import ops
 import zoo
 from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, ROUNDED_DOWN, SMALL
-from zoo.blocks import WindowAttention, init_fan_out, resize_table
+from zoo.blocks import WindowAttention, image_sides, init_fan_out, resize_table
 
 
 def small(name, **kwargs):
@@ -110,6 +111,40 @@ def test_features(name, size):
         assert feature.mean(1).abs().max() < 1e-5
     sum(feature.square().sum() for feature in maps).backward()
     assert [key for key, p in net.named_parameters() if p.grad is None] == []
+
+
+@every_small
+def test_configuration(name):
+    """What timm's own test of default configurations checks."""
+    model = small(name, num_classes=1000)
+    cfg, x = model.default_cfg, torch.randn(1, *timm.data.resolve_model_data_config(model)["input_size"])
+    features, axes = model.forward_features(x), get_spatial_dim(model.output_fmt)
+    assert features.shape[get_channel_dim(model.output_fmt)] == model.num_features
+    assert tuple(features.shape[axis] for axis in axes) == cfg["pool_size"]
+    assert features.mean(axes).shape == (1, model.num_features)
+    weights = model.state_dict()
+    for layer in (cfg["first_conv"], cfg["classifier"]):
+        assert f"{layer}.weight" in weights
+    model.reset_classifier(0)
+    assert model(x).shape == (1, model.head_hidden_size) and f"{cfg['classifier']}.weight" not in model.state_dict()
+
+
+OTHER_SIZES = [
+    release.name
+    for release in zoo.RELEASES
+    if release.loadable and release.tag and release.model in zoo.variants()
+    and timm.get_pretrained_cfg(release.name).input_size[1] != zoo.variants()[release.model]["img_size"]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_a_tag_of_another_size(name):
+    """The model is for the images of its weights, and says so."""
+    with torch.device("meta"):
+        model, other = timm.create_model(name), timm.create_model(name, img_size=(64, 96))
+    size = model.pretrained_cfg["input_size"]
+    assert image_sides(model.img_size) == size[1:] and get_model_input_config(model)["input_size"] == size
+    assert image_sides(other.img_size) == (64, 96)
 
 
 @every_small

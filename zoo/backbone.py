@@ -128,7 +128,7 @@ class Backbone(nn.Module):
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
     feature_norm_eps: float = 1e-5
     reduction: int = 32  # pixels of the image per pixel of the last map of the variants, along a side
-    output_fmt: str = "NHWC"  # of the stages, as hooks and torch.fx see them; timm's features_only reports it
+    output_fmt: str = "NCHW"  # of forward_features; its stages are NHWC, as hooks and torch.fx see them
 
     def __init__(
         self,

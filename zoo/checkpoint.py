@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import resolve_pretrained_cfg
+from timm.models import FeatureGraphNet, FeatureHookNet, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -155,6 +155,8 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model without its wrappers: torch.compile's, DistributedDataParallel's and the like, timm's for features."""
     model = unwrap_model(model)
+    if isinstance(model, FeatureHookNet) and "body" in model:
+        return unwrap_model(model["body"])
     return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
 
 
@@ -174,7 +176,9 @@ def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoin
 
 
 def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
-    """The advice of a model that is more than a backbone on a file that does not fit it."""
+    """The advice of a graph, or of a model that is more than a backbone, on a file that does not fit it."""
+    if isinstance(model, FeatureGraphNet):
+        return "A graph (feature_cls='fx') takes weights as it is built: pretrained_cfg_overlay=dict(file=...)"
     return model.advice(without_prefix(next(iter(checkpoint.entries.values())))) if hasattr(model, "advice") else ""
 
 

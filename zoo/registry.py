@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import FeatureDictNet, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    FeatureDictNet,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 
 from .backbone import Backbone
 from .blocks import check_classes, image_sides
@@ -85,13 +91,15 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
                 url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
+    img_size    default: that of the images of the tag in `pretrained_cfg`, without a tag the variant's own
     Raises CheckpointError if the weights cannot be read or do not fit this model, and ValueError for an invalid size or
-    number of channels or classes, or for a `feature_cls` that finds no features here.
+    number of channels or classes, or for a `feature_cls` that finds no features here, or not those that were asked for.
     """
     from .checkpoint import adapt, overlay_with_weights
 
+    kind = kwargs.get("feature_cls", "getter")
     if kwargs.get("features_only"):
-        _check_features(kwargs.get("feature_cls", "getter"))
+        _check_features(kind, bool(kwargs.get("feature_norms")))
     fitted = partial(adapt, classifies=not kwargs.get("features_only"))
     displaced: dict[str, Any] = {}
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
@@ -99,18 +107,27 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     if pretrained:
         kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
         fitted = partial(fitted, layout=layout)
-    args = {**_VARIANTS[name], **kwargs}
+    args = {**_VARIANTS[name], **_size(name, kwargs.get("pretrained_cfg")), **kwargs}
+    seen = {} if _is_getter(kind) else {"output_fmt": "NHWC"}  # by hooks and graphs; the getter asks for NCHW
     model = build_model_with_cfg(
         _constructor(cls),
         name,
         pretrained,
         pretrained_filter_fn=fitted,
-        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter", **seen},
         **args,
     )
     _forget_weights(model, displaced)
     model.of_release = released
     return model
+
+
+def _size(name: str, tag: Any) -> dict[str, Any]:
+    """`img_size` of a tag's images; empty for a configuration that is not named by a tag, such as that of a hub."""
+    if not isinstance(tag, str) or not tag:
+        return {}
+    height, width = resolve_pretrained_cfg(name, pretrained_cfg=tag).input_size[1:]
+    return {"img_size": height if height == width else (height, width)}
 
 
 def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> None:
@@ -129,14 +146,25 @@ def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: An
     check_classes(num_classes)
 
 
-def _check_features(kind: Any) -> None:
-    """Raise ValueError for timm's wrappers that take a model apart: they look for features only among its children."""
+def _check_features(kind: Any, normed: bool) -> None:
+    """Raise ValueError for timm's wrappers that take a model apart: they look for features only among its children.
+
+    normed  whether each feature has a norm of its own, which only the getter's come from
+    """
     if isinstance(kind, str):
         known = kind.lower() in ("getter", "fx") or "hook" in kind.lower()
     else:
         known = not (isinstance(kind, type) and issubclass(kind, FeatureDictNet))
     if not known:
         raise ValueError(f"feature_cls is {kind!r}: expected 'getter' (the default), 'hook' or 'fx'")
+    if normed and not _is_getter(kind):
+        raise ValueError(
+            f"feature_cls is {kind!r}, which sees features before their norms (feature_norms=True): expected 'getter'"
+        )
+
+
+def _is_getter(kind: Any) -> bool:
+    return getattr(kind, "__name__", str(kind)).lower() in ("getter", "featuregetternet")
 
 
 def _constructor(cls: type[Backbone]):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..layouts import LAYOUTS
 from ..registry import class_of, variants
 
+WRAPPED = ("model", "body")  # what timm's wrappers for features call the whole model
+
 
 class OverBackbone(nn.Module):
     """A model with a `backbone` of `backbone_of` and the methods that trainers call on a timm model."""
@@ -16,8 +18,9 @@ class OverBackbone(nn.Module):
     backbone: nn.Module
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        model = self.backbone if hasattr(self.backbone, "set_grad_checkpointing") else self.backbone.model
-        model.set_grad_checkpointing(enable)
+        for _, method in self._inner("set_grad_checkpointing"):
+            return method(enable)
+        raise ValueError(f"{type(self.backbone).__name__} has no gradient checkpointing: build it without feature_cls")
 
     def no_weight_decay(self) -> set[str]:
         return {f"{prefix}{name}" for prefix, model in self._inner("no_weight_decay") for name in model()}
@@ -38,8 +41,9 @@ class OverBackbone(nn.Module):
         return {name: rf"{re.escape(f'backbone.{name}')}\." for name, _ in self.backbone.named_children()}
 
     def _inner(self, method: str) -> list[tuple[str, Any]]:
-        """A method of the backbone, or of the model that timm wrapped, with the prefix of its names."""
-        candidates = (("backbone.", self.backbone), ("backbone.model.", getattr(self.backbone, "model", None)))
+        """A method of the model that timm wrapped, or else of the backbone itself, with the prefix of its names."""
+        inner = [(f"backbone.{name}.", child) for name, child in self.backbone.named_children() if name in WRAPPED]
+        candidates = [*inner, ("backbone.", self.backbone)]
         return [(prefix, getattr(model, method)) for prefix, model in candidates if hasattr(model, method)][:1]
 
 
