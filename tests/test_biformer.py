@@ -81,6 +81,24 @@ def test_nchw_attention_pads_what_is_projected():
     torch.testing.assert_close(layer(x), want.unflatten(1, (7, 8)))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_not_rounded_before_it_is_ranked(autocast, monkeypatch):
+    """Regions are those of the float32 means of what is projected; means in bfloat16 have other ones."""
+    layer = attention(FloorRoutedAttention, 32, 2, 7, 4).to(torch.float32 if autocast else torch.bfloat16)
+    route_regions, routes = biformer.route_regions, []
+    monkeypatch.setattr(biformer, "route_regions", lambda *args: routes.append(route_regions(*args)) or routes[-1])
+    x = torch.randn(4, 27, 28, 32, dtype=layer.proj.weight.dtype)  # regions of 3 x 4: 9 down, 7 across
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        layer(x)
+        qkv = layer.qkv(x)
+    assert qkv.dtype == torch.bfloat16
+    wanted = []
+    for maps in (qkv.float(), qkv):
+        q, k, _ = F.avg_pool2d(maps.permute(0, 3, 1, 2), (3, 4)).permute(0, 2, 3, 1).unflatten(3, (3, 2, 16)).unbind(3)
+        wanted.append(route_regions(q, k, (9, 7), 4))
+    assert torch.equal(routes[0], wanted[0]) and not torch.equal(routes[0], wanted[1])
+
+
 def test_both_agree_where_regions_divide_the_map():
     one, other = attention(RoutedAttention, 8, 2, 3, 4), attention(FloorRoutedAttention, 8, 2, 3, 4)
     x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
@@ -169,9 +187,19 @@ def test_heads_that_do_not_divide():
         biformer.BiFormer(heads=(3, 4, 8, 8))
 
 
-def test_no_regions():
-    with pytest.raises(ValueError, match=r"n_win is \(7, 0\) and topk 1: expected at least 1"):
-        biformer.BiFormer(n_win=(7, 0))
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"n_win": (7, 0)}, r"n_win is \(7, 0\): expected at least 1 region a side"),
+        ({"n_win": 3.5}, r"n_win is 3.5: expected at least 1 region a side"),
+        ({"topk": 4}, "topk is 4: expected a number for each of 4 stages but the last"),
+        ({"topk": (1, 0, 16)}, "topk is 0: expected regions that a region attends to, 1 or more"),
+        ({"topk": (1, 4, 2.5)}, "topk is 2.5: expected regions that a region attends to, 1 or more"),
+    ],
+)
+def test_regions_that_there_are_not(given, says):
+    with pytest.raises(ValueError, match=says):
+        biformer.BiFormer(**given)
 
 
 def test_norms_on_features_have_the_published_eps():

@@ -1,5 +1,6 @@
 """What is NAT's and its relatives' alone: dilations, small maps, tables of another window."""
 
+import numpy as np
 import pytest
 import torch
 from timm.models import create_model
@@ -63,6 +64,21 @@ def test_dilations_by_hand():
             create_model("dinat_m", dilations=wrong)
     with pytest.raises(ValueError, match=r"dilations is 'clasification': expected .*'classification', "):
         create_model("dinat_m", dilations="clasification")
+    with pytest.raises(ValueError, match=r"dilations is 2.5: expected a list per stage, of at most \(3, 4, 6, 5\)"):
+        create_model("dinat_m", dilations=2.5)
+    with pytest.raises(ValueError, match=r"dilation is 1.5: expected an odd window and a dilation of 1 or more"):
+        create_model("dinat_m", dilations=[[1.5], [1], [1], [1]])
+
+
+@pytest.mark.parametrize("name", ["nat_m", "nat_iso_s"])
+def test_dilations_of_numpy(name):
+    assert {2} == {dilation for stage in dilations(create_model(name, dilations=np.int64(2))) for dilation in stage}
+
+
+@pytest.mark.parametrize("wrong", ["classification", 2.5])
+def test_isotropic_models_have_no_presets(wrong):
+    with pytest.raises(ValueError, match=f"dilation is {wrong!r}: expected an odd window and a dilation of 1 or more"):
+        create_model("nat_iso_s", dilations=wrong)
 
 
 @pytest.mark.parametrize("given", [{"depths": [1, 2]}, {"depths": [1] * 5}, {"dims": [32] * 3}, {"dims": [32] * 5}])

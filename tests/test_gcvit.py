@@ -114,6 +114,23 @@ def test_images_keep_their_own_queries():
     torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=0, atol=1e-9)
 
 
+def test_stages_without_a_global_block():
+    """They have no generator of queries, whose weights would get no gradient."""
+    model = trained(small(NAME, depths=(1, 2, 1, 1), img_size=64))
+    assert [stage.query is None for stage in model.stages] == [True, False, True, True]
+    assert {key.split(".")[1] for key in model.state_dict() if ".query." in key} == {"1"}
+    x = torch.randn(2, 3, 64, 64)
+    model(x).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    model.set_grad_checkpointing()
+    model.set_input_size(96)
+    found = [{m.window for m in stage.modules() if isinstance(m, WindowAttention)} for stage in model.stages]
+    assert found == [{(3, 3)}, {(3, 3)}, {(6, 6)}, {(3, 3)}] and model.stages[1].query.window == (3, 3)
+    assert model.train()(torch.randn(2, 3, 96, 96)).isfinite().all()
+
+
 def test_global_attention_is_attention_with_the_same_queries_everywhere():
     torch.manual_seed(0)
     attention = GlobalAttention(64, (3, 4)).double()

@@ -116,3 +116,17 @@ def test_first_values():
 def test_first_values_of_the_layer_scale():
     gammas = [module.gamma for module in small("stvit_b").modules() if hasattr(module, "gamma")]
     assert gammas and all(torch.equal(gamma, torch.full_like(gamma, 1e-6)) for gamma in gammas)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cells": (0, 4, 1, 1)}, "cell is 0: expected at least 1 pixel a side"),
+        ({"cells": ((8, -1), 4, 1, 1)}, r"cell is \(8, -1\): expected at least 1 pixel a side"),
+        ({"iterations": 0}, "iterations is 0: expected rounds of averaging, 1 or more"),
+        ({"iterations": 1.5}, "iterations is 1.5: expected rounds of averaging, 1 or more"),
+    ],
+)
+def test_cells_and_rounds_that_there_are_not(given, says):
+    with pytest.raises(ValueError, match=says):
+        create_model("stvit_s", device="meta", **given)

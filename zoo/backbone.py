@@ -44,7 +44,7 @@ def _unnumbered(name: str) -> str:
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, (B, H, W, C) -> (B, H', W', C'); it opens with its downsampler, `norm` closes it."""
+    """Blocks at one resolution, (B, H, W, C) -> (B, H', W', C'); `downsample` opens it, `norm` closes it."""
 
     def __init__(
         self, blocks: Sequence[nn.Module], *, downsample: nn.Module | None = None, norm: nn.Module | None = None
@@ -115,7 +115,7 @@ def _pool(kind: str) -> SelectAdaptivePool2d:
 
 
 class Backbone(nn.Module):
-    """stem -> stages -> head, for any image of at least 32 x 32 pixels.
+    """stem -> stages -> head, for any image of at least `min_img_size` pixels a side, 32 or fewer with four stages.
 
     stem           (B, C, H, W) -> (B, h, w, c)
     stages         each (B, h, w, c) -> (B, h', w', c'); a feature is what leaves a stage

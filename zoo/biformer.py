@@ -7,18 +7,32 @@ related to; its pixels then attend to all pixels of those. Regions shrink with t
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import pooled_attention, route_regions, routed_attention
+from ops.dispatch import wide
 from ops.sizes import covering, cropped, surely, varies
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, check_heads, check_stages, drop_path_rates, init_linear
+from .blocks import (
+    ChainStem,
+    ConvPosition,
+    Halve,
+    Mlp,
+    Nhwc,
+    Residual,
+    check_heads,
+    check_stages,
+    drop_path_rates,
+    image_sides,
+    init_linear,
+    window_sides,
+)
 from .registry import register
 
 for op in (cropped, pooled_attention, route_regions, routed_attention):
@@ -35,7 +49,7 @@ VARIANTS = {
 STL = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 8), "mlp_ratio": 4, "img_size": 224}
 
 
-class Stem(nn.Sequential):
+class Stem(ChainStem):
     """Two 3 x 3 convolutions of stride 2, each with a norm, and an activation between them."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -44,20 +58,12 @@ class Stem(nn.Sequential):
         )
         super().__init__(layers | {"conv2": nn.Conv2d(dim // 2, dim, 3, 2, 1), "norm2": nn.BatchNorm2d(dim)})
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
-        for module in self:
-            x = module(x)
-        return x.permute(0, 2, 3, 1)
 
-
-class StlStem(nn.Sequential):
+class StlStem(ChainStem):
     """A convolution over patches of 4 x 4 pixels, then a norm; incomplete patches are dropped, as published."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__(OrderedDict(conv1=nn.Conv2d(in_chans, dim, 4, 4), norm1=nn.BatchNorm2d(dim)))
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, H // 4, W // 4, dim)
-        return self.norm1(self.conv1(x)).permute(0, 2, 3, 1)
 
 
 class PatchMerge(Nhwc):
@@ -93,9 +99,9 @@ class RoutedAttention(Attention):
 
     def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
         super().__init__(dim, heads, bias=True)
-        self.n_win = to_2tuple(n_win)
-        if min(*self.n_win, topk) < 1:
-            raise ValueError(f"n_win is {n_win} and topk {topk}: expected at least 1")
+        self.n_win = window_sides(n_win, "n_win", "region")
+        if not isinstance(topk, Integral) or topk < 1:
+            raise ValueError(f"topk is {topk!r}: expected regions that a region attends to, 1 or more")
         self.topk = min(topk, self.n_win[0] * self.n_win[1])
         self.scale = dim**-0.5
 
@@ -119,6 +125,18 @@ def floor_regions(h: int, w: int, n_win: tuple[int, int], topk: int) -> tuple[tu
     return size, regions, min(topk, regions[0] * regions[1])
 
 
+@fx.wrap
+@register_notrace_function
+def region_means(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Means over the pixels of each region, padding left out: (B, h, w, C) -> (B, regions, regions, C).
+
+    They are only ranked: computed at least in float32, since half precision would round to ties, and without gradient.
+    """
+    x = x.detach().to(wide(x.dtype)).permute(0, 3, 1, 2)
+    x = F.avg_pool2d(x, [size[0], size[1]], ceil_mode=True, count_include_pad=False)
+    return x.permute(0, 2, 3, 1)
+
+
 def check_one_size(h: int, w: int) -> None:
     """Raise ValueError on export of a program for any size: its regions, which it pools, would vary in number."""
     if torch.compiler.is_exporting() and (varies(h) or varies(w)):
@@ -138,8 +156,8 @@ class FloorRoutedAttention(RoutedAttention):
         size, regions, topk = floor_regions(h, w, self.n_win, self.topk)
         qkv = self.qkv(x)
         v = qkv[..., 2 * x.shape[3] :]
-        means = F.avg_pool2d(qkv.permute(0, 3, 1, 2), [size[0], size[1]], ceil_mode=True, count_include_pad=False)
-        means = means.permute(0, 2, 3, 1).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
+        # with v, which takes less time than a copy without it
+        means = region_means(qkv, size).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
         route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
         q, k, padded = pad_to_regions(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         out = routed_attention(q, k, padded, regions, topk, route, self.scale).flatten(3)[:, :h, :w]
@@ -180,7 +198,11 @@ class BiFormer(Backbone):
                     it runs at any size, as the authors' dense-prediction code does (`auto_pad`). If regions do not
                     divide a normed map, it is padded with zeros at the bottom and right, which are attended
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     stem_class: type[nn.Module] = Stem
@@ -208,8 +230,8 @@ class BiFormer(Backbone):
         feature_norms: bool = False,
     ) -> None:
         check_stages(dims=dims, depths=depths, heads=heads)
-        if len(topk) != len(dims) - 1:
-            raise ValueError(f"topk is {tuple(topk)}: expected a number for each of {len(dims)} stages but the last")
+        if not isinstance(topk, Sequence) or len(topk) != len(dims) - 1:
+            raise ValueError(f"topk is {topk!r}: expected a number for each of {len(dims)} stages but the last")
         kinds = [*(partial(self.routed_class, n_win=n_win, topk=count) for count in topk), self.full_class]
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
@@ -226,7 +248,7 @@ class BiFormer(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.init_layers()
 
     def init_layers(self) -> None:

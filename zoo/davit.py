@@ -7,7 +7,6 @@ the whole map, which costs no more and sees everything. Depthwise convolutions g
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
@@ -21,6 +20,7 @@ from .blocks import (
     WindowAttention,
     check_stages,
     drop_path_rates,
+    image_sides,
     init_linear,
     pad_to_multiple,
 )
@@ -117,7 +117,11 @@ class DaViT(Backbone):
                     to a multiple of 2 before they are merged, and to whole windows before the projection of q, k, v:
                     tokens attend to these zeros. Channel attention and the convolutions only see the map
     drop_path_rate  a linear ramp from 0 over all blocks, two per layer
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     def __init__(
@@ -149,7 +153,7 @@ class DaViT(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
 

@@ -9,7 +9,6 @@ from itertools import cycle, islice
 from numbers import Integral
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
@@ -17,7 +16,16 @@ from ops import neighborhood_attention, unpack
 from ops.sizes import surely
 
 from .backbone import Backbone, Head, Stage
-from .blocks import Block, PaddedAttention, check_heads, check_stages, drop_path_rates, init_linear, init_normal
+from .blocks import (
+    Block,
+    PaddedAttention,
+    check_heads,
+    check_stages,
+    drop_path_rates,
+    image_sides,
+    init_linear,
+    init_normal,
+)
 from .registry import register
 
 for op in (neighborhood_attention, unpack):
@@ -93,9 +101,10 @@ class NeighborhoodAttention(PaddedAttention):
     def __init__(self, dim: int, heads: int, window: int, dilation: int) -> None:
         super().__init__()
         check_heads(dim, heads)
-        if not isinstance(window, Integral) or window < 1 or window % 2 == 0 or dilation < 1:
+        counts = isinstance(window, Integral) and isinstance(dilation, Integral)
+        if not counts or window < 1 or window % 2 == 0 or dilation < 1:
             raise ValueError(
-                f"window is {window}, dilation is {dilation}: expected an odd window and a dilation of 1 or more"
+                f"window is {window}, dilation is {dilation!r}: expected an odd window and a dilation of 1 or more"
             )
         self.heads = heads
         self.window = window
@@ -132,10 +141,14 @@ class DiNAT(Backbone):
                     it runs at any size. Convolutions round up; maps smaller than window_size * dilation are padded as
                     in the authors' code, see `NeighborhoodAttention`
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
 
     The authors meant to exempt tables of relative positions from weight decay, but trained classifiers with it: here
     they decay.
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     presets: Mapping[str, Sequence[Sequence[int]]] = PRESETS
@@ -178,7 +191,7 @@ class DiNAT(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
 
@@ -186,7 +199,7 @@ def expand(
     dilations: Dilations, depths: Sequence[int], presets: Mapping[str, Sequence[Sequence[int]]]
 ) -> list[list[int]]:
     """One list per stage, with one dilation per block."""
-    if isinstance(dilations, int):
+    if isinstance(dilations, Integral):
         patterns = [[dilations]] * len(depths)
     elif isinstance(dilations, str):
         if dilations not in presets:
@@ -199,7 +212,8 @@ def expand(
             raise ValueError(f"{given}. Give a number, or a list per stage")
     else:
         patterns = dilations
-        lists = len(patterns) == len(depths) and all(isinstance(pattern, Sequence) for pattern in patterns)
+        lists = isinstance(patterns, Sequence) and len(patterns) == len(depths)
+        lists = lists and all(isinstance(pattern, Sequence) for pattern in patterns)
         if not lists or not all(0 < len(pattern) <= n for pattern, n in zip(patterns, depths, strict=True)):
             raise ValueError(f"dilations is {dilations}: expected a list per stage, of at most {tuple(depths)} numbers")
     return [list(islice(cycle(pattern), depth)) for pattern, depth in zip(patterns, depths, strict=True)]

@@ -4,11 +4,10 @@ DiNAT-s is Swin with neighborhoods instead of windows. The isotropic models have
 throughout, with neighborhoods, dilated ones, or full attention and the same table of relative positions (vitrpb).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 
 import torch
-from timm.layers import to_2tuple
 from timm.models._input import update_model_input_size
 from torch import Tensor, fx, nn
 
@@ -21,6 +20,7 @@ from .blocks import (
     drop_path_rates,
     image_sides,
     init_linear,
+    map_sides,
     pad_to_multiple,
 )
 from .dinat import PRESETS, DiNAT, NeighborhoodAttention
@@ -91,7 +91,11 @@ class Isotropic(Backbone):
                     224. Here zeros pad an image of any size to whole patches, and a map smaller than
                     window_size * dilation is padded as in DiNAT
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     reduction = 16
@@ -113,7 +117,8 @@ class Isotropic(Backbone):
         feature_norms: bool = False,
     ) -> None:
         check_stages(depths=depths)
-        repeated = [dilations] if isinstance(dilations, int) else list(dilations)
+        several = isinstance(dilations, Iterable) and not isinstance(dilations, str)
+        repeated = list(dilations) if several else [dilations]
         if not repeated:
             raise ValueError("dilations is empty: expected one or more numbers, which are repeated over the blocks")
         spread = cycle(repeated)
@@ -131,7 +136,7 @@ class Isotropic(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
@@ -148,14 +153,11 @@ class ViTRPB(Isotropic):
     def __init__(
         self, dim: int = 384, depths: Sequence[int] = (3, 3, 3, 3), *, img_size: int | tuple[int, int] = 224, **kwargs
     ) -> None:
-        window = self.window_for(image_sides(img_size))
+        window = map_sides(image_sides(img_size), self.reduction)
         super().__init__(dim, depths, window_size=window, dilations=1, img_size=img_size, **kwargs)
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return WindowAttention(dim, dim // 32, window)
-
-    def window_for(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        return -(-img_size[0] // self.reduction), -(-img_size[1] // self.reduction)
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
@@ -163,7 +165,7 @@ class ViTRPB(Isotropic):
         self.img_size = self.img_size if img_size is None else image_sides(img_size)
         for module in self.modules():
             if isinstance(module, WindowAttention):
-                module.set_window(self.window_for(self.img_size))
+                module.set_window(map_sides(self.img_size, self.reduction))
         update_model_input_size(self, self.img_size)
 
 

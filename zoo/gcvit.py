@@ -8,22 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import checkpoint
+import torch.nn.functional as F
+from timm.layers import SqueezeExcite
+from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, fx, nn
 
 from ops import unpack, window_attention
+from ops.sizes import surely
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
     Block,
-    FusedReduce,
-    QueryGenerator,
     Residual,
     WindowAttention,
+    check_stages,
     drop_path_rates,
     image_sides,
     init_linear,
+    map_sides,
     window_sides,
 )
 from .registry import register
@@ -55,6 +58,68 @@ STAGES = ((32, 3, True), (32, 2, True), (16, 1, False), (32, 1, False))
 # the third stage's window for 224 pixels. The detection code, which takes windows as arguments, also halves that
 # stage's map unless its window is this one, whatever image the weights were trained for
 UNHALVED = (14, 14)
+
+
+class FusedMBConv(nn.Module):
+    """x + project(gate(act(depthwise(x)))), without norms, on an NCHW map."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim, bias=False)
+        self.act = nn.GELU()
+        self.se = SqueezeExcite(dim, rd_channels=dim // 4, act_layer=nn.GELU, bias=False)
+        self.project = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return x + self.project(self.se(self.act(self.depthwise(x))))
+
+
+class FusedReduce(nn.Module):
+    """Norm, convolutions, norm, on a (B, H, W, C) map; half the size."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.conv = FusedMBConv(dim)
+        self.reduction = nn.Conv2d(dim, dim_out, 3, 2, 1, bias=False)
+        self.norm2 = nn.LayerNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')
+        x = self.conv(self.norm1(x).permute(0, 3, 1, 2))
+        return self.norm2(self.reduction(x).permute(0, 2, 3, 1))
+
+
+@fx.wrap
+@register_notrace_function
+def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """An NCHW map of queries as one window: interpolated if it is not, as in the published detection code."""
+    is_one = surely(x.shape[2] == window[0]) and surely(x.shape[3] == window[1])
+    return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
+
+
+class QueryGenerator(nn.Module):
+    """Figure 3: one window of queries for all global blocks of a stage, from its map, by `steps` convolutions.
+
+    A head has 32 channels.
+    """
+
+    def __init__(self, dim: int, window: tuple[int, int], steps: int) -> None:
+        super().__init__()
+        self.heads = dim // 32
+        self.convs = nn.ModuleList(FusedMBConv(dim) for _ in range(steps))
+        self.set_window(window, False)
+
+    @torch.jit.ignore
+    def set_window(self, window: tuple[int, int], pool: bool) -> None:
+        """Set the size of a window, and whether every step halves the map."""
+        self.window = window
+        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, wh, ww, heads, D)
+        x = x.permute(0, 3, 1, 2)
+        for conv in self.convs:
+            x = self.pool(conv(x))
+        return fit(x, self.window).permute(0, 2, 3, 1).unflatten(-1, [self.heads, -1])
 
 
 class Stem(nn.Module):
@@ -108,16 +173,16 @@ class GlobalBlock(Block):
 
 
 class GlobalStage(Stage):
-    """A stage whose queries are computed once, from the map that its first block sees."""
+    """A stage whose queries are computed once, from the map that its first block sees; None: no block uses any."""
 
-    def __init__(self, blocks: Sequence[nn.Module], query: QueryGenerator, downsample: nn.Module | None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], query: QueryGenerator | None, downsample: nn.Module | None) -> None:
         super().__init__((), downsample=downsample)
         self.blocks = nn.ModuleList(blocks)
         self.query = query
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         x = self.downsample(x)
-        query = self.query(x)
+        query = x if self.query is None else self.query(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x = checkpoint(block, x, query)
@@ -139,11 +204,15 @@ class GCViT(Backbone):
                     that window is 14 x 14, for any `img_size`
     rel_pos_bias    False: attention without a bias per relative position, an option of the published detection code
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
 
     A built model runs at any size with the windows it has, by the rules of the published detection code (the published
     classification code only takes one size). Normed maps are padded with zeros to whole windows before the projection
     of k and v, and tokens attend to these zeros. Queries that do not form one window are interpolated to one.
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     def __init__(
@@ -163,6 +232,7 @@ class GCViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
+        check_stages(depths=depths)
         if len(depths) != len(STAGES):
             raise ValueError(f"depths is {tuple(depths)}: expected a number for each of {len(STAGES)} stages")
         windows = windows_for(image_sides(img_size), window_size)
@@ -171,7 +241,8 @@ class GCViT(Backbone):
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             options = {"rel_pos_bias": rel_pos_bias, "mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
             blocks = [block(dims[i], windows[i], j, drop_path=rate, **options) for j, rate in enumerate(rates)]
-            query = QueryGenerator(dims[i], windows[i], STAGES[i][1])
+            # the first block is local: weights of a generator that no other block uses would get no gradient
+            query = QueryGenerator(dims[i], windows[i], STAGES[i][1]) if len(blocks) > 1 else None
             stages.append(GlobalStage(blocks, query, FusedReduce(dims[i - 1], dims[i]) if i else None))
         super().__init__(
             Stem(in_chans, dim),
@@ -210,7 +281,11 @@ class GCViT(Backbone):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Size | None = None, window_size: Windows | None = None) -> None:
-        """Change the windows for another image size, or as given (see the class); the tables are interpolated."""
+        """Change the windows for another image size, or as given (see the class); the tables are interpolated.
+
+        Windows that are not given are those for the image, also if the model was built with others. Raises ValueError,
+        and changes nothing, for sizes that there are not.
+        """
         img_size = self.img_size if img_size is None else image_sides(img_size)
         windows = windows_for(img_size, window_size)
         self.img_size = img_size
@@ -219,7 +294,8 @@ class GCViT(Backbone):
                 if isinstance(module, WindowAttention):
                     module.set_window(windows[i])
             halved = i == 2 and window_size is not None and windows[i] != UNHALVED
-            stage.query.set_window(windows[i], STAGES[i][2] or halved)
+            if stage.query is not None:
+                stage.query.set_window(windows[i], STAGES[i][2] or halved)
         update_model_input_size(self, img_size)
         update_model_args(self, window_size=window_size)
 
@@ -227,7 +303,7 @@ class GCViT(Backbone):
 def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -> list[tuple[int, int]]:
     """The window of each stage."""
     if window_size is None:
-        return [(-(-img_size[0] // ratio), -(-img_size[1] // ratio)) for ratio, _, _ in STAGES]
+        return [map_sides(img_size, ratio) for ratio, _, _ in STAGES]
     if not isinstance(window_size, Sequence) or len(window_size) == 2:
         window_size = [window_size] * len(STAGES)
     if len(window_size) != len(STAGES):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import deform_conv2d
 
 from ops import pooled_attention, unpack, window_attention
-from ops.dispatch import autocasts, by_reference
+from ops.dispatch import autocasts, by_reference, wide
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
@@ -27,6 +27,7 @@ from .blocks import (
     check_heads,
     check_stages,
     drop_path_rates,
+    image_sides,
     init_linear,
     pad_to_multiple,
 )
@@ -63,9 +64,9 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     Computed at least in float32, also under autocast: offsets are fractions of a pixel. Where ops run their reference,
     so does this: with operators that have derivatives of any order, also forward-mode, which neither fast path has.
     """
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    x, offset, kernel = x.to(wide), offset.to(wide), weight.to(wide)
-    bias = None if bias is None else bias.to(wide)
+    dtype = wide(weight.dtype)
+    x, offset, kernel = x.to(dtype), offset.to(dtype), weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     if not torch.jit.is_scripting():
         if torch.onnx.is_in_onnx_export():
             # onnxruntime may have no deformable convolution
@@ -246,7 +247,11 @@ class LITv2(Backbone):
                     of 4, and normed maps to whole windows: tokens attend to these zeros. When a map is halved, an odd
                     last row or column is dropped
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     def __init__(
@@ -282,7 +287,7 @@ class LITv2(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
     @staticmethod

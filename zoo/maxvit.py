@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import torch
-from timm.layers import GELUTanh
+import torch.nn.functional as F
+from timm.layers import DropPath, GELUTanh, SqueezeExcite
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
-    AvgPool2dSame,
-    Conv2dSame,
-    ConvStem,
-    MBConv,
     Mlp,
     Residual,
     WindowAttention,
@@ -26,6 +23,7 @@ from .blocks import (
     drop_path_rates,
     image_sides,
     init_fan_out,
+    map_sides,
     window_sides,
 )
 from .registry import register
@@ -47,6 +45,95 @@ VARIANTS = {
     for pixels in (224, 384, 512)
 }
 TORCHVISION_VARIANTS = {"maxvit_t_tv": VARIANTS["maxvit_t"]}
+
+
+class Conv2dSame(nn.Conv2d):
+    """TensorFlow's padding "same" on an NCHW map: ceil(size / stride) outputs, odd padding at the bottom and right."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        # plain arithmetic on sizes, no branch on them: torch.fx traces this
+        (kh, kw), (sh, sw) = self.kernel_size, self.stride
+        pad_h = ((x.shape[2] + sh - 1) // sh - 1) * sh + kh - x.shape[2]
+        pad_w = ((x.shape[3] + sw - 1) // sw - 1) * sw + kw - x.shape[3]
+        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class AvgPool2dSame(nn.AvgPool2d):
+    """TensorFlow's 2 x 2 average pooling: ceil(size / 2) outputs, positions outside the map left out of the mean."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, ceil_mode=True, count_include_pad=False)
+
+
+class ConvStem(nn.Module):
+    """Two 3 x 3 convolutions, the first of stride 2; a batch norm and an activation between them, nothing after."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        conv: type[nn.Conv2d] = nn.Conv2d,
+        act: type[nn.Module] = nn.GELU,
+        bias: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        padding = 0 if conv is Conv2dSame else 1
+        self.conv1 = conv(in_chans, dim, 3, 2, padding, bias=bias)
+        self.norm1 = nn.BatchNorm2d(dim, eps)
+        self.act = act()
+        self.conv2 = conv(dim, dim, 3, 1, padding)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 2), ceil(W / 2), dim)
+        return self.conv2(self.act(self.norm1(self.conv1(x)))).permute(0, 2, 3, 1)
+
+
+class MBConv(nn.Module):
+    """The inverted bottleneck: norm, expand, depthwise, squeeze-and-excite, project; residual to the raw input.
+
+    conv      the class of the depthwise convolution, `Conv2dSame` or `nn.Conv2d` (then padded by 1 on each side)
+    act       the class of the activation, built without arguments
+    shortcut  module for the raw input: pooling and a change of width, if the block has them, or None
+
+    The squeeze is a quarter of the output width. Figure 2 and Appendix A.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        stride: int = 1,
+        expand: int = 4,
+        conv: type[nn.Conv2d] = Conv2dSame,
+        act: type[nn.Module] = nn.GELU,
+        shortcut: nn.Module | None = None,
+        drop_path: float = 0.0,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        hidden = expand * dim_out
+        padding = 0 if conv is Conv2dSame else 1
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.norm = nn.BatchNorm2d(dim, eps)
+        self.expand = nn.Conv2d(dim, hidden, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden, eps)
+        self.depthwise = conv(hidden, hidden, 3, stride, padding, groups=hidden, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden, eps)
+        self.act = act()
+        self.se = SqueezeExcite(hidden, rd_channels=dim_out // 4, act_layer=nn.SiLU)
+        self.project = nn.Conv2d(hidden, dim_out, 1)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C')
+        x = x.permute(0, 3, 1, 2)
+        shortcut = self.shortcut(x)
+        x = self.act(self.norm1(self.expand(self.norm(x))))
+        x = self.act(self.norm2(self.depthwise(x)))
+        x = shortcut + self.drop_path(self.project(self.se(x)))
+        return x.permute(0, 2, 3, 1)
 
 
 class MaxViTBlock(nn.Module):
@@ -87,9 +174,13 @@ class MaxViT(Backbone):
                     None: from `img_size`
     partition_ratio  pixels of the image per token of a window that is made for it, along a side
     drop_path_rate  the authors' ramp: block b of N drops its branches with probability drop_path_rate * b / N
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`
     bn_momentum     share of a batch in the running statistics of the batch norms: 0.1, as in timm. The authors and
                     torchvision use 0.01, which takes some hundred steps from scratch until evaluation matches training
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     no_decay = ("rpb",)
@@ -118,8 +209,6 @@ class MaxViT(Backbone):
         bn_momentum: float = 0.1,
     ) -> None:
         check_stages(dims=dims, depths=depths)
-        if min(depths) < 1:
-            raise ValueError(f"depths is {tuple(depths)}: expected at least one block per stage, which halves its map")
         windows = windows_for(image_sides(img_size), window_size, grid_size, partition_ratio)
         rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
         stages = []
@@ -143,6 +232,7 @@ class MaxViT(Backbone):
             feature_norms=feature_norms,
         )
         self.img_size = image_sides(img_size)
+        self.partition_ratio = partition_ratio
         self.apply(init_fan_out)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -187,17 +277,22 @@ class MaxViT(Backbone):
         img_size: Size | None = None,
         window_size: Size | None = None,
         grid_size: Size | None = None,
-        partition_ratio: int = 32,
+        partition_ratio: int | None = None,
     ) -> None:
-        """Change the windows for another image size, or as given (see the class); the tables are interpolated."""
+        """Change the windows for another image size, or as given (see the class); the tables are interpolated.
+
+        A size and a ratio that are not given stay as they are. Windows that are not given are those for the image, also
+        if the model was built with others. Raises ValueError, and changes nothing, for sizes that there are not.
+        """
         img_size = self.img_size if img_size is None else image_sides(img_size)
-        windows = windows_for(img_size, window_size, grid_size, partition_ratio)
-        self.img_size = img_size
+        ratio = self.partition_ratio if partition_ratio is None else partition_ratio
+        windows = windows_for(img_size, window_size, grid_size, ratio)
+        self.img_size, self.partition_ratio = img_size, ratio
         for module in self.modules():
             if isinstance(module, WindowAttention):
                 module.set_window(windows[module.partition])
         update_model_input_size(self, img_size)
-        update_model_args(self, window_size=window_size, grid_size=grid_size, partition_ratio=partition_ratio)
+        update_model_args(self, window_size=window_size, grid_size=grid_size, partition_ratio=ratio)
 
 
 class TorchvisionMaxViT(MaxViT):
@@ -226,7 +321,7 @@ def windows_for(
     """The windows of each kind of attention."""
     if not isinstance(ratio, Integral) or ratio < 1:
         raise ValueError(f"partition_ratio is {ratio!r}: expected pixels per token of a window, 1 or more")
-    own = (-(-img_size[0] // ratio), -(-img_size[1] // ratio))
+    own = map_sides(img_size, ratio)
     given = {"block": window_size, "grid": grid_size}
     return {kind: window_sides(own if size is None else size) for kind, size in given.items()}
 

@@ -18,7 +18,7 @@ from timm.models import (
 )
 
 from .backbone import Backbone
-from .blocks import check_classes, image_sides
+from .blocks import check_classes, check_stages, image_sides
 from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
@@ -108,6 +108,7 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
         kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
         fitted = partial(fitted, layout=layout)
     args = {**_VARIANTS[name], **_size(name, kwargs.get("pretrained_cfg")), **kwargs}
+    check_stages(depths=args["depths"])
     seen = {} if _is_getter(kind) else {"output_fmt": "NHWC"}  # by hooks and graphs; the getter asks for NCHW
     model = build_model_with_cfg(
         _constructor(cls),

@@ -28,6 +28,7 @@ from .blocks import (
     image_sides,
     init_fan_out,
     is_plain,
+    map_sides,
 )
 from .registry import register
 
@@ -213,12 +214,16 @@ class SGFormer(Backbone):
                     released weights run on 112 x 448 as published, with the table of 224 x 224 read in order, since
                     there are as many tokens; with img_size=(112, 448) it is interpolated to that map
     drop_path_rate  a linear ramp from 0 over all blocks
+    global_pool     "avg", "max", "avgmax" or "", see `Head`
+    drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`; the authors published no version for dense prediction
 
     A built model runs at any size; the published code takes sides that are multiples of 112. If the table has as many
     entries as the map has tokens it is read in order, as published, else interpolated. Windows at the border are cut
     off. The reduced map drops incomplete pixels at the bottom and right, as published. The last run of a group is
     padded with zeros, and groups end at their shares of the tokens, rounded down.
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     def __init__(
@@ -244,7 +249,7 @@ class SGFormer(Backbone):
             downsample = halve(dims[i - 1], dims[i]) if i else None
             stages.append(GuidedStage(blocks, downsample, nn.LayerNorm(dims[i], 1e-6)))
         super().__init__(
-            Stem(in_chans, dims[0], grid_for(image_sides(img_size))),
+            Stem(in_chans, dims[0], map_sides(image_sides(img_size), 4)),
             stages,
             Head(dims[-1], num_classes, pool=global_pool, drop_rate=drop_rate),
             dims=dims,
@@ -263,12 +268,8 @@ class SGFormer(Backbone):
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
         """Change the table of positions for another image size; it is interpolated."""
         self.img_size = self.img_size if img_size is None else image_sides(img_size)
-        self.stem.position.set_grid(grid_for(self.img_size))
+        self.stem.position.set_grid(map_sides(self.img_size, 4))
         update_model_input_size(self, self.img_size)
-
-
-def grid_for(img_size: tuple[int, int]) -> tuple[int, int]:
-    return -(-img_size[0] // 4), -(-img_size[1] // 4)
 
 
 def halve(dim: int, dim_out: int) -> Nhwc:

@@ -7,15 +7,28 @@ pixel gets back the results of its cells, in the same shares.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Integral
 
-from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
 from ops import pooled_attention, scatter_super_tokens, super_tokens
 
 from .backbone import Backbone, Head, Stage
-from .blocks import ConvPosition, Halve, Mlp, Nhwc, Residual, check_heads, check_stages, drop_path_rates, init_linear
+from .blocks import (
+    ChainStem,
+    ConvPosition,
+    Halve,
+    Mlp,
+    Nhwc,
+    Residual,
+    check_heads,
+    check_stages,
+    drop_path_rates,
+    image_sides,
+    init_linear,
+    window_sides,
+)
 from .registry import register
 
 for op in (pooled_attention, scatter_super_tokens, super_tokens):
@@ -50,7 +63,7 @@ HEAD_WIDTH = 1024
 LAYER_SCALE = 1e-6
 
 
-class Stem(nn.Sequential):
+class Stem(ChainStem):
     """Four 3 x 3 convolutions, the first and third of stride 2; the activation comes before the norm."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -60,11 +73,6 @@ class Stem(nn.Sequential):
             self.add_module(f"conv{i + 1}", nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1))
             self.add_module(f"act{i + 1}", nn.GELU())
             self.add_module(f"norm{i + 1}", nn.BatchNorm2d(widths[i + 1]))
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
-        for module in self:
-            x = module(x)
-        return x.permute(0, 2, 3, 1)
 
 
 class SelfAttention(nn.Module):
@@ -86,9 +94,13 @@ class SelfAttention(nn.Module):
 class SuperTokenAttention(nn.Module):
     """Figure 2: pixels to super tokens, attention among these, and back. With cells of one pixel, plain attention."""
 
-    def __init__(self, dim: int, heads: int, cell: tuple[int, int], iterations: int, differentiable: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, cell: int | tuple[int, int], iterations: int, differentiable: bool
+    ) -> None:
         super().__init__()
-        self.cell = cell
+        if not isinstance(iterations, Integral) or iterations < 1:
+            raise ValueError(f"iterations is {iterations!r}: expected rounds of averaging, 1 or more")
+        self.cell = window_sides(cell, "cell", "pixel")
         self.iterations = iterations
         self.differentiable = differentiable
         self.refine = SelfAttention(dim, heads)
@@ -137,7 +149,11 @@ class STViT(Backbone):
                         that: it runs at any size, as the authors' code does. Normed maps are padded with zeros to whole
                         cells, and these zeros count in the averages
     drop_path_rate      a linear ramp from 0 over all blocks
+    global_pool         "avg", "max", "avgmax" or "", see `Head`
+    drop_rate           probability of dropout before the classifier
     feature_norms       see `Backbone`; the authors published no version for dense prediction
+
+    Raises ValueError for arguments that fit no layer, or not each other.
     """
 
     def __init__(
@@ -167,7 +183,7 @@ class STViT(Backbone):
         for i, (dim, count, cell, ramp) in enumerate(zip(dims, heads, cells, rates, strict=True)):
             scale = LAYER_SCALE if i in layer_scale_stages else None
             blocks = [
-                Block(dim, SuperTokenAttention(dim, count, to_2tuple(cell), iterations, differentiable), rate, scale)
+                Block(dim, SuperTokenAttention(dim, count, cell, iterations, differentiable), rate, scale)
                 for rate in ramp
             ]
             stages.append(Stage(blocks, downsample=Halve(dims[i - 1], dim) if i else None))
@@ -180,7 +196,7 @@ class STViT(Backbone):
             in_chans=in_chans,
             feature_norms=feature_norms,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_sides(img_size)
         init_linear(self.head.fc)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as all_modules
 
 from ops import unpack, window_attention
+from ops.dispatch import wide
 from ops.sizes import surely
 
 from .checks import check_heads, window_sides
@@ -23,8 +24,7 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
     """A table of relative positions (heads, 2h-1, 2w-1) for another window: (heads, *size), with half-pixel centres."""
     if tuple(table.shape[1:]) == tuple(size):
         return table
-    dtype = table.dtype if table.dtype in (torch.float32, torch.float64) else torch.float32
-    resized = F.interpolate(table[None].to(dtype), size=size, mode=mode, align_corners=False)
+    resized = F.interpolate(table[None].to(wide(table.dtype)), size=size, mode=mode, align_corners=False)
     return resized[0].to(table.dtype)
 
 
@@ -88,6 +88,8 @@ class WindowAttention(PaddedAttention):
     rel_pos_bias    False: no bias per relative position
     attend_padding  if a window reaches over the border of the map. False: positions outside are not attended. True:
                     they are attended as if the input were zero there, so that keys and values are the projection's bias
+
+    Raises ValueError if the heads do not divide `dim`, and for windows without tokens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The block of most transformers."""
+"""The block of GC ViT, of NAT and of their relatives."""
 
 from collections import OrderedDict
 

@@ -7,12 +7,18 @@ from typing import Any
 from timm.layers import to_2tuple
 
 
-def check_stages(**args: Sequence[Any]) -> None:
-    """Raise ValueError unless all arguments have one number per stage, and there is a stage."""
-    lengths = {len(value) for value in args.values()}
+def check_stages(**args: Any) -> None:
+    """Raise ValueError unless all arguments have one number per stage, there is a stage, and none is without blocks.
+
+    The channels and the blocks of the stages are those called `dims` and `depths`.
+    """
+    lengths = {len(value) if isinstance(value, Sequence) else 0 for value in args.values()}
     if len(lengths) > 1 or 0 in lengths:
-        given = ", ".join(f"{name} is {tuple(value)}" for name, value in args.items())
+        given = ", ".join(f"{name} is {value!r}" for name, value in args.items())
         raise ValueError(f"{given}: expected one number per stage in each")
+    for name, unit in (("dims", "channel"), ("depths", "block")):
+        if not _are_counts(args.get(name, ())):
+            raise ValueError(f"{name} is {args[name]!r}: expected at least one {unit} per stage")
 
 
 def check_classes(num_classes: Any) -> None:
@@ -23,25 +29,28 @@ def check_classes(num_classes: Any) -> None:
 
 def check_heads(dim: int, heads: int) -> None:
     """Raise ValueError unless `dim` channels divide into `heads` heads of equal width."""
-    if heads < 1 or dim % heads:
+    if not _are_counts((dim, heads)) or dim % heads:
         raise ValueError(f"dim {dim} does not divide into {heads} heads")
 
 
 def image_sides(img_size: Any) -> tuple[int, int]:
     """(height, width) in pixels of an image given so, or as one number. Raises ValueError if there are none."""
     sides = [img_size] * 2 if isinstance(img_size, Integral) else img_size
-    if not isinstance(sides, Sequence) or not _are_sides(sides):
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not _are_counts(sides):
         raise ValueError(f"img_size is {img_size!r}: expected pixels a side, or (height, width)")
     return int(sides[0]), int(sides[1])
 
 
-def window_sides(window: int | tuple[int, int]) -> tuple[int, int]:
-    """(vertical, horizontal) tokens of a window given so, or as one number. Raises ValueError if there are none."""
+def window_sides(window: int | tuple[int, int], name: str = "window", unit: str = "token") -> tuple[int, int]:
+    """(vertical, horizontal) tokens of a window given so, or as one number. Raises ValueError if there are none.
+
+    name, unit  of what else is given in this form, and of what its sides count, for the message
+    """
     sides = to_2tuple(window)
-    if not _are_sides(sides):
-        raise ValueError(f"window is {window}: expected at least 1 token a side, or (vertical, horizontal)")
+    if len(sides) != 2 or not _are_counts(sides):
+        raise ValueError(f"{name} is {window}: expected at least 1 {unit} a side, or (vertical, horizontal)")
     return sides
 
 
-def _are_sides(sides: Sequence[Any]) -> bool:
-    return len(sides) == 2 and all(isinstance(side, Integral) and side > 0 for side in sides)
+def _are_counts(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(number, Integral) and number > 0 for number in numbers)

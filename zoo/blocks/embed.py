@@ -7,11 +7,26 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
-from ops.sizes import varies
+from ops.dispatch import wide
+from ops.sizes import ceil, varies
 
-from .conv import Conv2dSame, pad_to_multiple
+from .conv import pad_to_multiple
 
 fx.wrap(pad_to_multiple)  # in every module that calls it: that is where torch.fx looks
+
+
+def map_sides(img_size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """(height, width) of the map of an image, with one pixel for `reduction` of the image along a side, rounded up."""
+    return ceil(img_size[0], reduction), ceil(img_size[1], reduction)
+
+
+class ChainStem(nn.Sequential):
+    """A chain of NCHW modules on an image."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, H', W', C)
+        for module in self:
+            x = module(x)
+        return x.permute(0, 2, 3, 1)
 
 
 class PatchStem(nn.Module):
@@ -27,36 +42,11 @@ class PatchStem(nn.Module):
         return self.norm(self.conv1(pad_to_multiple(x, self.patch)).permute(0, 2, 3, 1))
 
 
-class ConvStem(nn.Module):
-    """Two 3 x 3 convolutions, the first of stride 2; a batch norm and an activation between them, nothing after."""
-
-    def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        *,
-        conv: type[nn.Conv2d] = nn.Conv2d,
-        act: type[nn.Module] = nn.GELU,
-        bias: bool = True,
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        padding = 0 if conv is Conv2dSame else 1
-        self.conv1 = conv(in_chans, dim, 3, 2, padding, bias=bias)
-        self.norm1 = nn.BatchNorm2d(dim, eps)
-        self.act = act()
-        self.conv2 = conv(dim, dim, 3, 1, padding)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 2), ceil(W / 2), dim)
-        return self.conv2(self.act(self.norm1(self.conv1(x)))).permute(0, 2, 3, 1)
-
-
 @fx.wrap
 @register_notrace_function
 def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A table of positions (1, h * w, C), interpolated from its grid h x w to another, bicubic, half-pixel centres."""
-    wide = torch.float64 if table.dtype == torch.float64 else torch.float32
-    x = table.to(wide).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
+    x = table.to(wide(table.dtype)).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
     x = F.interpolate(x, [size[0], size[1]], mode="bicubic", align_corners=False)
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
@@ -80,7 +70,7 @@ class PositionTable(nn.Module):
 
     It starts as sines and cosines of the column in the first half of the channels, and of the row in the second. `grid`
     is the map that it is made for, (rows, columns). A map with as many tokens reads it in row-major order, whatever its
-    sides; for any other map it is interpolated.
+    sides; for any other map it is interpolated. Raises ValueError unless `dim` is a multiple of 4.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int]) -> None:

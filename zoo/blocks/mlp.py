@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))) over the last axis; `hidden` units in between."""
+    """fc2(act(fc1(x))) over the last axis; `hidden` units in between. Raises ValueError if there are none."""
 
     def __init__(self, dim: int, hidden: int, act: type[nn.Module] = nn.GELU) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The residual branch that every block of the zoo consists of."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
@@ -27,7 +28,10 @@ def drop_path_rates(rate: float, depths: Sequence[int], *, reached: bool = True)
 
     reached   True: the last block has `rate`, as torch.linspace(0, rate, N); False: block b has rate * b / N, as in the
               authors' MaxViT
+    Raises ValueError unless `rate` is a probability.
     """
+    if not isinstance(rate, Real) or not 0 <= rate <= 1:
+        raise ValueError(f"drop_path_rate is {rate!r}: expected a probability, from 0 to 1")
     total = sum(depths)
     last = max(total - 1, 1) if reached else total
     ramp = iter([rate * block / last for block in range(total)])
