@@ -132,14 +132,27 @@ def with_classes_of(run: Path, data: Data) -> Data:
     renumbered as in the run. Dense labels are not renumbered: there only the last classes may be missing.
     """
     there, here = read(run).get("class_names") or [], data.class_names
-    if data.subset is not None or data.truths is not None or len(here) >= len(there):
+    if data.subset is not None or data.truths is not None or here == there or len(here) > len(there):
         return data
+    here = _own_names(data)
     if here != there[: len(here)]:
         if isinstance(data.val, dense.Dense) or here != [name for name in there if name in here]:
             return data
         records = data.val.records
         records.labels = np.array([there.index(name) for name in here])[records.labels]
     return replace(data, num_classes=len(there), class_names=there)
+
+
+def _own_names(data: Data) -> list[str]:
+    """The names of the data's classes, without the numbers that `model.num_classes` appends for those without images.
+
+    They are appended to the classes of the data at hand, so that they hide which of the run's it lacks.
+    """
+    names = data.class_names
+    count = next((place for place in range(len(names), 0, -1) if names[place - 1] != str(place - 1)), 0)
+    if count == len(names) or isinstance(data.val, dense.Dense):
+        return names
+    return names[: max(count, int(data.val.records.labels.max(initial=-1)) + 1)]
 
 
 def check_classes(run: Path, data: Data, name: str) -> None:
@@ -177,13 +190,15 @@ def _other_classes(recorded: dict[str, Any], data: Data) -> str | None:
     count = recorded.get("num_classes", data.num_classes)
     if count != data.num_classes:
         return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
-    if data.subset is not None or data.truths is not None or _only_counted(there) or _only_counted(here):
+    counted = _only_counted(there) or _only_counted(here)
+    if data.subset is not None or data.truths is not None or (counted and not _nested(there, here)):
         return None
     place = _place(words(there), words(here))
     if place is None:
         return None
     first = f"class {place} is {there[place]!r} in the run and {here[place]!r} in the data"
-    return f"{first} (the run: {_listed(there)}; the data: {_listed(here)})"
+    hint = "; folders sort as text, 10 before 2, unless their numbers have leading zeros" if counted else ""
+    return f"{first} (the run: {_listed(there)}; the data: {_listed(here)}){hint}"
 
 
 def _place(there: Sequence[str], here: Sequence[str]) -> int | None:
@@ -194,6 +209,11 @@ def _place(there: Sequence[str], here: Sequence[str]) -> int | None:
 
 def _only_counted(names: Sequence[str]) -> bool:
     return all(name == str(index) for index, name in enumerate(names))
+
+
+def _nested(there: Sequence[str], here: Sequence[str]) -> bool:
+    """Whether one has all names of the other: numbers that were counted then name the same classes, as folders do."""
+    return set(there) <= set(here) or set(here) <= set(there)
 
 
 def words(names: Sequence[str]) -> Sequence[str]:

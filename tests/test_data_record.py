@@ -13,6 +13,7 @@ from recipes.data import Data, dense, imagenet
 from recipes.data.coco import Coco
 from recipes.data.folder import Folder, Listing
 from recipes.settings import RunError
+from recipes.tasks.classify import with_classes
 
 ANIMALS = ["ant", "bee", "cow"]
 
@@ -95,6 +96,43 @@ def test_validation_may_lack_classes(begun):
     for names in (ANIMALS, ["bee", "ant"], ["ant", "cat"], ["ant", "bee", "cow", "dog"]):
         same = data(names)
         assert data_record.with_classes_of(run, same) is same
+
+
+def test_numbered_folders_sort_as_text(begun):
+    """Numbers that were counted and folders of these names are the same classes, but not in the same order."""
+    counted = list(map(str, range(12)))
+    folders = sorted(counted)
+    lacking = [*(name for name in folders if name != "9"), "11"]  # with model.num_classes=12
+    for there, here in ((counted, folders), (folders, counted), (counted, lacking), (lacking, counted)):
+        run, val = begun(there), SimpleNamespace(records=SimpleNamespace(labels=np.arange(11)))
+        found = data_record.with_classes_of(run, replace(data(here), val=val))
+        with pytest.raises(RunError, match=r"class 2 is '(2|10)' in the run and '(10|2)' in the data .*leading zeros"):
+            data_record.check_classes(run, found, "photos")
+        assert val.records.labels.tolist() == list(range(11))
+    for names in ([f"{number:02}" for number in range(12)], "abcdefghijkl"):
+        data_record.check_classes(begun(counted), data(names), "photos")
+        data_record.check_classes(begun(names), data(counted), "shards without names")
+
+
+def test_validation_may_lack_classes_of_a_larger_model(begun):
+    """model.num_classes=5, which the task has appended to the classes that it found."""
+    run = begun([*ANIMALS, "3", "4"])
+    for names, labels, expected in (
+        (["ant", "cow"], [0, 1, 1, 0], [0, 2, 2, 0]),
+        (["ant", "bee"], [0, 1, 1, 0], [0, 1, 1, 0]),
+        (["cow"], [0] * 4, [2] * 4),
+    ):
+        source = SimpleNamespace(records=SimpleNamespace(labels=np.array(labels)))
+        given = with_classes(replace(data(names), val=source), 5)
+        found = data_record.with_classes_of(run, given)
+        assert found.class_names == [*ANIMALS, "3", "4"] and source.records.labels.tolist() == expected
+        data_record.check_classes(run, replace(found, val=range(4)), "photos")
+    for names in (["ant", "cat"], ["bee", "ant"], ["ant", "1"]):  # the last has images, and is no class of the run
+        source = SimpleNamespace(records=SimpleNamespace(labels=np.array([0, 1])))
+        given = with_classes(replace(data(names), val=source), 5)
+        assert data_record.with_classes_of(run, given) is given and source.records.labels.tolist() == [0, 1]
+        with pytest.raises(RunError, match=r"in the run and .* in the data"):
+            data_record.check_classes(run, replace(given, val=range(4)), "photos")
 
 
 def test_a_run_goes_on_with_as_many_images(begun, capsys):
