@@ -122,7 +122,8 @@ class Backbone(nn.Module):
     dims           channels of each feature
     reductions     pixels of the image per pixel of each feature, along a side; default: 4, 8, 16 and so on
     feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` return, as
-                   in the published dense-prediction versions
+                   in the published dense-prediction versions. A classifier does not use them: they have no gradients,
+                   which DistributedDataParallel reports as an error
     """
 
     no_decay: tuple[str, ...] = ()  # last components of parameter names that never decay
