@@ -216,12 +216,12 @@ def load(task: Task, data: Any, kept: Kept | None) -> nn.Module:
     if kept is None:
         return task.build_model(data)
     model = task.build_model(data, pretrained=False)
-    _fill(model, kept.tensors, kept.place)
+    _fill(model, kept.tensors, kept.place, kept.part)
     say(f"{kept.checkpoint.path}: step {kept.checkpoint.state['step']}, {kept.part} weights")
     return model
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, part: str) -> None:
     """Load the weights of a run; the tables of a backbone built for another size are interpolated, which is printed."""
     try:
         model.load_state_dict(tensors)
@@ -230,7 +230,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         mismatch = error
     try:
         if isinstance(model, Backbone):
-            report = load_checkpoint(model, Checkpoint(str(path), {"raw": tensors}))
+            report = load_checkpoint(model, Checkpoint(str(path), {"ema" if part == "ema" else "raw": tensors}))
             if not report.head_remade:
                 say(report.message)
                 return

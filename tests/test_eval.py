@@ -203,7 +203,8 @@ def test_weights_of_another_shape(run):
     checkpoint = find_checkpoint(run)
     said = r"have other shapes than the requested model.*: size mismatch for weight: .*\. And 1 more$"
     with pytest.raises(RunError, match=said):
-        evaluation._fill(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 5), "bias": torch.zeros(4)}, checkpoint.path)
+        tensors = {"weight": torch.zeros(3, 5), "bias": torch.zeros(4)}
+        evaluation._fill(torch.nn.Linear(2, 3), tensors, checkpoint.path, "ema")
 
 
 def test_a_run_with_tables_is_measured_at_another_size(tmp_path, capsys, monkeypatch):
