@@ -77,7 +77,7 @@ def test_export_with_any_batch(name):
 @pytest.mark.slow
 @every_small
 def test_compiled_ahead_of_time(name, tmp_path):
-    """A program of any number of images becomes a library, which needs neither this package nor Python."""
+    """A program for any number of images becomes a library."""
     model = Ranked(trained(small(name)))
     inputs = with_rankings(model, torch.randn(2, 3, 64, 96))
     program = torch.export.export(model, inputs, dynamic_shapes=any_batch(inputs))

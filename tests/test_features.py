@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.models import FeatureListNet
 
-import zoo
+import zoo.show
 from families import SMALL
 from test_models import small, trained
 from zoo.heads import segmenter
@@ -59,6 +59,7 @@ def test_hooked_models_are_loaded_and_trained_as_others(tmp_path):
         torch.testing.assert_close(found.permute(0, 3, 1, 2), want)
     with pytest.raises(zoo.CheckpointError, match=r"A graph \(feature_cls='fx'\) takes weights as it is built: "):
         zoo.load_checkpoint(graph, tmp_path / "weights.pth")
+    assert zoo.show.names(hooked) == zoo.show.names(source)
     model = segmenter(hooked, 5, channels=16)
     named = dict(model.named_parameters())
     assert model.lr_scales() and model.lr_scales().keys() <= named.keys()
