@@ -26,10 +26,14 @@ class Choices:
         """The configurations for these arguments; tensors may be given as dtypes.
 
         A third stage takes half as much shared memory again, which not every GPU has for heads with many channels D.
-        Two warps do not have the registers for a tile with more than 64 keys, BLOCK_N.
+        Two warps do not have the registers for a tile with more than 64 keys, BLOCK_N. Three matmuls in the place of
+        one need more registers than a limit leaves.
         """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
         found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
+        if found is self.float32 and constants.get("PRECISION") == "tf32x3":
+            alone = (config for config in (*self.half, *self.float32, choice(8, 1)) if config.maxnreg is None)
+            found = tuple({str(config): config for config in alone}.values())
         stages = 3 if constants.get("D", NARROW + 1) <= NARROW else 2
         warps = 4 if constants.get("BLOCK_N", 0) > 64 else 1
         return tuple(config for config in found if config.num_stages <= stages and config.num_warps >= warps)
@@ -177,11 +181,27 @@ def preferred(tuner: Any, first: triton.Config) -> triton.Config:
     return first if known and times[first][0] <= CHANCE * times[best][0] else best
 
 
+_float32: str | None = None  # how float32 is multiplied, if torch's own matmuls do not decide
+
+
+def multiply_float32(how: str) -> None:
+    """Set how this process multiplies float32, for benchmarks and checks.
+
+    how  "ieee" or "tf32", for torch's own matmuls too; or "tf32x3", for kernels alone: three matmuls in TF32, of the
+         rounded values and of what rounding left, with nearly the precision of IEEE's
+    """
+    global _float32
+    _float32 = how if how == "tf32x3" else None
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if how == "tf32" else "ieee"
+
+
 def precision() -> str:
     """How `tl.dot` multiplies float32: in IEEE precision, unless the user allows TF32 for torch's own matmuls.
 
     `fp32_precision` reflects both of torch's APIs; the older getter raises an error once the newer API has been used.
     """
+    if _float32 is not None:
+        return _float32
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and has_tf32() else "ieee"
 
 

@@ -61,6 +61,14 @@ def test_every_kernel_builds(launches, target):
     assert all(cost.fits for cost in costs), table(costs)
 
 
+def test_float32_as_three_matmuls_in_tf32(monkeypatch):
+    """With eight warps and all registers, no forward pass of windows spills."""
+    monkeypatch.setattr("ops.launching._float32", "tf32x3")
+    launch = next(launch for launch in windows(8, torch.float32) if "forward" in name(launch))
+    costs = [compile(launch, "sm_90", config) for config in configurations(launch) if config.num_warps == 8]
+    assert costs and all(cost.fits and not cost.spilled for cost in costs), table(costs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(variants()))
 def test_two_blocks_a_stage_launch_what_all_do(model):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from ..check.command import FLOAT32
+from ..launching import multiply_float32
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
@@ -61,6 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtypes", "--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32"
     )
+    parser.add_argument("--float32", choices=FLOAT32, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
     parser.add_argument("--compiled", type=int, help="compiled peers in this many calls per op, at the first size only")
@@ -96,6 +99,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         unknown = sorted(set(given) - set(known))
         if unknown:
             parser.error(f"no {what} is called {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if args.device == "cpu" and args.float32 != "ieee":
+        parser.error(f"--float32 {args.float32}: only a GPU multiplies so, --device cuda")
     if len(args.batches) != len(args.images):
         parser.error(f"--batches has {len(args.batches)} numbers for {len(args.images)} images: expected one each")
     try:
@@ -113,9 +118,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("the chart needs matplotlib, which is not installed: pip install matplotlib")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.device == "cuda":
+        multiply_float32(args.float32)
     jobs = plan(args)
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
+    stem += f"_{args.float32}" * (args.float32 != "ieee")
     done = 0
     for job in prepared(jobs, args):
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:

@@ -17,6 +17,7 @@ from .contest import Contest, Peer, Tensors
 MODES = ("forward", "forward+backward")
 # allowed difference between results, relative to their norm: rounding of sums over a map, not of a single matmul
 APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+APART_TF32 = APART[torch.float16]  # both round to 10 bits
 TURN = 0.01  # seconds
 CACHE = 2**30  # bytes that evict everything else from a GPU's cache
 AHEAD = 0.004  # seconds for which the GPU is kept busy while a run is launched
@@ -94,8 +95,10 @@ def disagreement(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> s
         float((a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp(min=1e-30))
         for a, b in zip(got, want, strict=True)
     ]
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    allowed = APART_TF32 if tf32 else APART[dtype]
     # written so that a NaN disagrees
-    return None if max(errors) < APART[dtype] else f"disagrees: relative error {max(errors):.1e}"
+    return None if max(errors) < allowed else f"disagrees: relative error {max(errors):.1e}"
 
 
 def measure(

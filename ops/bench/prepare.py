@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from ..check.command import PLACES
-from ..launching import configuration
+from ..check.command import most
+from ..launching import configuration, multiply_float32
 from .contest import COMPILED
 from .contests import CONTESTS
 from .jobs import Job, asked
@@ -43,6 +43,7 @@ def alone() -> None:
 
 def warm(job: Job, args: argparse.Namespace) -> None:
     """Runs ours in all configurations, without tuning, and each compiled peer once."""
+    multiply_float32(args.float32)
     dtype, op = getattr(torch, job.dtype), CONTESTS[job.call.op]
     for mode in args.modes:
         with suppress(Exception):  # the timed run will raise and report it
@@ -50,7 +51,7 @@ def warm(job: Job, args: argparse.Namespace) -> None:
             if mode != "forward" and not contest.learned:
                 continue
             peers = contest.all_peers(args.device)
-            for place in range(PLACES[job.dtype]):
+            for place in range(most(job.dtype, args.float32)):
                 with configuration(place):
                     answer(peers["ours"], contest, mode)
             for name in COMPILED:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # its imports must not run before --interpret is parsed
     from .cases import Case
 
 DTYPES = ("float32", "float16", "bfloat16")
-PLACES = {"float32": 1, "float16": 4, "bfloat16": 4}  # the most configurations that a kernel has
+FLOAT32 = ("ieee", "tf32", "tf32x3")  # ways in which a GPU multiplies float32
 
 
 @dataclass
@@ -46,10 +46,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--interpret", action="store_true", help="on the CPU: kernels too, in Triton's interpreter")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--float32", choices=FLOAT32, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--cases", default="", help="only cases whose name, <op>-<name>, contains this")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile and compare; default: 1")
     parser.add_argument("--json", type=Path, help="write the findings to this file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.device == "cpu" and args.float32 != "ieee":
+        parser.error(f"--float32 {args.float32}: only a GPU multiplies so, --device cuda")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit("--device cuda: torch finds no GPU here")
     if not grouped(args, "torch"):
         sys.exit(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
+    if args.device == "cuda":
+        multiply(args.float32)
     began, findings = time.perf_counter(), []
     with workers(args.jobs) as run:
         groups = tasks(args)
@@ -91,6 +97,18 @@ class Task:
     dtype: str
     device: str
     places: int = 1
+    float32: str = "ieee"
+
+
+def most(dtype: str, float32: str) -> int:
+    """The most configurations that a kernel has."""
+    return 1 if dtype == "float32" and float32 != "tf32x3" else 4
+
+
+def multiply(float32: str) -> None:
+    from ..launching import multiply_float32
+
+    multiply_float32(float32)
 
 
 def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
@@ -101,8 +119,9 @@ def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
         dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
         for op, cases in grouped(args, impl).items():
             for dtype in dtypes:
-                places = PLACES[dtype] if impl == "triton" and args.device == "cuda" else 1
-                groups[f"{impl} {dtype}", op] = [Task(str(case), impl, dtype, args.device, places) for case in cases]
+                places = most(dtype, args.float32) if impl == "triton" and args.device == "cuda" else 1
+                options = (impl, dtype, args.device, places, args.float32)
+                groups[f"{impl} {dtype}", op] = [Task(str(case), *options) for case in cases]
     return groups
 
 
@@ -137,6 +156,8 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
     from .bound import ErrorBound
     from .tables import BY_NAME
 
+    if task.device == "cuda":
+        multiply(task.float32)  # this may be another process
     held, found = None, []
     for place in range(task.places):
         try:

@@ -13,7 +13,7 @@ from ops.bench.cases import BASE, MODELS, SMALL, Call, call, calls, flops, merge
 from ops.bench.contest import Contest, Peer
 from ops.bench.contests import CONTESTS
 from ops.bench.jobs import asked
-from ops.bench.measure import MODES, Machine, Row, held, measure, traffic
+from ops.bench.measure import MODES, Machine, Row, disagreement, held, measure, traffic
 from ops.bench.report import render
 
 prepare = importlib.import_module("ops.bench.prepare")  # a function of the package has its name
@@ -137,6 +137,17 @@ def test_a_peer_that_disagrees_or_fails_is_not_timed(small):
     assert "wrong: not timed in 1 (first 6x5 2x8 keys 11 forward): disagrees" in text
 
 
+def test_in_tf32_answers_may_differ_by_its_rounding():
+    one, near, far = ([torch.full((3,), value)] for value in (1.0, 1.005, 1.02))
+    assert disagreement(near, one, torch.float32) is not None
+    launching.multiply_float32("tf32")
+    try:
+        assert disagreement(near, one, torch.float32) is None
+        assert disagreement(far, one, torch.float32) is not None
+    finally:
+        launching.multiply_float32("ieee")
+
+
 def test_ours_failing_ends_with_an_error_after_all_is_written(tmp_path, monkeypatch):
     def broken(case, *settings):
         made = CONTESTS_BEFORE(case, *settings)
@@ -209,6 +220,18 @@ def test_what_is_timed_is_compiled_before_in_every_configuration(monkeypatch):
     assert len(seen) == 2 * 4
 
 
+@pytest.mark.parametrize(("how", "places"), [("ieee", 1), ("tf32x3", 4)])
+def test_processes_that_compile_multiply_float32_as_the_run_does(how, places, monkeypatch):
+    args = bench.parse(["channel_attention", "--models", "davit_t", "--device", "cuda", "--float32", how])
+    args.device, seen = "cpu", []
+    monkeypatch.setattr(prepare, "answer", lambda *_: seen.append((launching._fixed, launching.precision())))
+    try:
+        prepare.warm(next(job for job in bench.plan(args) if job.dtype == "float32"), args)
+    finally:
+        launching.multiply_float32("ieee")
+    assert seen == 2 * [(place, how) for place in range(places)]
+
+
 def test_a_run_that_is_cut_off_has_timed_what_it_compiled(monkeypatch):
     compiled = []
 
@@ -245,6 +268,7 @@ def test_defaults_on_a_cpu_are_small():
         (["--models", "davit_tiny"], "no model is called davit_tiny: expected some of maxvit_t"),
         (["--images", "225"], "image is 225: expected one or two multiples of 32"),
         (["--batches", "1", "2"], "--batches has 2 numbers for 1 images"),
+        (["--float32", "tf32"], "--float32 tf32: only a GPU multiplies so, --device cuda"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):

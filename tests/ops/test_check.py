@@ -75,6 +75,22 @@ def test_each_configuration_is_held_to_the_law():
     )
 
 
+def test_only_a_gpu_multiplies_in_tf32(capsys):
+    with pytest.raises(SystemExit):
+        main(["--device", "cpu", "--float32", "tf32x3"])
+    assert "--float32 tf32x3: only a GPU multiplies so, --device cuda" in capsys.readouterr().err
+
+
+def test_float32_is_multiplied_as_asked_in_all_configurations():
+    args = command.parse(["--device", "cuda", "--cases", "channel_attention-small", "--float32", "tf32x3"])
+    groups = command.tasks(args)
+    (task,) = groups["triton float32", "channel_attention"]
+    assert (task.places, task.float32) == (4, "tf32x3")
+    args.float32 = "ieee"
+    (task,) = command.tasks(args)["triton float32", "channel_attention"]
+    assert (task.places, task.float32) == (1, "ieee")
+
+
 def test_no_gpu_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch finds no GPU here"):

@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from ops.launching import choice, configuration, launch, power_of_two, precision
+from ops.launching import choice, configuration, launch, multiply_float32, power_of_two, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -153,6 +153,25 @@ def test_float32_is_exact_unless_tf32_is_allowed():
     finally:
         torch.set_float32_matmul_precision(before)
     assert precision() == "ieee"
+
+
+def test_benchmarks_and_checks_say_how_float32_is_multiplied():
+    try:
+        multiply_float32("tf32")
+        assert precision() == "tf32" == torch.backends.cuda.matmul.fp32_precision
+        multiply_float32("tf32x3")  # torch has no such matmuls
+        assert precision() == "tf32x3" and torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        multiply_float32("ieee")
+    assert precision() == "ieee" == torch.backends.cuda.matmul.fp32_precision
+
+
+def test_three_matmuls_in_the_place_of_one_have_all_registers():
+    choices, given = forward_kernel.choices, {"D": 32, "PRECISION": "tf32x3"}
+    several = choices.of([torch.float32], given)
+    assert len(several) == len(set(map(str, several))) > len(choices.float32)
+    assert {config.maxnreg for config in several} == {None} and 8 in {config.num_warps for config in several}
+    assert choices.of([torch.bfloat16], given) == choices.of([torch.bfloat16], {"D": 32})
 
 
 def test_rows_of_tokens_without_a_division():
