@@ -149,7 +149,7 @@ def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 if given: the dtype of values to be ranked, which half precision would round to ties."""
+    """float32, or float64 if given: the dtype of values that half precision is too coarse for, such as ranked ones."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -69,7 +69,9 @@ def by_matmuls(
     N, K = q.shape[1], k.shape[1]
     if not fused(q, k, v, mask, K, repeated):
         if mask is None:
-            logits = torch.baddbmm(q.new_empty([1, 1, 1]), q, k.transpose(1, 2), beta=0, alpha=scale)
+            # with alpha=0 and beta=0 PyTorch leaves half precision unwritten
+            beta = int(isinstance(scale, float) and scale == 0.0)
+            logits = torch.baddbmm(q.new_zeros([1, 1, 1]), q, k.transpose(1, 2), beta=beta, alpha=scale)
         else:
             logits = mask.expand(-1, N, -1).repeat(q.shape[0] // mask.shape[0], 1, 1)
             logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)

@@ -1,10 +1,11 @@
-"""Code shared by the kernels of several ops: strided access to tokens, and gradients of tables and outside tokens."""
+"""Code shared by the kernels of several ops: access to tokens, what attention returns, and gradients."""
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import triton
-from torch import Tensor, zeros_like
+from torch import Tensor, float32, zeros_like
 from triton import language as tl
 
 from .launching import Choices, choice, launch, tuned
@@ -173,6 +174,11 @@ def table_gradient(
 def contiguous(*tables: Tensor | None) -> list[Tensor | None]:
     """Contiguous tables, which kernels read without strides; None stays None."""
     return [None if t is None else t.contiguous() for t in tables]
+
+
+def outputs(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Empty: the result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
+    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=float32)
 
 
 def outside_gradients(parts: Tensor | None, k0: Tensor | None, v0: Tensor | None) -> list[Tensor | None]:

@@ -35,11 +35,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from recipes import config, hardware, log, optim, plan, rng, train
+from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
 from recipes.data.build import Data
 from recipes.data.mix import Mix
+from recipes.data.seeding import INIT, seed_all
 from recipes.provenance import versions
 from recipes.run import open_run
 from recipes.state import State
@@ -171,7 +172,7 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
         run, machine, task = open_run(cfg, []), hardware.setup(cfg), create_task(cfg)
         data = task.build_data()
         plans = plan.make(cfg, data.train)
-        rng.seed_all(cfg.seed, rng.INIT)
+        seed_all(cfg.seed, INIT)
         ours, other = (machine.place(task.build_model(data)) for _ in range(2))
         now, stop = State.create(cfg, ours, machine, plans, task.learner), Stop()
         run.begin([], data)

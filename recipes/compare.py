@@ -35,7 +35,7 @@ from recipes.eval_results import write_json
 from recipes.log import history
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
-from recipes.settings import FREE, RunError, load_config, runs_in
+from recipes.settings import FREE, RunError, has_config, load_config, runs_in
 from recipes.task import create as create_task
 
 LOWER = ("loss",)  # scores of which lower is better
@@ -356,7 +356,7 @@ def _of_this_sweep(folder: Path) -> bool:
 
 def _runs(path: Path) -> list[Path]:
     """A run folder, or all below a folder that is none."""
-    return [path] if (path / "config.yaml").exists() else list(runs_in(path)) or [path]
+    return [path] if has_config(path) else list(runs_in(path)) or [path]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -6,9 +6,13 @@ import errno
 import io
 import os
 import sys
-from typing import Any, TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
 
 
 class Output(Console):
@@ -74,5 +78,10 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error message."""
-    return next(iter(str(error).strip().splitlines()), "no reason given")
+    """The first line of a library's error message; the type of one without a message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tracked(items: Iterable[T], total: int, text: str) -> Iterable[T]:
+    """The items, with a progress bar on a terminal; elsewhere an older rich prints an empty line, even if disabled."""
+    return track(items, text, total, console=CONSOLE, transient=True) if CONSOLE.is_terminal else items

@@ -17,6 +17,7 @@ from recipes import distributed
 from recipes.console import say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
+from recipes.data.files import Packed
 from recipes.settings import RunError
 
 FILE = "data.json"
@@ -62,9 +63,8 @@ def _digest(data: Data) -> str:
     found = hashlib.sha256()
     for records in (source.records for source in _sources(data).values()):
         found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # those of masks are in the images
-        for key in ("names", "rows"):  # of files, and all that a COCO file says
-            said = getattr(records, key, None)
-            found.update(said if isinstance(said, bytes) else b"")
+        for said in vars(records).values():  # names of files, and all that a COCO file says
+            found.update(said.text if isinstance(said, Packed) else b"")
     if data.truths is not None:
         found.update(np.asarray(data.truths, np.int64).tobytes())
     return found.hexdigest()

@@ -14,8 +14,9 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,12 +27,33 @@ from torch import Tensor
 
 from recipes.clock import started
 from recipes.config import ConfigError
-from recipes.console import CONSOLE, note, say
+from recipes.console import CONSOLE, first_line, note, say
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 TIMED_OUT = re.compile(r"tim(?:ed|ing) out|time ?out", re.IGNORECASE)  # as gloo, NCCL and the store word it
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
+
+
+@dataclass
+class _Joined:
+    """What this process has agreed on with the others when it met them.
+
+    name      that of this start, which tells it from earlier ones of the same launch
+    wait      seconds that it waits for the others
+    agents    torchrun's, of all ranks
+    restarts  the most that one of them counts
+    apart     whether it is the only process now, see `apart`
+    """
+
+    name: str | None = None
+    wait: float | None = None
+    agents: Sequence[str] = ()
+    restarts: int = 0
+    apart: bool = False
+
+
+_JOINED = _Joined()
 
 
 def rank() -> int:
@@ -63,20 +85,20 @@ def join(cfg: DictConfig) -> None:
     timeout = timedelta(seconds=cfg.hardware.timeout)
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        _MEETING.append(meet(store, number, count, timeout))
-        store = dist.PrefixStore(_MEETING[-1], store)
+        _JOINED.name = meet(store, number, count, timeout)
+        store = dist.PrefixStore(_JOINED.name, store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
         raise ConfigError(
             f"process {rank()} of {size()} could not connect to the others at {where} within hardware.timeout="
-            f"{cfg.hardware.timeout} seconds: {str(error).splitlines()[0]}"
+            f"{cfg.hardware.timeout} seconds: {first_line(error)}"
         ) from error
     atexit.register(dist.destroy_process_group)
-    _WAITS.append(cfg.hardware.timeout)
+    _JOINED.wait = cfg.hardware.timeout
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _AGENTS[:] = sorted(set(gathered(_agent())))
-        _RESTARTS.append(highest(_restarts()))
+        _JOINED.agents = sorted(set(gathered(_agent())))
+        _JOINED.restarts = highest(_restarts())
     CONSOLE.quiet = rank() > 0
 
 
@@ -213,14 +235,11 @@ def together(batches: Iterator[T], errors: type[Exception], rounds: int | None =
 @contextmanager
 def apart() -> Iterator[None]:
     """Within, this process is the only one, whatever the launcher says: for a command that is not part of a run."""
-    _APART.append(True)
+    before, _JOINED.apart = _JOINED.apart, True
     try:
         yield
     finally:
-        _APART.pop()
-
-
-_APART: list[bool] = []
+        _JOINED.apart = before
 
 
 def job() -> str | None:
@@ -232,18 +251,14 @@ def job() -> str | None:
     return _agent() if name == "none" else name
 
 
-def agents() -> list[str]:
+def agents() -> Sequence[str]:
     """torchrun's agents that started the processes of all ranks, and outlive them; none without torchrun."""
-    return _AGENTS or ([_agent()] if "TORCHELASTIC_RUN_ID" in os.environ else [])
+    return _JOINED.agents or ([_agent()] if "TORCHELASTIC_RUN_ID" in os.environ else [])
 
 
 def restarted() -> bool:
     """Whether one of torchrun's agents has started its processes again after it lost some."""
-    return max([_restarts(), *_RESTARTS]) > 0
-
-
-_AGENTS: list[str] = []  # of all ranks
-_RESTARTS: list[int] = []  # the most that one of them counts
+    return max(_restarts(), _JOINED.restarts) > 0
 
 
 def _agent() -> str:
@@ -272,18 +287,14 @@ def report_loss(error: Exception) -> None:
     """Print that another process is gone or did not answer in time, unless some process has printed the cause."""
     if _count("any") > 1:
         return
-    if _WAITS and TIMED_OUT.search(str(error)):
+    if _JOINED.wait is not None and TIMED_OUT.search(str(error)):
         _print(
-            f"error: another process of this run did not answer for hardware.timeout={_WAITS[-1]} seconds, so this "
+            f"error: another process of this run did not answer for hardware.timeout={_JOINED.wait} seconds, so this "
             f"one ends: {error}\nif that process hung, start again as after any stop (for a run, resume=<its folder>); "
-            f"if it is only slow, set a longer time: hardware.timeout={2 * _WAITS[-1]}"
+            f"if it is only slow, set a longer time: hardware.timeout={2 * _JOINED.wait}"
         )
     else:
         _print(f"error: another process of this run is gone, so this one ends: {error}")
-
-
-_MEETING: list[str] = []  # the name that the processes of this start have agreed on
-_WAITS: list[int] = []  # seconds that this process waits for the others, once it has met them
 
 
 def _print(message: str) -> None:
@@ -296,14 +307,14 @@ def _count(event: str) -> int:
         return 1
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=10))
-        apart = _MEETING[-1] if _MEETING else os.environ["TORCHELASTIC_RESTART_COUNT"]  # from the last start's
-        return store.add(f"recipes/{apart}/{event}", 1)
+        start = _JOINED.name or os.environ["TORCHELASTIC_RESTART_COUNT"]  # not to count those of the last one
+        return store.add(f"recipes/{start}/{event}", 1)
     except dist.DistError:
         return 1  # torchrun itself is gone
 
 
 def _launched() -> bool:
-    return not _APART and all(name in os.environ for name in LAUNCHED)
+    return not _JOINED.apart and all(name in os.environ for name in LAUNCHED)
 
 
 def _check_launch() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.progress import track
 from torch import Tensor, nn
 
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
 from recipes.config.checks import flat, is_in
 from recipes.config.idle import check_answers
-from recipes.console import CONSOLE, say
+from recipes.config.quoting import key_of
+from recipes.console import CONSOLE, say, tracked
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import not_applied, open_rgb, orientation
@@ -65,7 +65,7 @@ def of_run(cfg: DictConfig, run: Path) -> None:
         answer(own, cfg.predict, Path(cfg.out or "predictions"), run)
         return
     results = Results(Path(cfg.out or run))
-    distributed.first(lambda: predict.check_writable(results.folder))
+    distributed.first(results.check_writable)
     report(measure_run(run, run.name, own, answers=cfg.save_predictions), results, "eval")
 
 
@@ -88,7 +88,7 @@ def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Meas
 def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
     """Evaluate one set of weights, or several; of several, those that cannot be evaluated do not stop the others."""
     results = Results(Path(cfg.out or "."))
-    distributed.first(lambda: predict.check_writable(results.folder))
+    distributed.first(results.check_writable)
     found, failed = [], []
     alone = len(sources) == 1
     stems, names = (["eval"], [None]) if alone else (eval_models.stems(sources), eval_models.names(sources))
@@ -124,7 +124,7 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
     """
     if source is not None and distributed.first(lambda: eval_models.is_run(source)):
         run = Path(source)
-        typed = [text for text in config.overrides() if not text.lstrip("+").startswith("checkpoint=")]
+        typed = [text for text in config.overrides() if key_of(text) != "checkpoint"]
         try:
             own = distributed.everywhere(lambda: config_of(run, typed), UNMEASURED)
             return measure_run(run, name or run.name, own, answers=cfg.save_predictions)
@@ -282,7 +282,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
 
 
 def watch(batches: Any, total: int) -> Any:
-    return track(batches, total=total, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
+    return tracked(batches, total, "evaluating")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
     and if the backbone, or how it was built, cannot be recognised.
     """
     file = zoo.describe(path)
-    found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
+    found = recognise_dense(file.first, hint(str(path), file.meta))
     if found is None:
         if cfg.model.name is None:
             raise ConfigError(

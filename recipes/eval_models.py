@@ -6,7 +6,6 @@ If no model is named, it is recognised from the weights; if these are a release,
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from recipes.config.checks import REMOTE
 from recipes.config.errors import near
 from recipes.console import say
 from recipes.data.build import preprocessing
-from recipes.names import apart
-from recipes.predict import file_names
+from recipes.names import apart, file_names
 from zoo import releases
 from zoo.described import TensorInfo
 from zoo.heads.recognise import recognise_dense
 from zoo.inspect import SUFFIXES, files
-from zoo.recognise import hint, part_hint
+from zoo.recognise import architecture, hint, part_hint
 from zoo.releases import RELEASES, Release
 
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
@@ -116,12 +114,8 @@ def _files(folder: Path) -> list[str]:
 
 def _is_shared(folder: Path) -> bool:
     """Whether timm saved the folder, as `zoo.save_for_hf` does; config.json then has model, size and preprocessing."""
-    try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or another program's
-        return False
-    name = said.get("architecture") if isinstance(said, dict) else None
-    return isinstance(name, str) and timm.is_model(name)
+    name = architecture(folder)
+    return name is not None and timm.is_model(name)
 
 
 def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
@@ -174,7 +168,7 @@ def _model_of(given: str | None, path: Path) -> str:
     if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
         return given
     file = zoo.describe(path)
-    state = next(iter(file.entries.values()))
+    state = file.first
     found = zoo.recognise(state, hint(str(path), file.meta))
     layouts = dict(found.candidates)
     named = releases.find(given, filename=path.name)

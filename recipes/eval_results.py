@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recipes import distributed
 from recipes.console import CONSOLE, say
+from recipes.settings import RunError
 from recipes.tasks.classify import among, likeliest, of_model
 from zoo.files import replaced
 
@@ -141,6 +142,12 @@ class Results:
         made = there / str(max(used, default=0) + 1)
         made.mkdir(parents=True)
         return made
+
+    def check_writable(self) -> None:
+        """Raise RunError if nothing could be written to the folder, which may not exist yet."""
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise RunError(f"results cannot be written to {self.folder}: give out=<a writable folder>")
 
     def write_list(self, stem: str, records: list[Record]) -> None:
         """Several evaluations as <stem>.json."""

@@ -17,6 +17,7 @@ from torch import nn
 
 import zoo
 from recipes import card, data_record, distributed
+from recipes.console import first_line
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "SerializeError":  # which has no public name: torch has no format for a program
             raise
-        said = str(error).partition("\n")[0]
+        said = first_line(error)
         instead = "leave out --any-size and give --size H W" if args.any_size else "export to a name that ends in .onnx"
         print(f"torch.export cannot save the model of {args.run}: {said}; {instead}", file=sys.stderr)
         return 2

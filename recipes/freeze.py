@@ -21,7 +21,9 @@ def freeze(model: nn.Module, what: str | Sequence[str] | None) -> list[nn.Module
     if what is None:
         return []
     parameters = dict(model.named_parameters())
-    names = backbone_names(model) if what == "backbone" else _matching(list(parameters), what)
+    names = (
+        backbone_names(model) if what == "backbone" else matching(list(parameters), what, "train.freeze", "backbone")
+    )
     for name in names:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
@@ -39,15 +41,22 @@ def backbone_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter not in kept]
 
 
-def _matching(names: list[str], what: str | Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], what: str | Sequence[str], key: str, other: str = "") -> list[str]:
+    """Those of a model's parameters that a pattern, or one of several, matches, or a module that they are in.
+
+    key    where they are given, for messages; `other` is what can be given there instead
+
+    Raises ConfigError for a pattern that matches none.
+    """
     patterns = [what] if isinstance(what, str) else what
     found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
     for pattern, matched in found.items():
         if not matched:
             there = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            instead = f"; {key}={other} works as well" if other else ""
             raise ConfigError(
-                f"train.freeze: the model has no {pattern}; expected backbone, or a list of names that begin with one "
-                f"of {there}, for example [{names[0]}]"
+                f"{key}: no parameter matches {pattern}; those of the model are {there} and what is in them, such as "
+                f"{names[0]}{instead}"
             )
     return [name for name in names if any(name in matched for matched in found.values())]
 

@@ -124,14 +124,13 @@ class Log:
         start: int,
         every: int,
         memory: Callable[[], float],
-        enabled: bool = True,
     ):
-        self.sinks, self.meter, self.every = sinks if enabled else [], meter, every
+        self.sinks, self.meter, self.every = sinks, meter, every
         self.steps, self.per_epoch, self.batch, self.memory = plan.steps, plan.per_epoch, plan.batch, memory
-        self.start, self.begun, self.shown = start, time.perf_counter(), not enabled
+        self.start, self.begun, self.shown = start, time.perf_counter(), False
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=CONSOLE, expand=True, disable=not (enabled and CONSOLE.is_terminal))
-        self.plain = enabled and not CONSOLE.is_terminal
+        self.bar = Progress(*columns, console=CONSOLE, expand=True, disable=not CONSOLE.is_terminal)
+        self.plain = not CONSOLE.is_terminal
         self.task = self.bar.add_task("starting", total=plan.steps, completed=start)
 
     def __enter__(self) -> Log:

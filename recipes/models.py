@@ -15,8 +15,8 @@ from torch import nn
 import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
-from recipes.config.given import written
-from recipes.console import say
+from recipes.config.quoting import written
+from recipes.console import first_line, say
 from recipes.data import BadImage, Data
 from recipes.data.build import preprocessing
 from recipes.data.dense import Dense
@@ -130,7 +130,7 @@ def check_classes(cfg: DictConfig, data: Data) -> None:
 
 def _load(model: nn.Module, cfg: DictConfig) -> None:
     given, kind = cfg.model.checkpoint, cfg.model.weights
-    if weights.is_run(given):
+    if weights.names_a_folder(given):
         weights.check_model(given, cfg.model.name)
         _check_task(cfg)
         _say_seen_otherwise(cfg, Path(given))
@@ -144,7 +144,7 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
     if report.head_remade and "train" not in cfg:
         raise ConfigError(f"{report.message}: {NOTHING}")
     say(report.message)
-    if "train" in cfg and cfg.task.name != "classify" and not weights.is_run(cfg.model.checkpoint):
+    if "train" in cfg and cfg.task.name != "classify" and not weights.names_a_folder(cfg.model.checkpoint):
         _say_built_otherwise(model, cfg)
 
 
@@ -168,7 +168,7 @@ def _other_ways(cfg: DictConfig) -> str:
     if cfg.task.name == "classify" or "train" not in cfg:
         return ""
     backbone = f"model.backbone={given}"
-    if not weights.is_run(given):
+    if not weights.names_a_folder(given):
         return f"\nGive {backbone} to start the backbone from a classifier or from another dense model"
     there, here = _task(given), cfg.task
     other = {key: there[key] for key in PARTS if key in there and there[key] != here[key]}
@@ -194,7 +194,7 @@ def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
     """Warn if images are normalised differently from those of the run that weights come from, which harms features."""
     there, here = preprocessing(load_config(run), train=True), preprocessing(cfg, train=True)
     if (there.mean, there.std) != (here.mean, here.std):
-        given = " ".join(f"data.{key}=[{','.join(map(str, getattr(there, key)))}]" for key in ("mean", "std"))
+        given = " ".join(f"data.{key}={written(getattr(there, key))}" for key in ("mean", "std"))
         say(f"{run} was trained on images with another normalisation than these: {given} restores it", "yellow")
 
 
@@ -217,7 +217,7 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
-    found = recognise_dense(next(iter(file.entries.values())), hint(str(path), file.meta))
+    found = recognise_dense(file.first, hint(str(path), file.meta))
     for key, value in (found.arguments(variant) if found else {}).items():
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
@@ -242,11 +242,11 @@ def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:
     """
     if not hasattr(model, "backbone"):
         raise ConfigError(f"model.backbone={given} is for segmentation and detection; use model.checkpoint here")
-    if weights.is_run(given):
+    if weights.names_a_folder(given):
         found, kind = weights.of_run(given, kind), "auto"  # these alone
     else:
         found = zoo.read(given)
-    part = "backbone" if "backbone" in parts(without_prefix(next(iter(found.entries.values())))) else None
+    part = "backbone" if "backbone" in parts(without_prefix(found.first)) else None
     inner = getattr(model.backbone, "model", model.backbone)
     if isinstance(inner, zoo.Backbone):
         said = zoo.load_checkpoint(inner, found, weights=kind, part=part).message
@@ -300,8 +300,7 @@ def _as_file(make: Make) -> str:
 
 
 def _not_released(name: str, error: OSError, file: str) -> str:
-    why = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
-        f"the released weights of {name} could not be downloaded: {why}\ninstead of pretrained=true, give a local "
-        f"file: {file}, or, for a teacher, teacher.checkpoint=<file>"
+        f"the released weights of {name} could not be downloaded: {first_line(error)}\ninstead of pretrained=true, "
+        f"give a local file: {file}, or, for a teacher, teacher.checkpoint=<file>"
     )

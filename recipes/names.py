@@ -1,10 +1,11 @@
-"""Names in tables for files and folders: as little of each path as tells them apart."""
+"""Names for files and folders: in tables, as little of each path as tells them apart, and of files about them."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 
 
@@ -18,6 +19,19 @@ def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
     parts = [own[front:] for own in parts]
     back = _shared([own[:0:-1] for own in parts]) if tail else 0
     return [os.path.join(*own[: len(own) - back]) for own in parts]
+
+
+def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Names for files about each path: its `own`, the path where two of these are equal, and a number where two paths
+    give the same.
+    """
+    taken: dict[str, None] = {}
+    for path, name in zip(paths, own, strict=True):
+        # without leading dots and slashes, which would hide the file or make its name look like an option
+        name = re.sub(r"[/\\:]", "-", (path if own.count(name) > 1 else name).lstrip("./"))
+        numbered = (f"{name}-{number}" for number in count(2))
+        taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
+    return list(taken)
 
 
 def _shared(rows: Sequence[Sequence[str]]) -> int:

@@ -6,7 +6,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from recipes.config import ConfigError
 from recipes.config.errors import near
+from recipes.config.idle import optimizer_name
 from recipes.console import first_line, say
-from recipes.freeze import backbone_names
+from recipes.freeze import backbone_names, matching
 from recipes.plan import Plan
 
 # keys of cfg.optim that are not passed to timm
@@ -184,7 +184,7 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
 
 def _class(cfg: DictConfig, options: dict[str, Any]) -> type[torch.optim.Optimizer]:
     """The class of timm's optimiser `optim.opt`; ConfigError if it cannot be used here or with these options."""
-    names, name = list_optimizers(), cfg.optim.opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    names, name = list_optimizers(), optimizer_name(cfg.optim.opt)
     if name not in names:
         raise ConfigError(f"optim.opt={cfg.optim.opt} is not an optimiser of timm{near(cfg.optim.opt, names)}")
     info = get_optimizer_info(name)
@@ -249,15 +249,9 @@ def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
 
 
 def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tensor]:
-    """The parameters whose names match one of the patterns."""
-    found = []
-    for pattern in patterns or []:
-        fits = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
-        if not fits:
-            some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
-            raise ConfigError(f"{key}: no parameter matches {pattern}; those of the model are {some}, ...")
-        found += fits
-    return found
+    """The parameters that `cfg.optim` names."""
+    named = dict(model.named_parameters())
+    return [named[name] for name in matching(list(named), patterns or [], key)]
 
 
 def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Tensor], dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -150,14 +151,7 @@ def _draw_many(figure: Figure, axes: Any, shares: Tensor) -> None:
     mistakes = shares.clone().fill_diagonal_(0)
     blocks = -(-len(shares) // 250)  # a cell must be at least about two pixels wide to be seen
     if blocks > 1:
-        mistakes = _block_maximum(mistakes, blocks)
+        mistakes = F.max_pool2d(mistakes[None], blocks, ceil_mode=True)[0]
     extent = (0, len(shares), len(shares), 0)
     image = axes.imshow(mistakes.numpy(), cmap="magma_r", vmin=0, interpolation="nearest", extent=extent)
     figure.colorbar(image, ax=axes, label="share of the true class that is misclassified", shrink=0.8)
-
-
-def _block_maximum(shares: Tensor, size: int) -> Tensor:
-    classes = -(-len(shares) // size) * size
-    padded = shares.new_zeros(classes, classes)
-    padded[: len(shares), : len(shares)] = shares
-    return padded.unflatten(1, (-1, size)).unflatten(0, (-1, size)).amax((1, 3))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import glob
-import os
-import re
 from collections.abc import Collection, Sequence
-from itertools import count
 from pathlib import Path
 
 from PIL import Image
 
 from recipes.console import say
 from recipes.data.folder import SUFFIXES
+from recipes.names import file_names
 from recipes.pictures import save_picture
 from recipes.settings import RunError
 
@@ -51,19 +49,6 @@ def names(paths: Sequence[str]) -> list[str]:
     return [f"{name}{ENDING}" for name in file_names(paths, [Path(path).stem for path in paths])]
 
 
-def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
-    """Names for files about each path: its `own`, the path where two of these are equal, and a number where two paths
-    give the same.
-    """
-    taken: dict[str, None] = {}
-    for path, name in zip(paths, own, strict=True):
-        # without leading dots and slashes, which would hide the file or make its name look like an option
-        name = re.sub(r"[/\\:]", "-", (path if own.count(name) > 1 else name).lstrip("./"))
-        numbered = (f"{name}-{number}" for number in count(2))
-        taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
-    return list(taken)
-
-
 def write(picture: Image.Image, path: Path) -> None:
     """Write a picture, making its folder if needed. Raises RunError if it cannot be written."""
     try:
@@ -72,10 +57,3 @@ def write(picture: Image.Image, path: Path) -> None:
     except OSError as error:
         raise RunError(f"could not write {path}: {error}; give out=<a writable folder>") from error
     say(f"written: {path}")
-
-
-def check_writable(folder: Path) -> None:
-    """Raise RunError if results could not be written to a folder, which may not exist yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"results cannot be written to {folder}: give out=<a writable folder>")

@@ -31,11 +31,12 @@ from recipes.data import BadImage, Data, DataError
 from recipes.log import Jsonl, LogError, Sink, epoch_table, history
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
-from recipes.settings import RunError, config_to_resume, is_run, load_config, resume_command, runs_in
+from recipes.settings import RunError, config_to_resume, has_config, is_run, load_config, resume_command, runs_in
 from recipes.state import State
 from recipes.stop import Stop, saving
 from recipes.task import Task
 from recipes.trackers import trackers
+from zoo.files import replaced
 
 LOCK = ".lock"
 
@@ -249,7 +250,7 @@ def _find(cfg: DictConfig) -> Path | None:
         candidates = [out / _name(cfg)]
     else:
         candidates = [path for path in runs_in(out) if _same_kind(load_config(path), cfg)]
-    candidates = [path for path in candidates if (path / "config.yaml").is_file()]
+    candidates = [path for path in candidates if has_config(path)]
     if not candidates:
         say("resume=auto: there is no such run yet, so a new one is started")
         return None
@@ -290,7 +291,7 @@ def _name(cfg: DictConfig) -> str:
 
 
 def _refuse_used(folder: Path) -> None:
-    if (folder / "config.yaml").exists():
+    if has_config(folder):
         raise RunError(f"{folder} already holds a run: pass resume=auto to resume it, or another name= for a new one")
     if (folder / "checkpoints").exists():
         raise RunError(
@@ -327,8 +328,6 @@ def _drop_lines(path: Path, step: int) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "w") as file:
+    with replaced(path) as temporary, open(temporary, "w") as file:
         file.write(text)
         flush(file)
-    os.replace(temporary, path)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipes import config, shell
 from recipes.config.checks import base, flat, is_in, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
+from recipes.config.quoting import key_of, written
 from recipes.console import say
 from recipes.data.build import preprocessing
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
@@ -46,7 +47,7 @@ class RunError(RuntimeError):
 def load_config(folder: Path) -> DictConfig:
     """The resolved configuration of a run. Raises RunError if there is none."""
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not has_config(folder):
         raise RunError(f"{folder} holds no run: {path} does not exist; give a folder made by train.py (runs/<name>)")
     cfg = OmegaConf.load(path)
     for group, old, new in RENAMED:
@@ -55,9 +56,14 @@ def load_config(folder: Path) -> DictConfig:
     return cfg
 
 
+def has_config(folder: Path) -> bool:
+    """Whether a folder holds a run's configuration, which every run has from its start on."""
+    return (folder / "config.yaml").is_file()
+
+
 def is_run(folder: Path) -> bool:
     """Whether a run was started in this folder."""
-    return (folder / "config.yaml").is_file() and (folder / SESSIONS).is_file()
+    return has_config(folder) and (folder / SESSIONS).is_file()
 
 
 def runs_in(out: Path) -> Iterator[Path]:
@@ -104,7 +110,7 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
         cfg = config.compose(overrides, typed=typed, searched=searched)
     finally:
         GlobalHydra.instance().hydra = outer
-    named = [_key(text) for text in typed]  # keys, or groups, which set theirs
+    named = [key_of(text) for text in typed]  # keys, or groups, which set theirs
     for key, value in _younger(load_config(folder)).items():
         if not is_in(key, named):
             OmegaConf.update(cfg, key, value)
@@ -113,10 +119,10 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
 
 def _way_on(refused: dict[str, tuple[Any, Any]], typed: list[str]) -> str:
     """Advice on differences to a run, which were typed, or come from a recipe that has changed since its start."""
-    named = [_key(text) for text in typed]
+    named = [key_of(text) for text in typed]
     if "recipe" in named or any(is_in(key, named) for key in refused):
         return "leave these out to resume"
-    given = (f"{key}={'null' if old is None else str(old).replace(' ', '')}" for key, (old, _) in refused.items())
+    given = (f"{key}={written(old)}" for key, (old, _) in refused.items())
     return f"a recipe has changed since; to resume as before give {' '.join(given)}"
 
 
@@ -129,7 +135,7 @@ def _younger(stored: DictConfig) -> dict[str, Any]:
 
 def _moved(folder: Path) -> list[str]:
     """The last `data.root=` that was typed to resume the run, if any: it holds from then on."""
-    return [text for start in sessions(folder)[1:] for text in start["overrides"] if _key(text) == "data.root"][-1:]
+    return [text for start in sessions(folder)[1:] for text in start["overrides"] if key_of(text) == "data.root"][-1:]
 
 
 def _searched(folder: Path) -> list[str]:
@@ -147,12 +153,8 @@ def _searched(folder: Path) -> list[str]:
     return list(dict.fromkeys([*here, *(path for path in there if path not in gone)]))
 
 
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~")
-
-
 def _merge(first: list[str], then: list[str]) -> list[str]:
-    return list({_key(text): text for text in [*first, *then]}.values())
+    return list({key_of(text): text for text in [*first, *then]}.values())
 
 
 def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
@@ -163,24 +165,24 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     """
     stored = load_config(folder)
     _refuse_idle(folder, stored, overrides)
-    asked = [text for typed in overrides for text in _sized(typed) if is_in(_key(text), MEASURED)]
+    asked = [text for typed in overrides for text in _sized(typed) if is_in(key_of(text), MEASURED)]
     if not asked and not _moved(folder):
         return stored
     cfg = _compose(folder, asked)
-    sized = [text for text in overrides if _key(text) == "img_size" and _sized(text)]
+    sized = [text for text in overrides if key_of(text) == "img_size" and _sized(text)]
     if sized and not is_size_of_images(cfg):
         raise RunError(f"{sized[0]} would have no effect: it needs {resized_by(cfg)}")
     if cfg.data.name != stored.data.name:
-        _keep_preparation(cfg, stored, {_key(text) for text in asked})
+        _keep_preparation(cfg, stored, {key_of(text) for text in asked})
     return cfg
 
 
 def _refuse_idle(folder: Path, stored: DictConfig, overrides: list[str]) -> None:
-    own = [text for text in overrides if is_in(_key(text), ("model", "checkpoint", "weights"))]
+    own = [text for text in overrides if is_in(key_of(text), ("model", "checkpoint", "weights"))]
     if own:
         raise RunError(f"run={folder} already determines the model and its weights; leave out {' '.join(own)}")
     free, task = (*COMMAND, *MEASURED), stored.task.name if "task" in stored else None
-    idle = [text for text in overrides if not is_in(_key(text), free) and text != f"task={task}"]
+    idle = [text for text in overrides if not is_in(key_of(text), free) and text != f"task={task}"]
     if idle:
         raise RunError(
             f"run={folder} is evaluated as it was trained, task={task}: {' '.join(idle)} would have no effect. Leave "
@@ -190,7 +192,7 @@ def _refuse_idle(folder: Path, stored: DictConfig, overrides: list[str]) -> None
 
 def _sized(text: str) -> list[str]:
     """`img_size=` as keys of `data`; it overrides the run's own evaluation size."""
-    if _key(text) != "img_size":
+    if key_of(text) != "img_size":
         return [text]
     value = text.partition("=")[2]
     return [] if value == "null" else [f"data.img_size={value}", "data.eval_img_size=null"]
@@ -203,7 +205,7 @@ def _keep_preparation(cfg: DictConfig, stored: DictConfig, typed: set[str]) -> N
     for key, value in kept.items():
         OmegaConf.update(cfg, key, value)
     if kept:
-        said = " ".join(f"{key}={'null' if value is None else value}" for key, value in kept.items())
+        said = " ".join(f"{key}={written(value)}" for key, value in kept.items())
         say(f"data={cfg.data.name} is preprocessed like the run's images, {said}; type a key to override it", "yellow")
 
 

@@ -53,7 +53,7 @@ class Teacher(nn.Module):
 
         Where models are built on the meta device, its weights are not loaded.
         """
-        if cfg.checkpoint is not None and weights.is_run(cfg.checkpoint):
+        if cfg.checkpoint is not None and weights.names_a_folder(cfg.checkpoint):
             return cls._of_run(cfg, data)
         if cfg.name is None and cfg.checkpoint is not None:
             raise ConfigError(

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recipes import config, console, data_record, distributed, hardware, log, optim, plan, rng, sharding, trackers
+from recipes import config, console, data_record, distributed, hardware, log, optim, plan, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.console import say
 from recipes.data import Data, DataError, Source
 from recipes.data.encoded import Encoded
+from recipes.data.seeding import INIT, MODEL, seed_all
 from recipes.evaluate import evaluate
 from recipes.log import LogError
 from recipes.run import Run, open_run
@@ -56,7 +57,7 @@ def main(cfg: DictConfig) -> float | None:
     plans = plan.make(cfg, data.train, run.parts)
     for line in plans.said(machine.parallel, run.parts):
         say(line)
-    rng.seed_all(cfg.seed, rng.INIT)
+    seed_all(cfg.seed, INIT)
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
     now = State.create(cfg, model, machine, plans, task.learner)
@@ -112,7 +113,7 @@ def train(
         for turn in range(plans.accumulate):
             images, targets = machine.send(*next(batches), data.train.finish)
             part = plans.part(step, turn)
-            rng.seed_all(cfg.seed, rng.MODEL, part)
+            seed_all(cfg.seed, MODEL, part)
             with machine.syncing(forward, last=turn == plans.accumulate - 1):
                 with machine.autocast():
                     share = task.loss(forward, images, targets, draw=part) / plans.accumulate

@@ -18,7 +18,7 @@ from recipes.checkpoint import Checkpoint, CheckpointError, Store
 from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data.build import preprocessing
-from recipes.settings import RunError, load_config, resume_command
+from recipes.settings import RunError, has_config, load_config, resume_command
 from zoo import reader
 from zoo.formats import shared_out
 from zoo.inspect import files
@@ -80,7 +80,7 @@ def _kept(found: Checkpoint, weights: str) -> Kept:
         raise RunError(str(error)) from error
 
 
-def is_run(given: str) -> bool:
+def names_a_folder(given: str) -> bool:
     """Whether a folder is named, which must be a run folder.
 
     Raises ConfigError for a folder that holds files of weights, and for a sharded checkpoint.
@@ -88,7 +88,7 @@ def is_run(given: str) -> bool:
     folder = Path(given)
     if why := shared_out(folder):
         raise ConfigError(f"{folder} {why}. The run folder works as well")
-    if folder.is_dir() and not (folder / "config.yaml").is_file() and (found := files([folder])):
+    if folder.is_dir() and not has_config(folder) and (found := files([folder])):
         raise ConfigError(f"{folder} is not a run folder but holds weights: give one of its files, {found[0]}")
     return folder.is_dir()
 
@@ -120,7 +120,7 @@ def at_a_size(cfg: DictConfig) -> Iterator[None]:
         yield
     except zoo.CheckpointError as error:
         given = cfg.model.checkpoint
-        there, here = (_size(load_config(Path(given)) if given and is_run(given) else cfg), _size(cfg))
+        there, here = (_size(load_config(Path(given)) if given and names_a_folder(given) else cfg), _size(cfg))
         if there == here:
             raise
         raise zoo.CheckpointError(

@@ -1,5 +1,6 @@
 """What commands print where it cannot be written or encoded."""
 
+import io
 import os
 import sys
 
@@ -36,3 +37,15 @@ def test_a_note_is_not_worth_an_error(monkeypatch):
         monkeypatch.setattr("sys.stderr", full)
         for _ in range(2):
             console.note("nobody reads this")
+
+
+def test_an_error_without_a_message_is_told_by_its_type():
+    assert console.first_line(OSError("\n no such host\nmore")) == "no such host"
+    assert console.first_line(TimeoutError()) == console.first_line(TimeoutError("\n")) == "TimeoutError"
+
+
+def test_progress_is_only_drawn_on_a_terminal(monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr(console, "CONSOLE", console.Output(file=io.StringIO(), force_terminal=terminal))
+        assert list(console.tracked(iter("abc"), 3, "reading")) == ["a", "b", "c"]
+        assert ("reading" in console.CONSOLE.file.getvalue()) == bool(console.CONSOLE.file.getvalue()) == terminal

@@ -113,7 +113,7 @@ def test_nothing_is_fetched_unless_asked(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("something was fetched")
 
-    for place in ("zoo.fetch.download_cached_file", "huggingface_hub.hf_hub_download", "socket.socket.connect"):
+    for place in ("torch.hub.download_url_to_file", "huggingface_hub.hf_hub_download", "socket.socket.connect"):
         monkeypatch.setattr(place, never)
     for name in ("gcvit_xxt.nvidia_in1k", "maxvit_t_tv.tv_in1k", "davit_t", "biformer_t.rayleizhu_in1k"):
         with torch.device("meta"):
@@ -149,7 +149,7 @@ def test_released_urls_are_what_is_asked_for(monkeypatch, cache):
         asked.append(url)
         raise OSError("no route to host")
 
-    monkeypatch.setattr("timm.models._hub.download_url_to_file", download)
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
     for name in ("maxvit_t_tv.tv_in1k", "dinat_t", "litv2_s_a02", "gcvit_xt.timm_in1k"):
         with pytest.raises(zoo.CheckpointError):
             timm.create_model(name, pretrained=True)
@@ -180,7 +180,7 @@ def outcome(url):
 
 def test_one_process_downloads_and_the_others_wait(monkeypatch, site, cache):
     """Threads stand for processes; what is not what was released is at no time under its name, and each reports it."""
-    download, digest_of, found = fetch.download_cached_file, fetch.digest_of, []
+    download, digest_of, found = torch.hub.download_url_to_file, fetch.digest_of, []
     good, bad = (site.folder / name for name in ("good.pth", "bad-bc5ab103.pth"))
 
     def slow(*args, **kwargs):
@@ -191,7 +191,7 @@ def test_one_process_downloads_and_the_others_wait(monkeypatch, site, cache):
         found.append((cache / bad.name).exists())
         return digest_of(path)
 
-    monkeypatch.setattr(fetch, "download_cached_file", slow)
+    monkeypatch.setattr("torch.hub.download_url_to_file", slow)
     monkeypatch.setattr(fetch, "digest_of", digest)
     with ThreadPoolExecutor(3) as ranks:
         for file, expected in ((good, cache / good.name), (bad, zoo.CheckpointError)):
@@ -362,14 +362,14 @@ def test_an_error_without_a_message(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError
 
-    monkeypatch.setattr("zoo.fetch.download_cached_file", refuse)
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     with pytest.raises(zoo.CheckpointError, match=r"\(OSError: \)"):
         timm.create_model("maxvit_t_tv", pretrained=True)
 
 
 def test_by_hand(monkeypatch, cache):
     """Nothing is fetched from a page for browsers; a file that was put where the message says is loaded."""
-    monkeypatch.setattr("zoo.fetch.download_cached_file", lambda *args, **kwargs: pytest.fail("fetched"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *args, **kwargs: pytest.fail("fetched"))
     message = (
         r"open https://1drv\.ms/\S+ \(or https://matix\.li/e36fe9fb086c\), download biformer_tiny_best\.pth, and put "
         "it at "

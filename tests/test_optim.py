@@ -152,6 +152,9 @@ def test_weight_decay_by_name():
     assert {name for name in decay if name.endswith(".fc1.weight")} and decay["head.fc.bias"]
     scales = by_name(model, optimizer, "lr_scale")
     assert {name for name in scales if scales[name] != 1} == OFFSETS
+    model, optimizer = made(*LITV2, "optim.no_decay=[stem]")  # modules, as for train.freeze
+    decay = by_name(model, optimizer, "weight_decay")
+    assert {decay[name] for name in decay if name.startswith("stem.")} == {0}
     with pytest.raises(
         config.ConfigError, match=r"optim.no_decay: no parameter matches \*.table; those of the model are stem"
     ):

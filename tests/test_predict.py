@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from recipes import predict
+from recipes.eval_results import Results
 from recipes.settings import RunError
 
 
@@ -60,11 +61,11 @@ def test_pictures_of_earlier_predictions(folder, capsys):
 
 
 def test_folders_that_cannot_be_written(tmp_path):
-    predict.check_writable(tmp_path / "to" / "be" / "made")
+    Results(tmp_path / "to" / "be" / "made").check_writable()
     assert not (tmp_path / "to").exists()
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "within"):
         with pytest.raises(RunError, match=r"cannot be written to .*file.*: give out="):
-            predict.check_writable(folder)
+            Results(folder).check_writable()
         with pytest.raises(RunError, match=r"could not write .*a-found\.png: .*give out="):
             predict.write(Image.new("RGB", (3, 3)), folder / "a-found.png")

@@ -11,7 +11,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from children import evaluated, finish, lines, start, succeed, train_here, trained, wait_for
-from recipes import checkpoint, optim, rng
+from recipes import checkpoint, optim
+from recipes.data.seeding import seed_all
 from recipes.packing import unpack
 
 # the default recipe (augmentation, Mixup, drop path, EMA) on the default model, made small
@@ -269,7 +270,7 @@ def test_moments_of_a_channels_last_model_keep_their_strides(tmp_path):
 
 def test_model_randomness_is_a_function_of_the_step():
     def draw(*key):
-        rng.seed_all(*key)
+        seed_all(*key)
         return torch.rand(3).tolist()
 
     assert draw(0, 1, 5, 0, 0) == draw(0, 1, 5, 0, 0)

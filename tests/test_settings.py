@@ -6,11 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes import config, distributed
+from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.config.given import with_task_of_run
 from recipes.data.build import preprocessing
 from recipes.provenance import note_session, sessions
-from recipes.run import open_run
+from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume, load_config, runs_in
 
 SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
@@ -105,7 +106,7 @@ def test_another_data_set_is_prepared_as_the_run_s(tmp_path, capsys):
     assert cfg.data.hub == "uoft-cs/cifar10"
     found = preprocessing(cfg)
     assert (found.mean, found.std, found.size, found.crop_mode) == ((0.5,) * 3, (0.1, 0.2, 0.3), (32, 32), "squash")
-    assert "data=cifar10 is preprocessed like the run's images, data.mean=[0.5, 0.5, 0.5]; " in capsys.readouterr().out
+    assert "data=cifar10 is preprocessed like the run's images, data.mean=[0.5,0.5,0.5]; " in capsys.readouterr().out
     config_to_evaluate(run, ["data=digits"])
     assert capsys.readouterr().out == ""
 
@@ -202,9 +203,9 @@ def test_a_restart_that_torchrun_does_not_count_finds_its_run(tmp_path, monkeypa
     begun(tmp_path / "exp" / "other", *given, job="none", agents=("one-7-55",))  # as in a container started again
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    monkeypatch.setattr(distributed, "_AGENTS", ["three-7-12", "two-7-99"])
+    monkeypatch.setattr(distributed._JOINED, "agents", ["three-7-12", "two-7-99"])
     assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
-    monkeypatch.setattr(distributed, "_AGENTS", ["three-7-12"])
+    monkeypatch.setattr(distributed._JOINED, "agents", ["three-7-12"])
     if name is None:
         assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).known is False
     else:
@@ -235,3 +236,17 @@ def test_a_run_with_a_key_that_has_another_name_now(tmp_path):
     path.write_text(path.read_text().replace("real_labels: false", "real: false"))
     assert "real_labels" not in path.read_text() and load_config(run).data.real_labels is False
     assert config_to_resume(run, []).data.real_labels is False
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    folder = begun(tmp_path / "run")
+    run = Run(folder, load_config(folder), Store(folder / "checkpoints"))
+    listed = folder / "nonfinite" / "step-00000003.txt"
+    assert str(listed) in run.list_images(3, ["a.png"])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recipes.run.flush", full)
+    assert "could not be written" in run.list_images(3, ["b.png"])
+    assert listed.read_text() == "a.png\n" and list(listed.parent.iterdir()) == [listed]

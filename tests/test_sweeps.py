@@ -154,7 +154,9 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
     assert flat(changed) == {**flat(cfg), "seed": 7}
 
 
-@pytest.mark.parametrize("option", ["recipe=finetune", "model=nat_m", "data=cifar10", "optim=sgd", "logger=wandb"])
+@pytest.mark.parametrize(
+    "option", ["recipe=finetune", "model=nat_m", "data=cifar10", "optim=sgd", "logger=wandb", "~optim"]
+)
 def test_an_option_beside_a_configuration(tmp_path, option):
     """The file has every key that the option would set: it would be passed over, or mixed with the file's."""
     OmegaConf.save(compose(), tmp_path / "it.yaml")

@@ -15,8 +15,7 @@ from torch import Tensor, fx, nn
 
 from ops.sizes import surely
 
-from .blocks.checks import check_classes
-from .blocks.init import init_linear
+from .blocks import check_classes, image_sides, init_linear
 
 OTHER_NAMES = (
     "to load a file with other names than the zoo's, give pretrained=True, pretrained_cfg_overlay=dict(file=...) to "
@@ -121,6 +120,7 @@ class Backbone(nn.Module):
     stages         each (B, h, w, c) -> (B, h', w', c'); a feature is what leaves a stage
     dims           channels of each feature
     reductions     pixels of the image per pixel of each feature, along a side; default: 4, 8, 16 and so on
+    img_size       image that the model is meant for, pixels a side or (height, width)
     feature_norms  a LayerNorm of its own on every feature that `forward_intermediates` and `features_only` return, as
                    in the published dense-prediction versions. A classifier does not use them: they have no gradients,
                    which DistributedDataParallel reports as an error
@@ -141,6 +141,7 @@ class Backbone(nn.Module):
         reductions: Sequence[int] | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
+        img_size: int | tuple[int, int],
         feature_norms: bool = False,
     ) -> None:
         super().__init__()
@@ -149,6 +150,7 @@ class Backbone(nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.img_size = image_sides(img_size)
         self.num_features = dims[-1]
         self.head_hidden_size = head.dim
         self.min_img_size = self.min_img_size_for(len(self.stages))

@@ -29,7 +29,6 @@ from .blocks import (
     check_heads,
     check_stages,
     drop_path_rates,
-    image_sides,
     init_linear,
     window_sides,
 )
@@ -246,9 +245,9 @@ class BiFormer(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.init_layers()
 
     def init_layers(self) -> None:

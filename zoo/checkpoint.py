@@ -179,7 +179,7 @@ def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
     """The advice of a graph, or of a model that is more than a backbone, on a file that does not fit it."""
     if isinstance(model, FeatureGraphNet):
         return "A graph (feature_cls='fx') takes weights as it is built: pretrained_cfg_overlay=dict(file=...)"
-    return model.advice(without_prefix(next(iter(checkpoint.entries.values())))) if hasattr(model, "advice") else ""
+    return model.advice(without_prefix(checkpoint.first)) if hasattr(model, "advice") else ""
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:

@@ -20,7 +20,6 @@ from .blocks import (
     WindowAttention,
     check_stages,
     drop_path_rates,
-    image_sides,
     init_linear,
     pad_to_multiple,
 )
@@ -151,9 +150,9 @@ class DaViT(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
 

@@ -22,7 +22,6 @@ from .blocks import (
     check_heads,
     check_stages,
     drop_path_rates,
-    image_sides,
     init_linear,
     init_normal,
 )
@@ -189,9 +188,9 @@ class DiNAT(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
 

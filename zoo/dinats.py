@@ -134,9 +134,9 @@ class Isotropic(Backbone):
             reductions=(self.reduction,) * len(depths),
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:

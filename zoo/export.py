@@ -30,17 +30,7 @@ from torch.fx.experimental import _config as shapes_config
 
 from .errors import CheckpointError, plain_warnings
 from .exportable import build
-from .exported import (  # noqa: F401  some are for importers of this module alone
-    ABOUT,
-    Difference,
-    Run,
-    about,
-    compare,
-    images,
-    name_classes,
-    names,
-    outputs,
-)
+from .exported import ABOUT, Run, about, compare, images, name_classes, names
 from .files import whole
 from .registry import variants
 

@@ -62,7 +62,7 @@ def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module
 
 def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
     checkpoint = read(path)
-    state = next(iter(checkpoint.entries.values()))
+    state = checkpoint.first
     dense = recognise_dense(state, hint(str(path), checkpoint.meta))
     if dense and dense.task == "segment" and create is timm.create_model:
         return _segmenter_from_file(dense, path, model, weights)

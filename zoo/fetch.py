@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from filelock import FileLock
-from timm.models._hub import download_cached_file, get_cache_dir
 
 from .errors import CheckpointError, LicenceWarning
 from .files import replaced
@@ -130,7 +130,7 @@ def _from_url(url: str | tuple[str, str], sha256: str | None, cache_dir: str | P
 
 def _download(address: str, path: Path, sha256: str | None) -> None:
     with replaced(path) as temporary:
-        download_cached_file((address, temporary.name), check_hash=False, cache_dir=path.parent)
+        torch.hub.download_url_to_file(address, str(temporary), progress=False)
         _verify(temporary, sha256, address)
 
 
@@ -140,6 +140,7 @@ def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
     if release.filename and path.is_file():
         _verify(path, release.sha256)
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)  # for whoever follows the message
     which, put = (release.filename, f"put it at {path}, or ") if release.filename else ("its file", "")
     also = f" (or {', '.join(release.mirrors)})" if release.mirrors else ""
     raise CheckpointError(
@@ -149,7 +150,7 @@ def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
 
 
 def _cache(cache_dir: str | Path | None) -> Path:
-    return Path(cache_dir or get_cache_dir())
+    return Path(cache_dir) if cache_dir else Path(torch.hub.get_dir(), "checkpoints")
 
 
 def _verify(path: Path, sha256: str | None, address: str | None = None) -> None:

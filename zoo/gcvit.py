@@ -27,6 +27,7 @@ from .blocks import (
     image_sides,
     init_linear,
     map_sides,
+    plain,
     window_sides,
 )
 from .registry import register
@@ -251,9 +252,10 @@ class GCViT(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.set_input_size(img_size, window_size)
+        self.set_input_size(window_size=window_size)
         self.apply(init_linear)
 
     @staticmethod
@@ -309,11 +311,6 @@ def windows_for(img_size: tuple[int, int], window_size: Windows | None = None) -
     if len(window_size) != len(STAGES):
         raise ValueError(f"window_size is {window_size}: expected one number, (vertical, horizontal), or one per stage")
     return [window_sides(window) for window in window_size]
-
-
-def plain(sides: tuple[int, int]) -> Size:
-    """Equal sides as one number."""
-    return sides[0] if sides[0] == sides[1] else sides
 
 
 def block(

@@ -27,7 +27,6 @@ from .blocks import (
     check_heads,
     check_stages,
     drop_path_rates,
-    image_sides,
     init_linear,
     pad_to_multiple,
 )
@@ -285,9 +284,9 @@ class LITv2(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.apply(init_linear)
 
     @staticmethod

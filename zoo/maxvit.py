@@ -106,7 +106,6 @@ class MBConv(nn.Module):
         dim_out: int,
         *,
         stride: int = 1,
-        expand: int = 4,
         conv: type[nn.Conv2d] = Conv2dSame,
         act: type[nn.Module] = nn.GELU,
         shortcut: nn.Module | None = None,
@@ -114,7 +113,7 @@ class MBConv(nn.Module):
         eps: float = 1e-3,
     ) -> None:
         super().__init__()
-        hidden = expand * dim_out
+        hidden = 4 * dim_out
         padding = 0 if conv is Conv2dSame else 1
         self.shortcut = nn.Identity() if shortcut is None else shortcut
         self.norm = nn.BatchNorm2d(dim, eps)
@@ -229,9 +228,9 @@ class MaxViT(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.partition_ratio = partition_ratio
         self.apply(init_fan_out)
         for module in self.modules():

@@ -93,6 +93,11 @@ class Description:
     places: dict[str, tuple[str, ...]]
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def first(self) -> dict[str, TensorInfo]:
+        """The raw weights, or the average of a file that has only this."""
+        return next(iter(self.entries.values()))
+
 
 @dataclass
 class Checkpoint:
@@ -101,6 +106,11 @@ class Checkpoint:
     path: str
     entries: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> dict[str, Tensor]:
+        """As of a `Description`."""
+        return next(iter(self.entries.values()))
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -108,19 +108,18 @@ def hint(path: str, meta: Mapping[str, Any]) -> str:
     """The name that may decide between models that fit equally: from the file's metadata, from timm's config.json
     beside it, or the file's own.
     """
-    said = meta.get("model") or _configured(Path(path))
+    said = meta.get("model") or (architecture(Path(path).parent) if Path(path).name in BY_TIMM else None)
     return said if isinstance(said, str) else path
 
 
-def _configured(path: Path) -> Any:
-    """The model that timm's config.json names, in a folder as `zoo.save_for_hf` writes it."""
-    if path.name not in BY_TIMM:
-        return None
+def architecture(folder: Path) -> str | None:
+    """The model that timm's config.json names, in a folder as `zoo.save_for_hf` writes it; None without one."""
     try:
-        said = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or another program's
         return None
-    return said.get("architecture") if isinstance(said, dict) else None
+    name = said.get("architecture") if isinstance(said, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def identify(state: State) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from timm.models import (
 )
 
 from .backbone import Backbone
-from .blocks import check_classes, check_stages, image_sides
+from .blocks import check_classes, check_stages, image_sides, plain
 from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
@@ -127,8 +127,7 @@ def _size(name: str, tag: Any) -> dict[str, Any]:
     """`img_size` of a tag's images; empty for a configuration that is not named by a tag, such as that of a hub."""
     if not isinstance(tag, str) or not tag:
         return {}
-    height, width = resolve_pretrained_cfg(name, pretrained_cfg=tag).input_size[1:]
-    return {"img_size": height if height == width else (height, width)}
+    return {"img_size": plain(resolve_pretrained_cfg(name, pretrained_cfg=tag).input_size[1:])}
 
 
 def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> None:

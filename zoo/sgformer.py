@@ -255,9 +255,9 @@ class SGFormer(Backbone):
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
+            img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.img_size = image_sides(img_size)
         self.apply(init_fan_out)
 
     @staticmethod

@@ -1,5 +1,7 @@
 """Channel attention: the channels of a head attend to each other, over all tokens of the map."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
         return attend[choose(impl, q, op="channel_attention", has=HAS)](q, k, v, scale_)
 
 
-def _triton_attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _triton_attend(*args: Any) -> Tensor:
     from .triton_path import attend  # triton is only imported where it runs
 
-    return attend(q, k, v, scale)
+    return attend(*args)

@@ -44,11 +44,6 @@ class ErrorBound:
         return found
 
 
-def shares(case: Case, impl: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """`ErrorBound.shares` of one implementation."""
-    return ErrorBound(case, dtype, device).shares(impl)
-
-
 def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0) -> float:
     """One tensor's error divided by the allowed error: `truth` in float64, the others in the dtype under test.
 

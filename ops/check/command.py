@@ -152,6 +152,7 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
     """For each configuration, the shares of the allowed error, or how the implementation failed."""
     import torch
 
+    from ..bench.measure import told
     from ..launching import configuration
     from .bound import ErrorBound
     from .tables import BY_NAME
@@ -165,7 +166,7 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
             with configuration(place):
                 found.append(held.shares(task.impl))
         except Exception as error:  # a kernel may fail in any way, and the others are still checked
-            found.append(first_line(error))
+            found.append(told(error))
     return found
 
 
@@ -216,12 +217,9 @@ def machine(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def tried(name: str, op: str, check: Callable[[], str]) -> Finding:
+    from ..bench.measure import told
+
     try:
         return Finding(name, op, True, check())
     except Exception as error:  # as above
-        return Finding(name, op, False, first_line(error))
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return Finding(name, op, False, told(error))

@@ -37,7 +37,7 @@ def same_bits(case: Case, device: str) -> str:
 
 def compiled(case: Case, device: str) -> str:
     """One graph, forward and backward, with the same answers as eager mode."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     inputs = inputs_of(case, device, torch.float32)
     graph = torch.compile(lambda **given: case.call(impl="triton", **given), fullgraph=True, backend="aot_eager")
     same = Case(case.op, case.name, case.make, lambda impl, **given: graph(**given))

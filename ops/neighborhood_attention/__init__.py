@@ -1,5 +1,7 @@
 """Neighborhood attention: every query attends to the keys nearest to it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,19 +60,10 @@ def neighborhood_attention(
         return attend[name](q, k, v, bias, window_, dilation_, scale_, outside)
 
 
-def _triton_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    window: tuple[int, int],
-    dilation: tuple[int, int],
-    scale: float,
-    outside: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+def _triton_attend(*args: Any) -> Tensor:
     from .triton_path import attend  # triton is only imported where it runs
 
-    return attend(q, k, v, bias, window, dilation, scale, outside)
+    return attend(*args)
 
 
 def _check_axis(axis: str, size: int, window: int, dilation: int, extended: bool) -> None:

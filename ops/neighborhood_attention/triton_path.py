@@ -13,7 +13,7 @@ from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register
-from ..tiles import contiguous, outside_gradients, strides, table_gradient
+from ..tiles import contiguous, outputs, outside_gradients, strides, table_gradient
 from ..window_attention import triton_path as windows
 from . import reference
 from .kernels import backward_bias_kernel, backward_keys_kernel, backward_queries_kernel, forward_kernel
@@ -115,26 +115,11 @@ class Plan:
 plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each many times
 
 
-def outputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    k0: Tensor | None,
-    v0: Tensor | None,
-    window: list[int],
-    dilation: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
-    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
-
-
 def forward(q, k, v, bias, k0, v0, window, dilation, scale):
     plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
         return windows.forward(q, k, v, bias, k0, v0, window, True, scale)
-    out, lse = outputs(q, k, v, bias, k0, v0, window, dilation, scale)
+    out, lse = outputs(q, k, v)
     total, *axes = plan.queries
     tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
     last = (*tables, out, lse, *strides(q, k, v), plan.heads, *axes, scale)

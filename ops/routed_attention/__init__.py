@@ -1,5 +1,7 @@
 """Bi-level routing attention: every region of the map attends to the few regions most related to it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,10 +60,10 @@ def routed_attention(
         return attend[choose(impl, q, op="routed_attention", has=HAS)](q, k, v, regions_, route, scale_)
 
 
-def _triton_attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
+def _triton_attend(*args: Any) -> Tensor:
     from .triton_path import attend  # triton is only imported where it runs
 
-    return attend(q, k, v, regions, route, scale)
+    return attend(*args)
 
 
 def route_regions(q: Tensor, k: Tensor, regions: int | tuple[int, int], topk: int) -> Tensor:

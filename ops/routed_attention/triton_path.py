@@ -6,7 +6,7 @@ from torch import Tensor
 from ..dispatch import under_autocast
 from ..launching import launch, power_of_two, precision
 from ..registration import register
-from ..tiles import strides
+from ..tiles import outputs, strides
 from . import reference
 from .kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel
 
@@ -18,13 +18,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
     return operator(*under_autocast(q, k, v), route, list(regions), scale)[0]
 
 
-def outputs(q: Tensor, k: Tensor, v: Tensor, route: Tensor, regions: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
-    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
-
-
 def forward(q, k, v, route, regions, scale):
-    out, lse = outputs(q, k, v, route, regions, scale)
+    out, lse = outputs(q, k, v)
     programs, sizes, tiles = plan(k, regions, route)
     last = (*sizes, scale)
     launch(forward_kernel, programs, q, k, v, route.contiguous(), out, lse, *strides(q, k, v), *last, **tiles)

@@ -3,6 +3,8 @@
 There are two ops, because the model applies projected attention among the super tokens between them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -95,16 +97,16 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int
         return scatter[name](tokens, affinity, cell_)
 
 
-def _triton_associate(x: Tensor, cell: tuple[int, int], iterations: int, learned: bool) -> tuple[Tensor, Tensor]:
+def _triton_associate(*args: Any) -> tuple[Tensor, Tensor]:
     from .triton_path import associate  # triton is only imported where it runs
 
-    return associate(x, cell, iterations, learned)
+    return associate(*args)
 
 
-def _triton_scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
+def _triton_scatter(*args: Any) -> Tensor:
     from .triton_path import scatter  # as above
 
-    return scatter(tokens, affinity, cell)
+    return scatter(*args)
 
 
 def _check_cell(cell: tuple[int, int]) -> None:

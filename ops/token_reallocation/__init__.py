@@ -1,5 +1,7 @@
 """Token reallocation (SG-Former): significant tokens stay fine-grained, the others are merged."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -133,19 +135,19 @@ def reallocate_tokens(
     return merged[:, 0], merged[:, 1]
 
 
-def _triton_received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
+def _triton_received(*args: Any) -> Tensor:
     from .triton_path import received  # triton is only imported where it runs
 
-    return received(q, k, window, scale)
+    return received(*args)
 
 
-def _triton_rank(significance: Tensor) -> Tensor:
+def _triton_rank(*args: Any) -> Tensor:
     from .triton_path import ranked  # as above
 
-    return ranked(significance)
+    return ranked(*args)
 
 
-def _triton_merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:
+def _triton_merge(*args: Any) -> Tensor:
     from .triton_path import merge  # as above
 
-    return merge(x, order, weights, biases, shares)
+    return merge(*args)

@@ -1,5 +1,7 @@
 """Window attention: attention inside tiles of the map, or inside strided grids over it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,19 +59,10 @@ def window_attention(
         return attend[name](q, k, v, bias, window_, partition == "grid", scale_, outside)
 
 
-def _triton_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    window: tuple[int, int],
-    grid: bool,
-    scale: float,
-    outside: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+def _triton_attend(*args: Any) -> Tensor:
     from .triton_path import attend  # triton is only imported where it runs
 
-    return attend(q, k, v, bias, window, grid, scale, outside)
+    return attend(*args)
 
 
 def _check(

@@ -9,7 +9,7 @@ from ..dispatch import NARROW, under_autocast
 from ..launching import launch, power_of_two, precision
 from ..packing import apart, as_given
 from ..registration import register
-from ..tiles import contiguous, outside_gradients, strides, table_gradient
+from ..tiles import contiguous, outputs, outside_gradients, strides, table_gradient
 from . import reference
 from .kernels import backward_kernel, forward_kernel
 from .large import (
@@ -94,23 +94,8 @@ class Plan:
 plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each many times
 
 
-def outputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    k0: Tensor | None,
-    v0: Tensor | None,
-    window: list[int],
-    grid: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The result (B, H, W, heads, D), and the base-2 logarithm of each softmax's sum (B, H, W, heads)."""
-    return v.new_empty(v.shape), v.new_empty(v.shape[:4], dtype=torch.float32)
-
-
 def forward(q, k, v, bias, k0, v0, window, grid, scale):
-    out, lse = outputs(q, k, v, bias, k0, v0, window, grid, scale)
+    out, lse = outputs(q, k, v)
     plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision())
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), out, lse)
     given += tuple(strides(q, k, v))

@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.clock import STARTUP
 from recipes.config.checks import check
 from recipes.config.errors import ConfigError
-from recipes.config.given import expanded, with_task_of_run, written
+from recipes.config.given import expanded, with_task_of_run
 from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
-from recipes.config.quoting import quote
+from recipes.config.quoting import quote, written
 from zoo.errors import plain_warnings
 
 __all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]

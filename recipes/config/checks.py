@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipes import papers
 from recipes.config.errors import ConfigError, near
 from recipes.config.idle import check_answers, check_read
-from recipes.config.quoting import quote
+from recipes.config.quoting import key_of, quote
 from recipes.config.ranges import check_range
 
 INTERPOLATIONS = (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -105,7 +105,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     OmegaConf.resolve(cfg)
     _check_task(cfg)
     defaults = base(name)
-    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    typed = {key_of(text): text.partition("=")[2] for text in overrides}
     values = flat(cfg)
     for key, value in values.items():
         _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
@@ -115,7 +115,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     for key, value in values.items():
         if key in typed or not begun:
             check_range(key, value)
-    forced = {text.lstrip("+").partition("=")[0] for text in overrides if text.startswith("++")}
+    forced = {key_of(text) for text in overrides if text.startswith("++")}
     mine = {key: values[key] for key in typed if key in values and key not in forced}
     check_read(cfg, mine, defaults | task_defaults(cfg.task.name))
 
@@ -130,7 +130,7 @@ def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: boo
     ours = {key.partition(".")[0] for key in known}
     words = re.findall(r"[\w.]+", " ".join(text for text in map(str, found.values()) if "${" in text))
     served = {word.strip(".") for word in words} - ours
-    added = {text.lstrip("+").partition("=")[0]: text for text in overrides if text.startswith("+")}
+    added = {key_of(text): text for text in overrides if text.startswith("+")}
     added = {key: text for key, text in added.items() if key in found or "={" in text}  # not an option of a group
     for key in (key for key in found if key not in known and not _is_argument(key) and not _serves(key, served)):
         text = next((added[one] for one in added if is_in(key, [one])), None)

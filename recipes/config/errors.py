@@ -8,7 +8,7 @@ class ConfigError(ValueError):
     """The command line or a configuration file is wrong; the message says what to type instead."""
 
 
-def near(word: object, options: Iterable[str], *, count: int = 3) -> str:
+def near(word: object, options: Iterable[str]) -> str:
     """` (did you mean ...?)` for the options like `word`; nothing if none is."""
-    matches = get_close_matches(str(word), list(options), n=count, cutoff=0.6)
+    matches = get_close_matches(str(word), list(options), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""

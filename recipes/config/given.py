@@ -4,14 +4,13 @@ stored; and eval.py's run=, for the keys of the run's task.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.config import checks
 from recipes.config.errors import ConfigError
-from recipes.config.quoting import quote, reads_as
+from recipes.config.quoting import key_of, quote, reads_as, written
 
 KEY = "config="
 EXPECTED = "give a run's config.yaml, or the output of --cfg job"
@@ -26,10 +25,10 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     """
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
-    chosen = [text for text in others if _group(text) in checks.groups()]
+    chosen = [text for text in others if key_of(text) in checks.groups()]
     if found and chosen:
         raise ConfigError(
-            f"{KEY} already sets every key, including those of {' and '.join(_group(text) for text in chosen)}: leave "
+            f"{KEY} already sets every key, including those of {' and '.join(key_of(text) for text in chosen)}: leave "
             f"out {' '.join(chosen)} and give the single keys to change, or leave out {KEY}"
         )
     return [*found, *others]
@@ -43,15 +42,10 @@ def with_task_of_run(arguments: Sequence[str]) -> list[str]:
     from recipes.settings import load_config
 
     found = [reads_as(text) for text in arguments if text.startswith("run=")]
-    if not found or not isinstance(found[-1], str) or any(_group(text) == "task" for text in arguments):
+    if not found or not isinstance(found[-1], str) or any(key_of(text) == "task" for text in arguments):
         return list(arguments)
     task = OmegaConf.select(load_config(Path(found[-1])), "task.name")  # the oldest runs have none
     return [*([f"task={task}"] if task in checks.options("task") else []), *arguments]
-
-
-def _group(text: str) -> str:
-    """What stands before the equals sign."""
-    return text.partition("=")[0].lstrip("+")
 
 
 def _overrides(file: str, name: str) -> list[str]:
@@ -72,7 +66,7 @@ def _overrides(file: str, name: str) -> list[str]:
     group = cfg.model.name if cfg.model.name in checks.options("model") else "timm"
     task = OmegaConf.select(cfg, "task.name")  # a group has keys that another lacks
     groups = [f"model={group}", *([f"task={task}"] if task in checks.options("task") else [])]
-    return [*groups, *(_override(key, value) for key, value in checks.flat(cfg).items() if key not in OWN)]
+    return [*groups, *(f"++{key}={written(value)}" for key, value in checks.flat(cfg).items() if key not in OWN)]
 
 
 def _beside_run(cfg: DictConfig) -> list[str]:
@@ -86,19 +80,4 @@ def _beside_run(cfg: DictConfig) -> list[str]:
         typed += [f"{group}={option}"] if option != usual and option in checks.options(group) else []
     usual = checks.flat(compose(typed, "eval"))
     other = {key: value for key, value in checks.flat(cfg).items() if key not in usual or value != usual[key]}
-    return [*typed, *(_override(key, value) for key, value in other.items())]
-
-
-def _override(key: str, value: Any) -> str:
-    return f"++{quote(key, value)}" if isinstance(value, str) else f"++{key}={written(value)}"
-
-
-def written(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(written, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str):
-        return quote("key", value).removeprefix("key=")
-    return "null" if value is None else str(value).lower()  # True, False, and numbers: 1e-05, inf
+    return [*typed, *(f"++{key}={written(value)}" for key, value in other.items())]

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.optim import get_optimizer_info, list_optimizers
 
 from recipes.config.errors import ConfigError
+from recipes.config.quoting import written
 
 _PARQUET = ("arrow", "parquet", "imagenet", "arrow_masks")
 _MASKS = ("masks", "arrow_masks")
@@ -103,16 +104,11 @@ def _other_value(cfg: DictConfig, key: str) -> str | None:
     """The value of another key that a key needs, by the tables above."""
     for other, value in WITH.get(key, {}).items():
         if (found := OmegaConf.select(cfg, other)) != value:
-            return f"{other}={_written(value)}, but it is {_written(found)}"
+            return f"{other}={written(value)}, but it is {written(found)}"
     for other, value in WITHOUT.get(key, {}).items():
         if OmegaConf.select(cfg, other) == value:
-            return f"a value of {other} other than {_written(value)}"
+            return f"a value of {other} other than {written(value)}"
     return None
-
-
-def _written(value: Any) -> str:
-    """As it is typed."""
-    return "null" if value is None else str(value).lower()
 
 
 def _needed_to_smooth(cfg: DictConfig) -> str | None:
@@ -150,7 +146,12 @@ def resized_by(cfg: DictConfig) -> str:
     return f"data=scenes{slide}; data.short_side= and data.long_side= resize the images of data={cfg.data.name}"
 
 
+def optimizer_name(opt: str) -> str:
+    """The optimiser that timm looks up for `optim.opt`, whose prefix `lookahead_` wraps another."""
+    return opt.lower().rpartition("_")[2]
+
+
 def _takes(opt: str, option: str) -> bool:
     """Whether timm passes this option to an optimiser; an unknown optimiser is reported elsewhere."""
-    name = opt.lower().rpartition("_")[2]  # timm's lookahead_ is a prefix
+    name = optimizer_name(opt)
     return name not in list_optimizers() or getattr(get_optimizer_info(name), f"has_{option}")

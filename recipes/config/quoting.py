@@ -1,7 +1,25 @@
-"""Values that Hydra's grammar would misread, and how to write them."""
+"""Keys and values of Hydra's overrides: how they are read, and how to write those that it would misread."""
+
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+
+def key_of(override: str) -> str:
+    """The key that an override sets, adds (`+`) or removes (`~`)."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(written, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return quote("key", value).removeprefix("key=")
+    return "null" if value is None else str(value).lower()  # True, False, and numbers: 1e-05, inf
 
 
 def quote(key: str, value: str) -> str:

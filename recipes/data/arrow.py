@@ -101,15 +101,21 @@ def check_agreed(declarations: Iterable[tuple[str, list[str] | None]]) -> None:
                 )
 
 
+def package(cfg) -> Any:
+    """The package `datasets`. Raises DataError if it is missing."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
+    return datasets
+
+
 def table_of(cfg, split: str) -> tuple[Any, Any]:
     """The package `datasets` and its table of a split, from the folder cfg.root or from the hub.
 
     Raises DataError if either is missing.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
+    datasets = package(cfg)
     return datasets, _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
 
 

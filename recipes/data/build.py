@@ -13,6 +13,7 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.models._hub import load_model_config_from_path
 
+from recipes.console import first_line
 from recipes.data import (
     arrow,
     digits,
@@ -27,6 +28,7 @@ from recipes.data.errors import DataError
 from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
+from zoo.blocks import plain
 
 Size = tuple[int, int]
 SPLITS = ("train", "val")
@@ -92,7 +94,7 @@ def build(cfg: DictConfig) -> Data:
         class_names=names,
         mean=prep.mean,
         std=prep.std,
-        img_size=learned.size[0] if learned.size[0] == learned.size[1] else learned.size,
+        img_size=plain(learned.size),
         subset=subset,
         truths=truths,
     )
@@ -168,10 +170,9 @@ def _addressed(name: str) -> Mapping[str, Any]:
     try:
         return read(place)[0]
     except (OSError, ValueError, KeyError) as error:  # no network, no such folder, no configuration
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
-            f"the preprocessing of {name} is unknown: {said}; without its config.json, set model.name= to a name that "
-            "timm knows, and model.checkpoint=<file>"
+            f"the preprocessing of {name} is unknown: {first_line(error)}; without its config.json, set model.name= to "
+            "a name that timm knows, and model.checkpoint=<file>"
         ) from error
 
 

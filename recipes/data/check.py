@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rich.progress import track
-
-from recipes.console import CONSOLE, say
+from recipes.console import say, tracked
 from recipes.data.build import Data
 from recipes.data.errors import DataError
 from recipes.data.images import orientation
@@ -63,7 +61,7 @@ def check(data: Data, workers: int | None) -> int:
     seen = bad = turned = 0
     try:
         for source in (data.train, data.val):
-            rotated = []
+            first, before = None, turned
             for found in _watched(source, workers):
                 seen += 1
                 if found.why is not None:
@@ -71,12 +69,11 @@ def check(data: Data, workers: int | None) -> int:
                     say(found.why, "red")
                 elif found.turned != 1:
                     turned += 1
-                    rotated.append(found)
-            if rotated:
-                first = f"{source.where(rotated[0].index)} ({rotated[0].turned})"
+                    first = first or found
+            if first is not None:
                 say(
-                    f"{len(rotated)} of {len(source)} images in {source.name} have an EXIF orientation that is not "
-                    f"applied, the first is {first}: {source.tag_advice}",
+                    f"{turned - before} of {len(source)} images in {source.name} have an EXIF orientation that is not "
+                    f"applied, the first is {source.where(first.index)} ({first.turned}): {source.tag_advice}",
                     "yellow",
                 )
     finally:
@@ -89,8 +86,5 @@ def check(data: Data, workers: int | None) -> int:
 def _watched(source: Source, workers: int | None) -> Iterator[Found]:
     checked = Checked(source)
     stream = batches(checked, batch_size=BATCH, seed=source.seed, epoch=0, train=False, workers=workers)
-    each = (found for samples, _ in stream for found in samples)
-    if CONSOLE.is_terminal:  # elsewhere an older rich prints an empty line, even if disabled
-        each = track(each, source.name, len(source), console=CONSOLE, transient=True)
-    yield from each
+    yield from tracked((found for samples, _ in stream for found in samples), len(source), source.name)
     checked.end_workers()

@@ -17,7 +17,7 @@ import numpy as np
 from recipes.console import say
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import stamp
+from recipes.data.files import Packed, stamp
 from recipes.data.masks import safe
 
 REACH = 10  # a corner may lie this many sides of an image outside it
@@ -26,15 +26,13 @@ LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
 class Coco(Encoded):
-    """The images of one split; their annotations are JSON in one string, as workers copy every object they touch."""
+    """The images of one split; what is known of each is JSON."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
-        self.folder = folder
-        encoded = [json.dumps(row).encode() for row in rows]
-        self.ends, self.rows = np.cumsum([0, *map(len, encoded)]), b"".join(encoded)
+        self.folder, self.rows = folder, Packed([json.dumps(row).encode() for row in rows])
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self.rows)
 
     def where(self, index: int) -> str:
         return os.path.join(self.folder, self._row(index)["file"])
@@ -63,7 +61,7 @@ class Coco(Encoded):
         return found
 
     def _row(self, index: int) -> dict[str, Any]:
-        return json.loads(self.rows[self.ends[index] : self.ends[index + 1]])
+        return json.loads(self.rows[index])
 
 
 def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
 from recipes.data.transforms import Normalize
+from zoo.blocks import plain
 
 READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
 
@@ -84,10 +85,10 @@ class Dense(Source, ABC):
         # in evaluation only the image is rescaled: predictions are evaluated at the image's own size
         planes, target = self.transform(planes, target) if self.train else (self.transform(planes), target)
         planes = mapped(lambda part: part.as_subclass(Tensor).contiguous(), planes)
-        plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
+        labels = {key: value.as_subclass(Tensor) for key, value in target.items()}
         # an image that cannot be decoded is replaced: `index` is the requested one, `shown` the one actually used
         extra = {"index": draws[1], "shown": index, "size": (image.height, image.width)}
-        return self.finish(planes) if finish else planes, {**plain, **extra}
+        return self.finish(planes) if finish else planes, {**labels, **extra}
 
     def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:
         """The error for labels of another size (H, W) than the image, with advice if the image is rotated."""
@@ -210,7 +211,7 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
         class_names=list(names),
         mean=prep.mean,
         std=prep.std,
-        img_size=prep.size[0] if prep.size[0] == prep.size[1] else prep.size,
+        img_size=plain(prep.size),
         left_out=tuple(left_out),
     )
 

@@ -3,11 +3,27 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from recipes.console import note
 from recipes.data.errors import DataError
 from zoo.files import replaced
+
+
+class Packed:
+    """Byte strings in one: a worker copies every object that it touches, and there may be a million of them."""
+
+    def __init__(self, parts: Sequence[bytes]):
+        self.ends, self.text = np.cumsum([0, *map(len, parts)]), b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.text[self.ends[index] : self.ends[index + 1]]
 
 
 def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:

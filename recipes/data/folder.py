@@ -12,7 +12,7 @@ import numpy as np
 from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import replace_file, sidecar, stamp
+from recipes.data.files import Packed, replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
@@ -20,19 +20,17 @@ RACY = 2_000_000_000  # ns; a folder changed this shortly before it was read may
 
 
 class Folder(Encoded):
-    """The images of one split. Paths are in one string: a million small objects would be copied into every worker."""
+    """The images of one split."""
 
     def __init__(self, root: Path, listing: "Listing"):
         self.root = root
-        encoded = [os.fsencode(f"{cls}{os.sep}{file}") for cls, files in listing.classes.items() for file in files]
-        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self.names = b"".join(encoded)
+        named = [os.fsencode(f"{cls}{os.sep}{file}") for cls, files in listing.classes.items() for file in files]
+        self.names = Packed(named)
         counts = [len(files) for files in listing.classes.values()]
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
     def where(self, index: int) -> str:
-        first = self.ends[index - 1] if index else 0
-        return os.path.join(self.root, os.fsdecode(self.names[first : self.ends[index]]))
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def encoded(self, index: int) -> str:
         return self.where(index)

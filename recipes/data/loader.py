@@ -119,7 +119,17 @@ def plan_batches(
     repeats: int = 1,
     parts: int | None = None,
 ) -> Sequence[Batch]:
-    """What `batches` yields, as indices; nothing is read."""
+    """What `batches` yields, as indices; nothing is read.
+
+    train  a permutation that is a function of (seed, epoch); samples that do not fill a last step are dropped. Rank r
+           takes the r-th slice of every `world * batch_size` samples; with `repeats` each image occurs that often,
+           augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
+           For a source in shards the order also depends on the numbers of workers and ranks, see
+           `recipes.data.stream_order`: there one rank reads an image, and its copies follow each other.
+    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
+    eval   in order, every sample exactly once over all ranks; the last batch may be short.
+    start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.
+    """
     if not train:
         return _eval_batches(source, batch_size, rank, world)[start:]
     found = stream_order_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
@@ -131,48 +141,13 @@ def plan_batches(
     return Planned(order(len(source), seed, epoch), epoch, numbers, batch_size, parts, repeats)
 
 
-def batches(
-    source: Source,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    train: bool,
-    start: int = 0,
-    workers: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    repeats: int = 1,
-    parts: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `batch_size` images for this rank: ((B, 3, H, W) float32, (B,) int64).
+def batches(source: Source, *, workers: int | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `batch_size` images for this rank: ((B, 3, H, W) float32, (B,) int64); `options` as `plan_batches`.
 
     In a process that uses a GPU images may be uint8, a quarter of the bytes: `source.finish` normalises them there.
-
-    train  a permutation that is a function of (seed, epoch); samples that do not fill a last step are dropped. Rank r
-           takes the r-th slice of every `world * batch_size` samples; with `repeats` each image occurs that often,
-           augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
-           For a source in shards the order also depends on the numbers of workers and ranks, see
-           `recipes.data.stream_order`: there one rank reads an image, and its copies follow each other.
-    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
-    eval   in order, every sample exactly once over all ranks; the last batch may be short.
-    start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.
     The random state of the calling process is not touched. Raises DataError naming the sample that failed.
     """
-    planned = plan_batches(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        epoch=epoch,
-        train=train,
-        start=start,
-        workers=workers,
-        rank=rank,
-        world=world,
-        repeats=repeats,
-        parts=parts,
-    )
-    return _iterate(source, planned, worker_count(source, workers))
+    return _iterate(source, plan_batches(source, workers=workers, **options), worker_count(source, workers))
 
 
 def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ import numpy as np
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import stamp
+from recipes.data.files import Packed, stamp
 from recipes.data.folder import SUFFIXES, images_below
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
@@ -66,13 +66,11 @@ class MaskFiles(Encoded):
     """Images and masks of one split; `names` are pairs of paths below `root`."""
 
     def __init__(self, root: Path, names: list[tuple[str, str]], classes: Classes):
-        self.root, self.classes, self.count = root, classes, len(names)
-        encoded = [os.fsencode(name) for pair in names for name in pair]
-        # one string, as a million small objects would be copied into every worker
-        self.ends, self.names = np.cumsum([0, *map(len, encoded)]), b"".join(encoded)
+        self.root, self.classes = root, classes
+        self.names = Packed([os.fsencode(name) for pair in names for name in pair])
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.names) // 2
 
     def where(self, index: int) -> str:
         return self._path(2 * index)
@@ -88,8 +86,7 @@ class MaskFiles(Encoded):
         return self.classes(open_labels(path, path, self.decoding), self.where(index))
 
     def _path(self, number: int) -> str:
-        first, end = self.ends[number : number + 2]
-        return os.path.join(self.root, os.fsdecode(self.names[first:end]))
+        return os.path.join(self.root, os.fsdecode(self.names[number]))
 
 
 class MaskRows(arrow.Arrow):

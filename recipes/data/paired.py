@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-IGNORE = 255  # the label of pixels that are ignored in training
+IGNORE = 255  # the label of pixels that neither losses nor metrics count
 TRIES = 10  # crops that are drawn if one class fills them
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recipes.console import first_line
-from recipes.data.arrow import check_agreed, declared, numbers
+from recipes.data.arrow import check_agreed, declared, numbers, package
 from recipes.data.errors import DataError
 from recipes.data.files import is_local, of_split
 from recipes.data.shards import Index, Shards, class_names, kept_index
@@ -79,10 +79,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
 
     Raises DataError for missing files and columns.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"data={cfg.name} needs the package `datasets`: pip install datasets") from error
+    datasets = package(cfg)
     found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
     # of remote files only the first of each split is checked, as each costs a request
     files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]

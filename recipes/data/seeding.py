@@ -1,4 +1,12 @@
-"""Random streams that depend only on integers."""
+"""Randomness without state: every draw is seeded from its purpose, so that nothing has to be saved.
+
+Data order and augmentation are functions of (seed, epoch, index), see recipes.data; drop path, dropout and Mixup of a
+part of a batch are functions of (seed, number of the part), whichever process it runs on, see recipes.plan. A resumed
+run only needs to know its step.
+
+The key of a stream of data begins with a `Stream`, that of `seed_all` with the seed and `INIT` or `MODEL`. Equal
+integers are no equal draws: each function turns them into other seeds.
+"""
 
 import random
 from collections.abc import Iterator
@@ -7,6 +15,8 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+
+INIT, MODEL = 0, 1  # the purpose of what is drawn after `seed_all`
 
 
 class Stream(IntEnum):
@@ -32,6 +42,14 @@ def reseed(*key: int) -> None:
     random.seed(int.from_bytes(words.tobytes(), "little"))
     np.random.seed(words)
     torch.default_generator.manual_seed(int(words[:2].view(np.uint64)[0] >> np.uint64(1)))
+
+
+def seed_all(*key: int) -> None:
+    """Seed python's, numpy's and torch's global generators (all devices) from a tuple of non-negative integers."""
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(4)]
+    torch.manual_seed(words[0] << 32 | words[1])
+    random.seed(words[2])
+    np.random.seed(words[3])
 
 
 @contextmanager

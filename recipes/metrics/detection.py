@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes import distributed
 from recipes.config import ConfigError
 from recipes.data import DataError
+from zoo.heads.paste import within
 
 SHOWN = 6  # predictions that are kept for a picture
 KINDS = {"bbox": "box", "segm": "mask"}  # pycocotools' name: ours
@@ -106,8 +107,6 @@ def at_size(prediction: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
 
 def masks_at(prediction: dict[str, Any], size: tuple[int, int]) -> Iterator[Tensor]:
     """The masks of `at_size`, (H, W) each, one at a time: many large ones would not fit into memory."""
-    from zoo.heads.paste import within
-
     if "box_masks" in prediction:
         for mask, box in zip(prediction["box_masks"], boxes_at(prediction, size).tolist(), strict=True):
             drawn = torch.zeros(size[1], size[0], dtype=torch.bool).T  # as pycocotools reads it, column by column

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from recipes.data import DataError
+from recipes.data.paired import IGNORE
 from recipes.metrics.confusion import Confusion
+from zoo.heads.layers import resize
 
-IGNORE = 255  # pixels of this label are not counted
 SHOWN = 6  # predictions that are kept for a picture
 
 
@@ -60,9 +61,7 @@ class Segmentation:
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """(classes, h, w) -> (classes, *size), bilinearly."""
-    if logits.shape[1:] == tuple(size):
-        return logits
-    return F.interpolate(logits[None], tuple(size), mode="bilinear", align_corners=False)[0]
+    return resize(logits[None], tuple(size))[0]
 
 
 def scores(counts: Tensor, names: Sequence[str], left_out: Sequence[int] = ()) -> dict[str, float]:

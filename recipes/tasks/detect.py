@@ -16,6 +16,7 @@ from recipes.metrics.detection import Detection, at_size, boxes_at
 from recipes.pictures import beside, fitted, readable, with_objects
 from recipes.plots import draw_found
 from recipes.tasks.segment import prepared, resized
+from zoo.heads import detector
 
 WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
 SURE = 0.5  # the score from which an object is shown to the user
@@ -35,8 +36,6 @@ class Task(task.Task):
         return dense.build(self.cfg, "instances", masks=self.masks)
 
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
-        from zoo.heads import detector
-
         models.check_classes(self.cfg, data)
         if "train" in self.cfg and self.cfg.train.get("eval_mode"):
             raise ConfigError(

@@ -26,6 +26,8 @@ from recipes.data.transforms import Normalize
 from recipes.metrics.segmentation import Segmentation, at_size
 from recipes.pictures import beside, colours, with_labels
 from recipes.plots import draw_found
+from zoo.heads import inference, segmenter
+from zoo.heads.segmenter import LEAST
 
 Looks = Tensor | list[Tensor]  # an image (3, h, w), or the same at each of task.scales
 
@@ -46,8 +48,6 @@ class Task(task.Task):
         return dense.build(self.cfg, "semantic")
 
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
-        from zoo.heads import segmenter
-
         models.check_classes(self.cfg, data)
         self.check_windows()
         self.check_parts(data)
@@ -68,8 +68,6 @@ class Task(task.Task):
         """Raise ConfigError for parts of one image if a batch norm has a 1 x 1 map, which has no variance then: that of
         UPerNet's pooling, or, for small crops, that of any head on the coarsest map.
         """
-        from zoo.heads.segmenter import LEAST
-
         head, small = self.cfg.task.head, self.cfg.task.crop and max(preprocessing(self.cfg).size) <= LEAST
         if not (head == "upernet" or small) or data.train is None or self.cfg.train.get("eval_mode"):
             return
@@ -116,8 +114,6 @@ class Task(task.Task):
         return [self._logits(model, _stacked([image]), size)[0] for image, size in zip(images, sizes, strict=True)]
 
     def _logits(self, model: nn.Module, images: Tensor | Iterator[Tensor], size: tuple[int, ...]) -> Tensor:
-        from zoo.heads import inference
-
         cfg = self.cfg.task
         run = inference.whole
         if cfg.inference == "slide":

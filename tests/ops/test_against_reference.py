@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 import ops
-from ops.check.bound import broken, shares
+from ops.check.bound import ErrorBound, broken
 from ops.check.cases import gradients, random
 from ops.check.tables import BY_NAME, CASES
 
@@ -13,13 +13,13 @@ from ops.check.tables import BY_NAME, CASES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_error_is_at_most_twice_the_references(case, dtype):
-    found = shares(case, "torch", dtype)
+    found = ErrorBound(case, dtype).shares("torch")
     assert not broken(found), broken(found)
 
 
 def test_a_key_that_a_row_has_many_times():
     """Its gradient adds what should cancel, in windows of so many tokens that fused attention would serve."""
-    found = shares(BY_NAME["window_attention-davit_12"], "torch", torch.float32)
+    found = ErrorBound(BY_NAME["window_attention-davit_12"], torch.float32).shares("torch")
     assert not broken(found), broken(found)
 
 

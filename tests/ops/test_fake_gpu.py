@@ -37,7 +37,7 @@ def asks_for_a_driver() -> bool:
 def gpu():
     if asks_for_a_driver():
         pytest.skip(f"torch {torch.__version__} asks a driver about tensors that are not there")
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield torch.device("cuda")
 

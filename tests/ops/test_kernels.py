@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
-from ops.check.bound import broken, share, shares
+from ops.check.bound import ErrorBound, broken, share
 from ops.check.cases import Case, packed, random, reallocate_case
 from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
 
@@ -35,7 +35,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case}-{str(dtype)[6:]}" for case, dtype in PAIRS])
 def test_error_is_at_most_twice_the_references(case, dtype):
-    found = shares(case, "triton", dtype, DEVICE)
+    found = ErrorBound(case, dtype, DEVICE).shares("triton")
     assert not broken(found), broken(found)
 
 
@@ -56,7 +56,7 @@ def three_products(self, a, b, sums, *_):
 def test_error_with_three_products_in_tf32(case, monkeypatch):
     """Products have 22 bits instead of 24, which is seen where logits are large."""
     monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.create_dot", three_products)
-    found = shares(case, "triton", torch.float32, DEVICE)
+    found = ErrorBound(case, torch.float32, DEVICE).shares("triton")
     assert max(found.values()) <= (1.5 if case in EXTREME else 1), found
 
 
@@ -69,7 +69,7 @@ def test_each_gradient_where_logits_are_large(seed):
         return ops.window_attention(q, k, v, bias, 7, impl=impl)
 
     case = Case("window_attention", "sharp", lambda: {"q": 40 * q, "k": k, "v": v, "bias": random(1, 13, 13)}, call)
-    found = shares(case, "triton", torch.float32, DEVICE)
+    found = ErrorBound(case, torch.float32, DEVICE).shares("triton")
     assert not broken(found), broken(found)
 
 
@@ -122,14 +122,14 @@ def test_runs_are_summed_in_any_number_of_sections(size, programs, monkeypatch):
     """Of one, some and each of the tiles of a group's runs; on the small map groups are empty."""
     monkeypatch.setattr(importlib.import_module("ops.token_reallocation.triton_path"), "PROGRAMS", programs)
     case = reallocate_case("sections", *size, [17, 4, 3, 1], [1, 3, 1, 2])
-    found = shares(case, "triton", torch.float32, DEVICE)
+    found = ErrorBound(case, torch.float32, DEVICE).shares("triton")
     assert not broken(found), broken(found)
 
 
 @pytest.mark.parametrize("shares_of", [[2**26 + 1, 2**26], [2**30, 2**30]], ids=["odd", "halves"])
 def test_shares_may_be_large(shares_of):
     """Numbers of tokens, say: times the size of a map they need 64 bits, or a common divisor."""
-    found = shares(reallocate_case("large", 5, 8, [4, 3], shares_of), "triton", torch.float32, DEVICE)
+    found = ErrorBound(reallocate_case("large", 5, 8, [4, 3], shares_of), torch.float32, DEVICE).shares("triton")
     assert not broken(found), broken(found)
 
 
@@ -151,7 +151,7 @@ def test_a_program_takes_several_windows(name, most, monkeypatch):
     """All windows of a head, or some and a rest: for these a table is looked up once, and gradients are summed."""
     path = importlib.import_module("ops.window_attention.triton_path")
     monkeypatch.setattr(path, "PROGRAMS", dict.fromkeys(path.PROGRAMS, most))
-    found = shares(BY_NAME[f"window_attention-{name}"], "triton", torch.float16, DEVICE)
+    found = ErrorBound(BY_NAME[f"window_attention-{name}"], torch.float16, DEVICE).shares("triton")
     assert not broken(found), broken(found)
 
 

@@ -54,7 +54,7 @@ def test_blocks_of_a_graph(rows, route, monkeypatch):
     assert sum("scaled_dot_product" in name for name in names) == -(-3 // rows)
     more = [torch.cat([t, t.flip(0)[:1]]) for t in inputs]
     torch.testing.assert_close(program.module()(*more), Routed()(*more), rtol=0, atol=1e-13)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(Routed(), fullgraph=True, backend="aot_eager")
     gradients = []
     for model in (compiled, Routed()):

@@ -61,7 +61,7 @@ def test_scripted_call_takes_one_number_for_both_axes(quiet):
 
 @pytest.mark.parametrize("case", FIRST + ODD, ids=str)
 def test_compiles_as_one_graph(case):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     inputs = case.make()
     compiled = torch.compile(lambda t: case.call(**t), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(inputs), case.call(**inputs), rtol=0, atol=1e-13)
@@ -79,7 +79,7 @@ def test_compiled_model_follows_the_setting(marked_reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_inductor(case):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     inputs = {name: t.float().requires_grad_() for name, t in case.make().items()}
     out, want = torch.compile(lambda t: case.call(**t), fullgraph=True)(inputs), case.call(**inputs)
     torch.testing.assert_close(out, want, rtol=0, atol=1e-5)

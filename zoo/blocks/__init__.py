@@ -4,13 +4,11 @@ What only one family uses lives in its own file. `PositionTable` is here since t
 """
 
 from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
-from .block import Block
-from .checks import check_classes, check_heads, check_stages, image_sides, window_sides
+from .block import Block, Mlp, Residual, drop_path_rates
+from .checks import check_classes, check_heads, check_stages, image_sides, plain, window_sides
 from .conv import ConvPosition, Halve, Nhwc, pad_to_multiple
 from .embed import ChainStem, PatchStem, PositionTable, map_sides, resize_positions
 from .init import init_fan_out, init_linear, init_normal
-from .mlp import Mlp
-from .residual import Residual, drop_path_rates
 
 __all__ = [
     "Block",
@@ -35,6 +33,7 @@ __all__ = [
     "is_plain",
     "map_sides",
     "pad_to_multiple",
+    "plain",
     "resize_positions",
     "resize_table",
     "window_sides",

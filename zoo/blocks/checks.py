@@ -41,6 +41,12 @@ def image_sides(img_size: Any) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def plain(sides: Sequence[int]) -> int | tuple[int, int]:
+    """(height, width) as one number where they are equal."""
+    height, width = sides
+    return height if height == width else (height, width)
+
+
 def window_sides(window: int | tuple[int, int], name: str = "window", unit: str = "token") -> tuple[int, int]:
     """(vertical, horizontal) tokens of a window given so, or as one number. Raises ValueError if there are none.
 

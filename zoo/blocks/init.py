@@ -4,10 +4,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
-def init_normal(tensor: Tensor, std: float = 0.02) -> None:
-    """A normal distribution truncated at 2, in place; skipped on the meta device, where it is slow and useless."""
+def init_normal(tensor: Tensor) -> None:
+    """A normal distribution of 0.02 truncated at 2, in place; not on the meta device, where it is slow and useless."""
     if not tensor.is_meta:
-        trunc_normal_(tensor, std=std)
+        trunc_normal_(tensor, std=0.02)
 
 
 def init_linear(module: nn.Module) -> None:

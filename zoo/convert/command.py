@@ -56,7 +56,7 @@ def convert(
     Raises CheckpointError if the model is not recognised, is not `model`, or has no such layout, or if the file does
     not say enough for that layout.
     """
-    first = next(iter(checkpoint.entries.values()))
+    first = checkpoint.first
     found = recognise(first, hint(checkpoint.path, checkpoint.meta))
     if model is None and not found.candidates:
         how = part_hint(first, checkpoint.path) or ": give --model or --part"
@@ -108,7 +108,7 @@ def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], w
     try:
         torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
     except RuntimeError as error:  # what torch raises if the disk is full
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(str(error).partition("\n")[0]) from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

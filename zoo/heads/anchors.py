@@ -10,7 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from .precision import at_least_single
+from ops.dispatch import wide
 
 
 class Anchors(AnchorGenerator):
@@ -51,7 +51,7 @@ class Anchors(AnchorGenerator):
         """For each image, (N, 4) boxes of all maps: by map, row, column, ratio, size."""
         like = feature_maps[0]
         # from the exact ones each time: a cast must not persist
-        self.cell_anchors = [cell.to(like.device, at_least_single(like.dtype)) for cell in self.exact]
+        self.cell_anchors = [cell.to(like.device, wide(like.dtype)) for cell in self.exact]
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([x.shape[2:] for x in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
@@ -102,7 +102,7 @@ class AlignedPooler(MultiScaleRoIAlign):
         out = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
         for level, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = torch.where(levels == level)[0]
-            exact = at_least_single(feature.dtype)
+            exact = wide(feature.dtype)
             places = regions[here].to(exact)
             pooled = roi_align(feature.to(exact), places, self.output_size, 1 / stride, 0, aligned=True)
             out[here] = pooled.to(out.dtype)

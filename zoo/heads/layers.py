@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.dispatch import autocasts
+from ops.dispatch import autocasts, wide
 from ops.sizes import alike, ceil, varies
 
 
@@ -52,7 +52,7 @@ def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, si
 
 
 def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
-    dtype = torch.promote_types(x.dtype, torch.float32)  # as pooling accumulates; the weights of a mean are no halves
+    dtype = wide(x.dtype)  # as pooling accumulates; the weights of a mean are no halves
     rows, columns = (_parts(x.shape[dim], side, x.device, dtype) for dim in (2, 3))
     with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
         return (rows @ x.to(dtype) @ columns.T).to(x.dtype)

@@ -9,10 +9,6 @@ from torch import Tensor, nn
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def predicts_in_single(*modules: nn.Module | None) -> None:
     """Make these modules return float32 where they compute in half precision; None is skipped."""
     for module in modules:

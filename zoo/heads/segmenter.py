@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.dispatch import wide
+
 from ..backbone import Backbone
 from ..convert import Layout
 from ..errors import CheckpointError
@@ -17,7 +19,7 @@ from .features import OverBackbone, backbone_of, check_count, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
-from .precision import at_least_single, predicts_in_single
+from .precision import predicts_in_single
 from .semantic_fpn import SemanticFPN
 from .upernet import UPerNet
 
@@ -113,7 +115,7 @@ class Segmenter(OverBackbone):
             here is not None and here.shape != there.shape
         ):  # for other classes the classifiers are new
             return
-        exact = at_least_single(there.dtype if here is None else torch.promote_types(there.dtype, here.dtype))
+        exact = wide(there.dtype if here is None else torch.promote_types(there.dtype, here.dtype))
         shift = -there.to(exact).log()
         if here is not None:
             shift += here.to(shift).log()
@@ -125,7 +127,7 @@ class Segmenter(OverBackbone):
             if bias.shape != shift.shape:
                 shapes = f"{tuple(shift.shape)}, and {key} {tuple(bias.shape)}"
                 raise CheckpointError(f"{name} is {shapes}: expected a weight for each class")
-            state[key] = (bias.to(at_least_single(bias.dtype)) + _spread_as(bias, shift)).to(bias.dtype)
+            state[key] = (bias.to(wide(bias.dtype)) + _spread_as(bias, shift)).to(bias.dtype)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.

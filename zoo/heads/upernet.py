@@ -7,29 +7,21 @@ from torch import Tensor, nn
 
 from .layers import ConvBlock, PixelHead, averages, resize
 
+POOL_SIZES = (1, 2, 3, 6)  # sides of the grids that the coarsest map is averaged to
+
 
 class UPerNet(PixelHead):
     """Maps of a backbone, fine to coarse -> logits (B, num_classes, H, W) at the size of the finest.
 
-    dims        channels of the maps
-    channels    of every map within the head
-    pool_sizes  sides of the grids that the coarsest map is averaged to
+    dims      channels of the maps
+    channels  of every map within the head
     """
 
-    def __init__(
-        self,
-        dims: Sequence[int],
-        num_classes: int,
-        *,
-        channels: int = 512,
-        dropout: float = 0.1,
-        pool_sizes: Sequence[int] = (1, 2, 3, 6),
-    ) -> None:
+    def __init__(self, dims: Sequence[int], num_classes: int, *, channels: int = 512, dropout: float = 0.1) -> None:
         super().__init__(channels, num_classes, dropout)
         *finer, last = dims
-        self.pool_sizes = tuple(pool_sizes)
-        self.pools = nn.ModuleList(ConvBlock(last, channels, 1) for _ in pool_sizes)
-        self.bottleneck = ConvBlock(last + len(pool_sizes) * channels, channels, 3)
+        self.pools = nn.ModuleList(ConvBlock(last, channels, 1) for _ in POOL_SIZES)
+        self.bottleneck = ConvBlock(last + len(POOL_SIZES) * channels, channels, 3)
         self.laterals = nn.ModuleList(ConvBlock(dim, channels, 1) for dim in finer)
         self.outputs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in finer)
         self.fuse = ConvBlock(len(dims) * channels, channels, 3)
@@ -46,5 +38,5 @@ class UPerNet(PixelHead):
 
     def pooled(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, channels, H, W)
         """The coarsest map beside its averages over grids of several sizes."""
-        context = [pool(averages(x, size)) for pool, size in zip(self.pools, self.pool_sizes, strict=True)]
+        context = [pool(averages(x, size)) for pool, size in zip(self.pools, POOL_SIZES, strict=True)]
         return self.bottleneck(torch.cat([x, *(resize(y, x.shape[-2:]) for y in context)], 1))

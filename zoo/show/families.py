@@ -9,6 +9,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..biformer import BiFormer
+from ..blocks import image_sides
 from ..checkpoint import unwrapped
 from ..davit import DaViT
 from ..dinat import DiNAT
@@ -164,7 +165,7 @@ def pictures(
     """
     model = unwrapped(model)
     chosen = _chosen(model, only)
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size or image.size_of(model)
+    size = image.size_of(model) if img_size is None else image_sides(img_size)
     seen = image.cut(image.load(photo), size)
     query = (size[0] // 2, size[1] // 2) if query is None else query
     if not (0 <= query[0] < size[0] and 0 <= query[1] < size[1]):

@@ -51,10 +51,10 @@ def signs(units: int, channels: int) -> Tensor:
     return torch.randint(2, (units, channels), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
 
 
-def covered(field: Tensor, share: float = 0.9) -> float:
-    """Share of the image whose pixels, from the strongest on, make up `share` of all influence."""
+def covered(field: Tensor) -> float:
+    """Share of the image whose pixels, from the strongest on, make up 90 % of all influence."""
     ranked = field.flatten().sort(descending=True).values.double().cumsum(0)
-    return float((ranked < share * ranked[-1]).sum() + 1) / len(ranked)
+    return float((ranked < 0.9 * ranked[-1]).sum() + 1) / len(ranked)
 
 
 def fields(look: Look) -> Drawn:

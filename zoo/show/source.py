@@ -51,7 +51,7 @@ def build(name: str | None, checkpoint: str | None, img_size: tuple[int, int] | 
 def of_file(path: str) -> tuple[Recognition, str | None]:
     """What a file is, and the part of the file that is the model, if it is not the whole."""
     checkpoint = read(path)
-    state = next(iter(checkpoint.entries.values()))
+    state = checkpoint.first
     found, part = recognise(state, hint(path, checkpoint.meta)), None
     if not found.candidates and (inner := recognised_part(state)):
         part, found = inner
