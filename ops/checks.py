@@ -21,8 +21,15 @@ def factor(scale: float | None, D: int) -> float:
         if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
             raise ValueError("scale is a tensor: expected a number; multiply q by a learned or per-head scale")
         if scale is not None and type(scale) is not float and not watched():
-            return float(scale)
+            return real(scale)
     return D**-0.5 if scale is None else scale
+
+
+def real(scale: Any) -> float:
+    """A number of another kind as a Python float. Raises ValueError for a complex number or a text."""
+    if isinstance(scale, complex | str):
+        raise ValueError(f"scale is {scale!r}: expected a number")
+    return float(scale)
 
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -97,20 +104,24 @@ def check_dtypes(names: str, given: list[Tensor]) -> None:
 
 
 def check_bias(bias: Tensor | None, heads: int, wh: int, ww: int) -> None:
-    """Raises ValueError unless `bias` is None or a table (heads, 2*wh - 1, 2*ww - 1)."""
-    if bias is not None and list(bias.shape) != [heads, 2 * wh - 1, 2 * ww - 1]:
-        raise ValueError(
-            f"bias is {bias.shape}: expected (heads, 2*wh-1, 2*ww-1), "
-            f"({heads}, {2 * wh - 1}, {2 * ww - 1}) for window {wh} x {ww}"
-        )
+    """Raises ValueError unless `bias` is None or a table (heads, 2*wh - 1, 2*ww - 1), and like `check_kind`."""
+    if bias is not None:
+        if list(bias.shape) != [heads, 2 * wh - 1, 2 * ww - 1]:
+            raise ValueError(
+                f"bias is {bias.shape}: expected (heads, 2*wh-1, 2*ww-1), "
+                f"({heads}, {2 * wh - 1}, {2 * ww - 1}) for window {wh} x {ww}"
+            )
+        check_kind("bias", bias)
 
 
 def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> None:
-    """Raises ValueError unless `outside` is None or a key and a value (heads, D)."""
+    """Raises ValueError unless `outside` is None or a key and a value (heads, D), and like `check_kind`."""
     if outside is not None:
         k0, v0 = outside
         if list(k0.shape) != [heads, D] or list(v0.shape) != [heads, D]:
             raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), ({heads}, {D})")
+        check_kind("the key outside", k0)
+        check_kind("the value outside", v0)
 
 
 def check_numbers(name: str, given: Tensor, count: int) -> None:

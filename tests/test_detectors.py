@@ -104,6 +104,30 @@ def test_levels_below_the_last_lateral():
         FPN(DIMS, 8, extra=1, extra_from="top")
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (2, 2), (4, 2), (16, 2), (3, 3)], ids=str)
+def test_levels_of_narrow_maps(sides):
+    """PyTorch leaves such results, or gradients of weights, unwritten in part: they hold what memory held."""
+    torch.manual_seed(0)
+    neck, maps = FPN([64], 64, extra=1, extra_from="input"), torch.randn(2, 64, *sides)
+
+    def answers(forward):
+        fill_freed_memory()
+        level = forward()
+        return level.detach().float(), *torch.autograd.grad(level, conv.weight, torch.ones_like(level))
+
+    conv = neck.outputs[1]
+    expected = answers(lambda: conv(maps))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers(lambda: neck([maps])[1])
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0.02 * float(want.abs().max()))
+
+
+def fill_freed_memory():
+    held = [torch.full((2**i,), float("nan")) for i in range(6, 19) for _ in range(8)]
+    del held
+
+
 def test_retinanet(tmp_path):
     record = load("det_retinanet_neck_head_72x120")
     model = detector(Given(), 80, head="retinanet").double()

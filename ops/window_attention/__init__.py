@@ -41,7 +41,8 @@ def window_attention(
     scale      factor on the logits; None: D ** -0.5
     outside    where the window does not divide the map, the map is padded at the bottom and right. None: keys in the
                padding are masked. (k0, v0), each (heads, D): they are attended to, with this key and value (DaViT and
-               LITv2 pad with zeros before the projection, which makes these the projection's bias)
+               LITv2 pad with zeros before the projection, which makes these the projection's bias). Where nothing is
+               padded they get zeros as gradients from kernels, and none from `torch`
     returns    (B, H, W, heads, D)
 
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.

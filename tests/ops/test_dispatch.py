@@ -301,6 +301,13 @@ def test_a_scale_is_a_number(name, scale):
         SCALED[name](scale)
 
 
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("scale", [1j, "0.5"])
+def test_a_scale_is_a_real_number(name, scale):
+    with pytest.raises(ValueError, match=f"scale is {scale!r}: expected a number"):
+        SCALED[name](scale)
+
+
 @pytest.mark.parametrize("scale", [torch.tensor(0.5), np.float32(0.5), np.float64(0.5)], ids=repr)
 def test_a_number_of_another_kind_is_one(scale):
     """Kernels are told Python's alone."""
@@ -325,6 +332,19 @@ def test_a_map_has_channels_of_floating_point_numbers(call):
     for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
         with pytest.raises(ValueError, match=f"is {dtype}: expected float16, bfloat16, float32 or float64"):
             call(Q.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn])
+def test_tables_and_what_is_outside_are_of_floating_point_numbers(dtype):
+    heads, D = Q.shape[-2:]
+    table, other = torch.zeros(heads, 3, 3, dtype=dtype), torch.zeros(heads, D, dtype=dtype)
+    for call in (
+        lambda: ops.window_attention(Q, Q, Q, table, 2),
+        lambda: ops.window_attention(Q, Q, Q, None, 2, outside=(other.float(), other)),
+        lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, outside=(other, other.float())),
+    ):
+        with pytest.raises(ValueError, match=f"is {dtype}: expected float16, bfloat16, float32 or float64"):
+            call()
 
 
 @pytest.mark.parametrize("call", PAIRS.values(), ids=PAIRS)

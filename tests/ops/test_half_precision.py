@@ -23,6 +23,20 @@ def test_a_super_token_that_no_pixel_is_near_to_is_zero(impl, dtype):
     torch.testing.assert_close(tokens[:, :, ::2].double(), exact[:, :, ::2], rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scale_of_zero_is_a_mean(dtype):
+    """Without a mask, PyTorch leaves such logits unwritten: they hold what memory held."""
+    q, k, v = (random(2, 6, 6, 2, 16, seed=i).to(dtype) for i in range(3))
+    held = [torch.full((2**i,), float("nan"), dtype=dtype) for i in range(6, 16) for _ in range(8)]
+    del held
+    found = ops.window_attention(q.requires_grad_(), k, v, None, 3, scale=0.0, impl="torch")
+    want = v.double().unflatten(2, (2, 3)).unflatten(1, (2, 3)).mean((2, 4))  # (B, 2, 2, heads, D)
+    want = want.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    torch.testing.assert_close(found.double(), want, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    (dq,) = torch.autograd.grad(found.sum(), q)
+    assert not dq.any()
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_windows_at_the_border_weigh_as_much_as_others(impl):
     q, k = random(2, 1, 10, 11, 2, 8).bfloat16()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.sizes import surely
+
 EXTRAS = ("pool", "input", "lateral", "output")
 
 
@@ -55,5 +57,16 @@ class FPN(nn.Module):
     def _coarser(self, last: Tensor) -> list[Tensor]:  # (B, C, H, W) -> `extra` maps
         maps = [last]
         for i, conv in enumerate(self.outputs[len(self.laterals) :]):
-            maps.append(conv(F.relu(maps[-1]) if i and self.extra_relu else maps[-1]))
+            maps.append(halved(F.relu(maps[-1]) if i and self.extra_relu else maps[-1], conv))
         return maps[1:]
+
+
+def halved(x: Tensor, conv: nn.Conv2d) -> Tensor:  # (B, C, H, W) -> (B, width, ceil(H / 2), ceil(W / 2))
+    """conv(x), a 3 x 3 convolution of stride 2, correct for maps of one or two columns too.
+
+    On CPUs with bfloat16 instructions PyTorch (2.9 to 2.15) leaves results that are one column wide unwritten in part,
+    and so it does gradients of weights that only meet its own padding. This pads for a second column, and crops it.
+    """
+    if not surely(x.shape[-1] <= 2):
+        return conv(x)
+    return F.conv2d(F.pad(x, (1, 3, 1, 1)), conv.weight, conv.bias, stride=2)[..., :1]
