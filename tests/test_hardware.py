@@ -1,5 +1,6 @@
 """What a run does on a GPU, as far as a machine without one can tell."""
 
+import copy
 import math
 import os
 import platform
@@ -8,6 +9,7 @@ import subprocess
 
 import pytest
 import torch
+from torch import nn
 
 from children import SMALL, flags_restored, lines, note_overrides, train_here
 from recipes import config, data, hardware, provenance, train
@@ -157,6 +159,23 @@ def test_memory_is_pinned_for_a_gpu_that_is_used(gpus, monkeypatch, used):
     source = build(config.compose(SMALL)).train
     loader = data.loader._loader(source, 0)
     assert loader.pin_memory == used
+
+
+def test_layer_norms_learn_in_float32():
+    """A CPU's kernel sums what the bias learns in half precision, in which 256 + 1 is 256."""
+    norm, images = nn.LayerNorm(8), torch.randn(20_000, 8).bfloat16()
+    machine = hardware.Hardware(torch.device("cpu"), torch.bfloat16, torch.preserve_format, compile=False)
+    learner = machine.wrapped(norm)
+    with machine.autocast():
+        learner(images).sum().backward()
+    assert torch.equal(norm.bias.grad, torch.full((8,), 20_000.0))
+    exact = copy.deepcopy(norm).double()
+    exact.zero_grad()
+    exact(images.double()).sum().backward()
+    torch.testing.assert_close(norm.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-2)
+    norm.eval()
+    with machine.autocast():
+        assert learner(images).dtype == torch.bfloat16  # as where the run is evaluated later
 
 
 def test_a_gpu_normalises_what_it_is_sent():
