@@ -8,11 +8,16 @@ python eval.py run=runs/<name> predict=cat.jpg
 torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, every image counted once
 """
 
+import sys
+
 from recipes import shell
 
 shell.answer("eval")  # shell completion must not wait for the import below
 
-from recipes.eval import main
+try:
+    from recipes.eval import main
+except KeyboardInterrupt:  # which the seconds that it takes invite
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

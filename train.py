@@ -7,11 +7,16 @@ torchrun --nproc-per-node 8 train.py ...           # the same batch, split over 
 python train.py --help                             # models, data sets, recipes
 """
 
+import sys
+
 from recipes import shell
 
 shell.answer("train")  # shell completion must not wait for the import below
 
-from recipes.train import main
+try:
+    from recipes.train import main
+except KeyboardInterrupt:  # which the seconds that it takes invite
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

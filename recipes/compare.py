@@ -152,7 +152,7 @@ def seeds(rows: Sequence[Row]) -> list[list[Row]]:
     def but_seed(row: Row) -> Hashable:
         return str((row.images, {k: row.cfg[k] for k in sorted(row.cfg) if k != "seed" and not is_in(k, FREE)}))
 
-    return [group for group in grouped(rows, but_seed) if len({row.cfg.get("seed") for row in group}) > 1]
+    return [group for group in grouped(rows, but_seed) if len(set(map(_seed, group))) > 1]
 
 
 def decimals(rows: Sequence[Row]) -> int:
@@ -272,9 +272,16 @@ def _print_seeds(rows: Sequence[Row]) -> None:
         drawn.add_row(
             _called(group, rows),
             f"{mean:.{digits}f} ± {deviation:.{digits}f} ({len(group)})",
-            ", ".join(str(row.cfg.get("seed")) for row in group),
+            ", ".join(str(_seed(row)) for row in group),
         )
     CONSOLE.print(drawn)
+    for same in (same for group in groups for same in grouped(group, _seed) if len(same) > 1):
+        told = f"{_called(same, rows)} have the same seed={_seed(same[0])}"
+        say(f"{told}, and all of them count: if they are copies of a run, name only one", "yellow")
+
+
+def _seed(row: Row) -> Any:
+    return row.cfg.get("seed")
 
 
 def _statistics(group: Sequence[Row]) -> tuple[float, float]:
@@ -308,7 +315,7 @@ def record(rows: Sequence[Row]) -> dict[str, Any]:
         "seeds": [
             {
                 "folders": [str(row.folder) for row in group],
-                "seeds": [row.cfg.get("seed") for row in group],
+                "seeds": [_seed(row) for row in group],
                 **dict(zip(("mean", "std"), _statistics(group), strict=True)),
                 "n": len(group),
             }
@@ -372,12 +379,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # runs/* also matches pictures of sweeps, and may repeat what was named before it
     given = [path for path in args.runs if not path.is_file()]
-    folders = list(dict.fromkeys(run for path in given for run in _runs(path)))
+    folders: dict[Path, Path] = {}
+    for run in (run for path in given for run in _runs(path)):
+        folders.setdefault(run.resolve(), run)
     try:
         for path in (args.out, args.json):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-        shown = show(folders, args.out, args.score, args.json)
+        shown = show(list(folders.values()), args.out, args.score, args.json)
     except OSError as error:
         sys.exit(f"error: could not write {args.out}{f' or {args.json}' if args.json else ''}: {error}")
     if not shown:

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recipes.console import say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.data.files import Packed
+from recipes.data.shards import Shards
 from recipes.settings import RunError
 
 FILE = "data.json"
@@ -27,8 +29,10 @@ COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the cla
 
 def of(data: Data) -> dict[str, Any]:
     """What a run that starts on this data records."""
-    images = {split: len(source) for split, source in _sources(data).items()}
-    return {**{key: getattr(data, key) for key in KEYS}, "images": images}
+    sources = _sources(data)
+    images = {split: len(source) for split, source in sources.items()}
+    labels = {split: _digest(source.records, data.truths) for split, source in sources.items()}
+    return {**{key: getattr(data, key) for key in KEYS}, "images": images, "labels": labels, "shards": _shards(data)}
 
 
 def check_alike(data: Data) -> None:
@@ -39,7 +43,7 @@ def check_alike(data: Data) -> None:
     """
     if distributed.size() == 1:
         return
-    mine = {**of(data), "labels": _digest(data), "host": socket.gethostname()}
+    mine = {**of(data), "host": socket.gethostname()}
     first, *others = distributed.gathered(mine)
     found = [
         f"rank {rank} on {other['host']} has {', '.join(said)}"
@@ -59,15 +63,23 @@ def _sources(data: Data) -> dict[str, Source]:
     return {split: source for split in SPLITS if (source := getattr(data, split)) is not None}
 
 
-def _digest(data: Data) -> str:
+def _digest(records: Any, truths: np.ndarray | None) -> str:
+    """What a reader knows of the images of a split; runs record it, so that it must not change for the same data."""
     found = hashlib.sha256()
-    for records in (source.records for source in _sources(data).values()):
-        found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # those of masks are in the images
-        for said in vars(records).values():  # names of files, and all that a COCO file says
-            found.update(said.text if isinstance(said, Packed) else b"")
-    if data.truths is not None:
-        found.update(np.asarray(data.truths, np.int64).tobytes())
+    found.update(np.asarray(getattr(records, "labels", ()), np.int64).tobytes())  # those of masks are in the images
+    for said in vars(records).values():  # names of files, and all that a COCO file says
+        found.update(said.text if isinstance(said, Packed) else b"")
+    if truths is not None:
+        found.update(np.asarray(truths, np.int64).tobytes())
     return found.hexdigest()
+
+
+def _shards(data: Data) -> list[list[Any]] | None:
+    """The name of each training shard and the number of its samples; None if the training set is not in shards."""
+    records = getattr(data.train, "records", None)
+    if not isinstance(records, Shards):
+        return None
+    return [list(shard) for shard in zip(records.names, records.counts.tolist(), strict=True)]
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -166,14 +178,21 @@ def check_classes(run: Path, data: Data, name: str) -> None:
 
 
 def check_same(run: Path, data: Data) -> None:
-    """Raise RunError if a run would be resumed with other classes or another number of training images.
+    """Raise RunError if a run would be resumed with other classes, training images or labels of them.
 
-    Warns about another number of validation images: the best score so far was measured on others.
+    Warns about other validation images: the best score so far was not measured on these. Older runs recorded less.
     """
-    then, now = read(run).get("images"), of(data)["images"]
-    lines = [said] if (said := _other_classes(read(run), data)) else []
+    recorded, current = read(run), of(data)
+    then, now = recorded.get("images"), current["images"]
+    lines = [said] if (said := _other_classes(recorded, data)) else []
     if then is not None and then["train"] != now["train"]:
         lines.append(f"the run has {then['train']} training images, the data {now['train']}")
+    if said := _other_shards(recorded.get("shards"), current["shards"]):
+        lines.append(said)
+    labels = recorded.get("labels") or current["labels"]
+    others = {split for split, digest in current["labels"].items() if digest != labels[split]}
+    if "train" in others and not lines:
+        lines.append("the data has as many training images, but other images or other labels")
     if lines:
         raise RunError(
             f"{run} was started on other data, and resuming it on this data would mix the two:\n  "
@@ -182,6 +201,20 @@ def check_same(run: Path, data: Data) -> None:
         )
     if then is not None and then["val"] != now["val"]:
         say(f"validation has {now['val']} images, not {then['val']} as before: scores are not comparable", "yellow")
+    elif "val" in others:
+        say("validation has other images, or other labels, than before: scores are not comparable", "yellow")
+
+
+def _other_shards(there: list[list[Any]] | None, here: list[list[Any]] | None) -> str | None:
+    """The first training shard that differs; None if none does, or the run or the data has no shards."""
+    if there is None or here is None or there == here:
+        return None
+    place = next(index for index, pair in enumerate(zip_longest(there, here)) if pair[0] != pair[1])
+    run, now = (
+        f"{shards[place][0]} with {shards[place][1]} images" if place < len(shards) else "none"
+        for shards in (there, here)
+    )
+    return f"shard {place} is {run} in the run and {now} in the data"
 
 
 def _other_classes(recorded: dict[str, Any], data: Data) -> str | None:

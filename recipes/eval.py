@@ -101,19 +101,27 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
             failed.append(str(source))
             say(f"{source} is not evaluated: {error}", "red")
             continue
-        found.append(report(one, results, stem))
+        found.append(one.row)
+        try:
+            report(one, results, stem)
+        except RunError as error:
+            if alone:
+                raise
+            failed.append(str(source))
+            say(str(error), "red")
         del one  # its data and metrics, before the next one has its own
     if found and not alone:
         conclude(results, found)
     if failed:
-        raise RunError(f"{len(failed)} of {len(sources)} could not be evaluated, see above: {', '.join(failed)}")
+        raise RunError(
+            f"{len(failed)} of {len(sources)} could not be evaluated or written, see above: {', '.join(failed)}"
+        )
 
 
-def report(one: Measurement, results: Results, stem: str) -> Row:
-    """Write and print a measurement; returns what a table of several needs of it."""
-    distributed.first(lambda: one.write(results, stem))
+def report(one: Measurement, results: Results, stem: str) -> None:
+    """Print a measurement, then write it. Raises RunError if it cannot be written."""
     one.show()
-    return one.row
+    distributed.first(lambda: one.write(results, stem))
 
 
 def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement:

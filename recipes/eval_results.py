@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,14 +115,15 @@ class Measurement:
         return f"{self.record['name']}: {self.record['images']} images of {self.record['data']}"
 
     def write(self, results: Results, stem: str) -> None:
-        """Write <stem>.json, .png and, if there are any, -classes.csv and -images.csv."""
+        """Write <stem>.json, .png and, if there are any, -classes.csv and -images.csv. Raises RunError."""
         folder = results.folder
-        results.make_way(stem, self.record)
-        write_json(folder / f"{stem}.json", self.record)
-        self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
-        for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
-            if rows:
-                write_csv(folder / f"{stem}-{what}.csv", rows)
+        with _writable(folder):
+            results.make_way(stem, self.record)
+            write_json(folder / f"{stem}.json", self.record)
+            self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
+            for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
+                if rows:
+                    write_csv(folder / f"{stem}-{what}.csv", rows)
         say(f"written to {folder}: {', '.join(sorted(_there(folder, stem)))}")
 
 
@@ -150,9 +152,10 @@ class Results:
             raise RunError(f"results cannot be written to {self.folder}: give out=<a writable folder>")
 
     def write_list(self, stem: str, records: list[Record]) -> None:
-        """Several evaluations as <stem>.json."""
-        self.make_way(stem, records)
-        write_json(self.folder / f"{stem}.json", records)
+        """Several evaluations as <stem>.json. Raises RunError."""
+        with _writable(self.folder):
+            self.make_way(stem, records)
+            write_json(self.folder / f"{stem}.json", records)
 
     def make_way(self, stem: str, content: Record | list[Record]) -> None:
         """Move the files of a stem away if they belong to another evaluation than `content`, and report it.
@@ -166,6 +169,16 @@ class Results:
         for file in files:
             os.rename(self.folder / file, self.earlier / file)
         say(f"{self.folder} held another evaluation: {', '.join(sorted(files))} moved to {self.earlier}", "yellow")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the evaluation could not be written to {folder}: {error}; give out=<a folder with space that is writable>"
+        ) from error
 
 
 def _there(folder: Path, stem: str) -> list[str]:

@@ -2,9 +2,9 @@
 
     runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/  nonfinite/
 
-README.md is the model card; config.yaml is the resolved configuration; data.json has the names of the classes and the
-numbers of images; sessions.jsonl has a line for every start; nonfinite/, if there is one, lists the images of every
-step whose loss or gradient was not finite.
+README.md is the model card; config.yaml is the resolved configuration; data.json has the names of the classes, the
+numbers of images and digests of their names and labels; sessions.jsonl has a line for every start; nonfinite/, if
+there is one, lists the images of every step whose loss or gradient was not finite.
 """
 
 from __future__ import annotations

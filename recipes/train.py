@@ -162,9 +162,12 @@ def skip(run: Run, plans: plan.Plan, data: Data, now: State, *, lr: float, loss:
     if now.skipped - now.overflowed >= run.cfg.train.skip_nonfinite:
         skipped = f", after {now.skipped} steps that were skipped" if now.skipped else ""
         skipped += f" ({now.overflowed} because float16 overflowed)" if now.overflowed else ""
+        amp, precise = run.cfg.hardware.amp, ""
+        if amp and math.isfinite(loss):
+            precise = f"; as the loss is finite, its gradient may have overflowed in {amp}: try hardware.amp=null"
         raise NotFinite(
             f"{what}{skipped}; {images}\nlook at these images, or start a new run with a lower optim.lr, "
-            "a longer sched.warmup or train.clip_grad=1"
+            f"a longer sched.warmup or train.clip_grad=1{precise}"
         )
     now.rewind()
     now.skipped += 1

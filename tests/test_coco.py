@@ -99,7 +99,7 @@ def change(folder, key, value, at=0, part="annotations"):
         ("file_name", "no/such/x.jpg", "images", "train, such as no/such/x.jpg"),
         ("file_name", "../val/x.jpg", "images", "which leads out of its folder"),
         ("file_name", "/etc/passwd", "images", "which leads out of its folder"),
-        ("name", "bat", "categories", "have different categories"),
+        ("name", "bat", "categories", "different categories: id 7 is 'bat' in the first and 'cat' in the second"),
         ("name", "ant", "categories", "several categories have the name 'ant': expected different ones"),
         ("id", 3, "categories", "several categories have the id 3"),
         ("id", "3", "categories", "train.json: the categories have the ids ['3', 3]: expected integers"),
@@ -111,6 +111,14 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
     with pytest.raises(DataError) as error:
         coco(objects)
     assert said in str(error.value)
+
+
+def test_a_category_of_one_file(objects):
+    content = json.loads((objects / "val.json").read_text())
+    content["categories"].append({"id": 5, "name": "bee"})
+    write(objects / "val.json", content)
+    with pytest.raises(DataError, match=r"id 5 is missing in the first and 'bee' in the second: expected the same"):
+        coco(objects)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +139,12 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
             "annotations",
             "x.jpg has an object whose segmentation cannot be "
             "read: a corner of a polygon lies at 1e+09, more than 10 sides away from the image",
+        ),
+        (
+            "segmentation",
+            [[2, 3, 12, 3, 12, 11, 2]],
+            "annotations",
+            "a polygon has 7 numbers, [2, 3, 12, 3, 12, 11, ...",
         ),
         ("segmentation", [[2, 3, float("nan"), 3, 12, 11]], "annotations", "a polygon is not a finite number"),
         ("segmentation", [], "annotations", "without a segmentation; task.head=faster_rcnn"),

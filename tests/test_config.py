@@ -4,18 +4,22 @@ import inspect
 import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 import zoo
-from recipes import papers
+from recipes import config, papers
 from recipes.config import ConfigError, checks, compose, help_text, main, quote
 from recipes.config import overrides as given
 from recipes.config.groups import register
+from recipes.config.messages import PLUGINS, explain
 from recipes.config.quoting import reads_as
 from recipes.config.ranges import check_range
 from zoo.releases import RELEASES, UNRELEASED
@@ -320,6 +324,10 @@ def script(cfg):
     print("run", cfg.seed, cfg.optim.lr, given())
     if cfg.seed == 5:
         raise ConfigError("seed 5 is wrong")
+    if cfg.seed == 6:
+        raise OverflowError("seed 6 is too large")
+    if cfg.seed == 7:
+        sys.exit(130)  # as after Ctrl-C
 
 
 def command(folder, *arguments):
@@ -350,6 +358,50 @@ def test_sweep(tmp_path):
     assert out.splitlines() == [
         f"run {seed} {lr} ['seed={seed}', 'optim.lr={lr}']" for seed in (0, 1) for lr in (0.5, 0.6)
     ]
+
+
+def test_every_run_of_a_sweep_that_fails_is_reported(tmp_path):
+    code, out, err, _ = command(tmp_path, "-m", "seed=0,5,1,6")
+    assert code == 2 and [line.split()[1] for line in out.splitlines()] == ["0", "5", "1", "6"]
+    assert "error in run 1 (seed=5): seed 5 is wrong\n" in err
+    assert "error in run 3 (seed=6): Traceback" in err and "OverflowError: seed 6 is too large\n" in err
+    assert err.count("seed 5 is wrong") == 1 and err.endswith("error: 2 of 4 runs failed, see above: 1, 3\n")
+
+
+def test_a_sweep_that_is_stopped_names_the_run(tmp_path):
+    code, out, err, _ = command(tmp_path, "-m", "seed=5,7,0")
+    assert code == 130 and err.endswith("error: 1 of 2 runs failed, see above: 0\n")
+    assert out.endswith("the sweep was stopped in run 1; any later runs were not started\n")
+
+
+def test_a_search_without_a_best_run(monkeypatch, capsys):
+    """Optuna's error says less than how many failed; what else fails after a sweep is not hidden."""
+    monkeypatch.setattr(config, "_RUNS", {0: ConfigError("a"), 1: ConfigError("b")})
+    with pytest.raises(SystemExit), config._summed():
+        raise ValueError("No trials are completed yet.")
+    assert capsys.readouterr().err == "error: 2 of 2 runs failed, see above: 0, 1\n"
+    monkeypatch.setattr(config, "_RUNS", {0: ConfigError("a"), 1: None})
+    with pytest.raises(ValueError, match="something else"), config._summed():
+        raise ValueError("something else")
+
+
+@pytest.mark.parametrize("option, package", PLUGINS.items())
+def test_plugins_that_are_missing(option, package):
+    error = MissingConfigException(f"Could not load '{option}'.", option, ["basic"])
+    assert explain(error, [], "train") == f"{option} needs the package {package}: pip install {package}"
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_ctrl_c_during_the_imports(name, monkeypatch):
+    class Slow(ModuleType):
+        def __getattr__(self, key):
+            raise KeyboardInterrupt if key == "main" else AttributeError(key)
+
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    monkeypatch.setitem(sys.modules, f"recipes.{name}", Slow(f"recipes.{name}"))
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as end:  # which would end the tests
+        runpy.run_path(str(ROOT / f"{name}.py"))
+    assert isinstance(end.value, SystemExit) and end.value.code == 130
 
 
 def test_help_is_printed(tmp_path):

@@ -12,20 +12,39 @@ from recipes import config, data_record
 from recipes.data import Data, dense, imagenet
 from recipes.data.coco import Coco
 from recipes.data.folder import Folder, Listing
+from recipes.data.tar import Tar
 from recipes.settings import RunError
 from recipes.tasks.classify import with_classes
 
 ANIMALS = ["ant", "bee", "cow"]
 
 
+class Images(list):
+    """A source of so many images of one class."""
+
+    def __init__(self, count, label=0):
+        super().__init__(range(count))
+        self.records = SimpleNamespace(labels=np.full(count, label))
+
+
+def in_shards(labels, **counts):
+    """A source in shards of these names and numbers of samples."""
+    records = Tar.__new__(Tar)
+    records.names = [f"{name}.tar" for name in counts]
+    records.labels, records.counts = np.array(labels), np.array(list(counts.values()))
+    source = Images(len(labels))
+    source.records = records
+    return source
+
+
 def data(names, *, images=12, val=4, **others) -> Data:
     given = {"num_classes": len(names), "mean": (0.5,) * 3, "std": (0.5,) * 3, "img_size": 32}
-    return Data(**given | {"train": range(images), "val": range(val), "class_names": list(names)} | others)
+    return Data(**given | {"train": Images(images), "val": Images(val), "class_names": list(names)} | others)
 
 
 def test_names_and_boxes_are_part_of_what_processes_compare(tmp_path):
     def digest(records):
-        return data_record._digest(SimpleNamespace(train=None, val=SimpleNamespace(records=records), truths=None))
+        return data_record._digest(records, None)
 
     def folder(name):
         return Folder(tmp_path, Listing({"ant": [name]}, {}, 0))
@@ -143,6 +162,34 @@ def test_a_run_goes_on_with_as_many_images(begun, capsys):
         data_record.check_same(run, data(ANIMALS, images=9))
     data_record.check_same(run, data(ANIMALS, val=5))
     assert "validation has 5 images, not 4 as before" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_same_labels(begun, capsys):
+    run = begun(ANIMALS)
+    with pytest.raises(RunError, match="as many training images, but other images or other labels\nrestore"):
+        data_record.check_same(run, replace(data(ANIMALS), train=Images(12, label=1)))
+    data_record.check_same(run, replace(data(ANIMALS), val=Images(4, label=1)))
+    assert "validation has other images, or other labels, than before" in capsys.readouterr().out
+    recorded = json.loads((run / data_record.FILE).read_text())
+    (run / data_record.FILE).write_text(json.dumps({key: recorded[key] for key in (*data_record.KEYS, "images")}))
+    data_record.check_same(run, replace(data(ANIMALS), train=Images(12, label=1)))  # an older run recorded no labels
+
+
+def test_a_shard_that_is_another_is_named(begun):
+    def shards(labels, **counts):
+        return replace(data(ANIMALS), train=in_shards(labels, **counts))
+
+    run = begun(ANIMALS)
+    (run / data_record.FILE).write_text(json.dumps(data_record.of(shards([0, 1, 2], a=2, b=1))))
+    data_record.check_same(run, shards([0, 1, 2], a=2, b=1))
+    for labels, counts, said in (
+        ([0, 1, 2], {"a": 1, "b": 2}, "shard 0 is a.tar with 2 images in the run and a.tar with 1 images in the data"),
+        ([0, 1, 2], {"a": 2, "c": 1}, "shard 1 is b.tar with 1 images in the run and c.tar with 1 images in the data"),
+        ([0, 1], {"a": 2}, "shard 1 is b.tar with 1 images in the run and none in the data"),
+        ([0, 1, 1], {"a": 2, "b": 1}, "other labels"),
+    ):
+        with pytest.raises(RunError, match=said):
+            data_record.check_same(run, shards(labels, **counts))
 
 
 def test_runs_that_recorded_less(tmp_path):

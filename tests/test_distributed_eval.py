@@ -138,7 +138,7 @@ def measured_where_one_lacks_some(run: Path, file: Path, folder: Path) -> None:
 def test_what_one_process_cannot_measure_no_other_does(runs, tmp_path):
     best = find_checkpoint(runs / "ddp")
     ended = on_ranks(2, measured_where_one_lacks_some, runs / "ddp", best.place("ema"), tmp_path)
-    said = "3 of 4 could not be evaluated, see above: run, gone.safetensors, broken.safetensors"
+    said = "3 of 4 could not be evaluated or written, see above: run, gone.safetensors, broken.safetensors"
     assert [type(end) for end in ended] == [RunError] * 2 and [str(end) for end in ended] == [said] * 2
     (one,) = json.loads((tmp_path / "out" / "eval.json").read_text())
     values = {key.removeprefix("val_"): value for key, value in best.state["metrics"].items()}

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +122,7 @@ def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys)
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
     small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.02", "data.img_size=32"]
-    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated, see above: .*unfinished"):
+    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated or written, see above: .*unfinished"):
         evaluate_here(*small, f"checkpoint=[{unfinished},{run},{file}]", f"out={tmp_path}")
     said = capsys.readouterr().out
     assert f"{unfinished} is not evaluated: {unfinished} has no intact checkpoint yet" in said
@@ -131,6 +132,23 @@ def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys)
     assert {k: v for k, v in listed.items() if k not in timed} == {k: v for k, v in alone.items() if k not in timed}
     table = json.loads((tmp_path / "eval.json").read_text())
     assert [(one["name"], one["images"]) for one in table] == [("first", 180), ("ema.safetensors", 36)]
+
+
+def test_an_evaluation_that_cannot_be_written_is_printed(run, tmp_path, capsys):
+    """And does not stop the others."""
+    (tmp_path / "eval.json").mkdir()
+    with pytest.raises(RunError, match=rf"the evaluation could not be written to {tmp_path}: .*give out="):
+        evaluate_here(f"run={run}", f"out={tmp_path}")
+    assert "first: 180 images of digits" in capsys.readouterr().out
+    whole, out = find_checkpoint(run).path / "ema.safetensors", tmp_path / "several"
+    files = [shutil.copy(whole, tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+    (out / "one.safetensors.json").mkdir(parents=True)
+    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]
+    with pytest.raises(RunError, match=r"1 of 2 could not be evaluated or written, see above: \S*one\.safetensors$"):
+        evaluate_here(*small, f"checkpoint=[{','.join(map(str, files))}]", f"out={out}")
+    table = json.loads((out / "eval.json").read_text())
+    assert [one["name"] for one in table] == ["one.safetensors", "two.safetensors"]
+    assert "two.safetensors: 180 images of digits" in capsys.readouterr().out
 
 
 @pytest.mark.slow

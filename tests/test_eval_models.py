@@ -151,7 +151,7 @@ def test_several_become_one_table(tmp_path, small, images, capsys):
     for file in small.iterdir():
         shutil.copy(file, tmp_path)
     out = tmp_path / "out"
-    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated, see above: .*broken.pth"):
+    with pytest.raises(RunError, match=r"1 of 3 could not be evaluated or written, see above: .*broken.pth"):
         evaluate_here(f"checkpoint={tmp_path}", "data=imagenet", f"data.root={images}", f"out={out}")
     table = json.loads((out / "eval.json").read_text())
     assert {row["name"] for row in table} == {"one.pth", "two.pt"}

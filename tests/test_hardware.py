@@ -109,6 +109,15 @@ def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):
         train_here(tmp_path, *SCALED, "name=run")
 
 
+def test_a_gradient_alone_that_is_not_finite_may_be_its_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, {0}))
+    said = r"clip_grad=1; as the loss is finite, its gradient may have overflowed in bfloat16: try hardware\.amp=null\n"
+    with pytest.raises(train.NotFinite, match=said):
+        train_here(tmp_path, *SCALED, "hardware.amp=bfloat16", "name=mixed")
+    with pytest.raises(train.NotFinite, match=r"clip_grad=1\n"):
+        train_here(tmp_path, *SCALED, "name=exact")
+
+
 def test_overflows_are_no_steps_that_skip_nonfinite_counts(tmp_path, monkeypatch):
     """Three of them, before and between a loss that is no number at steps 2 and 4, of which one may be passed over."""
     scaled(monkeypatch, True)

@@ -226,6 +226,10 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.label_ids=[a,b,c]"], "data.label_ids=['a', 'b', 'c']: expected different numbers"),
         (["data.label_ids=[1,2]"], "data.label_ids has 2 values for 3 classes: expected one value per class"),
         (["data.label_ids=[0,1,2,3]"], "data.label_ids has 4 values for 3 classes"),
+        (
+            ["data.label_ids=[0,1,2]", "data.reduce_zero_label=true"],
+            "data.reduce_zero_label=true and data.label_ids=[0, 1, 2] both say what the values of a mask mean: set",
+        ),
         (["data.num_classes=300"], "has 300 classes: a mask can have at most 255"),
         (["data.left_out=[sky]"], "data.left_out names 'sky', which is not a class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),

@@ -320,7 +320,8 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
 def test_a_folder_stands_for_the_runs_below_it(runs, tmp_path, capsys):
     below, file = tmp_path / "runs", tmp_path / "a.json"
     places = [shutil.copytree(runs / "one", below / "one"), shutil.copytree(runs / "two", below / "more" / "two")]
-    compare.main([*map(str, (places[0], below)), "--json", str(file), "--out", str(tmp_path / "a.png")])
+    again = os.path.relpath(places[0])
+    compare.main([*map(str, (places[0], below, again)), "--json", str(file), "--out", str(tmp_path / "a.png")])
     assert sorted(row["folder"] for row in json.loads(file.read_text())[0]["rows"]) == sorted(map(str, places))
     assert "left out" not in capsys.readouterr().out
 
@@ -396,6 +397,9 @@ def test_seeds_have_mean_and_deviation(capsys):
     assert "82.00 ± 2.83 (2)" in capsys.readouterr().out
     compare._print_seeds(rows[1:])
     assert capsys.readouterr().out == ""
+    compare._print_seeds([*rows, scored("a2", 80.0, seed=0, lr=1)])
+    said = "a, a2 have the same seed=0, and all of them count: if they are copies of a run, name only one"
+    assert said in capsys.readouterr().out
 
 
 def test_what_is_compared_as_json(runs, tmp_path):

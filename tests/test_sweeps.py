@@ -49,7 +49,8 @@ def test_models_and_seeds(tmp_path):
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     code, output = sweep("data.batch_size=32,4000,16", "name=s", cwd=tmp_path)
     assert code == 2 and "Traceback" not in output, output
-    assert "error in run 1 (" in output and "fewer than one batch of 4000" in output
+    assert "error in run 1 (" in output and output.count("fewer than one batch of 4000") == 1
+    assert output.endswith("error: 1 of 3 runs failed, see above: 1\n")
     assert sorted(scores(tmp_path / "runs")) == ["s-0", "s-2"]
     assert "2 runs" in output
 

@@ -9,6 +9,7 @@ def run(cfg): ...
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,6 +29,7 @@ from recipes.config.groups import register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain
 from recipes.config.quoting import quote, written
+from recipes.console import say
 from zoo.errors import plain_warnings
 
 __all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]
@@ -80,20 +82,22 @@ def _sweeping() -> bool:
 
 Job = Callable[[DictConfig], float | None]
 SWEEP_ENDS: list[Callable[[], None]] = []  # called at the end of a sweep, however it ended
+_RUNS: dict[int, BaseException | None] = {}  # those of a sweep that this process has started, and what ended each early
 
 
 def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job], Callable[[], None]]:
     """Decorator: call the function with the configuration of the command line, once, or once per run of a sweep (-m).
 
     A wrong command line, wrong data, weights that cannot be loaded, and `errors` end the process with a message and
-    status 2; anything else with its traceback. In a sweep the message is printed at once and the remaining runs go on.
+    status 2; anything else with its traceback. In a sweep either is printed at once, the remaining runs go on, and the
+    last line says which runs failed.
     The function returns the number that a sweeper optimises.
     """
 
     def decorate(function: Job) -> Callable[[], None]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> float | None:
-            with plain_warnings(), _noted(errors) if _sweeping() else reported(name, errors):
+            with plain_warnings(), _noted(name, errors) if _sweeping() else reported(name, errors):
                 check(cfg, name, overrides())
                 return function(cfg)
 
@@ -109,7 +113,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
                 with reported(name, errors):
                     sys.argv[1:] = with_task_of_run(sys.argv[1:])
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` rewords them
-            with reported(name, errors):
+            with reported(name, errors), _summed():
                 try:
                     hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(job)()
                 finally:
@@ -122,22 +126,54 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
 
 
 @contextmanager
-def _noted(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Report which run of a sweep failed as it fails: Hydra only raises the error once the others are done."""
+def _noted(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Report which run of a sweep failed as it fails: Hydra raises only the first error, once the others are done."""
+    from recipes import distributed
+
+    number = job_number()
+    _RUNS[number] = None
     try:
         yield
-    except (*_mendable(), *errors) as error:
-        from recipes import distributed
-
-        distributed.report(str(error), f"error in run {job_number()} ({' '.join(overrides())})")
+    except BaseException as error:
+        _RUNS[number] = error
+        if isinstance(error, Exception):
+            if (message := _explained(error, name, errors)) is None and distributed.is_loss(error):
+                distributed.report_loss(error)
+            else:
+                message = message or "".join(traceback.format_exception(error)).rstrip()
+                distributed.report(message, f"error in run {number} ({' '.join(overrides())})")
         raise
 
 
-def _mendable() -> tuple[type[Exception], ...]:
+@contextmanager
+def _summed() -> Iterator[None]:
+    """End a sweep with the numbers of the runs that failed, each of which `_noted` has reported."""
+    from recipes import distributed
+
+    try:
+        yield
+    except BaseException as error:
+        failed = [number for number, end in _RUNS.items() if isinstance(end, Exception)]
+        if failed:
+            distributed.report(f"{len(failed)} of {len(_RUNS)} runs failed, see above: {', '.join(map(str, failed))}")
+        if stopped := [number for number, end in _RUNS.items() if end is not None and number not in failed]:
+            say(f"the sweep was stopped in run {stopped[-1]}; any later runs were not started", "yellow")
+        # of a search that has no best run, as all failed, Optuna raises an error of its own
+        if isinstance(error, Exception) and failed and (error in _RUNS.values() or len(failed) == len(_RUNS)):
+            sys.exit(2)
+        raise
+
+
+def _explained(error: Exception, name: str, errors: tuple[type[Exception], ...]) -> str | None:
+    """The message for an error that the user can fix; None for any other."""
     import zoo
     from recipes.data import DataError
 
-    return ConfigError, DataError, zoo.CheckpointError
+    if isinstance(error, (ConfigError, DataError, zoo.CheckpointError, *errors)):
+        return str(error)
+    if isinstance(error, UNREADABLE):
+        return explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
+    return None
 
 
 @contextmanager
@@ -147,16 +183,11 @@ def reported(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[No
 
     try:
         yield
-    except (*_mendable(), *errors) as error:
-        message = str(error)
-    except UNREADABLE as error:
-        message = explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
-    except RuntimeError as error:
-        if not distributed.is_loss(error):
+    except Exception as error:
+        if (message := _explained(error, name, errors)) is not None:
+            distributed.report(message)
+        elif distributed.is_loss(error):
+            distributed.report_loss(error)
+        else:
             raise
-        distributed.report_loss(error)
         sys.exit(2)
-    else:
-        return
-    distributed.report(message)
-    sys.exit(2)

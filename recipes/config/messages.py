@@ -14,11 +14,16 @@ from recipes.config.errors import near
 from recipes.config.quoting import quote
 from recipes.shell import command
 
+# packages of Hydra's plugins, by the option that each adds and a file of ours builds on
+PLUGINS = {"hydra/sweeper/optuna": "hydra-optuna-sweeper", "hydra/launcher/submitit_slurm": "hydra-submitit-launcher"}
+
 
 def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
     """What was wrong with the command line, what was expected, and the corrected form where there is one."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and (package := PLUGINS.get(error.missing_cfg_file)):
+        return f"{error.missing_cfg_file} needs the package {package}: pip install {package}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options, name)
     if isinstance(error, yaml.YAMLError):

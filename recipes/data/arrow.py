@@ -2,6 +2,9 @@
 
 import io
 import itertools
+import json
+import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +15,14 @@ import numpy as np
 from recipes.console import first_line
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import of_split, stamp
+from recipes.data.files import files_of, stamp
 from recipes.data.images import File
+from recipes.data.shards import counted
+
+ROWS = 32  # of a parquet file, decoded at a time
+ENCODED = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view", "null")
+NAMES = reprlib.Repr()  # a column of texts may hold whole images in base64
+NAMES.maxstring = 200
 
 
 class Arrow(Encoded):
@@ -31,7 +40,14 @@ class Arrow(Encoded):
         cell = self.table[index][key]
         if not cell or not (cell["bytes"] or cell["path"]):
             raise BadImage(f"{self.where(index)} holds no image")
-        return io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]
+        if cell["bytes"]:
+            return io.BytesIO(cell["bytes"])
+        if not os.path.isfile(cell["path"]):
+            raise DataError(
+                f"{self.where(index)} holds the name of an image, {NAMES.repr(cell['path'])}, but there is no such "
+                "file: expected one on this machine, or the bytes of an encoded image"
+            )
+        return cell["path"]
 
     def stamp(self, index: int) -> str:
         return f"{self.files}\0{index}"
@@ -64,7 +80,8 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
         check_agreed(
             itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
         )
-    return [rows for rows, _ in found], found[0][1]
+    names = getattr(tables[0][1].features[cfg.label_key], "names", None)
+    return found, list(names or counted(cfg.num_classes, found[0].labels))
 
 
 def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:
@@ -73,7 +90,7 @@ def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | No
 
     if saved := _saved(cfg, split):
         return [(str(saved), getattr(table.features[cfg.label_key], "names", None))]
-    files = of_split(cfg.root, cfg.name, split, ".parquet")
+    files = files_of(cfg, split, ".parquet")
     return [(path, declared(read_schema(path), cfg.label_key)) for path in files]
 
 
@@ -146,16 +163,60 @@ def _from_hub(datasets, cfg, split: str):
 
 
 def _local(datasets, cfg, split: str):
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import read_metadata
+
     saved = _saved(cfg, split)
-    chosen = None if saved else of_split(cfg.root, cfg.name, split, ".parquet")
-    try:
+    chosen = [] if saved else _files(cfg, split)
+    try:  # a file without rows is an error of `datasets`
         if saved:
-            return datasets.load_from_disk(str(saved))
-        return datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
+            filled = json.loads((saved / "state.json").read_text("utf-8"))["_data_files"]
+            table = datasets.load_from_disk(str(saved)) if filled else None
+        else:
+            filled = [path for path in chosen if read_metadata(path).num_rows]
+            table = datasets.load_dataset("parquet", data_files={split: filled}, split=split) if filled else None
     # Arrow and datasets raise their own types for a broken file
     except Exception as error:
-        kind = "saved" if saved else "parquet"
-        raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {first_line(error)}") from error
+        cause = error.__cause__ or error  # `datasets` says that an error occurred
+        if isinstance(cause, (ArrowInvalid, OSError)) and getattr(cause, "errno", None) is None:  # not a full disk
+            for path in chosen:
+                _check_readable(path)
+        kind, said = "saved" if saved else "parquet", " ".join(str(cause).split())
+        raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {said}") from error
+    if table is None:
+        raise DataError(f"{cfg.name}, split {split!r}, under {cfg.root} has no rows: expected at least one image")
+    return table
+
+
+def _check_readable(path: str) -> None:
+    """Raise DataError if a parquet file is broken: `datasets` does not say which one is."""
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        for _ in ParquetFile(path).iter_batches(ROWS):
+            pass
+    except Exception as error:
+        raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
+
+
+def _files(cfg, split: str) -> list[str]:
+    """The parquet files of a split; if there are none, the error lists what `datasets` saved instead."""
+    try:
+        return files_of(cfg, split, ".parquet")
+    except DataError:
+        base = Path(cfg.root).expanduser()
+        saved = sorted(file.parent.name for file in base.glob("*/state.json"))
+        if saved:
+            raise DataError(
+                f"data.root={cfg.root} has no split {split!r}, only {', '.join(saved)}: set data.train_split= and "
+                "data.val_split="
+            ) from None
+        if (base / "state.json").is_file():
+            raise DataError(
+                f"data.root={cfg.root} is a single data set: expected a folder for each split, {cfg.train_split} and "
+                f"{cfg.val_split}, as save_to_disk writes a DatasetDict; train_test_split of `datasets` makes one"
+            ) from None
+        raise
 
 
 def _saved(cfg, split: str) -> Path | None:
@@ -164,16 +225,34 @@ def _saved(cfg, split: str) -> Path | None:
     return folder if (folder / "state.json").is_file() else None
 
 
-def _rows(datasets, table, cfg, split: str) -> tuple[Arrow, list[str]]:
+def _rows(datasets, table, cfg, split: str) -> Arrow:
     for option in ("image_key", "label_key"):
         check_column(table, cfg, option, split)
-    column = table.select_columns(cfg.label_key).with_format("arrow")[:][cfg.label_key].to_numpy()
-    labels = numbers(column, f"{cfg.name}, split {split!r}", cfg.label_key)
-    feature = table.features[cfg.label_key]
-    count = cfg.num_classes or int(labels.max(initial=-1)) + 1
-    names = getattr(feature, "names", None) or [str(label) for label in range(count)]
-    images = table.select_columns(cfg.image_key).cast_column(cfg.image_key, datasets.Image(decode=False))
-    return Arrow(images, cfg.image_key, labels, f"{cfg.name}, split {split!r}"), list(names)
+    column, where = table.select_columns(cfg.label_key).with_format("arrow")[:], f"{cfg.name}, split {split!r}"
+    labels = numbers(column[cfg.label_key].to_numpy(), where, cfg.label_key)
+    return Arrow(images_of(datasets, table, cfg, ["image_key"], where), cfg.image_key, labels, where)
+
+
+def images_of(datasets, table, cfg, options: Sequence[str], where: str) -> Any:
+    """The columns that some options name, with `bytes` and `path` of each image. Raises DataError for other types."""
+    images = table.select_columns([cfg[option] for option in options])
+    for option in options:
+        check_images(images.data.schema, cfg, option, where)
+        images = images.cast_column(cfg[option], datasets.Image(decode=False))
+    return images
+
+
+def check_images(schema: Any, cfg, option: str, where: str) -> None:
+    """Raise DataError unless the column that cfg[option] names has encoded images, or the names of their files."""
+    from pyarrow import types
+
+    kind = schema.field(cfg[option]).type
+    fields = {field.name for field in kind} if types.is_struct(kind) else set()
+    if str(kind) not in ENCODED and not fields & {"bytes", "path"}:
+        raise DataError(
+            f"{where}: the column {cfg[option]!r} holds {kind}: expected one encoded image per row, as bytes or as a "
+            f"struct of `bytes` and `path`; set data.{option}= to another column, or cast it to Image() of `datasets`"
+        )
 
 
 def numbers(column: Any, where: str, key: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from recipes.data import (
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
+from recipes.data.files import note_once
 from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
@@ -84,6 +85,8 @@ def build(cfg: DictConfig) -> Data:
         check_labels(records.labels, len(names), f"the {WORDS[split]} set of {cfg.data.name}")
         if isinstance(records, Encoded):
             records.decoding = decoding(cfg)
+    if "train" in splits:
+        _note_unlearned(*found, names)
     truths, subset = _meaning(cfg.data, found[-1], splits)
     preps = {"train": learned, "val": prep}
     sources = {split: _source(cfg, records, split, preps[split]) for records, split in zip(found, splits, strict=True)}
@@ -98,6 +101,18 @@ def build(cfg: DictConfig) -> Data:
         subset=subset,
         truths=truths,
     )
+
+
+def _note_unlearned(train: Records, val: Records, names: Sequence[str]) -> None:
+    """Note the classes without a training image."""
+    seen = np.isin(np.arange(len(names)), train.labels)
+    if not seen.all():
+        lacking = [name for name, known in zip(names, seen.tolist(), strict=True) if not known]
+        some = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
+        note_once(
+            f"{len(lacking)} of {len(names)} classes have no training image: {some}; "
+            f"{np.count_nonzero(~seen[val.labels])} validation images are of these classes"
+        )
 
 
 def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) -> Source:

@@ -91,6 +91,11 @@ def _check_corners(polygons: list[list[float]], size: tuple[int, int]) -> None:
             f"its polygons are {reprlib.repr(polygons)}: expected a list with a flat list of numbers for each, "
             "[[x, y, x, y, ...], ...]"
         )
+    odd = next((polygon for polygon in polygons if len(polygon) % 2), None)
+    if odd is not None:
+        raise ValueError(
+            f"a polygon has {len(odd)} numbers, {reprlib.repr(odd)}: expected an even number, x and y of each corner"
+        )
     if not all(map(math.isfinite, places)):
         raise ValueError("a corner of a polygon is not a finite number")
     far = max(places, key=abs)
@@ -140,8 +145,15 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
         raise DataError(f"data={cfg.name} needs the package pycocotools: pip install pycocotools") from error
     found = {split: _split(cfg, split) for split in splits}
     names = found["val"][2]
-    if any(others != names for _, _, others in found.values()):
-        raise DataError(f"{cfg.train_json} and {cfg.val_json} have different categories: expected the same in both")
+    for split, (_, _, others) in found.items():
+        differing = set(others.items()) ^ set(names.items())
+        if differing:
+            number = min((number for number, _ in differing), key=str)  # ids may be texts in one of them
+            one, other = (f"{named[number]!r}" if number in named else "missing" for named in (others, names))
+            raise DataError(
+                f"{cfg[f'{split}_json']} and {cfg.val_json} have different categories: id {number!r} is {one} in the "
+                f"first and {other} in the second: expected the same ids and names in both"
+            )
     if "train" in found:
         folder, rows, _ = found["train"]
         found["train"] = (folder, _to_learn_from(rows, cfg.name), names)

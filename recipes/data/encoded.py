@@ -32,7 +32,7 @@ class Encoded(ABC):
 
     @abstractmethod
     def stamp(self, index: int) -> str:
-        """A string that changes when the image does: the path, size and modification time of its file."""
+        """A string that changes when the image does: the path, size and times of its file."""
 
     def image(self, index: int) -> Image.Image:
         return open_rgb(self.encoded(index), self.where(index), self.decoding)

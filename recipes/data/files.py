@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from recipes.console import note
 from recipes.data.errors import DataError
 from zoo.files import replaced
+
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
 
 
 class Packed:
@@ -26,31 +28,51 @@ class Packed:
         return self.text[self.ends[index] : self.ends[index + 1]]
 
 
-def of_split(root: str | None, name: str, split: str, suffix: str) -> list[str]:
-    """The files of a split under `root`: named after it, or in a folder that is. Raises DataError without any."""
-    if root is None:
-        raise DataError(f"data={name} needs data.root=<folder with *{suffix} files named after their splits>")
-    base = Path(root).expanduser()
+def files_of(cfg, split: str, suffix: str) -> list[str]:
+    """The files of a split under cfg.root: named after it, or in a folder that is.
+
+    Raises DataError without any, and for a file that may belong to cfg.train_split as well as to cfg.val_split.
+    """
+    if cfg.root is None:
+        raise DataError(f"data={cfg.name} needs data.root=<folder with *{suffix} files named after their splits>")
+    base = Path(cfg.root).expanduser()
     if not base.is_dir():
-        raise DataError(f"data.root={root} is not a folder: expected one with the {suffix} files of {name}")
-    files = sorted(file for file in base.rglob(f"*{suffix}") if not file.name.startswith("."))
-    chosen = [str(file) for file in files if belongs(file.relative_to(base), split)]
+        raise DataError(f"data.root={cfg.root} is not a folder: expected one with the {suffix} files of {cfg.name}")
+    splits = {cfg.train_split, cfg.val_split, split}
+    there = sorted(file for file in base.rglob(f"*{suffix}*") if not file.name.startswith("."))
+    files = [file for file in there if file.suffix == suffix]
+    chosen = [str(file) for file in files if _split_of(file.relative_to(base), splits) == split]
+    packed = [file.relative_to(base) for file in there if file.suffix in PACKED and file.with_suffix("") not in files]
+    packed = [str(file) for file in packed if _split_of(file, splits) == split]
     if not chosen:
-        found = ", ".join(str(file.relative_to(base)) for file in files[:5]) or "none"
+        found = ", ".join([str(file.relative_to(base)) for file in files[:5]] + packed[:5]) or "none"
         if next(base.rglob("*/state.json"), None):
             found += f". Read the output of save_to_disk of `datasets` with data.source=arrow, from {base / split}"
         raise DataError(
-            f"data.root={root} has no {suffix} files of the split {split!r}: expected names such as "
+            f"data.root={cfg.root} has no {suffix} files of the split {split!r}: expected names such as "
             f"{split}-00000{suffix} or a folder {split}/, or other names in data.train_split= and data.val_split=; "
             f"found: {found}"
         )
+    if packed:
+        note_once(f"{cfg.name}, split {split!r}: {len(packed)} compressed files are left out, such as {packed[0]}")
     return chosen
 
 
-def belongs(file: Path, split: str) -> bool:
-    """Whether the split's name is a word in the name of the file or of a folder: train-0001, in1k-train_07, train/."""
-    word = re.compile(rf"(.*[-_.])?{re.escape(split)}([-_.].*)?")
-    return any(word.fullmatch(part) for part in (*file.parts[:-1], file.stem))
+def _split_of(file: Path, splits: Collection[str]) -> str | None:
+    """The split whose name is a word in the name of the file, train-0001 or in1k-train_07, else of the nearest folder.
+
+    Raises DataError if the names of two are.
+    """
+    for part in (file.stem, *reversed(file.parts[:-1])):
+        named = [split for split in sorted(splits) if re.fullmatch(rf"(.*[-_.])?{re.escape(split)}([-_.].*)?", part)]
+        if len(named) > 1:
+            raise DataError(
+                f"{file} may belong to {' and '.join(map(repr, named))}, as {part!r} has both words: give it the name "
+                "of one split, or set data.train_split= and data.val_split= to words that tell them apart"
+            )
+        if named:
+            return named[0]
+    return None
 
 
 def is_local(path: str) -> bool:
@@ -59,8 +81,9 @@ def is_local(path: str) -> bool:
 
 
 def stamp(path: str | Path) -> str:
-    """The path, the size in bytes and the modification time in ns; a URL is its own stamp.
+    """The path, the size in bytes and the times of modification and of change in ns; a URL is its own stamp.
 
+    Tools that copy times, such as tar, rsync and cp -p, set the first time, but not the second.
     Raises DataError if the file is gone.
     """
     if not is_local(str(path)):
@@ -69,7 +92,12 @@ def stamp(path: str | Path) -> str:
         status = os.stat(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}. Is the folder still there?") from error
-    return f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+
+
+def same_content(one: str, other: str) -> bool:
+    """Whether two stamps agree but for the time of change, which a chmod or a backup's hard link sets too."""
+    return one.split("\0")[:3] == other.split("\0")[:3]
 
 
 def sidecar(kind: str, identity: str, suffix: str) -> Path:
@@ -87,3 +115,9 @@ def replace_file(path: Path, content: bytes, what: str) -> None:
             temporary.write_bytes(content)
     except OSError as error:
         note(f"{what} is not cached for the next run: {error}")
+
+
+def note_once(text: str) -> None:
+    """A note on what every process of a run finds alike, from the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        note(text)

@@ -3,8 +3,9 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import Packed, replace_file, sidecar, stamp
+from recipes.data.files import Packed, note_once, replace_file, sidecar, stamp
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
@@ -47,11 +48,13 @@ class Listing:
     folders  every folder that was read, relative -> its change time in ns, which unlike the time of modification is
              not set back by tools that copy times, such as tar and rsync
     scanned  time of the scan, in ns since the epoch
+    others   suffix -> number of files that have it, and are no images by it
     """
 
     classes: dict[str, list[str]]
     folders: dict[str, int]
     scanned: int
+    others: dict[str, int] = field(default_factory=Counter)
 
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
@@ -105,6 +108,11 @@ def list_classes(folder: Path) -> Listing:
             raise DataError(
                 f"the class folder {folder / name} has no image ({', '.join(SUFFIXES)}): add some or remove the folder"
             )
+    if listing.others:
+        most = sorted(listing.others.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
+        said = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
+        count = sum(listing.others.values())
+        note_once(f"{folder}: {count} files are left out, as they are not {', '.join(SUFFIXES)}: {said}")
     return listing
 
 
@@ -129,7 +137,9 @@ def _scan(folder: Path) -> Listing:
     listing.folders[""] = os.stat(folder).st_ctime_ns
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.name.startswith(".") and entry.is_dir():
-            listing.classes[entry.name] = sorted(images_below(folder, entry.name, listing.folders))
+            listing.classes[entry.name] = sorted(
+                images_below(folder, entry.name, listing.folders, others=listing.others)
+            )
     if max(listing.folders.values()) < listing.scanned - RACY:
         _keep(folder, listing)
     return listing
@@ -141,11 +151,13 @@ def images_below(
     folders: dict[str, int],
     suffixes: tuple[str, ...] = SUFFIXES,
     parents: frozenset[tuple[int, int]] = frozenset(),
+    others: Counter[str] | None = None,
 ) -> list[str]:
     """The images under folder/below, relative to that; links are followed, but not back to a parent folder.
 
     folders   filled with every folder that is read, relative to `folder` -> its change time in ns
     suffixes  of images, in lower case; names may be in upper case
+    others    counts the suffixes of the files that are left out
     """
     status = os.stat(folder / below)
     if (status.st_dev, status.st_ino) in parents:
@@ -158,15 +170,17 @@ def images_below(
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                inside = images_below(folder, os.path.join(below, entry.name), folders, suffixes, parents)
+                inside = images_below(folder, os.path.join(below, entry.name), folders, suffixes, parents, others)
                 found += [os.path.join(entry.name, name) for name in inside]
             elif entry.name.lower().endswith(suffixes):
                 found.append(entry.name)
+            elif others is not None:
+                others[os.path.splitext(entry.name.lower())[1]] += 1
     return found
 
 
 def _sidecar(folder: Path) -> Path:
-    return sidecar("folders", str(folder.resolve()), ".json")
+    return sidecar("listings", str(folder.resolve()), ".json")
 
 
 def _cached(folder: Path) -> Listing | None:

@@ -13,6 +13,7 @@ from recipes.data.errors import BadImage, DataError
 from zoo.images import formats
 
 File = str | Path | IO[bytes]
+LOSSY = ("JPEG", "MPO")  # formats of a single channel that change values; lossy WebPs have three
 SCALES = {"L;2": 85, "L;4": 17}  # factors by which Pillow multiplies such grey levels
 AS_SHOWN = (
     "set data.exif_orientation=true to read images as viewers show them; without it they are read as they are stored, "
@@ -84,9 +85,14 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
 
     Pillow scales two-bit and four-bit greys to eight bits, which is undone.
 
-    Raises DataError if the file cannot be read, and BadImage if it has several channels or is not an image.
+    Raises DataError if the file cannot be read, and BadImage if it is lossy, has several channels or is not an image.
     """
     with _named(name), _opened(file, name, decoding) as image:
+        if image.format in LOSSY:
+            raise BadImage(
+                f"{name}: a mask has classes as integers, which {image.format} does not keep exactly",
+                "Make the masks anew as single-channel PNGs whose values are classes: a conversion keeps the damage",
+            )
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise BadImage(
                 f"{name}: a mask has one channel of classes as integers, but this {image.format} is {image.mode}",
@@ -168,7 +174,15 @@ class Jpeg:
 
 
 def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
-    image = Image.open(file, formats=formats())
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow refuses images that are twice as large
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, decoding.max_pixels)
+    try:
+        image = Image.open(file, formats=formats())
+    except Image.DecompressionBombError as error:
+        raise BadImage(
+            f"cannot read the image {name}: {type(error).__name__}: {error}",
+            "Set data.max_pixels= to its pixels or more to read it, or data.on_bad_image=replace",
+        ) from error
     width, height = image.size
     if width * height > decoding.max_pixels:
         image.close()

@@ -107,6 +107,11 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     Raises DataError for missing folders, lists and columns, for images without a mask, and for names that lead out of
     their folder.
     """
+    if cfg.reduce_zero_label and cfg.label_ids is not None:
+        raise DataError(
+            f"data.reduce_zero_label=true and data.label_ids={list(cfg.label_ids)} both say what the values of a mask "
+            "mean: set data.label_ids=null or data.reduce_zero_label=false"
+        )
     ids = list(range(1, IGNORE)) if cfg.reduce_zero_label else cfg.label_ids
     if ids is not None and (len(set(ids)) < len(ids) or not set(ids) <= set(range(256))):
         raise DataError(f"data.label_ids={list(ids)}: expected different numbers, each 0 ... 255")
@@ -233,7 +238,6 @@ def _rows(cfg, split: str, classes: Classes) -> MaskRows:
     datasets, table = arrow.table_of(cfg, name)
     for option in ("image_key", "mask_key"):
         arrow.check_column(table, cfg, option, name)
-    columns = table.select_columns([cfg.image_key, cfg.mask_key])
-    for key in (cfg.image_key, cfg.mask_key):
-        columns = columns.cast_column(key, datasets.Image(decode=False))
-    return MaskRows(columns, cfg.image_key, cfg.mask_key, classes, f"{cfg.name}, split {name!r}")
+    where = f"{cfg.name}, split {name!r}"
+    columns = arrow.images_of(datasets, table, cfg, ["image_key", "mask_key"], where)
+    return MaskRows(columns, cfg.image_key, cfg.mask_key, classes, where)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from recipes.console import first_line
-from recipes.data.arrow import check_agreed, declared, numbers, package
+from recipes.data.arrow import NAMES, ROWS, check_agreed, check_images, declared, numbers, package
 from recipes.data.errors import DataError
-from recipes.data.files import is_local, of_split
+from recipes.data.files import files_of, is_local
 from recipes.data.shards import Index, Shards, class_names, kept_index
-
-ROWS = 32  # decoded at a time
 
 
 class Parquet(Shards):
@@ -35,11 +34,11 @@ class Parquet(Shards):
             raise DataError(f"cannot read {self.paths[shard]}, row {offset}: {first_line(error)}") from error
         path = cell if isinstance(cell, str) else None
         if isinstance(cell, dict):
-            cell, path = cell["bytes"], cell.get("path")
+            cell, path = cell.get("bytes"), cell.get("path")
         if path is not None and not isinstance(cell, bytes):
             raise DataError(
-                f"{self.paths[shard]}, row {offset}, holds the name of an image, {path!r}, but not its bytes: read the "
-                "files in place with data.source=arrow, or store their bytes in it"
+                f"{self.paths[shard]}, row {offset}, holds the name of an image, {NAMES.repr(path)}, but not its "
+                "bytes: read the files in place with data.source=arrow, or store their bytes in it"
             )
         return cell or b""  # null counts as an empty image
 
@@ -57,12 +56,14 @@ class _Rows:
     def cell(self, row: int) -> Any:
         group = int(np.searchsorted(self.ends, row, side="right"))
         if group != self.group or row < self.first:
-            self.group, self.cells = group, []
+            self.cells = []
             self.first = int(self.ends[group - 1]) if group else 0
             self.rest = self.file.iter_batches(ROWS, row_groups=[group], columns=[self.key], use_threads=False)
+        self.group = -1  # an error ends `rest`: the next row then starts at its group again
         while row >= self.first + len(self.cells):
-            self.first += len(self.cells)
-            self.cells = next(self.rest).column(0)
+            cells = next(self.rest).column(0)
+            self.first, self.cells = self.first + len(self.cells), cells
+        self.group = group
         return self.cells[row - self.first].as_py()
 
 
@@ -83,7 +84,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
     found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
     # of remote files only the first of each split is checked, as each costs a request
     files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]
-    names = {path: declared(opened(path).schema_arrow, cfg.label_key) for path in files}
+    names = {path: declared(_checked(path, cfg).schema_arrow, cfg.label_key) for path in files}
     check_agreed(names.items())
     return found, names[files[0]] or class_names(
         cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found])
@@ -92,7 +93,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
 
 def _split(datasets, cfg, split: str) -> Parquet:
     hub = cfg.hub is not None and cfg.root is None
-    paths = _of_hub(datasets, cfg, split) if hub else of_split(cfg.root, cfg.name, split, ".parquet")
+    paths = _of_hub(datasets, cfg, split) if hub else files_of(cfg, split, ".parquet")
     index = kept_index(paths, f"parquet\0{cfg.label_key}", partial(_index, paths, cfg))
     return Parquet(paths, index, cfg.shuffle_buffer, f"{cfg.name}, split {split!r}", image_key=cfg.image_key)
 
@@ -120,14 +121,28 @@ def _index(paths: list[str], cfg) -> Index:
 
 
 def _labels(path: str, cfg) -> np.ndarray:
-    try:
+    file = _checked(path, cfg)
+    with _named(path):
+        column = file.read([cfg.label_key]).column(0).to_numpy()
+    return numbers(column, path, cfg.label_key)
+
+
+def _checked(path: str, cfg) -> Any:
+    """A pyarrow ParquetFile; raises DataError unless it can be read and has images and labels in the columns of cfg."""
+    with _named(path):
         file = opened(path)
-        columns = file.schema_arrow.names
-        missing = [option for option in ("image_key", "label_key") if cfg[option] not in columns]
-        if not missing:
-            return numbers(file.read([cfg.label_key]).column(0).to_numpy(), path, cfg.label_key)
-    except DataError:
-        raise
+    columns = file.schema_arrow.names
+    for option in ("image_key", "label_key"):
+        if cfg[option] not in columns:
+            raise DataError(f"{path} has no column {cfg[option]!r}, only {', '.join(columns)}: set data.{option}=")
+    check_images(file.schema_arrow, cfg, "image_key", path)
+    return file
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the file in errors of Arrow, and of the libraries for URLs, which raise their own types."""
+    try:
+        yield
     except Exception as error:
         raise DataError(f"cannot read the parquet file {path}: {first_line(error)}") from error
-    raise DataError(f"{path} has no column {cfg[missing[0]]!r}, only {', '.join(columns)}: set data.{missing[0]}=")

@@ -20,8 +20,10 @@ import numpy as np
 from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import replace_file, sidecar, stamp
+from recipes.data.files import replace_file, same_content, sidecar, stamp
 from recipes.data.images import File
+
+MANY = 1000  # classes are counted up to this number, however few images there are
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Shards(Encoded):
     def unchanged(self, shard: int) -> None:
         """Raise DataError if a shard has changed since it was indexed."""
         path = self.paths[shard]
-        if stamp(path) != self.stamps[shard]:
+        if not same_content(stamp(path), self.stamps[shard]):
             raise DataError(f"{path} was changed while it was in use: start again, and leave it unchanged")
 
 
@@ -125,8 +127,41 @@ def kept_index(paths: list[str], what: str, make) -> Index:
 
 
 def class_names(root: str | None, count: int | None, labels: np.ndarray) -> list[str]:
-    """The lines of classes.txt in the folder, else the numbers of `count` classes, or of as many as the labels need."""
+    """The lines of classes.txt in the folder, with numbers for more classes up to `count`; without it, all numbers.
+
+    Raises DataError for a file that is not one name per line, and for what `counted` refuses.
+    """
     path = Path(root).expanduser() / "classes.txt" if root else None
-    if path is not None and path.is_file():
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    return [str(label) for label in range(count or int(labels.max(initial=-1)) + 1)]
+    if path is None or not path.is_file():
+        return counted(count, labels)
+    try:
+        names = [line.strip() for line in path.read_text("utf-8-sig").rstrip().split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; expected the name of a class on each line, in UTF-8") from error
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if not name or name in lines:
+            said = f"the name {name!r} in line {lines[name]} too" if name else "no name"
+            raise DataError(
+                f"{path}, line {line}, has {said}: expected one name per line, each its own, in their order"
+            )
+        lines[name] = line
+    if count is not None and count < len(names):
+        raise DataError(
+            f"{path} has the names of {len(names)} classes, expected {count} (data.num_classes=, or the run's) at most"
+        )
+    return names + [str(label) for label in range(len(names), count or 0)]
+
+
+def counted(count: int | None, labels: np.ndarray) -> list[str]:
+    """The numbers of `count` classes; if it is None, of as many as the labels need.
+
+    Raises DataError if these are far more than there are labels: then they are hardly classes.
+    """
+    needed = int(labels.max(initial=-1)) + 1
+    if count is None and needed > max(MANY, 10 * len(labels)):
+        raise DataError(
+            f"the largest of {len(labels)} labels is {needed - 1}, which would make {needed} classes: expected labels "
+            "from 0 on. Is it another column (data.label_key=)? If not, set data.num_classes= to their number"
+        )
+    return [str(label) for label in range(needed if count is None else count)]
