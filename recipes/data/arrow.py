@@ -21,6 +21,7 @@ from recipes.data.shards import counted
 
 ROWS = 32  # of a parquet file, decoded at a time
 ENCODED = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view", "null")
+LARGE = {"large_binary": "binary", "large_string": "string"}
 NAMES = reprlib.Repr()  # a column of texts may hold whole images in base64
 NAMES.maxstring = 200
 
@@ -183,7 +184,7 @@ def _local(datasets, cfg, split: str):
                 _check_readable(path)
         kind, said = "saved" if saved else "parquet", " ".join(str(cause).split())
         raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {said}") from error
-    if table is None:
+    if table is None or len(table) == 0:
         raise DataError(f"{cfg.name}, split {split!r}, under {cfg.root} has no rows: expected at least one image")
     return table
 
@@ -238,6 +239,9 @@ def images_of(datasets, table, cfg, options: Sequence[str], where: str) -> Any:
     images = table.select_columns([cfg[option] for option in options])
     for option in options:
         check_images(images.data.schema, cfg, option, where)
+        kind = str(images.data.schema.field(cfg[option]).type)
+        if kind in LARGE:  # which older versions of `datasets` do not cast to images
+            images = images.cast_column(cfg[option], datasets.Value(LARGE[kind]))
         images = images.cast_column(cfg[option], datasets.Image(decode=False))
     return images
 
