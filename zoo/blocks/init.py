@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 def init_normal(tensor: Tensor) -> None:
-    """A normal distribution of 0.02 truncated at 2, in place; not on the meta device, where it is slow and useless."""
+    """Normal, of standard deviation 0.02, in place; skipped on the meta device, where it is slow and useless."""
     if not tensor.is_meta:
         trunc_normal_(tensor, std=0.02)
 
