@@ -192,7 +192,8 @@ def multiply_float32(how: str) -> None:
     """
     global _float32
     _float32 = how if how == "tf32x3" else None
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if how == "tf32" else "ieee"
+    # torch's compiler asks the older API, which answers with an error once the newer one has allowed TF32
+    torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
 
 
 def precision() -> str:

@@ -159,6 +159,7 @@ def test_benchmarks_and_checks_say_how_float32_is_multiplied():
     try:
         multiply_float32("tf32")
         assert precision() == "tf32" == torch.backends.cuda.matmul.fp32_precision
+        assert torch.get_float32_matmul_precision() == "high"  # torch's compiler asks so
         multiply_float32("tf32x3")  # torch has no such matmuls
         assert precision() == "tf32x3" and torch.backends.cuda.matmul.fp32_precision == "ieee"
     finally:
