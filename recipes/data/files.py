@@ -12,7 +12,7 @@ from recipes.console import note
 from recipes.data.errors import DataError
 from zoo.files import replaced
 
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
 
 
 class Packed:
@@ -41,11 +41,12 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
     splits = {cfg.train_split, cfg.val_split, split}
     there = sorted(file for file in base.rglob(f"*{suffix}*") if not file.name.startswith("."))
     files = [file for file in there if file.suffix == suffix]
-    chosen = [str(file) for file in files if _split_of(file.relative_to(base), splits) == split]
-    packed = [file.relative_to(base) for file in there if file.suffix in PACKED and file.with_suffix("") not in files]
-    packed = [str(file) for file in packed if _split_of(file, splits) == split]
+    others = [file for file in there if file.suffix in COMPRESSED and file.with_suffix("") not in files]
+    chosen, compressed = (
+        [file for file in some if _split_of(file.relative_to(base), splits) == split] for some in (files, others)
+    )
     if not chosen:
-        found = ", ".join([str(file.relative_to(base)) for file in files[:5]] + packed[:5]) or "none"
+        found = ", ".join(str(file.relative_to(base)) for file in (*files[:5], *compressed[:5])) or "none"
         if next(base.rglob("*/state.json"), None):
             found += f". Read the output of save_to_disk of `datasets` with data.source=arrow, from {base / split}"
         raise DataError(
@@ -53,9 +54,10 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
             f"{split}-00000{suffix} or a folder {split}/, or other names in data.train_split= and data.val_split=; "
             f"found: {found}"
         )
-    if packed:
-        note_once(f"{cfg.name}, split {split!r}: {len(packed)} compressed files are left out, such as {packed[0]}")
-    return chosen
+    if compressed:
+        first = compressed[0].relative_to(base)
+        note_once(f"{cfg.name}, split {split!r}: {len(compressed)} compressed files are left out, such as {first}")
+    return [str(file) for file in chosen]
 
 
 def _split_of(file: Path, splits: Collection[str]) -> str | None:
