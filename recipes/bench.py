@@ -35,6 +35,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ops.check.command import positive
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
@@ -223,9 +224,9 @@ def facts(args: argparse.Namespace, machine: str) -> dict[str, str]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.bench", description="Times our loop beside a bare one.")
     parser.add_argument("overrides", nargs="*", help="as for train.py: model=... data=... key=value")
-    parser.add_argument("--block", type=int, default=5, help="optimiser steps per turn")
-    parser.add_argument("--repeats", type=int, default=20, help="turns of each loop")
-    parser.add_argument("--starts", type=int, default=3, help="processes started to measure the time to the first step")
+    parser.add_argument("--block", type=positive, default=5, help="optimiser steps per turn")
+    parser.add_argument("--repeats", type=positive, default=20, help="turns of each loop")
+    parser.add_argument("--starts", type=positive, default=3, help="processes, started for the time to the first step")
     parser.add_argument("--out", type=Path, help="folder in which to add rows to loop_<device>.md and .json")
     return parser.parse_args(argv)
 

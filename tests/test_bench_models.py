@@ -125,10 +125,18 @@ def test_cost_at_a_size():
     assert gflops("nat_m") == gflops("nat_m", 224) < gflops("nat_m", (224, 256))
 
 
-def test_unknown_model(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["davit_tiniest"], "no model is called davit_tiniest"),
+        (["--batch", "0"], "argument --batch: 0: expected at least 1"),
+        (["--size", "32", "-1"], "argument --size: -1: expected at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        bench.parse(["davit_tiniest"])
-    assert "no model is called davit_tiniest" in capsys.readouterr().err
+        bench.parse(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", bench.TWINS)

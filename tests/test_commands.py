@@ -312,12 +312,18 @@ def test_features_for_any_size(tmp_path, monkeypatch, capsys):
     assert export.names(model) == ["features1", "features3"]
     assert export.main([str(folder), str(tmp_path / "x.pt2"), "--features", "1", "9"]) == 2
     assert "has no features of stages [1, 9]: " in capsys.readouterr().err
+    for stages in (["2", "1"], ["1", "1"], ["-1", "3"]):
+        assert export.main([str(folder), str(tmp_path / "x.pt2"), "--features", *stages]) == 2
+        assert "name each stage once, the finest first" in capsys.readouterr().err
     monkeypatch.setattr(export, "SIZES_SINCE", "99.0")
     assert export.main([str(folder), str(tmp_path / "x.pt2"), *given]) == 2
     assert "programs for any size need 99.0" in capsys.readouterr().err and not (tmp_path / "x.pt2").exists()
     with pytest.raises(SystemExit):
         export.parse([str(folder), str(out), "--size", "32", "96", "--any-size"])
     assert "with --any-size, expected at least 64 pixels a side" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export.parse([str(folder), str(out), "--tolerance", "-1"])
+    assert "--tolerance -1: expected a share from 0" in capsys.readouterr().err
 
 
 def test_export_segmenter(tmp_path, capsys):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances, overwrite
+from ops.check.command import positive
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
@@ -159,10 +160,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", help=f"from the zoo or timm; default: {' '.join(DEFAULT)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="image size; default: each model's own")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument(
+        "--size", type=positive, nargs=2, metavar=("H", "W"), help="of images; default: each model's own"
+    )
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--repeats", type=positive, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
     parser.add_argument("--train", action="store_true", help="forward and backward, in training mode")
     parser.add_argument("--profile", action="store_true", help="report where the time goes, instead of the speed")

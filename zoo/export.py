@@ -146,6 +146,8 @@ def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
         parser.error(f"OUT is {args.out}: its name must end in {' or '.join(SUFFIXES)}")
     if args.batch < 1 or min(args.size or (LEAST,)) < LEAST:
         parser.error(f"--batch {args.batch}, --size {args.size}: expected at least 1 image, of {LEAST} pixels a side")
+    if not args.tolerance >= 0:  # neither is nan
+        parser.error(f"--tolerance {args.tolerance:g}: expected a share from 0")
     if args.out.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         parser.error(f"ONNX needs onnx and onnxscript: {INSTALL}")
     return args

@@ -55,9 +55,14 @@ def build(
 
 def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module:
     try:
-        return timm.create_model(name, features_only=True, **({"out_indices": stages} if stages else {}), **kwargs)
+        model = timm.create_model(name, features_only=True, **({"out_indices": stages} if stages else {}), **kwargs)
     except (AssertionError, IndexError) as error:  # what timm raises for a stage that does not exist
         raise CheckpointError(f"{name} has no features of stages {list(stages)}: {error}") from error
+    info = model.feature_info
+    given = [index % len(info.info) for index in info.out_indices]
+    if given != sorted(set(given)):  # it would describe them as asked for, and return each once, fine to coarse
+        raise CheckpointError(f"features of stages {list(stages)}: name each stage once, the finest first")
+    return model
 
 
 def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:

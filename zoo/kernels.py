@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ops.check.command import positive
 from ops.recording import Launch, recording
 
 from .registry import class_of, variants
@@ -94,7 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--all", action="store_true", help="every configuration, not only the first")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes that share the work")
     parser.add_argument("--out", type=Path, help="folder for kernels.md")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.models) - set(variants()))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..check.command import FLOAT32
+from ..check.command import FLOAT32, positive
 from ..launching import multiply_float32
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
@@ -59,7 +59,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--models", nargs="+", help="whose calls to time; default: T and B of each family, on a CPU T")
     parser.add_argument("--images", nargs="+", help="image sizes; default: 224 and 800x1344, on a CPU 224")
-    parser.add_argument("--batches", "--batch", nargs="+", type=int, help="one per size; default: 128 2, on a CPU 8 1")
+    parser.add_argument(
+        "--batches", "--batch", nargs="+", type=positive, help="of each size; default: 128 2, on a CPU 8 1"
+    )
     parser.add_argument(
         "--dtypes", "--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32"
     )
@@ -71,13 +73,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--jobs", type=int, help="on a GPU: processes that compile for as many calls before these are timed"
     )
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument(
         "--minutes",
         type=float,
         help="start no further call after this many minutes, including compilation; default: no limit",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's own choice")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks"), help="folder for ops_<device>.md, .json and .png"

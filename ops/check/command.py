@@ -41,6 +41,14 @@ class Finding:
     found: str
 
 
+def positive(text: str) -> int:
+    """An option's number, from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ops.check", description="Checks every op against its reference.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -48,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--float32", choices=FLOAT32, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--cases", default="", help="only cases whose name, <op>-<name>, contains this")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile and compare; default: 1")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes that compile and compare; default: 1")
     parser.add_argument("--json", type=Path, help="write the findings to this file")
     args = parser.parse_args(argv)
     if args.device == "cpu" and args.float32 != "ieee":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ops.check.command import positive
 from recipes.config import compose
 from recipes.data import build
 from recipes.data.speed import Rates, measure
@@ -142,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description="Times the loader beside timm's.")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=positive, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers of images, for a quick look")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, help="folder for data_cpu.md")

@@ -268,6 +268,8 @@ def test_defaults_on_a_cpu_are_small():
         (["--models", "davit_tiny"], "no model is called davit_tiny: expected some of maxvit_t"),
         (["--images", "225"], "image is 225: expected one or two multiples of 32"),
         (["--batches", "1", "2"], "--batches has 2 numbers for 1 images"),
+        (["--repeats", "0"], "argument --repeats: 0: expected at least 1"),
+        (["--threads", "some"], "argument --threads: invalid positive value: 'some'"),
         (["--float32", "tf32"], "--float32 tf32: only a GPU multiplies so, --device cuda"),
     ],
 )
