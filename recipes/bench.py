@@ -228,7 +228,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive, default=20, help="turns of each loop")
     parser.add_argument("--starts", type=positive, default=3, help="processes, started for the time to the first step")
     parser.add_argument("--out", type=Path, help="folder in which to add rows to loop_<device>.md and .json")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

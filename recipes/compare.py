@@ -372,7 +372,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="picture of the curves")
     parser.add_argument("--score", help="score to sort by: top1, top5, loss, ...; default: the task's own")
     parser.add_argument("--json", type=Path, help="also write rows and statistics to this file")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -124,9 +124,7 @@ def learn_norms_in_float32(model: nn.Module) -> None:
 
 
 def _as_float32(norm: nn.LayerNorm, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # fsdp gathers weights in the precision of autocast, and the kernel takes no other input then
-    exact = norm.training and norm.weight.dtype == torch.float32
-    return (inputs[0].float(), *inputs[1:]) if exact else inputs
+    return (inputs[0].to(norm.weight.dtype), *inputs[1:]) if norm.training else inputs
 
 
 def setup(cfg: DictConfig) -> Hardware:

@@ -162,9 +162,12 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     options = {key: value for key, value in options.items() if value is not None and key not in OURS}
     if _class(cfg, options) in FUSED and _plain(model, beside):
         options = {"fused": True} | options
+    defaults = get_optimizer_info(optimizer_name(cfg.optim.opt)).defaults or {}
+    if options.get("momentum") == 0 and "nesterov" in defaults:
+        options = {"nesterov": False} | options  # which timm sets, and torch refuses where there is no momentum
     try:
         optimizer = create_optimizer_v2(model, lr=base_lr(cfg), **options)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
     if isinstance(model, FSDPModule):
         _check_steps_shared(cfg, model, options)

@@ -18,6 +18,12 @@ from recipes import data, distributed
 from recipes.config import ConfigError
 from recipes.data.loader import plan_batches
 
+# advice where a part of one image is too small for a batch norm
+LARGER_PARTS = (
+    "give a larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, hardware.sync_bn=true on "
+    "several GPUs, or"
+)
+
 
 @dataclass(frozen=True)
 class Plan:

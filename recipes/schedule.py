@@ -195,7 +195,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="key=value as for train.py; data=imagenet unless given")
     parser.add_argument("--images", type=int, default=IMAGENET, help="training images; default: those of ImageNet-1k")
     parser.add_argument("--out", type=Path, help="folder for CSV and JSON")
-    return parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
+    if args.images < 1:
+        parser.error(f"--images {args.images}: expected at least 1 training image")
+    return args
 
 
 def main() -> None:
@@ -207,7 +210,10 @@ def main() -> None:
         written = write(cfg, args.images)
     print(written.text())
     if args.out:
-        written.save(args.out)
+        try:
+            written.save(args.out)
+        except OSError as error:
+            sys.exit(f"error: could not write to the folder --out {args.out}: {error}")
         print(f"\nwritten to {args.out}")
 
 

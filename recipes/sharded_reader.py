@@ -76,13 +76,12 @@ def load(states: dict[str, Any], folder: Path) -> None:
 
     Entries that an older checkpoint lacks (YOUNGER) are removed from them. All processes of a run must call this.
     """
-    reader = Reader(folder)
-    index = reader.read_metadata().state_dict_metadata  # torch 2.9 does not say why there is no index
+    index = Reader(folder).read_metadata().state_dict_metadata  # torch 2.9 does not say why there is no index
     for part, state in states.items():
         for name in YOUNGER:
             if f"{part}.{name}" not in index:
                 state.pop(name, None)
-    dcp.load(states, storage_reader=reader, planner=Planner())
+    _fill(states, folder)
 
 
 def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:
@@ -106,7 +105,11 @@ def whole(folder: Path, part: str) -> dict[str, Tensor]:
     if promised > held:  # before memory is asked for
         raise Refused(f"its index declares {promised:,} bytes of {part}, but {folder} holds only {held:,}")
     state = {name: torch.empty(info.size, dtype=info.properties.dtype) for name, info in known.items()}
+    _fill({part: state}, folder, no_dist=True)
+    return state
+
+
+def _fill(states: dict[str, Any], folder: Path, *, no_dist: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is intended
-        dcp.load({part: state}, storage_reader=Reader(folder), planner=Planner(), no_dist=True)
-    return state
+        dcp.load(states, storage_reader=Reader(folder), planner=Planner(), no_dist=no_dist)

@@ -30,13 +30,13 @@ def shard(model: nn.Module, device: str, amp: torch.dtype | None) -> None:
     """Shard the parameters over all processes, in place, block by block; buffers stay whole on each.
 
     amp  parameters are gathered in this precision and computed with under autocast; gradients are summed in float32.
-         Batch norms are gathered in float32, as their statistics are.
+         Batch norms are gathered in float32, as their statistics are, and on a CPU so are layer norms.
     """
     mesh = init_device_mesh(device, (distributed.size(),))
     policy = MixedPrecisionPolicy(param_dtype=amp, reduce_dtype=torch.float32, cast_forward_inputs=False)
     model.to(memory_format=torch.contiguous_format)  # FSDP2 takes no channels-last parameters
     for module in [*blocks(model), model]:
-        norms = [] if amp is None else [norm for norm in module.modules() if _is_whole_norm(norm)]
+        norms = [] if amp is None else [norm for norm in module.modules() if _is_exact_norm(norm, device)]
         if norms:
             fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -146,5 +146,10 @@ def _is_composite(module: nn.Module) -> bool:
     return any(next(child.parameters(), None) is not None for child in module.children())
 
 
-def _is_whole_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_sharded(module) and module.affine
+def _is_exact_norm(module: nn.Module, device: str) -> bool:
+    """Whether a norm, not sharded yet, has weights that must be gathered in float32."""
+    if isinstance(module, nn.LayerNorm):  # on GPUs autocast converts what was gathered
+        needed = module.elementwise_affine and device == "cpu"
+    else:
+        needed = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+    return needed and not is_sharded(module)

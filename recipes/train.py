@@ -10,6 +10,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from recipes import config, console, data_record, distributed, hardware, log, optim, plan, sharding, trackers
 from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
+from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data import Data, DataError, Source
 from recipes.data.encoded import Encoded
@@ -115,7 +117,7 @@ def train(
             part = plans.part(step, turn)
             seed_all(cfg.seed, MODEL, part)
             with machine.syncing(forward, last=turn == plans.accumulate - 1):
-                with machine.autocast():
+                with machine.autocast(), _several_values(cfg):
                     share = task.loss(forward, images, targets, draw=part) / plans.accumulate
                 now.scaler.scale(share).backward()
             now.statistics.collect()
@@ -146,6 +148,20 @@ def train(
         stop.agree()
         if now.step % cfg.train.save_every == 0 or now.step == plans.steps or stop.signal:
             run.save(now)
+
+
+@contextmanager
+def _several_values(cfg: DictConfig) -> Iterator[None]:
+    """Raise ConfigError where torch refuses to train a batch norm on one value per channel, which has no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise ConfigError(
+            f"{cfg.model.name} cannot train on one image at a time of this size, as it has a batch norm on a 1 x 1 "
+            f"map: {plan.LARGER_PARTS} a larger data.img_size"
+        ) from error
 
 
 def skip(run: Run, plans: plan.Plan, data: Data, now: State, *, lr: float, loss: float, norm: float) -> None:

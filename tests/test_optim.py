@@ -202,6 +202,19 @@ def test_a_frozen_parameter_of_integers_leaves_the_step_fused(decay):
     assert {group["fused"] for group in optimizer.param_groups} == {True}
 
 
+@pytest.mark.parametrize("opt", ["sgd", "sgdw", "lookahead_sgd"])
+def test_descent_without_momentum(opt):
+    """timm turns on Nesterov's, which torch refuses then."""
+    model, given = nn.Linear(3, 2), [f"optim.opt={opt}", "optim.momentum=0", "optim.weight_decay=0", "optim.lr=0.5"]
+    optimizer = optim.create(config.compose(given), model)
+    model(torch.ones(1, 3)).sum().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model.weight, before - 0.5)
+    with pytest.raises(ConfigError, match=rf"optim\.opt={opt} does not take these options: Nesterov momentum requires"):
+        optim.create(config.compose([*given, "+optim.nesterov=true"]), model)
+
+
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "lamb"])
 def test_a_model_s_own_factors_on_the_rate(opt):
     model, optimizer = made(*LITV2, f"optim.opt={opt}")

@@ -156,8 +156,8 @@ def test_drop_path_of_every_block(model, phase, written):
 
 
 def test_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["schedule", "recipe=paper", "model=litv2_s", "train.epochs=2", "sched.warmup=1",
-                                     "--images", "4100", "--out", str(tmp_path)])  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["schedule", "recipe=paper", "model=litv2_s", "--images", "4100", "train.epochs=2",
+                                     "--out", str(tmp_path), "sched.warmup=1"])  # fmt: skip
     schedule.main()
     said = capsys.readouterr().out
     assert said.startswith("data=imagenet with 4100 training images; change it with data= and --images\n")
@@ -172,6 +172,20 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert record["plan"]["steps"] == 8 and record["schedule"]["shape"] == "cosine"
     for file, key in (("parameters.csv", "parameters"), ("blocks.csv", "drop_path")):
         assert len((tmp_path / file).read_text().splitlines()) == 1 + len(record[key]) > 20
+
+
+@pytest.mark.parametrize("images", ["-5", "0"])
+def test_a_run_has_images(capsys, images):
+    with pytest.raises(SystemExit, match="2"):
+        schedule.parse(["model=nat_m", "--images", images])
+    assert f"--images {images}: expected at least 1 training image" in capsys.readouterr().err
+
+
+def test_what_is_written_needs_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("sys.argv", ["schedule", "model=nat_m", "--images", "640", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match=f"error: could not write to the folder --out {tmp_path}/file: .*File exists"):
+        schedule.main()
 
 
 def test_other_data_and_models():

@@ -48,6 +48,7 @@ def fill(folder):
     return found
 
 
+@pytest.mark.filterwarnings("error:.*the intent is to load in a single process")
 def test_comes_back(written):
     found = fill(written)
     want = states(value=2.0)

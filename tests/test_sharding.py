@@ -131,6 +131,23 @@ def test_every_family_computes_sharded(name):
     assert max(map(max, on_ranks(2, sharded_as_whole, name, None))) < 1e-4
 
 
+def learned_by_a_norm() -> list[float]:
+    """The gradient of a sharded layer norm's bias, in mixed precision."""
+    distributed.join(config.compose([]))
+    machine = Hardware(torch.device("cpu"), torch.bfloat16, torch.preserve_format, False, "fsdp")
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    machine.shard(model)
+    learner = machine.wrapped(model)
+    with machine.autocast():
+        learner(torch.randn(20_000, 4)).sum().backward()
+    return sharding.whole(model[1].bias.grad).tolist()
+
+
+def test_sharded_layer_norms_learn_in_float32():
+    """As whole ones do, see test_hardware."""
+    assert on_ranks(2, learned_by_a_norm) == [[20_000.0] * 8] * 2
+
+
 def refused_optimizers(*names: str) -> dict[str, str]:
     """What is said of optimisers that cannot step a shared model; "" of those that can."""
     distributed.join(config.compose([]))

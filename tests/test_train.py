@@ -261,6 +261,19 @@ def test_bad_options(tmp_path, override, message):
     assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
 
 
+def test_a_batch_norm_on_one_value_is_explained(tmp_path, monkeypatch):
+    parts = [*QUICK, "data.batch_size=2", "train.micro_batch=1", "data.workers=0"]
+    with pytest.raises(config.ConfigError, match=r"^test_resnet cannot .* one image .* train\.micro_batch=2 or more, "):
+        train_here(tmp_path, *parts)
+
+    def failing(*_, draw):
+        raise ValueError(f"another, in part {draw}")
+
+    monkeypatch.setattr(classify.Task, "loss", failing)
+    with pytest.raises(ValueError, match="another, in part 0"):
+        train_here(tmp_path, *parts)
+
+
 def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "photos" / split / "cat").mkdir(parents=True)

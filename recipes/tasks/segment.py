@@ -77,8 +77,7 @@ class Task(task.Task):
             other = "task.head=semantic_fpn" if head == "upernet" else ""
             raise ConfigError(
                 f"task.head={head} cannot train on one image at a time{' of this size' * small}, as it has a batch "
-                "norm on a 1 x 1 map: give a larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 "
-                f"or more, hardware.sync_bn=true on several GPUs, or {' with '.join(filter(None, (other, larger)))}"
+                f"norm on a 1 x 1 map: {plan.LARGER_PARTS} {' with '.join(filter(None, (other, larger)))}"
             )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
