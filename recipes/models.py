@@ -32,7 +32,7 @@ NOTHING = "there is nothing to evaluate. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
 WINDOWS = ("img_size", "window_size")  # arguments that both determine a model's windows
 # arguments with which timm's models take images of other sizes than the one that they are built for
-ANY_SIZE = ({"strict_img_size": "false"}, {"dynamic_img_size": "true", "dynamic_img_pad": "true"})
+ANY_SIZE = ({"strict_img_size": "false"}, {"dynamic_img_size": "true"})
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how a file is given to the zoo outside of recipes
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -279,11 +279,13 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
             model.created_by, model.created_with = make.__name__, {"model_name": name, **options, **wishes}
             return model
         except TypeError as error:
-            refused = next((key for key in wishes if f"argument '{key}'" in str(error)), None)
-            if refused is None:
+            # Python's message ends in: argument 'key'; timm's for some families in: argument(s): ['key', 'other']
+            refused = [key for key in wishes if "argument" in str(error) and f"'{key}'" in str(error)]
+            if not refused:
                 raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
-            say(f"{name} takes no {refused}; it is built without it")
-            del wishes[refused]
+            for key in refused:
+                say(f"{name} takes no {key}; it is built without it")
+                del wishes[key]
         except zoo.CheckpointError as error:
             raise zoo.CheckpointError(str(error).replace(OVERLAY, _as_file(make))) from error
         except OSError as error:  # no network, or no such file on the hub

@@ -437,6 +437,13 @@ def test_a_backbone_with_maps_of_one_stride(head, tmp_path):
     assert zoo.load_checkpoint(detector("nat_iso_s", 5, head=head, **small), tmp_path / "file.pth").layout == "zoo"
 
 
+@torch.no_grad()
+def test_a_backbone_with_three_maps():
+    model = detector("pit_ti_224", 5, head="mask_rcnn", channels=16).eval()
+    assert model.heads.rpn.anchor_generator.strides == (8, 16, 32, 64)
+    assert model([torch.randn(3, 224, 200)])[0]["boxes"].shape[1] == 4
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_is_pickled(head):
     model = detector("nat_m", 3, head=head, depths=(1, 1, 1, 1), dims=(32,) * 4, channels=32)

@@ -14,7 +14,7 @@ from timm.models import create_model
 import zoo
 from children import SMALL, lines, train_here
 from pages import everywhere
-from recipes import config, data, distributed, optim, papers, plan, schedule
+from recipes import config, data, distributed, models, optim, papers, plan, schedule
 from recipes.config import ConfigError, checks
 from recipes.data import imagenet
 from recipes.data.build import preprocessing
@@ -179,6 +179,21 @@ def test_a_model_of_one_size_is_refused_before_it_trains():
     ):
         build()
     assert build("+model.dynamic_img_size=true").training
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"), [("hrnet_w18_small", ["img_size", "drop_path_rate"]), ("poolformer_s12", ["img_size"])]
+)
+def test_a_model_is_built_with_what_it_takes(name, refused, capsys):
+    """And without what its builder did not ask for; what was asked for is needed."""
+    wishes = {"img_size": 64, "drop_path_rate": 0.1}
+    with torch.device("meta"):
+        model = models.build(timm.create_model, name, {"num_classes": 10}, wishes)
+        assert capsys.readouterr().out == "".join(f"{name} takes no {key}; it is built without it\n" for key in refused)
+        kept = {key: value for key, value in wishes.items() if key not in refused}
+        assert model.created_with == {"model_name": name, "num_classes": 10, **kept}
+        with pytest.raises(ConfigError, match=rf"{name} could not be built with .*argument\(s\): \['img_size'\]"):
+            models.build(timm.create_model, name, {"img_size": 64}, {"drop_path_rate": 0.1})
 
 
 def test_windows_are_those_of_the_size_that_is_learned():

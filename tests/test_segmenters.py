@@ -181,6 +181,60 @@ def test_images_that_are_smaller_than_a_backbone_takes(name):
         assert model(images, targets) == model(*filled)
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("dla46_c", {}),
+        ("hrnet_w18_small", {}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "depths": (1, 1, 1, 1), "strict_img_size": False}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 4, "dynamic_img_size": True}),
+    ],
+)
+def test_images_of_sizes_that_a_timm_model_does_not_take(name, given):
+    """They are filled up to a multiple of its largest stride, as are those for a detector."""
+    model = segmenter(name, 3, head="semantic_fpn", channels=16, dropout=0.0, **given).eval()
+    images, targets = torch.randn(2, 3, 45, 71), torch.randint(3, (2, 45, 71))
+    divisor = model.backbone.feature_info.reduction()[-1]
+    more = 0, -71 % divisor, 0, -45 % divisor
+    filled = F.pad(images, more), F.pad(targets, more, value=255)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model(filled[0])[..., :45, :71])
+        assert model(images, targets) == model(*filled)
+
+
+@torch.no_grad()
+def test_what_is_not_filled_up():
+    """Images for a model that takes any size, or only the one that it is built for, which its stride may not divide."""
+    assert tiny().divisor == 1 and segmenter("nat_iso_s", 3, depths=(1, 1, 1, 1), dim=32).divisor == 1
+    for name, side in (("levit_128s", 224), ("vit_tiny_patch16_224", 72)):
+        model = segmenter(name, 3, head="fcn", channels=8, img_size=side).eval()
+        assert side % model.backbone.feature_info.reduction()[-1]
+        assert model(torch.randn(1, 3, side, side)).shape == (1, 3, side, side)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "shvit_s1", "visformer_tiny"])
+@pytest.mark.parametrize("head", ["upernet", "semantic_fpn"])
+def test_heads_that_read_four_maps_read_three(name, head):
+    """Of a model that has no more, whatever timm raises for the fourth."""
+    images, targets = torch.randn(2, 3, 224, 224), torch.randint(3, (2, 224, 224))
+    model = segmenter(name, 3, head=head, channels=8)
+    losses = model(images, targets)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.decode_head.parameters())
+    assert len(model.backbone.feature_info.channels()) == 3
+
+
+def test_maps_that_a_model_does_not_have():
+    with pytest.raises(ValueError, match=r"out_indices are \[0, 1, 2, 3\]; pit_ti_224 has 3 maps: expected 0 to 2"):
+        segmenter("pit_ti_224", 3, out_indices=(0, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"out_indices are \[-4, -3, -2, -1\]; pit_ti_224 has 3 maps"):
+        segmenter("pit_ti_224", 3, out_indices=4)
+    with pytest.raises(ValueError, match=r"reads 4 levels, 3 at least; FeatureGetterNet returns 2: give more"):
+        segmenter("vit_tiny_patch16_224", 3, depth=2)
+    with pytest.raises(AssertionError, match="Unknown"):  # timm's own, of something else
+        segmenter("resnet18", 3, feature_cls="other")
+
+
 @torch.no_grad()
 def test_maps_with_channels_last_and_levels_of_one_size():
     swin = segmenter("swin_tiny_patch4_window7_224", 3, channels=8, img_size=64, window_size=2, depths=(1, 1, 1, 1))

@@ -70,7 +70,8 @@ def detector(
     head_kwargs: dict[str, Any] | None = None,
     **backbone_kwargs: Any,
 ) -> "Detector":
-    """A detector on any backbone of the zoo, or any timm model with features at strides of 4 to 32, or at a single one.
+    """A detector on any backbone of the zoo, or any timm model whose features are each at twice the stride of the one
+    before, or all at one stride.
 
     backbone     a name for `timm.create_model`, which gets `pretrained` and `backbone_kwargs`; or a module that returns
                  a list of NCHW maps, fine to coarse, and has timm's `feature_info`
@@ -81,8 +82,9 @@ def detector(
     norm_eval    batch norms of the backbone keep their statistics in training; their factors and shifts are trained
     head_kwargs  arguments of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; for Cascade,
                  whose stages are as published, only those of the region proposal network, `rpn_...`)
-    Raises ValueError for an unknown head, no classes, arguments that the head does not read, anchors for FCOS, or a
-    backbone whose maps do not halve from one to the next.
+    R-CNNs read four maps, or all three of a backbone that has no more, and the others three. Raises ValueError for an
+    unknown head, no classes, arguments that the head does not read, anchors for FCOS, or a backbone whose maps do not
+    halve from one to the next.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")

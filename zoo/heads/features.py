@@ -4,12 +4,15 @@ import re
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
+from ..backbone import Backbone
 from ..layouts import LAYOUTS
 from ..registry import class_of, variants
 
 WRAPPED = ("model", "body")  # what timm's wrappers for features call the whole model
+FEWEST = 3  # maps with which heads that read more make do, if a backbone has no more: LeViT, NesT, PiT, Visformer
 
 
 class OverBackbone(nn.Module):
@@ -56,18 +59,18 @@ def _behind(prefix: str, patterns: Any) -> Any:
 
 
 def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model that returns at least `levels` maps of an image, fine to coarse; the heads read the last ones.
+    """A model that returns maps of an image, fine to coarse: the heads read the last `levels`, or all if it has three.
 
     backbone  a name for timm.create_model(features_only=True, **kwargs), which then returns the `levels` coarsest maps,
-              for the zoo's models with a norm on each if the family's published dense models have them; or such a model
+              or all if it has fewer, for the zoo's models with a norm on each if the family's published dense models
+              have them; or such a model
     Raises ValueError for a module that returns no or too few features, or that comes with further arguments, and for
-    `out_indices` that name maps in another order, or twice: timm returns each once, fine to coarse.
+    `out_indices` that name maps in another order, or twice (timm returns each once, fine to coarse), or that it lacks.
     """
     if isinstance(backbone, str):
-        kwargs.setdefault("out_indices", tuple(range(-levels, 0)))
         if normed(backbone):
             kwargs.setdefault("feature_norms", True)
-        backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, **kwargs)
+        backbone = _created(backbone, levels, pretrained=pretrained, **kwargs)
     elif pretrained or kwargs:
         given = ", ".join([*(["pretrained"] if pretrained else []), *kwargs])
         raise ValueError(f"the backbone is a module, so {given} cannot be given: build it with them")
@@ -77,11 +80,44 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
     named = list(getattr(found, "out_indices", []))
     if len(set(named)) < len(named):
         raise ValueError(f"out_indices are {named}: name each map once")
-    if len(found.channels()) < levels:
-        raise ValueError(f"the head reads {levels} levels; {type(backbone).__name__} returns {len(found.channels())}")
+    if len(found.channels()) < min(levels, FEWEST):
+        least = f", {FEWEST} at least" if levels > FEWEST else ""
+        returns = f"{type(backbone).__name__} returns {len(found.channels())}"
+        raise ValueError(f"the head reads {levels} levels{least}; {returns}: give more out_indices or another head")
     if found.reduction() != sorted(found.reduction()):
         raise ValueError(f"the features are at strides {found.reduction()}: give out_indices from fine to coarse")
     return backbone
+
+
+def _created(name: str, levels: int, **kwargs: Any) -> nn.Module:
+    """The model with the maps of `out_indices`, by default its `levels` coarsest, or all if it has fewer."""
+    given = kwargs.pop("out_indices", None)
+    indices = levels if given is None else given
+    if isinstance(indices, int):  # so many of the last
+        indices = tuple(range(-indices, 0))
+    try:
+        return timm.create_model(name, features_only=True, out_indices=indices, **kwargs)
+    except (AssertionError, IndexError) as error:  # which timm raises for maps that a model lacks, and for other causes
+        with torch.device("meta"):
+            one = timm.create_model(name, features_only=True, out_indices=(-1,), **{**kwargs, "pretrained": False})
+        count = len(one.feature_info)
+        if all(-count <= i < count for i in indices):
+            raise
+        if given is not None:
+            said = f"out_indices are {list(indices)}; {name} has {count} maps: expected 0 to {count - 1}"
+            raise ValueError(said) from error
+        return timm.create_model(name, features_only=True, out_indices=tuple(range(count)), **kwargs)
+
+
+def divisor_of(backbone: nn.Module) -> int:
+    """What the sides of images are padded to multiples of: the largest stride of timm's models, some of which take no
+    others; 1 for the zoo's, which take any size, and for those that only take the size that they are built for.
+    """
+    if isinstance(getattr(backbone, "model", None), Backbone):
+        return 1
+    strict = [module.strict_img_size for module in backbone.modules() if hasattr(module, "strict_img_size")]
+    fixed = any(strict) if strict else (getattr(backbone, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    return 1 if fixed else backbone.feature_info.reduction()[-1]
 
 
 def check_count(num_classes: int) -> None:

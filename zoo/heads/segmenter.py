@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.dispatch import wide
+from ops.sizes import covering
 
 from ..backbone import Backbone
 from ..convert import Layout
@@ -15,7 +16,7 @@ from ..errors import CheckpointError
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
-from .features import OverBackbone, backbone_of, check_count, maps
+from .features import OverBackbone, backbone_of, check_count, divisor_of, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
@@ -39,6 +40,7 @@ class Segmenter(OverBackbone):
     neck            these maps -> what the heads read
     decode_head     -> logits at the finest of these maps
     auxiliary_head  None, or a second head whose loss counts 0.4 and that does not predict
+    divisor         sides of images are padded to multiples of it
     class_weights   factors on the losses of each class's pixels; None: all the same. They affect what is learned first,
                     not what is predicted: logits are corrected to those of equal weights. State dicts contain them, and
                     a loaded model predicts as the saved one did, whichever weights this model has. A state dict without
@@ -55,6 +57,7 @@ class Segmenter(OverBackbone):
         pyramid: nn.Module | None = None,
         neck: nn.Module | None = None,
         auxiliary_head: nn.Module | None = None,
+        divisor: int = 1,
         ignore_index: int = 255,
         class_weights: Sequence[float] | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class Segmenter(OverBackbone):
         # enlarged in bfloat16, logits that differ little become equal, and another class may become the largest
         predicts_in_single(decode_head, auxiliary_head)
         self.levels = levels
+        self.divisor = divisor
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
         # kept as numbers too: a buffer built on "meta" has no values later, and a checkpoint may be read into it
@@ -132,18 +136,18 @@ class Segmenter(OverBackbone):
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, 3, H, W) -> logits (B, num_classes, H, W); with `targets` (B, H, W), integers, the losses of the heads.
 
-        Sides below 32 pixels are padded with zeros at the bottom and right, which targets ignore. The losses, "decode"
-        and "auxiliary", are weighted, to be summed. Raises ValueError for targets of another size, or that are not
-        integers.
+        Sides below 32 pixels, or that `divisor` does not divide, are padded with zeros at the bottom and right, which
+        targets ignore. The losses, "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets
+        of another size, or that are not integers.
         """
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
             raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
         if targets is not None:
             targets = _labels(targets)
-        if min(size) < LEAST:
-            images = _filled(images, 0)
-            targets = None if targets is None else _filled(targets, self.ignore_index)
+        if self.divisor > 1 or min(size) < LEAST:
+            images = self._filled(images, 0)
+            targets = None if targets is None else self._filled(targets, self.ignore_index)
         features = self.neck(self.pyramid(maps(self.backbone, images, self.levels)))
         logits = self.decode_head(features)
         if targets is None:
@@ -152,6 +156,10 @@ class Segmenter(OverBackbone):
         if self.auxiliary_head is not None:
             losses["auxiliary"] = AUXILIARY_WEIGHT * self._loss(self.auxiliary_head(features), targets)
         return losses
+
+    def _filled(self, x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 32 at least
+        height, width = (covering(max(side, LEAST), self.divisor) for side in x.shape[-2:])
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
 
     def _unweighted(self, logits: Tensor) -> Tensor:
         """Training with weights learns probabilities times weights (Elkan, The foundations of cost-sensitive learning,
@@ -193,11 +201,6 @@ class Segmenter(OverBackbone):
             "Its auxiliary head, if it has one, is not this model's: auxiliary=False builds a segmenter without one, "
             "which predicts the same (task.auxiliary=false in a command)."
         )
-
-
-def _filled(x: Tensor, value: int) -> Tensor:  # (..., H, W) -> (..., H', W'), 32 at least
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, max(0, LEAST - width), 0, max(0, LEAST - height)), value=value)
 
 
 def _labels(targets: Tensor) -> Tensor:
@@ -254,7 +257,9 @@ def segmenter(
 
     backbone      a name for timm.create_model, which gets `pretrained` and `backbone_kwargs`, or a model made with
                   features_only=True. A zoo model named here has a norm on every level if its family's published dense
-                  models have them. If all maps have one stride, as ViT's, a `PlainPyramid` follows
+                  models have them. If all maps have one stride, as ViT's, a `PlainPyramid` follows. Heads that read
+                  four levels read all of a backbone with three, as LeViT. Images for a model of timm's are padded to
+                  multiples of its largest stride, unless it only takes one size
     head          "upernet", "semantic_fpn", or "fcn" (on the last level)
     channels      default: 512; for "semantic_fpn" 256 in the pyramid, and half as many in the head
     auxiliary     adds an FCN of 256 channels on the last level but one; "semantic_fpn" has none. It does not predict: a
@@ -282,7 +287,7 @@ def segmenter(
     else:
         decode = FCN(dims[-1], num_classes, channels=channels or 512, dropout=dropout)
     second = auxiliary_head(dims[-2], num_classes, dropout=dropout) if auxiliary else None
-    parts = {"pyramid": pyramid, "neck": neck, "auxiliary_head": second}
+    parts = {"pyramid": pyramid, "neck": neck, "auxiliary_head": second, "divisor": divisor_of(backbone)}
     loss = {"ignore_index": ignore_index, "class_weights": class_weights}
     return Segmenter(backbone, decode, levels=levels, **parts, **loss)
 
