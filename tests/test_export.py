@@ -25,6 +25,7 @@ from rankings import Ranked, ranking, rankings
 from test_models import every_small, small, trained
 from zoo import export
 from zoo.export import SIZES_SINCE, program
+from zoo.exportable import build
 from zoo.exported import about, name_classes
 from zoo.heads import segmenter
 from zoo.heads.segmenter import HEADS
@@ -301,10 +302,20 @@ def test_a_run_says_how_its_images_are_prepared(tmp_path):
     assert said["label_names"] == list("0123456789") and said["std"] == [0.2, 0.3, 0.4]
     assert said["input_size"] == [3, 32, 32] and "license" not in said
     assert said["notes"] == ["It started from random weights."]
+    weights = next((tmp_path / "run").rglob("*.safetensors"))
+    with pytest.raises(zoo.CheckpointError, match=rf"of a run: python -m recipes.export {tmp_path / 'run'} OUT"):
+        build(str(weights))
     folder = zoo.save_for_hf(recipes.export.build(tmp_path / "run"), tmp_path / "shared")
     assert json.loads((folder / "config.json").read_text())["label_names"] == list("0123456789")
     cfg = timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg
     assert list(cfg["label_names"]) == list("0123456789") and tuple(cfg["std"]) == (0.2, 0.3, 0.4)
+
+
+def test_what_tensors_do_not_show_is_read_beside_them(tmp_path):
+    """No tensor of DaViT shows its windows."""
+    model = trained(small("davit_t", window_size=5))
+    folder, x = zoo.save_for_hf(model, tmp_path / "shared"), torch.randn(1, 3, 64, 96)
+    assert torch.equal(build(str(folder / "model.safetensors"))(x), model(x))
 
 
 def test_the_page_on_weights_names_a_picture(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,8 @@ from timm.data import resolve_data_config
 
 import zoo
 from children import SMALL, lines, note_overrides, train_here, trained
-from recipes import card, compare, config, log
+from families import SMALL as SMALL_MODELS
+from recipes import card, compare, config, export, log
 from recipes.checkpoint import Store
 from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
@@ -31,6 +32,8 @@ from recipes.log import epoch_table
 from recipes.plots import draw_together
 from recipes.settings import RunError
 from recipes.trackers import TensorBoard
+from zoo import show
+from zoo.show import source
 
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 
@@ -298,6 +301,51 @@ def test_a_shared_run_is_prepared_as_it_was_measured(tmp_path, monkeypatch):
     kept = preprocessing(OmegaConf.load("run/config.yaml"))
     assert kept == preprocessing(config.compose(["model=timm", "model.name=local-dir:shared", "data=imagefolder"]))
     assert (kept.size, kept.mean, kept.crop_pct, kept.crop_mode) == ((32, 32), (0.5,) * 3, 0.6, "squash")
+
+
+def test_a_run_is_drawn_as_it_was_trained(runs, tmp_path, capsys):
+    """Its folder, that of a checkpoint, and a file: with arguments that no weight shows, and its normalisation."""
+    sizes = [f"model.{key}={list(value)}" for key, value in SMALL_MODELS["biformer_t"].items() if key != "heads"]
+    sizes += ["+model.heads=[1,2,2,2]", "+model.topk=[2,3,4]", "+model.n_win=3"]
+    options = ["model=biformer_t", *sizes, *QUICK[2:]]
+    train_here(tmp_path, *options, "train.steps=1", "name=run")
+    run, model = tmp_path / "run", export.build(tmp_path / "run")
+    best = run / "checkpoints" / "best-00000001"
+    for place in (run, best, best / "ema.safetensors"):
+        found, name, note = source.build(None, str(place), None)
+        assert (name, found.img_size) == ("biformer_t", (32, 32)) and note.endswith("best-00000001/ema.safetensors")
+        assert_drawn_alike(found, model)
+    assert "no classifier" not in capsys.readouterr().out
+    asked = source.build("biformer_t", str(run), (48, 64), n_win=2)[0]
+    assert asked.img_size == (48, 64) and asked.stages[0].blocks[0].attn.fn.n_win == (2, 2)
+    with pytest.raises(zoo.CheckpointError, match=r"is of biformer_t, says .*config.yaml, not of nat_m: leave out"):
+        source.build("nat_m", str(run), None)
+
+    # what timm alone knows, and what started from a folder
+    assert_drawn_alike(source.build(None, str(runs / "one"), None)[0], export.build(runs / "one"))
+    shared = zoo.save_for_hf(model, tmp_path / "shared")
+    cfg = OmegaConf.load(run / "config.yaml")
+    cfg.model.name = f"local-dir:{shared}"
+    OmegaConf.save(cfg, run / "config.yaml")
+    assert_drawn_alike(source.build(None, str(run), None)[0], model)
+
+
+def assert_drawn_alike(model, other):
+    image = Image.effect_noise((50, 40), 90)
+    for one, two in zip(show.pictures(model, image), show.pictures(other, image), strict=True):
+        assert one.data.keys() == two.data.keys()
+        assert all(torch.equal(value, two.data[key]) for key, value in one.data.items())
+
+
+def test_runs_that_cannot_be_drawn(runs, tmp_path):
+    run = shutil.copytree(runs / "one", tmp_path / "run")
+    (state,) = run.glob("checkpoints/best-*/state.json")
+    state.write_text("{}")
+    with pytest.raises(zoo.CheckpointError, match=r"state.json, which describes the weights .*, cannot be read \(KeyE"):
+        source.build(None, str(run), None)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(zoo.CheckpointError, match="is a run without a checkpoint yet"):
+        source.build(None, str(run), None)
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """What the pictures show is what the model computed: their data against computations that share no code with them."""
 
 import itertools
+import json
 import re
+import shutil
 
 import pytest
 import timm
@@ -10,10 +12,11 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import zoo
 from families import SMALL
 from ops import neighborhood_attention, route_regions, super_tokens, window_attention
 from zoo import show
-from zoo.show import attention, tokens
+from zoo.show import attention, command, source, tokens
 
 pytest.importorskip("matplotlib")
 
@@ -325,3 +328,88 @@ def test_heads_and_blocks():
 def test_grey_models():
     model = small("maxvit_t", in_chans=1)
     assert show.image.as_input(noise(), model).shape == (1, 1, *SIZE)
+
+
+# of a family, what no weight shows or no variant has, and the same as words of a command
+OTHERWISE = {
+    "biformer_t": ({"topk": [2, 3, 4], "n_win": [3, 4]}, ["topk=[2,3,4]", "n_win=[3,4]"]),
+    "davit_t": ({"window_size": 5}, ["window_size=5"]),
+    "dinat_b": ({"dilations": "segmentation"}, ["dilations=segmentation"]),
+    "gcvit_s": ({"window_size": 3, "rel_pos_bias": False}, ["window_size=3", "rel_pos_bias=false"]),
+    "maxvit_t": ({"window_size": 4, "grid_size": [3, 5]}, ["window_size=4", "grid_size=[3,5]"]),
+}
+
+
+def built(*words):
+    """The model of a command."""
+    args = command.parse([*words])
+    return source.build(args.model, args.checkpoint, args.img_size, **args.arguments)[0]
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_own_weights_are_drawn_with_their_own_arguments(name, tmp_path):
+    """From a folder that says them, from its file, and from a file alone, with which they are given."""
+
+    def drawn(model):
+        return show.pictures(model, noise(), img_size=SIZE, only=NAMES[name][:1])
+
+    given, words = OTHERWISE[name]
+    model, prepared = small(name, img_size=SIZE, **given), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    model.pretrained_cfg.update(prepared)
+    file, want = zoo.save_for_hf(model, tmp_path / "shared") / "model.safetensors", drawn(model)
+    assert_same(drawn(built(f"checkpoint={file.parent}")), want)
+    assert_same(drawn(built(f"checkpoint={file}", f"model={name}")), want)
+
+    sizes = [f"{key}={json.dumps(value)}" for key, value in {"num_classes": 10, **SMALL[name]}.items()]
+    where = [f"model={name}", f"checkpoint={shutil.copy(file, tmp_path)}", f"img_size={SIZE[0]},{SIZE[1]}"]
+    alone = built(*where, *sizes, *words)
+    alone.pretrained_cfg.update(prepared)
+    assert_same(drawn(alone), want)
+
+
+def test_random_weights_take_arguments():
+    model = built("model=dinats_t", "depths=[1,1]", "dims=[32,64]", "dilations=2")
+    (call, _) = (call for call in show.record(model, torch.randn(1, 3, *SIZE)) if call.op is neighborhood_attention)
+    assert call.arguments["dilation"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=biformer_t", "topc=3"], "did you mean topk?"),
+        (
+            ["model=biformer_t", "heads=[1,2]", "other=3"],
+            "an argument of biformer_t, dims, depths, heads, topk, n_win,",
+        ),
+        (["model=vitrpb_s", "other=3"], "mlp_ratio, window_size, dilations, in_chans"),
+        (["checkpoint=a.pth", "other=3"], "img_size, stage, block, head, only, or with model= its arguments"),
+    ],
+)
+def test_arguments_that_a_model_does_not_take(words, said, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=biformer_t", "topk=3"], "biformer_t could not be built with .*'topk': 3.*: topk is 3: expected"),
+        (["model=resnet10t", "other=[1,null]"], r"resnet10t could not be built with .*'other': \[1, None\]"),
+        (["model=nat_m", "img_size=0"], "img_size is .*: expected pixels a side"),
+    ],
+)
+def test_arguments_that_no_model_can_be_built_with(words, said, capsys):
+    assert command.main(words) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_files_that_do_not_say_what_they_are(tmp_path):
+    for name, given, said in (
+        ("nat_m", {"depths": (1, 1, 1, 1)}, "name the model with model=, and give the arguments in which it differs"),
+        ("nat_m", {}, "is nat_m or dinat_m in layout 'zoo', which .*: name the model, with model="),
+        ("gcvit_xxt", {"rel_pos_bias": False}, "give window_size=, with model=gcvit_xxt"),
+    ):
+        torch.save(timm.create_model(name, **given).state_dict(), tmp_path / "own.pth")
+        with pytest.raises(zoo.CheckpointError, match=said):
+            source.build(None, str(tmp_path / "own.pth"), None)

@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 from . import releases
+from .beside import CONFIG, locate
 from .checkpoint import load_checkpoint
 from .errors import CheckpointError
 from .heads import segmenter
@@ -32,7 +33,13 @@ def build(
     path = Path(source)
     create = timm.create_model if features is None else partial(_of_features, tuple(features))
     if path.is_file():
-        return _from_file(create, path, model, weights).eval()
+        _, origin = locate(path)
+        if origin is None:
+            return _from_file(create, path, model, weights).eval()
+        if origin.source.name == CONFIG:  # no tensor shows all arguments: windows of DaViT, dilations, regions
+            run = origin.source.parent
+            raise CheckpointError(f"{path} is of a run: python -m recipes.export {run} OUT exports its model")
+        path = path.parent
     if path.is_dir():
         if (path / "config.yaml").is_file():
             raise CheckpointError(

@@ -5,7 +5,7 @@ python -m zoo.show model=maxvit_t.timm_tf_in1k image=cat.jpg query=120,90 stage=
 python -m zoo.show checkpoint=gcvit_1k_tiny.pth.tar img_size=256,320 only=query
 
 model       a name of the zoo or of timm; with a tag its weights are downloaded, without one they are random
-checkpoint  a weights file: the model is recognised unless model= names it
+checkpoint  a weights file, a run, or a folder of zoo.save_for_hf: the model is recognised unless model= names it
 image       a file; default: flower, which like china comes with scikit-learn
 query       y,x: the pixel whose attention is shown, in the image as the model sees it; default: the middle
 stage       the number of a stage, from 0; default: all
@@ -14,15 +14,21 @@ head        the number of a head, from 0; default: the mean of all
 img_size    pixels a side, or height,width: the image is cropped to it, and a model of the zoo is built for it
 only        names of pictures, separated by commas
 out         the folder for <model>-<picture>.png; default: inside
+
+With model=, other keys are arguments of its constructor: model=biformer_t topk=[2,8,16] n_win=5. Those of a checkpoint
+that lies in a run or in a folder of zoo.save_for_hf are known.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any
 
 from ..errors import CheckpointError, plain_warnings
+from ..registry import class_of, variants
 from .families import pictures
 from .image import load
 from .picture import ShowError
@@ -56,24 +62,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     try:
         given = dict(setting(text) for text in args.settings)
+        arguments = {key: given.pop(key) for key in [*given] if key not in KEYS}
+        check(arguments, given.get("model"))
     except ShowError as error:
         parser.error(str(error))
     if "model" not in given and "checkpoint" not in given:
         parser.error("give model=NAME, checkpoint=FILE, or both")
     vars(args).update({key: None for key in KEYS} | {"image": "flower", "out": "inside", "block": 0} | given)
+    args.arguments = arguments
     return args
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """Key and value of one argument. Raises ShowError for an unknown key, and for a value that does not fit."""
+    """Key and value of one word. Raises ShowError for what is not a setting, and for a value that does not fit."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ShowError(f"{text} is not a setting: expected KEY=VALUE, such as model=biformer_t")
     if key not in KEYS:
-        near = get_close_matches(key, KEYS, 1)
-        raise ShowError(
-            f"unknown key {key}: " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(KEYS)}")
-        )
+        return key, literal(value)
     try:
         found = KEYS[key](value)
     except ValueError:
@@ -85,12 +91,46 @@ def setting(text: str) -> tuple[str, Any]:
     return key, found
 
 
+def literal(text: str) -> Any:
+    """A number, true, false, null, or a list of such; any other text is itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def check(arguments: Mapping[str, Any], model: str | None) -> None:
+    """Raise ShowError for keys that neither the command nor the model takes, except where only timm knows the model,
+    which refuses them itself.
+    """
+    architecture = None if model is None else model.partition(".")[0]
+    if architecture is not None and architecture not in variants():
+        return
+    taken = taken_by(architecture) if architecture else []
+    for key in (key for key in arguments if key not in taken):
+        if near := get_close_matches(key, [*KEYS, *taken], 1):
+            raise ShowError(f"unknown key {key}: did you mean {near[0]}?")
+        others = f"an argument of {architecture}, {', '.join(taken)}" if taken else "with model= its arguments"
+        raise ShowError(f"unknown key {key}: expected one of {', '.join(KEYS)}, or {others}")
+
+
+def taken_by(name: str) -> list[str]:
+    """The arguments of the constructor of a model of the zoo that are not keys of this command."""
+    taken: dict[str, None] = {}
+    for cls in class_of(name).__mro__:
+        parameters = signature(cls.__init__).parameters.values()
+        taken |= {p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):  # which a base class takes
+            break
+    return [key for key in taken if key not in ("self", *KEYS)]
+
+
 @plain_warnings()
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         written(args)
-    except (CheckpointError, ShowError) as error:
+    except (CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -100,7 +140,7 @@ def written(args: argparse.Namespace) -> None:
     """Build the model, draw and write the pictures, and print what was written."""
     size = args.img_size if args.img_size is None or len(args.img_size) == 2 else args.img_size * 2
     photo = load(args.image)
-    model, name, note = build(args.model, args.checkpoint, size)
+    model, name, note = build(args.model, args.checkpoint, size, **args.arguments)
     asked = {key: getattr(args, key) for key in ("query", "stage", "block", "head", "only")}
     for picture in pictures(model, photo, img_size=size, note=note, **asked):
         print(f"written: {picture.save(args.out, name)}")
