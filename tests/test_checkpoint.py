@@ -127,6 +127,51 @@ def test_raw_and_averaged(tmp_path, source):
         load_checkpoint(small(NAME), path, weights="best")
 
 
+@pytest.mark.parametrize("name", ["model_state", "model_without_ddp", "parameters", "weight"])
+def test_a_name_of_its_own_around_the_weights(tmp_path, source, name):
+    """Whatever it is, if nothing else holds tensors by name; the moments of an optimiser, whatever its name, do not."""
+    path, state = tmp_path / "weights.pth", state_of(source)
+    optimizer = torch.optim.AdamW(source.parameters())
+    for parameter in source.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    beside = {"optim": optimizer.state_dict(), "epoch": torch.tensor(3), "loss": torch.tensor(0.5), 7: {"lr": 0.1}}
+    torch.save({name: {f"module.{key}": value for key, value in state.items()}, **beside}, path)
+    model = small(NAME)
+    assert load_checkpoint(model, path).message.endswith(f"raw weights under {name!r}") and same(model, state)
+    overlay = {"file": str(path)}
+    assert same(small(NAME, pretrained=True, pretrained_cfg_overlay=overlay), state)
+    torch.save({name: {"module": state}, **beside}, path)
+    assert zoo.describe(path).places == {"raw": (name, "module")}
+    for other in (state, {"best": state}):
+        torch.save({name: state, "other": other, **beside}, path)
+        refused(path, rf"Tensors lie under {name}, other(\.best)?: save only those")
+
+
+def test_one_word_before_every_name(tmp_path, caplog):
+    path, source = tmp_path / "weights.pth", trained(timm.create_model("gcvit_xxt"))
+    caplog.set_level("INFO", "zoo")
+    layouts = zoo.layouts.LAYOUTS["GCViT"]
+    state = layouts[1].to_theirs(source.state_dict())
+    for prefix, part in (
+        ("net", "net"),
+        ("module.teacher.backbone", "teacher"),
+        ("_forward_module", "_forward_module"),
+    ):
+        torch.save({f"{prefix}.{key}": value for key, value in state.items()}, path)
+        model = timm.create_model("gcvit_xxt")
+        report = load_checkpoint(model, path)
+        assert report.message == f"{path}, part {part!r}: layout 'timm', raw weights" and not report.left_out
+        assert same(model, source.state_dict())
+    overlay = {"file": str(path)}
+    model = timm.create_model("gcvit_xxt", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert same(model, source.state_dict()) and "part '_forward_module': layout 'timm'" in caplog.text
+    # names of another model are its own
+    other = nn.Sequential(small(NAME))
+    torch.save(other.state_dict(), path)
+    assert load_checkpoint(other, path).layout == "as is"
+
+
 def test_harmless_foreign_classes(tmp_path, source):
     """A configuration of a package that is not installed comes back as a plain mapping; nothing is imported."""
     path = tmp_path / "config.pth"
@@ -267,6 +312,35 @@ def test_a_flat_table_of_windows_that_are_not_square(tmp_path):
     assert report.message.endswith("image sizes with as many entries: 10")
     torch.save(state_of(source), path)
     assert load_checkpoint(model, path).in_order == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "gcvit_s",
+            r"Tables of 15 .* 1 x 8, 2 x 3 tokens, in either order: give img_size=\(64, 96\) or \(96, 64\), as",
+        ),
+        ("maxvit_t_tv", r"Tables of 15 entries .* 1 x 8, 2 x 3 tokens, in either order: give an img_size=, as"),
+    ],
+    ids=["one size fits", "several do"],
+)
+def test_what_to_build_for_flat_tables(tmp_path, name, said):
+    """An image size for all stages, where only one fits; which side is the longer one, the file does not show."""
+    path, source = tmp_path / "wide.pth", trained(small(name, img_size=(64, 96)))
+    layout = zoo.layouts.LAYOUTS[type(source).__name__][-1]
+    torch.save(layout.to_theirs(source.state_dict()), path)
+    refused(path, said, small(name))
+    for size in ((64, 96), (96, 64)):
+        assert load_checkpoint(small(name, img_size=size), path).layout == layout.name
+
+
+def test_the_layout_of_a_file_that_does_not_fit(tmp_path):
+    path, source = tmp_path / "wide.pth", timm.create_model("gcvit_xxt", img_size=(128, 160))
+    for layout in zoo.layouts.LAYOUTS["GCViT"]:
+        torch.save(layout.to_theirs(source.state_dict()), path)
+        said = rf"gcvit_xxt in layout '{layout.name}'.*give img_size=\(128, 160\) or \(160, 128\), as"
+        refused(path, said, timm.create_model("gcvit_xxt"))
 
 
 def test_positions_of_a_square_image_and_of_one_with_as_many(tmp_path):
@@ -442,8 +516,11 @@ def test_values_that_are_no_weights(tmp_path, source):
     with pytest.raises(zoo.CheckpointError, match=said):
         small(NAME, dtype=torch.float16, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     assert load_checkpoint(small(NAME, dtype=torch.bfloat16), path).message.endswith("raw weights")
-    torch.save({f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}, path)
-    refused(path, r"reads it\. For use in a command, python -m zoo\.convert IN OUT --part net extracts it\. ")
+    state = {f"net.{k}": v for k, v in timm.create_model("maxvit_t_tv").state_dict().items()}
+    torch.save(state | {"neck.weight": torch.zeros(2)}, path)
+    refused(
+        path, r"reads it without neck\. For use in a command, python -m zoo\.convert IN OUT --part net extracts it\. "
+    )
 
 
 def test_unreadable(tmp_path, source):

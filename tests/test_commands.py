@@ -23,7 +23,7 @@ from rankings import ranks
 from test_checkpoint import state_of
 from test_golden import FOLDER, is_dense
 from test_models import every_small, small, trained
-from zoo import export, inspect
+from zoo import export, fetch, inspect
 from zoo.convert import command
 from zoo.heads import segmenter
 
@@ -109,7 +109,32 @@ def test_metadata(released, tmp_path):
         said = file.metadata()
     assert said.pop("source_sha256") == zoo.files.sha256(released)
     wanted = {"format": "pt", "model": "gcvit_xxt", "layout": "zoo", "weights": "raw", "source": released.name}
-    assert said == wanted
+    assert said == wanted | {"release": "gcvit_xxt.nvidia_in1k", "license": "cc-by-nc-sa-4.0"}
+
+
+def test_release_and_licence_of_a_converted_file(released, tmp_path, monkeypatch, capsys):
+    """The command says what may not be used commercially; a file that was converted twice still says what it is."""
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    for source, out in ((released, once), (once, twice)):
+        monkeypatch.setattr(fetch, "_warned", set())
+        with pytest.warns(zoo.LicenceWarning, match="gcvit_xxt.nvidia_in1k"):
+            assert command.main([str(source), str(out)]) == 0
+        assert inspect.inspect(out)["release"] == "gcvit_xxt.nvidia_in1k (NVIDIA), converted"
+    digest = {"source_sha256": "bc5ab103" + "0" * 56, "source": "maxvit_t-bc5ab103.pth"}
+    assert inspect.release(once, digest, [], "").endswith("converted from the same SHA-256")
+    other = tmp_path / "gcvit_1k_tiny.pth"
+    torch.save(official("timm_davit_tiny_224x224"), other)
+    assert command.main([str(other), str(twice), "--force"]) == 0
+    assert inspect.inspect(twice)["release"] is None and "license" not in inspect.inspect(twice)["meta"]
+
+
+def test_the_only_part_of_a_file(tmp_path, capsys):
+    source, out = tmp_path / "net.pth", tmp_path / "out.safetensors"
+    torch.save({"model_state": {f"net.{key}": value for key, value in official(GCVIT).items()}, "epoch": 3}, source)
+    assert command.main([str(source), str(out)]) == 0
+    said = f"{source}, part 'net': gcvit_xxt, raw weights under 'model_state', layout 'official' -> 'zoo'"
+    assert capsys.readouterr().out.splitlines()[0] == said
+    assert inspect.inspect(out)["model"] == "gcvit_xxt"
 
 
 def test_metadata_tells_models_apart(tmp_path):
@@ -207,7 +232,7 @@ def test_what_is_in_a_file(released):
 def test_releases_are_known_by_name_and_digest(tmp_path):
     path = tmp_path / "maxvit_t-bc5ab103.pth"
     torch.save({"a": torch.zeros(1)}, path)
-    assert inspect.release(path, None, "bc5ab103" + "0" * 56).endswith("the same SHA-256")
+    assert inspect.release(path, {}, [], "bc5ab103" + "0" * 56).endswith("the same SHA-256")
     assert inspect.inspect(path)["release"].endswith("DIFFERENT SHA-256")
 
 
@@ -412,7 +437,10 @@ def test_what_is_exported(released, tmp_path, capsys):
     with pytest.raises(zoo.CheckpointError, match=r"nat_m or dinat_m .* Give --model"):
         export.build(str(tmp_path / "weights.pth"))
     assert export.build(str(tmp_path / "weights.pth"), model="dinat_m").num_classes == 7
-    torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "net.ckpt")
+    inside = {f"net.{key}": value for key, value in state.items()}
+    torch.save(inside, tmp_path / "net.ckpt")
+    assert export.build(str(tmp_path / "net.ckpt"), model="dinat_m").num_classes == 7
+    torch.save({**inside, "loss.weight": torch.zeros(2)}, tmp_path / "net.ckpt")
     with pytest.raises(
         zoo.CheckpointError,
         match=r"part 'net' is nat_m or dinat_m.*: name the model\. The command .*zoo\.convert .* --part net extracts",

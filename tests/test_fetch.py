@@ -309,14 +309,47 @@ def test_what_the_hub_says_of_a_file(monkeypatch, tmp_path):
 
 def test_licence_of_a_file(tmp_path):
     """A file that has kept its name is known, by timm's way and by ours; other files and other licences say nothing."""
-    source = small("gcvit_xxt")
-    for name in ("gcvit_1k_xxtiny.pth.tar", "mine.pth", "maxvit_t-bc5ab103.pth"):
-        torch.save(source.state_dict(), tmp_path / name)
-    with pytest.warns(zoo.LicenceWarning, match="gcvit_xxt.nvidia_in1k"):
-        zoo.load_checkpoint(small("gcvit_xxt"), tmp_path / "gcvit_1k_xxtiny.pth.tar")
-    for name in ("gcvit_1k_xxtiny.pth.tar", "mine.pth", "maxvit_t-bc5ab103.pth"):
-        zoo.load_checkpoint(small("gcvit_xxt"), tmp_path / name)
-        small("gcvit_xxt", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / name)})
+    model, file = timm.create_model("gcvit_xxt"), tmp_path / "gcvit_1k_xxtiny.pth.tar"
+    build = partial(timm.create_model, "gcvit_xxt", pretrained=True)
+    for name in (file.name, "mine.pth", "maxvit_t-bc5ab103.pth", "gcvit_1k_tiny.pth.tar"):
+        torch.save(model.state_dict(), tmp_path / name)
+    for load in (partial(zoo.load_checkpoint, model), lambda file: build(pretrained_cfg_overlay={"file": str(file)})):
+        fetch._warned.clear()
+        with pytest.warns(zoo.LicenceWarning, match="gcvit_xxt.nvidia_in1k"):
+            load(file)
+        for name in (file.name, "mine.pth", "maxvit_t-bc5ab103.pth", "gcvit_1k_tiny.pth.tar"):
+            load(tmp_path / name)
+
+
+def test_licence_goes_by_what_a_file_holds(tmp_path):
+    """Another model in a file with the name of a release is not that release."""
+    file, model = tmp_path / "gcvit_1k_tiny.pth", timm.create_model("davit_t", num_classes=7)
+    torch.save(model.state_dict(), file)
+    zoo.load_checkpoint(model, file)
+    timm.create_model("davit_t", num_classes=7, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    assert zoo.inspect.inspect(file)["release"] is None
+
+
+def test_licence_of_a_converted_file(tmp_path):
+    """By what was written into it; files of older versions only have the name of the one that they were made from."""
+    model, file = timm.create_model("gcvit_xxt"), tmp_path / "x.safetensors"
+    release, source = {"release": "gcvit_xxt.nvidia_in1k"}, {"source": "gcvit_1k_xxtiny.pth.tar"}
+    for metadata in (release, source, release | {"source": "x.safetensors"}):
+        save_file(model.state_dict(), file, metadata)
+        fetch._warned.clear()
+        with pytest.warns(zoo.LicenceWarning, match="gcvit_xxt.nvidia_in1k"):
+            zoo.load_checkpoint(model, file)
+    fetch._warned.clear()
+    for metadata in (
+        {"release": "gcvit_t.nvidia_in1k"},
+        {"release": "gcvit_xxt"},
+        {"release": "", "source": "http://[x"},
+    ):
+        save_file(model.state_dict(), file, metadata)
+        zoo.load_checkpoint(model, file)
+    save_file(model.state_dict(), file, {"source": f"a{' ' * 300_000}b"})
+    begun = time.perf_counter()
+    assert fetch.by_name(file, zoo.describe(file).meta) == [] and time.perf_counter() - begun < 1
 
 
 def test_commands_print_licences_plainly(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .convert import Layout, listed
 from .errors import CheckpointError, printable
-from .fetch import locate, warn_of_licence
+from .fetch import locate, warn_of_file
 from .fitting import LoadReport, check_channels, fit, fit_channels
-from .reader import Checkpoint, read
-from .recognise import AS_IS, CONV, OURS, layouts_of, parts, what_it_is, without_prefix
+from .reader import Checkpoint, read, where
+from .recognise import AS_IS, CONV, OURS, layouts_of, parts, recognised_part, what_it_is, without_prefix
 from .registry import class_of
-from .releases import RELEASES, find
+from .releases import RELEASES
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def load_checkpoint(
     path     a file, or what `zoo.read` returned for one
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the published results of this layout
              belong to, else the raw ones
-    part     read only this part of the file, such as a detector's "backbone", and report the others
+    part     read only this part of the file, such as a detector's "backbone", and report the others; a backbone that is
+             all of the file is found
     Raises CheckpointError if the file cannot be read or does not fit this model, which then stays unchanged, and
     ValueError for a model on the meta device.
     """
@@ -41,6 +43,8 @@ def load_checkpoint(
         raise ValueError("the model is on the meta device, without memory for weights: build it on another one")
     given = path if isinstance(path, Checkpoint) else read(path)
     path = given.path
+    if part is None and isinstance(model, Backbone):
+        part = only_part(given)
     checkpoint, left_out = part_of(given, part)
     checkpoint, unused = _without_unused(checkpoint, model)
     try:
@@ -57,8 +61,8 @@ def load_checkpoint(
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.channels, report.layout, report.entry = channels, layout, entry
     report.left_out = left_out | unused | report.left_out
-    report.message = _message(report, path, model)
-    warn_of_licence(find(filename=path))
+    report.message = _message(report, checkpoint, part, model)
+    warn_of_file(path, checkpoint.meta, checkpoint.first)
     return report
 
 
@@ -78,8 +82,11 @@ def overlay_with_weights(
         checkpoint = read(locate(cfg.to_dict(), name, kwargs.get("cache_dir")))
     else:
         checkpoint = Checkpoint("the given state dict", {"raw": cfg.state_dict})
+    part = only_part(checkpoint)
+    checkpoint, _ = part_of(checkpoint, part)
     layout, entry, state = select(checkpoint, cls, "auto")
-    _logger.info("%s: layout %r, %s weights", checkpoint.path, layout, entry)
+    _logger.info("%s", printable(_read_as(checkpoint, part, layout, entry)))
+    warn_of_file(checkpoint.path, checkpoint.meta, checkpoint.first)
     overlay |= {"state_dict": state, "file": None, "source": None}
     if "head.fc.weight" in state:
         # timm leaves out a classifier if this number is not the model's
@@ -149,7 +156,14 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
         if left_out.pop(part, None) is None:
             raise CheckpointError(f"{checkpoint.path} has no part {part!r}, only {listed(left_out)}")
         entries[kind] = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-    return Checkpoint(checkpoint.path, entries, checkpoint.meta), left_out
+    return replace(checkpoint, entries=entries), left_out
+
+
+def only_part(checkpoint: Checkpoint) -> str | None:
+    """The part that is all of the file, if it is a model of the zoo: "net" where every name begins with "net."."""
+    state = without_prefix(checkpoint.first)
+    found = recognised_part(state) if len(parts(state)) == 1 else None
+    return found and found[0]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -172,7 +186,7 @@ def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoin
     states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
     unused = {part: count for part, count in parts(next(iter(states.values()))).items() if model.unused(part)}
     entries = {k: {n: t for n, t in state.items() if n.partition(".")[0] not in unused} for k, state in states.items()}
-    return Checkpoint(checkpoint.path, entries, checkpoint.meta), unused
+    return replace(checkpoint, entries=entries), unused
 
 
 def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
@@ -207,9 +221,13 @@ def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: s
     )
 
 
-def _message(report: LoadReport, path: str | Path, model: nn.Module) -> str:
-    read_as = f"{path}: layout {report.layout!r}, {report.entry} weights"
-    return printable("; ".join([read_as, *_notes(report, model)]))
+def _message(report: LoadReport, checkpoint: Checkpoint, part: str | None, model: nn.Module) -> str:
+    return printable("; ".join([_read_as(checkpoint, part, report.layout, report.entry), *_notes(report, model)]))
+
+
+def _read_as(checkpoint: Checkpoint, part: str | None, layout: str, entry: str) -> str:
+    which = "" if part is None else f", part {part!r}"
+    return f"{checkpoint.path}{which}: layout {layout!r}, {entry} weights{where(checkpoint, entry)}"
 
 
 def _notes(report: LoadReport, model: nn.Module) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from . import releases
+from . import fetch, releases
 from .beside import CONFIG, locate
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
 from .heads import segmenter
 from .heads.recognise import TASKS, DenseRecognition, recognise_dense
@@ -74,6 +74,7 @@ def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module
 
 def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
     checkpoint = read(path)
+    checkpoint, _ = part_of(checkpoint, only_part(checkpoint))
     state = checkpoint.first
     dense = recognise_dense(state, hint(str(path), checkpoint.meta))
     if dense and dense.task == "segment" and create is timm.create_model:
@@ -105,12 +106,11 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
 
 def _release(path: Path, meta: Mapping[str, Any], found: Recognition, model: str) -> tuple[Release | None, bool]:
     """The release in a file, and whether the name says so: its own, or that of the file that it was converted from."""
-    names_of_file = (name for name in (path.name, meta.get("source")) if isinstance(name, str))
-    by_name = [releases.find(model, filename=name) for name in names_of_file]
+    by_name = [release for release in fetch.by_name(path, meta) if release.model == model]
     alike = releases.candidates(model, dict(found.candidates).get(model, ""))
     for named, rows in ((True, by_name), (False, alike)):
         for release in rows:
-            if release and release.loadable and found.classes in (None, release.num_classes):
+            if release.loadable and found.classes in (None, release.num_classes):
                 return release, named
     return None, False
 

@@ -4,7 +4,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ from filelock import FileLock
 from .errors import CheckpointError, LicenceWarning
 from .files import replaced
 from .files import sha256 as digest_of
+from .recognise import State, recognise
 from .releases import RELEASES, Release, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -34,7 +35,6 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
     """
     if cfg.get("file"):
         path = Path(cfg["file"])
-        warn_of_licence(find(filename=path))
         return _in_folder(path) if path.is_dir() else path
     release = _release(cfg, model)
     if cfg.get("hf_hub_id"):
@@ -52,6 +52,26 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
         )
     warn_of_licence(release)
     return path
+
+
+def by_name(path: str | Path, meta: Mapping[str, Any]) -> list[Release]:
+    """The releases that a file may be by its name and by what `zoo.convert` wrote into its metadata; it is not opened.
+
+    Any file can have any name: whether it holds the model of a release is for the caller to check.
+    """
+    release, source = (str(meta.get(key, "")) for key in ("release", "source"))
+    model, _, tag = release.partition(".")
+    # whatever stands there is taken for the name of a file, which has at most 255 characters
+    found = find(filename=path), find(model, tag=tag), find(filename=PurePath(source).name[-255:])
+    return [release for release in found if release is not None]
+
+
+def warn_of_file(path: str | Path, meta: Mapping[str, Any], state: State) -> None:
+    """Warn as `warn_of_licence` does if a file is a release by its name and `state`, which it holds, is its model."""
+    if named := [release for release in by_name(path, meta) if release.noncommercial]:
+        models = dict(recognise(state).candidates)
+        for release in named:
+            warn_of_licence(release if release.model in models else None)
 
 
 def warn_of_licence(release: Release | None) -> None:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from timm.models import adapt_input_conv
@@ -80,7 +81,7 @@ def fit(
     report.head_remade = any(k.startswith(classifier) for k in lacks)
     lacks = [k for k in lacks if not k.startswith(classifier)]
     report.new = [k for k in lacks if _may_be_new(k, state, headless)]
-    _compare(state, want, sorted({*lacks} - {*report.new}), ignore, type(model).__name__)
+    _compare(state, want, sorted({*lacks} - {*report.new}), ignore, model, layout)
     return report
 
 
@@ -164,8 +165,14 @@ def _classifier(model: nn.Module) -> tuple[str, ...]:
 
 
 def _compare(
-    state: Mapping[str, Tensor], want: Mapping[str, Tensor], missing: list[str], ignore: tuple[str, ...], what: str
+    state: Mapping[str, Tensor],
+    want: Mapping[str, Tensor],
+    missing: list[str],
+    ignore: tuple[str, ...],
+    model: nn.Module,
+    layout: str,
 ) -> None:
+    what = type(model).__name__
     left = [k for k in state if k not in want]
     other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
@@ -176,7 +183,10 @@ def _compare(
     parts = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
     parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
-        raise CheckpointError(f"the checkpoint does not fit this {what}. {what_it_is(state)}{said}.")
+        held = what_it_is(state)
+        if layout != AS_IS:  # the names are ours by now, whichever the file has
+            held = held.replace(f"in layout {OURS.name!r}", f"in layout {layout!r}")
+        raise CheckpointError(f"the checkpoint does not fit this {what}. {held}{said}.{_flat_hint(state, want, model)}")
     if lost := [k for k, v in state.items() if not v.is_meta and not v.isfinite().all()]:
         raise CheckpointError(
             f"the checkpoint has NaN or infinity in {len(lost)} of {len(state)} tensors: {listed(lost)}. Its training "
@@ -188,6 +198,31 @@ def _compare(
             f"the checkpoint has values too large for the types of this {what} in {len(lost)} of {len(state)} tensors: "
             f"{listed(_typed(k, want[k]) for k in lost)}. Build the model in float32 or bfloat16."
         )
+
+
+def _flat_hint(state: Mapping[str, Tensor], want: Mapping[str, Tensor], model: nn.Module) -> str:
+    """For messages: the image sizes whose windows flat tables may be of, which do not show the sides of these."""
+    shapes = {name: tuple(state[name].shape) for name in want if name in state}
+    flat = {name: shape[1] for name, shape in shapes.items() if name.endswith(".rpb") and len(shape) == 2}
+    lengths = sorted({*flat.values()})
+    # windows made for an image have two at most; more would make too many cases
+    if not isinstance(model, Backbone) or not 1 <= len(lengths) <= 2 or not all(length % 2 for length in lengths):
+        return ""
+    found = set()
+    for sides in product(*map(_sides, lengths)):
+        of = dict(zip(lengths, sides, strict=True))
+        tables = {name: (shapes[name][0], *of[length]) for name, length in flat.items()}
+        found.add(model.args_from_shapes(shapes | tables).get("img_size"))
+    sizes = [size for size in found if isinstance(size, tuple)]
+    give = f"img_size={sizes[0]} or {sizes[0][::-1]}" if len(sizes) == 1 else "an img_size="
+    windows = listed(f"{height // 2 + 1} x {width // 2 + 1}" for height, width in _sides(lengths[0]))
+    which = f"of windows of {windows} tokens, in either order: give {give}, as the file was made with"
+    return f" Tables of {lengths[0]} entries are {which}."
+
+
+def _sides(entries: int) -> list[tuple[int, int]]:
+    """The sides that a table of relative positions with so many entries, an odd number, may have, the shorter first."""
+    return [(side, entries // side) for side in range(1, math.isqrt(entries) + 1, 2) if entries % side == 0]
 
 
 def _typed(name: str, tensor: Tensor) -> str:

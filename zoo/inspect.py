@@ -19,6 +19,7 @@ from typing import Any
 from .convert import listed
 from .described import TensorInfo
 from .errors import CheckpointError, printable
+from .fetch import by_name
 from .files import SUFFIXES, sha256, weights_in
 from .formats import shared_out
 from .reader import describe
@@ -31,7 +32,6 @@ from .recognise import (
     recognised_part,
     without_prefix,
 )
-from .releases import find
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -49,7 +49,7 @@ def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
         return said | {"error": printable(f"{path} cannot be read: {error.strerror}")}
     said |= {"format": found.format, "weights": {kind: ".".join(place) for kind, place in found.places.items()}}
     said |= _what(found.first, hint(str(path), found.meta)) | {"meta": found.meta}
-    said["release"] = release(path, said["model"], said["sha256"])
+    said["release"] = release(path, found.meta, said["models"], said["sha256"])
     return said | ({"keys": {kind: _keys(state) for kind, state in found.entries.items()}} if keys else {})
 
 
@@ -86,13 +86,20 @@ def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) 
     return next((key.removesuffix(first) for key in wrapped if key.endswith(first)), "")
 
 
-def release(path: Path, model: str | None, digest: str) -> str | None:
-    """The release whose file has this name, and whether the SHA-256 is the same, as far as the source gives it."""
-    found = find(model, filename=path) or find(filename=path)
-    if found is None or not found.sha256:
-        return found and f"{found.name} ({found.source})"
-    same = "the same" if digest.startswith(found.sha256) else "DIFFERENT"
-    return f"{found.name} ({found.source}), {same} SHA-256"
+def release(path: Path, meta: Mapping[str, Any], models: Sequence[str], digest: str) -> str | None:
+    """The release that a file is, or was converted from, by its names, and whether the SHA-256 is the same, as far as
+    the source gives it; None if the file holds other `models`.
+    """
+    found = next((r for r in by_name(path, meta) if not models or r.model in models), None)
+    if found is None:
+        return None
+    said, source = f"{found.name} ({found.source})", meta.get("source_sha256")
+    if isinstance(source, str):  # possibly of a file that was itself converted
+        same = found.sha256 and source.startswith(found.sha256)
+        return f"{said}, converted{' from the same SHA-256' if same else ''}"
+    if not found.sha256:
+        return said
+    return f"{said}, {'the same' if digest.startswith(found.sha256) else 'DIFFERENT'} SHA-256"
 
 
 def files(paths: Iterable[Path]) -> list[Path]:

@@ -101,11 +101,12 @@ class Description:
 
 @dataclass
 class Checkpoint:
-    """What a file holds: `entries` are its state dicts by kind, "raw" and "ema"; `meta` as in `Description`."""
+    """What a file holds: `entries` are its state dicts by kind, "raw" and "ema"; the rest as in `Description`."""
 
     path: str
     entries: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def first(self) -> dict[str, Tensor]:
@@ -124,7 +125,13 @@ def read(path: str | Path) -> Checkpoint:
     entries = {}
     for kind, state in found.entries.items():
         entries[kind] = _as_described(tensors, found.places[kind], state, found.path)
-    return Checkpoint(found.path, entries, found.meta)
+    return Checkpoint(found.path, entries, found.meta, found.places)
+
+
+def where(checkpoint: Checkpoint, kind: str) -> str:
+    """For messages: the keys that lead to the weights of a kind, if they are not under one of the usual names."""
+    place = checkpoint.places.get(kind, ())
+    return f" under {'.'.join(place)[:80]!r}" if place and place[0] not in (*RAW, *EMA) else ""
 
 
 def _as_described(
@@ -292,10 +299,19 @@ def _entries(content: Any) -> Found:
         for name in names:
             if kind not in found and (nested := _nested(content.get(name), (name,))):
                 found[kind] = nested
+    if not found and (only := _only(content)):
+        found["raw"] = only
     # an epoch, a loss and a best accuracy may be tensors too, and may outnumber the wrapper beside them
     if bare and all(len(state) <= len(bare) for _, state in found.values()):
         return {"raw": ((), bare)}
     return found
+
+
+def _only(content: Mapping[Any, Any]) -> tuple[tuple[str, ...], dict[str, TensorInfo]] | None:
+    """The state dict under a name that is none of the usual ones, if nothing else in the file holds tensors by name."""
+    holding = [name for name, value in content.items() if _places({name: value}, _is_state)]
+    named = holding[0] if len(holding) == 1 else None
+    return _nested(content[named], (named,)) if isinstance(named, str) else None
 
 
 def _nested(content: Any, place: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, TensorInfo]] | None:
@@ -325,7 +341,7 @@ def _held(content: Any) -> str:
     keys = ", ".join(str(key)[:80] for key in list(content)[:20]) or "nothing"
     if arrays := ["itself"] if _is_of_arrays(content) else _places(content, _is_of_arrays):
         return f"NumPy arrays in {listed(arrays)}: if you trust it, load it and save torch.from_numpy of each"
-    if inner := _places(content, lambda value: isinstance(value, Mapping) and bool(_state(value))):
+    if inner := _places(content, _is_state):
         return f"{keys}. Tensors lie under {listed(inner)}: save only those with torch.save"
     return keys
 
@@ -334,11 +350,17 @@ def _places(content: Mapping[Any, Any], fits: Callable[[Any], bool], deepest: in
     """The keys, with dots between them, that lead to what `fits`; not into the states of optimisers."""
     found = []
     for key, value in content.items():
-        if key not in OPTIMIZERS and fits(value):
+        if key in OPTIMIZERS or (isinstance(value, Mapping) and "param_groups" in value):
+            continue
+        if fits(value):
             found.append(str(key)[:80])
-        elif key not in OPTIMIZERS and isinstance(value, Mapping) and deepest > 1:
+        elif isinstance(value, Mapping) and deepest > 1:
             found += [f"{str(key)[:80]}.{inner}" for inner in _places(value, fits, deepest - 1)]
     return found
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(_state(value))
 
 
 def _is_of_arrays(value: Any) -> bool:
@@ -357,4 +379,4 @@ def _beside(content: Any, found: Found) -> dict[str, Any]:
 
 def _tensors(value: Any) -> bool:
     """Whether this holds weights of something else."""
-    return isinstance(value, TensorInfo) or (isinstance(value, Mapping) and bool(_state(value)))
+    return isinstance(value, TensorInfo) or _is_state(value)

@@ -9,6 +9,9 @@ are not learned are left out of the zoo's layout and computed again on the way b
 (for square windows; other windows are refused), STViT's one-hot kernels. Not converted: optimisers, epochs and whatever
 else is stored beside the weights, the second of raw and averaged weights, prefixes such as `module.`, and parts of the
 file that are not a backbone.
+
+The metadata of a safetensors file has `layout`, `weights` (raw or ema), `source` and `source_sha256` (the name and the
+digest of IN), and where they are known `model`, `release` (as in checkpoints.md) and `license`, that of the release.
 """
 
 import argparse
@@ -21,14 +24,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import part_of, select
-from ..errors import CheckpointError, printable
+from ..checkpoint import only_part, part_of, select
+from ..errors import CheckpointError, plain_warnings, printable
+from ..fetch import by_name, warn_of_licence
 from ..files import SUFFIXES, sha256, whole
 from ..fitting import fit
 from ..layouts import LAYOUTS
-from ..reader import Checkpoint, read
+from ..reader import Checkpoint, read, where
 from ..recognise import CONV, OURS, TABLES, hint, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
+from ..releases import Release
 from . import listed
 
 ENDINGS = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
@@ -43,6 +48,7 @@ class Converted:
     model: str | None
     source_layout: str
     entry: str
+    release: Release | None
 
 
 def convert(
@@ -53,8 +59,8 @@ def convert(
     model    the variant of the zoo that the file must hold, except for other channels or sizes of images, another head
              or norms on features; None: recognised from names and shapes
     weights  "raw", "ema" or "auto", as in `load_checkpoint`
-    Raises CheckpointError if the model is not recognised, is not `model`, or has no such layout, or if the file does
-    not say enough for that layout.
+    Warns as `load_checkpoint` does of a licence that forbids commercial use. Raises CheckpointError if the model is not
+    recognised, is not `model`, or has no such layout, or if the file does not say enough for that layout.
     """
     first = checkpoint.first
     found = recognise(first, hint(checkpoint.path, checkpoint.meta))
@@ -77,8 +83,10 @@ def convert(
         raise CheckpointError(f"{checkpoint.path} cannot be written in layout {to!r}: {error}") from error
     if named is not None:
         _check_model(checkpoint.path, ours, named)
+    release = next((r for r in by_name(checkpoint.path, checkpoint.meta) if r.model == model), None)
+    warn_of_licence(release)
     # parts of one tensor share its memory, which safetensors does not write
-    return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry)
+    return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry, release)
 
 
 def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
@@ -133,20 +141,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _known(made: Converted) -> dict[str, str]:
+    """What is known of the weights, for the metadata."""
+    licence = made.release and made.release.licence
+    known = {"model": made.model, "release": made.release and made.release.name, "license": licence}
+    return {key: value for key, value in known.items() if value}
+
+
+@plain_warnings()
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        checkpoint, left_out = part_of(read(args.source), args.part)
+        source = read(args.source)
+        part = args.part or only_part(source)
+        checkpoint, left_out = part_of(source, part)
         made = convert(checkpoint, to=args.to, model=args.model, weights=args.weights)
         metadata = {"layout": args.to, "weights": made.entry, "source": printable(args.source.name)}
-        metadata |= {"source_sha256": sha256(args.source)} | ({"model": made.model} if made.model else {})
+        metadata |= {"source_sha256": sha256(args.source)} | _known(made)
         with whole(args.out, force=args.force) as temporary:
             write(temporary, made.state, metadata, args.wrapper)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 2
     name = made.model or "one of several models that their weights do not tell apart"
-    print(printable(f"{args.source}: {name}, {made.entry} weights, layout {made.source_layout!r} -> {args.to!r}"))
+    which = f"{args.source}{f', part {part!r}' if part else ''}"
+    what = f"{name}, {made.entry} weights{where(checkpoint, made.entry)}"
+    print(printable(f"{which}: {what}, layout {made.source_layout!r} -> {args.to!r}"))
     if left_out:
         print(printable(f"left out: {', '.join(left_out)}"))
     print(printable(f"written: {args.out}, {len(made.state)} tensors, {args.out.stat().st_size:,} bytes"))
