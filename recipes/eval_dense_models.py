@@ -15,21 +15,21 @@ from recipes.models import is_asked, typed
 from recipes.task import create
 from zoo import releases
 from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
+from zoo.reader import Description
 from zoo.recognise import hint
 from zoo.releases import Release
 
 NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark and its names in `data`
 
 
-def configure(cfg: DictConfig, path: Path) -> Release | None:
+def configure(cfg: DictConfig, file: Description) -> Release | None:
     """Set `model` and `task` of `cfg` to what a file holds; returns the release that it is, if its name says so.
 
     Unless something else is asked for, images are then resized as by OpenCV, without antialiasing. A file without
     mmseg's or mmdet's names is evaluated as the configuration describes. Raises ConfigError for a file of another task,
     and if the backbone, or how it was built, cannot be recognised.
     """
-    file = zoo.describe(path)
-    found = recognise_dense(file.first, hint(str(path), file.meta))
+    path, found = file.path, recognise_dense(file.first, hint(file.path, file.meta))
     if found is None:
         if cfg.model.name is None:
             raise ConfigError(
@@ -47,7 +47,7 @@ def configure(cfg: DictConfig, path: Path) -> Release | None:
     if missing := [key for key in found.backbone.missing_args(model.partition(".")[0]) if cfg.model.get(key) is None]:
         given = " ".join(typed(cfg.model, key) for key in missing)
         raise ConfigError(f"the backbone of {path} is {found.backbone.message}, here as {given}")
-    release = _release(path, model, found.task)
+    release = _release(Path(path), model, found.task)
     _build_as(cfg, model, found, release)
     title = f", {release.method} of {release.source}" if release else ""
     say(f"{path} is evaluated as {found.head} on {model}{title}")

@@ -12,21 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 import zoo
 from recipes import eval_dense_models
 from recipes.config import ConfigError
 from recipes.config.checks import REMOTE
 from recipes.config.errors import near
+from recipes.config.quoting import written
 from recipes.console import say
 from recipes.data.build import preprocessing
+from recipes.models import is_asked, typed
 from recipes.names import apart, file_names
 from zoo import releases
+from zoo.beside import CONFIG, locate
 from zoo.described import TensorInfo
+from zoo.fetch import by_name, warn_of_licence
 from zoo.heads.recognise import recognise_dense
 from zoo.inspect import SUFFIXES, files
-from zoo.recognise import architecture, hint, part_hint
+from zoo.reader import Description
+from zoo.recognise import Recognition, architecture, hint, part_hint
 from zoo.releases import RELEASES, Release
 
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
@@ -39,15 +44,21 @@ class EvaluatedModel:
     name     its name in tables: that of the file or of the release
     cfg      the evaluation's configuration with this model and, if the weights are a release, its preprocessing
     release  None if the weights are not known to be one
+    kinds    which weights a file has, "raw", "ema" or both
     """
 
     name: str
     cfg: DictConfig
     release: Release | None
+    kinds: tuple[str, ...] = ()
 
     def published(self) -> float | None:
-        """The published figure in percent, if this is for the same images, labels and classes, preprocessed alike."""
+        """The published figure in percent, if this is for the same weights, images, labels and classes, preprocessed
+        alike.
+        """
         if self.release is None:
+            return None
+        if len(self.kinds) > 1 and self.cfg.model.weights not in ("auto", self.release.weights):
             return None
         if self.cfg.task.name != "classify":
             return eval_dense_models.published(self.cfg, self.release)
@@ -127,17 +138,33 @@ def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
         raise ConfigError(f"checkpoint={source} is a run folder: give run={source} instead")
     cfg = copy.deepcopy(cfg)
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
+    if cfg.model.name is None and source is not None and os.path.isfile(source):
+        source = _described(source)
     if source is not None and not os.path.isfile(source):  # Path's own fails where a name is too long for a file
         cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
     cfg.model.checkpoint = source
-    if source is not None and cfg.task.name != "classify":
-        release = eval_dense_models.configure(cfg, Path(source))
-        return EvaluatedModel(Path(source).name, cfg, release)
-    if source is not None:
-        cfg.model.name = _model_of(cfg.model.name, Path(source))
-    name = cfg.model.name
-    release = LOADABLE.get(name) if cfg.model.checkpoint or cfg.model.pretrained else None
-    return EvaluatedModel(name if source is None else Path(source).name, cfg, release)
+    if source is None:
+        release = LOADABLE.get(cfg.model.name) if cfg.model.pretrained else None
+        return EvaluatedModel(cfg.model.name, cfg, release)
+    file = zoo.describe(source)
+    release = _configure(cfg, file) if cfg.task.name == "classify" else eval_dense_models.configure(cfg, file)
+    warn_of_licence(release)
+    return EvaluatedModel(Path(source).name, cfg, release, tuple(file.entries))
+
+
+def _described(file: str) -> str:
+    """The folder of `zoo.save_for_hf` that a file lies in, which says what no tensor shows, such as DaViT's windows;
+    else the file. Raises ConfigError for a file of a run.
+    """
+    _, origin = locate(Path(file))
+    if origin is None:
+        return file
+    if origin.source.name == CONFIG:
+        raise ConfigError(
+            f"checkpoint={file} is of a run, whose configuration says how its model is built: give "
+            f"run={origin.source.parent}, or name the model, with its arguments, by model="
+        )
+    return f"local-dir:{origin.source.parent}"
 
 
 def _published(source: str) -> str:
@@ -160,30 +187,55 @@ def _instead(state: Mapping[str, TensorInfo], path: Path) -> str:
     return part_hint(state, path) or ". Name a model with model=, or with model=timm model.name= for one of timm"
 
 
-def _model_of(given: str | None, path: Path) -> str:
-    """timm's name, with the release's tag if there is one, of the model in a file.
+def _configure(cfg: DictConfig, file: Description) -> Release | None:
+    """Set `model` of `cfg` to what a file holds, if that is a model of the zoo, and report it; returns the release that
+    it is, None if it is not known to be one.
 
-    given  the model that was named, None if it is to be recognised
+    A model that was named is built with the file's windows too. Raises ConfigError if the model, or how it was built,
+    cannot be recognised.
     """
-    if given is not None and given not in zoo.variants():  # a model of timm, or a tag as well
-        return given
-    file = zoo.describe(path)
-    state = file.first
-    found = zoo.recognise(state, hint(str(path), file.meta))
-    layouts = dict(found.candidates)
-    named = releases.find(given, filename=path.name)
-    named = named if named and named.loadable and named.model in (layouts if given is None else (given,)) else None
-    model = given or (named.model if named else found.model)
+    path, given = Path(file.path), cfg.model.name
+    variant = given and given.partition(".")[0]
+    if given is not None and variant not in zoo.variants():  # a model of timm
+        return None
+    found = zoo.recognise(file.first, hint(file.path, file.meta))
+    tagged = given != variant
+    named = [LOADABLE.get(given)] if tagged else by_name(path, file.meta)
+    named = [r for r in named if r and variant in (None, r.model) and _may_be(r, found)]
+    model = variant or (named[0].model if named else found.model)
     if model is None:
-        raise ConfigError(f"{path} is {found.message}{_instead(state, path)}")
-    if named:
-        say(f"{path} is evaluated as {named.name}")
-        return named.name
-    fits = [r for r in releases.candidates(model, layouts.get(model, "")) if r.loadable]
-    fits = [r for r in fits if found.classes in (None, r.num_classes)]
+        raise ConfigError(f"{path} is {found.message}{_instead(file.first, path)}")
+    built = _build_as(cfg, model, found, path)
+    alike = [] if tagged else releases.candidates(model, dict(found.candidates).get(model, ""))
+    fits = named or [release for release in alike if _may_be(release, found)]
     if not fits:
-        say(f"{path} is evaluated as {model}; it matches no known release")
-        return model
+        cfg.model.name = given or model
+        say(f"{path} is evaluated as {model}{built}; it matches no known release")
+        return None
+    cfg.model.name = fits[0].name
     others = f" (or {' or '.join(r.name for r in fits[1:])}: model=timm model.name=<it>)" if fits[1:] else ""
-    say(f"{path} is evaluated as {fits[0].name}, judging by its tensors{others}")
-    return fits[0].name
+    say(f"{path} is evaluated as {fits[0].name}{'' if named else f', judging by its tensors{others}'}")
+    return fits[0]
+
+
+def _may_be(release: Release, found: Recognition) -> bool:
+    """Whether a file may be a release, as far as it shows: not with other windows or another number of classes."""
+    same = found.exact and found.classes in (None, release.num_classes)
+    return release.loadable and same and release.model in dict(found.candidates)
+
+
+def _build_as(cfg: DictConfig, model: str, found: Recognition, path: Path) -> str:
+    """Set the arguments with which `model` is as the file's, unless others are asked for; returns them in words."""
+    if missing := [key for key in found.missing_args(model) if cfg.model.get(key) is None]:
+        given = " ".join(typed(cfg.model, key) for key in missing)
+        raise ConfigError(f"{path} is {found.message}, here as {given}")
+    own, wanted = zoo.variants()[model], {}
+    for key, value in found.arguments(model).items():
+        # the windows follow the size of the images that is asked for
+        resized = key == "img_size" and cfg.data.img_size is not None
+        if value != own.get(key) and not resized and not is_asked(cfg.model, key, {}):
+            wanted[key] = value
+    with open_dict(cfg):
+        cfg.model.update(wanted)
+    words = " ".join(f"model.{key}={written(value)}" for key, value in wanted.items())
+    return f" with {words}" if words else ""

@@ -432,6 +432,9 @@ def test_what_is_exported(released, tmp_path, capsys):
     assert model.pretrained_cfg["architecture"] == "gcvit_xxt" and not model.training
     assert torch.equal(model.head.before.weight, official(GCVIT)["norm.weight"])
     assert export.build("davit_t").pretrained_cfg["architecture"] == "davit_t"
+    torch.save(timm.create_model("gcvit_xxt", img_size=256).state_dict(), tmp_path / "larger.pth")
+    assert export.build(str(tmp_path / "larger.pth")).img_size == (256, 256)
+    assert "larger.pth matches no known release" in capsys.readouterr().out
     state = official("dinat_mini_160x192") | {"head.weight": torch.zeros(7, 512), "head.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(zoo.CheckpointError, match=r"nat_m or dinat_m .* Give --model"):

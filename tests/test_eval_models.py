@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+import warnings
 import weakref
 from functools import cache
 from multiprocessing import active_children
@@ -23,12 +24,13 @@ from ranks import on_ranks
 from recipes import config, eval_dense_models, eval_models, eval_results
 from recipes import eval as evaluation
 from recipes.config import ConfigError
+from recipes.config.quoting import written
 from recipes.data import DataError, imagenet
 from recipes.data.build import preprocessing
 from recipes.settings import RunError
 from test_eval import evaluate_here
 from test_golden import FOLDER, is_dense
-from zoo import releases
+from zoo import fetch, releases
 
 FAST = ("torchvision_maxvit_t_224x224", "gc_vit_xxtiny_224x224", "nat_mini_224x224")
 CLASSIFIERS = [stem for stem in RECORDS if not is_dense(stem)]
@@ -144,6 +146,102 @@ def test_otherwise_measured_is_not_compared(tmp_path, small, images):
     assert found["img_size"] == [288, 288] and "published" not in found
     assert "published" not in evaluated(tmp_path, *here, "data.crop_pct=0.8")
     assert "published" not in evaluated(tmp_path, *here[::2], f"data.root={images}", "data=imagenet_v2")
+
+
+def saved(path, name, /, **built):
+    """A model of timm as its own file."""
+    torch.save(timm.create_model(name, **built).state_dict(), path)
+    return path
+
+
+def test_a_file_of_other_windows_is_no_release(tmp_path, images, capsys):
+    """It is evaluated at its own size, which the tables show, and beside no figure."""
+    path = saved(tmp_path / "mine.pth", "gcvit_xxtiny", img_size=256)
+    found = evaluated(tmp_path, f"checkpoint={path}", "data=imagenet", f"data.root={images}")
+    assert (found["model"], found["img_size"]) == ("gcvit_xxt", [256, 256]) and "published" not in found
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is evaluated as gcvit_xxt with model.img_size=256; it matches no known release" in said
+    assert "interpolated" not in said
+    named = tmp_path / "gcvit_xxtiny_224_nvidia-d1d86009.pth"  # as the release is
+    path.rename(named)
+    for given in ([], ["model=gcvit_xxt"], ["model=timm", "model.name=gcvit_xxt.timm_in1k"]):
+        here = find(named, *given, "data=imagenet")
+        assert (here.cfg.model.img_size, here.release) == (256, None), given
+    for asked in ("img_size=224", "model.img_size=224", "+model.window_size=7"):  # its tables are then interpolated
+        here = find(named, asked, "data=imagenet")
+        assert preprocessing(here.cfg).size == (224, 224) and here.release is here.published() is None, asked
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "model", "shown"),
+    [
+        ("maxvit_tiny_tf_224", {"img_size": (224, 320)}, "maxvit_t", {"img_size": [224, 320]}),
+        ("gcvit_xxt", {"window_size": (3, (3, 4), 5, 4)}, "gcvit_xxt", {"window_size": [3, [3, 4], 5, 4]}),
+        ("maxvit_t_tv", {"window_size": 3, "grid_size": 5}, "maxvit_t_tv", {"window_size": 3, "grid_size": 5}),
+    ],
+)
+def test_windows_are_those_of_the_file(tmp_path, name, built, model, shown):
+    found = find(saved(tmp_path / "mine.pth", name, **built), "data=imagenet")
+    assert found.cfg.model.name == model and found.published() is None
+    assert {key: found.cfg.model[key] for key in shown} == shown
+    assert preprocessing(found.cfg).size == tuple(shown.get("img_size", (224, 224)))
+
+
+def test_windows_that_the_file_does_not_show(tmp_path):
+    path = saved(tmp_path / "mine.pth", "gcvit_xxt", window_size=24, rel_pos_bias=False)
+    with pytest.raises(
+        ConfigError, match=r"the windows are not in it: give window_size=, here as \+model.window_size="
+    ):
+        find(path)
+    model = find(path, "+model.window_size=24").cfg.model
+    assert (model.rel_pos_bias, model.window_size) == (False, 24)
+
+
+def test_files_beside_which_their_model_is_described(tmp_path):
+    """No tensor of DaViT shows its windows."""
+    model = timm.create_model("davit_t", depths=(1, 1, 1, 1), window_size=5)
+    folder = zoo.save_for_hf(model, tmp_path / "shared")
+    assert find(folder / "model.safetensors").cfg.model.name == f"local-dir:{folder}"
+    run = tmp_path / "run"
+    file = run / "checkpoints" / "best-00000001" / "ema.safetensors"
+    file.parent.mkdir(parents=True)
+    shutil.copy(folder / "model.safetensors", file)
+    about = {"num_classes": 1000, "img_size": [224, 224]}
+    (run / "data.json").write_text(json.dumps(about))
+    given = {"name": "davit_t", "depths": [1, 1, 1, 1], "window_size": 5}
+    (run / "config.yaml").write_text(json.dumps({"model": given, "data": {"mean": None, "std": None}}))
+    with pytest.raises(ConfigError, match=rf"ema.safetensors is of a run, .*: give run={run}, or name the model"):
+        find(file)
+    options = [f"model.{key}={written(value)}" for key, value in given.items() if key != "name"]
+    assert find(file, "model=davit_t", *options).cfg.model.window_size == 5
+
+
+def test_the_licence_of_what_a_file_is_taken_for(tmp_path, small, images, monkeypatch):
+    """Whatever its name; not again where loading knows it by its name, nor for a file of no release."""
+    monkeypatch.setattr(fetch, "_warned", set())
+    with pytest.warns(zoo.LicenceWarning, match=r"gcvit_xxt\.nvidia_in1k: the licence of these weights"):
+        find(small / "one.pth")
+    fetch._warned.clear()
+    path = shutil.copy(small / "one.pth", tmp_path / "gcvit_1k_xxtiny.pth.tar")
+    with pytest.warns() as record:
+        evaluated(tmp_path, f"checkpoint={path}", "data=imagenet", f"data.root={images}")
+    assert [warning.category for warning in record].count(zoo.LicenceWarning) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find(saved(tmp_path / "mine.pth", "gcvit_xxtiny", img_size=256))
+        find(saved(tmp_path / "mine.pth", "gcvit_xxtiny", num_classes=7))
+
+
+def test_published_figures_belong_to_one_of_two_kinds_of_weights(tmp_path, small):
+    """Of a file that has both; one that has only an average is what was published."""
+    state = torch.load(small / "one.pth")["model"]
+    torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "both.pth")
+    torch.save({"state_dict_ema": state}, tmp_path / "ema.pth")
+    found = {
+        (name, kind): find(tmp_path / f"{name}.pth", "data=imagenet", f"weights={kind}").published()
+        for name, kind in (("both", "auto"), ("both", "raw"), ("both", "ema"), ("ema", "auto"), ("ema", "ema"))
+    }
+    assert {case for case in found if found[case] is None} == {("both", "ema")} and 79.9 in found.values()
 
 
 def test_several_become_one_table(tmp_path, small, images, capsys):

@@ -26,6 +26,7 @@ from test_checkpoint import same, state_of, timm_state
 from test_models import trained
 from zoo import fetch
 from zoo.errors import plain_warnings
+from zoo.inspect import inspect
 from zoo.releases import RELEASES, find
 
 MODEL = "maxvit_t_tv"
@@ -327,7 +328,7 @@ def test_licence_goes_by_what_a_file_holds(tmp_path):
     torch.save(model.state_dict(), file)
     zoo.load_checkpoint(model, file)
     timm.create_model("davit_t", num_classes=7, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    assert zoo.inspect.inspect(file)["release"] is None
+    assert inspect(file)["release"] is None
 
 
 def test_licence_of_a_converted_file(tmp_path):

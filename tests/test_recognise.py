@@ -222,6 +222,55 @@ def test_tables_show_the_windows(given, shown, num_classes):
     assert recognise(flat).arguments("gcvit_xxt") == ({} if "rel_pos_bias" not in given else shown)
 
 
+def built(model, layout, **given):
+    """A state dict without memory of a variant with other arguments, as its source would name it."""
+    with torch.device("meta"):
+        state = class_of(model)(**variants()[model] | given).state_dict()
+    return next(known for known in layouts_of(class_of(model)) if known.name == layout).to_theirs(state)
+
+
+# how a MaxViT is built -> what its tables show of it
+PARTITIONED = [
+    ({}, {"img_size": 224}),
+    ({"img_size": 250}, {"img_size": 256}),  # the same windows
+    ({"img_size": (224, 320)}, {"img_size": (224, 320)}),
+    ({"img_size": 512, "partition_ratio": 64}, {"img_size": 256}),
+    ({"window_size": 8, "grid_size": 8}, {"img_size": 256}),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), PARTITIONED, ids=str)
+@pytest.mark.parametrize(("model", "layout"), [case for case in CASES if case[0].startswith("maxvit")], ids=str)
+def test_tables_of_maxvit_show_the_windows(model, layout, given, shown):
+    found = recognise(built(model, layout, **given), "maxvit_tiny_tf_512.pth")
+    if layout == "torchvision" and any(isinstance(size, tuple) for size in given.values()):
+        shown = {}  # its tables are flat
+    # variants for other sizes fit but for their windows; the name has nothing to decide
+    assert (found.model, found.by_name, found.arguments(model)) == (model, False, shown)
+    assert found.exact == (shown == {"img_size": 224}) and "differ only" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "said", "shown"),
+    [
+        ("gcvit_l_512", {"img_size": 256}, "gcvit_l", {"img_size": 256}),
+        ("maxvit_t_384", {"feature_norms": True}, "maxvit_t_384", {"img_size": 384}),
+        # which do not show for which images
+        ("gcvit_l", {"window_size": 24}, None, {"window_size": 24}),
+        ("maxvit_t", {"window_size": 8, "grid_size": (3, 4)}, None, {"window_size": 8, "grid_size": (3, 4)}),
+    ],
+    ids=str,
+)
+def test_windows_tell_variants_for_other_images_apart(model, given, said, shown):
+    """The one that is for these, else the first of the family; any of them, named, is built with the file's."""
+    found = recognise(built(model, "zoo", **given))
+    assert (found.model, found.exact) == (said, False) and len(found.candidates) == 3
+    assert all(found.arguments(name) == shown for name, _ in found.candidates)
+    models = [said] if said else [name for name, _ in found.candidates]
+    assert found.message.startswith(f"{' or '.join(models)} in layout 'zoo' (with other windows")
+    assert ("name the model" in found.message) == (said is None)
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -256,24 +305,23 @@ def test_norms_on_features_are_of_the_detection_code():
 
 WITHOUT_TABLES = {"window_size": 24, "rel_pos_bias": False}
 CALL = re.escape("timm.create_model('gcvit_xxt', num_classes=3, rel_pos_bias=False, window_size=...)")
+NOT_TAKEN = f", which .* does not take. In Python, {CALL} takes"
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "how"),
     [
-        export.build,
-        lambda path: export.build(path, features=[1]),
-        lambda path: show.source.build(None, path, None),
-        lambda path: show.source.build("gcvit_xxt", path, (64, 64)),
+        (export.build, NOT_TAKEN),
+        (lambda path: export.build(path, features=[1]), NOT_TAKEN),
+        (lambda path: show.source.build(None, path, None), ", with model=gcvit_xxt"),
+        (lambda path: show.source.build("gcvit_xxt", path, (64, 64)), ", with model=gcvit_xxt"),
     ],
     ids=["export", "maps", "show", "show named"],
 )
-def test_commands_build_no_windows_that_they_do_not_know(build, tmp_path):
+def test_commands_build_no_windows_that_they_do_not_know(build, how, tmp_path):
     path = tmp_path / "bare.pth"
     torch.save(timm.create_model("gcvit_xxt", num_classes=3, **WITHOUT_TABLES).state_dict(), path)
-    with pytest.raises(
-        zoo.CheckpointError, match=re.escape(UNSAID) + f", which .* does not take. In Python, {CALL} takes"
-    ):
+    with pytest.raises(zoo.CheckpointError, match=re.escape(UNSAID) + how):
         build(str(path))
 
 

@@ -110,7 +110,7 @@ def _release(path: Path, meta: Mapping[str, Any], found: Recognition, model: str
     alike = releases.candidates(model, dict(found.candidates).get(model, ""))
     for named, rows in ((True, by_name), (False, alike)):
         for release in rows:
-            if release.loadable and found.classes in (None, release.num_classes):
+            if found.exact and release.loadable and found.classes in (None, release.num_classes):
                 return release, named
     return None, False
 

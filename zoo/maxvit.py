@@ -5,8 +5,9 @@ attention between P x P tokens spaced evenly over the whole map (grid), each fol
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,14 @@ from .blocks import (
     image_sides,
     init_fan_out,
     map_sides,
+    plain,
     window_sides,
 )
 from .registry import register
 
 Size = int | tuple[int, int]
+
+RATIO = 32  # pixels of the image per token of a window, along a side
 
 # Table 1 and Appendix A.1; a head has 32 channels in all of them
 SIZES = {
@@ -198,7 +202,7 @@ class MaxViT(Backbone):
         img_size: Size = 224,
         window_size: Size | None = None,
         grid_size: Size | None = None,
-        partition_ratio: int = 32,
+        partition_ratio: int = RATIO,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -269,6 +273,23 @@ class MaxViT(Backbone):
 
     def scale(self, dim: int) -> float:
         return 32**-0.5
+
+    @staticmethod
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The windows, as tables of relative positions show them.
+
+        Windows that are the same for both kinds of attention are returned as the `img_size` that they fit at the usual
+        `partition_ratio`: no weight tells another ratio.
+        """
+        tables = {(key.split(".")[4], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
+        kinds, sides = [kind for kind, _ in sorted(tables)], [sides for _, sides in sorted(tables)]
+        # flat tables do not show their sides
+        if kinds != ["block_attn", "grid_attn"] or not all(len(p) == 2 and p[0] % 2 and p[1] % 2 for p in sides):
+            return {}
+        block, grid = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
+        if block == grid:
+            return {"img_size": plain([RATIO * side for side in block])}
+        return {"window_size": plain(block), "grid_size": plain(grid)}
 
     @torch.jit.ignore
     def set_input_size(

@@ -39,13 +39,15 @@ Shapes = dict[str, torch.Size]
 class Recognition:
     """What a state dict is.
 
-    candidates  (model, layout) of every variant that it fits; several where variants differ in what has no weights
+    candidates  (model, layout) of every variant that it fits; several where variants differ in what has no weights, or
+                in windows that are not the file's
     exact       False: only the trunk fits, with other windows, or without a head or tables, as for dense prediction
-    model       the variant: the only candidate, or the one that the file's own name picks among them; else None
+    model       the variant: the only candidate, the one for the image size that tables show or the first of those that
+                differ in it alone, or the one that the file's own name picks; else None
     by_name     whether the name had to pick
     classes     outputs of the classifier; None if there is none
-    model_args  arguments of the model beyond its name, as far as shapes show them: GC ViT's windows; the value is None
-                for one that must be given, since the shapes do not show it
+    model_args  arguments of the model beyond its name, as far as shapes show them: windows of GC ViT and MaxViT; the
+                value is None for one that must be given, since the shapes do not show it
     """
 
     candidates: tuple[tuple[str, str], ...]
@@ -60,9 +62,11 @@ class Recognition:
         """What it is, in a sentence."""
         if not self.candidates:
             return "not a model of the zoo"
-        said = f"{' or '.join(model for model, _ in self.candidates)} in layout {self.candidates[0][1]!r}"
+        settled = self.model is not None and not self.by_name
+        models = [self.model] if settled else [model for model, _ in self.candidates]
+        said = f"{' or '.join(models)} in layout {self.candidates[0][1]!r}"
         said += "" if self.exact else " (with other windows, without tables or with another head)"
-        if len(self.candidates) > 1:
+        if not settled:
             said += ", which differ only in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
         return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._missing())
@@ -95,13 +99,13 @@ def recognise(state: State, name: str = "") -> Recognition:
     fitting, exact = _candidates(state)
     if not fitting:
         return Recognition((), exact=False)
-    candidates = [(name, layout) for name, layout, _ in fitting]
-    models = [model for model, _ in candidates]
+    candidates = tuple((model, layout) for model, layout, _ in fitting)
+    first, layout, shapes = fitting[0]  # class, layout and shapes are the same for all that fit
+    classes, model_args = _classes(state, first, layout), class_of(first).args_from_shapes(shapes)
+    models = _distinct([model for model, _ in candidates], model_args)
     model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
-    name, layout, shapes = fitting[0]  # these are the same for all that fit
-    classes, model_args = _classes(state, name, layout), class_of(name).args_from_shapes(shapes)
-    return Recognition(tuple(candidates), exact, model, by_name, classes, model_args)
+    return Recognition(candidates, exact, model, by_name, classes, model_args)
 
 
 def hint(path: str, meta: Mapping[str, Any]) -> str:
@@ -109,7 +113,8 @@ def hint(path: str, meta: Mapping[str, Any]) -> str:
     beside it, or the file's own.
     """
     said = meta.get("model") or (architecture(Path(path).parent) if Path(path).name in BY_TIMM else None)
-    return said if isinstance(said, str) else path
+    # whatever stands there is taken for the name of a file
+    return Path(said).name[-255:] if isinstance(said, str) else path
 
 
 def architecture(folder: Path) -> str | None:
@@ -259,6 +264,16 @@ def _named(file: str, models: Sequence[str]) -> str | None:
     return best[0] if len(best) == 1 else None
 
 
+def _distinct(models: list[str], shown: Mapping[str, Any]) -> list[str]:
+    """`models`, or only one of them if they are the same once built with the arguments that shapes show: the one that
+    has these itself, else the first.
+    """
+    own = [variants()[model] for model in models]
+    if not shown or any(args | shown != own[0] | shown for args in own):
+        return models
+    return [next((model for model, args in zip(models, own, strict=True) if args == args | shown), models[0])]
+
+
 def _depths(shapes: Shapes) -> dict[str, int]:
     """Blocks of each stage, from our names of the tensors."""
     blocks = {match[0] for key in shapes if (match := re.match(r"stages\.\d+\.blocks\.\d+", key))}
@@ -324,7 +339,7 @@ def what_it_is(state: Mapping[str, Tensor]) -> str:
     found = recognise(state)
     if found.candidates:
         # a file cannot tell apart variants that differ in what has no weights, such as dilations
-        names = " or ".join(name for name, _ in found.candidates)
+        names = found.model or " or ".join(name for name, _ in found.candidates)
         return f"It holds {names} in layout {found.candidates[0][1]!r}. "
     if inner := recognised_part(state):
         part, within = inner
