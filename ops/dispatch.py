@@ -27,6 +27,8 @@ KERNEL_CHANNELS = 128  # of a head, at most
 SHARED = {4: ((32, 64), (64, 96), (128, 160)), 2: ((64, 40), (128, 96))}
 NARROW = 32  # channels up to which kernels fit every GPU, so that the device need not be queried
 ORDINARY = (Tensor, torch.nn.Parameter, type(None))
+# how errors about a second derivative end
+NO_SECOND = "has no second derivative: use impl='reference' for it, or ops.implementation('reference') around a model"
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # once, at import: a compiler cannot trace find_spec
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it; each setting is

@@ -5,12 +5,14 @@ needs. Attention is PyTorch's fused attention where that is faster, and matmuls 
 op that uses it; what only one op needs is in its own folder.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dispatch import differentiating, learning, on_threads
-from .sizes import ceil, compiled_for_any, laid_out, surely
+from .dispatch import NO_SECOND, differentiating, learning, on_threads, watched
+from .sizes import compiled_for_any, covering, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # registers of 16 float32, from which fused attention gains
@@ -46,17 +48,9 @@ def by_head(x: Tensor) -> Tensor:
 
 def hide(H: int, W: int, wh: int, ww: int, grid: bool, heads: int, like: Tensor) -> Tensor:
     """A mask for `by_matmuls` (groups * heads, 1, wh * ww): 0 for keys inside the map H x W, -inf for those outside."""
-    rows, cols = inside(H, wh, grid, like.device), inside(W, ww, grid, like.device)
-    shown = rows[:, None, None, :, None] & cols[:, None, None, :]  # (rows and columns of groups, 1, wh, ww)
-    zeros = torch.zeros([rows.shape[0], cols.shape[0], heads, wh, ww], dtype=like.dtype, device=like.device)
-    return zeros.masked_fill_(~shown, float("-inf")).view(-1, 1, wh * ww)
-
-
-def inside(side: int, window: int, grid: bool, device: torch.device) -> Tensor:
-    """(groups, window): whether each token of a group is inside the map on one axis."""
-    count = ceil(side, window)
-    places = torch.arange(count * window, device=device) < side
-    return places.view(window, count).t() if grid else places.view(count, window)
+    around = [0, 0, 0, 0, 0, covering(W, ww) - W, 0, covering(H, wh) - H]
+    mask = F.pad(like.new_zeros([1, H, W, 1, 1]), around, value=float("-inf"))
+    return by_head(tiles(mask, wh, ww, grid).expand(-1, -1, -1, -1, -1, heads, -1)).transpose(1, 2)
 
 
 def by_matmuls(
@@ -74,7 +68,10 @@ def by_matmuls(
             logits = torch.baddbmm(q.new_zeros([1, 1, 1]), q, k.transpose(1, 2), beta=beta, alpha=scale)
         else:
             logits = mask.expand(-1, N, -1).repeat(q.shape[0] // mask.shape[0], 1, 1)
-            logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+            if torch.jit.is_scripting():  # whose autocast does not see operators in place
+                logits = torch.baddbmm(logits, q, k.transpose(1, 2), alpha=scale)
+            else:
+                logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
         return torch.bmm(logits.softmax(-1).to(v.dtype), v)
     count = heads if mask is None else mask.shape[0]
     q, k, v = q.view(-1, count, N, q.shape[2]), k.view(-1, count, K, k.shape[2]), v.view(-1, count, K, v.shape[2])
@@ -112,4 +109,34 @@ def matmul_keys(x: Tensor) -> int:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Fused attention of (matrices, heads, N, D), with a mask (heads, 1 or N, K)."""
-    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(0), scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(0), scale=scale)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+        if out.requires_grad and not watched(out):
+            refuse_second(out)
+    return out
+
+
+def refuse_second(out: Tensor) -> None:
+    """Makes a second derivative through the result of fused attention an error that says what to do instead.
+
+    This is a hook, since only a first derivative for which a graph is recorded tells that a second may follow. PyTorch
+    chooses how it computes attention, and matmuls, one of its choices, do have a second derivative.
+    """
+    if out.grad_fn.name().startswith("ScaledDotProduct"):
+        out.grad_fn.register_hook(refuse_if_recorded)
+
+
+def refuse_if_recorded(grads: tuple, probes: tuple) -> tuple | None:
+    return Refused.apply(*grads) if torch.is_grad_enabled() else None
+
+
+class Refused(torch.autograd.Function):
+    """Gradients that have no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        raise RuntimeError(f"PyTorch's fused attention, which is used at this size, {NO_SECOND}")

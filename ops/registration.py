@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from .dispatch import watched
+from .dispatch import NO_SECOND, watched
 from .launching import interpreted
 from .recording import is_recording
 
@@ -159,7 +159,7 @@ class Kernels:
         return (*(gradient if learned(t) else None for t, gradient in zip(given, found, strict=True)), *nothing)
 
     def refuse(self, ctx: Any, *grads: Tensor) -> tuple:
-        raise RuntimeError(f"the 'triton' kernel of {self.name} has no second derivative: use impl='reference' for it")
+        raise RuntimeError(f"the 'triton' kernel of {self.name} {NO_SECOND}")
 
 
 def unseen(given: Sequence[Tensor | None]) -> bool:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..checks import check_dtypes, check_map, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, WIDE, by_matmuls, learnt_keys
+from ..partition import CACHED, WIDE, by_matmuls, learnt_keys, sdpa
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -63,7 +63,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
             if ragged(q, k, v):
                 k, v, mask = padded(k, v, q.shape[2])
-        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+        out = sdpa(q, k, v, mask, scale)
     return out.transpose(1, 2).unflatten(1, [H, W])
 
 
@@ -93,4 +93,4 @@ def padded(k: Tensor, v: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:
     more = -count % REGISTER
     mask = k.new_zeros(count + more)
     mask[count:] = -torch.inf
-    return F.pad(k, [0, 0, 0, more]), F.pad(v, [0, 0, 0, more]), mask.expand(1, 1, queries, -1)
+    return F.pad(k, [0, 0, 0, more]), F.pad(v, [0, 0, 0, more]), mask.expand(1, queries, -1)

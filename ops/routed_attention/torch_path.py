@@ -1,7 +1,8 @@
 """Routed attention in ordinary PyTorch operators, arranged for speed and low memory use.
 
 Keys and values of a few images at a time are copied once into regions, head by head. They are then gathered for a block
-of regions, as many as fit into the cache, and not kept: the backward gathers them again.
+of regions, as many as fit into the cache, and not kept: the backward gathers them again. If all fit, on a CPU, they are
+gathered at once for PyTorch's fused attention, and kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..dispatch import eager, learning, under_autocast
-from ..partition import matmul_keys
+from ..partition import matmul_keys, sdpa
 from ..sizes import laid_out, surely, varies
+from .reference import cut, join
 
 # bytes of a block: what CPU caches hold; on other devices fewer, larger blocks are better
 CACHED, SPACIOUS = 2**23, 2**28
@@ -23,12 +24,14 @@ FEW = 64  # keys up to which two matmuls may be faster on CPUs than fused attent
 
 def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.routed_attention`."""
-    if not torch.jit.is_scripting():
-        q, k, v = under_autocast(q, k, v)
     H, W, heads, D = q.shape[1:]
+    if not torch.jit.is_scripting():
+        if few(q, k, v, regions, route):
+            return at_once(q, k, v, regions, route, scale)
+        q, k, v = under_autocast(q, k, v)
     if surely(route.shape[2] == regions[0] * regions[1]):  # plain attention: nothing to gather
         q, k, v = q.flatten(1, 2).transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).unflatten(1, [H, W])
+        return sdpa(q, k, v, None, scale).transpose(1, 2).unflatten(1, [H, W])
     if not torch.jit.is_scripting():
         # with topk 1 the gathered keys are no larger than the map: they are kept and not gathered again
         kept = learning(q, k, v, None) and route.shape[2] == 1
@@ -47,13 +50,36 @@ def attend(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Ten
     return laid_out(torch.cat(parts, 1)).flatten(3, 4).flatten(1, 2)
 
 
+def few(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor) -> bool:
+    """Whether operators run eagerly on a CPU and the keys of all regions fit into one block."""
+    if not eager(q) or route.shape[0] * route.shape[1] * gathered(q, regions, route) > CACHED:
+        return False
+    # fused attention's gradients are slow in half precision
+    return route.shape[1] > route.shape[2] and (q.element_size() > 2 or not learning(q, k, v, None))
+
+
+def at_once(q: Tensor, k: Tensor, v: Tensor, regions: tuple[int, int], route: Tensor, scale: float) -> Tensor:
+    """The same for `few` keys, in few operators: calling these takes most of the time then."""
+    B, H, W, heads, D = q.shape
+    R, topk = route.shape[1:]
+    pixels = H * W // R
+    places = route if B == 1 else route + torch.arange(0, B * R, R, device=q.device).view(B, 1, 1)
+    places = places.flatten()
+    q, k, v = cut(q, regions), cut(k, regions), cut(v, regions)  # (B, R, pixels, heads, D)
+    k, v = (t.reshape(B * R, pixels * heads * D).index_select(0, places) for t in (k, v))
+    q = q.reshape(B * R, pixels, heads, D).transpose(1, 2)
+    k, v = (t.view(B * R, topk * pixels, heads, D).transpose(1, 2) for t in (k, v))
+    out = sdpa(q, k, v, None, scale).transpose(1, 2)  # (B * R, pixels, heads, D)
+    return join(out.unflatten(0, [B, R]), regions, H, W)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float) -> Tensor:
     """Attention of q, a block of `spread` (b, r, h, c, w, heads, D), to the matrices `places` of k and v; like q."""
     queries, keys, values = matrices(q), pick(k, places), pick(v, places)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if q.is_cpu and surely(keys.shape[2] <= FEW) and multiplied(queries, keys, values):
             return restored((queries * scale @ keys.transpose(2, 3)).softmax(-1) @ values, q)
-    return restored(F.scaled_dot_product_attention(queries, keys, values, scale=scale), q)
+    return restored(sdpa(queries, keys, values, None, scale), q)
 
 
 def multiplied(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -124,17 +150,17 @@ def gradients(
 def blocks(
     q: Tensor, regions: tuple[int, int], route: Tensor
 ) -> Iterator[tuple[slice, Sequence[slice], Sequence[slice]]]:
-    """The images of each group, and the rows and columns of regions of each of its blocks.
-
-    A block holds its keys and values and, in the backward, its logits.
-    """
-    B, H, W, heads, D = q.shape
+    """The images of each group, and the rows and columns of regions of each of its blocks."""
     rows, cols = regions
-    pixels = (H // rows) * (W // cols)
-    size = (2 * D + pixels) * heads * route.shape[2] * pixels * q.element_size()
-    most = fitting(size, CACHED if q.is_cpu else SPACIOUS)
-    for images in slices(B, max(most // (rows * cols), 1)):
+    most = fitting(gathered(q, regions, route), CACHED if q.is_cpu else SPACIOUS)
+    for images in slices(q.shape[0], max(most // (rows * cols), 1)):
         yield images, slices(rows, max(most // cols, 1)), slices(cols, most)
+
+
+def gathered(q: Tensor, regions: tuple[int, int], route: Tensor) -> int:
+    """Bytes of a region in a block: its keys and values and, in the backward, its logits."""
+    pixels = (q.shape[1] // regions[0]) * (q.shape[2] // regions[1])
+    return (2 * q.shape[4] + pixels) * q.shape[3] * route.shape[2] * pixels * q.element_size()
 
 
 def slices(count: int, step: int) -> list[slice]:

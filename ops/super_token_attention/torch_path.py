@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import under_autocast, wide
+from ..dispatch import differentiating, eager, under_autocast, wide
 from ..sizes import ceil, covering, cropped, laid_out, surely
 
 
@@ -48,6 +48,11 @@ def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:
 
 def around(tokens: Tensor) -> Tensor:
     """(B, h, w, C) -> (cells, 9, C): the 3 x 3 tokens around each cell, zeros beyond the grid."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+        if eager(tokens) and not (tokens.requires_grad and differentiating()):
+            # one copy of overlapping views, which has no fast gradient
+            views = F.pad(tokens, [0, 0, 1, 1, 1, 1]).unfold(1, 3, 1).unfold(2, 3, 1)  # (B, h, w, C, 3, 3)
+            return views.permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(0, 2)
     return torch.stack([shift(tokens, m // 3 - 1, m % 3 - 1) for m in range(9)], 3).flatten(0, 2)
 
 

@@ -71,7 +71,7 @@ def attend_tiles(
         repeated = outside is not None and outside[0].requires_grad
         if outside is None:
             hidden = hide(H, W, wh, ww, grid, heads, k)  # (groups * heads, 1, N)
-            mask = hidden if mask is None else hidden + mask.repeat(hidden.shape[0] // heads, 1, 1)
+            mask = hidden if mask is None else (hidden.unflatten(0, [-1, heads]) + mask).flatten(0, 1)
         k = extend(k, down, right, outside[0] if outside is not None else None)
         v = extend(v, down, right, outside[1] if outside is not None else None)
         q = q if shared else extend(q, down, right, None)

@@ -37,6 +37,24 @@ def test_blocks(fit, count, route, monkeypatch):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_keys_are_gathered_at_once(dtype, learned, route, monkeypatch):
+    """Except for gradients in half precision, which PyTorch's fused attention takes long for."""
+    monkeypatch.setattr(path, "Gathered", None)
+    qkv = packed(2, 12, 15, 2, 8).to(dtype).requires_grad_(learned)
+    fits = 30 * PAIR // 8 * dtype.itemsize
+    monkeypatch.setattr(path, "CACHED", fits)
+    if learned and dtype == torch.bfloat16:
+        with pytest.raises(AttributeError):
+            Routed()(qkv, route)
+    else:
+        Routed()(qkv, route)
+    monkeypatch.setattr(path, "CACHED", fits - 1)
+    with pytest.raises(AttributeError):
+        Routed()(qkv, route)
+
+
 class Routed(nn.Module):
     def forward(self, qkv, route):
         return ops.routed_attention(*qkv.unbind(3), regions=(3, 5), topk=4, route=route)
@@ -63,7 +81,8 @@ def test_blocks_of_a_graph(rows, route, monkeypatch):
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
 
 
-def test_second_derivative(route):
+def test_second_derivative_of_blocks(route, monkeypatch):
+    monkeypatch.setattr(path, "CACHED", 1)
     qkv = packed(2, 6, 10, 1, 4).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda t: Routed()(t, route), (qkv,), fast_mode=True)
 
