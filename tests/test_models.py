@@ -153,7 +153,9 @@ def test_intermediates(name):
     x = torch.randn(2, 3, 96, 96)
     final, maps = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
-    torch.testing.assert_close(final, maps[-1])
+    torch.testing.assert_close(final, model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0])
+    early, (second,) = model.forward_intermediates(x, indices=[1], stop_early=True)
+    torch.testing.assert_close(early, second)
     assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
     last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
     torch.testing.assert_close(last_two, maps[2:])
@@ -186,6 +188,23 @@ def test_head(name):
         with pytest.raises(ValueError, match=f"num_classes is {count}: expected the number of classes"):
             model.reset_classifier(count)
     assert torch.equal(model(x), want) and model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("gcvit_xxtiny", "gcvit_xxt"), ("davit_tiny", "davit_t"), ("maxvit_tiny_tf_224", "maxvit_t")]
+)
+def test_features_are_timm_s(theirs, ours):
+    """With the weights of a twin in timm: features and, without a classifier and pooling, outputs are the same."""
+    torch.manual_seed(0)
+    twin, x = trained(create_model(theirs)), torch.rand(1, 3, 224, 224)
+    model = create_model(ours, pretrained=True, pretrained_cfg_overlay={"state_dict": twin.state_dict()}).eval()
+    with torch.no_grad():
+        features = twin.forward_features(x)
+        torch.testing.assert_close(model.forward_features(x), features, rtol=1e-3, atol=1e-3 * features.std().item())
+        twin.reset_classifier(0, "")
+        model.reset_classifier(0, "")
+        want = twin(x)
+        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.std().item())
 
 
 @every_small

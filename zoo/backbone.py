@@ -64,10 +64,12 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """fc(drop(after(pool(before(x))))): a norm or a convolution before the pooling, a norm or a layer after it.
+    """fc(drop(after(pool(before(x))))): a norm or other layers before the pooling, a norm or other layers after it.
 
     dim          input channels of `fc`, after `before` and `after`
     num_classes  0 leaves `fc` out
+    norm         of features, as timm's models have them: `Backbone.forward_features` applies it, `forward` does not
+    before       layers of the classifier, in place of `norm`; either is the module `before`
     pool         "avg", "max", "avgmax", or "" for none: then the output is a map, (B, H, W, ...)
     """
 
@@ -76,6 +78,7 @@ class Head(nn.Module):
         dim: int,
         num_classes: int,
         *,
+        norm: nn.Module | None = None,
         before: nn.Module | None = None,
         after: nn.Module | None = None,
         pool: str = "avg",
@@ -85,7 +88,8 @@ class Head(nn.Module):
         super().__init__()
         self.dim = dim
         self.bias = bias
-        self.before = nn.Identity() if before is None else before
+        self.before = norm or before or nn.Identity()
+        self.norms_features = before is None
         self.pool = _pool(pool)
         self.after = nn.Identity() if after is None else after
         self.drop = nn.Dropout(drop_rate)
@@ -103,7 +107,9 @@ class Head(nn.Module):
         self.fc.to(device=like.device, dtype=like.dtype)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # (B, H, W, C)
-        x = self.drop(self.after(self.pool(self.before(x))))
+        if not self.norms_features:
+            x = self.before(x)
+        x = self.drop(self.after(self.pool(x)))
         return x if pre_logits else self.fc(x)
 
 
@@ -184,7 +190,11 @@ class Backbone(nn.Module):
         x = self.stem(channels_last(x, self.min_img_size))
         for stage in self.stages:
             x = stage(x)
-        return x.permute(0, 3, 1, 2)
+        return self.normed(x).permute(0, 3, 1, 2)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The last stage's map (B, h, w, C) after the norm before the pooling, for models that have one."""
+        return self.head.before(x) if self.head.norms_features else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # (B, C, h, w) -> (B, num_classes)
         x = self.head(x.permute(0, 2, 3, 1), pre_logits)
@@ -207,25 +217,27 @@ class Backbone(nn.Module):
         """Features of the stages, shallowest first, and (unless `intermediates_only`) what `forward_features` returns.
 
         indices     which stages: None for all, an int for the last n, a list for those (negative from the end)
-        norm        apply the model's norm before the head, if it has one, to the last stage's feature (a layer that
-                    changes the width, as STViT has there, does not count)
-        stop_early  do not run the stages after the last one asked for
+        norm        apply the norm before the pooling, for models that have one, to the last stage's feature (STViT's
+                    layers there belong to its classifier)
+        stop_early  do not run the stages after the last one asked for; what is returned beside the features is then
+                    that stage's map
         output_fmt  "NCHW" or "NHWC", of the features
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is '{output_fmt}'; it must be 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.stages), indices)
-        norm = norm and self.head.dim == self.num_features
         features = []
         x = self.stem(channels_last(x, self.min_img_size))
         for i, (stage, own) in enumerate(zip(self.stages, self.feature_norms)):  # noqa: B905 (TorchScript has no strict)
             if i <= last or not stop_early:
                 x = stage(x)
             if i in take:
-                feature = own(self.head.before(x) if norm and i == len(self.stages) - 1 else x)
+                feature = own(self.normed(x) if norm and i == len(self.stages) - 1 else x)
                 features.append(feature.permute(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
         if intermediates_only:
             return features
+        if last == len(self.stages) - 1 or not stop_early:
+            x = self.normed(x)
         return x.permute(0, 3, 1, 2), features
 
     @torch.jit.ignore
@@ -239,13 +251,13 @@ class Backbone(nn.Module):
                     `reset_classifier` then makes a classifier on the last remaining stage
         """
         take, last = feature_take_indices(len(self.stages), indices)
-        cut, widens = last < len(self.stages) - 1, self.head.dim != self.num_features
+        cut = last < len(self.stages) - 1
         drops_head = prune_head or cut
         self.stages = self.stages[: last + 1]
         self.feature_norms = nn.ModuleList(
             norm if i in take else nn.Identity() for i, norm in enumerate(self.feature_norms[: last + 1])
         )
-        if cut or (drops_head if widens else prune_norm):
+        if cut or (prune_norm if self.head.norms_features else drops_head):
             self.head.before = nn.Identity()
         if drops_head:
             self.head.after = nn.Identity()
@@ -290,7 +302,7 @@ class Backbone(nn.Module):
             (r"^stages\.(\d+)\.(?:downsample|query)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^stages\.(\d+)\.norm", (99999,)),
-            (r"^feature_norms|^head\.before", (99999,)),
+            (r"^feature_norms|^head\.before" if self.head.norms_features else r"^feature_norms", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

@@ -241,7 +241,7 @@ class BiFormer(Backbone):
         super().__init__(
             self.stem_class(in_chans, dims[0]),
             stages,
-            Head(dims[-1], num_classes, before=norm, pool=global_pool, drop_rate=drop_rate),
+            Head(dims[-1], num_classes, norm=norm, pool=global_pool, drop_rate=drop_rate),
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,

@@ -184,7 +184,7 @@ class DiNAT(Backbone):
         super().__init__(
             self.stem_type(in_chans, dims[0]),
             stages,
-            Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            Head(dims[-1], num_classes, norm=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,

@@ -129,7 +129,7 @@ class Isotropic(Backbone):
         super().__init__(
             PatchStem(in_chans, dim, self.reduction),
             stages,
-            Head(dim, num_classes, before=nn.LayerNorm(dim), pool=global_pool, drop_rate=drop_rate),
+            Head(dim, num_classes, norm=nn.LayerNorm(dim), pool=global_pool, drop_rate=drop_rate),
             dims=(dim,) * len(depths),
             reductions=(self.reduction,) * len(depths),
             num_classes=num_classes,

@@ -248,7 +248,7 @@ class GCViT(Backbone):
         super().__init__(
             Stem(in_chans, dim),
             stages,
-            Head(dims[-1], num_classes, before=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
+            Head(dims[-1], num_classes, norm=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
             dims=dims,
             num_classes=num_classes,
             in_chans=in_chans,
