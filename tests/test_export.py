@@ -215,6 +215,20 @@ def test_sizes_that_vary_have_names(any_size, tmp_path):
     assert words == {"batch", *varying}
 
 
+@pytest.mark.parametrize("name", ["litv2_s", "sgformer_b"])
+def test_onnx_has_no_loops(name, tmp_path):
+    """What ONNX has no operator for is computed by others, not converted to a loop over positions."""
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, image = trained(small(name)), torch.rand(2, 3, 64, 64)
+    export.export(model, image, str(tmp_path / "x.onnx"))  # a path may be text
+    assert not {"Loop", "If", "Scan"} & {node.op_type for node in onnx.load(tmp_path / "x.onnx").graph.node}
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(image).detach(), rtol=1e-3, atol=1e-3)
+
+
 def test_a_classifier_says_how_to_use_it():
     image = torch.zeros(1, 3, 64, 96)
     model = timm.create_model("gcvit_xxt.nvidia_in1k", depths=(1, 1, 1, 1))

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config
 
+from ops.onnx_export import tracing_for_onnx
+
 from .errors import CheckpointError, plain_warnings
 from .exportable import build
 from .exported import ABOUT, Run, about, compare, images, name_classes, names
@@ -43,18 +45,15 @@ SIZES_SINCE = "2.13"  # of torch; versions before specialise on the remainders o
 DIMS = {0: "batch", 2: "height", 3: "width"}  # names of those of images
 
 
-def export(model: nn.Module, image: Tensor, out: Path, *, dynamic: bool = False, any_size: bool = False) -> None:
+def export(model: nn.Module, image: Tensor, out: str | Path, *, dynamic: bool = False, any_size: bool = False) -> None:
     """Write `model` for images like `image`, (B, C, H, W), in the format of `out`'s suffix; see also `program`."""
-    made = program(model, image, dynamic=dynamic, any_size=any_size)
+    out = Path(out)
+    with nullcontext() if out.suffix == ".pt2" else tracing_for_onnx():
+        made = program(model, image, dynamic=dynamic, any_size=any_size)
     said = json.dumps(about(model, image))
     if out.suffix == ".pt2":
         torch.export.save(made, out, extra_files={ABOUT: said})
         return
-    for node in made.graph.nodes:
-        if node.target is torch.ops.aten.argsort.stable:
-            # ONNX sorts in one way, which is stable; torch's conversion rejects the overload that asks for that
-            node.target = torch.ops.aten.argsort.default
-            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "stable"}
     with _sizes_may_be_one(any_size):  # the conversion traces once more
         converted = torch.onnx.export(
             made,

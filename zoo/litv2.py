@@ -6,7 +6,7 @@ others to a pooled map, for the low ones. Maps are halved by deformable convolut
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torchvision.ops import deform_conv2d
 
 from ops import pooled_attention, unpack, window_attention
 from ops.dispatch import autocasts, by_reference, wide
+from ops.onnx_export import for_onnx
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
@@ -67,7 +68,7 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     x, offset, kernel = x.to(dtype), offset.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     if not torch.jit.is_scripting():
-        if torch.onnx.is_in_onnx_export():
+        if for_onnx():
             # onnxruntime may have no deformable convolution
             return F.conv2d(resample(x, offset), kernel, bias, (2, 2)).to(weight.dtype)
         if autocasts(x):
@@ -200,8 +201,8 @@ class HiLo(nn.ModuleDict):
 
     def __init__(self, dim: int, heads: int, alpha: float, window: int) -> None:
         check_heads(dim, heads)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}: expected a share of the heads, from 0 to 1")
+        if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha!r}: expected a share of the heads, from 0 to 1")
         low = heads if window == 1 else int(heads * alpha)
         counts = {"hi": (HighFrequencies, heads - low), "lo": (LowFrequencies, low)}
         super().__init__({k: kind(dim, count, dim // heads, window) for k, (kind, count) in counts.items() if count})

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import wide
+from ..onnx_export import for_onnx
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
@@ -43,7 +44,7 @@ def rank(significance: Tensor) -> Tensor:
 def ascending(values: Tensor) -> Tensor:
     """The indices that sort the last axis in ascending order, stably."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
-        if torch.onnx.is_in_onnx_export():
+        if for_onnx():
             # ONNX only has a stable sort, but the exporter does not support the overload that asks for it
             return values.argsort(dim=-1)
     return values.argsort(dim=-1, stable=True)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as all_modules
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ops import unpack, window_attention
 from ops.dispatch import wide
@@ -31,11 +32,13 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer computes only with weight and bias: a linear one without hooks or a `forward` of its own.
 
-    Hooks that `register_module_forward_hook` and its like set for all modules count as well.
+    Hooks that `register_module_forward_hook` and its like set for all modules count as well, as do weights that are
+    no ordinary tensors, such as torchao's quantised ones.
     """
     everywhere = all_modules._global_forward_pre_hooks or all_modules._global_forward_hooks
     hooked = everywhere or layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
-    return type(layer) is nn.Linear and layer.bias is not None and not hooked
+    linear = type(layer) is nn.Linear and layer.bias is not None
+    return linear and not hooked and not is_traceable_wrapper_subclass(layer.weight)
 
 
 class PaddedAttention(nn.Module):
