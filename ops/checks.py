@@ -52,6 +52,21 @@ def both(name: str, value: Any) -> tuple[int, int]:
     return pythons(numbers[0]), pythons(numbers[1])
 
 
+def whole(name: str, value: int) -> int:
+    """A whole number; of NumPy, as a Python int. Raises ValueError for anything else."""
+    if torch.jit.is_scripting():
+        return value
+    else:
+        return one(name, value)
+
+
+def one(name: str, value: Any) -> int:
+    """`whole` outside TorchScript."""
+    if not is_whole(value):
+        raise ValueError(f"{name} is {value!r}: expected a whole number")
+    return pythons(value)
+
+
 def is_whole(number: Any) -> bool:
     """Whether it is an integer: of Python, of NumPy, or a size that a compiler or a trace records."""
     return isinstance(number, int | Integral | torch.SymInt) or (torch.jit.is_tracing() and isinstance(number, Tensor))

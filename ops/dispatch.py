@@ -17,14 +17,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .precision import precision
 from .recording import is_recording
 
 NAMES = ("auto", "triton", "torch", "reference")
 VARIABLE = "ZOO_ATTENTION"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_CHANNELS = 128  # of a head, at most
-# bytes per element -> (channels at most, KiB of shared memory that kernels then use at most)
-SHARED = {4: ((32, 64), (64, 96), (128, 160)), 2: ((64, 40), (128, 96))}
+# how values are multiplied -> (channels at most, KiB of shared memory that kernels then use at most), as compiled for
+# sm_80: for GPUs with less memory Triton compiles in the same way, and sm_90 and sm_100 have enough for all kernels
+SHARED = {
+    "half": ((64, 41), (128, 96)),
+    "ieee": ((32, 64), (64, 96), (128, 161)),
+    "tf32": ((32, 64), (64, 112), (128, 224)),
+}
 NARROW = 32  # channels up to which kernels fit every GPU, so that the device need not be queried
 ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 # how errors about a second derivative end
@@ -54,7 +60,7 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def eager(x: Tensor) -> bool:
-    """Whether operators run eagerly on a CPU, in the dtype of `x`."""
+    """Whether operators run eagerly on a CPU, without autocast, a trace or a compiler."""
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return x.is_cpu and not recorded and not torch.is_autocast_enabled("cpu")
 
@@ -84,18 +90,30 @@ def differentiating() -> bool:
         return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
-def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int | None = KERNEL_CHANNELS) -> str:
+def choose(
+    impl: str,
+    x: Tensor,
+    *,
+    op: str,
+    has: tuple[str, ...],
+    channels: int | None = KERNEL_CHANNELS,
+    unfit: str | None = None,
+) -> str:
     """The implementation that runs: one of `has`, the implementations that `op` has.
 
-    `x` is one of its inputs; its kernel supports up to `channels` channels on the last axis (None: any number). Raises
-    ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
+    x         one of its inputs
+    channels  how many channels on the last axis its kernel supports; None: any number
+    unfit     why its kernel does not support this call, if the op knows of a reason
+
+    Raises ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
     """
     name = _named(impl, op)
     if name == "auto":
         if "reference" in has and transformed():
             return "reference"
         # interpreted kernels run on CPU tensors, but so slowly that they are only used when named
-        if "triton" in has and (x.is_cuda or is_recording()) and _why_no_kernel(x, channels) is None:
+        given = "triton" in has and unfit is None and (x.is_cuda or is_recording())
+        if given and _why_no_kernel(x, channels) is None:
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -108,10 +126,15 @@ def choose(impl: str, x: Tensor, *, op: str, has: tuple[str, ...], channels: int
             f"{op} was asked for its 'triton' kernel, which does not run inside torch.func's transforms and "
             "torch.autograd.forward_ad's levels: use impl='auto' or 'reference'"
         )
-    reason = _why_no_kernel(x, channels) if name == "triton" else None
+    reason = (unfit or _why_no_kernel(x, channels)) if name == "triton" else None
     if reason is not None:
         raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
     return name
+
+
+def interprets() -> bool:
+    """Whether TRITON_INTERPRET asks for kernels on CPU tensors, in one of the words that Triton accepts."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def by_reference() -> bool:
@@ -151,7 +174,7 @@ def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 if given: the dtype of values that half precision is too coarse for, such as ranked ones."""
+    """The dtype in which sums and ranked values are kept: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -173,8 +196,7 @@ def _known(name: str, where: str) -> str:
 
 def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     """Why a Triton kernel cannot run on `x`; None where it can."""
-    interpreted = x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"
-    if not (x.is_cuda or x.is_meta or interpreted):
+    if not (x.is_cuda or x.is_meta or (x.is_cpu and interprets())):
         return f"the tensors are on {x.device.type!r}, not on a GPU that Triton supports"
     if x.dtype not in KERNEL_DTYPES:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
@@ -196,13 +218,20 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
 
 def _held(channels: int, dtype: torch.dtype) -> int:
     """KiB of shared memory that a program uses at most, in kernels for heads of this many channels."""
-    return min(kib for most, kib in SHARED[dtype.itemsize] if channels <= most)
+    how = "half" if dtype.itemsize == 2 else precision().removesuffix("x3")
+    return min(kib for most, kib in SHARED[how] if channels <= most)
 
 
-@torch.compiler.assume_constant_result
 def _shared_memory(device: int) -> int:
     """KiB of shared memory that a GPU allows one program."""
     # on AMD GPUs kernels use at most 64 KiB, which all of them have; without a driver tensors are fake and nothing runs
     if torch.version.hip or not torch.cuda.is_available():
-        return max(kib for _, kib in SHARED[4])
+        return max(kib for rows in SHARED.values() for _, kib in rows)
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin // 1024
+
+
+# Compilers take the results for constants (and compile anew when TF32 is allowed). This is what the decorator
+# torch.compiler.assume_constant_result sets; it also imports torch's compiler, which takes seconds, and thereby triton,
+# whose kernels are only interpreted if that was asked for before.
+_shared_memory._dynamo_marked_constant = True
+precision._dynamo_marked_constant = True

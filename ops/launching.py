@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .dispatch import NARROW
+from .dispatch import NARROW, interprets
 from .recording import is_recording, write_down
 
 
@@ -25,9 +25,9 @@ class Choices:
     def of(self, values: Iterable[Any], constants: Mapping[str, Any]) -> tuple[triton.Config, ...]:
         """The configurations for these arguments; tensors may be given as dtypes.
 
-        A third stage takes half as much shared memory again, which not every GPU has for heads with many channels D.
-        Two warps do not have the registers for a tile with more than 64 keys, BLOCK_N. Three matmuls in the place of
-        one need more registers than a limit leaves.
+        Drops those that cannot work: more than two stages for heads of more than 32 channels D (shared memory), fewer
+        than four warps for tiles of more than 64 keys BLOCK_N (registers), and register limits with three matmuls in
+        the place of one.
         """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
         found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
@@ -80,6 +80,9 @@ def unlimited(choices: Choices) -> Choices:
     return Choices(choices.half, (choice(8, 1),))
 
 
+_defined: list[Choices] = []  # of each kernel
+
+
 def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
     """Decorator that makes a function a Triton kernel with a few configurations to choose from.
 
@@ -94,6 +97,7 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
         kernel = triton.jit(function, do_not_specialize=list(sizes))
         if interpreted():
             return kernel
+        _defined.append(choices)
         constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
         prune = {
             "early_config_prune": lambda configs, values, **constants: list(choices.of(values.values(), constants))
@@ -106,6 +110,13 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
         return tuner
 
     return decorate
+
+
+def most(dtype: torch.dtype, how: str) -> int:
+    """The most configurations that a kernel has for data of this dtype, with float32 multiplied as `how` says."""
+    from . import operators  # noqa: F401  defines all kernels
+
+    return max(len(choices.of([dtype], {"D": NARROW, "PRECISION": how})) for choices in _defined)
 
 
 def brief(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:
@@ -130,8 +141,8 @@ def configuration(place: int) -> Iterator[None]:
 
 @cache
 def interpreted() -> bool:
-    """Whether kernels run on CPU tensors, slowly: TRITON_INTERPRET=1 has to be set before kernels are imported."""
-    return bool(triton.knobs.runtime.interpret)
+    """Whether kernels run on CPU tensors, slowly: the variable has to be set before kernels are imported."""
+    return interprets()
 
 
 def launch(kernel: Any, programs: int, *values: Any, **constants: Any) -> None:
@@ -181,41 +192,10 @@ def preferred(tuner: Any, first: triton.Config) -> triton.Config:
     return first if known and times[first][0] <= CHANCE * times[best][0] else best
 
 
-_float32: str | None = None  # how float32 is multiplied, if torch's own matmuls do not decide
-
-
-def multiply_float32(how: str) -> None:
-    """Set how this process multiplies float32, for benchmarks and checks.
-
-    how  "ieee" or "tf32", for torch's own matmuls too; or "tf32x3", for kernels alone: three matmuls in TF32, of the
-         rounded values and of what rounding left, with nearly the precision of IEEE's
-    """
-    global _float32
-    _float32 = how if how == "tf32x3" else None
-    # torch's compiler asks the older API, which answers with an error once the newer one has allowed TF32
-    torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
-
-
-def precision() -> str:
-    """How `tl.dot` multiplies float32: in IEEE precision, unless the user allows TF32 for torch's own matmuls.
-
-    `fp32_precision` reflects both of torch's APIs; the older getter raises an error once the newer API has been used.
-    """
-    if _float32 is not None:
-        return _float32
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and has_tf32() else "ieee"
-
-
 @cache
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
-def has_tf32() -> bool:
-    """Whether Triton supports TF32 on this GPU; of AMD's GPUs, only gfx942."""
-    return torch.version.hip is None or "gfx942" in torch.cuda.get_device_properties().gcnArchName
 
 
 def power_of_two(n: int) -> int:

@@ -1,13 +1,12 @@
 """Queries, keys and values as views of one packed projection, whose gradients are assembled without a copy."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .dispatch import watched
+from .dispatch import interprets, watched
 
 
 def unpack(packed: Tensor) -> list[Tensor]:
@@ -39,7 +38,7 @@ class Unpack(torch.autograd.Function):
 
 def has_kernels(x: Tensor) -> bool:
     """Whether kernels may run on `x` now, in a call that is not `watched`."""
-    return not watched(x) and (x.is_cuda or (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"))
+    return not watched(x) and (x.is_cuda or (x.is_cpu and interprets()))
 
 
 def whole_of(parts: Sequence[Tensor]) -> Tensor | None:

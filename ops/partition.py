@@ -15,8 +15,8 @@ from .dispatch import NO_SECOND, differentiating, learning, on_threads, watched
 from .sizes import compiled_for_any, covering, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
-WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # registers of 16 float32, from which fused attention gains
-MATMUL_KEYS = 32 if WIDE else 64  # keys up to which several threads are faster with matmuls
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # from which fused attention gains
+MATMUL_KEYS = 32 if HAS_AVX512 else 64  # keys up to which several threads are faster with matmuls
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
@@ -81,7 +81,8 @@ def by_matmuls(
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repeated: bool) -> bool:
     """Whether PyTorch's fused attention is available and faster than matmuls.
 
-    Its gradients of a row's logits sum to zero less closely, and a key that is `repeated` in a row adds up the error.
+    Its gradients of a row's logits sum to zero less closely. If one padding key fills many positions of a row, which is
+    what `repeated` says, its gradient sums the rounding errors of all of them.
     On GPUs in float32 its error can be more than twice that of the reference, beyond the bound of ops.check.
     On CPUs it has no gradient of a mask, is slower in other gradients for up to `learnt_keys`, and for a few keys.
     """

@@ -54,10 +54,20 @@ def cropped(x: Tensor, H: int, W: int) -> Tensor:
     return x[:, :H, :W]
 
 
-def laid_out(x: Tensor) -> Tensor:
-    """`x`, made contiguous before its axes are flattened if its size is symbolic in a compiler; otherwise unchanged.
+def filled(x: Tensor, sides: tuple[int, int], value: float = 0.0) -> Tensor:
+    """(B, H, W, ..., C) with `value` at the bottom and right, up to multiples of `sides`."""
+    H, W = x.shape[1], x.shape[2]
+    down, right = covering(H, sides[0]) - H, covering(W, sides[1]) - W
+    if surely(down == 0) and surely(right == 0):
+        return x
+    return F.pad(x, [0, 0] * (x.dim() - 3) + [0, right, 0, down], value=value)
 
-    Otherwise there would be a guard on whether a side is one, in which case axes can be flattened without a copy.
+
+def laid_out(x: Tensor) -> Tensor:
+    """`x`, as a contiguous clone if its size is symbolic in a compiler.
+
+    flatten() first tests whether a dimension is 1, in which case it needs no copy. With symbolic sizes that test would
+    add a guard, which a contiguous clone avoids.
     """
     return x.clone(memory_format=torch.contiguous_format) if varies(x.numel()) else x
 

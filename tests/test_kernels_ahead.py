@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 import ops
-from ops.ahead import TARGETS, Absent, compile, configurations, distinct, name, specialised, table
+from ops.ahead import TARGETS, Absent, Cost, compile, configurations, distinct, name, specialised, table
 from ops.dispatch import SHARED
 from ops.recording import recording
 from zoo import kernels
@@ -63,7 +63,7 @@ def test_every_kernel_builds(launches, target):
 
 def test_float32_as_three_matmuls_in_tf32(monkeypatch):
     """With eight warps and all registers, no forward pass of windows spills."""
-    monkeypatch.setattr("ops.launching._float32", "tf32x3")
+    monkeypatch.setattr("ops.precision._float32", "tf32x3")
     launch = next(launch for launch in windows(8, torch.float32) if "forward" in name(launch))
     costs = [compile(launch, "sm_90", config) for config in configurations(launch) if config.num_warps == 8]
     assert costs and all(cost.fits and not cost.spilled for cost in costs), table(costs)
@@ -84,17 +84,54 @@ def test_all_kernels_of_all_models(model):
     assert not [cost for cost in costs if not cost.fits or cost.spills_forward], table(costs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype, channels, held", [(d, *row) for d in DTYPES for row in SHARED[d.itemsize]])
-def test_shared_memory_is_what_dispatch_expects(dtype, channels, held):
-    """At its most: window attention in windows of several tiles, neighborhood attention and channel attention."""
-    written = windows(13, dtype, (12, 12), channels)
-    q = torch.empty(1, 9, 9, 2, channels, device="meta", dtype=dtype, requires_grad=True)
-    with recording() as more:
-        ops.neighborhood_attention(q, q, q, None, 3).sum().backward()
+def recorded(channels, dtype):
+    """Attention in windows of one tile and in neighborhoods, both with a table, then between channels and routed."""
+    q, bias = (
+        torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
+        for shape in ((1, 9, 9, 2, channels), (2, 13, 13))
+    )
+    with recording() as written:
+        ops.window_attention(q, q, q, bias, 7).sum().backward()
+        ops.neighborhood_attention(q, q, q, bias, 7).sum().backward()
         ops.channel_attention(q, q, q).sum().backward()
-    costs = [compile(launch, "sm_80", c) for launch in distinct(written + more) for c in configurations(launch)]
+        ops.routed_attention(q, q, q, 3, 2).sum().backward()
+    return written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, channels, held", [(how, *row) for how in SHARED for row in SHARED[how]])
+def test_shared_memory_is_what_dispatch_expects(how, channels, held, monkeypatch):
+    """Where it is the most, for sm_80; the GPUs of the other two have enough for every kernel."""
+    dtype = torch.bfloat16 if how == "half" else torch.float32
+    monkeypatch.setattr("ops.precision._float32", None if how == "half" else how)
+    written = distinct([*windows(13, dtype, (12, 12), channels), *recorded(channels, dtype)])
+    costs = [compile(launch, "sm_80", c) for launch in written for c in configurations(launch)]
     assert max(cost.shared for cost in costs) <= held * 1024, table(costs)
+    costs = [compile(launch, target) for launch in written for target in ("sm_90", "sm_100")]
+    assert all(cost.fits for cost in costs), table(costs)
+
+
+def test_tf32_takes_the_shared_memory_that_dispatch_expects(monkeypatch):
+    """More than exact products, and than an A100 has: with those it would be found out in a backward pass."""
+    monkeypatch.setattr("ops.precision._float32", "tf32")
+    wanted = "neighborhood_attention.backward_keys_kernel"
+    launch = next(launch for launch in recorded(128, torch.float32) if name(launch) == wanted)
+    cost = compile(launch, "sm_80")
+    assert dict(SHARED["ieee"])[128] * 1024 < cost.shared <= dict(SHARED["tf32"])[128] * 1024 and not cost.fits
+
+
+def test_only_what_spilled_is_explained():
+    fields = {"dtype": "bfloat16", "target": "sm_90", "warps": 4, "stages": 1, "registers": 255, "shared": 0}
+    spilled = Cost("routed_attention.backward_keys_kernel", spilled=40, **fields)
+    fine = Cost("window_attention.backward_kernel", spilled=0, **fields | {"dtype": "float32"})
+    heading, _, reason, _ = kernels._reasons([spilled, fine])
+    assert heading == "Known reasons for spilling:" and reason.startswith(f"- {spilled.kernel}: two warps")
+    assert kernels._reasons([fine]) == []
+
+
+def test_explained_kernels_exist(launches):
+    words = {name(launch) for launch in launches} | {*TARGETS, *kernels.DTYPES}
+    assert set(kernels.SPILLS) <= words
 
 
 def test_processes_find_and_compile_the_same():
@@ -154,6 +191,39 @@ def test_models_launch_what_their_dtype_asks_for():
     for dtype, several in (("bfloat16", "forward_kept_kernel"), ("float32", "forward_tiles_kernel")):
         found = {launch.kernel.fn.__name__ for launch in kernels.launches(["maxvit_t_384"], dtype=dtype)}
         assert several in found
+
+
+def ranks(*shape, dtype=torch.float32):
+    """The launches that rank the tokens of a map."""
+    with recording() as written:
+        ops.rank_tokens(torch.empty(shape, device="meta", dtype=dtype), impl="triton")
+    return written
+
+
+@pytest.mark.parametrize(
+    "shape, launched",
+    [
+        ((128, 32, 32), ["sort_kernel"]),
+        ((1, 25, 42), ["count_kernel"]),
+        ((2, 50, 84), ["count_kernel"]),
+        ((1, 64, 128), ["count_kernel"]),  # 2**26 pairs
+        ((1, 64, 129), ["lay_kernel", "number_kernel"]),
+        ((128, 56, 56), ["lay_kernel", "number_kernel"]),
+    ],
+)
+def test_how_tokens_are_ranked_depends_on_their_number(shape, launched):
+    """One program sorts few, each is compared with all others, or torch sorts, where that would take too long."""
+    assert [launch.kernel.fn.__name__ for launch in ranks(*shape)] == launched
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ranking_builds_without_spills(target):
+    """Every way of it, which models at one size and batch do not all launch."""
+    shapes = ((1, 28, 28), (2, 50, 84), (2, 200, 336))
+    written = distinct(launch for dtype in DTYPES for shape in shapes for launch in ranks(*shape, dtype=dtype))
+    costs = [compile(launch, target) for launch in written]
+    assert {cost.kernel for cost in costs} >= {f"token_reallocation.{k}_kernel" for k in ("sort", "count", "lay")}
+    assert all(cost.fits and not cost.spilled for cost in costs), table(costs)
 
 
 def test_no_binary_is_special_to_a_map():

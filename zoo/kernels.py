@@ -49,9 +49,10 @@ def _launches_of(model: str, most: int | None, dtype: torch.dtype) -> list[Launc
         args["depths"] = tuple(min(depth, most) for depth in args["depths"])
     with torch.device("meta"):
         built = class_of(model)(**args).to(dtype)
-        for size in (args["img_size"], args["img_size"] + 13):
+        # how tokens are ranked depends on their number in all images
+        for size, batch in ((args["img_size"], 2), (args["img_size"] + 13, 64)):
             with recording() as written:
-                built(torch.empty(2, 3, size, size, dtype=dtype)).sum().backward()
+                built(torch.empty(batch, 3, size, size, dtype=dtype)).sum().backward()
             found += distinct(written)
     return found
 
@@ -112,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     # separately for each dtype: how a call is divided into tiles depends on the element size
     written = distinct(itertools.chain(*(launches(args.models, jobs=args.jobs, dtype=dtype) for dtype in args.dtypes)))
     costs = compile_all(binaries(written, args.targets, args.all), args.jobs)
-    text = "\n".join(["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", SPILLS, ""])
+    page = ["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", *_reasons(costs)]
+    text = "\n".join(page)
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -122,24 +124,34 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(costs)} binaries: all fit, no forward pass spills on sm_90")
 
 
-SPILLS = """Why backward passes spill, on sm_90 unless stated otherwise:
+# a kernel, dtype or target -> why binaries of it spill
+SPILLS = {
+    "window_attention.backward_kernel": (
+        "the gradients of its logits are summed over windows in registers; in memory that would take atomics"
+    ),
+    "window_attention.backward_keys_kernel": (
+        "a limit of 168 registers, with which three programs share a multiprocessor (windows of 14 took 112 us on an "
+        "H200, and more than 133 without it)"
+    ),
+    "routed_attention.backward_keys_kernel": (
+        "two warps share a tile of 64 by 64 (it took 143 us on an H200, and 267 with four)"
+    ),
+    "token_reallocation.backward_weight_kernel": "two warps; what it spills is read once, outside its loops",
+    "float32": (
+        "matmuls are computed from registers, of which the compiler gives a thread little more than 128, so that two "
+        "programs share a multiprocessor; a few addresses and masks are spilled for it"
+    ),
+    "sm_80": "limits and tiles were chosen on sm_90; no such GPU has run them yet",
+    "sm_100": "limits and tiles were chosen on sm_90; no such GPU has run them yet",
+    "gfx942": "nothing has been tuned for its compiler yet",
+}
 
-- window_attention.backward_kernel, the whole pass for windows of one tile, up to 120 bytes in half precision and 128
-  in float32: the gradients of its logits are summed over windows in registers, beside the matmuls of the pass. Summing
-  them in memory would take atomics.
-- window_attention.backward_keys_kernel in half precision, up to 232 bytes: it is limited to 168 registers, with which
-  three programs share a multiprocessor. For windows of 14 it took 112 us on an H200, and more than 133 without that
-  limit.
-- routed_attention.backward_keys_kernel in half precision, 40 bytes in one binary: two warps share a tile of 64 by 64.
-  It took 143 us on an H200, and 267 with four warps.
-- token_reallocation.backward_weight_kernel, up to 16 bytes: two warps, and values stored once, outside its loops.
-- In float32, up to 32 bytes: matmuls are computed from registers, of which the compiler gives a thread 128 or little
-  more, so that two programs share a multiprocessor; a few addresses and masks are spilled for it.
-- On sm_80 and sm_100, limits and tiles that were chosen on sm_90 cost up to 304 bytes, up to 48 also in forward passes
-  of window, routed and neighborhood attention; no such GPU has run them yet.
-- With Triton 3.9 two forward passes spill on sm_90: windows of 14 in float16 16 bytes, significance in float32 8.
-- On gfx942 spills are up to 660 bytes; nothing has been tuned for its compiler yet.
-"""
+
+def _reasons(costs: Sequence[Any]) -> list[str]:
+    """Lines of Markdown: why the binaries that spill do so, for which that is known."""
+    spilling = {word for cost in costs if cost.spilled for word in (cost.kernel, cost.dtype, cost.target)}
+    known = [f"- {word}: {reason}." for word, reason in SPILLS.items() if word in spilling]
+    return ["Known reasons for spilling:", "", *known, ""] if known else []
 
 
 def _facts(models: Sequence[str]) -> list[str]:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from ..check.command import FLOAT32, positive
-from ..launching import multiply_float32
+from ..check.command import positive
+from ..check.workers import context_lost
+from ..precision import HOW, multiply_float32
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
@@ -48,6 +49,8 @@ def run(job: Job, args: argparse.Namespace) -> list[Row]:
             rows.append(row)
         # what was compiled for these shapes is not used for others
         torch.compiler.reset()
+        if context_lost():
+            break
         if args.device == "cuda":
             torch.cuda.empty_cache()
     return rows
@@ -65,7 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtypes", "--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32"
     )
-    parser.add_argument("--float32", choices=FLOAT32, default="ieee", help="on a GPU: how float32 is multiplied")
+    parser.add_argument("--float32", choices=HOW, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
     parser.add_argument("--compiled", type=int, help="compiled peers in this many calls per op, at the first size only")
@@ -123,6 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda":
         multiply_float32(args.float32)
     jobs = plan(args)
+    if not jobs:
+        asked = f"--cases {args.cases}, of {' '.join(args.ops)} in {' '.join(args.models)}"
+        sys.exit(f"nothing to time: no call has this in its name ({asked})")
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
     stem += f"_{args.float32}" * (args.float32 != "ieee")
@@ -131,14 +137,26 @@ def main(argv: list[str] | None = None) -> None:
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             break
         if job.dtype not in machines:
-            machines[job.dtype] = machine(args.device, getattr(torch, job.dtype), args.repeats)
+            machines[job.dtype] = reached(args, job.dtype)
         made = run(job, args)
         rows, done = rows + made, done + 1
         facts = settings(args, done, len(jobs))
         write(args.out / stem, rows, facts, machines)
         for row in made:
             print(f"{row.op} {row.call} {row.image} {row.dtype} {row.mode}: {said(row)}", flush=True)
+        if context_lost():
+            print("stopped: after an error in that call no CUDA call of this process succeeds", flush=True)
+            break
     finish(args, stem, rows, settings(args, done, len(jobs)), machines)
+
+
+def reached(args: argparse.Namespace, dtype: str) -> Machine | None:
+    """What the machine reaches in a dtype; None, with the reason printed, if that cannot be measured."""
+    try:
+        return machine(args.device, getattr(torch, dtype), args.repeats)
+    except Exception as error:  # such as too little memory: the calls may still be measured
+        print(f"copy and matmul in {dtype} were not timed: {told(error)}", flush=True)
+        return None
 
 
 def said(row: Row) -> str:
@@ -152,7 +170,7 @@ def settings(args: argparse.Namespace, done: int, asked: int) -> dict[str, str]:
 
 
 def finish(
-    args: argparse.Namespace, stem: str, rows: list[Row], facts: dict[str, str], machines: dict[str, Machine]
+    args: argparse.Namespace, stem: str, rows: list[Row], facts: dict[str, str], machines: dict[str, Machine | None]
 ) -> None:
     if args.json is not None:
         overwrite(args.json, numbers(rows, facts, machines))

@@ -22,16 +22,16 @@ def as_given(**inputs: Tensor) -> Tensors:
 class Peer:
     """A way to compute the op.
 
-    run      (**inputs) -> the result, or a tuple that begins with the results
-    arrange  turns the op's inputs into those of `run`; it is not timed. A peer that partitions its map before the
-             projection has q, k and v in windows from the start; only one copy of a map into windows and one back are
-             timed
-    plain    whether it leaves out the bias; it is then compared with the op without one
+    run           (**inputs) -> the result, or a tuple that begins with the results
+    arrange       turns the op's inputs into those of `run`; it is not timed. A peer that partitions its map before the
+                  projection has q, k and v in windows from the start; only one copy of a map into windows and one back
+                  are timed
+    without_bias  whether it leaves out the bias; it is then compared with the op without one
     """
 
     run: Callable[..., Result]
     arrange: Callable[..., Tensors] = as_given
-    plain: bool = False
+    without_bias: bool = False
 
 
 @dataclass(frozen=True)

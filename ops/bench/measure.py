@@ -73,7 +73,7 @@ def step(run: Callable, inputs: Tensors, probes: list[Tensor] | None) -> list[Te
 def answer(peer: Peer, contest: Contest, mode: str) -> list[Tensor]:
     """The peer's answer on the op's own inputs, through its arrangement: results, and gradients of these inputs."""
     inputs = leaves(contest.inputs, mode)
-    if peer.plain:
+    if peer.without_bias:
         inputs["bias"] = torch.zeros_like(contest.inputs["bias"])
     with torch.set_grad_enabled(mode != "forward"):
         out = results(peer.run(**peer.arrange(**inputs)))[: contest.results]
@@ -125,7 +125,8 @@ def measure(
     row.gflop = (forward + backward * (row.mode != "forward")) / 1e9
     row.gb = traffic(contest, next(iter(wanted.values())), row.mode) / 1e9 if wanted else 0.0
     wanted.clear()  # freed before memory is measured
-    row.ms, row.mib = timings(runs, repeats, device)
+    if runs:
+        row.ms, row.mib = timings(runs, repeats, device)
     return row
 
 
@@ -135,9 +136,10 @@ def attempt(
     """A run of the peer, or why it cannot be timed. `wanted` keeps the expected answers, with and without the bias."""
     try:
         got = answer(peer, contest, mode)
-        if peer.plain not in wanted:
-            wanted[peer.plain] = answer(Peer(contest.op, plain=True), contest, mode) if peer.plain else got
-        reason = disagreement(got, wanted[peer.plain], dtype)
+        without_bias = peer.without_bias
+        if without_bias not in wanted:
+            wanted[without_bias] = answer(Peer(contest.op, without_bias=True), contest, mode) if without_bias else got
+        reason = disagreement(got, wanted[without_bias], dtype)
         if reason is not None:
             return reason
         run = runner(peer, contest, mode)
@@ -174,7 +176,7 @@ def timings(runs: dict[str, Callable], repeats: int, device: str) -> tuple[dict[
             run()
     turns = on_gpu(runs, repeats) if device == "cuda" else on_cpu(runs, repeats)
     ms = {name: statistics.median(turn[name] for turn in turns) for name in runs}
-    return ms, {name: held_on_gpu(run) if device == "cuda" else held(run) for name, run in runs.items()}
+    return ms, {name: held(run, device) for name, run in runs.items()}
 
 
 def on_cpu(runs: dict[str, Callable], repeats: int) -> list[dict[str, float]]:
@@ -228,18 +230,16 @@ def elapsed(run: Callable) -> float:
     return start.elapsed_time(end)
 
 
-def held_on_gpu(run: Callable) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    kept = run()
-    torch.cuda.synchronize()
-    del kept
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def held(run: Callable) -> float:
-    """The peak MiB that a run on the CPU holds of torch's allocator, including its results."""
+def held(run: Callable, device: str = "cpu") -> float:
+    """The peak MiB that a run asks torch's allocator for beyond what was held before, including its results."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+        kept = run()
+        torch.cuda.synchronize()
+        del kept
+        return (torch.cuda.memory_stats()["requested_bytes.all.peak"] - before) / 2**20
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs each of its stages
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()

@@ -1,32 +1,54 @@
 """The peers of neighborhood attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import neighborhood_attention, unpack
+from ..partition import extend
 from .cases import Call
 from .contest import Contest, Peer, flex_attention, heads_first
 
 
 def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
+    """On a map that is smaller than its dilated window, keys outside are attended to, as in the models."""
     (wh, ww), dilation = call["window"], call["dilation"]
-    inputs = {
-        "packed": torch.randn(batch, *call.size, 3, call.heads, call.dim, device=device, dtype=dtype),
-        "bias": torch.randn(call.heads, 2 * wh - 1, 2 * ww - 1, device=device, dtype=dtype),
+    whole = [max(side, n * step) for side, n, step in zip(call.size, (wh, ww), dilation, strict=True)]
+    shapes = {
+        "packed": (batch, *call.size, 3, call.heads, call.dim),
+        "bias": (call.heads, 2 * wh - 1, 2 * ww - 1),
     }
+    if whole != list(call.size):
+        shapes["outside"] = (2, call.heads, call.dim)
+    inputs = {name: torch.randn(shape, device=device, dtype=dtype) for name, shape in shapes.items()}
 
-    def op(packed: Tensor, bias: Tensor, impl: str = "auto") -> Tensor:
-        return neighborhood_attention(*unpack(packed), bias, (wh, ww), dilation, impl=impl)
+    def op(packed: Tensor, bias: Tensor, outside: Tensor | None = None, impl: str = "auto") -> Tensor:
+        beyond = None if outside is None else tuple(outside)
+        return neighborhood_attention(*unpack(packed), bias, (wh, ww), dilation, outside=beyond, impl=impl)
 
-    near = [neighbors(*axis, device) for axis in zip(call.size, (wh, ww), dilation, strict=True)]
+    def extended(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A peer without this option: its map is extended, and its result cropped."""
+
+        def on_whole(packed: Tensor, bias: Tensor, outside: Tensor | None = None) -> Tensor:
+            if outside is None:
+                return run(packed, bias)
+            down, right = whole[0] - call.size[0], whole[1] - call.size[1]
+            parts = zip(packed.unbind(3), (torch.zeros_like(outside[0]), *outside), strict=True)
+            out = run(torch.stack([extend(part, down, right, token) for part, token in parts], 3), bias)
+            return out[:, : call.size[0], : call.size[1]]
+
+        return on_whole
+
+    near = [neighbors(*axis, device) for axis in zip(whole, (wh, ww), dilation, strict=True)]
     peers = {
-        "unfold": Peer(partial(unfolded, near=near)),
-        "flex": Peer(flex(call, near)),
-        "natten": Peer(partial(natten, window=wh, dilation=dilation[0])),
-        "natten without bias": Peer(partial(natten_without_bias, window=(wh, ww), dilation=dilation), plain=True),
+        "unfold": Peer(extended(partial(unfolded, near=near))),
+        "flex": Peer(extended(flex(whole, (wh, ww), dilation, near))),
+        "natten": Peer(extended(partial(natten, window=wh, dilation=dilation[0]))),
+        "natten without bias": Peer(
+            extended(partial(natten_without_bias, window=(wh, ww), dilation=dilation)), without_bias=True
+        ),
     }
     return Contest(inputs, op, peers)
 
@@ -52,9 +74,11 @@ def unfolded(packed: Tensor, bias: Tensor, near: list[tuple[Tensor, Tensor]]) ->
     return torch.einsum("bhyxij, byixjhd -> byxhd", attention, v)
 
 
-def flex(call: Call, near: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+def flex(
+    size: Sequence[int], window: tuple[int, int], dilation: tuple[int, int], near: list[tuple[Tensor, Tensor]]
+) -> Callable[..., Tensor]:
     """FlexAttention with the neighborhood as a block mask, created once, and the bias in the score_mod."""
-    (H, W), (wh, ww), (dh, dw) = call.size, call["window"], call["dilation"]
+    (H, W), (wh, ww), (dh, dw) = size, window, dilation
     first_row, first_col = near[0][0][:, 0].contiguous(), near[1][0][:, 0].contiguous()
     attention, mask = flex_attention(), None
 

@@ -1,17 +1,16 @@
 """Compiles what is to be timed in several processes, since a run would otherwise spend most of its time on that."""
 
 import argparse
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 
 import torch
 
-from ..check.command import most
-from ..launching import configuration, multiply_float32
+from ..check.workers import DIED, workers
+from ..launching import configuration, most
+from ..precision import multiply_float32
 from .contest import COMPILED
 from .contests import CONTESTS
 from .jobs import Job, asked
@@ -27,13 +26,16 @@ def prepared(jobs: list[Job], args: argparse.Namespace) -> Iterator[Job]:
     if args.jobs is None or args.device != "cuda":
         yield from jobs
         return
-    # a process that has initialised CUDA cannot be forked
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), alone) as pool:
+    with workers(args.jobs, alone) as run:
         for i in range(0, len(jobs), args.jobs):
             some = jobs[i : i + args.jobs]
-            for _ in pool.map(partial(warm, args=args), some):
+            for _ in run(partial(warm, args=args), some, died):
                 pass
             yield from some
+
+
+def died(job: Job) -> None:
+    print(f"{job.call.op} {job.call}: not compiled ahead, {DIED}", flush=True)
 
 
 def alone() -> None:
@@ -51,11 +53,12 @@ def warm(job: Job, args: argparse.Namespace) -> None:
             if mode != "forward" and not contest.learned:
                 continue
             peers = contest.all_peers(args.device)
-            for place in range(most(job.dtype, args.float32)):
+            for place in range(most(dtype, args.float32)):
                 with configuration(place):
                     answer(peers["ours"], contest, mode)
             for name in COMPILED:
                 if name in peers and asked(job, args, name):
                     attempt(peers[name], contest, mode, dtype, {})
-        torch.compiler.reset()
-        torch.cuda.empty_cache()
+        with suppress(Exception):  # as after an illegal access, which leaves no GPU to this process
+            torch.compiler.reset()
+            torch.cuda.empty_cache()

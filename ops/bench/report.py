@@ -42,16 +42,19 @@ def circumstances(device: str, module: str) -> dict[str, str]:
     }
 
 
-def render(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> str:
+def render(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine | None]) -> str:
     lines = ["# Ops", "", ABOUT, *(f"- {name}: {value}" for name, value in facts.items())]
     for dtype, machine in machines.items():
+        if machine is None:
+            lines.append(f"- {dtype}: copy and matmul were not timed")
+            continue
         lines.append(f"- {dtype}: copy {machine.copy / 1e9:.1f} GB/s, matmul {machine.product / 1e12:.3g} TFLOP/s")
     for op in dict.fromkeys(row.op for row in rows):
         lines += ["", f"## {op}", "", table([row for row in rows if row.op == op], machines)]
     return "\n".join(lines) + "\n"
 
 
-def table(rows: Sequence[Row], machines: dict[str, Machine]) -> str:
+def table(rows: Sequence[Row], machines: dict[str, Machine | None]) -> str:
     """A Markdown table with a row per call and a column per peer; below it, which peers were not timed and why."""
     peers = list(dict.fromkeys(name for row in rows for name in row.ms if name != "ours"))
     head = ["call", "of", "image", "batch", "dtype", "mode", "ours", "GB/s", "TFLOP/s", *peers, "ours / best"]
@@ -77,12 +80,14 @@ def cell(row: Row, name: str) -> str:
     return f"{row.ms[name]:.3g} ({row.mib[name]:.0f})" if name in row.ms else "-"
 
 
-def rates(row: Row, machine: Machine) -> list[str]:
-    """GB/s and TFLOP/s of ours, with their share of what the machine reaches."""
+def rates(row: Row, machine: Machine | None) -> list[str]:
+    """GB/s and TFLOP/s of ours, with their share of what the machine reaches if that is known."""
     if "ours" not in row.ms:
         return ["-", "-"]
     seconds = row.ms["ours"] / 1000
     gb, tflop = row.gb / seconds, row.gflop / 1000 / seconds
+    if machine is None:
+        return [f"{gb:.3g}", f"{tflop:.3g}"]
     return [f"{gb:.3g} ({1e9 * gb / machine.copy:.0%})", f"{tflop:.3g} ({1e12 * tflop / machine.product:.0%})"]
 
 
@@ -119,7 +124,7 @@ def chart(path: Path, rows: Sequence[Row], device: str) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> None:
+def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine | None]) -> None:
     """The table as <stem>.md and the numbers as <stem>.json."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     overwrite(stem.with_suffix(".md"), render(rows, facts, machines))
@@ -133,8 +138,8 @@ def overwrite(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def numbers(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine]) -> str:
+def numbers(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine | None]) -> str:
     """JSON with one line per row."""
-    rates = {dtype: asdict(machine) for dtype, machine in machines.items()}
+    rates = {dtype: machine and asdict(machine) for dtype, machine in machines.items()}
     head = json.dumps({**facts, "bytes_and_operations_a_second": rates}, indent=1).removesuffix("\n}")
     return head + ',\n "rows": [\n  ' + ",\n  ".join(json.dumps(asdict(row)) for row in rows) + "\n ]\n}\n"

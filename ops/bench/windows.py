@@ -77,13 +77,45 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
     return Contest(tensors, op, peers(call, part, batch, device, dtype))
 
 
+class Added:
+    """What is added to the logits of windows: a table of relative positions, and -inf for tokens outside the map.
+
+    hidden  (windows of an image, 1, 1, tokens), as `Partition.hidden`; None: all tokens are attended to
+    """
+
+    def __init__(self, window: tuple[int, int], batch: int, hidden: Tensor | None, device: str) -> None:
+        self.window, self.batch, self.hidden = window, batch, hidden
+        place = torch.arange(window[0] * window[1], device=device)
+        self.row, self.col = place // window[1], place % window[1]
+
+    def mask(self, bias: Tensor | None) -> Tensor | None:
+        """(1 or windows, heads or 1, tokens or 1, tokens)"""
+        mask, (row, col), (wh, ww) = None, (self.row, self.col), self.window
+        if bias is not None:
+            mask = bias[:, row - row[:, None] + wh - 1, col - col[:, None] + ww - 1].unsqueeze(0)
+        if self.hidden is not None:
+            mask = self.hidden if mask is None else mask + self.hidden
+            mask = mask.repeat(self.batch, 1, 1, 1)
+        return mask
+
+    def score_mod(self, bias: Tensor | None) -> Callable[..., Tensor] | None:
+        """The same as a function for FlexAttention, which takes windows for a batch."""
+        if bias is None and self.hidden is None:
+            return None
+        hidden, (row, col), (wh, ww) = self.hidden, (self.row, self.col), self.window
+
+        def changed(score: Tensor, w: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            if bias is not None:
+                score = score + bias[h, row[j] - row[i] + wh - 1, col[j] - col[i] + ww - 1]
+            return score if hidden is None else score + hidden[w % hidden.shape[0], 0, 0, j]
+
+        return changed
+
+
 def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dtype) -> dict[str, Peer]:
-    heads, dim, (wh, ww) = call.heads, call.dim, call["window"]
-    windows = batch * part.count[0] * part.count[1]
+    heads, dim, windows = call.heads, call.dim, batch * part.count[0] * part.count[1]
     masked = any(part.border) and not call["attend_padding"]
-    hidden = part.hidden(device, dtype) if masked else None
-    place = torch.arange(wh * ww, device=device)
-    row, col = place // ww, place % ww
+    added = Added(call["window"], batch, part.hidden(device, dtype) if masked else None, device)
 
     def arrange(packed: Tensor, query=None, bias=None, outside=None) -> dict[str, Tensor]:
         cut = part.cut(packed.flatten(3), None if outside is None else outside.flatten())
@@ -105,29 +137,8 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
 
         return run
 
-    def bias_of(bias: Tensor | None) -> Tensor | None:  # (1 or windows, heads or 1, tokens or 1, tokens)
-        mask = None
-        if bias is not None:
-            mask = bias[:, row - row[:, None] + wh - 1, col - col[:, None] + ww - 1].unsqueeze(0)
-        if hidden is not None:
-            mask = hidden if mask is None else mask + hidden
-            mask = mask.repeat(batch, 1, 1, 1)
-        return mask
-
     def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        mask = bias_of(bias)
-        return F.scaled_dot_product_attention(q, k, v, mask)
-
-    def score(bias: Tensor | None) -> Callable[..., Tensor] | None:
-        if bias is None and hidden is None:
-            return None
-
-        def changed(score: Tensor, w: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            if bias is not None:
-                score = score + bias[h, row[j] - row[i] + wh - 1, col[j] - col[i] + ww - 1]
-            return score if hidden is None else score + hidden[w % hidden.shape[0], 0, 0, j]
-
-        return changed
+        return F.scaled_dot_product_attention(q, k, v, added.mask(bias))
 
     def copied(packed: Tensor, query=None, bias=None, outside=None) -> Tensor:
         """The simplest way to write it: all three maps are cut into windows, then multiplied."""
@@ -138,14 +149,14 @@ def peers(call: Call, part: Partition, batch: int, device: str, dtype: torch.dty
         ]
         if query is not None:
             cut.insert(0, query.flatten(1, 2).transpose(1, 2).repeat_interleave(windows // batch, 0))
-        out = products(*cut, dim**-0.5, bias_of(bias))
+        out = products(*cut, dim**-0.5, added.mask(bias))
         return part.join(out.transpose(1, 2).flatten(2)).unflatten(-1, (heads, dim))
 
     flexed = flex_attention()
     found = {
         "products": Peer(copied),
         "sdpa": Peer(partitioned(sdpa), arrange),
-        "flex": Peer(partitioned(lambda q, k, v, bias: flexed(q, k, v, score_mod=score(bias))), arrange),
+        "flex": Peer(partitioned(lambda q, k, v, bias: flexed(q, k, v, score_mod=added.score_mod(bias))), arrange),
     }
     module = timm_module(call, device, dtype) if not masked else None
     return found if module is None else found | {"timm": timm_peer(module, call, part, arrange)}

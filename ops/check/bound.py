@@ -3,12 +3,14 @@
     error(implementation) <= 2 * error(reference in the dtype) + 4 * eps(dtype) * max|truth|
 
 The truth is the reference in float64, on inputs rounded to the dtype. On a GPU the larger error of the reference there
-and on the CPU counts, since each sums in an order of its own. No tolerance is tuned by hand.
+and on the CPU counts, since each sums in an order of its own. No tolerance is tuned by hand. Where a GPU multiplies
+float32 in TF32, eps is TF32's: libraries may still multiply the small matrices of the reference exactly.
 """
 
 import torch
 from torch import Tensor
 
+from ..precision import precision
 from .cases import Case, gradients
 
 
@@ -21,6 +23,7 @@ class ErrorBound:
         self.truth = gradients(case, {name: t.double() for name, t in self.rounded.items()}, "reference")
         self.eager: dict[str, list[Tensor]] = {}
         self.largest = max(t.norm() for t in self.truth)
+        self.eps = eps_of(dtype, device)
 
     def reference(self, place: str) -> list[Tensor]:
         """The answers of the reference in the dtype, computed on the device `place`."""
@@ -37,24 +40,30 @@ class ErrorBound:
         got, found = gradients(self.case, self.rounded, impl), {}
         for i, name in enumerate(("output", *self.rounded)):
             for place in dict.fromkeys((self.device, "cpu")):
-                value = share(self.truth[i], self.reference(place)[i], got[i], self.largest)
+                value = share(self.truth[i], self.reference(place)[i], got[i], self.largest, self.eps)
                 found[name] = min(value, found.get(name, value))
                 if found[name] <= 1:
                     break
         return found
 
 
-def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0) -> float:
+def eps_of(dtype: torch.dtype, device: str) -> float:
+    """The precision of a dtype, or of TF32 where that is how float32 is multiplied."""
+    in_tf32 = device == "cuda" and dtype == torch.float32 and precision() == "tf32"
+    return torch.finfo(torch.float16 if in_tf32 else dtype).eps  # float16 and TF32 have 10 bits after the point
+
+
+def share(truth: Tensor, eager: Tensor, got: Tensor, largest: Tensor | float = 0.0, eps: float | None = None) -> float:
     """One tensor's error divided by the allowed error: `truth` in float64, the others in the dtype under test.
 
     Where the truth is zero throughout, as is the gradient of a softmax over one key with respect to its logit, it is
     replaced by `largest`, the largest norm of the other tensors: such a gradient is a sum of terms that cancel, and
-    the rounding errors of all of them remain. NaN if one of the tensors has NaN, infinity if the shape or the dtype
-    differs from the reference's.
+    the rounding errors of all of them remain. `eps` is the dtype's unless given. NaN if one of the tensors has NaN,
+    infinity if the shape or the dtype differs from the reference's.
     """
     if got.dtype != eager.dtype or got.shape != truth.shape:
         return float("inf")
-    error, eps = (got.double() - truth).abs().max(), torch.finfo(got.dtype).eps
+    error, eps = (got.double() - truth).abs().max(), torch.finfo(got.dtype).eps if eps is None else eps
     scale = truth.abs().max() if truth.any() else largest
     allowed = 2 * (eager.double() - truth).abs().max() + 4 * eps * scale
     return 0.0 if error == 0 else float(error / allowed)

@@ -96,26 +96,39 @@ def neighborhood_case(name, H, W, window, dilation, *, heads=2, D=8, bias=True, 
 
 
 def routed_case(name, H, W, regions, topk, *, heads=2, D=8, B=2, sharp=1):
-    q, k, _ = packed(B, H, W, heads, D, sharp).unbind(3)
-    # the ranking in float64, whatever the dtype under test
-    route = on_devices(ops.route_regions(q, k, regions, topk))
+    def ranked():  # in float64, whatever the dtype under test
+        q, k, _ = packed(B, H, W, heads, D, sharp).unbind(3)
+        return ops.route_regions(q, k, regions, topk)
+
+    route = OnDevices(ranked)
+
+    def make():
+        route.prepare()
+        return {"qkv": packed(B, H, W, heads, D, sharp)}
 
     def call(qkv, impl="auto"):
-        return ops.routed_attention(*qkv.unbind(3), regions, topk, route(qkv.device), impl=impl)
+        return ops.routed_attention(*qkv.unbind(3), regions, topk, route.on(qkv.device), impl=impl)
 
-    return Case("routed_attention", name, lambda: {"qkv": packed(B, H, W, heads, D, sharp)}, call)
+    return Case("routed_attention", name, make, call)
 
 
-def on_devices(t: Tensor) -> Callable[[torch.device], Tensor]:
-    """The tensor on a given device, copied there once: a CUDA graph cannot capture the copy."""
-    copies = {t.device: t}
+class OnDevices:
+    """A tensor, computed on the CPU by the first `prepare` and copied to each device once.
 
-    def there(device: torch.device) -> Tensor:
-        if device not in copies:
-            copies[device] = t.to(device)
-        return copies[device]
+    A case computes it with its inputs: its call may be recorded by a compiler or in a CUDA graph.
+    """
 
-    return there
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self.compute, self.copies = compute, {}
+
+    def prepare(self) -> None:
+        if not self.copies:
+            self.copies[torch.device("cpu")] = self.compute()
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self.copies:
+            self.copies[device] = self.copies[torch.device("cpu")].to(device)
+        return self.copies[device]
 
 
 def channel_case(name, H, W, heads, D):
@@ -144,15 +157,16 @@ def super_case(name, H, W, cell, iterations=1, differentiable=False, *, C=6):
 
 
 def reallocate_case(name, H, W, runs, shares):
-    order = on_devices(ops.rank_tokens(random(2, H, W)))
+    order = OnDevices(lambda: ops.rank_tokens(random(2, H, W)))
 
     def make():
+        order.prepare()
         weights = {f"weight{i}": random(1, run, seed=i) for i, run in enumerate(runs)}
         return {"x": random(2, H, W, 6), **weights, "biases": random(len(runs), 1)}
 
     def call(x, biases, impl="auto", **weights):
         merge = list(weights.values()), list(biases)
-        sequences = ops.reallocate_tokens(x, None, *merge, shares, order(x.device), impl=impl)
+        sequences = ops.reallocate_tokens(x, None, *merge, shares, order.on(x.device), impl=impl)
         return torch.cat(sequences, 1)
 
     return Case("reallocate_tokens", name, make, call)

@@ -5,30 +5,35 @@
     python -m ops.check --device cpu --interpret       # the kernels too, in Triton's interpreter: slow
 
 The result and every gradient of each case are compared with the reference in float64, on a GPU in each configuration
-that the tuner may choose. The exit code is 1 if a check fails.
+that the tuner may choose: the first of every case, then the PyTorch paths, then the others. Findings are written after
+each check. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # its imports must not run before --interpret is parsed
-    from .cases import Case
+import torch
 
-DTYPES = ("float32", "float16", "bfloat16")
-FLOAT32 = ("ieee", "tf32", "tf32x3")  # ways in which a GPU multiplies float32
+from ..precision import HOW, multiply_float32
+from .bound import ErrorBound, broken
+from .cases import Case
+from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
+from .workers import DIED, LOST, context_lost, workers
+
+# What imports kernels (launching, and bench for its measurements) is imported where it is used, after --interpret is
+# parsed: whether a kernel is interpreted is decided when it is defined.
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -54,10 +59,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--interpret", action="store_true", help="on the CPU: kernels too, in Triton's interpreter")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--float32", choices=FLOAT32, default="ieee", help="on a GPU: how float32 is multiplied")
+    parser.add_argument("--float32", choices=HOW, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--cases", default="", help="only cases whose name, <op>-<name>, contains this")
     parser.add_argument("--jobs", type=positive, default=1, help="processes that compile and compare; default: 1")
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--minutes", type=float, help="start no check after this many minutes; default: no limit")
+    parser.add_argument("--json", type=Path, help="write the findings to this file, after each check")
     args = parser.parse_args(argv)
     if args.device == "cpu" and args.float32 != "ieee":
         parser.error(f"--float32 {args.float32}: only a GPU multiplies so, --device cuda")
@@ -67,108 +73,119 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined, so set before they are imported
-    import torch
-
-    from ..bench.report import circumstances
+        os.environ["TRITON_INTERPRET"] = "1"
+    from ..bench.report import circumstances, overwrite
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")
     if not grouped(args, "torch"):
         sys.exit(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
     if args.device == "cuda":
-        multiply(args.float32)
-    began, findings = time.perf_counter(), []
-    with workers(args.jobs) as run:
-        groups = tasks(args)
+        multiply_float32(args.float32)
+    began, findings, facts = time.time(), [], circumstances(args.device, "ops.check")
+
+    def write() -> None:
+        facts["seconds"] = str(round(time.time() - began))
+        if args.json is not None:
+            content = {**facts, "findings": [asdict(finding) for finding in findings]}
+            overwrite(args.json, json.dumps(content, indent=1) + "\n")
+
+    write()  # a folder that does not exist is an error now, not after minutes
+    end = None if args.minutes is None else began + 60 * args.minutes
+    groups, skipped = tasks(args, end), 0
+    with mapped(args.jobs) as run:
         # other processes work on these while this one runs the machine checks
-        answers = run(shares_of, [task for some in groups.values() for task in some])
-        for finding in chain(machine(args), verdicts(groups, answers)):
+        answers = run(shares_of, [task for some in groups.values() for task in some], died)
+        for finding in chain(machine(args, end), verdicts(groups, answers)):
+            if finding is None:
+                skipped += 1
+                continue
             findings.append(finding)
             mark = "ok    " if finding.ok else "FAILED"
-            print(f"{mark}  {finding.check:<17} {finding.op:<22} {finding.found}", flush=True)
+            print(f"{mark}  {finding.check:<19} {finding.op:<22} {finding.found}", flush=True)
+            write()
     failed = [finding for finding in findings if not finding.ok]
-    facts = circumstances(args.device, "ops.check") | {"seconds": str(round(time.perf_counter() - began))}
+    if skipped:
+        facts["not run"] = f"{skipped} of {len(findings) + skipped} checks, as --minutes {args.minutes:g} were over"
+    write()
     print("\n" + "\n".join(f"{key}: {value}" for key, value in facts.items()))
     print(f"{len(findings) - len(failed)} checks passed, {len(failed)} failed")
-    if args.json is not None:
-        args.json.write_text(json.dumps({**facts, "findings": [asdict(f) for f in findings]}, indent=1) + "\n")
     return 1 if failed else 0
 
 
 @dataclass(frozen=True)
 class Task:
-    """One case in one implementation and dtype; kernels in their first `places` configurations."""
+    """One case in one implementation and dtype.
+
+    places  which configurations of its kernels
+    end     the time, in seconds since the epoch, from which it is not started
+    """
 
     case: str
     impl: str
     dtype: str
     device: str
-    places: int = 1
+    places: tuple[int, ...] = (0,)
     float32: str = "ieee"
+    end: float | None = None
 
 
-def most(dtype: str, float32: str) -> int:
-    """The most configurations that a kernel has."""
-    return 1 if dtype == "float32" and float32 != "tf32x3" else 4
-
-
-def multiply(float32: str) -> None:
-    from ..launching import multiply_float32
-
-    multiply_float32(float32)
-
-
-def tasks(args: argparse.Namespace) -> dict[tuple[str, str], list[Task]]:
-    """The tasks that check the error bound, by (implementation and dtype, op)."""
-    groups = {}
-    for impl in ["triton"] * (args.device == "cuda" or args.interpret) + ["torch"]:
-        # the interpreter's bfloat16 matmuls are wrong
-        dtypes = [name for name in args.dtypes if not (args.interpret and impl == "triton" and name == "bfloat16")]
-        for op, cases in grouped(args, impl).items():
-            for dtype in dtypes:
-                places = most(dtype, args.float32) if impl == "triton" and args.device == "cuda" else 1
-                options = (impl, dtype, args.device, places, args.float32)
-                groups[f"{impl} {dtype}", op] = [Task(str(case), *options) for case in cases]
+def tasks(args: argparse.Namespace, end: float | None = None) -> dict[tuple[str, str], list[Task]]:
+    """The tasks that check the error bound, by the name of the check and the op, the most important first."""
+    on_gpu, groups = args.device == "cuda", {}
+    rounds = [("triton", False)] * (on_gpu or args.interpret) + [("torch", False)] + [("triton", True)] * on_gpu
+    for impl, later in rounds:
+        for dtype in args.dtypes:
+            if args.interpret and impl == "triton" and dtype == "bfloat16":
+                continue  # the interpreter's bfloat16 matmuls are wrong
+            places = later_places(dtype, args.float32) if later else (0,)
+            if not places:
+                continue
+            check = f"{impl} {dtype}" + f" 2-{places[-1] + 1}" * later
+            for op, cases in grouped(args, impl).items():
+                options = (impl, dtype, args.device, places, args.float32, end)
+                groups[check, op] = [Task(str(case), *options) for case in cases]
     return groups
 
 
-def verdicts(groups: dict[tuple[str, str], list[Task]], answers: Iterator[list]) -> Iterator[Finding]:
-    """One finding for each implementation, dtype and op, from the answers to their tasks in this order."""
-    for (check, op), some in groups.items():
-        yield verdict(check, op, {task: next(answers) for task in some})
+def later_places(dtype: str, float32: str) -> tuple[int, ...]:
+    """The numbers of the configurations besides the first that kernels have for a dtype."""
+    from ..launching import most
+
+    return tuple(range(1, most(getattr(torch, dtype), float32)))
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[Callable]:
-    """`map` over `jobs` processes."""
+def mapped(jobs: int) -> Iterator[Callable]:
+    """run(function, tasks, died): `map`, over `jobs` processes if they are several."""
     if jobs == 1:
-        yield map
+        yield lambda function, some, died: map(function, some)
         return
-    # a process that has initialised CUDA cannot be forked
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), share_cores, (jobs,)) as pool:
-        yield pool.map
+    with workers(jobs, share_cores, jobs) as run:
+        yield run
 
 
 def share_cores(jobs: int) -> None:
-    import torch
-
     torch.set_num_threads(max(torch.get_num_threads() // jobs, 1))
 
 
-def shares_of(task: Task) -> list[dict[str, float] | str]:
-    """For each configuration, the shares of the allowed error, or how the implementation failed."""
-    import torch
+Answer = list[dict[str, float] | str] | None  # what `shares_of` returns
 
+
+def shares_of(task: Task) -> Answer:
+    """For each configuration, the shares of the allowed error, or how the implementation failed; None: not run."""
     from ..bench.measure import told
     from ..launching import configuration
-    from .bound import ErrorBound
-    from .tables import BY_NAME
 
+    if task.end is not None and time.time() > task.end:
+        return None
     if task.device == "cuda":
-        multiply(task.float32)  # this may be another process
+        multiply_float32(task.float32)  # this may be another process
     held, found = None, []
-    for place in range(task.places):
+    for place in task.places:
+        if context_lost():
+            found.append(LOST)
+            continue
         try:
             held = held or ErrorBound(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
             with configuration(place):
@@ -178,25 +195,36 @@ def shares_of(task: Task) -> list[dict[str, float] | str]:
     return found
 
 
-def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]]) -> Finding:
-    """The largest share of the allowed error over the cases of an op, or the cases that exceed it."""
-    from .bound import broken
+def died(task: Task) -> Answer:
+    return [DIED] * len(task.places)
 
+
+def verdicts(groups: dict[tuple[str, str], list[Task]], answers: Iterator[Answer]) -> Iterator[Finding | None]:
+    """One finding for each group, from the answers to the tasks in this order; None if none of its tasks was run."""
+    for (check, op), some in groups.items():
+        found = {task: next(answers) for task in some}
+        run = {task: answered for task, answered in found.items() if answered is not None}
+        yield verdict(check, op, run, len(some)) if run else None
+
+
+def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]], asked: int) -> Finding:
+    """The largest share of the allowed error over the cases of an op, or the cases that exceed it.
+
+    asked  the number of cases, of which some may not have been run
+    """
     worst, bad = 0.0, []
     for task, answered in answers.items():
-        for place, found in enumerate(answered):
+        for place, found in zip(task.places, answered, strict=True):
             name = f"{task.case} in configuration {place + 1}" if place else task.case
             wrong = found if isinstance(found, str) else broken(found)
             bad += [f"{name}: {wrong}"] * bool(wrong)
             worst = max(worst, *([] if isinstance(found, str) else found.values()), 0.0)
-    cases = len({task.case for task in answers})
+    cases = f"{asked}" if len(answers) == asked else f"{len(answers)} of {asked}"
     return Finding(check, op, not bad, "; ".join(bad) or f"{cases} cases, at most {worst:.2f} of the allowed error")
 
 
 def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
     """The requested cases, by op."""
-    from .tables import CASES, EXTREME, RELEASED, with_kernels
-
     found: dict[str, list[Case]] = {}
     for case in (*CASES, *RELEASED, *EXTREME):
         if args.cases in str(case) and (impl != "triton" or with_kernels(case)):
@@ -204,15 +232,15 @@ def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
     return found
 
 
-def machine(args: argparse.Namespace) -> Iterator[Finding]:
-    """All checks other than the error bound."""
+def machine(args: argparse.Namespace, end: float | None = None) -> Iterator[Finding | None]:
+    """All checks other than the error bound; None for each that is not run because time is over."""
     from . import machine as checks
 
     on_gpu = args.device == "cuda"
+    asked: list[tuple[Callable, str, tuple]] = []
     if on_gpu or args.interpret:
         for check in (checks.same_bits, checks.compiled, *[checks.captured] * on_gpu):
-            for op, cases in grouped(args, "triton").items():
-                yield tried(check.__name__, op, lambda check=check, case=cases[0]: check(case, args.device))
+            asked += [(check, op, (cases[0], args.device)) for op, cases in grouped(args, "triton").items()]
         for check in (
             checks.forward_memory,
             checks.packed_gradients,
@@ -220,14 +248,19 @@ def machine(args: argparse.Namespace) -> Iterator[Finding]:
             checks.far_apart,
             *[checks.large_map, checks.routed_memory] * on_gpu,
         ):
-            yield tried(check.__name__, "several", lambda check=check: check(args.device))
-    yield tried("plain_attention", "pooled_attention", lambda: checks.plain_attention(args.device))
+            asked.append((check, "several", (args.device,)))
+    asked.append((checks.plain_attention, "pooled_attention", (args.device,)))
+    for check, op, given in asked:
+        over = end is not None and time.time() > end
+        yield None if over else tried(check, op, *given)
 
 
-def tried(name: str, op: str, check: Callable[[], str]) -> Finding:
+def tried(check: Callable[..., str], op: str, *given: object) -> Finding:
     from ..bench.measure import told
 
+    if context_lost():
+        return Finding(check.__name__, op, False, LOST)
     try:
-        return Finding(name, op, True, check())
+        return Finding(check.__name__, op, True, check(*given))
     except Exception as error:  # as above
-        return Finding(name, op, False, told(error))
+        return Finding(check.__name__, op, False, told(error))

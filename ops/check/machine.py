@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ops
 
+from ..bench.measure import held
 from .bound import share
 from .cases import Case, gradients
 
@@ -65,22 +66,6 @@ def captured(case: Case, device: str) -> str:
     return "replayed"
 
 
-def allocated(run: Callable[[], object], device: str) -> int:
-    """The peak bytes that a run allocates beyond what was allocated before, including its results."""
-    if device != "cuda":
-        from ..bench.measure import held
-
-        return round(held(run) * MiB)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    kept = run()
-    torch.cuda.synchronize()
-    most = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
-    del kept
-    return most
-
-
 def forward_memory(device: str) -> str:
     """The forward passes of softmax attention hold their result and one float32 for each query and head."""
     B, H, W, heads, D = shape = (1, 28, 28, 2, 32)
@@ -96,8 +81,8 @@ def forward_memory(device: str) -> str:
     with torch.no_grad():
         for name, call in calls.items():
             call()  # compiles
-            if (most := allocated(call, device)) > needed:
-                raise Failed(f"{name} attention of {shape} holds {most} bytes; result and log-sum-exp take {needed}")
+            if (most := held(call, device) * MiB) > needed:
+                raise Failed(f"{name} attention of {shape} holds {most:.0f} bytes; result and log-sum-exp: {needed}")
     return f"{', '.join(calls)}: only the result and a log-sum-exp"
 
 
@@ -216,7 +201,7 @@ def routed_memory(device: str) -> str:
         out = ops.routed_attention(*given, (7, 7), 4, impl="triton")
         return out, *torch.autograd.grad(out.sum(), given)
 
-    most = allocated(run, device)
-    if most >= 2**30:
-        raise Failed(f"forward and backward hold {most / MiB:.0f} MiB")
-    return f"forward and backward hold {most / MiB:.0f} MiB"
+    most = held(run, device)
+    if most >= 1024:
+        raise Failed(f"forward and backward hold {most:.0f} MiB")
+    return f"forward and backward hold {most:.0f} MiB"

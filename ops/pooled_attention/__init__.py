@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..checks import check_dtypes, check_map, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, WIDE, by_matmuls, learnt_keys, sdpa
+from ..partition import CACHED, HAS_AVX512, by_matmuls, learnt_keys, sdpa
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -77,12 +77,12 @@ def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     else:
         fits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
-        return surely(k.shape[2] <= 64) and fits and not WIDE and on_threads(q)
+        return surely(k.shape[2] <= 64) and fits and not HAS_AVX512 and on_threads(q)
 
 
 def ragged(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether padding the keys is faster: fused attention takes the last of a row, less than a register, one by one."""
-    if not WIDE or q.dtype != torch.float32 or not eager(q) or learning(q, k, v, None):
+    if not HAS_AVX512 or q.dtype != torch.float32 or not eager(q) or learning(q, k, v, None):
         return False
     return k.shape[2] < q.shape[2] and k.shape[2] % REGISTER > SPARE
 

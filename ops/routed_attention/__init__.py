@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dtypes, check_map, check_maps, check_numbers, factor, pair
+from ..checks import check_dtypes, check_map, check_maps, check_numbers, factor, pair, whole
 from ..dispatch import choose
 from . import reference
 from .reference import rank
@@ -44,7 +44,7 @@ def routed_attention(
     """
     regions_ = pair("regions", regions)
     check_maps(q, k, v)
-    scale_ = factor(scale, q.shape[-1])
+    scale_, topk = factor(scale, q.shape[-1]), whole("topk", topk)
     _check(q, regions_, topk)
     R = regions_[0] * regions_[1]
     if route is None:
@@ -78,6 +78,7 @@ def route_regions(q: Tensor, k: Tensor, regions: int | tuple[int, int], topk: in
         raise ValueError(f"q and k are {q.shape}, {k.shape}: expected one shape (B, H, W, heads, D)")
     check_map("q", q)
     check_dtypes("q, k", [q, k])
+    topk = whole("topk", topk)
     _check(q, regions_, topk)
     return rank(q, k, regions_, topk)
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import under_autocast
-from ..launching import launch, power_of_two, precision
+from ..launching import launch, power_of_two
+from ..precision import precision
 from ..registration import register
 from ..tiles import outputs, strides
 from . import reference

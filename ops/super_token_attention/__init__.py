@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_channels, check_map, pair
+from ..checks import check_channels, check_map, pair, whole
 from ..dispatch import choose
 from ..sizes import ceil
 from . import reference
@@ -52,6 +52,7 @@ def super_tokens(
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
     check_map("x", x)
+    iterations = whole("iterations", iterations)
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}: expected at least 1")
     if torch.jit.is_scripting():

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import wide
+from ..sizes import filled
 
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
@@ -62,9 +63,7 @@ def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
 
 def extend(x: Tensor, cell: tuple[int, int], value: float = 0.0) -> Tensor:
     """Pads (B, H, W, C) to whole cells with `value`."""
-    H, W = x.shape[1:3]
-    # not with a remainder: for symbolic sizes this is a product, which torch easily proves to be divisible
-    return F.pad(x, [0, 0, 0, -(-W // cell[1]) * cell[1] - W, 0, -(-H // cell[0]) * cell[0] - H], value=value)
+    return filled(x, cell, value)
 
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import differentiating, eager, under_autocast, wide
-from ..sizes import ceil, covering, cropped, laid_out, surely
+from ..sizes import ceil, cropped, filled, laid_out
 
 
 def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable: bool) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,7 @@ def shift(x: Tensor, down: int, right: int) -> Tensor:
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (cells, pixels of a cell, C), padded with zeros to whole cells."""
     B, H, W, C = x.shape
-    Hx, Wx = covering(H, cell[0]), covering(W, cell[1])
-    if not (surely(Hx == H) and surely(Wx == W)):
-        x = F.pad(x, [0, 0, 0, Wx - W, 0, Hx - H])
-    x = x.reshape(B, Hx // cell[0], cell[0], Wx // cell[1], cell[1], C).transpose(2, 3)
+    x = filled(x, cell).reshape(B, ceil(H, cell[0]), cell[0], ceil(W, cell[1]), cell[1], C).transpose(2, 3)
     return laid_out(x).reshape(-1, cell[0] * cell[1], C)
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import under_autocast
-from ..launching import launch, power_of_two, precision
+from ..launching import launch, power_of_two
+from ..precision import precision
 from ..registration import register
 from ..tiles import strides
 from . import reference

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dtypes, check_map, check_numbers, factor, pair
+from ..checks import check_dtypes, check_map, check_numbers, factor, pair, whole
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
 from .torch_path import received as torch_received
 
 HAS = ("triton", "torch", "reference")
+WINDOW = 128  # tokens of a window at most in the kernel of `significance`, which processes it as one tile
 
 
 def significance(
@@ -47,10 +48,12 @@ def significance(
     if torch.jit.is_scripting():
         return torch_received(q.detach(), k.detach(), window_, scale_)
     else:
-        # the kernel processes a window as one tile
-        has = HAS if window_ is None or window_[0] * window_[1] <= 128 else HAS[1:]
+        unfit = None
+        if window_ is not None and window_[0] * window_[1] > WINDOW:
+            unfit = f"a window has {window_[0] * window_[1]} tokens, and this kernel takes up to {WINDOW}"
         received = {"triton": _triton_received, "torch": torch_received, "reference": reference.received}
-        return received[choose(impl, q, op="significance", has=has)](q.detach(), k.detach(), window_, scale_)
+        name = choose(impl, q, op="significance", has=HAS, unfit=unfit)
+        return received[name](q.detach(), k.detach(), window_, scale_)
 
 
 def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
@@ -59,10 +62,13 @@ def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
     Both rows are stable sorts and differ only in ties: row 0 keeps equal tokens in row-major order, row 1 in
     column-major order. NaN comes last.
 
-    Raises ValueError for another number of axes, and what `ops.dispatch.choose` raises for `impl`.
+    Raises ValueError for another number of axes or a map without pixels, and what `ops.dispatch.choose` raises for
+    `impl`.
     """
     if significance.dim() != 3:
         raise ValueError(f"significance is {significance.shape}: expected (B, H, W)")
+    if significance.shape[1] == 0 or significance.shape[2] == 0:
+        raise ValueError(f"significance is {significance.shape}: expected a map of at least 1 x 1 pixels")
     if torch.jit.is_scripting():
         return reference.rank(significance)
     else:
@@ -99,21 +105,13 @@ def reallocate_tokens(
     if x.dim() != 4:
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
     check_map("x", x)
-    if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
-        raise ValueError(
-            f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
-            "per group, with shares at least 1"
-        )
-    for i in range(len(shares)):
-        weight, bias = weights[i], biases[i]
-        if weight.dim() != 2 or weight.shape[0] != 1 or weight.shape[1] < 1 or list(bias.shape) != [1]:
-            raise ValueError(
-                f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
-                "as in a Linear(run, 1)"
-            )
+    shares = [whole("a share", share) for share in shares]
+    _check_merge(weights, biases, shares)
     if order is None:
-        if significance is None or significance.shape != x.shape[:3]:
-            raise ValueError(f"expected the significance {x.shape[:3]} or an order")
+        if significance is None:
+            raise ValueError("neither a significance nor an order is given: expected one of them")
+        if significance.shape != x.shape[:3]:
+            raise ValueError(f"significance is {significance.shape}: expected (B, H, W), {list(x.shape[:3])}")
         order = rank_tokens(significance, impl)
     elif list(order.shape) != [x.shape[0], 2, x.shape[1] * x.shape[2]]:
         raise ValueError(
@@ -133,6 +131,21 @@ def reallocate_tokens(
         merge = _triton_merge if name == "triton" else torch_merge
         merged = merge(x, order, weights, biases, shares)
     return merged[:, 0], merged[:, 1]
+
+
+def _check_merge(weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> None:
+    if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
+            "per group, with shares at least 1"
+        )
+    for i in range(len(shares)):
+        weight, bias = weights[i], biases[i]
+        if weight.dim() != 2 or weight.shape[0] != 1 or weight.shape[1] < 1 or list(bias.shape) != [1]:
+            raise ValueError(
+                f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
+                "as in a Linear(run, 1)"
+            )
 
 
 def _triton_received(*args: Any) -> Tensor:

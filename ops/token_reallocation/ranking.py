@@ -1,4 +1,7 @@
-"""Ranking as Triton kernels: few tokens are sorted by one program per order, many by torch between two kernels."""
+"""Ranking as Triton kernels: few tokens are sorted by one program per order, more are each compared with all others.
+
+Where those would be too many comparisons, torch sorts between two kernels.
+"""
 
 import triton
 from triton import language as tl
@@ -26,24 +29,55 @@ def pixel(number, order, H, W):
     return tl.where(order == 0, number, number % H * W + number // H)
 
 
-@tuned(SIZES, MANY)
-def sort_kernel(Values, Out, strides, H, W, BLOCK: tl.constexpr):
-    """Pixels of one image by value, ties in the given order, NaN last; Out (B, 2, H * W) is contiguous.
+@triton.jit
+def ordered(value, known):
+    """Integers in the order of the values, in the upper half of 64 bits: NaN comes after them, what is not known last.
 
-    The keys are 64-bit integers: the value's bits, mapped to integers in the same order, in the upper half, and its
-    index in the lower half. No two keys are equal, so any sort is stable.
+    With an index in the lower half no two are equal, so any sort of them is stable.
     """
-    order, image = tl.program_id(0) % 2, tl.program_id(0) // 2
-    lane = tl.arange(0, BLOCK)
-    # adding 0 turns -0 into 0, which it equals
-    value = load_values(Values, strides, image, order, lane, H, W).to(tl.float32) + 0.0
+    value = value.to(tl.float32) + 0.0  # turns -0 into 0, which it equals
     bits = value.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the bits of negative values grow as the values fall
     bits = tl.where(value != value, 0x7FFFFFFE, bits)
-    bits = tl.where(lane < H * W, bits, 0x7FFFFFFF)
-    ranked = (tl.sort((bits.to(tl.int64) << 32) | lane.to(tl.int64)) & 0xFFFFFFFF).to(tl.int32)
+    return tl.where(known, bits, 0x7FFFFFFF).to(tl.int64) << 32
+
+
+@tuned(SIZES, MANY)
+def sort_kernel(Values, Out, strides, H, W, BLOCK: tl.constexpr):
+    """Pixels of one image by value, ties in the given order, NaN last; Out (B, 2, H * W) is contiguous."""
+    order, image = tl.program_id(0) % 2, tl.program_id(0) // 2
+    lane = tl.arange(0, BLOCK)
+    value = load_values(Values, strides, image, order, lane, H, W)
+    ranked = (tl.sort(ordered(value, lane < H * W) | lane) & 0xFFFFFFFF).to(tl.int32)
     start = tl.program_id(0).to(tl.int64) * (H * W)
     tl.store(Out + start + lane, pixel(ranked, order, H, W).to(tl.int64), mask=lane < H * W)
+
+
+@triton.jit
+def keys(Values, strides, image, lane, H, W):
+    """The keys of pixels, given by their row-major indices, in both orders."""
+    bits = ordered(load_values(Values, strides, image, 0, lane, H, W), lane < H * W)
+    return bits | lane, bits | pixel(lane, 1, W, H)  # with rows and columns swapped, this is a column-major index
+
+
+@tuned(SIZES, ONE_EACH)
+def count_kernel(Values, Out, strides, blocks, H, W, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
+    """What `sort_kernel` stores, by counting: the place of a pixel in an order is the number of smaller keys.
+
+    A program places a block of pixels of one image in both orders. No two pixels have the same place.
+    """
+    block, image = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    lane = block * BLOCK + tl.arange(0, BLOCK)
+    by_rows, by_columns = keys(Values, strides, image, lane, H, W)
+    # summed at the end: each thread counts for itself
+    rows, columns = tl.zeros([BLOCK, OTHERS], tl.int32), tl.zeros([BLOCK, OTHERS], tl.int32)
+    for first in range(0, H * W, OTHERS):
+        other_by_rows, other_by_columns = keys(Values, strides, image, first + tl.arange(0, OTHERS), H, W)
+        rows += (other_by_rows[None, :] < by_rows[:, None]).to(tl.int32)
+        columns += (other_by_columns[None, :] < by_columns[:, None]).to(tl.int32)
+    start = Out + image.to(tl.int64) * 2 * (H * W)
+    tl.store(start + tl.sum(rows, 1), lane.to(tl.int64), mask=lane < H * W)
+    tl.store(start + H * W + tl.sum(columns, 1), lane.to(tl.int64), mask=lane < H * W)
 
 
 @tuned(SIZES, ONE_EACH)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import under_autocast
-from ..launching import launch, power_of_two, precision
+from ..launching import launch, power_of_two
+from ..precision import precision
 from ..registration import register
 from ..tiles import strides
 from . import reference
@@ -19,11 +20,15 @@ from .kernels import (
     receive_kernel,
     receive_window_kernel,
 )
-from .ranking import lay_kernel, number_kernel, sort_kernel
+from .ranking import count_kernel, lay_kernel, number_kernel, sort_kernel
 
 TILE = 64  # tokens of a tile
 MEMBERS, CHANNELS = 16, 64  # tokens of a run, and channels, at a time, at most
 SORTED = 1024  # tokens that one program sorts at most: for 3,136 it took several times as long as torch
+# Pairs of tokens, of all images, up to which places are counted; for more torch sorts. Compiled for sm_90, a pair takes
+# 13 instructions: the limit is an estimate from these, and has not been timed.
+COUNTED = 2**26
+RANKED, OTHERS = 16, 128  # tokens that a program places, and that they are compared with at a time
 LANES = 1024  # of a program with one value per lane
 PROGRAMS = 1024  # about how many share the sums over all queries, or runs: a few for each multiprocessor
 
@@ -88,6 +93,11 @@ def ranked_forward(significance):
     if H * W <= SORTED:
         (out,) = ranked_outputs(significance)
         launch(sort_kernel, B * 2, significance, out, *strides(significance), H, W, BLOCK=max(power_of_two(H * W), 16))
+        return (out,)
+    if B * (H * W) ** 2 <= COUNTED:
+        (out,), blocks = ranked_outputs(significance), -(-H * W // RANKED)
+        given = (significance, out, *strides(significance), blocks, H, W)
+        launch(count_kernel, B * blocks, *given, BLOCK=RANKED, OTHERS=OTHERS)
         return (out,)
     laid, blocks = significance.new_empty((B, 2, H * W)), -(-H * W // LANES)
     launch(lay_kernel, B * 2 * blocks, significance, laid, *strides(significance), blocks, H, W, BLOCK=LANES)

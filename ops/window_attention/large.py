@@ -71,21 +71,23 @@ def forward_tiles_kernel(
 
 
 @triton.jit
-def keep(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """What `shift` returns for BLOCK queries and KEYS keys: bits in half precision, in the upper half of 32 bits."""
-    queries = position(query + tl.arange(0, BLOCK), WW, WH * WW, WH * WW, 1)
+def keep(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """What `shift` returns for QUERIES and KEYS lanes: bits in half precision, in the upper half of 32 bits."""
+    queries = position(query + tl.arange(0, QUERIES), WW, WH * WW, WH * WW, 1)
     keys = position(key + tl.arange(0, KEYS), WW, WH * WW, WH * WW, 1)
-    table, _ = load_table(Bias, head, query, 0, WH, WW, BLOCK, False)
+    table, _ = load_table(Bias, head, query, 0, WH, WW, QUERIES, False)
     found = look_up(table, entries(0, queries, keys, WH, WW))
     found = tl.where((keys[1] < WH * WW)[None, :], found, float("-inf")).to(table.dtype)
     return found.to(tl.int16, bitcast=True).to(tl.int32) << 16
 
 
 @triton.jit
-def keep_two(Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr):
+def keep_two(
+    Bias, head, query, key, WH: tl.constexpr, WW: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """What `keep` returns for a tile of keys and, in the lower half, for the next tile, whether it has keys or not."""
-    next = keep(Bias, head, query, key + BLOCK, WH, WW, BLOCK, BLOCK)
-    return keep(Bias, head, query, key, WH, WW, BLOCK, BLOCK) | ((next >> 16) & 0xFFFF)
+    next = keep(Bias, head, query, key + BLOCK, WH, WW, QUERIES, BLOCK)
+    return keep(Bias, head, query, key, WH, WW, QUERIES, BLOCK) | ((next >> 16) & 0xFFFF)
 
 
 @triton.jit
@@ -97,35 +99,27 @@ def halves(bits, dtype: tl.constexpr):
         return (bits >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
 
 
-@tuned(SIZES, KEPT)
-def forward_kept_kernel(
-    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
-    total, share, packs, heads, H, W, GH, GW, grid, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
-    PADDED: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+@triton.jit
+def attend_kept(
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, total, share, packs, sizes, scale,
+    head, query, group,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, PADDED: tl.constexpr,
+    QUERIES: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one head in `share` windows of up to four tiles of keys, with a table in half precision.
-
-    The windows divide the map. The table entries of the tile are looked up once and kept in registers, two numbers in
-    each. If the last keys are fewer than a tile, they take TAIL more lanes.
-    """
-    sizes = heads, H, W, GH, GW, grid
+    """QUERIES queries of one head, from lane `query` on, in the windows of a group, as `forward_kept_kernel` says."""
     dtype: tl.constexpr = Bias.dtype.element_ty
-    parts: tl.constexpr = (WH * WW + BLOCK - 1) // BLOCK
     whole: tl.constexpr = (WH * WW - TAIL + BLOCK - 1) // BLOCK
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    query, group = rest % parts * BLOCK, rest // parts
-    kept = keep_two(Bias, head, query, 0, WH, WW, BLOCK)
+    kept = keep_two(Bias, head, query, 0, WH, WW, QUERIES, BLOCK)
     if whole > 2:
-        kept_more = keep_two(Bias, head, query, 2 * BLOCK, WH, WW, BLOCK)
+        kept_more = keep_two(Bias, head, query, 2 * BLOCK, WH, WW, QUERIES, BLOCK)
     if TAIL > 0:
-        kept_last = keep(Bias, head, query, whole * BLOCK, WH, WW, BLOCK, TAIL)
+        kept_last = keep(Bias, head, query, whole * BLOCK, WH, WW, QUERIES, TAIL)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        queries = locate(query + tl.arange(0, BLOCK), pack, sizes, WH, WW, False, PADDED, 1)
+        queries = locate(query + tl.arange(0, QUERIES), pack, sizes, WH, WW, False, PADDED, 1)
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
-        best, sums = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
-        out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+        best, sums = tl.full([QUERIES], float("-inf"), tl.float32), tl.zeros([QUERIES], tl.float32)
+        out = tl.zeros([QUERIES, BLOCK_D], tl.float32)
         # 0, unknown to the compiler: otherwise it would unpack both numbers once, before the loop
         zero = flat >> 31
         for tile in tl.static_range(whole):
@@ -141,6 +135,44 @@ def forward_kept_kernel(
                 halves(kept_last, dtype), scale, sizes, D, WH, WW, False, PADDED, TAIL, BLOCK_D, PRECISION,
             )  # fmt: skip
         finish(Out, Lse, finite(best), sums, out, image, head, queries, sizes, strides_q, D, BLOCK_D)
+
+
+@tuned(SIZES, KEPT)
+def forward_kept_kernel(
+    Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
+    total, share, packs, heads, H, W, GH, GW, grid, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one head in `share` windows of up to four tiles of keys, with a table in half precision.
+
+    The windows divide the map. The table entries of the tile are looked up once and kept in registers, two numbers in
+    each. If the last keys are fewer than a tile, they take TAIL more lanes. So do the last queries if these are at most
+    a quarter of a tile; such programs do less, and come last, where they fill the multiprocessors that are free first.
+    """
+    sizes = heads, H, W, GH, GW, grid
+    parts: tl.constexpr = (WH * WW + BLOCK - 1) // BLOCK
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    if TAIL > 0 and 4 * TAIL <= BLOCK:
+        full = tl.cdiv(total, share) * (parts - 1)
+        if rest < full:
+            attend_kept(
+                Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, total, share, packs, sizes, scale,
+                head, rest % (parts - 1) * BLOCK, rest // (parts - 1),
+                D, WH, WW, SHARED, PADDED, BLOCK, BLOCK, TAIL, BLOCK_D, PRECISION,
+            )  # fmt: skip
+        else:
+            attend_kept(
+                Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, total, share, packs, sizes, scale,
+                head, (parts - 1) * BLOCK, rest - full,
+                D, WH, WW, SHARED, PADDED, TAIL, BLOCK, TAIL, BLOCK_D, PRECISION,
+            )  # fmt: skip
+    else:
+        attend_kept(
+            Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v, total, share, packs, sizes, scale,
+            head, rest % parts * BLOCK, rest // parts,
+            D, WH, WW, SHARED, PADDED, BLOCK, BLOCK, TAIL, BLOCK_D, PRECISION,
+        )  # fmt: skip
 
 
 @tuned(SIZES, TILES)

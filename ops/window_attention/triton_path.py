@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..dispatch import NARROW, under_autocast
-from ..launching import launch, power_of_two, precision
+from ..launching import launch, power_of_two
 from ..packing import apart, as_given
+from ..precision import precision
 from ..registration import register
 from ..tiles import contiguous, outputs, outside_gradients, strides, table_gradient
 from . import reference

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ops import bench, launching
+from ops import bench, launching, precision
 from ops.bench.cases import BASE, MODELS, SMALL, Call, call, calls, flops, merged
 from ops.bench.contest import Contest, Peer
 from ops.bench.contests import CONTESTS
@@ -17,6 +17,7 @@ from ops.bench.measure import MODES, Machine, Row, disagreement, held, measure, 
 from ops.bench.report import render
 
 prepare = importlib.import_module("ops.bench.prepare")  # a function of the package has its name
+timing = importlib.import_module("ops.bench.measure")
 QUICK = ["products", "sdpa", "timm", "unfold", "gathered", "gather", "softmax"]  # those that are not compiled
 
 
@@ -75,6 +76,7 @@ FEW = [
     call("window_attention", (8, 6), 2, 8, window=(4, 4), grid=False, bias=True, attend_padding=True, shared=True),
     call("window_attention", (9, 6), 2, 8, window=(7, 7), grid=False, bias=False, attend_padding=True, shared=False),
     call("neighborhood_attention", (9, 8), 2, 8, window=(3, 3), dilation=(2, 2)),
+    call("neighborhood_attention", (4, 9), 2, 8, window=(3, 3), dilation=(2, 2)),  # fewer rows than it needs
     call("routed_attention", (6, 9), 2, 8, regions=(3, 3), topk=2),
     call("channel_attention", (5, 6), 2, 8),
     call("super_token_attention", (8, 12), 1, 8, cell=(4, 4)),
@@ -95,7 +97,7 @@ def test_peers_agree(case, mode):
     assert not found.missing and set(found.ms) == {"ours", *(set(contest.peers) & set(QUICK))} and len(found.ms) > 1
 
 
-@pytest.mark.parametrize("case", [FEW[1], FEW[4], FEW[6], FEW[7], FEW[-1]], ids=lambda case: f"{case.op} {case}")
+@pytest.mark.parametrize("case", [FEW[i] for i in (1, 4, 6, 7, 8, -1)], ids=lambda case: f"{case.op} {case}")
 def test_flex_agrees(case, monkeypatch):
     """Not compiled: its score and mask are what is held to the op."""
     from ops.bench import contest
@@ -109,12 +111,12 @@ def test_flex_agrees(case, monkeypatch):
 
 def test_a_peer_without_a_bias_is_held_to_the_op_without_one():
     made = CONTESTS["neighborhood_attention"](FEW[6], 2, "cpu", torch.float32)
-    assert made.peers["natten without bias"].plain
+    assert made.peers["natten without bias"].without_bias
 
     def unbiased(packed, bias):
         return made.op(packed, torch.zeros_like(bias))
 
-    peers = {"plain": Peer(unbiased, plain=True), "not said": Peer(unbiased)}
+    peers = {"plain": Peer(unbiased, without_bias=True), "not said": Peer(unbiased)}
     for mode in MODES:
         found = measured(FEW[6], Contest(made.inputs, made.op, peers), mode, only=list(peers))
         assert set(found.ms) == {"ours", "plain"} and found.missing["not said"].startswith("disagrees")
@@ -137,15 +139,49 @@ def test_a_peer_that_disagrees_or_fails_is_not_timed(small):
     assert "wrong: not timed in 1 (first 6x5 2x8 keys 11 forward): disagrees" in text
 
 
+def test_where_nothing_runs_the_reason_is_told(small):
+    def op(**inputs):
+        raise RuntimeError("broken")
+
+    made = CONTESTS[small.op](small, 2, "cpu", torch.float32)
+    found = measured(small, Contest(made.inputs, op), only=[])
+    assert found.missing == {"ours": "RuntimeError: broken"} and not found.ms
+
+
+def test_without_what_the_machine_reaches_calls_are_timed(small, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(bench, "machine", fail)
+    assert bench.reached(bench.parse([]), "float32") is None
+    assert "copy and matmul in float32 were not timed: OutOfMemoryError: no memory" in capsys.readouterr().out
+    found = measured(small, CONTESTS[small.op](small, 2, "cpu", torch.float32), only=[])
+    text = render([found], {}, {"float32": None})
+    assert "- float32: copy and matmul were not timed" in text and "%" not in text.split("## pooled_attention")[1]
+
+
+def test_a_run_stops_where_no_call_can_succeed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "context_lost", lambda: True)
+    arguments = ["pooled_attention", "--models", "stvit_s", "--batch", "1", "--repeats", "1", "--peers"]
+    bench.main([*arguments, "--out", str(tmp_path)])
+    (found,) = json.loads((tmp_path / "pooled_attention_cpu.json").read_text())["rows"]
+    assert found["mode"] == "forward" and "stopped: after an error in that call" in capsys.readouterr().out
+
+
+def test_calls_that_there_are_none_of(tmp_path):
+    with pytest.raises(SystemExit, match=r"no call has this in its name \(--cases zzz, of pooled_attention in max"):
+        bench.main(["pooled_attention", "--cases", "zzz", "--out", str(tmp_path)])
+
+
 def test_in_tf32_answers_may_differ_by_its_rounding():
     one, near, far = ([torch.full((3,), value)] for value in (1.0, 1.005, 1.02))
     assert disagreement(near, one, torch.float32) is not None
-    launching.multiply_float32("tf32")
+    precision.multiply_float32("tf32")
     try:
         assert disagreement(near, one, torch.float32) is None
         assert disagreement(far, one, torch.float32) is not None
     finally:
-        launching.multiply_float32("ieee")
+        precision.multiply_float32("ieee")
 
 
 def test_ours_failing_ends_with_an_error_after_all_is_written(tmp_path, monkeypatch):
@@ -220,31 +256,31 @@ def test_what_is_timed_is_compiled_before_in_every_configuration(monkeypatch):
     assert len(seen) == 2 * 4
 
 
-@pytest.mark.parametrize(("how", "places"), [("ieee", 1), ("tf32x3", 4)])
+@pytest.mark.parametrize(("how", "places"), [("ieee", 1), ("tf32x3", 5)])
 def test_processes_that_compile_multiply_float32_as_the_run_does(how, places, monkeypatch):
     args = bench.parse(["channel_attention", "--models", "davit_t", "--device", "cuda", "--float32", how])
     args.device, seen = "cpu", []
-    monkeypatch.setattr(prepare, "answer", lambda *_: seen.append((launching._fixed, launching.precision())))
+    monkeypatch.setattr(prepare, "answer", lambda *_: seen.append((launching._fixed, precision.precision())))
     try:
         prepare.warm(next(job for job in bench.plan(args) if job.dtype == "float32"), args)
     finally:
-        launching.multiply_float32("ieee")
+        precision.multiply_float32("ieee")
     assert seen == 2 * [(place, how) for place in range(places)]
 
 
 def test_a_run_that_is_cut_off_has_timed_what_it_compiled(monkeypatch):
     compiled = []
 
-    class Pool(contextlib.nullcontext):
-        def __init__(self, processes, context, begin):
-            super().__init__(self)
-            assert processes == 3
+    @contextlib.contextmanager
+    def workers(jobs, begin):
+        def run(warm, some, died):
+            compiled.extend(some)
+            return some
 
-        def map(self, warm, jobs):
-            compiled.extend(jobs)
-            return jobs
+        assert jobs == 3
+        yield run
 
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(prepare, "workers", workers)
     args = bench.parse(["--device", "cuda", "--models", "davit_t", "--jobs", "3"])
     jobs, timed = bench.plan(args), []
     for job in prepare.prepared(jobs, args):
@@ -309,6 +345,30 @@ def test_traffic_and_products():
     # and again q, k, v; the gradient of the result; three gradients
     assert traffic(contest, answer, "forward+backward") == 11 * a_map * 4
     assert flops(case, 3) == (4 * a_map * 49, 8 * a_map * 49)
+
+
+def test_products_of_what_is_not_attention_over_positions():
+    """Three images; each line by hand: pixels x pairs x channels x heads x two operations."""
+    by_op = {(case.op, case.options): case for case in FEW}
+    channel = by_op["channel_attention", ()]  # k' v and its product with q, both 8 x 8 for each of 5 x 6 pixels
+    assert flops(channel, 3) == (3 * 30 * 2 * (8 * 8) * 2 * 2, 3 * 30 * 4 * (8 * 8) * 2 * 2)
+    tokens = by_op["super_token_attention", (("cell", (4, 4)),)]  # nine each: association, average, scatter
+    assert flops(tokens, 3) == (3 * 96 * (9 * 3) * 8 * 2, 3 * 96 * (9 * 2) * 8 * 2)
+    whole, inside = (case for case in FEW if case.op == "significance")  # q k', without a gradient
+    assert flops(whole, 3) == (3 * 48 * 12 * 8 * 2 * 2, 0) and flops(inside, 3) == (3 * 48 * 16 * 8 * 2 * 2, 0)
+
+
+def test_times_are_medians(monkeypatch):
+    monkeypatch.setattr(timing, "on_cpu", lambda runs, repeats: [dict.fromkeys(runs, ms) for ms in (1.0, 9.0, 2.0)])
+    ms, _ = timing.timings({"run": lambda: torch.ones(1)}, 3, "cpu")
+    assert ms == {"run": 2.0}
+
+
+def test_what_a_machine_reaches(monkeypatch):
+    monkeypatch.setattr(timing, "timings", lambda runs, *_: ({"copy": 500.0, "product": 250.0}, {}))
+    found = timing.machine("cpu", torch.float32, 1)
+    assert found.copy == 2 * 2**27 / 0.5  # bytes read and written
+    assert found.product == 2 * 2048**3 / 0.25  # a multiplication and an addition
 
 
 def test_a_call_is_told_in_a_few_words():

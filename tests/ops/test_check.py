@@ -1,14 +1,19 @@
 """`python -m ops.check`: what it says of implementations within the error bound, and of one that is not."""
 
+import importlib
 import json
+import os
+import subprocess
 import sys
+from itertools import chain, repeat
 
 import pytest
 import torch
 
 import ops
 from ops.check import command, machine, main
-from ops.check.bound import share
+from ops.check.bound import broken, eps_of, share
+from ops.check.workers import DIED, LOST, workers
 
 channel = sys.modules["ops.channel_attention"]
 
@@ -20,8 +25,8 @@ def test_all_is_well(capsys, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert [finding["check"] for finding in found["findings"][1:]] == [
         "torch float32",
-        "torch float16",
         "torch bfloat16",
+        "torch float16",
     ]
     assert {"date", "device", "versions", "command"} < set(found)
 
@@ -62,11 +67,11 @@ def test_an_implementation_that_fails_is_found(capsys, monkeypatch):
 
 
 def test_each_configuration_is_held_to_the_law():
-    task = command.Task("channel_attention-small", "torch", "float32", "cpu", places=3)
+    task = command.Task("channel_attention-small", "torch", "float32", "cpu", places=(0, 1, 2))
     first, second, third = command.shares_of(task)
     assert set(first) == {"output", "qkv"} and first == second == third
     finding = command.verdict(
-        "triton float32", "channel_attention", {task: [first, second | {"qkv": 2.0}, "OSError: no"]}
+        "triton float32", "channel_attention", {task: [first, second | {"qkv": 2.0}, "OSError: no"]}, 1
     )
     assert not finding.ok
     assert finding.found == (
@@ -85,10 +90,81 @@ def test_float32_is_multiplied_as_asked_in_all_configurations():
     args = command.parse(["--device", "cuda", "--cases", "channel_attention-small", "--float32", "tf32x3"])
     groups = command.tasks(args)
     (task,) = groups["triton float32", "channel_attention"]
-    assert (task.places, task.float32) == (4, "tf32x3")
+    assert (task.places, task.float32) == ((0,), "tf32x3")
+    (task,) = groups["triton float32 2-5", "channel_attention"]
+    assert (task.places, task.float32) == ((1, 2, 3, 4), "tf32x3")
     args.float32 = "ieee"
     (task,) = command.tasks(args)["triton float32", "channel_attention"]
-    assert (task.places, task.float32) == (1, "ieee")
+    assert (task.places, task.float32) == ((0,), "ieee")
+
+
+def test_what_matters_most_is_checked_first():
+    groups = command.tasks(command.parse(["--device", "cuda", "--cases", "channel_attention-small"]))
+    first = [f"{impl} {dtype}" for impl in ("triton", "torch") for dtype in ("float32", "bfloat16", "float16")]
+    assert [check for check, _ in groups] == [*first, "triton bfloat16 2-4", "triton float16 2-4"]
+
+
+def test_no_check_is_started_when_time_is_over(capsys, tmp_path, monkeypatch):
+    arguments = ["--cases", "channel_attention-", "--dtypes", "float32", "--json", str(tmp_path / "found.json")]
+    assert main([*arguments, "--minutes", "-1"]) == 0
+    assert "not run: 2 of 2 checks, as --minutes -1 were over" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["findings"] == []
+    groups = command.tasks(command.parse(arguments))
+    (found,) = command.verdicts(groups, chain([[{"output": 0.5}]], repeat(None)))
+    assert found.found == "1 of 6 cases, at most 0.50 of the allowed error"
+
+
+def work(what):
+    """What a worker is asked for by the tests below."""
+    if what == "die":
+        os._exit(9)
+    if what == "lose the GPU":
+        importlib.import_module("ops.check.workers").context_lost = lambda: True
+    return os.getpid()
+
+
+def test_a_process_that_dies_or_loses_its_gpu_is_replaced():
+    with workers(1, int) as run:
+        first, same, died, last = run(work, ["answer", "lose the GPU", "die", "answer"], lambda what: f"{what}: {DIED}")
+    assert first == same != last and died == "die: its process died: killed, perhaps for memory, or crashed"
+
+
+def test_without_a_gpu_nothing_more_is_run(monkeypatch):
+    """An error such as an illegal access makes every later call of the process fail too."""
+    monkeypatch.setattr(command, "context_lost", lambda: True)
+    assert command.shares_of(command.Task("channel_attention-small", "torch", "float32", "cpu", (0, 1))) == [LOST, LOST]
+    found = command.tried(machine.same_bits, "channel_attention", None)
+    assert (found.check, found.ok, found.found) == ("same_bits", False, LOST)
+
+
+def test_findings_are_on_disk_when_a_run_ends_early(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "verdict", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--cases", "attention-small", "--dtypes", "float32", "--json", str(tmp_path / "found.json")])
+    (found,) = json.loads((tmp_path / "found.json").read_text())["findings"]
+    assert found["check"] == "plain_attention" and found["ok"]
+
+
+def test_kernels_are_interpreted_if_the_command_says_so():
+    """Which is known after the package is imported, and without the checks of memory and graphs, which take long."""
+    code = "import sys; from ops.check import command; command.machine = lambda *_: (); sys.exit(command.main())"
+    arguments = ["--interpret", "--cases", "channel_attention-small", "--dtypes", "float32"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    child = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0 and "ok      triton float32" in child.stdout, child.stdout + child.stderr
+
+
+def test_in_tf32_the_bound_is_that_of_its_bits(monkeypatch):
+    """Libraries may multiply the small matrices of the reference exactly, where kernels use TF32."""
+    monkeypatch.setattr("ops.check.bound.precision", lambda: "tf32")
+    assert eps_of(torch.float32, "cuda") == 2**-10 and eps_of(torch.float32, "cpu") == 2**-23
+    assert eps_of(torch.bfloat16, "cuda") == 2**-7
+    one = torch.ones(3)
+    given = one.double(), one, one + 2**-9
+    assert share(*given, eps=2**-10) < 1 < share(*given)
 
 
 def test_no_gpu_is_said(monkeypatch):
@@ -104,6 +180,13 @@ def test_shares_of_the_allowed_error():
     assert 0.9 < share(truth, eager, truth.float() + 2e-3) <= 1 < share(truth, eager, truth.float() + 3e-3)
     assert not share(truth, eager, torch.full_like(eager, float("nan"))) <= 1
     assert share(truth, eager, truth) == float("inf")  # another dtype
+    exact = truth.float()  # then four roundings of the largest value are allowed
+    assert share(truth, exact, exact + 4 * torch.finfo(torch.float32).eps * 2) == 1
+
+
+def test_what_is_no_number_is_broken():
+    assert broken({"output": 1.0, "q": 0.5}) == ""
+    assert broken({"output": float("nan"), "q": 1.0}) == "output: nan of the allowed error"
 
 
 def test_plain_attention_is_fused():

@@ -121,6 +121,10 @@ def test_what_is_named_never_falls_back(monkeypatch):
         ops.window_attention(q, k, v, None, window=(2, 2))
     with ops.implementation("triton"), pytest.raises(RuntimeError, match="pooled_attention has no 'triton'"):
         ops.pooled_attention(q, k, v)
+    q = packed(1, 16, 16, 1, 4)[:, :, :, 0]
+    with pytest.raises(RuntimeError, match="kernel but a window has 256 tokens, and this kernel takes up to 128: use"):
+        ops.significance(q, q, 16, impl="triton")
+    assert choose("auto", GPU, op="op", has=ALL, unfit="it is large") == "torch"
 
 
 def test_tangents_go_by_the_reference_or_nowhere(monkeypatch):
@@ -170,6 +174,16 @@ def test_a_gpu_with_little_shared_memory(monkeypatch, dtype, channels, given, ru
     if runs == "torch":
         with pytest.raises(RuntimeError, match=rf"a head of {channels} channels in {dtype} needs .* program {given}:"):
             choose("triton", x, op="op", has=ALL)
+
+
+@pytest.mark.parametrize(("channels", "given", "runs"), [(64, 99, "torch"), (64, 163, "triton"), (128, 163, "torch")])
+@pytest.mark.parametrize("how", ["tf32", "tf32x3"])
+def test_tf32_takes_more_shared_memory(monkeypatch, how, channels, given, runs):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "_shared_memory", lambda device: given)
+    monkeypatch.setattr(dispatch, "precision", lambda: how)
+    x = SimpleNamespace(**vars(GPU) | {"dtype": torch.float32, "shape": (1, channels)})
+    assert choose("auto", x, op="op", has=ALL) == runs
 
 
 def test_shared_memory_is_asked_for_in_autocasts_precision(monkeypatch):
@@ -223,8 +237,11 @@ BAD = {
     ),
     "channel": (lambda: ops.channel_attention(X, X, X), r"expected one shape"),
     "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* both"),
+    "topk of no whole number": (lambda: ops.routed_attention(Q, Q, Q, (3, 2), 1.0), "topk is 1.0: expected a whole"),
+    "route topk": (lambda: ops.route_regions(Q, Q, (3, 2), "1"), "topk is '1': expected a whole number"),
     "cell": (lambda: ops.super_tokens(X, (0, 1)), "cell is 0 x 1"),
     "iterations": (lambda: ops.super_tokens(X, (2, 2), 0), "iterations is 0"),
+    "iterations of no whole number": (lambda: ops.super_tokens(X, (2, 2), 1.5), "iterations is 1.5: expected a whole"),
     "super map": (lambda: ops.super_tokens(Q, (2, 2)), r"expected \(B, H, W, C\)"),
     "scatter": (lambda: ops.scatter_super_tokens(X, random(2, 6, 8, 9), (2, 2)), "tokens are .* affinity"),
     "scattered images": (lambda: ops.scatter_super_tokens(X, random(3, 6, 8, 9), (1, 1)), "tokens are .* affinity"),
@@ -234,7 +251,12 @@ BAD = {
     "weight": (lambda: ops.reallocate_tokens(X, X[..., 0], [random(2, 1)], *ONE[1:]), r"of group 0 is .*\(1, run\)"),
     "no weight": (lambda: ops.reallocate_tokens(X, X[..., 0], [random(1, 0)], *ONE[1:]), r"expected \(1, run\)"),
     "bias": (lambda: ops.reallocate_tokens(X, X[..., 0], ONE[0], [random(4)], [1]), r"its bias .*\[4\]\): .* \(1,\)"),
-    "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "expected the significance .* or an order"),
+    "no order": (lambda: ops.reallocate_tokens(X, None, *ONE), "neither a significance nor an order is given"),
+    "another significance": (
+        lambda: ops.reallocate_tokens(X, X[:, 1:, :, 0], *ONE),
+        r"significance is torch.Size\(\[2, 5, 8\]\): expected \(B, H, W\), \[2, 6, 8\]",
+    ),
+    "share": (lambda: ops.reallocate_tokens(X, X[..., 0], *ONE[:2], [1.5]), "a share is 1.5: expected a whole number"),
     "order": (lambda: ops.reallocate_tokens(X, None, *ONE, order=X), r"expected \(B, 2, H \* W\), \(2, 2, 48\)"),
     "tokens that are not": (
         lambda: ops.reallocate_tokens(X, None, *ONE, order=torch.arange(1, 49).expand(2, 2, -1)),
@@ -251,6 +273,7 @@ EMPTY = {
     "scatter": lambda rows: ops.scatter_super_tokens(X[:, :rows], random(2, 6, 8, 9)[:, :rows], (1, 1)),
     "reallocation": lambda rows: ops.reallocate_tokens(X[:, :rows], X[:, :rows, :, 0], *ONE),
     "significance": lambda rows: ops.significance(Q[:, :rows], Q),
+    "rank": lambda rows: ops.rank_tokens(X[:, :rows, :, 0]),
     "significance of keys": lambda rows: ops.significance(Q, Q[:, :rows]),
 }
 MAPS = {
@@ -319,7 +342,7 @@ def test_a_number_of_another_kind_is_one(scale):
 @pytest.mark.parametrize("call", EMPTY.values(), ids=EMPTY)
 def test_a_map_has_pixels(call):
     call(1)
-    with pytest.raises(ValueError, match=r"is torch.Size\(\[2, 0, 8, .*: expected a map of at least 1 x 1 pixels"):
+    with pytest.raises(ValueError, match=r"is torch.Size\(\[2, 0, 8.*: expected a map of at least 1 x 1 pixels"):
         call(0)
 
 

@@ -73,10 +73,15 @@ def test_tensors_are_on_one_device(gpu):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [32, 128])
-def test_heads_of_many_channels(channels, dtype, gpu):
-    """Whether kernels fit the shared memory of a GPU cannot be asked where there is none."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
+def test_heads_of_many_channels(compiled, channels, dtype, gpu):
+    """Whether kernels fit the shared memory of a GPU cannot be asked where there is none, nor by a compiler."""
     q = torch.empty(1, 8, 8, 2, channels, dtype=dtype, device=gpu)
-    out = window_attention(q, q, q, None, (4, 4))
+
+    def call(q):
+        return window_attention(q, q, q, None, (4, 4))
+
+    out = (torch.compile(call, fullgraph=True, backend="eager") if compiled else call)(q)
     assert (out.device.type, out.shape, out.dtype) == ("cuda", q.shape, dtype)
 
 

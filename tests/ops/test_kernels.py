@@ -175,15 +175,25 @@ def test_captured_in_a_graph(case):
     machine.captured(case, DEVICE)
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 9), (1, 5, 1), (1, 14, 14), (1, 32, 32), (2, 33, 40), (0, 4, 4), (2, 0, 3)])
+# tokens up to which one program sorts, and pairs of tokens up to which places are counted; beyond, torch sorts
+RANKING = {
+    (1024, 0): [(2, 7, 9), (1, 5, 1), (1, 14, 14), (1, 32, 32), (0, 4, 4), (2, 33, 40)],
+    (0, 2**26): [(2, 7, 9), (1, 5, 1), (3, 1, 47), (1, 13, 17), (1, 16, 16), (0, 4, 4)],
+}
+
+
+@pytest.mark.parametrize("limits, shape", [(limits, shape) for limits in RANKING for shape in RANKING[limits]], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks(shape, dtype):
+def test_ranks(limits, shape, dtype, monkeypatch):
     """As torch sorts: equal tokens as they stand, -0 and 0 among them, infinities in their places, NaN last."""
+    path = importlib.import_module("ops.token_reallocation.triton_path")
+    monkeypatch.setattr(path, "SORTED", limits[0])
+    monkeypatch.setattr(path, "COUNTED", limits[1])
     values = random(*shape).mul(4).round().div(2).to(DEVICE, dtype)
     values.flatten(1)[:, :: max(shape[1] * shape[2] // 6, 1)] = float("inf")
     for place, odd in enumerate((float("nan"), -0.0, 0.0, float("-inf"), -float("nan"))):
         values.flatten(1)[:, place : place + 1] = odd
-    for given in (values, values.transpose(1, 2)):
+    for given in (values, values.transpose(1, 2), values[:, ::2]):
         assert torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference"))
 
 

@@ -11,7 +11,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from ops.launching import choice, configuration, launch, multiply_float32, power_of_two, precision
+from ops.dispatch import interprets
+from ops.launching import choice, configuration, launch, power_of_two
+from ops.precision import multiply_float32, precision
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -173,6 +175,12 @@ def test_three_matmuls_in_the_place_of_one_have_all_registers():
     assert len(several) == len(set(map(str, several))) > len(choices.float32)
     assert {config.maxnreg for config in several} == {None} and 8 in {config.num_warps for config in several}
     assert choices.of([torch.bfloat16], given) == choices.of([torch.bfloat16], {"D": 32})
+
+
+@pytest.mark.parametrize("word", ["1", "true", "TRUE", "on", "yes", "y", "0", "2", "", "false", "no"])
+def test_the_variable_is_read_as_triton_reads_it(word, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", word)
+    assert interprets() == triton.knobs.runtime.interpret
 
 
 def test_rows_of_tokens_without_a_division():

@@ -17,8 +17,7 @@ from ops import (
     super_tokens,
     window_attention,
 )
-from ops.sizes import ceil, covering
-from zoo.biformer import pad_to_regions
+from ops.sizes import ceil, covering, filled
 from zoo.blocks import pad_to_multiple
 
 SIZES = ((23, 36), (28, 35), (40, 27), (29, 42))  # 7, of windows and cells, divides no side, both, none, the second
@@ -36,7 +35,7 @@ def around(x, table):
     return scatter_super_tokens(tokens, affinity, (7, 7)) + table.sum()
 
 
-def filled(x, table):
+def bordered(x, table):
     return windows(x, table, outside=(table[:, 0, :4], table[:, 1, :4]))
 
 
@@ -50,7 +49,7 @@ def apart(x, table):
 
 
 def routed(x, table):
-    x = pad_to_regions(x.flatten(3), (3, 4)).unflatten(3, (3, 2, 4))
+    x = filled(x, (3, 4))
     return routed_attention(*x.unbind(3), regions=(3, 4), topk=5) * table.sum()
 
 
@@ -69,11 +68,11 @@ def merged(x, table):
 
 def whole(x, table):
     """Zeros up to multiples of 5 and 7, then of 4."""
-    x = pad_to_regions(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
+    x = filled(x.flatten(3), (5, 7)).permute(0, 3, 1, 2)
     return pad_to_multiple(x, 4) * table.sum()
 
 
-CALLS = [windows, partial(windows, partition="grid"), filled, around, near, apart, routed, pooled, merged, whole]
+CALLS = [windows, partial(windows, partition="grid"), bordered, around, near, apart, routed, pooled, merged, whole]
 
 
 def assert_same(compiled, call, sizes):
@@ -98,7 +97,7 @@ def test_one_graph_for_any_size(call):
     assert counted.frame_count == 1
 
 
-@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), filled, around])
+@pytest.mark.parametrize("call", [windows, partial(windows, partition="grid"), bordered, around])
 def test_one_window_for_any_size(call):
     """A map that one window, or one cell, covers: its axes of one group need no copy, and views keep their strides."""
     torch.compiler.reset()

@@ -122,6 +122,12 @@ def test_onnx_with_any_batch(grad, quiet):
     torch.testing.assert_close(torch.from_numpy(out), model(x), rtol=0, atol=1e-5)
 
 
+def test_import_leaves_kernels_and_compilers_for_later():
+    """Kernels are interpreted if the variable is set when they are defined, and torch's compiler takes seconds."""
+    code = "import sys, ops; assert not {'triton', 'torch._dynamo'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_import_needs_torch_alone():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['triton', 'timm', 'torchvision', 'numpy.testing']))\n"
