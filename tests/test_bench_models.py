@@ -92,6 +92,18 @@ def test_time_inside_a_module_is_not_that_of_its_parts():
         ("aten::add_", "elementwise arithmetic"),
         ("aten::gelu_backward", "activation"),
         ("aten::_softmax", "softmax"),
+        ("mkldnn::_linear_pointwise", "matmul"),
+        ("torchvision::deform_conv2d", "convolution"),
+        ("attention_backbones::window_attention", "attention"),
+        ("aten::_to_copy", "copy"),
+        ("aten::cat", "copy"),
+        ("aten::scatter_add_", "gather, sort"),
+        ("aten::cumsum", "pooling, sums"),
+        ("aten::addcdiv_", "elementwise arithmetic"),
+        ("aten::new_empty", "fill, allocate"),
+        ("aten::normal_", "other"),
+        ("aten::cummax", "other"),
+        ("aten::upsample_bilinear2d", "other"),
         ("aten::unheard_of", "other"),
     ],
 )
@@ -105,6 +117,7 @@ def test_a_model_of_timm_s_at_another_size(tmp_path, capsys):
     assert "batch 1, 64 x 96, float32" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "models_cpu_inference_64x96.json").read_text())
     assert [set(row["images_a_second"]) for row in numbers["rows"]] == [{"timm"}, {"ours", "timm"}, {"ours"}]
+    assert [row["gflops"] for row in numbers["rows"]] == [gflops(name, (64, 96)) for name in command[:3]]
     cells = [line.split(" | ") for line in bench.table([bench.Row(**row) for row in numbers["rows"]]).splitlines()[2:]]
     assert [len(row) for row in cells] == [10, 10, 10]
     assert [row[4] == "-" for row in cells] == [True, False, False]
@@ -131,6 +144,7 @@ def test_cost_at_a_size():
         (["davit_tiniest"], "no model is called davit_tiniest"),
         (["--batch", "0"], "argument --batch: 0: expected at least 1"),
         (["--size", "32", "-1"], "argument --size: -1: expected at least 1"),
+        (["--profile", "--compile"], "leave one of them out"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):

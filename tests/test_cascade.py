@@ -21,17 +21,24 @@ def model(classes=2, samples=16):
     return built
 
 
-def told(rows):
+def answering(rows):
     """A cascade whose predictors answer with their biases, whatever they see: (logits, deltas, mask logits) a stage."""
-    built = model().eval()
+    built = model()
     for stage, (logits, deltas, masks) in zip(built.heads.roi_heads, rows, strict=True):
         box, mask = stage.box_predictor, stage.mask_predictor.mask_fcn_logits
         for layer, bias in ((box.cls_score, logits), (box.bbox_pred, deltas), (mask, masks)):
             torch.nn.init.zeros_(layer.weight)
             layer.bias.data = torch.tensor(bias)
-    maps = {str(i): torch.zeros(1, 16, 32 >> i, 32 >> i) for i in range(4)}
+    return built.heads.roi_heads
+
+
+MAPS = {str(i): torch.zeros(1, 16, 32 >> i, 32 >> i) for i in range(4)}
+
+
+def told(rows):
+    """What it finds in one region of 30 x 40 pixels."""
     with torch.no_grad():
-        (found,), losses = built.heads.roi_heads(maps, [torch.tensor([[40.0, 50, 70, 90]])], [(128, 128)])
+        (found,), losses = answering(rows).eval()(MAPS, [torch.tensor([[40.0, 50, 70, 90]])], [(128, 128)])
     assert losses == {}
     return {key: value[found["labels"].argsort()] for key, value in found.items()}
 
@@ -62,6 +69,22 @@ def test_each_stage_moves_the_regions_of_the_one_before():
     torch.testing.assert_close(found["boxes"], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
+def test_what_the_next_stage_learns_from(monkeypatch):
+    """A region that holds an object moves by the deltas of its class, others by the likeliest's; objects are left out,
+    since every stage adds them itself."""
+    deltas = [0.0] * 4 + [1.0, 0.0, 0.0, 0.0] + [-1.0, 0.0, 0.0, 0.0]
+    heads, seen = answering([([0.0, 2.0, 0.0], deltas, [0.0] * 3)] * STAGES), []
+    select = heads[1].select_training_samples
+    monkeypatch.setattr(heads[1], "select_training_samples", lambda *given: seen.append(given[0]) or select(*given))
+    target = {"boxes": torch.tensor([[40.0, 50, 70, 90]]), "labels": torch.tensor([2])}
+    target["masks"] = torch.ones(1, 128, 128)
+    regions = torch.tensor([[42.0, 50, 72, 90], [80, 90, 110, 120]])  # the first is one of the object
+    heads(MAPS, [regions], [(128, 128)], [target])
+    ((found,),) = seen
+    expected = torch.tensor([[39.0, 50, 69, 90], [83, 90, 113, 120]])
+    torch.testing.assert_close(found[found[:, 0].argsort()], expected, rtol=0, atol=1e-4)
+
+
 def test_deviations_of_each_stage():
     """mmdet's `target_stds`, of which torchvision takes the inverses: a box moves by delta times deviation."""
     for stage, stds in zip(model().heads.roi_heads, ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067)), strict=True):
@@ -90,8 +113,11 @@ def test_losses_of_three_stages(monkeypatch):
 
 
 def test_thresholds_of_each_stage():
-    matchers = [stage.proposal_matcher for stage in model().heads.roi_heads]
+    stages = model(samples=512).heads.roi_heads
+    matchers = [stage.proposal_matcher for stage in stages]
     assert [m.high_threshold for m in matchers] == [m.low_threshold for m in matchers] == [0.5, 0.6, 0.7]
+    assert {stage.fg_bg_sampler.positive_fraction for stage in stages} == {0.25}
+    assert {(stage.score_thresh, stage.nms_thresh, stage.detections_per_img) for stage in stages} == {(0.05, 0.5, 100)}
 
 
 def test_loss_of_boxes_is_ten_times_giou_over_all_regions():

@@ -166,6 +166,14 @@ def test_one_word_before_every_name(tmp_path, caplog):
     overlay = {"file": str(path)}
     model = timm.create_model("gcvit_xxt", pretrained=True, pretrained_cfg_overlay=overlay)
     assert same(model, source.state_dict()) and "part '_forward_module': layout 'timm'" in caplog.text
+    # the model need not be a variant
+    args = {"depths": (1, 1, 2, 1), "num_classes": 5}
+    source = trained(timm.create_model("gcvit_xxt", **args))
+    torch.save({f"net.{key}": value for key, value in source.state_dict().items()}, path)
+    model = timm.create_model("gcvit_xxt", **args)
+    assert "part 'net'" in load_checkpoint(model, path).message and same(model, source.state_dict())
+    model = timm.create_model("gcvit_xxt", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    assert same(model, source.state_dict())
     # names of another model are its own
     other = nn.Sequential(small(NAME))
     torch.save(other.state_dict(), path)

@@ -256,6 +256,11 @@ def test_windows_are_averaged_in_place(monkeypatch):
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (out, want)))
 
 
+def test_classifiers_of_pixels_start_small():
+    classifier = PixelHead(256, 64, 0.0).classifier
+    assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.1) and not classifier.bias.any()
+
+
 def test_dropout_is_of_whole_channels():
     head = PixelHead(64, 64, 0.5).train()
     nn.init.eye_(head.classifier.weight.data.flatten(1))

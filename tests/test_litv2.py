@@ -147,3 +147,9 @@ def test_windows_of_four():
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="dim 32 does not divide into 3 heads"):
         small("litv2_s", heads=(1, 2, 3, 4), dims=(32, 64, 32, 128))
+
+
+@pytest.mark.parametrize("alpha", [1.5, -0.1, float("nan"), "0.9"])
+def test_shares_of_heads_that_are_none(alpha):
+    with pytest.raises(ValueError, match=f"alpha is {alpha!r}: expected a share of the heads, from 0 to 1"):
+        create_model("litv2_s", alpha=alpha, device="meta")

@@ -77,6 +77,13 @@ def test_momentum_of_batch_norms(name):
         assert len(norms) == 1 + 3 * 5 and {(m.momentum, m.eps) for m in norms} == {(momentum, 1e-3)}
 
 
+def test_logits_are_scaled_by_the_width_of_a_head():
+    """32 channels in every variant; dims that 32 does not divide have wider heads."""
+    model = create_model("maxvit_t", stem_dim=8, dims=(64, 48, 80), depths=(1, 1, 1), device="meta")
+    found = {(m.qkv.in_features, m.heads, m.scale) for m in model.modules() if isinstance(m, WindowAttention)}
+    assert found == {(64, 2, 32**-0.5), (48, 1, 48**-0.5), (80, 2, 40**-0.5)}
+
+
 def test_lengths_that_differ():
     with pytest.raises(ValueError, match=r"depths is \(2, 2\): expected one number per stage in each"):
         create_model("maxvit_t", depths=(2, 2))

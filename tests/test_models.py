@@ -5,8 +5,9 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import get_channel_dim, get_spatial_dim
+from timm.layers import DropPath, get_channel_dim, get_spatial_dim
 from timm.models import create_model, get_model_args, get_model_input_config
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -14,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import ops
 import zoo
 from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, ROUNDED_DOWN, SMALL
-from zoo.blocks import WindowAttention, image_sides, init_fan_out, resize_table
+from zoo.blocks import ConvPosition, WindowAttention, image_sides, init_fan_out, resize_table
 
 
 def small(name, **kwargs):
@@ -287,6 +288,15 @@ RESIZED = {"sgformer_b": SIZES, "vitrpb_s": SIZES, "gcvit_s": (*SIZES, *WINDOWS,
 RESIZED |= dict.fromkeys(("maxvit_t", "maxvit_t_tv"), (*SIZES, *WINDOWS, *PARTITIONS))
 
 
+@pytest.mark.parametrize("name", RESIZED)
+def test_a_frozen_model_stays_frozen_at_another_size(name):
+    model = small(name).requires_grad_(False)
+    before = list(model.parameters())
+    model.set_input_size(256)
+    after = list(model.parameters())
+    assert any(p is not old for p, old in zip(after, before, strict=True)) and not any(p.requires_grad for p in after)
+
+
 @pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, cases in RESIZED.items() for wrong in cases])
 def test_a_size_that_is_refused_changes_nothing(name, wrong):
     model = small(name)
@@ -428,6 +438,47 @@ def test_what_records_a_projection_ends_with_the_map(name):
     assert {shape for shapes in seen.values() for shape in shapes[1:-1]} == {(1, 1, 1)}
 
 
+class OnlyLinear(torch.Tensor):
+    """A weight that can be nothing but a linear layer's, like those of torchao: everything else is an error."""
+
+    @staticmethod
+    def __new__(cls, data):
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype)
+
+    def __init__(self, data):
+        self.data_ = data
+
+    def __tensor_flatten__(self):
+        return ["data_"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, tensors, ctx, size, stride):
+        return cls(tensors["data_"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            return function(args[0], args[1].data_, *args[2:])
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].data_)
+        raise NotImplementedError(f"{function} of a quantised weight")
+
+
+@every_small
+def test_weights_may_be_wrapped(name):
+    model, x = trained(small(name, num_classes=5)), torch.randn(2, 3, 97, 65)
+    with torch.no_grad():
+        want = model(x)
+        for layer in model.modules():
+            if type(layer) is nn.Linear:
+                layer.weight = nn.Parameter(OnlyLinear(layer.weight.detach()), requires_grad=False)
+        torch.testing.assert_close(model(x), want, rtol=1e-4, atol=1e-4)
+
+
 @every_small
 def test_linear_layers_may_be_quantised(name):
     model = trained(small(name))
@@ -541,6 +592,28 @@ def test_transforms_of_functions(name):
 
 
 @every_small
+def test_every_branch_and_all_features_may_be_dropped(name):
+    model = small(name, drop_path_rate=0.1, drop_rate=1.0).train()
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 1.0
+        if isinstance(module, ConvPosition):  # added beside the branches, and never dropped
+            module.conv.requires_grad_(False).weight.zero_(), module.conv.bias.zero_()
+    kept = []
+
+    def note(block, inputs, output):
+        before, after = inputs[0], output[0] if isinstance(output, tuple) else output
+        if before.shape == after.shape:  # a block may halve the map
+            kept.append(torch.equal(before, after))
+
+    for block in (block for stage in model.stages for block in stage.blocks):
+        block.register_forward_hook(note)
+    assert not model.forward_head(model.forward_features(torch.randn(2, 3, 64, 64)), pre_logits=True).any()
+    assert kept and all(kept)
+    assert model.eval().forward_head(torch.randn(2, model.num_features, 2, 2), pre_logits=True).any()
+
+
+@every_small
 @pytest.mark.parametrize("channels", [1, 4])
 def test_in_chans(name, channels):
     assert small(name, in_chans=channels)(torch.randn(2, channels, 64, 64)).shape == (2, 7)
@@ -553,6 +626,9 @@ def test_layer_groups(name):
     assert groups.keys() == {key for key, _ in model.named_parameters()}
     assert groups["stem.conv1.weight"] == 0
     assert groups["head.fc.weight"] == max(groups.values())
+    last = max(groups[key] for key in groups if key.startswith("stages."))
+    before = last if model.head.norms_features else groups["head.fc.weight"]  # a norm of features is not the head's
+    assert {groups[key] for key in groups if key.startswith("head.before.")} <= {before} and last < max(groups.values())
     keys = [next(key for key in groups if key.startswith(f"stages.2.blocks.{i}.")) for i in (0, 1)]
     assert groups[keys[1]] == groups[keys[0]] + 1
     coarse = timm.models.group_parameters(model, model.group_matcher(coarse=True), reverse=True)
@@ -701,6 +777,15 @@ def test_images_that_are_too_small(name, stages):
 def test_wrong_channels_name_themselves(name):
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         small(name)(torch.randn(1, 4, 64, 64))
+
+
+@every_small
+def test_biases_per_relative_position_start_small(name):
+    model = small(name)
+    tables = [p.detach().flatten() for key, p in model.named_parameters() if key.endswith(".rpb")]
+    assert bool(tables) == name.startswith(("maxvit", "gcvit", "dinat", "vitrpb"))
+    if tables:
+        assert torch.cat(tables).std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_depthwise_convolutions_start_by_their_own_fan():

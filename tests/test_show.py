@@ -17,6 +17,7 @@ from families import SMALL
 from ops import neighborhood_attention, route_regions, super_tokens, window_attention
 from zoo import show
 from zoo.show import attention, command, source, tokens
+from zoo.show.field import covered
 
 pytest.importorskip("matplotlib")
 
@@ -259,6 +260,19 @@ def test_field_ends_where_convolutions_do():
         show.receptive_field(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 21, 30))
 
 
+def test_influences_of_opposite_signs_do_not_cancel():
+    model = Convolutions()
+    model.layers = nn.Conv2d(3, 1, (1, 3), padding=(0, 1))
+    model.layers.weight.data[0, :, 0] = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+    field = show.receptive_field(model, torch.randn(2, 3, 1, 3))
+    assert field[0].tolist() == pytest.approx([1, 0, 2 / 3])
+
+
+def test_the_least_that_makes_up_most_of_a_field():
+    assert covered(torch.ones(10, 10)) == pytest.approx(0.9, abs=0.01)
+    assert covered(torch.eye(10)) == pytest.approx(0.09, abs=0.01)
+
+
 def test_other_models_have_fields():
     model = timm.create_model("resnet10t", num_classes=0)
     assert [picture.name for picture in show.pictures(model, noise(), img_size=64, stage=1)] == ["field"]
@@ -297,7 +311,7 @@ def test_models_without_their_last_stages():
         for picture in show.pictures(model, noise(), img_size=SIZE):
             assert {key[-1] for key in picture.data if key[-1].isdigit()} == {"0", "1"}
             assert all(torch.equal(value, want[picture.name].data[key]) for key, value in picture.data.items())
-        with pytest.raises(show.ShowError, match="stage is 2: DaViT has features 0 to 1"):
+        with pytest.raises(show.ShowError, match="stage is 2: DaViT has stages 0 to 1"):
             show.pictures(model, noise(), img_size=SIZE, only=["field"], stage=2)
 
 
@@ -307,9 +321,9 @@ def test_models_without_their_last_stages():
         ("biformer_t", {"query": (71, 0)}, "outside of the image of 71 x 86"),
         ("biformer_t", {"only": ["superpixels"]}, "has no picture superpixels: expected one or more of routes, field"),
         ("biformer_t", {"stage": 3}, "stages with it: 0, 1, 2"),
-        ("biformer_t", {"stage": 2, "block": 5}, "2 such blocks, 0 to 1"),
+        ("biformer_t", {"stage": 2, "block": 5}, "block is 5: of such attention, stage 2 has blocks 0 to 1"),
         ("biformer_t", {"head": 9}, "head is 9"),
-        ("davit_t", {"head": 3}, "0 to 1|there are"),
+        ("davit_t", {"head": 3}, "head is 3: .* has heads 0 to"),
         ("litv2_s", {"stage": 3}, "which this picture needs"),
     ],
 )
@@ -381,7 +395,8 @@ def test_random_weights_take_arguments():
             ["model=biformer_t", "heads=[1,2]", "other=3"],
             "an argument of biformer_t, dims, depths, heads, topk, n_win,",
         ),
-        (["model=vitrpb_s", "other=3"], "mlp_ratio, window_size, dilations, in_chans"),
+        (["model=vitrpb_s", "window_size=3"], "unknown key window_size: did you mean img_size?"),
+        (["model=vitrpb_s", "other=3"], "dim, depths, mlp_ratio, in_chans"),
         (["checkpoint=a.pth", "other=3"], "img_size, stage, block, head, only, or with model= its arguments"),
     ],
 )

@@ -166,7 +166,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's own choice")
     parser.add_argument("--repeats", type=positive, default=10)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the models; not with --profile")
     parser.add_argument("--train", action="store_true", help="forward and backward, in training mode")
     parser.add_argument("--profile", action="store_true", help="report where the time goes, instead of the speed")
     parser.add_argument("--out", type=Path, help="folder for models_<device>_<mode>.md and .json, or profile_....md")
@@ -176,6 +176,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"no model is called {', '.join(unknown)}: expected models of timm, or some of {', '.join(variants())}"
         )
+    if args.profile and args.compile:
+        parser.error("--profile reports operators and modules, which --compile fuses: leave one of them out")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     return args

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-# parts of operator names, of which the first match counts; the rest is "other"
+# parts of operator names, of which the first match counts; the rest is "other". Names begin and end in "_" here
 KINDS = {
     "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "attention_backbones"),
-    "convolution": ("conv",),
-    "matmul": ("mm", "linear", "matmul"),
-    "norm": ("norm",),
-    "softmax": ("softmax",),
-    "activation": ("gelu", "silu", "sigmoid", "tanh"),
-    "copy": ("copy", "cat", "clone", "contiguous", "_to_", "pad", "stack"),
-    "gather, sort": ("index", "gather", "scatter", "sort", "topk", "embedding"),
-    "pooling, sums": ("pool", "mean", "sum"),
-    "elementwise arithmetic": ("add", "mul", "sub", "div"),
-    "fill, allocate": ("fill", "zero", "empty", "resize"),
+    "convolution": ("_conv",),
+    "matmul": ("mm_", "_linear_", "matmul_"),
+    "norm": ("norm_",),
+    "softmax": ("softmax_",),
+    "activation": ("gelu_", "silu_", "sigmoid_", "tanh_"),
+    "copy": ("copy_", "_cat_", "_clone_", "_contiguous_", "_to_", "_pad", "_stack_"),
+    "gather, sort": ("index", "gather_", "scatter_", "sort", "topk_", "embedding_"),
+    "pooling, sums": ("_pool", "_mean_", "sum_"),
+    "elementwise arithmetic": ("_add", "mul_", "sub_", "div_"),
+    "fill, allocate": ("_fill_", "_zero", "_empty_", "_resize_"),
 }
 
 
 def kind(operator: str) -> str:
-    name = operator.removeprefix("aten::")
+    name = f"_{operator.replace('::', '_')}_"
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
 
 

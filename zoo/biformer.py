@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ops import pooled_attention, route_regions, routed_attention
 from ops.dispatch import wide
-from ops.sizes import covering, cropped, surely, varies
+from ops.sizes import cropped, filled, varies
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
@@ -34,7 +34,7 @@ from .blocks import (
 )
 from .registry import register
 
-for op in (cropped, pooled_attention, route_regions, routed_attention):
+for op in (cropped, filled, pooled_attention, route_regions, routed_attention):
     fx.wrap(op)
     register_notrace_function(op)
 
@@ -72,15 +72,6 @@ class PatchMerge(Nhwc):
         super().__init__(OrderedDict(norm=nn.BatchNorm2d(dim), conv=nn.Conv2d(dim, dim_out, 2, 2)))
 
 
-@fx.wrap
-@register_notrace_function
-def pad_to_regions(x: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Zeros at the bottom and right of (B, H, W, C), up to multiples of `sides`; one call for torch.fx."""
-    H, W = x.shape[1], x.shape[2]
-    down, right = covering(H, sides[0]) - H, covering(W, sides[1]) - W
-    return x if surely(down == 0) and surely(right == 0) else F.pad(x, [0, 0, 0, right, 0, down])
-
-
 class Attention(nn.Module):
     """The layers of both kinds of attention: two projections, and a convolution that is added to the heads' output."""
 
@@ -107,7 +98,7 @@ class RoutedAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:  # (B, h, w, C)
         h, w = x.shape[1], x.shape[2]
         # zeros before the projection: in the padding, queries, keys and values are its bias, and count everywhere
-        qkv = self.qkv(pad_to_regions(x, self.n_win))
+        qkv = self.qkv(filled(x, self.n_win))
         q, k, v = qkv.unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         route = route_regions(q, k, self.n_win, self.topk)
         out = routed_attention(q, k, v, self.n_win, self.topk, route, self.scale).flatten(3)
@@ -158,7 +149,7 @@ class FloorRoutedAttention(RoutedAttention):
         # with v, which takes less time than a copy without it
         means = region_means(qkv, size).unflatten(3, [3, self.heads, -1])  # (B, regions, regions, 3, heads, D)
         route = route_regions(means[:, :, :, 0], means[:, :, :, 1], regions, topk)
-        q, k, padded = pad_to_regions(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
+        q, k, padded = filled(qkv, size).unflatten(3, [3, self.heads, -1]).unbind(3)  # (B, H, W, heads, D)
         out = routed_attention(q, k, padded, regions, topk, route, self.scale).flatten(3)[:, :h, :w]
         return self.proj(out + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 

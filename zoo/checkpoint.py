@@ -16,6 +16,7 @@ from .convert import Layout, listed
 from .errors import CheckpointError, printable
 from .fetch import locate, warn_of_file
 from .fitting import LoadReport, check_channels, fit, fit_channels
+from .heads.features import OverBackbone
 from .reader import Checkpoint, read, where
 from .recognise import AS_IS, CONV, OURS, layouts_of, parts, recognised_part, what_it_is, without_prefix
 from .registry import class_of
@@ -44,13 +45,14 @@ def load_checkpoint(
     given = path if isinstance(path, Checkpoint) else read(path)
     path = given.path
     if part is None and isinstance(model, Backbone):
-        part = only_part(given)
+        part = only_part(given, type(model))
     checkpoint, left_out = part_of(given, part)
     checkpoint, unused = _without_unused(checkpoint, model)
     try:
-        layout, entry, state = select(checkpoint, type(model), weights, _layouts(model))
+        layouts = model.layouts() if isinstance(model, OverBackbone) else None
+        layout, entry, state = select(checkpoint, type(model), weights, layouts)
         state = dict(state)  # a copy: it may be the given one
-        if hasattr(model, "adopt"):
+        if isinstance(model, OverBackbone):
             model.adopt(state)
         channels = fit_channels(state, model, path)
         report = fit(state, model, layout)
@@ -82,7 +84,7 @@ def overlay_with_weights(
         checkpoint = read(locate(cfg.to_dict(), name, kwargs.get("cache_dir")))
     else:
         checkpoint = Checkpoint("the given state dict", {"raw": cfg.state_dict})
-    part = only_part(checkpoint)
+    part = only_part(checkpoint, cls)
     checkpoint, _ = part_of(checkpoint, part)
     layout, entry, state = select(checkpoint, cls, "auto")
     _logger.info("%s", printable(_read_as(checkpoint, part, layout, entry)))
@@ -159,11 +161,21 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
     return replace(checkpoint, entries=entries), left_out
 
 
-def only_part(checkpoint: Checkpoint) -> str | None:
-    """The part that is all of the file, if it is a model of the zoo: "net" where every name begins with "net."."""
+def only_part(checkpoint: Checkpoint, cls: type[Backbone] | None = None) -> str | None:
+    """The part that is all of the file, if it is a model of the zoo: "net" where every name begins with "net.".
+
+    cls  the model that the file is for, if known: then it need not be one of the variants, only have such names
+    """
     state = without_prefix(checkpoint.first)
-    found = recognised_part(state) if len(parts(state)) == 1 else None
-    return found and found[0]
+    if len(names := parts(state)) != 1:
+        return None
+    (part,) = names
+    if cls is not None:
+        inner = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items()}
+        whole, cut = (any(not layout.unknown(named) for layout in layouts_of(cls)) for named in (state, inner))
+        if whole or cut:
+            return None if whole else part
+    return part if recognised_part(state) else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -174,14 +186,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
 
 
-def _layouts(model: nn.Module) -> tuple[Layout, ...] | None:
-    """The layouts of a model that is more than a backbone, such as a segmenter, which knows them itself."""
-    return model.layouts() if hasattr(model, "layouts") else None
-
-
 def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoint, dict[str, int]]:
     """The checkpoint without the parts that `model` was built without, and the sizes of these."""
-    if not hasattr(model, "unused"):
+    if not isinstance(model, OverBackbone):
         return checkpoint, {}
     states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
     unused = {part: count for part, count in parts(next(iter(states.values()))).items() if model.unused(part)}
@@ -193,7 +200,7 @@ def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
     """The advice of a graph, or of a model that is more than a backbone, on a file that does not fit it."""
     if isinstance(model, FeatureGraphNet):
         return "A graph (feature_cls='fx') takes weights as it is built: pretrained_cfg_overlay=dict(file=...)"
-    return model.advice(without_prefix(checkpoint.first)) if hasattr(model, "advice") else ""
+    return model.advice(without_prefix(checkpoint.first)) if isinstance(model, OverBackbone) else ""
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:

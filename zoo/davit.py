@@ -16,6 +16,7 @@ from .backbone import Backbone, Head, Stage
 from .blocks import (
     ConvPosition,
     Mlp,
+    PatchStem,
     Residual,
     WindowAttention,
     check_stages,
@@ -40,18 +41,6 @@ VARIANTS = {
     "davit_g": {"dims": (384, 768, 1536, 3072),      "depths": (1, 1, 12, 3),  "window_size": 7,  "img_size": 224},
     "davit_l_384": {"dims": (192, 384, 768, 1536),   "depths": (1, 1, 9, 1),   "window_size": 12, "img_size": 384},
 }  # fmt: skip
-
-
-class Stem(nn.Module):
-    """A 7 x 7 convolution of stride 4, then a norm."""
-
-    def __init__(self, in_chans: int, dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, dim, 7, 4, 3)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)
-        return self.norm(self.conv1(pad_to_multiple(x, 4)).permute(0, 2, 3, 1))
 
 
 class Merge(nn.Module):
@@ -144,7 +133,7 @@ class DaViT(Backbone):
             blocks = [DualBlock(dim, window_size, ramp[j : j + 2]) for j in range(0, len(ramp), 2)]
             stages.append(Stage(blocks, downsample=Merge(dims[i - 1], dim) if i else None))
         super().__init__(
-            Stem(in_chans, dims[0]),
+            PatchStem(in_chans, dims[0], kernel=7),
             stages,
             Head(dims[-1], num_classes, after=nn.LayerNorm(dims[-1]), pool=global_pool, drop_rate=drop_rate),
             dims=dims,

@@ -146,15 +146,38 @@ class Isotropic(Backbone):
 class ViTRPB(Isotropic):
     """The isotropic model with full attention: one window, as large as the map of `img_size`, and its table.
 
-    Other arguments are those of `Isotropic`. A built model runs at any size with the window that it has: a smaller map
-    is attended as a whole, a larger one in windows; positions beyond the border are never attended.
+    Arguments as in `Isotropic`, but for `window_size` and `dilations`. A built model runs at any size with the window
+    that it has: a smaller map is attended as a whole, a larger one in windows; positions beyond the border are never
+    attended.
     """
 
     def __init__(
-        self, dim: int = 384, depths: Sequence[int] = (3, 3, 3, 3), *, img_size: int | tuple[int, int] = 224, **kwargs
+        self,
+        dim: int = 384,
+        depths: Sequence[int] = (3, 3, 3, 3),
+        mlp_ratio: float = 4,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        feature_norms: bool = False,
     ) -> None:
-        window = map_sides(image_sides(img_size), self.reduction)
-        super().__init__(dim, depths, window_size=window, dilations=1, img_size=img_size, **kwargs)
+        super().__init__(
+            dim,
+            depths,
+            mlp_ratio,
+            window_size=map_sides(image_sides(img_size), self.reduction),
+            img_size=img_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            feature_norms=feature_norms,
+        )
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return WindowAttention(dim, dim // 32, window)

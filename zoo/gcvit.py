@@ -200,9 +200,9 @@ class GCViT(Backbone):
     layer_scale     initial value of the factors on the branches; None: no such factors
     img_size        image that the windows are made for, pixels a side or (height, width): a window has
                     ceil(img_size / 32) tokens a side, in the third stage ceil(img_size / 16)
-    window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these. The
-                    third stage's queries are then computed as in the published detection code, from half the map unless
-                    that window is 14 x 14, for any `img_size`
+    window_size     tokens a side, or (vertical, horizontal), of all windows (24 in detection), or four of these. With
+                    it the third stage's query generator also halves the map, unless that stage's window is 14 x 14: the
+                    rule of the published detection code
     rel_pos_bias    False: attention without a bias per relative position, an option of the published detection code
     drop_path_rate  a linear ramp from 0 over all blocks
     global_pool     "avg", "max", "avgmax" or "", see `Head`

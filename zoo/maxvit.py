@@ -271,8 +271,9 @@ class MaxViT(Backbone):
             return pool
         return nn.Sequential(OrderedDict(pool=pool, expand=nn.Conv2d(dim, dim_out, 1)))
 
-    def scale(self, dim: int) -> float:
-        return 32**-0.5
+    def scale(self, dim: int) -> float | None:
+        """The factor on the logits; None: from the channels of a head."""
+        return None
 
     @staticmethod
     def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
     img_size    default: that of the images of the tag in `pretrained_cfg`, without a tag the variant's own
     Raises CheckpointError if the weights cannot be read or do not fit this model, and ValueError for an invalid size or
-    number of channels or classes, or for a `feature_cls` that finds no features here, or not those that were asked for.
+    number of channels or classes, or for an unsupported `feature_cls` ('getter', 'hook' and 'fx' work; with
+    `feature_norms` only 'getter').
     """
     from .checkpoint import adapt, overlay_with_weights
 

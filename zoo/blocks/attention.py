@@ -52,16 +52,13 @@ class PaddedAttention(nn.Module):
         return surely(x.shape[1] % self.window[0] == 0) and surely(x.shape[2] % self.window[1] == 0)
 
     def project(self, x: Tensor, parts: int = 3) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The map x, (B, H, W, C), through the layer `qkv`; and key and value, each (heads, D), of a position outside
-        of it: those of zeros. None: not needed.
-
-        For a plain layer these are its bias. Any other layer (an adapter, a quantised one, one with hooks) is called,
-        but only if there are such positions, and before it projects the map: whatever records its last output then
-        keeps that of the map. In graphs of torch.fx, where layers may be replaced later, and of TorchScript it is
-        always called; in the former after the map, since torch.fx names the first call after the layer.
+        """`qkv(x)` of a map (B, H, W, C); and the key and the value, each (heads, D), of a position that is padded with
+        zeros, which are the layer's bias if it is plain. None: the map needs no padding.
 
         parts  what `qkv` returns per head: 3 for queries, keys and values, 2 without queries
         """
+        # graphs always call the layer, which may be replaced later: after the map, since torch.fx names the first call
+        # after the layer
         if torch.jit.is_scripting():  # noqa: SIM114 (TorchScript would compile what stands behind an `or`)
             tokens, zero = self.qkv(x), self.of_zeros(x)
         elif isinstance(x, fx.Proxy):
@@ -70,7 +67,7 @@ class PaddedAttention(nn.Module):
             tokens, zero = self.qkv(x), self.qkv.bias
         elif self.covers(x):
             return self.qkv(x), None
-        else:
+        else:  # the map last: hooks that record the layer's last output keep the map's
             zero, tokens = self.of_zeros(x), self.qkv(x)
         zero = zero.reshape(parts, self.heads, -1)
         return tokens, (zero[-2], zero[-1])

@@ -30,12 +30,15 @@ class ChainStem(nn.Sequential):
 
 
 class PatchStem(nn.Module):
-    """A convolution over patches, then a norm; zeros pad the image to whole patches at the bottom and right."""
+    """A convolution over patches, then a norm; zeros pad the image to whole patches at the bottom and right.
 
-    def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
+    kernel  side of the convolution, odd, which is then centred on the first pixel of each patch; None: the patch
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch: int = 4, kernel: int | None = None) -> None:
         super().__init__()
         self.patch = patch
-        self.conv1 = nn.Conv2d(in_chans, dim, patch, patch)
+        self.conv1 = nn.Conv2d(in_chans, dim, kernel or patch, patch, kernel // 2 if kernel else 0)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_chans, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)

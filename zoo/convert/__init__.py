@@ -32,7 +32,7 @@ class Group:
     """Tensors that are regrouped before the rules apply: projections stored separately, factors stored as one.
 
     theirs    templates of the tensors in the file, in order
-    units     templates of what the rules apply to, in order
+    units     templates of the intermediate names that the rules apply to, in order, such as that of a fused qkv
     to_units  the tensors of `theirs` -> those of `units`; `to_theirs` is its inverse
     """
 

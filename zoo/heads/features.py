@@ -1,6 +1,7 @@
 """The maps that heads read: of the zoo's models, or of any timm model with `features_only`."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..convert import Layout
 from ..layouts import LAYOUTS
 from ..registry import class_of, variants
 
@@ -16,9 +18,27 @@ FEWEST = 3  # maps with which heads that read more make do, if a backbone has no
 
 
 class OverBackbone(nn.Module):
-    """A model with a `backbone` of `backbone_of` and the methods that trainers call on a timm model."""
+    """A model with a `backbone` of `backbone_of` and the methods that trainers call on a timm model.
+
+    `zoo.load_checkpoint` calls the first four methods.
+    """
 
     backbone: nn.Module
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """How files name the whole model."""
+        raise NotImplementedError(f"{type(self).__name__} has no layouts: it must name those of its files")
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Adapt a file's state dict, under the model's own names, in place, to what this model was built with."""
+
+    def unused(self, part: str) -> bool:
+        """Whether to leave out a part of a file, since the model was built without it."""
+        return False
+
+    def advice(self, state: Mapping[str, Tensor]) -> str:
+        """What helps with a file that does not fit, its tensors as it names them; empty if that is not known."""
+        return ""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for _, method in self._inner("set_grad_checkpointing"):

@@ -1,11 +1,9 @@
 """BiFormer: its authors' code, and their second version of the STL model, in which all layers are convolutions."""
 
-from ..convert import Change, Layout
+from ..convert import Layout
+from .tables import KERNEL
 
 OURS = "stages.{i}.blocks.{j}"
-
-# convolutions with a 1 x 1 kernel there, linear layers here
-KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, None, None])
 
 
 def _blocks(place: str, qkv: str, proj: str, last: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """GC ViT: its authors' classification and detection code, and timm's ports of their weights."""
 
-from ..convert import Change, Constant, Layout
-from .tables import swin_index, swin_table, to_swin_table
+from ..convert import Constant, Layout
+from .tables import LINEAR, SWIN, swin_index
 
 BLOCK = "stages.{i}.blocks.{j}"
 QUERY = "stages.{i}.query.convs.{j}"
@@ -42,9 +42,7 @@ def _block(theirs: str, table: str, gammas: tuple[str, str]) -> dict[str, str]:
     }
 
 
-TABLES = {f"{BLOCK}.attn.fn.rpb": Change(swin_table, to_swin_table)}
-# linear layers there, convolutions with a 1 x 1 kernel here
-KERNEL = Change(lambda weight: weight[:, :, None, None], lambda weight: weight[:, :, 0, 0])
+TABLES = {f"{BLOCK}.attn.fn.rpb": SWIN}
 GATES = ("stem.down.conv", "stages.{i}.downsample.conv", QUERY)
 
 OFFICIAL = Layout(
@@ -66,7 +64,7 @@ OFFICIAL = Layout(
             "levels.{i}.blocks.{j}.attn.relative_position_bias_table", swin_index
         )
     },
-    changes=TABLES | {f"{gate}.se.{layer}.weight": KERNEL for gate in GATES for layer in ("fc1", "fc2")},
+    changes=TABLES | {f"{gate}.se.{layer}.weight": LINEAR for gate in GATES for layer in ("fc1", "fc2")},
 )
 TIMM = Layout(
     "timm",

@@ -1,7 +1,7 @@
 """MaxViT: timm's ports of the authors' weights, and torchvision's own."""
 
-from ..convert import Change, Constant, Layout
-from .tables import swin_index, swin_table, to_swin_table
+from ..convert import Constant, Layout
+from .tables import SWIN, swin_index
 
 B = "stages.{i}.blocks.{j}"
 
@@ -75,10 +75,7 @@ TORCHVISION = Layout(
         f"{layers}.relative_position_index": Constant(f"{layers}.relative_position_bias_table", swin_index)
         for layers in (f"blocks.{{i}}.layers.{{j}}.layers.{kind}_attention.attn_layer.1" for kind in ("window", "grid"))
     },
-    changes={
-        f"{B}.block_attn.fn.rpb": Change(swin_table, to_swin_table),
-        f"{B}.grid_attn.fn.rpb": Change(swin_table, to_swin_table),
-    },
+    changes={f"{B}.{kind}_attn.fn.rpb": SWIN for kind in ("block", "grid")},
 )
 
 LAYOUTS = {"MaxViT": (TIMM,), "TorchvisionMaxViT": (TORCHVISION,)}

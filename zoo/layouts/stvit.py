@@ -3,11 +3,10 @@
 import torch
 
 from ..convert import Change, Constant, Layout
+from .tables import KERNEL
 
 THEIRS, OURS = "layers.{i}.blocks.{j}", "stages.{i}.blocks.{j}"
 
-# convolutions with a 1 x 1 kernel there, linear layers here
-KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, None, None])
 # one-hot kernels that gather and spread neighbours, in every block
 ONE_HOT = Constant(
     f"{THEIRS}.attn.stoken_refine.qkv.weight", lambda weight: torch.eye(9, dtype=weight.dtype).view(9, 1, 3, 3)

@@ -1,9 +1,11 @@
-"""Tables of relative positions in other layouts."""
+"""Tensors in other layouts: tables of relative positions, kernels of 1 x 1 convolutions."""
 
 import math
 
 import torch
 from torch import Tensor
+
+from ..convert import Change
 
 
 def swin_table(table: Tensor) -> Tensor:
@@ -41,3 +43,9 @@ def _index(entries: int) -> Tensor:
     places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (w*w, 2)
     apart = places[None] - places[:, None] + window - 1  # (query, key, 2)
     return apart[..., 0] * side + apart[..., 1]
+
+
+SWIN = Change(swin_table, to_swin_table)
+# convolutions with a 1 x 1 kernel there, linear layers here, and the reverse
+KERNEL = Change(lambda weight: weight[:, :, 0, 0], lambda weight: weight[:, :, None, None])
+LINEAR = Change(KERNEL.to_theirs, KERNEL.to_ours)

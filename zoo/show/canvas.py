@@ -105,7 +105,11 @@ def outline(ax: Any, labels: Tensor, token: tuple[float, float], colour: str = R
 
 def mark(ax: Any, position: Sequence[int], token: tuple[float, float]) -> None:
     """The query: the token at (row, column) of a map."""
-    y, x = ((p + 0.5) * side for p, side in zip(position, token, strict=True))
+    dot(ax, *((p + 0.5) * side for p, side in zip(position, token, strict=True)))
+
+
+def dot(ax: Any, y: float, x: float) -> None:
+    """A mark at a place in a panel's own coordinates."""
     ax.plot(x, y, "o", markersize=6, color="white", markeredgecolor="black")
 
 
@@ -120,15 +124,8 @@ def note(ax: Any, text: str, cell: Sequence[int], side: tuple[float, float]) -> 
 
 def spectrum(ax: Any, values: Tensor, text: str) -> None:
     """Magnitudes (H, W) with the constant part in the middle, from a three-hundredth of the largest to the largest."""
-    shares = (values / values.max()).clamp(min=1e-12).log10().double().cpu().numpy()
-    ax.imshow(shares, cmap="inferno", vmin=-2.5, vmax=0, interpolation="nearest")
-    label(ax, text)
-
-
-def matrix(ax: Any, values: Tensor, text: str) -> None:
-    """A square of weights from 0, row by row."""
-    ax.imshow(values.double().cpu().numpy() ** 0.5, cmap="inferno", vmin=0, interpolation="nearest")
-    label(ax, text)
+    shares = (values / values.max()).clamp(min=1e-12).log10()
+    tile(ax, shares, text, cmap="inferno", vmin=-2.5, vmax=0)
 
 
 def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
@@ -146,18 +143,7 @@ def lengths(ax: Any, size: Tensor, token: tuple[float, float]) -> None:
     ax.legend(fontsize=6, loc="lower right", handletextpad=0.1, borderpad=0.3, labelspacing=0.2, framealpha=0.85)
 
 
-def colours(ax: Any, values: Tensor, text: str) -> None:
-    """A map (h, w, 3) of colours from 0 to 1."""
-    ax.imshow(values.cpu().numpy(), interpolation="nearest")
-    label(ax, text)
-
-
-def cell(ax: Any, place: Sequence[int]) -> None:
-    """A mark in the cell at (row, column) of `colours`."""
-    ax.plot([place[1]], [place[0]], "o", markersize=6, color="white", markeredgecolor="black")
-
-
-def tile(ax: Any, values: Tensor, text: str) -> None:
-    """A map (h, w) on its own, its smallest value black and its largest white."""
-    ax.imshow(values.double().cpu().numpy(), cmap="gray", interpolation="nearest")
+def tile(ax: Any, values: Tensor, text: str, **shown: Any) -> None:
+    """A map on its own, of values (h, w) or of colours from 0 to 1, (h, w, 3); the mark of a cell is `dot` there."""
+    ax.imshow(values.double().cpu().numpy(), interpolation="nearest", **shown)
     label(ax, text)

@@ -24,7 +24,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 from ..errors import CheckpointError, plain_warnings
@@ -116,13 +116,7 @@ def check(arguments: Mapping[str, Any], model: str | None) -> None:
 
 def taken_by(name: str) -> list[str]:
     """The arguments of the constructor of a model of the zoo that are not keys of this command."""
-    taken: dict[str, None] = {}
-    for cls in class_of(name).__mro__:
-        parameters = signature(cls.__init__).parameters.values()
-        taken |= {p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):  # which a base class takes
-            break
-    return [key for key in taken if key not in ("self", *KEYS)]
+    return [key for key in signature(class_of(name)).parameters if key not in KEYS]
 
 
 @plain_warnings()

@@ -9,7 +9,7 @@ from ..checkpoint import unwrapped
 from . import canvas
 from .calls import evaluating
 from .look import Drawn, Look
-from .picture import ShowError
+from .picture import ShowError, pick
 
 UNITS = 4  # fields are averages over this many
 
@@ -30,9 +30,8 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
     x = x.detach().clone().requires_grad_()
     with evaluating(model), torch.enable_grad():
         features = features_of(model, x)
-        if not -len(features) <= stage < len(features):
-            raise ShowError(f"stage is {stage}: {type(model).__name__} has features 0 to {len(features) - 1}")
-        middle = features[stage][:, :, features[stage].shape[2] // 2, features[stage].shape[3] // 2].sum(0)  # (C,)
+        feature = pick("stage", stage, features, type(model).__name__)
+        middle = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2].sum(0)  # (C,)
         units = signs(UNITS, len(middle)).to(middle) @ middle
         grads = [torch.autograd.grad(unit, x, retain_graph=True)[0] for unit in units]
     field = torch.stack(grads).abs().sum(2).mean((0, 1))

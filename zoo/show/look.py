@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .calls import Call
-from .picture import ShowError
+from .picture import ShowError, pick
 
 Drawn = tuple[Any, dict[str, Tensor]]  # a figure of matplotlib's, and the tensors that it shows
 
@@ -53,13 +53,10 @@ class Look:
             having = ", ".join(map(str, sorted({call.stage for call in fitting}))) or "none"
             where = "the model" if self.stage is None else f"stage {self.stage}"
             raise ShowError(f"{where} has no such attention; stages with it: {having}")
-        return [self._block([call for call in fitting if call.stage == stage]) for stage in stages]
+        return [self._block(stage, [call for call in fitting if call.stage == stage]) for stage in stages]
 
-    def _block(self, calls: list[Call]) -> Call:
-        if not -len(calls) <= self.block < len(calls):
-            blocks = f"{len(calls)} such block{'s' * (len(calls) > 1)}"
-            raise ShowError(f"block is {self.block}: stage {calls[0].stage} has {blocks}, 0 to {len(calls) - 1}")
-        return calls[self.block]
+    def _block(self, stage: int, calls: list[Call]) -> Call:
+        return pick("block", self.block, calls, f"of such attention, stage {stage}")
 
     @property
     def ratio(self) -> float:
@@ -84,9 +81,7 @@ class Look:
         """(heads, ...) -> the chosen head, or the mean. Raises ShowError if there is no such head."""
         if self.head is None:
             return weights.mean(0)
-        if not -len(weights) <= self.head < len(weights):
-            raise ShowError(f"head is {self.head}: there are {len(weights)}, 0 to {len(weights) - 1}")
-        return weights[self.head]
+        return pick("head", self.head, weights, "the attention")
 
     def title(self, what: str) -> str:
         """The title of every picture."""

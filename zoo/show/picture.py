@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 class ShowError(ValueError):
     """Something cannot be drawn; the message says what was asked for, what there is, and what to do."""
+
+
+def pick(what: str, index: int, of: Sequence[Any] | Tensor, where: str) -> Any:
+    """`of[index]`, from the end if negative. Raises ShowError with these words if there is none."""
+    if not -len(of) <= index < len(of):
+        raise ShowError(f"{what} is {index}: {where} has {what}s 0 to {len(of) - 1}")
+    return of[index]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,8 @@ def global_query(look: Look) -> Drawn:
     for (above, below), call in zip(axes.T, calls, strict=True):
         y, x = (p % side for p, side in zip(look.token(call), call.arguments["window"], strict=True))
         queries, found = call.arguments["q"][0].flatten(2), look.heads(weights(call, everywhere(call, (y, x))))
-        canvas.colours(
-            above, principal(queries), f"stage {call.stage}: {queries.shape[0]} x {queries.shape[1]} queries"
-        )
-        canvas.cell(above, (y, x))
+        canvas.tile(above, principal(queries), f"stage {call.stage}: {queries.shape[0]} x {queries.shape[1]} queries")
+        canvas.dot(above, y, x)
         canvas.backdrop(below, look.image, f"attention of ({y}, {x}) in every window")
         canvas.heat(below, found, look.pixels(call))
         canvas.outline(below, window_numbers(call), look.pixels(call), canvas.RULES, 0.6)
