@@ -175,13 +175,13 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
         plans = plan.make(cfg, data.train)
         seed_all(cfg.seed, INIT)
         ours, other = (machine.place(task.build_model(data)) for _ in range(2))
-        now, stop = State.create(cfg, ours, machine, plans, task.learner), Stop()
+        now, stop = State.create(cfg, ours, machine, plans, data.train, task.learner), Stop()
         run.begin([], data)
         show = {"start": 0, "every": cfg.train.log_every, "memory": machine.memory}
         with Alternating(run.sinks(), now.meter, plans, **show) as logs:
             logs.turns = Turns(bare(cfg, data, other, machine, plans), block, repeats, machine, stop)
             logs.shown, logs.turns.began = True, time.perf_counter()
-            train.train(run, machine, task, data, plans, optim.schedule(cfg, plans), now, logs, stop)
+            train.Loop(run, machine, task, data, optim.schedule(cfg, plans), now, logs, stop).train()
     return {name: [1000 * each / block for each in found[1:]] for name, found in logs.turns.seconds.items()}
 
 

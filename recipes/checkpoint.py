@@ -209,12 +209,16 @@ class Store:
             write(path, parts, {"step": step, **state})
             if not best:
                 self.own.add(step)
-        distributed.first(lambda: self._remove_old(kind, 1 if best else self.keep))
+        distributed.first(lambda: self._remove(self._superseded(path) if best else self._paths(kind)[self.keep :]))
         return path
 
-    def _remove_old(self, kind: str, keep: int) -> None:
+    def _superseded(self, best: Path) -> list[Path]:
+        """The best ones from before, also of later steps: the run may have resumed at an earlier one."""
+        return [path for path in self._paths("best") if path != best]
+
+    def _remove(self, old_ones: list[Path]) -> None:
         """What cannot be removed is reported and stays: the newer ones are intact, and the run can go on."""
-        for old in self._paths(kind)[keep:]:
+        for old in old_ones:
             doomed = old.with_name(TEMPORARY + old.name)  # killed while removing, it must not look like a checkpoint
             try:
                 old.rename(doomed)

@@ -12,11 +12,11 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -27,12 +27,12 @@ from rich.table import Column, Table
 from yaml import YAMLError
 
 from recipes import data_record
-from recipes import names as naming
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
 from recipes.console import CONSOLE, say
 from recipes.eval_results import write_json
 from recipes.log import history
+from recipes.names import apart
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, has_config, load_config, runs_in
@@ -47,7 +47,10 @@ IMAGES = (  # which are held out, and what is asked of them
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its configuration, its log, its best evaluation, and what it recorded about its data."""
+    """One run: its configuration, its log, its best evaluation, and what it recorded about its data.
+
+    name  what it is called in its table, see `named`
+    """
 
     folder: Path
     cfg: dict[str, Any]
@@ -55,6 +58,7 @@ class Row:
     score: str
     best: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def value(self) -> float:
@@ -85,8 +89,8 @@ class Row:
     @property
     def speed(self) -> float | None:
         """The median training speed, in images per second."""
-        speeds = sorted(line["images_per_s"] for line in self.history if line.get("images_per_s"))
-        return speeds[len(speeds) // 2] if speeds else None
+        speeds = [line["images_per_s"] for line in self.history if line.get("images_per_s")]
+        return median(speeds) if speeds else None
 
     @property
     def steps(self) -> int:
@@ -130,20 +134,24 @@ def different(rows: Sequence[Row]) -> list[str]:
 
     Where models or data sets differ, their names are listed but not what follows from them (depths, mean colour).
     """
-    keys = dict.fromkeys(key for row in rows for key in row.cfg if not is_in(key, FREE))
-    pairs = list(combinations(rows, 2))
-    return [key for key in keys if any(_differ(key, *pair) for pair in pairs)]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row.cfg) if not is_in(key, FREE)]
+    return [key for key in keys if any(_differ(key, group) for group in _comparable(key, rows))]
 
 
-def _differ(key: str, one: Row, other: Row) -> bool:
+def _comparable(key: str, rows: Sequence[Row]) -> list[list[Row]]:
+    """The runs in groups of the same model, data set, ..., whichever the key is about."""
     name = f"{key.split('.')[0]}.name"
-    comparable = key == name or one.cfg.get(name) == other.cfg.get(name)
-    return comparable and one.cfg.get(key) != other.cfg.get(key)
+    return grouped(rows, lambda row: None if key == name else str(row.cfg.get(name)))
 
 
-def names(rows: Sequence[Row]) -> list[str]:
-    """The names of the runs: their paths without the folders that all of them share."""
-    return naming.apart([row.folder for row in rows])
+def _differ(key: str, rows: Sequence[Row]) -> bool:
+    return any(row.cfg.get(key) != rows[0].cfg.get(key) for row in rows[1:])
+
+
+def named(rows: Sequence[Row]) -> list[Row]:
+    """The runs of one table with their names: their paths without the folders that all of them share."""
+    names = apart([row.folder for row in rows])
+    return [replace(row, name=name) for row, name in zip(rows, names, strict=True)]
 
 
 def seeds(rows: Sequence[Row]) -> list[list[Row]]:
@@ -168,9 +176,9 @@ def table(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) -> 
     heads = ("run", f"best {score}", "at step", "val loss", "steps", "images/s", *keys)
     title = f"{what}: " * (what is not None) + f"{len(rows)} run{'s' * (len(rows) > 1)}"
     drawn = Table(*(Column(head, overflow="fold") for head in heads), title=title)
-    for name, row in zip(names(rows), rows, strict=True):
+    for row in rows:
         drawn.add_row(
-            name,
+            row.name,
             f"{row.value:.{digits}f}",
             str(row.best["step"]),
             f"{row.best['val_loss']:.4f}" if row.best.get("val_loss") is not None else "-",
@@ -187,7 +195,7 @@ def show(folders: Sequence[Path], picture: Path, score: str | None = None, kept:
     Runs whose scores cannot be compared, of other tasks or classes, have a table and a plot each.
     kept  JSON file that all of it is written to
     """
-    tables = grouped(readable(folders, score), lambda row: row.measured)
+    tables = [named(rows) for rows in grouped(readable(folders, score), lambda row: row.measured)]
     told = _suffixes(tables) if len(tables) > 1 else [None] * len(tables)
     for rows, suffix in zip(tables, told, strict=True):
         path = picture if suffix is None else picture.with_stem(f"{picture.stem}-{suffix}")
@@ -234,7 +242,7 @@ def _show(rows: Sequence[Row], picture: Path, what: str | None) -> None:
     _print(rows, keys, what)
     _say_images(rows)
     _print_seeds(rows)
-    curves = {_label(name, row, keys[:2]): row.history for name, row in zip(names(rows), rows, strict=True)}
+    curves = {_label(row.name, row, keys[:2]): row.history for row in rows}
     draw_together(picture, curves, rows[0].score)
     say(f"curves: {picture}")
 
@@ -249,14 +257,12 @@ def _say_images(rows: Sequence[Row]) -> None:
     parts = []
     for place, group in enumerate(groups):
         said = ", ".join(f"{key}={values[place]}" for key, values in differing)
-        parts.append(f"{_called(group, rows)} ({said})")
+        parts.append(f"{_called(group)} ({said})")
     say(f"not evaluated on the same images, so the scores are not comparable: {'; '.join(parts)}", "yellow")
 
 
-def _called(some: Sequence[Row], rows: Sequence[Row]) -> str:
-    """The names of some of the rows, in one line."""
-    found = dict(zip((row.folder for row in rows), names(rows), strict=True))
-    return ", ".join(found[row.folder] for row in some)
+def _called(rows: Sequence[Row]) -> str:
+    return ", ".join(row.name for row in rows)
 
 
 def _print_seeds(rows: Sequence[Row]) -> None:
@@ -270,13 +276,13 @@ def _print_seeds(rows: Sequence[Row]) -> None:
     for group in groups:
         mean, deviation = _statistics(group)
         drawn.add_row(
-            _called(group, rows),
+            _called(group),
             f"{mean:.{digits}f} ± {deviation:.{digits}f} ({len(group)})",
             ", ".join(str(_seed(row)) for row in group),
         )
     CONSOLE.print(drawn)
     for same in (same for group in groups for same in grouped(group, _seed) if len(same) > 1):
-        told = f"{_called(same, rows)} have the same seed={_seed(same[0])}"
+        told = f"{_called(same)} have the same seed={_seed(same[0])}"
         say(f"{told}, and all of them count: if they are copies of a run, name only one", "yellow")
 
 
@@ -292,14 +298,14 @@ def _statistics(group: Sequence[Row]) -> tuple[float, float]:
 
 def record(rows: Sequence[Row]) -> dict[str, Any]:
     """One table as JSON: what it is about, its rows, and under `seeds` the statistics of those that differ in seed."""
-    keys, first, called = different(rows), rows[0], names(rows)
+    keys, first = different(rows), rows[0]
     return {
         "task": first.task,
         "score": first.score,
         "classes": first.data.get("num_classes"),
         "rows": [
             {
-                "run": name,
+                "run": row.name,
                 "folder": str(row.folder),
                 "best": row.value,
                 "step": row.best["step"],
@@ -310,7 +316,7 @@ def record(rows: Sequence[Row]) -> dict[str, Any]:
                 "images": row.images[0],
                 "config": {key: row.cfg.get(key) for key in keys},
             }
-            for name, row in zip(called, rows, strict=True)
+            for row in rows
         ],
         "seeds": [
             {
@@ -332,8 +338,8 @@ def _print(rows: Sequence[Row], keys: Sequence[str], what: str | None = None) ->
         CONSOLE.print(whole)
         return
     CONSOLE.print(table(rows, [], what))
-    for name, row in zip(names(rows), rows, strict=True):
-        say(_label(f"{name}:", row, keys))
+    for row in rows:
+        say(_label(f"{row.name}:", row, keys))
 
 
 def _label(name: str, row: Row, keys: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from recipes import distributed
-from recipes.console import say
+from recipes.console import listed, say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.data.files import Packed
@@ -86,7 +86,7 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What another process has that the first does not have."""
     there, here = first["class_names"], other["class_names"]
     if len(here) != len(there):
-        found = [f"{len(here)} classes ({_listed(here)}), not {len(there)} ({_listed(there)})"]
+        found = [f"{len(here)} classes ({listed(here)}), not {len(there)} ({listed(there)})"]
     else:
         place = _place(there, here)
         found = [] if place is None else [f"{here[place]!r} as class {place}, not {there[place]!r}"]
@@ -158,7 +158,8 @@ def with_classes_of(run: Path, data: Data) -> Data:
 def _own_names(data: Data) -> list[str]:
     """The names of the data's classes, without the numbers that `model.num_classes` appends for those without images.
 
-    They are appended to the classes of the data at hand, so that they hide which of the run's it lacks.
+    If the data lacks some of the run's classes, these numbers stand where the missing names would be, and a comparison
+    by name fails.
     """
     names = data.class_names
     count = next((place for place in range(len(names), 0, -1) if names[place - 1] != str(place - 1)), 0)
@@ -222,7 +223,7 @@ def _other_classes(recorded: dict[str, Any], data: Data) -> str | None:
     there, here = recorded.get("class_names") or [], data.class_names
     count = recorded.get("num_classes", data.num_classes)
     if count != data.num_classes:
-        return f"the run has {count} classes ({_listed(there)}), the data {data.num_classes} ({_listed(here)})"
+        return f"the run has {count} classes ({listed(there)}), the data {data.num_classes} ({listed(here)})"
     counted = _only_counted(there) or _only_counted(here)
     if data.subset is not None or data.truths is not None or (counted and not _nested(there, here)):
         return None
@@ -231,7 +232,7 @@ def _other_classes(recorded: dict[str, Any], data: Data) -> str | None:
         return None
     first = f"class {place} is {there[place]!r} in the run and {here[place]!r} in the data"
     hint = "; folders sort as text, 10 before 2, unless their numbers have leading zeros" if counted else ""
-    return f"{first} (the run: {_listed(there)}; the data: {_listed(here)}){hint}"
+    return f"{first} (the run: {listed(there)}; the data: {listed(here)}){hint}"
 
 
 def _place(there: Sequence[str], here: Sequence[str]) -> int | None:
@@ -252,7 +253,3 @@ def _nested(there: Sequence[str], here: Sequence[str]) -> bool:
 def words(names: Sequence[str]) -> Sequence[str]:
     """The names; ImageNet's synsets as words."""
     return imagenet.class_names() if tuple(names) == tuple(imagenet.synsets()) else names
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

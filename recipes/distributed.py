@@ -196,9 +196,9 @@ def mean(value: Tensor) -> Tensor:
     """The mean over all ranks, on the device of the value."""
     if size() == 1:
         return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / size()
+    added = value.clone()
+    dist.all_reduce(added)
+    return added / size()
 
 
 def mean_in_order(_, bucket):  # DDP cannot read annotations that are strings

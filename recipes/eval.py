@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
+from torch import nn
 
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
 from recipes.config.checks import flat, is_in
@@ -23,14 +23,14 @@ from recipes.console import CONSOLE, say, tracked
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import not_applied, open_rgb, orientation
-from recipes.eval_results import Answers, Measurement, Results, Row
+from recipes.eval_results import Answers, Entry, Measurement, Results
 from recipes.evaluate import evaluate
 from recipes.provenance import named, versions
-from recipes.settings import RunError, config_to_evaluate
+from recipes.settings import RunError, config_to_evaluate, has_config
 from recipes.task import Task
 from recipes.task import create as create_task
 from recipes.weights import Kept, find_weights
-from zoo import Backbone, Checkpoint, CheckpointError, load_checkpoint
+from zoo import Backbone, CheckpointError, load_checkpoint
 
 # errors that say that one set of weights cannot be evaluated
 UNMEASURED = (CheckpointError, config.ConfigError, RunError)
@@ -101,7 +101,7 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
             failed.append(str(source))
             say(f"{source} is not evaluated: {error}", "red")
             continue
-        found.append(one.row)
+        found.append(one.entry)
         try:
             report(one, results, stem)
         except RunError as error:
@@ -130,7 +130,7 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
     Raises CheckpointError, ConfigError or RunError, on all processes, if it cannot be evaluated: all of them must
     continue with the same one.
     """
-    if source is not None and distributed.first(lambda: eval_models.is_run(source)):
+    if source is not None and distributed.first(lambda: has_config(source)):
         run = Path(source)
         typed = [text for text in config.overrides() if key_of(text) != "checkpoint"]
         try:
@@ -167,8 +167,8 @@ def measure(
     model = machine.place(model)
     answered = Answers(data.subset)
     called = torch.compile(model) if machine.compile else model
-    given = (cfg, task, called, data, machine, watch)
-    values, metrics = evaluate(*given, answered.note) if answers else evaluate(*given)
+    noted = {"note": answered.note} if answers else {}
+    values, metrics = evaluate(cfg, task, called, data, machine, watch, **noted)
     data.val.end_workers()
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in task.preparation().items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
@@ -192,9 +192,9 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in given.items() if not is_in(key, FETCHED)}
 
 
-def conclude(results: Results, found: list[Row]) -> None:
+def conclude(results: Results, found: list[Entry]) -> None:
     """One table per score and data set, best first, and a list of all results."""
-    tables: dict[tuple[str, ...], list[Row]] = {}
+    tables: dict[tuple[str, ...], list[Entry]] = {}
     for one in found:
         tables.setdefault((one.score, one.record["data"], one.record["images"]), []).append(one)
     ranked = []
@@ -224,21 +224,21 @@ def load(task: Task, data: Any, kept: Kept | None) -> nn.Module:
     if kept is None:
         return task.build_model(data)
     model = task.build_model(data, pretrained=False)
-    _fill(model, kept.tensors, kept.place, kept.part)
+    _fill(model, kept)
     say(f"{kept.checkpoint.path}: step {kept.checkpoint.state['step']}, {kept.part} weights")
     return model
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, part: str) -> None:
+def _fill(model: nn.Module, kept: Kept) -> None:
     """Load the weights of a run; the tables of a backbone built for another size are interpolated, which is printed."""
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(kept.tensors)
         return
     except RuntimeError as error:
         mismatch = error
     try:
         if isinstance(model, Backbone):
-            report = load_checkpoint(model, Checkpoint(str(path), {"ema" if part == "ema" else "raw": tensors}))
+            report = load_checkpoint(model, kept.as_file())
             if not report.head_remade:
                 say(report.message)
                 return
@@ -247,7 +247,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, part: str) -
     _, *differences = map(str.strip, str(mismatch).splitlines())
     more = f" And {len(differences) - 1} more" if len(differences) > 1 else ""
     raise RunError(
-        f"the weights of {path} have other shapes than the requested model, as tables of positions do at another "
+        f"the weights of {kept.place} have other shapes than the requested model, as tables of positions do at another "
         f"img_size; evaluate it at the run's own. The first difference: {' '.join(differences[:1])}{more}"
     ) from mismatch
 

@@ -11,7 +11,7 @@ import zoo
 from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data.paired import antialiased
-from recipes.models import is_asked, typed
+from recipes.recognised import lacking, left_open
 from recipes.task import create
 from zoo import releases
 from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
@@ -44,9 +44,8 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
         raise ConfigError(
             f"the backbone of {path} is {found.backbone.message}. Name it with model=, or with model=timm model.name="
         )
-    if missing := [key for key in found.backbone.missing_args(model.partition(".")[0]) if cfg.model.get(key) is None]:
-        given = " ".join(typed(cfg.model, key) for key in missing)
-        raise ConfigError(f"the backbone of {path} is {found.backbone.message}, here as {given}")
+    if said := lacking(cfg.model, found.backbone, model.partition(".")[0], f"the backbone of {path}"):
+        raise ConfigError(said)
     release = _release(Path(path), model, found.task)
     _build_as(cfg, model, found, release)
     title = f", {release.method} of {release.source}" if release else ""
@@ -84,6 +83,4 @@ def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Rel
         cfg.task.update(found.options)
         if cfg.data.antialias is None:
             cfg.data.antialias = False
-        for key, value in wanted.items():
-            if not is_asked(cfg.model, key, own):
-                cfg.model[key] = value
+        cfg.model.update(left_open(cfg.model, wanted, own))

@@ -21,9 +21,10 @@ from recipes.config.checks import REMOTE
 from recipes.config.errors import near
 from recipes.config.quoting import written
 from recipes.console import say
-from recipes.data.build import preprocessing
-from recipes.models import is_asked, typed
+from recipes.data.build import Preprocessing, preprocessing
 from recipes.names import apart, file_names
+from recipes.recognised import lacking, left_open
+from recipes.settings import has_config
 from zoo import releases
 from zoo.beside import CONFIG, locate
 from zoo.described import TensorInfo
@@ -65,11 +66,10 @@ class EvaluatedModel:
         data = self.cfg.data
         if data.name != "imagenet" or data.subset is not None or data.real_labels:
             return None
-        asked, cfg = preprocessing(self.cfg), self.release.cfg()
-        there = asked.size, asked.interpolation, asked.crop_pct, asked.crop_mode, asked.mean, asked.std
-        mode = cfg["crop_mode"], cfg["mean"], cfg["std"]
-        same = there == (cfg["input_size"][1:], cfg["interpolation"], cfg["crop_pct"], *mode)
-        return self.release.top1 if same else None
+        cfg = self.release.cfg()
+        keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+        there = Preprocessing(cfg["input_size"][1:], **{key: cfg[key] for key in keys})
+        return self.release.top1 if preprocessing(self.cfg) == there else None
 
 
 def sources(cfg: DictConfig) -> list[str | None]:
@@ -107,13 +107,8 @@ def _name(path: str) -> str:
     return Path(os.path.abspath(path)).name
 
 
-def is_run(source: str) -> bool:
-    """Whether one of the `sources` is the folder of a run."""
-    return os.path.isfile(os.path.join(source, "config.yaml"))
-
-
 def _files(folder: Path) -> list[str]:
-    if is_run(str(folder)):
+    if has_config(folder):
         return [str(folder)]
     if _is_shared(folder):
         return [f"local-dir:{folder}"]
@@ -134,7 +129,7 @@ def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
 
     Raises ConfigError if the model cannot be recognised, CheckpointError for a file that cannot be read or fits none.
     """
-    if source is not None and is_run(source):
+    if source is not None and has_config(source):
         raise ConfigError(f"checkpoint={source} is a run folder: give run={source} instead")
     cfg = copy.deepcopy(cfg)
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
@@ -226,15 +221,12 @@ def _may_be(release: Release, found: Recognition) -> bool:
 
 def _build_as(cfg: DictConfig, model: str, found: Recognition, path: Path) -> str:
     """Set the arguments with which `model` is as the file's, unless others are asked for; returns them in words."""
-    if missing := [key for key in found.missing_args(model) if cfg.model.get(key) is None]:
-        given = " ".join(typed(cfg.model, key) for key in missing)
-        raise ConfigError(f"{path} is {found.message}, here as {given}")
-    own, wanted = zoo.variants()[model], {}
-    for key, value in found.arguments(model).items():
-        # the windows follow the size of the images that is asked for
-        resized = key == "img_size" and cfg.data.img_size is not None
-        if value != own.get(key) and not resized and not is_asked(cfg.model, key, {}):
-            wanted[key] = value
+    if said := lacking(cfg.model, found, model, str(path)):
+        raise ConfigError(said)
+    own, wanted = zoo.variants()[model], left_open(cfg.model, found.arguments(model), {})
+    if cfg.data.img_size is not None:  # which the windows follow
+        wanted.pop("img_size", None)
+    wanted = {key: value for key, value in wanted.items() if value != own.get(key)}
     with open_dict(cfg):
         cfg.model.update(wanted)
     words = " ".join(f"model.{key}={written(value)}" for key, value in wanted.items())

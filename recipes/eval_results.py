@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recipes import distributed
 from recipes.console import CONSOLE, say
-from recipes.settings import RunError
+from recipes.settings import RunError, writing
 from recipes.tasks.classify import among, likeliest, of_model
 from zoo.files import replaced
 
@@ -57,23 +57,31 @@ class Answers:
         classes, shares = of_model(places, self.subset), logits.softmax(-1).gather(1, places)
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
             index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images
-            self.rows.append((index, label, chosen, share))
+            self.rows.append((index, label, chosen, [round(each, 6) for each in share]))
             self.seen += 1
 
     def table(self, data: Any) -> list[Record]:
-        """One row per image; all processes must call this."""
-        rows = sorted(row for part in distributed.gathered(self.rows) for row in part)
+        """One row per image, with its label; all processes must call this.
+
+        An image that was replaced, as it could not be decoded, has no answer: the one recorded is of another image.
+        """
+        own = [_without_answer(data, *row) if row[0] in data.val.named else row for row in self.rows]
+        rows = sorted(row for part in distributed.gathered(own) for row in part)
         return [_answer(data, *row) for row in rows]
 
 
-def _answer(data: Any, index: int, label: int, chosen: list[int], shares: list[float]) -> Record:
+def _without_answer(data: Any, index: int, _: int, chosen: list[int], shares: list[float]) -> tuple[Any, ...]:
+    return index, data.val.label(index), [""] * len(chosen), [""] * len(shares)
+
+
+def _answer(data: Any, index: int, label: int, chosen: list[int | str], shares: list[float | str]) -> Record:
     row = {"image": data.val.where(index), "label": _label(data, label)}
     for place, (cls, share) in enumerate(zip(chosen, shares, strict=True), 1):
-        row |= {f"class{place}": cls, f"share{place}": round(share, 6)}
+        row |= {f"class{place}": cls, f"share{place}": share}
     return row
 
 
-class Row(NamedTuple):
+class Entry(NamedTuple):
     """One evaluation in a table of several.
 
     keys   the values of `record` that the table shows
@@ -107,8 +115,8 @@ class Measurement:
             say(f"note: {text}", "yellow")
 
     @property
-    def row(self) -> Row:
-        return Row(self.record, self.keys, self.task.score)
+    def entry(self) -> Entry:
+        return Entry(self.record, self.keys, self.task.score)
 
     @property
     def title(self) -> str:
@@ -117,7 +125,7 @@ class Measurement:
     def write(self, results: Results, stem: str) -> None:
         """Write <stem>.json, .png and, if there are any, -classes.csv and -images.csv. Raises RunError."""
         folder = results.folder
-        with _writable(folder):
+        with _writing(folder):
             results.make_way(stem, self.record)
             write_json(folder / f"{stem}.json", self.record)
             self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
@@ -153,7 +161,7 @@ class Results:
 
     def write_list(self, stem: str, records: list[Record]) -> None:
         """Several evaluations as <stem>.json. Raises RunError."""
-        with _writable(self.folder):
+        with _writing(self.folder):
             self.make_way(stem, records)
             write_json(self.folder / f"{stem}.json", records)
 
@@ -171,14 +179,10 @@ class Results:
         say(f"{self.folder} held another evaluation: {', '.join(sorted(files))} moved to {self.earlier}", "yellow")
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"the evaluation could not be written to {folder}: {error}; give out=<a folder with space that is writable>"
-        ) from error
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return writing(
+        f"the evaluation could not be written to {folder}", "give out=<a folder with space that is writable>"
+    )
 
 
 def _there(folder: Path, stem: str) -> list[str]:

@@ -30,6 +30,7 @@ def evaluate(
     Several processes share the images, each in exactly one of them; the metrics are over all processes.
 
     With data.on_bad_image=replace, `bad_images` says how many images could not be decoded and were replaced.
+
     watch  called with the batches and their number, to show progress
     note   called with the predictions and targets of every batch, like the metrics
     """

@@ -90,7 +90,7 @@ class Hardware:
         return torch.compile(model) if self.compile else model
 
     def syncing(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Around a part of a batch: gradients are reduced after the last of a step, sharded ones after each."""
+        """Context for one micro-batch: DDP all-reduces gradients in the last of a step, FSDP reduces them in each."""
         return nullcontext() if last or self.parallel != "ddp" else forward.no_sync()
 
     def send(self, images: Any, targets: Any, finish: Callable[[Any], Any] = lambda images: images) -> tuple[Any, Any]:

@@ -229,7 +229,7 @@ class Log:
 
 
 def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Table:
-    """The last `rows` evaluations of a run; the best is marked.
+    """The last `rows` evaluations of a run; the best is marked, of equal ones the first, as its weights are kept.
 
     Each has the mean training loss of the steps logged since the previous one, and their last learning rate and speed.
     """
@@ -243,16 +243,15 @@ def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Ta
         if line.get(f"val_{score}") is not None:
             found.append((line, losses, last))
             losses, last = [], {}
-    best = max((line[f"val_{score}"] for line, *_ in found), default=None)
+    best = max((line for line, *_ in found), key=lambda line: line[f"val_{score}"], default=None)
     for line, losses, train in found[-rows:]:
-        value = line[f"val_{score}"]
         weight = sum(steps for _, steps in losses)
-        mark = "[bold]{:.2f}[/] *" if value == best else "{:.2f}"
+        mark = "[bold]{:.2f}[/] *" if line is best else "{:.2f}"
         table.add_row(
             f"{line['epoch']:.2f}",
             str(line["step"]),
             _number(sum(loss * steps for loss, steps in losses) / weight if weight else None, ".4f"),
-            mark.format(value),
+            mark.format(line[f"val_{score}"]),
             _number(line.get("val_loss"), ".4f"),
             _number(train.get("lr"), ".2e"),
             _number(train.get("images_per_s"), ".1f"),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -17,22 +15,19 @@ from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.config.quoting import written
 from recipes.console import first_line, say
-from recipes.data import BadImage, Data
+from recipes.data import Data
 from recipes.data.build import preprocessing
-from recipes.data.dense import Dense
+from recipes.recognised import lacking, left_open, typed
 from recipes.settings import load_config
-from recipes.task import create as create_task
 from zoo.checkpoint import part_of, select
 from zoo.heads.recognise import recognise_dense
 from zoo.reader import Checkpoint
 from zoo.recognise import hint, parts, without_prefix
 
-OURS = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
+# keys of cfg.model that mean something here; the others are arguments of the model's constructor
+HANDLED = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 NOTHING = "there is nothing to evaluate. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
-WINDOWS = ("img_size", "window_size")  # arguments that both determine a model's windows
-# arguments with which timm's models take images of other sizes than the one that they are built for
-ANY_SIZE = ({"strict_img_size": "false"}, {"dynamic_img_size": "true"})
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how a file is given to the zoo outside of recipes
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -47,12 +42,11 @@ def create(
 
     If null, `model.img_size` and `model.drop_path_rate` become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, for a
-    checkpoint of another model, for released weights that are not available, for a dense model that does not take
-    images of the size of the evaluation, and, in an evaluation, for weights without a classifier for these classes;
-    RunError for a folder without a checkpoint.
+    checkpoint of another model, for released weights that are not available, and, in an evaluation, for weights without
+    a classifier for these classes; RunError for a folder without a checkpoint.
     """
     given = OmegaConf.to_container(cfg.model, resolve=True)
-    options = {key: value for key, value in given.items() if key not in OURS and value is not None}
+    options = {key: value for key, value in given.items() if key not in HANDLED and value is not None}
     options["num_classes"] = data.num_classes if cfg.model.num_classes is None else cfg.model.num_classes
     options["pretrained"] = bool(cfg.model.pretrained and pretrained)
     wishes = {"img_size": data.img_size, "drop_path_rate": OmegaConf.select(cfg, "train.drop_path_rate")}
@@ -74,42 +68,13 @@ def create(
         start_backbone(model, cfg.model.backbone, cfg.model.weights)
     if pretrained and "paper" in cfg:
         _say_start(cfg)
-    if isinstance(data.val, Dense):
-        _check_takes(model, cfg, data.val)
     return model
-
-
-def _check_takes(model: nn.Module, cfg: DictConfig, source: Dense) -> None:
-    """Raise ConfigError if a model that timm builds for images of one size does not take those of the evaluation, of
-    which it sees one here: in training that would only be known at the first evaluation.
-    """
-    if "img_size" not in model.created_with or isinstance(getattr(model.backbone, "model", None), zoo.Backbone):
-        return
-    try:
-        image = source.image(0)
-    except BadImage:  # which the evaluation names, or replaces
-        return
-    task, mode = create_task(cfg), model.training
-    try:
-        with torch.no_grad():
-            task.predict(model.eval(), task.prepare(image))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        taken = inspect.signature(type(timm.create_model(cfg.model.name))).parameters  # of the model without a head
-        ways = next((ways for ways in ANY_SIZE if ways.keys() <= taken.keys()), {})
-        more = (f"+model.{key}={value}" for key, value in ways.items() if cfg.model.get(key) is None)
-        given = " ".join(more) or "another model"
-        window = ", or, for images of at least this size, task.inference=slide" if cfg.task.name == "segment" else ""
-        raise ConfigError(
-            f"{cfg.model.name}, built for images of {model.created_with['img_size']} pixels, does not take those of "
-            f"the evaluation, such as {source.where(0)} ({error}): give {given}{window}"
-        ) from error
-    model.train(mode)
 
 
 def _say_start(cfg: DictConfig) -> None:
     """Warn if the published training started from weights, and this one does not."""
     given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.get("backbone")  # older runs lack the last
-    begins = papers.starts(cfg.model.name, cfg.paper.phase, cfg.task.name)
+    begins = papers.recipe(cfg.model.name, cfg.paper.phase, cfg.task.name).starts
     if begins and not given:
         other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=<run or file>"
         say(
@@ -198,19 +163,6 @@ def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
         say(f"{run} was trained on images with another normalisation than these: {given} restores it", "yellow")
 
 
-def is_asked(model: DictConfig, key: str, own: Mapping[str, Any]) -> bool:
-    """Whether a model's configuration sets an argument, or one equivalent to it, to a value other than its variant's
-    `own`.
-    """
-    same = WINDOWS if key in WINDOWS else (key,)
-    return any(model.get(other) not in (None, own.get(other)) for other in same)
-
-
-def typed(model: DictConfig, key: str) -> str:
-    """How an argument of the model is typed on the command line: with a plus if the configuration lacks it."""
-    return f"{'' if key in model else '+'}model.{key}="
-
-
 def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     """Warn if the backbone of a released file was built differently from this one, into which it loads nevertheless,
     unless that was asked for: GC ViT's windows, as its tables show, or DiNAT's dilations, as its authors have them.
@@ -218,17 +170,18 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
     found = recognise_dense(file.first, hint(str(path), file.meta))
-    for key, value in (found.arguments(variant) if found else {}).items():
+    if found is None:
+        return
+    for key, value in left_open(cfg.model, found.arguments(variant), own).items():
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
             inner = getattr(model.backbone, "model", model.backbone)
             given = inner.args_from_shapes({name: x.shape for name, x in inner.state_dict().items()}).get(key)
-        if given != value and not is_asked(cfg.model, key, own):
+        if given != value:
             argument = f"{typed(cfg.model, key)}{written(value)}"
             say(f"{path} is from a model with {argument}, which this one is built without: give it as well", "yellow")
-    for key in found.backbone.missing_args(variant) if found else ():
-        if cfg.model.get(key) is None:
-            say(f"the backbone of {path} is {found.backbone.message}, here as {typed(cfg.model, key)}", "yellow")
+    if said := lacking(cfg.model, found.backbone, variant, f"the backbone of {path}"):
+        say(said, "yellow")
 
 
 def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:

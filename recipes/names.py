@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count, takewhile
 from pathlib import Path
@@ -26,9 +27,10 @@ def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
     give the same.
     """
     taken: dict[str, None] = {}
+    times = Counter(own)
     for path, name in zip(paths, own, strict=True):
         # without leading dots and slashes, which would hide the file or make its name look like an option
-        name = re.sub(r"[/\\:]", "-", (path if own.count(name) > 1 else name).lstrip("./"))
+        name = re.sub(r"[/\\:]", "-", (path if times[name] > 1 else name).lstrip("./"))
         numbered = (f"{name}-{number}" for number in count(2))
         taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
     return list(taken)

@@ -110,10 +110,10 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
     sched = cfg.sched
     unit = {"epochs": plan.per_epoch, "steps": 1}[sched.unit]
     warmup, cooldown = round(sched.warmup * unit), round(sched.cooldown * unit)
-    if cooldown > plan.steps:
+    if cooldown and warmup + cooldown > plan.steps:
         raise ConfigError(
-            f"a cooldown of {cooldown} steps does not fit into {plan.steps} steps: train longer (train.epochs, "
-            "train.steps) or lower sched.cooldown"
+            f"a cooldown of {cooldown} steps does not fit into {plan.steps} steps with a warmup of {warmup}: train "
+            "longer (train.epochs, train.steps), or lower sched.cooldown or sched.warmup"
         )
     if sched.sched == "step" and not sched.milestones:
         raise ConfigError(
@@ -171,8 +171,6 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
         raise ConfigError(f"optim.opt={cfg.optim.opt} does not take these options: {error}; given {options}") from error
     if isinstance(model, FSDPModule):
         _check_steps_shared(cfg, model, options)
-    for group in optimizer.param_groups:  # without weight decay timm puts all parameters into one
-        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     decays = dict.fromkeys(_named(model, cfg.optim.decay, "optim.decay"), cfg.optim.weight_decay)
     decays |= dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
     regroup(optimizer, lambda group, parameter: {"weight_decay": decays.get(parameter, group["weight_decay"])})

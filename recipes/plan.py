@@ -1,8 +1,8 @@
-"""How many steps, epochs and parts a run has: the arithmetic between images and optimiser steps.
+"""How many steps, epochs and micro-batches a run has: the arithmetic between images and optimiser steps.
 
-The images of a step are split into parts, one forward pass each. The contents and random draws of a part are a function
-of its number alone, so that it does not matter on which process it runs, or after which other part: with fewer
-processes than parts, a process does several of them in turn.
+The images of a step are split into micro-batches, one forward pass each. The contents and random draws of a micro-batch
+are a function of its number alone, so that it does not matter on which process it runs, or after which other one: with
+fewer processes than micro-batches, a process does several of them in turn.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from recipes import data, distributed
 from recipes.config import ConfigError
 from recipes.data.loader import plan_batches
 
-# advice where a part of one image is too small for a batch norm
-LARGER_PARTS = (
+# advice where a micro-batch of one image is too small for a batch norm
+LARGER_MICRO_BATCHES = (
     "give a larger data.batch_size, a smaller train.accumulate, train.micro_batch=2 or more, hardware.sync_bn=true on "
     "several GPUs, or"
 )
@@ -29,8 +29,8 @@ LARGER_PARTS = (
 class Plan:
     """The numbers of a run.
 
-    micro       images of a part: of one forward pass of one process
-    accumulate  parts that each process does in an optimiser step
+    micro       images of a micro-batch: of one forward pass of one process
+    accumulate  micro-batches that each process does in an optimiser step
     world       processes
     per_epoch   optimiser steps in one epoch; images that do not fill a last step are left out
     steps       optimiser steps of the whole run
@@ -45,58 +45,59 @@ class Plan:
     evaluate_every: int
 
     @property
-    def parts(self) -> int:
-        """Parts of an optimiser step."""
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step."""
         return self.accumulate * self.world
 
     @property
     def batch(self) -> int:
         """Images per optimiser step."""
-        return self.micro * self.parts
+        return self.micro * self.micro_batches
 
-    def part(self, step: int, turn: int) -> int:
-        """The number, counted over the run, of the part that this process does as its `turn`-th of a step."""
-        return step * self.parts + turn * self.world + distributed.rank()
+    def micro_batch(self, step: int, turn: int) -> int:
+        """The number, counted over the run, of the micro-batch that this process does as its `turn`-th of a step."""
+        return step * self.micro_batches + turn * self.world + distributed.rank()
 
-    def said(self, parallel: str | None, before: int | None) -> list[str]:
-        """How the batch is split, for the log; `before` is how many parts it had so far."""
+    def describe(self, parallel: str | None, before: int | None) -> list[str]:
+        """How the batch is split, for the log; `before` is how many micro-batches it had so far."""
         each = f"{self.accumulate} on each of {self.world} processes ({parallel})"
         where = each if self.world > 1 else "one after the other on one process"
-        cut = f"{self.parts} parts of {self.micro}, {where}" if self.parts > 1 else "all at once, on one process"
+        split = f"{self.micro_batches} micro-batches of {self.micro}, {where}"
+        cut = split if self.micro_batches > 1 else "all at once, on one process"
         lines = [f"{self.batch} images per step: {cut}"]
-        if before not in (None, self.parts):
+        if before not in (None, self.micro_batches):
             return [
                 *lines,
-                f"there were {before} parts before: batch norms and mixing now combine other images than then",
+                f"there were {before} micro-batches before: batch norms and mixing now combine other images than then",
             ]
-        return lines if self.parts > 1 else []
+        return lines if self.micro_batches > 1 else []
 
     def evaluates(self, step: int) -> bool:
         """Whether the weights after `step` steps are evaluated; those before the first step are not."""
         return step > 0 and (step % self.evaluate_every == 0 or step == self.steps)
 
 
-def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan:
-    """Split `data.batch_size` images per optimiser step into parts, share them between processes, and count the steps.
+def make(cfg: DictConfig, source: data.Source, micro_batches: int | None = None) -> Plan:
+    """Split the images of an optimiser step into micro-batches, share these between processes, and count the steps.
 
-    There are `train.accumulate` parts, or a multiple of it such that every process has the same number of parts and
-    none is larger than `train.micro_batch`.
+    There are `train.accumulate` micro-batches, or a multiple of it such that every process has the same number of them
+    and none is larger than `train.micro_batch`.
 
-    parts  how many the run had so far, which is kept if the processes can share them
+    micro_batches  how many the run had so far, which is kept if the processes can share them
     Raises ConfigError if the batch does not divide or the training set does not fill one step.
     """
     size, accumulate, world = cfg.data.batch_size, cfg.train.accumulate, distributed.size()
-    least = parts or max(accumulate, 1)
-    parts = math.lcm(least, world)
-    if accumulate < 1 or size < 1 or size % parts:
+    least = micro_batches or max(accumulate, 1)
+    count = math.lcm(least, world)
+    if accumulate < 1 or size < 1 or size % count:
         raise ConfigError(
             f"data.batch_size={size} images per step cannot be split into train.accumulate={accumulate} micro-batches "
-            f"on {world} process(es); choose a multiple of {parts}{_sharing(size, least, world)}"
+            f"on {world} process(es); choose a multiple of {count}{_sharing(size, least, world)}"
         )
-    parts = _small_enough(size, parts, cfg.train.micro_batch)
-    micro = size // parts
+    count = _small_enough(size, count, cfg.train.micro_batch)
+    micro = size // count
     batches = data.batches_per_epoch(source, micro, world=world, repeats=cfg.augment.repeats)
-    per_epoch = batches * world // parts
+    per_epoch = batches * world // count
     if per_epoch == 0:
         raise ConfigError(
             f"data.batch_size={size} exceeds one epoch ({len(source)} training images); lower data.batch_size"
@@ -107,28 +108,28 @@ def make(cfg: DictConfig, source: data.Source, parts: int | None = None) -> Plan
         if value < 1:
             raise ConfigError(f"{key}: {value} is too few; expected at least 1")
     every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
-    return Plan(micro, parts // world, world, per_epoch, steps, max(1, round(every)))
+    return Plan(micro, count // world, world, per_epoch, steps, max(1, round(every)))
 
 
-def _sharing(size: int, parts: int, world: int) -> str:
-    """The numbers of processes nearest to `world` that can share a batch in at least `parts` parts, as a message."""
-    able = [count for count in range(1, size + 1) if size % math.lcm(parts, count) == 0]
+def _sharing(size: int, least: int, world: int) -> str:
+    """The numbers of processes nearest to `world` that can share a batch in a multiple of `least`, as a message."""
+    able = [n for n in range(1, size + 1) if size % math.lcm(least, n) == 0]
     fewer, more = max((n for n in able if n < world), default=None), min((n for n in able if n > world), default=None)
-    near = " or ".join(str(count) for count in (fewer, more) if count)
+    near = " or ".join(str(n) for n in (fewer, more) if n)
     return f", or start {near} process(es): a resumed run keeps its batch size" if near else ""
 
 
-def _small_enough(size: int, parts: int, most: int | None) -> int:
-    """The smallest multiple of `parts` that a batch divides into with at most `most` images each."""
+def _small_enough(size: int, count: int, most: int | None) -> int:
+    """The smallest multiple of `count` that a batch divides into with at most `most` images each."""
     if most is None:
-        return parts
+        return count
     if most < 1:
         raise ConfigError(f"train.micro_batch={most} is too few; expected at least 1")
-    return next(n for n in range(parts, size + 1, parts) if size % n == 0 and size // n <= most)
+    return next(n for n in range(count, size + 1, count) if size % n == 0 and size // n <= most)
 
 
-def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:
-    """This process's parts from `step` to the end of the run, epoch after epoch, exactly as if started at step 0."""
+def batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> Iterator[tuple[Any, ...]]:
+    """This process's micro-batches from `step` to the end of the run, epoch after epoch, as if started at step 0."""
     while True:
         epoch, offset = divmod(step, plan.per_epoch)
         left = (plan.per_epoch - offset) * plan.accumulate
@@ -138,7 +139,7 @@ def micro_batches(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -
             train=True,
             start=offset * plan.accumulate,
             rank=distributed.rank(),
-            parts=plan.parts,
+            micro_batches=plan.micro_batches,
             **_order(cfg, plan),
         )
         for _, batch in zip(range(left), stream, strict=False):
@@ -151,17 +152,20 @@ def images_of(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> li
     epoch, offset = divmod(step, plan.per_epoch)
     found = []
     for rank in range(plan.world):
-        options = {"start": offset * plan.accumulate, "rank": rank, "parts": plan.parts, **_order(cfg, plan)}
-        for batch in plan_batches(source, epoch=epoch, train=True, **options)[: plan.accumulate]:
+        options = {"start": offset * plan.accumulate, "rank": rank, "micro_batches": plan.micro_batches}
+        planned = plan_batches(source, epoch=epoch, train=True, **options, **_order(cfg, plan))
+        for batch in planned[: plan.accumulate]:
             found += [index for index, _, _ in batch.keys]
     return found
 
 
-def position(cfg: DictConfig, plan: Plan, source: data.Source, step: int) -> dict[str, Any] | None:
-    """The position in a sharded training set after `step` steps, for the checkpoint; None if it is read by index."""
+def stream_state(
+    cfg: DictConfig, plan: Plan, source: data.Source, step: int, *, readers: bool
+) -> dict[str, Any] | None:
+    """The state of a sharded training set after `step` steps, see recipes.data; None if it is read by index."""
     epoch, offset = divmod(step, plan.per_epoch)
     start = offset * plan.accumulate
-    return data.position(source, epoch=epoch, start=start, **_order(cfg, plan))
+    return data.stream_state(source, epoch=epoch, start=start, readers=readers, **_order(cfg, plan))
 
 
 def _order(cfg: DictConfig, plan: Plan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from recipes.console import say
 from recipes.data.folder import SUFFIXES
 from recipes.names import file_names
 from recipes.pictures import save_picture
-from recipes.settings import RunError
+from recipes.settings import RunError, writing
 
 ENDING = "-found.png"
 
@@ -51,9 +51,7 @@ def names(paths: Sequence[str]) -> list[str]:
 
 def write(picture: Image.Image, path: Path) -> None:
     """Write a picture, making its folder if needed. Raises RunError if it cannot be written."""
-    try:
+    with writing(f"could not write {path}", "give out=<a writable folder>"):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_picture(picture, path)
-    except OSError as error:
-        raise RunError(f"could not write {path}: {error}; give out=<a writable folder>") from error
     say(f"written: {path}")

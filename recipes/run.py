@@ -15,8 +15,7 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,16 @@ from recipes.data import BadImage, Data, DataError
 from recipes.log import Jsonl, LogError, Sink, epoch_table, history
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
-from recipes.settings import RunError, config_to_resume, has_config, is_run, load_config, resume_command, runs_in
+from recipes.settings import (
+    RunError,
+    config_to_resume,
+    has_config,
+    is_run,
+    load_config,
+    resume_command,
+    runs_in,
+    writing,
+)
 from recipes.state import State
 from recipes.stop import Stop, saving
 from recipes.task import Task
@@ -64,8 +72,8 @@ class Run:
         return self.resumed.state["step"] if self.resumed else 0
 
     @property
-    def parts(self) -> int | None:
-        """Parts that the batch of a step was split into so far; None at step 0."""
+    def micro_batches(self) -> int | None:
+        """Micro-batches that the batch of a step was split into so far; None at step 0."""
         return self.resumed.state.get("parts") if self.resumed else None
 
     def check_data(self, data: Data) -> None:
@@ -75,7 +83,7 @@ class Run:
 
     def begin(self, overrides: list[str], data: Data) -> None:
         """Make the folder of a new run, or cut the records of a resumed one back to the step that it resumes from."""
-        with _writable(self.folder):
+        with _writing(self.folder):
             if self.known:
                 self.store.set_aside(newer_than=self.step if self.resumed else -1)
                 _drop_lines(self.metrics, self.step)
@@ -101,7 +109,7 @@ class Run:
         state = {**now.extras(), "metrics": best}
         try:
             with saving():
-                self.store.save(now.step, now.parts(optimizer=best is None), state, best=best is not None)
+                self.store.save(now.step, now.state_dicts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
             found, _ = distributed.first(self.store.newest)
             left = f"the previous checkpoint, {found.path}, is intact" if found else "there is no earlier checkpoint"
@@ -175,10 +183,8 @@ class Run:
         path = self.folder / "curves.png"
         age = time.time() - path.stat().st_mtime if path.exists() else every
         if not 0 <= age < every:  # by another machine's clock it may lie in the future
-            try:
+            with writing(f"could not write {path}"):
                 draw_curves(path, history(self.metrics), score)
-            except OSError as error:
-                raise RunError(f"could not write {path}: {error}") from error
 
     @property
     def resume_command(self) -> str:
@@ -188,7 +194,7 @@ class Run:
         """Write the card, print where everything is and what to type next, and draw the curves."""
         found, _ = self.store.newest("best")
         table = epoch_table(history(self.metrics), task.score)
-        with _writable(self.folder):
+        with _writing(self.folder):
             _replace(self.folder / "README.md", card.text(self.folder, self.cfg, data, model, found))
         if table.row_count:
             CONSOLE.print(table)
@@ -216,7 +222,7 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
     folder = _begun(cfg, overrides) or _find(cfg)
     if folder is None:
         return _new(cfg)
-    with _writable(folder):
+    with _writing(folder):
         _lock(folder)
         cfg = config_to_resume(folder, overrides)
         store = Store(folder / "checkpoints", cfg.train.keep)
@@ -300,14 +306,8 @@ def _refuse_used(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to the run folder {folder}: {error}; make it writable, or pass another out= for a new run"
-        ) from error
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return writing(f"cannot write to the run folder {folder}", "make it writable, or pass another out= for a new run")
 
 
 def _lock(folder: Path) -> None:

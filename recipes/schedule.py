@@ -27,6 +27,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from recipes import config, optim, plan
+from recipes.console import say
 from recipes.data.build import Data, preprocessing
 from recipes.freeze import freeze
 from recipes.task import create as create_task
@@ -46,7 +47,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Written:
+class Report:
     """A run's optimisation: its plan and schedule, and the settings of each parameter and each branch of a block.
 
     drop_path  probability that a branch is dropped, by the name of its module, in the order of the model
@@ -97,7 +98,7 @@ class Written:
     def _steps(self) -> list[str]:
         made = self.plan
         line = f"{made.steps} steps, {made.per_epoch} per epoch, of {made.batch} images"
-        return [line + (f" in {made.parts} parts of {made.micro}" if made.parts > 1 else "")]
+        return [line + (f" in {made.micro_batches} micro-batches of {made.micro}" if made.micro_batches > 1 else "")]
 
     def _rates(self) -> list[str]:
         last, warmup = self.plan.steps - 1, self.schedule.warmup
@@ -121,7 +122,7 @@ class Written:
         return _columns([["branch", "drop path"], *rows]) if rows else ["no drop path"]
 
 
-class Counted:
+class SizeOnly:
     """Stands for a training set of which only the size is known."""
 
     def __init__(self, name: str, count: int):
@@ -131,23 +132,24 @@ class Counted:
         return self.count
 
 
-def write(cfg: DictConfig, images: int = IMAGENET) -> Written:
+def describe(cfg: DictConfig, images: int = IMAGENET) -> Report:
     """What the optimiser of a composed configuration will do with this number of training images."""
-    source = Counted(f"the training set of {cfg.data.name}", images)
+    source = SizeOnly(f"the training set of {cfg.data.name}", images)
     model, beside = build(cfg, source)
     plans = plan.make(cfg, source)
     groups = parameters(model, optim.create(cfg, model, beside), beside)
-    return Written(cfg, plans, optim.schedule(cfg, plans), groups, ramp(model), images)
+    return Report(cfg, plans, optim.schedule(cfg, plans), groups, ramp(model), images)
 
 
-def build(cfg: DictConfig, source: Counted) -> tuple[nn.Module, nn.Module | None]:
+def build(cfg: DictConfig, source: SizeOnly) -> tuple[nn.Module, nn.Module | None]:
     """The model of a configuration and what is trained beside it, without memory for their weights.
 
     Data without a number of classes has 1000.
     """
+    cfg = OmegaConf.merge(cfg, {"data": {"eval_img_size": None}})  # nothing is evaluated here
     prep, classes = preprocessing(cfg), cfg.data.num_classes or 1000
     names = [str(number) for number in range(classes)]
-    data = Data(source, source, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
+    data = Data(source, None, classes, names, prep.mean, prep.std, prep.size)  # (height, width) for square ones too
     if cfg.teacher.kind != "feature":  # others are part of the loss alone, for classes that are not known here
         cfg = OmegaConf.merge(cfg, {"teacher": {"kind": None}})
     task = create_task(cfg)
@@ -207,14 +209,15 @@ def main() -> None:
     with config.reported("train"):
         given = any(text.startswith("data=") for text in args.overrides)
         cfg = config.compose([*([] if given else ["data=imagenet"]), *args.overrides])
-        written = write(cfg, args.images)
-    print(written.text())
-    if args.out:
+        report = describe(cfg, args.images)
+    if args.out:  # first: a reader of the output, such as head, may end before all is printed
         try:
-            written.save(args.out)
+            report.save(args.out)
         except OSError as error:
             sys.exit(f"error: could not write to the folder --out {args.out}: {error}")
-        print(f"\nwritten to {args.out}")
+    say(report.text())
+    if args.out:
+        say(f"\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

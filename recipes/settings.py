@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ FREE = (
     "resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every",
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
-SAID = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
+REPORTED = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
 LAST_DIGITS = "the result may differ in its last digits"
 OTHER_BEST = "the weights of other steps are evaluated, so that another checkpoint may be the best"
 EFFECTS = {  # where it is more than the last digits
@@ -44,6 +46,15 @@ class RunError(RuntimeError):
     """A run folder cannot be used as asked; the message says why and what to do."""
 
 
+@contextmanager
+def writing(failed: str, advice: str = "") -> Iterator[None]:
+    """Raise an OSError within as a RunError, which says what failed, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError("; ".join(filter(None, (f"{failed}: {error}", advice)))) from error
+
+
 def load_config(folder: Path) -> DictConfig:
     """The resolved configuration of a run. Raises RunError if there is none."""
     path = folder / "config.yaml"
@@ -56,9 +67,9 @@ def load_config(folder: Path) -> DictConfig:
     return cfg
 
 
-def has_config(folder: Path) -> bool:
+def has_config(folder: str | Path) -> bool:
     """Whether a folder holds a run's configuration, which every run has from its start on."""
-    return (folder / "config.yaml").is_file()
+    return os.path.isfile(os.path.join(folder, "config.yaml"))  # Path's own fails where a name is too long for a file
 
 
 def is_run(folder: Path) -> bool:
@@ -87,7 +98,7 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     was, now = flat(stored), flat(asked)
     was |= _younger(stored)
     changed = {key: (was.get(key), now.get(key)) for key in was | now if was.get(key) != now.get(key)}
-    refused = {key: both for key, both in changed.items() if not is_in(key, FREE + SAID)}
+    refused = {key: both for key, both in changed.items() if not is_in(key, FREE + REPORTED)}
     if refused:
         raise RunError(
             f"{folder} was started with another configuration, and resuming it with this one would mix the two:\n  "
@@ -95,7 +106,7 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
             + f"\n{_way_on(refused, overrides)}, or start a new run (another name=, no resume)"
         )
     for key, (old, new) in changed.items():
-        if is_in(key, SAID):
+        if is_in(key, REPORTED):
             say(f"{key} changes from {old} to {new}: {EFFECTS.get(key, LAST_DIGITS)}", "yellow")
     return asked
 

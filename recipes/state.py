@@ -11,69 +11,75 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from recipes import optim, sharding
+from recipes import distributed, optim, sharding
 from recipes.checkpoint import SHARDED, Checkpoint
 from recipes.config import ConfigError
-from recipes.data import check_position
+from recipes.data import Source, check_position
 from recipes.freeze import freeze
 from recipes.hardware import Hardware
 from recipes.log import Meter
-from recipes.plan import Plan
+from recipes.plan import Plan, stream_state
 from recipes.statistics import Statistics
 
 HALVINGS = 32  # of the loss scale in a row, from its initial value, 2**16: below that no gradient overflows float16
 
-Learner = Callable[[nn.Module], nn.Module]
+MakeLearner = Callable[[nn.Module], nn.Module]
 
 
 @dataclass
 class State:
     """Model, its moving average, optimiser, loss scaling and the sums of the log, after `step` optimiser steps.
 
-    split       parts that the batch of a step is split into
-    learner     what is called and trained: the model, or a module of `model` and `beside`, which the loss trains too
-    frozen      modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
-    averaged    whether the moving average is evaluated, if there is one
-    ema_every   steps between two updates of the moving average, of which there were `averages`
-    skipped     how many of the last steps in a row had a gradient that is not finite, and changed nothing
-    overflowed  how many of these did because float16 overflowed
-    due         the weights of this step are still to be evaluated
-    best        the best score so far
+    source       of the training images
+    learner      what is called and trained: the model, or a module of `model` and `beside`, which the loss trains too
+    frozen       modules of the model that stay in evaluation mode: all of it with `train.eval_mode`
+    ema_updates  how often the moving average was updated, every `train.ema_every` steps
+    skipped      how many of the last steps in a row had a gradient that is not finite, and changed nothing
+    overflowed   how many of these did because float16 overflowed
+    due          the weights of this step are still to be evaluated
+    best         the best score so far
     """
 
+    cfg: DictConfig
+    plan: Plan
+    source: Source
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     statistics: Statistics
-    split: int
     learner: nn.Module
     frozen: list[nn.Module]
-    averaged: bool
-    ema_every: int
-    averages: int = 0
+    ema_updates: int = 0
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     skipped: int = 0
     overflowed: int = 0
     due: bool = False
     best: float | None = None
-    position: Callable[[int], dict[str, Any] | None] = lambda step: None  # of the training data after a step
     _before: list[Tensor] = field(default_factory=list)
     _begun: bool = False
 
     @classmethod
-    def create(cls, cfg: DictConfig, model: nn.Module, hardware: Hardware, plan: Plan, learner: Learner) -> State:
+    def create(
+        cls,
+        cfg: DictConfig,
+        model: nn.Module,
+        hardware: Hardware,
+        plan: Plan,
+        source: Source,
+        make_learner: MakeLearner,
+    ) -> State:
         """The state before the first step; with hardware.parallel=fsdp the model is sharded here.
 
-        learner  called with the model, returns what is to be trained, see recipes.task
+        make_learner  called with the model, returns what is to be trained, see recipes.task
 
         Raises ConfigError for what cannot be frozen or sharded.
         """
         model = hardware.synced(model)
         frozen = [*freeze(model, cfg.train.freeze), *([model] if cfg.train.eval_mode else [])]
-        trained = hardware.place(learner(model))
-        if trained is not model and hardware.parallel == "fsdp":
+        learner = hardware.place(make_learner(model))
+        if learner is not model and hardware.parallel == "fsdp":
             raise ConfigError(
                 "hardware.parallel=fsdp shards the model, but not what its loss trains beside it "
                 "(teacher.kind=feature): set hardware.parallel=ddp"
@@ -82,12 +88,20 @@ class State:
         hardware.shard(model)
         if ema is not None:
             hardware.shard(ema.module)
-        optimizer = optim.create(cfg, model, None if trained is model else trained.beside)
-        train_mode(trained, frozen)
-        statistics = Statistics(model, plan)
-        averaged = ema is not None and cfg.train.ema_evaluated
-        loss_scale, every = hardware.scaler(), cfg.train.ema_every
-        return cls(model, ema, optimizer, loss_scale, statistics, plan.parts, trained, frozen, averaged, every)
+        optimizer = optim.create(cfg, model, None if learner is model else learner.beside)
+        train_mode(learner, frozen)
+        return cls(
+            cfg=cfg,
+            plan=plan,
+            source=source,
+            model=model,
+            ema=ema,
+            optimizer=optimizer,
+            scaler=hardware.scaler(),
+            statistics=Statistics(model, plan),
+            learner=learner,
+            frozen=frozen,
+        )
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -97,7 +111,7 @@ class State:
     @property
     def weights(self) -> str:
         """The name of the weights that are evaluated: `ema` or `model`."""
-        return "ema" if self.averaged else "model"
+        return "ema" if self.ema is not None and self.cfg.train.ema_evaluated else "model"
 
     @property
     def beside(self) -> nn.Module | None:
@@ -119,23 +133,27 @@ class State:
         """The model and its moving average by name."""
         return {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module}
 
-    def parts(self, *, optimizer: bool = True) -> dict[str, Any]:
+    def state_dicts(self, *, optimizer: bool = True) -> dict[str, Any]:
         """State dicts by the name of their file; a sharded state with its optimiser stays sharded."""
         if sharding.is_sharded(self.model):
             if optimizer:  # without state until the first step that is not skipped
                 return {SHARDED: sharding.tree(self.models, self.optimizer if self.optimizer.state else None)}
             return {name: sharding.gathered(model) for name, model in self.models.items()}
-        parts = {name: model.state_dict() for name, model in self.models.items()}
+        found = {name: model.state_dict() for name, model in self.models.items()}
         if optimizer:
-            parts["optimizer"] = self.optimizer.state_dict()
-            parts |= {} if self.beside is None else {"beside": self.beside.state_dict()}
-        return parts
+            found["optimizer"] = self.optimizer.state_dict()
+            found |= {} if self.beside is None else {"beside": self.beside.state_dict()}
+        return found
 
     def extras(self) -> dict[str, Any]:
-        """Everything that is not a tensor, for state.json."""
+        """Everything that is not a tensor, for state.json; what the readers hold only on rank 0, which writes it."""
         state = {"weights": self.weights, "meter": self.meter.state(), "scaler": self.scaler.state_dict()}
-        counts = {"skipped": self.skipped, "overflowed": self.overflowed, "averages": self.averages}
-        return {**state, **counts, "parts": self.split, "data": self.position(self.step)}
+        counts = {"skipped": self.skipped, "overflowed": self.overflowed, "averages": self.ema_updates}
+        data = self._stream_state(self.step, readers=distributed.rank() == 0)
+        return {**state, **counts, "parts": self.plan.micro_batches, "data": data}
+
+    def _stream_state(self, step: int, *, readers: bool) -> dict[str, Any] | None:
+        return stream_state(self.cfg, self.plan, self.source, step, readers=readers)
 
     def load(self, checkpoint: Checkpoint, best: float | None) -> None:
         """Restore the state of a checkpoint, by copying it into the existing tensors.
@@ -144,7 +162,7 @@ class State:
 
         Raises DataError if the training data would continue in another order.
         """
-        check_position(checkpoint.state.get("data"), self.position(checkpoint.state["step"]))
+        check_position(checkpoint.state.get("data"), self._stream_state(checkpoint.state["step"], readers=False))
         self._load_tensors(checkpoint)
         if checkpoint.state["scaler"]:  # empty if the loss was not scaled so far, on a CPU or in bfloat16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -152,7 +170,9 @@ class State:
         self.step = checkpoint.state["step"]
         self.skipped = checkpoint.state.get("skipped", 0)  # older checkpoints lack it
         self.overflowed = checkpoint.state.get("overflowed", 0)  # and some, later ones, lack only this
-        self.averages = checkpoint.state.get("averages", self.step // self.ema_every)  # those of older ones
+        self.ema_updates = checkpoint.state.get(
+            "averages", self.step // self.cfg.train.ema_every
+        )  # those of older ones
         self.best = best
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
@@ -192,9 +212,9 @@ class State:
     def done(self) -> None:
         """Count the current step as completed, and update the moving average if it is due and the weights moved."""
         self.step, self._begun = self.step + 1, False
-        if self.ema is not None and not self.skipped and self.step % self.ema_every == 0:
-            self.averages += 1
-            self.ema.update(self.model, self.averages)
+        if self.ema is not None and not self.skipped and self.step % self.cfg.train.ema_every == 0:
+            self.ema_updates += 1
+            self.ema.update(self.model, self.ema_updates)
 
 
 def train_mode(learner: nn.Module, frozen: list[nn.Module]) -> None:

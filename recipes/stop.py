@@ -49,11 +49,12 @@ def saving() -> Iterator[None]:
 class Stop:
     """Remembers the first signal; `signal` is what all processes have agreed on, whichever of them received it.
 
-    A second Ctrl-C ends the process at once, as it would without this. A scheduler's signal may come more than once:
-    Slurm sends SIGTERM to every process of a step, and torchrun, one of them, passes it on to processes that have it
-    already. Later (AGAIN) a second SIGTERM ends the process at once, unless it is `saving`; so does Ctrl-C while the
-    loop waits for another process and Python's handlers are not called. After Ctrl-C, SIGTERM counts as another one:
-    torchrun passes on the second Ctrl-C so. SIGHUP stays ignored where it was, as by nohup.
+    SIGINT again         ends the process at once, as it would without this; where Python's handlers are not called, as
+                         the loop waits for another process, only after AGAIN
+    SIGTERM again        ends it at once after AGAIN, unless it is `saving`; earlier ones are duplicates: Slurm signals
+                         every process of a step, and torchrun, one of them, passes the signal on to the others
+    SIGTERM after SIGINT counts as a second SIGINT: torchrun passes that on as SIGTERM
+    SIGHUP               stays ignored where it was, as under nohup
     """
 
     def __init__(self) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
 
+from recipes.config import ConfigError
+from recipes.console import listed
 from recipes.data import Data
 from recipes.data.build import preprocessing
 
@@ -49,9 +52,10 @@ class Task(ABC):
         """Training and validation sets."""
 
     def learner(self, model: nn.Module) -> nn.Module:
-        """What a step calls and trains: the model, or a module of `model` and `beside`, which the loss trains with it.
+        """The module that a training step calls: the model, or a wrapper with attributes `model` and `beside`.
 
-        `beside` is neither evaluated nor exported; it is saved so that the run can resume.
+        `beside` holds further trainable parameters of the loss, such as the projection of feature distillation. It is
+        neither evaluated nor exported; it is saved so that the run can resume.
         """
         return model
 
@@ -85,6 +89,18 @@ class Task(ABC):
     def prepare(self, image: Image.Image) -> Any:
         """A user's image as a batch for `predict`."""
 
+    def check_takes(self, model: nn.Module, image: Image.Image, said: Callable[[Exception], str]) -> None:
+        """Raise ConfigError, with what is `said` of the model's error, if it does not take an image as an evaluation
+        prepares it: in training that would only be known at the first evaluation.
+        """
+        mode = model.training
+        try:
+            with torch.no_grad():
+                self.predict(model.eval(), self.prepare(image))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(said(error)) from error
+        model.train(mode)
+
     @abstractmethod
     def answer(self, image: Image.Image, predictions: Any, data: Data, name: str) -> tuple[Table, Image.Image | None]:
         """What `predict` found in that image, as a table and, for dense tasks, drawn into the image."""
@@ -108,7 +124,7 @@ class Task(ABC):
 
 def some_of(names: Sequence[str], count: int) -> str:
     """`names` as text, out of `count` classes; the first of them are listed."""
-    return f"{len(names)} of the {count} classes ({', '.join(names[:5])}{', ...' if names[5:] else ''})"
+    return f"{len(names)} of the {count} classes ({listed(names, 5)})"
 
 
 def create(cfg: DictConfig) -> Task:

@@ -11,11 +11,12 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from recipes import config, console, data_record, distributed, hardware, log, optim, plan, sharding, trackers
 from recipes.checkpoint import CheckpointError
@@ -56,14 +57,13 @@ def main(cfg: DictConfig) -> float | None:
     data_record.check_alike(data)
     distributed.first(lambda: run.check_data(data))
     STARTUP.mark("data")
-    plans = plan.make(cfg, data.train, run.parts)
-    for line in plans.said(machine.parallel, run.parts):
+    plans = plan.make(cfg, data.train, run.micro_batches)
+    for line in plans.describe(machine.parallel, run.micro_batches):
         say(line)
     seed_all(cfg.seed, INIT)
     model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
-    now = State.create(cfg, model, machine, plans, task.learner)
-    now.position = partial(plan.position, cfg, plans, data.train)
+    now = State.create(cfg, model, machine, plans, data.train, task.learner)
     if run.resumed:
         now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
         now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
@@ -76,7 +76,7 @@ def main(cfg: DictConfig) -> float | None:
     with Stop() as stop:
         with log.Log(run.sinks(), now.meter, plans, **show) as logs:
             try:
-                train(run, machine, task, data, plans, schedule, now, logs, stop)
+                Loop(run, machine, task, data, schedule, now, logs, stop).train()
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
         if now.step < plans.steps or now.due:
@@ -87,38 +87,51 @@ def main(cfg: DictConfig) -> float | None:
     return now.best
 
 
-def train(
-    run: Run,
-    machine: hardware.Hardware,
-    task: Task,
-    data: Data,
-    plans: plan.Plan,
-    schedule: optim.Schedule,
-    now: State,
-    logs: log.Log,
-    stop: Stop,
-) -> None:
-    """Steps `now.step` to `plans.steps`: everything that is done at each, in order."""
-    cfg, optimizer = run.cfg, now.optimizer
-    forward = machine.wrapped(now.learner)
-    batches = Timed(distributed.together(plan.micro_batches(cfg, plans, data.train, now.step), DataError))
-    if now.due:  # the run was stopped in its evaluation
-        validate(run, machine, task, data, now, logs, stop)
-    now.train()
-    while now.step < plans.steps and not stop.signal:
+@dataclass(frozen=True)
+class Loop:
+    """The steps of a run, and what is done between them."""
+
+    run: Run
+    machine: hardware.Hardware
+    task: Task
+    data: Data
+    schedule: optim.Schedule
+    now: State
+    logs: log.Log
+    stop: Stop
+
+    def train(self) -> None:
+        """All steps from `now.step` on, with evaluations and checkpoints, to the last or until a signal comes."""
+        run, now, plans = self.run, self.now, self.now.plan
+        forward = self.machine.wrapped(now.learner)
+        batches = Timed(distributed.together(plan.batches(run.cfg, plans, self.data.train, now.step), DataError))
+        if now.due:  # the run was stopped in its evaluation
+            self.validate()
+        now.train()
+        while now.step < plans.steps and not self.stop.signal:
+            self.step(forward, batches)
+            if now.due:
+                self.validate()
+            self.stop.agree()
+            if now.step % run.cfg.train.save_every == 0 or now.step == plans.steps or self.stop.signal:
+                run.save(now)
+
+    def step(self, forward: nn.Module, batches: Timed) -> None:
+        """One optimiser step: everything that it does, in order."""
+        cfg, now, plans, source, optimizer = self.run.cfg, self.now, self.now.plan, self.data.train, self.now.optimizer
         began, step = time.perf_counter(), now.step
         now.begin()
 
-        lr = optim.set_lr(optimizer, schedule, step)
+        lr = optim.set_lr(optimizer, self.schedule, step)
 
         loss = 0.0
         for turn in range(plans.accumulate):
-            images, targets = machine.send(*next(batches), data.train.finish)
-            part = plans.part(step, turn)
-            seed_all(cfg.seed, MODEL, part)
-            with machine.syncing(forward, last=turn == plans.accumulate - 1):
-                with machine.autocast(), _several_values(cfg):
-                    share = task.loss(forward, images, targets, draw=part) / plans.accumulate
+            images, targets = self.machine.send(*next(batches), source.finish)
+            micro_batch = plans.micro_batch(step, turn)
+            seed_all(cfg.seed, MODEL, micro_batch)
+            with self.machine.syncing(forward, last=turn == plans.accumulate - 1):
+                with self.machine.autocast(), _several_values(cfg):
+                    share = self.task.loss(forward, images, targets, draw=micro_batch) / plans.accumulate
                 now.scaler.scale(share).backward()
             now.statistics.collect()
             loss = loss + share.detach()
@@ -132,22 +145,79 @@ def train(
             now.scaler.step(optimizer)
             now.skipped = now.overflowed = 0
         else:
-            skip(run, plans, data, now, lr=lr, loss=loss, norm=norm)
+            self.skip(lr=lr, loss=loss, norm=norm)
         now.scaler.update()
         optimizer.zero_grad()
         now.done()
         now.due = plans.evaluates(now.step)
 
         seconds = time.perf_counter() - began
-        bad = distributed.total(data.train.take_bad()) if data.train.replace else 0  # else an error, not a count
+        bad = distributed.total(source.take_bad()) if source.replace else 0  # else an error, not a count
         spent = {"seconds": seconds, "waited": batches.taken()}
-        logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
+        self.logs.step(now.step, loss, lr=lr, grad_norm=norm, **spent, skipped=now.skipped, bad=bad)
 
-        if now.due:
-            validate(run, machine, task, data, now, logs, stop)
-        stop.agree()
-        if now.step % cfg.train.save_every == 0 or now.step == plans.steps or stop.signal:
-            run.save(now)
+    def skip(self, *, lr: float, loss: float, norm: float) -> None:
+        """Skip a step whose gradient is not finite; NotFinite after more than `train.skip_nonfinite` in a row.
+
+        A float16 overflow at the current loss scale, which then halves, is not an error and is counted separately.
+        """
+        now, cfg = self.now, self.run.cfg
+        if math.isfinite(loss) and now.overflows:
+            now.rewind()
+            now.skipped, now.overflowed = now.skipped + 1, now.overflowed + 1
+            return
+        what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
+        images = f"the training images were {distributed.first(lambda: self.listed(now.step))}"
+        if now.skipped - now.overflowed >= cfg.train.skip_nonfinite:
+            skipped = f", after {now.skipped} steps that were skipped" if now.skipped else ""
+            skipped += f" ({now.overflowed} because float16 overflowed)" if now.overflowed else ""
+            amp, precise = cfg.hardware.amp, ""
+            if amp and math.isfinite(loss):
+                precise = f"; as the loss is finite, its gradient may have overflowed in {amp}: try hardware.amp=null"
+            raise NotFinite(
+                f"{what}{skipped}; {images}\nlook at these images, or start a new run with a lower optim.lr, "
+                f"a longer sched.warmup or train.clip_grad=1{precise}"
+            )
+        now.rewind()
+        now.skipped += 1
+        say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
+
+    def listed(self, step: int) -> str:
+        """The names of the first images of a step, and where all of them are listed."""
+        source = self.data.train
+        names = named(source, plan.images_of(self.run.cfg, self.now.plan, source, step))
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"{', '.join(names[:NAMED])}{more}, {self.run.list_images(step, names)}"
+
+    def validate(self) -> None:
+        """Evaluate the weights, log the metrics, and keep the weights if they are the best so far.
+
+        An evaluation may take longer than the sender of a signal waits: a signal cuts it off, and it stays due.
+        """
+        run, task, data, now = self.run, self.task, self.data, self.now
+
+        def watch(batches: Iterable[Any], total: int) -> Iterator[Any]:
+            return self.stop.until(self.logs.watch(batches, total))
+
+        try:
+            values, metrics = evaluate(run.cfg, task, now.evaluated_model, data, self.machine, watch)
+        except Stopped:
+            return
+        now.train()
+        if now.best is None:  # only once: remarks are about the data
+            for text in distributed.first(lambda: task.remarks(data, metrics)):
+                say(f"note: {text}", "yellow")
+        now.due = False
+        finite = math.isfinite(values.get("loss", 0.0))
+        if not finite:
+            say("the validation loss is not finite: these weights are not kept as the best", "yellow")
+        better = finite and (now.best is None or values[task.score] > now.best)
+        if better:
+            now.best = values[task.score]
+            run.save(now, best=values)
+        self.logs.evaluation(now.step, values, now.weights, better)  # last: a resumed run relies on it
+        distributed.first(lambda: run.draw(task.score, every=60))
+        distributed.first(lambda: self.logs.picture(now.step, task.show(data, metrics)))
 
 
 @contextmanager
@@ -160,78 +230,13 @@ def _several_values(cfg: DictConfig) -> Iterator[None]:
             raise
         raise ConfigError(
             f"{cfg.model.name} cannot train on one image at a time of this size, as it has a batch norm on a 1 x 1 "
-            f"map: {plan.LARGER_PARTS} a larger data.img_size"
+            f"map: {plan.LARGER_MICRO_BATCHES} a larger data.img_size"
         ) from error
-
-
-def skip(run: Run, plans: plan.Plan, data: Data, now: State, *, lr: float, loss: float, norm: float) -> None:
-    """Skip a step whose gradient is not finite; NotFinite after more than `train.skip_nonfinite` in a row.
-
-    A float16 overflow at the current loss scale, which then halves, is not an error and is counted separately.
-    """
-    if math.isfinite(loss) and now.overflows:
-        now.rewind()
-        now.skipped, now.overflowed = now.skipped + 1, now.overflowed + 1
-        return
-    what = f"at step {now.step} (learning rate {lr:.3g}) the loss is {loss} and the norm of its gradient {norm}"
-    images = f"the training images were {distributed.first(lambda: listed(run, plans, data.train, now.step))}"
-    if now.skipped - now.overflowed >= run.cfg.train.skip_nonfinite:
-        skipped = f", after {now.skipped} steps that were skipped" if now.skipped else ""
-        skipped += f" ({now.overflowed} because float16 overflowed)" if now.overflowed else ""
-        amp, precise = run.cfg.hardware.amp, ""
-        if amp and math.isfinite(loss):
-            precise = f"; as the loss is finite, its gradient may have overflowed in {amp}: try hardware.amp=null"
-        raise NotFinite(
-            f"{what}{skipped}; {images}\nlook at these images, or start a new run with a lower optim.lr, "
-            f"a longer sched.warmup or train.clip_grad=1{precise}"
-        )
-    now.rewind()
-    now.skipped += 1
-    say(f"{what}: this step is skipped, the weights are unchanged; {images}", "yellow")
-
-
-def listed(run: Run, plans: plan.Plan, source: Source, step: int) -> str:
-    """The names of the first images of a step, and where all of them are listed."""
-    names = named(source, plan.images_of(run.cfg, plans, source, step))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}, {run.list_images(step, names)}"
 
 
 def named(source: Source, images: list[int]) -> list[str]:
     """The names of images: those in files by path, others by index."""
     return list(map(source.where if isinstance(source.records, Encoded) else str, images))
-
-
-def validate(
-    run: Run, machine: hardware.Hardware, task: Task, data: Data, now: State, logs: log.Log, stop: Stop
-) -> None:
-    """Evaluate the weights, log the metrics, and keep the weights if they are the best so far.
-
-    An evaluation may take longer than the sender of a signal waits: a signal cuts it off, and it stays due.
-    """
-
-    def watch(batches: Iterable[Any], total: int) -> Iterator[Any]:
-        return stop.until(logs.watch(batches, total))
-
-    try:
-        values, metrics = evaluate(run.cfg, task, now.evaluated_model, data, machine, watch)
-    except Stopped:
-        return
-    now.train()
-    if now.best is None:  # only once: remarks are about the data
-        for text in distributed.first(lambda: task.remarks(data, metrics)):
-            say(f"note: {text}", "yellow")
-    now.due = False
-    finite = math.isfinite(values.get("loss", 0.0))
-    if not finite:
-        say("the validation loss is not finite: these weights are not kept as the best", "yellow")
-    better = finite and (now.best is None or values[task.score] > now.best)
-    if better:
-        now.best = values[task.score]
-        run.save(now, best=values)
-    logs.evaluation(now.step, values, now.weights, better)  # last: a resumed run relies on it
-    distributed.first(lambda: run.draw(task.score, every=60))
-    distributed.first(lambda: logs.picture(now.step, task.show(data, metrics)))
 
 
 if __name__ == "__main__":

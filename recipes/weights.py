@@ -48,6 +48,10 @@ class Kept:
     def place(self) -> Path:
         return self.checkpoint.place(self.part)
 
+    def as_file(self) -> reader.Checkpoint:
+        """As if read from a file."""
+        return reader.Checkpoint(str(self.place), {"ema" if self.part == "ema" else "raw": self.tensors})
+
 
 def find_weights(folder: Path, weights: str = "auto") -> Kept:
     """The weights of `find_checkpoint`, the same on all processes, which must all call this.
@@ -102,8 +106,7 @@ def of_run(given: str, weights: str = "auto") -> reader.Checkpoint:
     checkpoint, and for weights that it lacks or that cannot be read.
     """
     load_config(Path(given))
-    kept = find_weights(Path(given), weights)
-    return reader.Checkpoint(str(kept.place), {"ema" if kept.part == "ema" else "raw": kept.tensors})
+    return find_weights(Path(given), weights).as_file()
 
 
 def check_model(given: str, name: str) -> None:

@@ -19,7 +19,8 @@ def main():
     found = []
     for model, phase, task in json.load(sys.stdin):
         case = [f"task={task}", f"data={DATA[task]}", f"model={model}", f"paper.phase={phase}"]
-        keys, chosen = papers.values(model, phase, task).keys(), papers.chosen(model, phase, task)
+        recipe = papers.recipe(model, phase, task)
+        keys, chosen = recipe.values.keys(), recipe.chosen
         kinds = {"published": sorted(keys - chosen), "chosen": sorted(chosen)}
         found.append({"cfg": checks.flat(compose(["recipe=paper", *case])), **kinds})
     json.dump(found, sys.stdout)

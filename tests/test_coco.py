@@ -110,7 +110,7 @@ def test_annotations_that_do_not_fit(objects, key, value, part, said):
     change(objects, key, value, part=part)
     with pytest.raises(DataError) as error:
         coco(objects)
-    assert said in str(error.value)
+    assert said in str(error.value) and not str(error.value).endswith("...")  # there are no other categories
 
 
 def test_a_category_of_one_file(objects):

@@ -37,6 +37,8 @@ def test_a_note_is_not_worth_an_error(monkeypatch):
         monkeypatch.setattr("sys.stderr", full)
         for _ in range(2):
             console.note("nobody reads this")
+        with open(os.devnull) as nowhere:
+            assert os.path.sameopenfile(full.fileno(), nowhere.fileno())
 
 
 def test_an_error_without_a_message_is_told_by_its_type():

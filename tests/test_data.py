@@ -105,7 +105,7 @@ def test_another_process_draws_the_same(digits):
 
 
 def _draw(said):
-    stream = batches(make().train, batch_size=7, seed=3, epoch=4, train=True, start=200, workers=1)
+    stream = batches(make().train, batch_size=7, seed=3, epoch=4, train=True, start=200, workers=0)
     said.send([x.double().sum().item() for x, _ in stream])
 
 
@@ -164,12 +164,14 @@ def test_copies_of_an_image_lie_in_different_parts(small, world):
     """A step of 24 is shared by four parts of six, on one, two or four processes; its samples are the same."""
     given = {"seed": 0, "epoch": 2, "train": True, "repeats": 3}
     whole = [batch.keys for batch in plan_batches(small, batch_size=24, **given)]
-    ranks = [plan_batches(small, batch_size=6, **given, world=world, rank=rank, parts=4) for rank in range(world)]
+    ranks = [
+        plan_batches(small, batch_size=6, **given, world=world, rank=rank, micro_batches=4) for rank in range(world)
+    ]
     parts = [batch.keys for each in zip(*ranks, strict=True) for batch in each]
     assert parts == [step[part::4] for step in whole for part in range(4)] and len(whole) == 300 // 24
     assert all(len({index for index, _, _ in part}) == 6 for part in parts)
     for rank, planned in enumerate(ranks):
-        rest = plan_batches(small, batch_size=6, **given, world=world, rank=rank, parts=4, start=5)
+        rest = plan_batches(small, batch_size=6, **given, world=world, rank=rank, micro_batches=4, start=5)
         assert [batch.keys for batch in rest] == [batch.keys for batch in planned[5:]]
 
 
@@ -180,7 +182,7 @@ def test_the_order_is_a_permutation_cut_into_parts(small, repeats):
     keys = [(index, 2, copy) for index in shuffled[: 300 // repeats] for copy in range(repeats)]
     steps = [keys[first : first + 24] for first in range(0, 288, 24)]
     parts = [step[6 * p : 6 * p + 6] if repeats == 1 else step[p::4] for step in steps for p in range(4)]
-    given = {"seed": 7, "epoch": 2, "train": True, "repeats": repeats, "parts": 4, "world": 2, "start": 3}
+    given = {"seed": 7, "epoch": 2, "train": True, "repeats": repeats, "micro_batches": 4, "world": 2, "start": 3}
     planned = plan_batches(small, batch_size=6, **given, rank=1)
     expected = [Batch(part) for part in parts[1::2][3:]]
     assert list(planned) == expected and len(planned) == 21 and planned[-1] == expected[-1]
@@ -204,7 +206,7 @@ def test_the_images_of_a_step_need_the_order_once_and_no_other_batches(small, mo
 def test_parts_without_copies_are_slices(small):
     given = {"seed": 0, "epoch": 2, "train": True}
     whole = [key for batch in plan_batches(small, batch_size=24, **given) for key in batch.keys]
-    parts = [batch.keys for batch in plan_batches(small, batch_size=6, **given, parts=4)]
+    parts = [batch.keys for batch in plan_batches(small, batch_size=6, **given, micro_batches=4)]
     assert parts == [whole[first : first + 6] for first in range(0, len(whole), 6)]
 
 
@@ -372,6 +374,12 @@ def test_the_table_of_the_loader(monkeypatch, capsys, tmp_path):
         line.split(" | ") for line in text.splitlines() if line.startswith("| 500x375") or line.startswith("| 2048")
     ]
     assert [len(row) for row in rows] == [6] * 4 and [row[3] == "-" for row in rows] == [False, False, True, True]
+
+
+def test_timm_learns_from_images_of_the_same_size(digits):
+    cfg = OmegaConf.merge(config(), {"data": {"eval_img_size": 48}})
+    loader = timm_loader(cfg, Plain(digits.train, [3, 1, 2]), 3, train=True, workers=0, prefetch=False)
+    assert next(iter(loader))[0].shape[2:] == digits.train.sample(3, 0)[0].shape[1:]
 
 
 def test_timm_is_given_the_same(digits):

@@ -283,17 +283,19 @@ def test_parts_are_resized_as_often_as_asked_for(share):
     assert (0 in kept) == (share > 0)
 
 
-def test_crops_are_capped():
-    """One class fills all but a corner: with a cap the crop looks for it."""
+@pytest.mark.parametrize("unlabelled", [[], [0, 2]], ids=["labelled", "half of it unlabelled"])
+def test_crops_are_capped(unlabelled):
+    """One class fills all but a corner: with a cap the crop looks for it. Pixels without a label are no second one."""
     labels = torch.zeros(64, 64, dtype=torch.uint8)
     labels[:24, :24] = 1
+    labels.unflatten(1, (16, 4))[:, :, unlabelled] = 255
     image = tv_tensors.Image(labels.expand(3, 64, 64).clone())
     shares = {}
     for cap in (1.0, 0.75):
         reseed(0)
         crop = paired.Crop((32, 32), cap)
         cropped = [crop(image, {"labels": tv_tensors.Mask(labels)})[1]["labels"] for _ in range(60)]
-        shares[cap] = np.mean([float((part == 0).float().mean()) < 0.75 for part in cropped])
+        shares[cap] = np.mean([float((part[part != 255] == 0).float().mean()) < 0.75 for part in cropped])
     assert shares[1.0] < 0.25 < 0.6 < shares[0.75]
 
 

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from children import SMALL, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
@@ -53,6 +54,14 @@ def test_feature_is_the_angle_between_maps_whatever_their_lengths():
     assert distill.feature(student, 9 * student).item() == pytest.approx(0, abs=1e-6)
     coarse = teacher[..., :1]  # a map of another size is resized to the student's
     assert distill.feature(student, coarse).item() == pytest.approx(1 - (0.6 + 0.0) / 2)
+
+
+def test_a_larger_map_of_a_teacher_is_smoothed_before_it_is_reduced():
+    """Stripes of two columns: a column of half as many gets 1, 3, 3, 1 parts of four of them, three at the ends."""
+    stripes = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]).expand(1, 1, 8, 8)
+    teacher = torch.cat([stripes, 1 - stripes], 1)
+    expected = 1 - (3 / math.hypot(3, 1) + 6 / math.hypot(6, 1)) / 2
+    assert distill.feature(teacher[..., ::2, ::2], teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 class Fixed(nn.Module):
@@ -175,8 +184,23 @@ def test_the_projection_learns(runs):
     assert not torch.equal(first, last)
 
 
+def test_the_norm_of_the_gradient_is_of_all_that_learns(runs, tmp_path):
+    norms = []
+
+    def note(optimizer, *_):
+        grads = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        norms.append(nn.utils.get_total_norm(grads).item())
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        train_here(tmp_path, *student(runs, "feature"), "train.steps=2", "train.clip_grad=null", "name=run")
+    finally:
+        hook.remove()
+    assert [line["grad_norm"] for line in lines(tmp_path / "run") if "loss" in line] == pytest.approx(norms, rel=1e-5)
+
+
 def test_the_projection_is_in_the_table_of_the_schedule(runs):
-    made = schedule.write(config.compose(student(runs, "feature")), 1617)
+    made = schedule.describe(config.compose(student(runs, "feature")), 1617)
     groups = newest(runs / "feature").tree("optimizer")["param_groups"]
     assert len(made.parameters) == sum(len(group["params"]) for group in groups)
     assert [(p.name, p.weight_decay) for p in made.parameters[-2:]] == [("beside.weight", 0.05), ("beside.bias", 0.05)]

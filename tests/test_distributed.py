@@ -337,11 +337,11 @@ def test_parts_of_a_batch(monkeypatch, accumulate, parts, world, expected):
     cfg = config.compose(["data.batch_size=48", f"train.accumulate={accumulate}"])
     source = range(480)
     plans = plan.make(cfg, source, parts)
-    assert (plans.parts, plans.batch, plans.per_epoch) == (expected, 48, 10)
+    assert (plans.micro_batches, plans.batch, plans.per_epoch) == (expected, 48, 10)
     ranks = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        ranks += [plans.part(3, turn) for turn in range(plans.accumulate)]
+        ranks += [plans.micro_batch(3, turn) for turn in range(plans.accumulate)]
     assert sorted(ranks) == list(range(3 * expected, 4 * expected))
 
 
@@ -352,7 +352,7 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     ):
         plan.make(config.compose(["data.batch_size=32"]), range(480))
     with pytest.raises(ConfigError, match=r"choose a multiple of 12, or start 2 or 4 process.es.: a resumed run"):
-        plan.make(config.compose(["data.batch_size=32"]), range(480), parts=4)
+        plan.make(config.compose(["data.batch_size=32"]), range(480), micro_batches=4)
     with pytest.raises(ConfigError, match=r"choose a multiple of 12$"):  # no number of processes shares 33 in four
         plan.make(config.compose(["data.batch_size=33", "train.accumulate=4"]), range(480))
     monkeypatch.setattr(distributed, "size", lambda: 64)

@@ -24,7 +24,7 @@ from recipes.plots import draw_confusion
 from recipes.settings import RunError
 from recipes.tasks import segment
 from recipes.tasks.classify import Metrics, Task
-from recipes.weights import find_checkpoint
+from recipes.weights import Kept, find_checkpoint
 
 
 def evaluate_here(*overrides: str) -> None:
@@ -222,7 +222,7 @@ def test_weights_of_another_shape(run):
     said = r"have other shapes than the requested model.*: size mismatch for weight: .*\. And 1 more$"
     with pytest.raises(RunError, match=said):
         tensors = {"weight": torch.zeros(3, 5), "bias": torch.zeros(4)}
-        evaluation._fill(torch.nn.Linear(2, 3), tensors, checkpoint.path, "ema")
+        evaluation._fill(torch.nn.Linear(2, 3), Kept(checkpoint, "ema", tensors))
 
 
 def test_a_run_with_tables_is_measured_at_another_size(tmp_path, capsys, monkeypatch):

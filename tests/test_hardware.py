@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from children import SMALL, flags_restored, lines, note_overrides, train_here
+from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
 from recipes import config, data, hardware, provenance, train
 from recipes.checkpoint import read
 from recipes.config import ConfigError
@@ -99,7 +99,23 @@ def test_overflows_are_passed_over_and_counted(tmp_path, monkeypatch):
     found = lines(tmp_path / "run")
     assert [line["step"] for line in found if line.get("skipped")] == [1, 2, 3, 8]
     (state,) = (read(path).state for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert state["scaler"]["scale"] == 2.0 ** (16 - 4) and state["skipped"] == 0
+    assert state["scaler"]["scale"] == 2.0 ** (16 - 4) and state["skipped"] == state["overflowed"] == 0
+
+
+def test_a_resumed_run_keeps_its_loss_scale_and_counts(tmp_path, monkeypatch):
+    """In the middle of a line of the log, after three steps that changed nothing."""
+    scaled(monkeypatch, True)
+    monkeypatch.setattr(classify.Task, "loss", steep(classify.Task.loss, {0, 1, 2}))
+    options = [*SCALED, "train.steps=4", "train.save_every=3", "train.log_every=4", "train.ema=0.9"]
+    train_here(tmp_path, *options, "name=run")
+    note_overrides(tmp_path / "run", options)
+    again = lost_after(3, tmp_path / "run", tmp_path / "again")
+    train_here(tmp_path, f"resume={again}")
+    one, other = (read(run / "checkpoints" / "step-00000004").state for run in (tmp_path / "run", again))
+    assert one["scaler"] == other["scaler"] and one["scaler"]["scale"] == 2.0 ** (16 - 3)
+    assert one["averages"] == other["averages"] == 1
+    (line,), (same,) = ([line for line in lines(run) if "lr" in line] for run in (tmp_path / "run", again))
+    assert line["skipped"] == same["skipped"] == 3 and line["loss"] == same["loss"]
 
 
 def test_what_no_scaling_explains_stops_the_run(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 import recipes.data
 from recipes import config
-from recipes.data import DataError, imagenet
-from recipes.eval_results import Answers
+from recipes.data import DataError, batches, imagenet
+from recipes.eval_results import Answers, write_csv
 from recipes.tasks.classify import MOST, Metrics, RealMetrics, Task, likeliest
 
 CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
@@ -136,17 +136,18 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert data.num_classes == 1000 and len(data.class_names) == len(data.subset) == 200
     assert [data.subset[label] for label in labels(data).values()] == [6, 11]
     logits = torch.zeros(1, 1000)
-    logits[0, 0], logits[0, 6] = 2.0, 1.0  # tench is none of the 200
+    logits[0, 0], logits[0, 11] = 2.0, 1.0  # tench is none of the 200
     task = Task(config.compose(["model=gcvit_xxt", "data=imagenet_a"], "eval"))
     metrics = task.metrics(data)
-    metrics.update(logits, torch.tensor([data.subset.index(6)]))
+    metrics.update(logits, torch.tensor([data.subset.index(11)]))
     assert metrics.compute()["top1"] == 100
     table, _ = task.answer(None, logits, data, "a.jpg")
-    assert next(iter(table.columns[0].cells)) == imagenet.class_names()[6]
+    assert next(iter(table.columns[0].cells)) == imagenet.class_names()[11]
     answered = Answers(data.subset)
-    answered.note(logits, torch.tensor([data.subset.index(6)]))
+    answered.note(logits, torch.tensor([data.subset.index(11)]))
     (row,) = answered.table(data)
-    assert (row["label"], row["class1"]) == (6, 6) and {row[f"class{place}"] for place in range(2, 6)} < {*data.subset}
+    assert (row["label"], row["class1"]) == (11, 11)
+    assert {row[f"class{place}"] for place in range(2, 6)} < {*data.subset}
     assert row["share1"] == round(torch.tensor([1.0] + [0.0] * 199).softmax(0)[0].item(), 6)
     with pytest.raises(DataError, match=r"is not one of the 200 classes of data=imagenet_r: is it another data set"):
         make("imagenet_r", root=val(tmp_path / "r", [SYNSETS[2]]))
@@ -190,6 +191,31 @@ def test_real_labels(tmp_path):
         metrics.compute()
     task.picture(tmp_path / "none.png", data, metrics)
     assert not (tmp_path / "none.png").exists() and task.classes(data, metrics) == task.remarks(data, metrics) == []
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_real"])
+def test_an_image_that_is_replaced_has_no_answer(tmp_path, name):
+    """The one evaluated in its place has another label, and its answer is not one to the file that is named."""
+    for number, synset in enumerate(SYNSETS, 1):
+        draw(tmp_path / synset / f"ILSVRC2012_val_{number:08d}.JPEG", 10 * number)
+    whole = [row["label"] for row in answered(make(name, root=tmp_path))]
+    first = tmp_path / SYNSETS[0] / "ILSVRC2012_val_00000001.JPEG"
+    first.write_bytes(b"no image")  # whose row the columns of the file are taken from
+    data = make(name, "data.on_bad_image=replace", root=tmp_path)
+    rows = answered(data)
+    write_csv(tmp_path / "images.csv", rows)
+    assert [row["label"] for row in rows] == whole and len(set(whole)) == len(rows) == 4
+    (bad,) = (row for row in rows if row["image"] == str(first))
+    assert {value for key, value in bad.items() if key not in ("image", "label")} == {""}
+    assert all(row["class1"] == 7 and row["share1"] > 0 for row in rows if row is not bad)
+
+
+def answered(data):
+    """The table of a model that sees the same in every image."""
+    answers = Answers()
+    for images, targets in batches(data.val, batch_size=3, seed=0, epoch=0, train=False):
+        answers.note(torch.eye(1000)[7].expand(len(images), -1), targets)
+    return answers.table(data)
 
 
 def test_runs_that_are_older_than_a_key(tmp_path):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from children import SMALL, Forked, fork, lines, lost_after, note_overrides, train_here, trained, until
@@ -21,6 +22,7 @@ from recipes.run import open_run
 from recipes.settings import RunError
 from recipes.stop import REQUEUE
 from recipes.tasks import classify
+from recipes.weights import find_checkpoint
 
 # augmentation, Mixup, moving average, accumulation, three evaluations
 RUN = [*SMALL, "train.steps=12", "train.eval_every=0.1", "train.save_every=2", "train.accumulate=2"]
@@ -299,6 +301,29 @@ def test_the_data_vanishes(tmp_path, photos, photographed, split, workers):
     assert 3 <= saved(tmp_path / "run") < 12
     (data / "away").rename(data / split)
     resume(tmp_path / "run", photographed, "train.save_every=2")
+
+
+def test_better_weights_are_found_before_the_step_of_the_best(tmp_path, monkeypatch, capsys):
+    """As by a run that goes on with more evaluations: the new best weights are those that everything shows."""
+    right = 0.5  # of the answers
+
+    def answers(self, model, images, targets):
+        wrong = torch.arange(len(targets)) >= right * len(targets)
+        return torch.nn.functional.one_hot((targets + wrong) % 10, 10).float()
+
+    monkeypatch.setattr(classify.Task, "predict_with", answers)
+    options = [*SMALL, "train.steps=3", "train.eval_steps=3", "train.save_every=1", "train.keep=9", f"out={tmp_path}"]
+    train_here(tmp_path, *options, "name=run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in (2, 3):
+        shutil.rmtree(checkpoints / f"step-{step:08}")
+    note_overrides(tmp_path / "run", [*options, "name=run", "train.eval_steps=1"])
+    assert "best top1 50.00 after step 3" in capsys.readouterr().out
+    right = 1.0
+    train_here(tmp_path, f"resume={tmp_path / 'run'}")
+    assert "best top1 100.00 after step 1" in capsys.readouterr().out
+    assert "| top1 | 100.0000 |" in (tmp_path / "run" / "README.md").read_text()
+    assert find_checkpoint(tmp_path / "run").path == checkpoints / "best-00000001"
 
 
 def poisoned(loss, steps):

@@ -88,6 +88,15 @@ def test_steps_need_milestones():
     assert rate(24, 25, 79, 80, 99) == near(1, 0.5, 0.5, 0.3, 0.3)
 
 
+def test_warm_up_and_cooldown_fit_into_the_run():
+    """They cannot both have their way in the same step."""
+    lengths = ["sched.unit=steps", "sched.warmup=6", "optim.lr=1.0", "sched.warmup_lr=0", "sched.min_lr=0.1"]
+    rate = rates([*lengths, "sched.cooldown=4", "train.steps=10"], 10, 10)
+    assert rate(3, 6, 9) == near(0.5, 0.1, 0.1)
+    with pytest.raises(ConfigError, match="a cooldown of 5 steps does not fit into 10 steps with a warmup of 6: train"):
+        rates([*lengths, "sched.cooldown=5", "train.steps=10"], 10, 10)
+
+
 def test_a_decay_may_be_counted_from_the_start():
     """As timm's CosineLRScheduler has it: the warm-up replaces the first part of the cosine."""
     rate = optim.Schedule(100, 1.0, "cosine", warmup=10, min_lr=0.2, cooldown=20, begins=0)
@@ -197,6 +206,7 @@ def test_a_frozen_parameter_of_integers_leaves_the_step_fused(decay):
     model = nn.Linear(2, 2)
     model.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
     optimizer = optim.create(cfg, model)
+    assert all(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert {group["fused"] for group in optimizer.param_groups} == {True}

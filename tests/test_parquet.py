@@ -107,6 +107,13 @@ def test_labels_that_are_hardly_classes(tmp_path, source):
     assert build(tmp_path / "data", source).num_classes == 8
 
 
+def test_classes_without_names_are_those_of_both_splits(tmp_path, source):
+    write(tmp_path / "data", cells(6), STRUCT)
+    table = pa.table({"image": pa.array(cells(6), STRUCT), "label": [0, 1, 3, 0, 1, 3]})
+    pq.write_table(table, tmp_path / "data" / "validation-0.parquet")
+    assert build(tmp_path / "data", source).class_names == ["0", "1", "2", "3"]
+
+
 def test_files_without_rows(tmp_path, source):
     write(tmp_path / "data", cells(6), STRUCT)
     file = tmp_path / "data" / "train-0.parquet"

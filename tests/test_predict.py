@@ -1,5 +1,6 @@
 """A person's own images: which are meant, what their pictures are called, and folders that cannot be written."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_pictures_of_images_that_are_called_alike():
     paths = ["x/y/a.png", "x-y/a.png", "../x/y/a.png", "z/x-y-a.png-2.jpg"]
     names = ["x-y-a.png-found.png", "x-y-a.png-2-found.png", "x-y-a.png-3-found.png", "x-y-a.png-2-2-found.png"]
     assert predict.names(paths) == names
+
+
+def test_pictures_of_many_images_are_named_at_once():
+    begun = time.process_time()
+    assert len(set(predict.names([f"photos/{number}.jpg" for number in range(30_000)]))) == 30_000
+    assert time.process_time() - begun < 3  # comparing each name with all others takes more than ten seconds
 
 
 def test_pictures_of_earlier_predictions(folder, capsys):

@@ -104,7 +104,7 @@ def test_what_a_command_cuts_its_batch_by_counts(command, monkeypatch):
     typed = command[command.index("train.py") + 1 :]
 
     def parts(typed):
-        return plan.make(config.compose(typed), schedule.Counted("ImageNet", schedule.IMAGENET)).parts
+        return plan.make(config.compose(typed), schedule.SizeOnly("ImageNet", schedule.IMAGENET)).micro_batches
 
     assert parts(typed) > parts([word for word in typed if not word.startswith(CUT)])
 
@@ -283,4 +283,4 @@ def test_published_recipes_run_on_a_thousand_classes(family, imagenet_look_alike
     assert len(losses) == 20 and all(map(math.isfinite, losses)) and measured[-1]["step"] == 20
     assert losses[0] == pytest.approx(math.log(1000), abs=1.0)
     cfg = OmegaConf.load(tmp_path / "run" / "config.yaml")
-    assert cfg.optim.lr == papers.values(name)["optim.lr"] and cfg.train.steps == 20
+    assert cfg.optim.lr == papers.recipe(name).values["optim.lr"] and cfg.train.steps == 20

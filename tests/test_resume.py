@@ -110,6 +110,14 @@ def test_a_store_keeps_the_newest_and_one_best(tmp_path):
     assert names == ["best-00000004", "step-00000004", "step-00000005"]
 
 
+def test_a_best_one_replaces_that_of_a_later_step(tmp_path):
+    """A run that goes on from an earlier step may find better weights before it comes to that step again."""
+    store = checkpoint.Store(tmp_path)
+    for step in (8, 7):
+        assert store.save(step, {"model": {"w": torch.zeros(1)}}, {}, best=True).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000007"]
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_best_one_of_the_same_step_is_replaced(tmp_path, damaged):
     """A run that goes on from before it measures that step again."""

@@ -3,13 +3,14 @@
 import csv
 import json
 import math
+import os
 import re
 
 import pytest
 
 import facts
 from children import SMALL, train_here
-from recipes import optim, plan, schedule
+from recipes import console, optim, plan, schedule
 from recipes.config import ConfigError, compose
 
 FACTS = facts.classification()
@@ -29,14 +30,14 @@ BLOCK = re.compile(r"stages\.\d+\.blocks\.\d+(?:\.(?:window|channel))?")  # DaVi
 
 
 @pytest.fixture(scope="module")
-def written():
-    """What `python -m recipes.schedule` writes of a case, made once."""
+def report():
+    """What `python -m recipes.schedule` says of a case, made once."""
     made = {}
 
     def make(model, phase):
         if (model, phase) not in made:
             cfg = compose(["recipe=paper", f"model={model}", f"paper.phase={phase}", "data=imagenet"])
-            made[model, phase] = schedule.write(cfg, IMAGES)
+            made[model, phase] = schedule.describe(cfg, IMAGES)
         return made[model, phase]
 
     return make
@@ -90,8 +91,8 @@ def telling(steps, per_epoch):
 
 
 @pytest.mark.parametrize("model, phase", CASES)
-def test_learning_rate_of_every_step(model, phase, written):
-    fact, made = FACTS[model, phase], written(model, phase)
+def test_learning_rate_of_every_step(model, phase, report):
+    fact, made = FACTS[model, phase], report(model, phase)
     per_epoch = IMAGES // made.plan.batch
     epochs = fact.get("epochs_run", fact["epochs"])
     assert made.plan.batch == (fact["batch_size"] or made.plan.batch)
@@ -115,8 +116,8 @@ def published_decay(fact, name, shape):
 
 
 @pytest.mark.parametrize("model, phase", CASES)
-def test_weight_decay_and_factor_of_every_parameter(model, phase, written):
-    fact, made = FACTS[model, phase], written(model, phase)
+def test_weight_decay_and_factor_of_every_parameter(model, phase, report):
+    fact, made = FACTS[model, phase], report(model, phase)
     if fact["weight_decay"] is None:  # chosen
         fact = {**fact, "weight_decay": made.cfg.optim.weight_decay}
     assert len(made.parameters) > 50
@@ -126,10 +127,10 @@ def test_weight_decay_and_factor_of_every_parameter(model, phase, written):
         assert p.lr_scale == (fact["multi_lr"]["conv_offset.weight"] if slow else 1.0), p.name
 
 
-def test_tables_and_factors_that_are_no_vectors_are_there(written):
+def test_tables_and_factors_that_are_no_vectors_are_there(report):
     """So that the rules about them are tested: decayed tables, spared ones, and STViT's factors."""
     decays = {
-        (case[0], end): {p.weight_decay for p in written(*case).parameters if p.name.endswith(end)}
+        (case[0], end): {p.weight_decay for p in report(*case).parameters if p.name.endswith(end)}
         for case, end in [
             (("nat_s", "imagenet1k"), "rpb"), (("nat_s", "imagenet1k"), "gamma"), (("gcvit_s", "imagenet1k"), "rpb"),
             (("maxvit_t", "imagenet1k"), "rpb"), (("maxvit_t_tv", "torchvision"), "rpb"),
@@ -142,9 +143,9 @@ def test_tables_and_factors_that_are_no_vectors_are_there(written):
 
 
 @pytest.mark.parametrize("model, phase", CASES)
-def test_drop_path_of_every_block(model, phase, written):
+def test_drop_path_of_every_block(model, phase, report):
     """A straight line over all blocks from 0 to the rate; the authors' MaxViT ends a block's share before it."""
-    fact, made = FACTS[model, phase], written(model, phase)
+    fact, made = FACTS[model, phase], report(model, phase)
     rate = made.cfg.train.drop_path_rate if fact["drop_path"] is None else fact["drop_path"]
     blocks = {}
     for name, drop in made.drop_path.items():
@@ -161,7 +162,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     schedule.main()
     said = capsys.readouterr().out
     assert said.startswith("data=imagenet with 4100 training images; change it with data= and --images\n")
-    assert "8 steps, 4 per epoch, of 1024 images in 8 parts of 128" in said
+    assert "8 steps, 4 per epoch, of 1024 images in 8 micro-batches of 128" in said
     assert "lr x 0.01" in said and "stages.1.downsample.offset.weight" in said
     with open(tmp_path / "steps.csv") as file:
         rows = list(csv.DictReader(file))
@@ -188,13 +189,35 @@ def test_what_is_written_needs_a_folder(tmp_path, monkeypatch):
         schedule.main()
 
 
+def test_what_is_asked_for_is_written_though_nobody_reads_on(tmp_path, monkeypatch):
+    """As with `| head -1`."""
+    read, end = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(console.CONSOLE, "optional", False)  # as a run in this process may have left it
+    monkeypatch.setattr(console.CONSOLE, "quiet", False)  # which a closed pipe changes
+    monkeypatch.setattr("sys.argv", ["schedule", "model=nat_m", "--images", "640", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr("sys.stdout", open(end, "w"))  # noqa: SIM115
+    with pytest.raises(SystemExit):
+        schedule.main()
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_parameters_are_those_of_the_size_of_training():
+    given = ["model=timm", "model.name=test_vit", "+model.dynamic_img_size=true", "data.img_size=64"]
+    made, larger = (schedule.describe(compose([*given, *more]), 640) for more in ([], ["data.eval_img_size=96"]))
+    assert made.parameters == larger.parameters
+    assert dict((p.name, p.shape) for p in made.parameters)["pos_embed"][1] == 17
+
+
 def test_other_data_and_models():
     cfg = compose(["model=timm", "model.name=resnet18", "data=cifar10", "train.drop_path_rate=0.1", "train.epochs=2"])
-    made = schedule.write(cfg, 320)
+    made = schedule.describe(cfg, 320)
     assert made.plan.steps == 20 and set(made.drop_path.values()) and "drop path" in made.text()
     assert made.parameters[-2].shape == (10, 512)
-    frozen = schedule.write(compose(["model=maxvit_t", "data=cifar10", "train.freeze=backbone"]), 320)
+    frozen = schedule.describe(compose(["model=maxvit_t", "data=cifar10", "train.freeze=backbone"]), 320)
     assert [p.name for p in frozen.parameters] == ["head.fc.weight", "head.fc.bias"]
+    dense = ["task=segment", "data=scenes", "model=timm", "model.name=test_vit", "data.img_size=64"]
+    assert schedule.describe(compose(dense), 320).parameters
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard", "feature"])
@@ -202,7 +225,7 @@ def test_a_teacher_is_not_loaded(kind):
     """Only what is trained beside the model is listed, and classes of the data, which are not known, do not matter."""
     given = ["model=nat_m", "data=cifar10"]
     named = [f"teacher.kind={kind}", "teacher.name=test_resnet", "teacher.pretrained=true"]  # 1000 classes
-    alone, taught = (schedule.write(compose(overrides), 320) for overrides in (given, [*given, *named]))
+    alone, taught = (schedule.describe(compose(overrides), 320) for overrides in (given, [*given, *named]))
     beside = [("beside.weight", (96, 512, 1, 1)), ("beside.bias", (96,))] if kind == "feature" else []
     assert taught.parameters[: len(alone.parameters)] == alone.parameters
     assert [(p.name, p.shape) for p in taught.parameters[len(alone.parameters) :]] == beside
@@ -215,31 +238,33 @@ def test_a_run_learns_at_what_is_written(tmp_path):
     train_here(tmp_path, *options, "name=run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [line["lr"] for line in lines if "lr" in line]
-    made = schedule.write(compose(options), 1617)
+    made = schedule.describe(compose(options), 1617)
     assert len(logged) == made.plan.steps == 12 and len(set(logged)) == 3
     assert logged == pytest.approx([made.schedule(step) for step in range(12)], rel=1e-3)  # rounded in the log
     assert len(made.scales) > 2
 
 
 def planned(*overrides):
-    return plan.make(compose(["data=imagenet", "data.batch_size=1024", *overrides]), schedule.Counted("set", 5000))
+    return plan.make(compose(["data=imagenet", "data.batch_size=1024", *overrides]), schedule.SizeOnly("set", 5000))
 
 
 def parts(*overrides):
     made = planned(*overrides)
-    return made.parts, made.micro
+    return made.micro_batches, made.micro
 
 
 def test_a_batch_in_parts_is_said(monkeypatch):
     """One device does what the authors' did together, or two half of it each; what is whole needs no word."""
     paper = ["recipe=paper", "model=biformer_t"]
-    assert planned(*paper).said(None, None) == [
-        "1024 images per step: 8 parts of 128, one after the other on one process"
+    assert planned(*paper).describe(None, None) == [
+        "1024 images per step: 8 micro-batches of 128, one after the other on one process"
     ]
-    assert planned().said(None, None) == planned().said(None, 1) == []
-    assert planned().said(None, 2)[0] == "1024 images per step: all at once, on one process"
+    assert planned().describe(None, None) == planned().describe(None, 1) == []
+    assert planned().describe(None, 2)[0] == "1024 images per step: all at once, on one process"
     monkeypatch.setattr(plan.distributed, "size", lambda: 2)
-    assert planned(*paper).said("ddp", None) == ["1024 images per step: 8 parts of 128, 4 on each of 2 processes (ddp)"]
+    assert planned(*paper).describe("ddp", None) == [
+        "1024 images per step: 8 micro-batches of 128, 4 on each of 2 processes (ddp)"
+    ]
 
 
 def test_weights_that_have_learned_nothing_are_not_evaluated():

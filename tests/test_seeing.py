@@ -219,6 +219,13 @@ def test_table_of_evaluations(runs):
     assert rendered(epoch_table(history, "top1", rows=1)).count("\n") == text.count("\n") - 1
 
 
+def test_of_equal_evaluations_the_first_is_the_best():
+    """Whose weights are kept."""
+    history = [{"step": step, "epoch": 1.0, "val_top1": value} for step, value in ((1, 5.0), (2, 7.0), (3, 7.0))]
+    marked = [line for line in rendered(epoch_table(history, "top1")).splitlines() if "*" in line]
+    assert len(marked) == 1 and " 2 " in marked[0]
+
+
 def test_no_training_loss_is_shown_twice():
     """Evaluated twice between two lines of the log: the second time there is nothing new to show."""
     trained = {"step": 10, "loss": 0.75, "lr": 0.1, "images_per_s": 9.0}
@@ -359,10 +366,21 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     rows = compare.readable([runs / "one", runs / "two"])
     assert rows[0].value >= rows[1].value
     assert compare.different(rows) == ["seed", "optim.lr"]
-    text = rendered(compare.table(rows, ["seed", "optim.lr"]))
+    text = rendered(compare.table(compare.named(rows), ["seed", "optim.lr"]))
     assert "0.01" in text and all(f"{row.value:.2f}" in text for row in rows)
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 20
+
+
+def test_copies_of_a_run_are_no_seeds_and_its_speed_is_the_median(runs, tmp_path):
+    copy = shutil.copytree(runs / "one", tmp_path / "copy")
+    with (copy / "metrics.jsonl").open("a") as file:
+        for speed in (9e9, 7.0, 5.0, 1.0, 2e9):
+            file.write(json.dumps({"step": 6, "loss": 1.0, "images_per_s": speed}) + "\n")
+    rows = compare.readable([runs / "one", copy])
+    assert len(rows) == 2 and compare.seeds(rows) == []
+    speeds = sorted(line["images_per_s"] for line in log.history(copy / "metrics.jsonl") if "images_per_s" in line)
+    assert rows[1].speed == speeds[5] and len(speeds) == 11
 
 
 def test_a_folder_stands_for_the_runs_below_it(runs, tmp_path, capsys):
@@ -435,7 +453,7 @@ def test_runs_on_other_images_are_told(runs, tmp_path, capsys):
 
 def scored(name, value, **cfg):
     best = {"step": 1, "val_top1": value, "val_loss": value}
-    return compare.Row(Path(name), cfg, [best], "top1", best)
+    return compare.Row(Path(name), cfg, [best], "top1", best, name=name)
 
 
 def test_seeds_have_mean_and_deviation(capsys):
@@ -499,9 +517,33 @@ def test_what_follows_from_another_model_is_not_told_apart():
     assert compare.different([row("a", 1, 0.1), row("b", 2, 0.1), row("a", 3, 0.1)]) == ["model.name", "model.depths"]
 
 
+def test_twice_as_many_runs_take_twice_as_long():
+    class Config(dict):
+        asked = 0
+
+        def get(self, key, default=None):
+            Config.asked += 1
+            return super().get(key, default)
+
+    def asked(count):
+        Config.asked = 0
+        cfgs = [Config({"model.name": f"m{number % 3}", "model.depths": 1, "seed": number}) for number in range(count)]
+        assert compare.different([compare.Row(Path(), cfg, [], "top1", {}) for cfg in cfgs]) == ["model.name", "seed"]
+        return Config.asked
+
+    assert asked(200) < 2.2 * asked(100)
+
+
+def test_the_speed_of_a_run_is_its_median():
+    def speed(*found):
+        return compare.Row(Path(), {}, [{"step": 1, "images_per_s": each} for each in found], "top1", {}).speed
+
+    assert (speed(1, 99), speed(99, 1, 2), speed()) == (50, 2, None)
+
+
 def test_runs_are_called_by_what_tells_them_apart(runs, tmp_path, capsys):
     def names(*folders):
-        return compare.names([compare.Row(Path(folder), {}, [], "top1", {}) for folder in folders])
+        return [row.name for row in compare.named([compare.Row(Path(it), {}, [], "top1", {}) for it in folders])]
 
     assert names("runs/one", "runs/two") == ["one", "two"]
     assert names("runs/one") == names(Path("runs/one").absolute()) == ["one"]
@@ -522,7 +564,7 @@ def test_runs_that_differ_in_much_can_be_read(tmp_path, capsys, monkeypatch):
     """More keys than a terminal has room for: columns would be one letter wide."""
     keys = {f"group.key_{letter}": 0.25 for letter in "abcdefghij"}
     line = {"step": 1, "val_top1": 1.0, "val_loss": 2.0}
-    rows = [compare.Row(Path(name), {**keys, "seed": name}, [line], "top1", line) for name in ("one", "two")]
+    rows = [compare.Row(Path(), {**keys, "seed": name}, [line], "top1", line, name=name) for name in ("one", "two")]
     monkeypatch.setattr(compare.CONSOLE, "_width", 90)
     compare._print(rows, ["seed", *keys])
     said = capsys.readouterr().out

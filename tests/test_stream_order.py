@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.data.stream_order import Streamed, StreamOrder, position
+from recipes.data.stream_order import Streamed, StreamOrder, readers_at
 
 COUNTS = (7, 30, 1, 22, 40, 13)
 NAMES = [f"shard{number}" for number in range(len(COUNTS))]
@@ -98,9 +98,9 @@ def test_shuffling():
 
 def test_position():
     order = StreamOrder(COUNTS, 10, 0, 2, 2, 4)
-    assert all(reader["held"] == 0 and reader["next"] == reader["oldest"] for reader in position(order, NAMES, 0, 0))
+    assert all(reader["held"] == 0 and reader["next"] == reader["oldest"] for reader in readers_at(order, NAMES, 0, 0))
     for start in range(1, order.batches + 1):
-        for found in position(order, NAMES, 0, start):
+        for found in readers_at(order, NAMES, 0, start):
             rank, reader = found["rank"], found["reader"]
             rest = Streamed(order, 0, rank, start)[(reader - start) % 2 :: 2]
             done = Streamed(order, 0, rank)[:start][reader::2]
@@ -137,5 +137,5 @@ def test_a_plan_is_made_as_it_is_reached(monkeypatch):
     assert not asked
     assert [len(next(plan).keys) for _ in range(3)] == [8] * 3 and asked == [(0, 1, 0), (0, 1, 1), (0, 1, 2)]
     # 200 readers, of which none is computed twice
-    first, second = (position(order, NAMES * 5, 0, start) for start in (4, 5))
+    first, second = (readers_at(order, NAMES * 5, 0, start) for start in (4, 5))
     assert len(asked) == len(set(asked)) == 200 and first != second

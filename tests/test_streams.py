@@ -18,9 +18,12 @@ import torch
 from omegaconf import OmegaConf
 
 from children import train_here
+from recipes import distributed, plan
 from recipes.config import compose
-from recipes.data import DataError, batches, build, check_position, parquet, position, tar
+from recipes.data import DataError, batches, build, check_position, parquet, stream_order, stream_state, tar
 from recipes.data.loader import plan_batches
+from recipes.hardware import Hardware
+from recipes.state import State
 from shard_cases import COUNTS, members, number_of, parquets, picture, tars, write_tar
 from source_cases import all_of, make, same
 
@@ -192,27 +195,40 @@ def options(**changes):
 
 def test_state(kind, tmp_path):
     source = made(kind, tmp_path).train
-    state = json.loads(json.dumps(position(source, epoch=1, start=5, **options())))
+    state = json.loads(json.dumps(stream_state(source, epoch=1, start=5, **options())))
     assert (state["ranks"], state["workers"], state["images"], state["epoch"], state["batch"]) == (1, 2, 113, 1, 5)
     assert [reader["reader"] for reader in state["readers"]] == [0, 1]
     for reader in state["readers"]:
         shard, offset = reader["next"]
         assert shard in source.records.names and 0 <= offset < COUNTS[source.records.names.index(shard)]
         assert 0 < reader["held"] <= 12 and reader["seed"] > 0
-    check_position(state, position(source, epoch=1, start=5, **options()))
+    check_position(state, stream_state(source, epoch=1, start=5, **options()))
     for change, said in (
         (options(workers=3), r"workers: started with 2, now 3 \(set data.workers=2\)"),
         (options(world=2), r"ranks: started with 1, now 2 \(start it with that many processes\)"),
     ):
         with pytest.raises(DataError, match=said):
-            check_position(state, position(source, epoch=1, start=5, **change))
+            check_position(state, stream_state(source, epoch=1, start=5, **change))
     other = make(kind, root=WRITE[kind](tmp_path / "more", counts=(*COUNTS, 9))).train
     with pytest.raises(DataError, match=r"images: started with 113, now 122 .*shards"):
-        check_position(state, position(other, epoch=1, start=5, **options()))
+        check_position(state, stream_state(other, epoch=1, start=5, **options()))
+
+
+def test_the_readers_are_noted_on_rank_0_alone(tmp_path, monkeypatch):
+    """What they hold takes the order of the epoch on all ranks, and only rank 0 writes it."""
+    source = made("webdataset", tmp_path).train
+    cfg = compose([*SMALL, "data=webdataset", f"data.root={tmp_path}", "data.workers=2"])
+    machine = Hardware(torch.device("cpu"), None, torch.preserve_format, compile=False)
+    now = State.create(cfg, torch.nn.Linear(1, 1), machine, plan.make(cfg, source), source, lambda model: model)
+    alone = now.extras()["data"]
+    assert len(alone.pop("readers")) == 2
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(stream_order, "readers_at", None)
+    assert now.extras()["data"] == alone
 
 
 def test_a_set_that_is_read_by_index_has_no_state():
-    assert position(make().train, epoch=0, start=3, **options()) is None
+    assert stream_state(make().train, epoch=0, start=3, **options()) is None
     check_position(None, None)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -197,6 +198,29 @@ def test_weights_without_a_finite_loss_are_not_the_best(tmp_path, monkeypatch, c
     train_here(tmp_path, *SMALL, *options)
     best, _ = checkpoint.Store(tmp_path / "first" / "checkpoints").newest("best")
     assert best.state["step"] == 2 and "these weights are not kept as the best" in capsys.readouterr().out
+
+
+def test_the_best_is_the_first_of_equal_ones_also_after_a_resumption(tmp_path, monkeypatch):
+    scores, evaluate = [50.0, 50.0, 40.0, 50.0, 40.0], train.evaluate
+
+    def scored(*args):
+        values, metrics = evaluate(*args)
+        return values | {"top1": scores.pop(0)}, metrics
+
+    def best():
+        found, _ = checkpoint.Store(run / "checkpoints").newest("best")
+        return found.state["step"], found.state["metrics"]["top1"]
+
+    monkeypatch.setattr(train, "evaluate", scored)
+    options = [*SMALL, "train.steps=3", "train.eval_steps=1", "train.save_every=1", "train.keep=9", "data.workers=0"]
+    train_here(tmp_path, *options, "name=run")
+    run = tmp_path / "run"
+    assert best() == (1, 50.0)
+    for step in (2, 3):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08}")
+    note_overrides(run, options)
+    train_here(tmp_path, f"resume={run}")
+    assert best() == (1, 50.0) and scores == []
 
 
 def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
@@ -420,6 +444,15 @@ def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tm
     monkeypatch.setattr(checkpoint.Checkpoint, "tensors", failing)
     with pytest.raises(RunError, match=r"could not read \S+best-00000100: .*Input/output error"):
         find_weights(tmp_path)
+
+
+def test_skipped_steps_count_in_the_speed_but_not_in_the_loss(tmp_path):
+    plan = SimpleNamespace(steps=2, per_epoch=2, batch=8)
+    with log.Log([log.Jsonl(tmp_path / "log")], log.Meter(), plan, start=0, every=2, memory=lambda: 0.0) as logs:
+        for step, skipped in ((1, True), (2, False)):
+            logs.step(step, 3.0 / step, lr=0.1, grad_norm=1.0, seconds=1.0, waited=0.25, skipped=skipped)
+    (line,) = log.history(tmp_path / "log")
+    assert (line["images_per_s"], line["data_wait"], line["loss"], line["skipped"]) == (8, 0.25, 1.5, 1)
 
 
 def test_a_log_is_read_without_what_a_kill_or_a_power_cut_left(tmp_path):

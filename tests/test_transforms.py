@@ -9,6 +9,7 @@ from PIL import Image
 from recipes.config import compose
 from recipes.data import Mix, build
 from recipes.data.images import to_rgb
+from recipes.data.transforms import eval_transform
 from source_cases import config, make, photos
 
 MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
@@ -39,6 +40,18 @@ def test_mixup_mixes_pairs_of_an_odd_batch():
     assert 0 < targets.max(1)[0][1] < 1  # the middle image has a partner
 
 
+def test_how_often_and_which_of_both():
+    labels = torch.arange(4)
+    images = labels.float()[:, None, None, None].expand(4, 3, 16, 16)
+    for step in range(8):
+        rarely, _ = Mix(OmegaConf.create(MIX | {"mix_prob": 0.0}), 4)(images, labels, seed=0, step=step)
+        cut, _ = Mix(OmegaConf.create(MIX | {"switch_prob": 1.0}), 4)(images, labels, seed=0, step=step)
+        blended, _ = Mix(OmegaConf.create(MIX | {"switch_prob": 0.0}), 4)(images, labels, seed=0, step=step)
+        assert torch.equal(rarely, images)
+        assert set(cut.unique().tolist()) <= {0, 1, 2, 3}
+        assert torch.equal(blended, blended[..., :1, :1].expand_as(blended))
+
+
 def test_without_mixing_only_labels_are_smoothed():
     images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 2, 1])
     same_images, targets = Mix(OmegaConf.create(MIX | {"mixup": 0.0, "cutmix": 0.0}), 4)(images, labels, seed=0, step=0)
@@ -53,6 +66,36 @@ def test_every_policy_runs(policy):
     images = torch.stack([source.sample(index, 0)[0] for index in range(8)])
     assert images.isfinite().all() and images.shape == (8, 3, 32, 32)
     assert not torch.equal(source.sample(0, 0)[0], source.sample(0, 1)[0])
+
+
+def test_crops_mirrors_and_erasing_are_as_configured():
+    asked = {"scale": [0.5, 0.8], "ratio": [0.9, 1.1], "hflip": 0.3, "re_prob": 0.7, "re_mode": "pixel"}
+    source = build(OmegaConf.merge(config(), {"augment": asked})).train
+    crop, mirror, *_, erase = source.transform.transforms
+    assert (crop.crop.scale, crop.crop.ratio) == ((0.5, 0.8), (0.9, 1.1))
+    assert (mirror.p, erase.probability, erase.per_pixel) == (0.3, 0.7, True)
+    never = build(OmegaConf.merge(config(), {"augment": {"hflip": 0.0, "re_prob": 0.0}})).train.transform.transforms
+    assert len(never) == len(source.transform.transforms) - 2
+
+
+EVALUATED = {"size": (32, 32), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 1.0}
+
+
+def test_a_squashed_image_is_seen_from_end_to_end():
+    image = Image.new("RGB", (100, 40), "grey")
+    image.paste("white", (0, 0, 25, 40))
+    image.paste("black", (75, 0, 100, 40))
+    squashed = eval_transform(**EVALUATED, crop_mode="squash")(image)
+    assert squashed[:, :, 0].min() > 0.99 and squashed[:, :, -1].max() < 0.01
+    cropped = eval_transform(**EVALUATED, crop_mode="center")(image)
+    assert cropped.min() > 0.4 and cropped.max() < 0.6
+
+
+@pytest.mark.parametrize("size", [(6500, 1), (1, 6500)])
+def test_the_middle_of_a_long_image_is_kept(size):
+    image = Image.new("RGB", size)
+    image.paste("white", tuple(min(3240, side - 1) for side in size) + tuple(min(3260, side) for side in size))
+    assert eval_transform(**EVALUATED, crop_mode="center")(image).min() > 0.99
 
 
 def test_sizes_that_are_no_squares():
@@ -83,6 +126,7 @@ COLOURS = {
     "16-bit, big-endian": (Image.fromarray(np.full((4, 4), 30000, ">u2")), (117, 117, 117)),
     "32-bit": (Image.fromarray(np.full((4, 4), 30000, np.int32)), (117, 117, 117)),
     "float": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), (127, 127, 127)),
+    "float, up to 1": (Image.fromarray(np.eye(4, dtype=np.float32)), (255, 255, 255)),
 }
 
 

@@ -67,7 +67,7 @@ LISTS = {
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
 CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys for classification only, outside its own group
-NOTHING = {
+NO_MODEL = {
     "train": "model=auto is for eval.py, which recognises the model of a file: to train, name one, model=maxvit_t",
     "eval": "nothing to evaluate: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
 }
@@ -97,9 +97,9 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
     if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
-        raise ConfigError(NOTHING[name])
+        raise ConfigError(NO_MODEL[name])
     if "paper" in cfg:
-        papers.values(cfg.model.name, cfg.paper.phase, cfg.task.name)
+        papers.recipe(cfg.model.name, cfg.paper.phase, cfg.task.name)  # raises if there is none
     begun = begun or cfg.get("resume") not in (None, "auto")
     _check_keys(cfg, name, overrides, begun)
     OmegaConf.resolve(cfg)

@@ -70,7 +70,9 @@ def _overrides(file: str, name: str) -> list[str]:
 
 
 def _beside_run(cfg: DictConfig) -> list[str]:
-    """What was typed beside eval.py's run=, from its printed output: all that is not the default (the run's own)."""
+    """The overrides given together with eval.py's run=, recovered from the output of --cfg job: every value that
+    differs from the default for this run.
+    """
     from recipes.config import compose
 
     OmegaConf.resolve(cfg)

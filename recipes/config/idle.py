@@ -1,4 +1,4 @@
-"""Keys that have no effect, given the rest of the configuration: whoever types one expects something else."""
+"""Rejects typed keys that have no effect with the rest of the configuration."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from recipes.data.build import Data, build
 from recipes.data.errors import BadImage, DataError
 from recipes.data.loader import batches, batches_per_epoch, worker_count
 from recipes.data.mix import Mix
-from recipes.data.position import check_position, position
+from recipes.data.position import check_position, stream_state
 from recipes.data.source import Source
 
 __all__ = [
@@ -24,6 +24,6 @@ __all__ = [
     "batches_per_epoch",
     "build",
     "check_position",
-    "position",
+    "stream_state",
     "worker_count",
 ]

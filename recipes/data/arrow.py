@@ -82,7 +82,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
             itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
         )
     names = getattr(tables[0][1].features[cfg.label_key], "names", None)
-    return found, list(names or counted(cfg.num_classes, found[0].labels))
+    return found, list(names or counted(cfg.num_classes, np.concatenate([part.labels for part in found])))
 
 
 def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:

@@ -159,9 +159,9 @@ def main() -> None:
             found[case] = rates(case, root, args)
             print(f"{case}: {found[case].rates}", file=sys.stderr)
         text = report(found, args)
-    print(text)
-    if args.out:
+    if args.out:  # first: a reader of the output, such as head, may end before all is printed
         (args.out / "data_cpu.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.models._hub import load_model_config_from_path
 
-from recipes.console import first_line
+from recipes.console import first_line, listed
 from recipes.data import (
     arrow,
     digits,
@@ -82,9 +82,7 @@ def build(cfg: DictConfig) -> Data:
     splits = SPLITS if "augment" in cfg else SPLITS[1:]
     found, names = _records(cfg.data, learned.size, splits)
     for records, split in zip(found, splits, strict=True):
-        check_labels(records.labels, len(names), f"the {WORDS[split]} set of {cfg.data.name}")
-        if isinstance(records, Encoded):
-            records.decoding = decoding(cfg)
+        check_labels(records.labels, len(names), _split_name(cfg, split))
     if "train" in splits:
         _note_unlearned(*found, names)
     truths, subset = _meaning(cfg.data, found[-1], splits)
@@ -108,9 +106,8 @@ def _note_unlearned(train: Records, val: Records, names: Sequence[str]) -> None:
     seen = np.isin(np.arange(len(names)), train.labels)
     if not seen.all():
         lacking = [name for name, known in zip(names, seen.tolist(), strict=True) if not known]
-        some = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
         note_once(
-            f"{len(lacking)} of {len(names)} classes have no training image: {some}; "
+            f"{len(lacking)} of {len(names)} classes have no training image: {listed(lacking)}; "
             f"{np.count_nonzero(~seen[val.labels])} validation images are of these classes"
         )
 
@@ -122,15 +119,25 @@ def _source(cfg: DictConfig, records: Records, split: str, prep: Preprocessing) 
         transform = train_transform(cfg.augment, **given)
     else:
         transform = eval_transform(**vars(prep))
-    return Source(
-        records,
-        transform,
-        name=f"the {WORDS[split]} set of {cfg.data.name}",
-        seed=cfg.seed,
-        replace=cfg.data.on_bad_image == "replace",
-        late=learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None,  # the cache holds whole images
-        cache=cache_of(cfg.data, records, split),
-    )
+    late = learns and cfg.data.jpeg == "scaled" and cfg.data.cache is None  # the cache holds whole images
+    return Source(records, transform, late=late, **source_options(cfg, records, split))
+
+
+def _split_name(cfg: DictConfig, split: str) -> str:
+    """What messages call a split."""
+    return f"the {WORDS[split]} set of {cfg.data.name}"
+
+
+def source_options(cfg: DictConfig, records: Any, split: str) -> dict[str, Any]:
+    """The options of a source that any task has; from now on the records decode images as cfg.data says."""
+    if isinstance(records, Encoded):
+        records.decoding = decoding(cfg)
+    return {
+        "name": _split_name(cfg, split),
+        "seed": cfg.seed,
+        "replace": cfg.data.on_bad_image == "replace",
+        "cache": _cache_of(cfg.data, records, split),
+    }
 
 
 def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
@@ -210,7 +217,7 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
     )
 
 
-def cache_of(data: DictConfig, records: Any, split: str) -> Cache | None:
+def _cache_of(data: DictConfig, records: Any, split: str) -> Cache | None:
     """The cache for the decoded images of a split, if cfg.data asks for one."""
     if data.cache is None:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import say
+from recipes.console import listed, say
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import Packed, stamp
@@ -317,8 +317,8 @@ def _thing(entry: dict[str, Any], categories: list[int], file: str) -> dict[str,
     """An object; None if its box has no area."""
     named, box = f"{file}: annotation {entry.get('id')}", [float(number) for number in entry["bbox"]]
     if entry["category_id"] not in categories:
-        known = ", ".join(map(repr, categories[:10]))
-        raise DataError(f"{named} is of category {entry['category_id']!r}: expected one of {known}, ...")
+        known = listed(list(map(repr, categories)), 10)
+        raise DataError(f"{named} is of category {entry['category_id']!r}: expected one of {known}")
     if len(box) != 4 or not _are_finite(*box, box[0] + box[2], box[1] + box[3]):
         raise DataError(f"{named} has the box {box}: expected x, y, width and height")
     if min(box[2:]) <= 0:

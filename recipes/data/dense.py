@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from recipes.console import listed
 from recipes.data import coco, masks, paired, scenes
-from recipes.data.build import SPLITS, WORDS, Data, Preprocessing, cache_of, decoding, preprocessing
+from recipes.data.build import SPLITS, Data, Preprocessing, preprocessing, source_options
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.paired import IGNORE, mapped
@@ -221,27 +222,16 @@ def _source(
 ) -> Dense:
     if not hasattr(records, kind):
         raise DataError(f"data={cfg.data.name} has no {kind} labels, which task={cfg.task.name} needs")
-    if isinstance(records, Encoded):
-        records.decoding = decoding(cfg)
     learns = split == "train"
     transform = paired.evaluation(cfg.data, cfg.task.get("scales"))  # detection has none
     if learns:
         transform = paired.training(cfg.data, cfg.task, prep.size, prep.mean, semantic=kind == "semantic")
-    return KINDS[kind](
-        records,
-        transform,
-        train=learns,
-        name=f"the {WORDS[split]} set of {cfg.data.name}",
-        seed=cfg.seed,
-        replace=cfg.data.on_bad_image == "replace",
-        cache=cache_of(cfg.data, records, split),
-        **options,
-    )
+    return KINDS[kind](records, transform, train=learns, **source_options(cfg, records, split), **options)
 
 
 def _index(name: str, names: list[str]) -> int:
     if name not in names:
-        raise DataError(f"data.left_out names {name!r}, which is not a class: expected some of {', '.join(names[:20])}")
+        raise DataError(f"data.left_out names {name!r}, which is not a class: expected some of {listed(names, 20)}")
     return names.index(name)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.console import note
+from recipes.console import listed, note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import Packed, note_once, replace_file, sidecar, stamp
@@ -88,7 +88,7 @@ def _of_split(base: Path, split: str, name: str) -> Path:
         return found[0]
     if found:
         raise DataError(f"{base} has both val/ and {name}/: give data.val_split=val, or move one of them away")
-    there = ", ".join(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))[:8])
+    there = listed(sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith(".")))
     raise DataError(
         f"{base} has no folder {places[0]}/: expected train/ and val/, or what data.{split}_split= names, with one "
         f"subfolder per class; found {there or 'nothing'}"

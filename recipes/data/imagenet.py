@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from timm.data import ImageNetInfo
 
+from recipes.console import listed
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
@@ -122,7 +123,7 @@ def _place(root: Path, split: str, name: str) -> Path:
             return root
         if len(inside) == 1 and any(_is_class(entry.name) for entry in os.scandir(root / inside[0])):
             return root / inside[0]
-    found, places = ", ".join(inside[:8]) or "no folders", " or ".join(f"{place}/" for place in places)
+    found, places = listed(inside) or "no folders", " or ".join(f"{place}/" for place in places)
     raise DataError(
         f"{root} has no {places}: expected it with one folder per class, named "
         f"by synset (n01440764) or number (0 ... 999); found {found}"
@@ -143,7 +144,7 @@ def _numbers(names: list[str], folder: Path) -> np.ndarray:
         hint = " Numbers start at 0; in the order of the development kit they mean other classes."
         raise DataError(
             f"{folder} has {len(unknown)} folders that are not named after classes of ImageNet-1k: "
-            f"{', '.join(unknown[:6])}. "
+            f"{listed(unknown)}. "
             f"Expected synsets (n01440764) or numbers 0 ... 999, not both.{hint if unknown[0].isdigit() else ''}"
         )
     return np.array([place[name] for name in names], np.int64)

@@ -67,17 +67,17 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 class Planned(Sequence[Batch]):
     """The batches of one rank in an epoch that is read by index, each made when it is asked for.
 
-    The samples of an epoch are its permutation, each index `repeats` times in a row. `parts` batches share those of a
-    step: each takes a slice; of repeated images each takes every `parts`-th, so that copies do not end up in one batch.
+    The samples of an epoch are its permutation, each index `repeats` times in a row. The n `micro_batches` of a step
+    share its samples: each takes a slice; of repeated images each takes every n-th, so that copies lie in several.
 
-    numbers  of the batches, counted over all ranks
+    numbers  of the micro-batches, counted over all ranks
     """
 
     order: np.ndarray
     epoch: int
     numbers: range
     size: int
-    parts: int
+    micro_batches: int
     repeats: int
 
     def __len__(self) -> int:
@@ -86,11 +86,12 @@ class Planned(Sequence[Batch]):
     def __getitem__(self, place: int | slice) -> Batch | Planned:
         if isinstance(place, slice):
             return replace(self, numbers=self.numbers[place])
-        step, part = divmod(self.numbers[place], self.parts)
-        shared = range(step * self.parts * self.size, (step + 1) * self.parts * self.size)
-        chosen = shared[part * self.size : (part + 1) * self.size] if self.repeats == 1 else shared[part :: self.parts]
-        turns = [divmod(turn, self.repeats) for turn in chosen]
-        return Batch([(int(self.order[turn]), self.epoch, copy) for turn, copy in turns])
+        size, count = self.size, self.micro_batches
+        step, turn = divmod(self.numbers[place], count)
+        shared = range(step * count * size, (step + 1) * count * size)
+        chosen = shared[turn * size : (turn + 1) * size] if self.repeats == 1 else shared[turn::count]
+        found = [divmod(sample, self.repeats) for sample in chosen]
+        return Batch([(int(self.order[image]), self.epoch, copy) for image, copy in found])
 
 
 def stream_order_of(
@@ -117,7 +118,7 @@ def plan_batches(
     rank: int = 0,
     world: int = 1,
     repeats: int = 1,
-    parts: int | None = None,
+    micro_batches: int | None = None,
 ) -> Sequence[Batch]:
     """What `batches` yields, as indices; nothing is read.
 
@@ -126,7 +127,7 @@ def plan_batches(
            augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
            For a source in shards the order also depends on the numbers of workers and ranks, see
            `recipes.data.stream_order`: there one rank reads an image, and its copies follow each other.
-    parts  batches of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
+    micro_batches  of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
     eval   in order, every sample exactly once over all ranks; the last batch may be short.
     start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.
     """
@@ -135,10 +136,10 @@ def plan_batches(
     found = stream_order_of(source, batch_size=batch_size, seed=seed, workers=workers, world=world, repeats=repeats)
     if found is not None:
         return Streamed(found, epoch, rank, start)
-    parts = parts or world
-    count = batches_per_epoch(source, batch_size, parts, repeats) * parts
+    micro_batches = micro_batches or world
+    count = batches_per_epoch(source, batch_size, micro_batches, repeats) * micro_batches
     numbers = range(rank, count, world)[start:]
-    return Planned(order(len(source), seed, epoch), epoch, numbers, batch_size, parts, repeats)
+    return Planned(order(len(source), seed, epoch), epoch, numbers, batch_size, micro_batches, repeats)
 
 
 def batches(source: Source, *, workers: int | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,26 +16,30 @@ ADVICE = {
 }
 
 
-def position(source: Source, *, epoch: int, start: int, **options: Any) -> dict[str, Any] | None:
+def stream_state(
+    source: Source, *, epoch: int, start: int, readers: bool = True, **options: Any
+) -> dict[str, Any] | None:
     """The state of a source in shards after `start` batches of each rank in an epoch; None for one read by index.
 
+    readers  whether to add the position of every reader, which takes the order of the whole epoch on all ranks
     options  batch_size, seed, workers, world, repeats, as for `batches`
-    Nothing of it has to be restored, as all is arithmetic: it is for information, and for `check_position`.
+    Nothing of it has to be restored, as all is arithmetic: it is for information, and for `check_position`, which does
+    not look at the readers.
     """
     found = stream_order_of(source, **options)
     if found is None:
         return None
     names = source.records.names
     shards = "\n".join(f"{name} {count}" for name, count in zip(names, found.counts, strict=True))
-    return {
+    state = {
         "ranks": found.world,
         "workers": found.readers,
         "images": sum(found.counts),
         "shards": hashlib.sha256(shards.encode()).hexdigest()[:16],
         "epoch": epoch,
         "batch": start,
-        "readers": stream_order.position(found, names, epoch, start),
     }
+    return state | ({"readers": stream_order.readers_at(found, names, epoch, start)} if readers else {})
 
 
 def check_position(saved: dict[str, Any] | None, now: dict[str, Any] | None) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from recipes.data import digits
+from recipes.data.build import SPLITS
 from recipes.data.errors import DataError
 from recipes.data.seeding import Stream
 
-SPLITS = ("train", "val")
 BACKGROUND = 10  # the class of everything but digits
 SIDES = (0.35, 0.65)  # of a scan, as shares of the scene's short side
 SHRINK = 0.985  # factor on the size of a scan from one attempt to place it to the next

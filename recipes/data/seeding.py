@@ -1,11 +1,11 @@
 """Randomness without state: every draw is seeded from its purpose, so that nothing has to be saved.
 
 Data order and augmentation are functions of (seed, epoch, index), see recipes.data; drop path, dropout and Mixup of a
-part of a batch are functions of (seed, number of the part), whichever process it runs on, see recipes.plan. A resumed
-run only needs to know its step.
+micro-batch are functions of (seed, number of the micro-batch), whichever process it runs on, see recipes.plan. A
+resumed run only needs to know its step.
 
-The key of a stream of data begins with a `Stream`, that of `seed_all` with the seed and `INIT` or `MODEL`. Equal
-integers are no equal draws: each function turns them into other seeds.
+The key of a stream of data begins with a `Stream`, that of `seed_all` with the seed and `INIT` or `MODEL`. The same key
+gives different streams in `seed_all` and in `reseed`, as they derive their seeds differently.
 """
 
 import random

@@ -18,7 +18,7 @@ from recipes.data.encoded import Encoded
 from recipes.data.loader import batches, plan_batches, worker_count
 from recipes.data.shards import Shards
 from recipes.data.source import Source
-from recipes.data.transforms import allow_no_bits
+from recipes.data.transforms import allow_no_bits, timm_options
 from recipes.task import create
 
 Pass = Callable[[], Iterable]
@@ -28,7 +28,6 @@ Pass = Callable[[], Iterable]
 class Rates:
     """Images per second, the median of the turns of each loader, of one split."""
 
-    split: str
     batch: int
     workers: int
     images: int
@@ -85,7 +84,7 @@ def measure(cfg: DictConfig, data: Data, split: str, *, seconds: float, turns: i
         for name in sorted(peers, reverse=turn % 2):
             found[name].append(_rate(peers[name]))
     medians = {name: statistics.median(rates) for name, rates in found.items()}
-    return Rates(split, size, workers, len(indices), medians)
+    return Rates(size, workers, len(indices), medians)
 
 
 def _last(source: Source, given: dict, total: int, count: int) -> Iterable:
@@ -101,19 +100,11 @@ def _rate(peer: Pass) -> float:
 
 def timm_loader(cfg: DictConfig, dataset: Plain, size: int, *, train: bool, workers: int, prefetch: bool):
     """timm's loader with the settings of the configuration, its batches normalised on the CPU."""
-    prep, augment = preprocessing(cfg), cfg.augment
-    how = {"crop_pct": prep.crop_pct, "crop_mode": prep.crop_mode, "interpolation": prep.interpolation}
+    prep = preprocessing(cfg, train=train)
     if train:
-        how = {
-            "scale": tuple(augment.scale),
-            "ratio": tuple(augment.ratio),
-            "hflip": augment.hflip,
-            "color_jitter": augment.color_jitter or None,
-            "auto_augment": augment.auto_augment,
-            "interpolation": augment.interpolation or prep.interpolation,
-            "re_prob": augment.re_prob,
-            "re_mode": augment.re_mode,
-        }
+        how = timm_options(cfg.augment, prep.interpolation)
+    else:
+        how = {"crop_pct": prep.crop_pct, "crop_mode": prep.crop_mode, "interpolation": prep.interpolation}
     loader = create_loader(
         dataset,
         (3, *prep.size),

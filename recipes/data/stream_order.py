@@ -97,7 +97,7 @@ def _sequence(order: StreamOrder, epoch: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _given_in(order: StreamOrder, epoch: int) -> dict[tuple[int, int], np.ndarray]:
-    """What `_given` has computed; kept by epoch, since that has as many samples with many readers as with few."""
+    """What `_given` has computed; cached per epoch: its size is the number of samples, whatever that of readers."""
     return {}
 
 
@@ -171,7 +171,7 @@ def _of_reader(order: StreamOrder, epoch: int, rank: int, reader: int, start: in
         reached = upto
 
 
-def position(order: StreamOrder, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
+def readers_at(order: StreamOrder, names: list[str], epoch: int, start: int) -> list[dict[str, Any]]:
     """The position of every reader of every rank after `start` batches of an epoch; `names` are those of the shards.
 
     next    [shard, offset] of the sample that it reads next; None after the last
@@ -180,13 +180,13 @@ def position(order: StreamOrder, names: list[str], epoch: int, start: int) -> li
     seed    of its draws
     """
     return [
-        {"rank": rank, "reader": reader, **_position(order, names, epoch, rank, reader, start)}
+        {"rank": rank, "reader": reader, **_reader_at(order, names, epoch, rank, reader, start)}
         for rank in range(order.world)
         for reader in range(order.readers)
     ]
 
 
-def _position(order: StreamOrder, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
+def _reader_at(order: StreamOrder, names: list[str], epoch: int, rank: int, reader: int, start: int) -> dict[str, Any]:
     part, given = order.part(epoch, rank, reader), _given(order, epoch, rank, reader)
     done = len(range(reader, start, order.readers)) * order.batch // order.repeats
     read = int(given[:done].max(initial=-1)) + 1

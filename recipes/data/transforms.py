@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,31 +26,32 @@ def train_transform(augment, *, size: tuple[int, int], mean: tuple, std: tuple, 
     augment.auto_augment takes timm's notation (rand-m9-mstd0.5-inc1, augmix-..., original) or `ta_wide`, torchvision's
     TrivialAugment. The transform also takes an undecoded Jpeg.
     """
-    interpolation = augment.interpolation or interpolation
-    wide = augment.auto_augment == "ta_wide"
+    given = timm_options(augment, interpolation)
     primary, secondary, final = create_transform(
-        (3, *size),
-        is_training=True,
-        separate=True,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,
-        auto_augment=None if wide else augment.auto_augment,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-        re_prob=augment.re_prob,
-        re_mode=augment.re_mode,
+        (3, *size), is_training=True, separate=True, mean=mean, std=std, **given
     )
-    if wide:
+    if augment.auto_augment == "ta_wide":
         fill = [round(255 * m) for m in mean]
-        mode = str_to_interp_mode("bilinear" if interpolation == "random" else interpolation)
+        mode = str_to_interp_mode("bilinear" if given["interpolation"] == "random" else given["interpolation"])
         secondary = tv.TrivialAugmentWide(interpolation=mode, fill=fill)
     allow_no_bits(secondary)
     crop, *mirror = primary.transforms
     _, _, *erase = final.transforms
     return tv.Compose([Crop(crop), *mirror, secondary, Normalize(mean, std), *erase])
+
+
+def timm_options(augment, interpolation: str) -> dict[str, Any]:
+    """The settings of `augment` as timm takes them, which has no `ta_wide`."""
+    return {
+        "scale": tuple(augment.scale),
+        "ratio": tuple(augment.ratio),
+        "hflip": augment.hflip,
+        "color_jitter": augment.color_jitter or None,
+        "auto_augment": None if augment.auto_augment == "ta_wide" else augment.auto_augment,
+        "interpolation": augment.interpolation or interpolation,
+        "re_prob": augment.re_prob,
+        "re_mode": augment.re_mode,
+    }
 
 
 class Crop:

@@ -6,6 +6,7 @@ released weights is followed) and what keys cannot express. Keys are those of th
 table, but no code.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -42,8 +43,25 @@ def phases(model: str, task: str = "classify") -> list[str]:
     return [phase for phase, table in tables(task).items() if model in table["models"]]
 
 
-def find(model: str, phase: str | None = None, task: str = "classify") -> str:
-    """The phase that `recipe=paper` takes for a model, as named in `tables`.
+@dataclass(frozen=True)
+class Recipe:
+    """How a model was trained.
+
+    phase   as named in `tables`
+    values  by configuration key
+    chosen  the keys whose values no source has
+    starts  which weights the training starts from, None if from none
+    """
+
+    phase: str
+    values: dict[str, Any]
+    chosen: set[str]
+    starts: str | None
+
+
+@cache
+def recipe(model: str, phase: str | None = None, task: str = "classify") -> Recipe:
+    """What `recipe=paper` takes for a model, in its first phase unless one is named.
 
     Raises ConfigError if nothing, or not that phase, is published for the model.
     """
@@ -55,31 +73,16 @@ def find(model: str, phase: str | None = None, task: str = "classify") -> str:
         raise ConfigError(
             f"recipe=paper has no published recipe for {model}, task={task}{why}: expected one of {', '.join(models)}"
         )
-    chosen = next((key for key in known if phase in (None, key, key.split("/")[1])), None)
-    if chosen is None:
+    found = next((key for key in known if phase in (None, key, key.split("/")[1])), None)
+    if found is None:
         there = ", ".join(known)
         raise ConfigError(f"paper.phase={phase} is not published for {model}{near(phase, known)}: expected {there}")
-    return chosen
-
-
-def values(model: str, phase: str | None = None, task: str = "classify") -> dict[str, Any]:
-    """Every value of a model's recipe, by configuration key. Raises ConfigError as `find`."""
-    table = tables(task)[find(model, phase, task)]
-    return table["chosen"] | table["published"] | table["models"][model.split(".")[0]]
-
-
-def chosen(model: str, phase: str | None = None, task: str = "classify") -> set[str]:
-    """The keys whose values no source has. Raises ConfigError as `find`."""
-    table = tables(task)[find(model, phase, task)]
-    return table["chosen"].keys() - table["published"].keys() - table["models"][model.split(".")[0]].keys()
-
-
-def starts(model: str, phase: str | None = None, task: str = "classify") -> str | None:
-    """Which weights the training starts from, None if from none. Raises ConfigError as `find`."""
-    return tables(task)[find(model, phase, task)].get("starts")
+    table = tables(task)[found]
+    chosen, published, own = table["chosen"], table["published"], table["models"][model]
+    return Recipe(found, chosen | published | own, chosen.keys() - published.keys() - own.keys(), table.get("starts"))
 
 
 def resolve(key: str, *, _root_: Any) -> Any:
     """The resolver behind ${paper:<key>}."""
-    value = values(_root_.model.name, _root_.paper.phase, _root_.task.name)[key]
+    value = recipe(_root_.model.name, _root_.paper.phase, _root_.task.name).values[key]
     return OmegaConf.create(value) if isinstance(value, list) else value

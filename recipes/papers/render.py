@@ -51,7 +51,7 @@ def _table(task: str, phases: dict[str, Any]) -> Iterator[str]:
     yield "|---|" + "---|" * len(phases)
     first = next(iter(phases))
     yield "| models | " + " | ".join("<br>".join(table["models"]) for table in phases.values()) + " |"
-    for key in sorted(papers.values(next(iter(phases[first]["models"])), first, task)):
+    for key in sorted(papers.recipe(next(iter(phases[first]["models"])), first, task).values):
         yield f"| `{key}` | " + " | ".join(_cell(task, phase, table, key) for phase, table in phases.items()) + " |"
 
 
@@ -59,8 +59,8 @@ def _cell(task: str, phase: str, table: dict[str, Any], key: str) -> str:
     """The value of a key: one for all models of the phase, or one each, in their order."""
     found = []
     for model in table["models"]:
-        star = "*" if key in papers.chosen(model, phase, task) else ""
-        found.append(_text(papers.values(model, phase, task)[key]) + star)
+        recipe = papers.recipe(model, phase, task)
+        found.append(_text(recipe.values[key]) + "*" * (key in recipe.chosen))
     same = len(set(found)) == 1
     return (found[0] if same else "<br>".join(found)).replace("*", r"\*")
 

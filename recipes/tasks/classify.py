@@ -61,7 +61,7 @@ class Metrics:
         if self.confusion is not None:
             self.confusion.compute()  # keeps its result for the picture, which one process draws
         self.confidence.compute()
-        return {**shares(self.top), "loss": self.loss.compute().item()}
+        return {**accuracies(self.top), "loss": self.loss.compute().item()}
 
 
 def among(logits: Tensor, subset: tuple[int, ...] | None) -> Tensor:
@@ -84,7 +84,7 @@ def of_model(places: Tensor, subset: tuple[int, ...] | None) -> Tensor:
     return places if subset is None else torch.tensor(subset)[places]
 
 
-def shares(metrics: dict[int, Metric]) -> dict[str, float]:
+def accuracies(metrics: dict[int, Metric]) -> dict[str, float]:
     """Accuracies in percent, by the number of most likely classes that count."""
     return {f"top{k}": round(100 * metric.compute().item(), 4) for k, metric in metrics.items()}
 
@@ -118,7 +118,7 @@ class RealMetrics:
         scored = distributed.total(self.scored)
         if not scored:
             raise data.DataError("no image of the validation set has a label in ReaL: there is nothing to evaluate")
-        return {**shares(self.top), "scored": scored}
+        return {**accuracies(self.top), "scored": scored}
 
 
 class Task(task.Task):
@@ -155,16 +155,15 @@ class Task(task.Task):
         size = preprocessing(self.cfg).size
         if size == preprocessing(self.cfg, train=True).size:
             return
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, *size))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
+        self.check_takes(
+            model,
+            Image.new("RGB", size[::-1]),
+            lambda error: (
                 f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} only takes images of the "
                 f"size that it is built for ({error}): set data.eval_img_size=null, or, for timm's ViTs, "
                 "+model.dynamic_img_size=true"
-            ) from error
-        model.train()
+            ),
+        )
 
     def learner(self, model: nn.Module) -> nn.Module:
         return model if self.teacher is None else self.teacher.learner(model)

@@ -15,7 +15,7 @@ from recipes.data import Data, dense
 from recipes.metrics.detection import Detection, at_size, boxes_at
 from recipes.pictures import beside, fitted, readable, with_objects
 from recipes.plots import draw_found
-from recipes.tasks.segment import prepared, resized
+from recipes.tasks.segment import check_size, prepared, resized
 from zoo.heads import detector
 
 WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
@@ -44,7 +44,9 @@ class Task(task.Task):
             )
         keys = ("head", "channels", "norm_eval")  # older runs lack the last two
         head = {key: self.cfg.task.get(key) for key in keys}
-        return models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
+        model = models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
+        check_size(self, model, data)
+        return model
 
     def loss(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], *, draw: int) -> Tensor:
         return sum(model(images, targets).values())

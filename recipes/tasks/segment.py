@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -16,10 +18,11 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+import zoo
 from recipes import distributed, models, plan, task
 from recipes.config import ConfigError
 from recipes.config.idle import SIDES
-from recipes.data import Data, dense
+from recipes.data import BadImage, Data, dense
 from recipes.data.build import preprocessing
 from recipes.data.paired import IGNORE, antialiased, evaluation, mapped
 from recipes.data.transforms import Normalize
@@ -32,6 +35,8 @@ from zoo.heads.segmenter import LEAST
 Looks = Tensor | list[Tensor]  # an image (3, h, w), or the same at each of task.scales
 
 HEAD = ("head", "channels", "auxiliary", "dropout")  # keys of cfg.task that the model is built with
+# arguments with which timm's models take images of other sizes than the one that they are built for
+ANY_SIZE = ({"strict_img_size": "false"}, {"dynamic_img_size": "true"})
 
 
 class Task(task.Task):
@@ -53,7 +58,9 @@ class Task(task.Task):
         self.check_parts(data)
         head = {key: self.cfg.task[key] for key in HEAD}
         loss = {"ignore_index": IGNORE, "class_weights": class_weights(self.cfg, data)}
-        return models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
+        model = models.create(self.cfg, data, pretrained=pretrained, make=segmenter, **head, **loss)
+        check_size(self, model, data)
+        return model
 
     def check_windows(self) -> None:
         """Raise ConfigError for scales and windows with which no image can be evaluated."""
@@ -77,7 +84,7 @@ class Task(task.Task):
             other = "task.head=semantic_fpn" if head == "upernet" else ""
             raise ConfigError(
                 f"task.head={head} cannot train on one image at a time{' of this size' * small}, as it has a batch "
-                f"norm on a 1 x 1 map: {plan.LARGER_PARTS} {' with '.join(filter(None, (other, larger)))}"
+                f"norm on a 1 x 1 map: {plan.LARGER_MICRO_BATCHES} {' with '.join(filter(None, (other, larger)))}"
             )
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
@@ -205,6 +212,37 @@ def class_weights(cfg, data: Data) -> list[float] | None:
             f"at all are {IGNORE} in a mask"
         )
     return [weight if index in data.left_out else 1.0 for index in range(data.num_classes)]
+
+
+def check_size(owner: task.Task, model: nn.Module, data: Data) -> None:
+    """Check that a model that timm builds for images of one size takes those of the evaluation, of which it sees one.
+
+    Raises ConfigError with the arguments that let it take others.
+    """
+    if "img_size" not in model.created_with or isinstance(getattr(model.backbone, "model", None), zoo.Backbone):
+        return
+    source = data.val
+    if source is None:  # where a run only predicts
+        return
+    try:
+        image = source.image(0)
+    except BadImage:  # which the evaluation names, or replaces
+        return
+
+    def said(error: Exception) -> str:
+        cfg = owner.cfg
+        name = cfg.model.name
+        taken = inspect.signature(type(timm.create_model(name))).parameters  # of the model without a head
+        ways = next((ways for ways in ANY_SIZE if ways.keys() <= taken.keys()), {})
+        more = (f"+model.{key}={value}" for key, value in ways.items() if cfg.model.get(key) is None)
+        given = " ".join(more) or "another model"
+        window = ", or, for images of at least this size, task.inference=slide" if cfg.task.name == "segment" else ""
+        return (
+            f"{name}, built for images of {model.created_with['img_size']} pixels, does not take those of the "
+            f"evaluation, such as {source.where(0)} ({error}): give {given}{window}"
+        )
+
+    owner.check_takes(model, image, said)
 
 
 def resized(cfg) -> dict[str, Any]:
