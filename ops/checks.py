@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .dispatch import autocasts, watched
 
+WHOLE = (int, Integral, torch.SymInt)  # a tuple, since the compiler of torch 2.9 cannot trace a union
+
 
 def factor(scale: float | None, D: int) -> float:
     """The scale of the logits, by default D ** -0.5. Raises ValueError if it is learned or has several elements.
@@ -69,7 +71,7 @@ def one(name: str, value: Any) -> int:
 
 def is_whole(number: Any) -> bool:
     """Whether it is an integer: of Python, of NumPy, or a size that a compiler or a trace records."""
-    return isinstance(number, int | Integral | torch.SymInt) or (torch.jit.is_tracing() and isinstance(number, Tensor))
+    return isinstance(number, WHOLE) or (torch.jit.is_tracing() and isinstance(number, Tensor))
 
 
 def pythons(number: Any) -> int:
