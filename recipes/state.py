@@ -170,9 +170,8 @@ class State:
         self.step = checkpoint.state["step"]
         self.skipped = checkpoint.state.get("skipped", 0)  # older checkpoints lack it
         self.overflowed = checkpoint.state.get("overflowed", 0)  # and some, later ones, lack only this
-        self.ema_updates = checkpoint.state.get(
-            "averages", self.step // self.cfg.train.ema_every
-        )  # those of older ones
+        older = self.step // self.cfg.train.ema_every  # what older ones would have counted
+        self.ema_updates = checkpoint.state.get("averages", older)
         self.best = best
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
