@@ -28,7 +28,7 @@ from recipes.settings import has_config
 from zoo import releases
 from zoo.beside import CONFIG, locate
 from zoo.described import TensorInfo
-from zoo.fetch import by_name, warn_of_licence
+from zoo.fetch import releases_in, warn_of_licence
 from zoo.heads.recognise import recognise_dense
 from zoo.inspect import SUFFIXES, files
 from zoo.reader import Description
@@ -194,15 +194,11 @@ def _configure(cfg: DictConfig, file: Description) -> Release | None:
     if given is not None and variant not in zoo.variants():  # a model of timm
         return None
     found = zoo.recognise(file.first, hint(file.path, file.meta))
-    tagged = given != variant
-    named = [LOADABLE.get(given)] if tagged else by_name(path, file.meta)
-    named = [r for r in named if r and variant in (None, r.model) and _may_be(r, found)]
-    model = variant or (named[0].model if named else found.model)
+    fits, named = releases_in(path, file.meta, found, given)
+    model = variant or (fits[0].model if named else found.model)
     if model is None:
         raise ConfigError(f"{path} is {found.message}{_instead(file.first, path)}")
     built = _build_as(cfg, model, found, path)
-    alike = [] if tagged else releases.candidates(model, dict(found.candidates).get(model, ""))
-    fits = named or [release for release in alike if _may_be(release, found)]
     if not fits:
         cfg.model.name = given or model
         say(f"{path} is evaluated as {model}{built}; it matches no known release")
@@ -211,12 +207,6 @@ def _configure(cfg: DictConfig, file: Description) -> Release | None:
     others = f" (or {' or '.join(r.name for r in fits[1:])}: model=timm model.name=<it>)" if fits[1:] else ""
     say(f"{path} is evaluated as {fits[0].name}{'' if named else f', judging by its tensors{others}'}")
     return fits[0]
-
-
-def _may_be(release: Release, found: Recognition) -> bool:
-    """Whether a file may be a release, as far as it shows: not with other windows or another number of classes."""
-    same = found.exact and found.classes in (None, release.num_classes)
-    return release.loadable and same and release.model in dict(found.candidates)
 
 
 def _build_as(cfg: DictConfig, model: str, found: Recognition, path: Path) -> str:

@@ -1,6 +1,6 @@
 """What `zoo.export` takes, as a model: a weights file, a folder, or a name of timm's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ from typing import Any
 import timm
 from torch import nn
 
-from . import fetch, releases
+from . import releases
 from .beside import CONFIG, locate
 from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
+from .fetch import releases_in
 from .heads import segmenter
 from .heads.recognise import TASKS, DenseRecognition, recognise_dense
 from .reader import read
 from .recognise import Recognition, hint, part_hint, recognise, without_prefix
-from .releases import Release
 
 DENSE = 512  # default side, in pixels, of the images of released segmenters
 UNKNOWN = "{path} matches no known release: what it says about preprocessing is that of {model}'s release"
@@ -91,28 +91,17 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     classes = {} if found.classes is None else {"num_classes": found.classes}
     if call := found.in_python(name, **classes):
         raise CheckpointError(_written_by(path, found, call))
-    release, named = _release(path, checkpoint.meta, found, name)
-    built = create(release.name if release else name, **classes, **found.arguments(name))
-    if release is None:
+    fits, named = releases_in(path, checkpoint.meta, found, name)
+    built = create(fits[0].name if fits else name, **classes, **found.arguments(name))
+    if not fits:
         print(UNKNOWN.format(path=path, model=name))
     else:
-        print(f"{path} is exported as {release.name}{'' if named else ', judging by its tensors'}")
+        print(f"{path} is exported as {fits[0].name}{'' if named else ', judging by its tensors'}")
         if not named:  # of releases with the same tensors, another may be meant, and the licences differ
             built.pretrained_cfg["license"] = None
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
     return built
-
-
-def _release(path: Path, meta: Mapping[str, Any], found: Recognition, model: str) -> tuple[Release | None, bool]:
-    """The release in a file, and whether the name says so: its own, or that of the file that it was converted from."""
-    by_name = [release for release in fetch.by_name(path, meta) if release.model == model]
-    alike = releases.candidates(model, dict(found.candidates).get(model, ""))
-    for named, rows in ((True, by_name), (False, alike)):
-        for release in rows:
-            if found.exact and release.loadable and found.classes in (None, release.num_classes):
-                return release, named
-    return None, False
 
 
 def _written_by(path: Path, found: Recognition, call: str) -> str:

@@ -14,8 +14,8 @@ from filelock import FileLock
 from .errors import CheckpointError, LicenceWarning
 from .files import replaced
 from .files import sha256 as digest_of
-from .recognise import State, recognise
-from .releases import RELEASES, Release, find
+from .recognise import Recognition, State, recognise
+from .releases import RELEASES, Release, candidates, find
 
 NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 # the first digits of a SHA-256 in a file's name, as torch.hub writes them; decimal digits alone are a date
@@ -64,6 +64,30 @@ def by_name(path: str | Path, meta: Mapping[str, Any]) -> list[Release]:
     # whatever stands there is taken for the name of a file, which has at most 255 characters
     found = find(filename=path), find(model, tag=tag), find(filename=PurePath(source).name[-255:])
     return [release for release in found if release is not None]
+
+
+def releases_in(
+    path: str | Path, meta: Mapping[str, Any], found: Recognition, model: str | None = None
+) -> tuple[list[Release], bool]:
+    """The releases that can be loaded and that a file may be, the most likely first; and whether a name says so: the
+    file's, one in its metadata, or `model`. Otherwise its tensors do, which several releases may fit.
+
+    found  what the tensors are: they are no release with other windows or another number of classes
+    model  the variant, or the release, that was asked for, if one was
+    """
+
+    def may_be(release: Release) -> bool:
+        same = found.exact and found.classes in (None, release.num_classes)
+        return release.loadable and same and release.model in dict(found.candidates)
+
+    tagged = model is not None and "." in model
+    rows = [r for r in RELEASES if r.name == model] if tagged else by_name(path, meta)
+    named = [r for r in rows if model in (None, r.model, r.name) and may_be(r)]
+    if named or tagged:
+        return named, True
+    model = model or found.model
+    alike = candidates(model, dict(found.candidates).get(model, "")) if model else []
+    return [r for r in alike if may_be(r)], False
 
 
 def warn_of_file(path: str | Path, meta: Mapping[str, Any], state: State) -> None:
