@@ -110,8 +110,8 @@ class State:
 
     @property
     def weights(self) -> str:
-        """The name of the weights that are evaluated: `ema` or `model`."""
-        return "ema" if self.ema is not None and self.cfg.train.ema_evaluated else "model"
+        """The name of the weights that are evaluated: `ema`, once it was updated, or `model`."""
+        return "ema" if self.ema is not None and self.ema_updates and self.cfg.train.ema_evaluated else "model"
 
     @property
     def beside(self) -> nn.Module | None:

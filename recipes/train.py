@@ -25,7 +25,7 @@ from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data import Data, DataError, Source
 from recipes.data.encoded import Encoded
-from recipes.data.seeding import INIT, MODEL, seed_all
+from recipes.data.seeding import INIT, MODEL, STEP, seed_all
 from recipes.evaluate import evaluate
 from recipes.log import LogError
 from recipes.run import Run, open_run
@@ -142,6 +142,7 @@ class Loop:
         loss = distributed.mean(loss)
         loss, norm = torch.stack([loss.float(), norm.float()]).tolist()  # the only synchronisation with the device
         if math.isfinite(loss) and math.isfinite(norm):
+            seed_all(cfg.seed, STEP, step)  # what an optimiser draws must be the same in all processes
             now.scaler.step(optimizer)
             now.skipped = now.overflowed = 0
         else:

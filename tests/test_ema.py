@@ -1,5 +1,6 @@
 """The average of the weights, and the mode in which a model learns."""
 
+import re
 from itertools import count
 from math import nan
 
@@ -64,6 +65,13 @@ def test_the_average_may_be_kept_and_not_evaluated(kept):
     best, _ = kept.newest("best")
     assert best.state["weights"] == "model" and same(best.tensors("model"), weights(kept, 3, "model"))
     assert not same(best.tensors("ema"), best.tensors("model"))
+
+
+def test_before_its_first_update_the_average_is_not_evaluated(tmp_path, capsys):
+    """It holds the initial weights until then."""
+    how = ["train.steps=3", "train.eval_steps=1", "train.ema=0.7", "train.ema_every=2"]
+    train_here(tmp_path, *SMALL, "sched.warmup=0", *how, "name=run")
+    assert re.findall(r"validation \((\w+) weights\)", capsys.readouterr().out) == ["model", "ema", "ema"]
 
 
 def test_a_skipped_step_is_no_update(tmp_path, monkeypatch):

@@ -368,6 +368,17 @@ def test_an_optimizer_has_as_many_betas_as_it_has(opt, betas, count):
         optim.create(config.compose([f"optim.opt={opt}", f"optim.betas={betas}"]), model)
 
 
+def test_what_an_optimizer_draws_depends_on_the_step(tmp_path, monkeypatch):
+    """Not on the micro-batches before it, of which each process has its own: Kron's weights drifted apart."""
+    drawn, step = [], torch.amp.GradScaler.step
+    monkeypatch.setattr(
+        torch.amp.GradScaler, "step", lambda *given: drawn.append(torch.rand(()).item()) or step(*given)
+    )
+    for name, micro_batches in (("one", 1), ("two", 2)):
+        train_here(tmp_path, *SMALL, "train.steps=2", f"train.accumulate={micro_batches}", f"name={name}")
+    assert drawn[:2] == drawn[2:] and len(set(drawn)) == 2
+
+
 def test_what_learns_beside_a_model_has_the_whole_rate_and_decay():
     beside = nn.Conv2d(2, 3, 1)
     group = optim.create(config.compose(["optim.weight_decay=0.05"]), nn.Linear(3, 2), beside).param_groups[-1]

@@ -96,6 +96,13 @@ IDLE = [
     (["task=segment", "task.auxiliary=true"], "it needs a value of task.head other than semantic_fpn"),
     (["task=segment", "task.stride=[8,8]"], "it needs task.inference=slide, but it is whole"),
     (["task=segment", "task.crop=false", "task.category_cap=0.5"], "it needs task.crop=true, but it is false"),
+    (
+        ["augment.auto_augment=ta_wide", "augment.color_jitter=0.4"],
+        "augment.auto_augment=null or 3a, but it is ta",
+    ),
+    (["sched.sched=constant", "sched.min_lr=1e-4"], "needs a schedule that changes, but sched.sched is constant"),
+    (["sched.sched=constant", "sched.warmup=0", "sched.per=epoch"], "sched.per=epoch has no effect here"),
+    (["task=detect", "model.drop_rate=0.5"], "maxvit_t has no dropout but before its classifier"),
 ]
 
 
@@ -118,7 +125,9 @@ def test_what_is_read_is_not():
     compose(["augment.cutmix=1", "augment.mix_prob=0.2", "augment.switch_prob=0.2", "augment.re_mode=const"])
     compose(["task=segment", "augment.repeats=3", "data.hflip=0.5", "augment.mixup=0.0"])  # the last is the default
     compose(["train.epochs=2", "train.eval_every=2", "train.ema_every=2", "train.ema_warmup=false"])
-    compose(["sched.warmup_lr=1e-5", "sched.decay_from=start"])
+    compose(["sched.warmup_lr=1e-5", "sched.decay_from=start", "model.drop_rate=0.5"])
+    compose(["sched.sched=constant", "sched.warmup=1", "sched.per=epoch", "sched.cooldown=1", "sched.min_lr=1e-4"])
+    compose(["augment.auto_augment=3a", "augment.color_jitter=0.4"])
     compose(["data=imagefolder", "data.cache=disk", "data.cache_gb=8", "data.cache_dir=a"])
     compose(
         ["task=segment", "task.auxiliary=false", "task.inference=slide", "task.stride=[8,8]", "data.left_out=['0']"]

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from timm.optim import get_optimizer_info, list_optimizers
 
+import zoo
 from recipes.config.errors import ConfigError
 from recipes.config.quoting import written
 
@@ -95,6 +96,12 @@ def _needed(cfg: DictConfig, key: str) -> str | None:
         return "model.checkpoint= or model.backbone=, whose weights it chooses"
     if key == "augment.mix_prob" and not (cfg.augment.mixup or cfg.augment.cutmix):
         return "augment.mixup or augment.cutmix, but both are 0"
+    if key == "augment.color_jitter" and (given := cfg.augment.auto_augment) and "3a" not in given:
+        return f"augment.auto_augment=null or 3a, but it is {given}"
+    if key in ("sched.min_lr", "sched.per") and _is_constant(cfg, warmup=key == "sched.per"):
+        return "a schedule that changes, but sched.sched is constant"
+    if key == "model.drop_rate" and cfg.task.name in DENSE and cfg.model.name in zoo.variants():
+        return f"task=classify: {cfg.model.name} has no dropout but before its classifier"
     if key == "data.left_out" and cfg.task.name == "detect":
         return "task=segment, which leaves these classes out of its means"
     return _other_value(cfg, key)
@@ -109,6 +116,11 @@ def _other_value(cfg: DictConfig, key: str) -> str | None:
         if OmegaConf.select(cfg, other) == value:
             return f"a value of {other} other than {written(value)}"
     return None
+
+
+def _is_constant(cfg: DictConfig, *, warmup: bool) -> bool:
+    """Whether the learning rate never changes, apart from the warmup unless that counts."""
+    return cfg.sched.sched == "constant" and not cfg.sched.cooldown and not (warmup and cfg.sched.warmup)
 
 
 def _needed_to_smooth(cfg: DictConfig) -> str | None:

@@ -1,11 +1,11 @@
 """Randomness without state: every draw is seeded from its purpose, so that nothing has to be saved.
 
 Data order and augmentation are functions of (seed, epoch, index), see recipes.data; drop path, dropout and Mixup of a
-micro-batch are functions of (seed, number of the micro-batch), whichever process it runs on, see recipes.plan. A
-resumed run only needs to know its step.
+micro-batch are functions of (seed, number of the micro-batch), whichever process it runs on, see recipes.plan; what an
+optimiser draws is a function of (seed, step), the same in all processes. A resumed run only needs to know its step.
 
-The key of a stream of data begins with a `Stream`, that of `seed_all` with the seed and `INIT` or `MODEL`. The same key
-gives different streams in `seed_all` and in `reseed`, as they derive their seeds differently.
+The key of a stream of data begins with a `Stream`, that of `seed_all` with the seed and `INIT`, `MODEL` or `STEP`. The
+same key gives different streams in `seed_all` and in `reseed`, as they derive their seeds differently.
 """
 
 import random
@@ -16,7 +16,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-INIT, MODEL = 0, 1  # the purpose of what is drawn after `seed_all`
+INIT, MODEL, STEP = 0, 1, 2  # the purpose of what is drawn after `seed_all`
 
 
 class Stream(IntEnum):

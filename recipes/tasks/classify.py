@@ -45,7 +45,7 @@ class Metrics:
             self.top[5] = MulticlassAccuracy(classes, top_k=5, average="micro")
         self.confusion = Confusion(classes) if classes <= MOST else None
         self.loss = MeanMetric(math.inf).set_dtype(torch.float64)  # a NaN is no image to leave out
-        self.confidence = MeanMetric()
+        self.confidence = MeanMetric(0.0)  # nor is it confidence
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         logits, targets = among(predictions.float().cpu(), self.subset), targets.cpu()
