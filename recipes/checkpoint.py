@@ -4,8 +4,10 @@
     checkpoints/best-00000080/   model.safetensors  ema.safetensors  state.json
 
 A folder is written under a temporary name in the same place, flushed to disk and renamed. A new best checkpoint is
-in place before the old one is removed, so that there always is one. There are no pickles, except where parameters are
-sharded: then every process writes its part of a step's tensors with torch.distributed.checkpoint.
+in place before the old one is removed, so that there always is one. state.json has the length and checksum of every
+other file, and a checksum of its own contents. Folders with other names are somebody's copies and stay as they are.
+There are no pickles, except where parameters are sharded: then every process writes its part of a step's tensors with
+torch.distributed.checkpoint.
 
     checkpoints/step-00000120/   sharded/.metadata  sharded/__0_0.distcp  sharded/__1_0.distcp  state.json
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -28,14 +31,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from recipes import distributed, sharded_reader
+from recipes import distributed, json_file, sharded_reader
 from recipes.console import say
+from recipes.json_file import NUMBER
 from recipes.packing import pack, unpack
 
 TEMPORARY = ".writing-"
 REPLACED = "-before"  # the end of the temporary name of one that is being replaced
 CORRUPT = "corrupt-"
 SHARDED = "sharded"  # the folder that all processes write together
+CHECKSUM = "crc32"  # in state.json: that of everything else in it, which older checkpoints lack
+KINDS = {"step": int, "files": {...: {"bytes": int, "crc32": int}}, CHECKSUM: (int, None)}
+OLDER = {  # what is checked without a checksum
+    "weights": str, "meter": {...: NUMBER}, "scaler": {...: NUMBER}, "data": (dict, None),
+    **dict.fromkeys(("skipped", "overflowed", "averages", "parts"), (int, None)),
+}  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -128,9 +138,9 @@ def _write_whole(temporary: Path, parts: dict[str, Any]) -> None:
 
 def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
     found = sorted(file for file in temporary.rglob("*") if file.is_file())
-    files = {file.relative_to(temporary).as_posix(): _fingerprint(file) for file in found}
+    whole = {**state, "files": {file.relative_to(temporary).as_posix(): _fingerprint(file) for file in found}}
     with open(temporary / "state.json", "w") as file:
-        json.dump({**state, "files": files}, file, indent=1)
+        json.dump({**whole, CHECKSUM: _checksum(whole)}, file, indent=1)
         flush(file)
     for folder in {file.parent for file in found} | {temporary}:
         flush_folder(folder)
@@ -165,19 +175,43 @@ def _abandon(temporary: Path) -> str:
 
 
 def read(path: Path) -> Checkpoint:
-    """Open a checkpoint and check every file against the length and checksum recorded when it was written.
+    """Open a checkpoint and check its state and every file against the checksums recorded when it was written.
 
     Raises CheckpointError, which names the file and what is wrong with it.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = _read_state(path)
         for name, expected in state["files"].items():
             found = _fingerprint(path / name)
             if found != expected:
                 raise CheckpointError(f"{path / name} is damaged: it has {found}, but {expected} was written")
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from error
     return Checkpoint(path, state)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The contents of state.json, without their checksum."""
+    try:
+        state = json_file.read(path / "state.json", KINDS)
+        if (written := state.pop(CHECKSUM, None)) is None:
+            _check_older(state, best=path.name.startswith("best"))
+        elif written != (found := _checksum(state)):
+            raise ValueError(f"it has the checksum {found}, but {written} was written")
+        if state["step"] != _step(path):
+            raise ValueError(f"it is of step {state['step']}, and its folder of step {_step(path)}")
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'state.json'} is damaged: {error}") from error
+    return state
+
+
+def _check_older(state: dict[str, Any], *, best: bool) -> None:
+    """Raise ValueError if what was written without a checksum is not what a run needs."""
+    json_file.check(state, {**OLDER, "metrics": {...: NUMBER} if best else None})
+    parts = {"model", state["weights"]} | (set() if best else {"optimizer"})
+    missing = {f"{part}.safetensors" for part in parts} - state["files"].keys()
+    if missing and f"{SHARDED}/.metadata" not in state["files"]:
+        raise ValueError(f"it does not list {', '.join(sorted(missing))}")
 
 
 class Store:
@@ -242,13 +276,21 @@ class Store:
     def set_aside(self, newer_than: int) -> None:
         """Rename damaged step checkpoints newer than the one resumed, whose names will be written again."""
         for path in self._paths("step"):
-            if int(path.name.split("-")[1]) > newer_than:
+            if _step(path) > newer_than:
                 aside = path.with_name(CORRUPT + path.name)
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
 
     def _paths(self, kind: str) -> list[Path]:
-        return sorted(self.folder.glob(f"{kind}-*"), reverse=True)
+        """The checkpoints of a kind, newest first, without folders of other names than `save` gives: copies."""
+        own = re.compile(rf"{kind}-([0-9]{{8}}|[1-9][0-9]{{8,}})")
+        found = (path for path in self.folder.glob(f"{kind}-*") if own.fullmatch(path.name))
+        return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(path.name.partition("-")[2])
 
 
 def flush(file: Any) -> None:
@@ -284,6 +326,11 @@ def _write_part(path: Path, tree: Any) -> None:
     save_file(tensors, path, metadata={"tree": plan})
     with _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+def _checksum(state: dict[str, Any]) -> int:
+    """That of a state as JSON has it, however it is indented."""
+    return zlib.crc32(json.dumps(state).encode())
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

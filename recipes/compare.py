@@ -24,14 +24,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
 from rich.measure import Measurement
 from rich.table import Column, Table
-from yaml import YAMLError
 
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
 from recipes.console import CONSOLE, say
 from recipes.eval_results import write_json
-from recipes.log import history
+from recipes.log import history, rankable
 from recipes.names import apart
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
@@ -99,13 +98,13 @@ class Row:
 
 def read(folder: Path, score: str | None = None) -> Row:
     """A run as the table needs it. Raises RunError if the folder holds no run, or one without an evaluation."""
+    cfg = load_config(folder)
     try:
-        cfg = load_config(folder)
         score = score or create_task(cfg).score
-    except (YAMLError, ConfigAttributeError) as error:
+    except ConfigAttributeError as error:
         raise RunError(f"config.yaml in {folder} is not a run's configuration: {error}") from error
     lines = history(folder / "metrics.jsonl")
-    found = [line for line in lines if line.get(f"val_{score}") is not None]
+    found = rankable(lines, score)
     if not found:
         scores = dict.fromkeys(key.removeprefix("val_") for line in lines for key in line if key.startswith("val_"))
         there = ", ".join(key for key in scores if "/" not in key)  # without those of single classes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,16 +13,22 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from recipes import distributed
+from recipes import distributed, json_file
 from recipes.console import listed, say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.data.files import Packed
 from recipes.data.shards import Shards
+from recipes.json_file import NUMBER
 from recipes.settings import RunError
 
 FILE = "data.json"
 KEYS = ("num_classes", "class_names", "img_size", "left_out")
+KINDS = {  # of what it holds; older runs lack what may be None, and have numbers for names that were given as numbers
+    "num_classes": int, "class_names": [(str, *NUMBER)], "img_size": (int, [int, int]), "left_out": ([int], None),
+    "images": ({"train": int, "val": int}, None), "labels": ({"train": str, "val": str}, None),
+    "shards": ([[str, int]], None),
+}  # fmt: skip
 COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the classes
 
 
@@ -97,12 +102,18 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What a run recorded; older runs lack some of it, and have numbers for names that were given as numbers."""
+    """What a run recorded, see KINDS; nothing if there is no such file. Raises RunError if it is damaged."""
     path = run / FILE
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    if recorded.get("class_names"):
-        recorded["class_names"] = list(map(str, recorded["class_names"]))
-    return recorded
+    try:
+        recorded = json_file.read(path, KINDS)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is not a run's record of its data: {error}; restore it from a copy, or remove it: without it the "
+            "run can be resumed and evaluated, but nothing tells whether the data is still the same"
+        ) from error
+    return {**recorded, "class_names": list(map(str, recorded["class_names"]))}
 
 
 def described(run: Path, cfg: DictConfig) -> Data:

@@ -21,8 +21,14 @@ from rich.table import Table
 from recipes import distributed
 from recipes.clock import STARTUP
 from recipes.console import CONSOLE, say
+from recipes.json_file import NUMBER, fits
 from recipes.pictures import save_picture
 from recipes.plan import Plan
+
+LINES = (  # what a line of metrics.jsonl holds, and one of sessions.jsonl
+    {"step": int, "skipped": (int, None), ...: (*NUMBER, None)},
+    {"overrides": [str]},
+)
 
 
 class LogError(RuntimeError):
@@ -237,18 +243,18 @@ def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Ta
     found, losses, last, done = [], [], {}, 0
     for line in history:
         if "lr" in line:
-            steps = line["step"] - done - line.get("skipped", 0)  # that the line averages over
-            losses += [] if line["loss"] is None else [(line["loss"], steps)]
+            steps = line["step"] - done - (line.get("skipped") or 0)  # that the line averages over
+            losses += [] if line.get("loss") is None else [(line["loss"], steps)]
             last, done = line, line["step"]
         if line.get(f"val_{score}") is not None:
             found.append((line, losses, last))
             losses, last = [], {}
-    best = max((line for line, *_ in found), key=lambda line: line[f"val_{score}"], default=None)
+    best = max(rankable(history, score), key=lambda line: line[f"val_{score}"], default=None)
     for line, losses, train in found[-rows:]:
         weight = sum(steps for _, steps in losses)
         mark = "[bold]{:.2f}[/] *" if line is best else "{:.2f}"
         table.add_row(
-            f"{line['epoch']:.2f}",
+            _number(line.get("epoch"), ".2f"),
             str(line["step"]),
             _number(sum(loss * steps for loss, steps in losses) / weight if weight else None, ".4f"),
             mark.format(line[f"val_{score}"]),
@@ -259,17 +265,22 @@ def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Ta
     return table
 
 
+def rankable(history: list[dict[str, Any]], score: str) -> list[dict[str, Any]]:
+    """The evaluations whose weights may be the best: those with a loss that is not finite, null here, are not kept."""
+    return [line for line in history if line.get(f"val_{score}") is not None and line.get("val_loss", 0) is not None]
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, except those that a kill or a power cut left unreadable."""
+    """The lines of a metrics.jsonl or sessions.jsonl, except those that a kill, a power cut or an editor damaged."""
     found = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
-    return found
+    return [line for line in found if fits(line, LINES)]
 
 
 def _describe(epoch: float, loss: float, lr: float, speed: float) -> str:

@@ -31,7 +31,7 @@ SWEEP = "RECIPES_SWEEP"  # environment variable: the sweep that a run belongs to
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
     """Every start of the run, except lines that a full disk or a power cut left unreadable."""
-    return history(folder / SESSIONS)
+    return [start for start in history(folder / SESSIONS) if "overrides" in start]
 
 
 def first_session(folder: Path) -> dict[str, Any]:

@@ -164,8 +164,10 @@ class Run:
         return any(line["step"] == step and f"val_{score}" in line for line in history(self.metrics))
 
     def best(self, score: str) -> float | None:
-        """The score of the best checkpoint."""
-        found, _ = self.store.newest("best")
+        """The score of the best checkpoint; reports damaged ones."""
+        found, problems = self.store.newest("best")
+        for problem in problems:
+            say(f"damaged checkpoint skipped: {problem}", "yellow")
         return found.state["metrics"][score] if found else None
 
     def sinks(self) -> list[Sink]:
@@ -255,7 +257,7 @@ def _find(cfg: DictConfig) -> Path | None:
     if cfg.name is not None:
         candidates = [out / _name(cfg)]
     else:
-        candidates = [path for path in runs_in(out) if _same_kind(load_config(path), cfg)]
+        candidates = [path for path in runs_in(out) if _is_same_kind(path, cfg)]
     candidates = [path for path in candidates if has_config(path)]
     if not candidates:
         say("resume=auto: there is no such run yet, so a new one is started")
@@ -278,8 +280,14 @@ def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
 
 
-def _same_kind(one: DictConfig, other: DictConfig) -> bool:
-    return (one.model.name, one.data.name) == (other.model.name, other.data.name)
+def _is_same_kind(folder: Path, cfg: DictConfig) -> bool:
+    """Whether a run has the model and data of `cfg`; reports one whose configuration cannot be read."""
+    try:
+        there = load_config(folder)
+    except RunError as error:
+        say(f"resume=auto: {error}; this run is skipped until then", "yellow")
+        return False
+    return all(OmegaConf.select(there, key) == OmegaConf.select(cfg, key) for key in ("model.name", "data.name"))
 
 
 def _new(cfg: DictConfig) -> Run:

@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from recipes import config, shell
 from recipes.config.checks import base, flat, is_in, task_defaults
@@ -56,15 +58,31 @@ def writing(failed: str, advice: str = "") -> Iterator[None]:
 
 
 def load_config(folder: Path) -> DictConfig:
-    """The resolved configuration of a run. Raises RunError if there is none."""
+    """The resolved configuration of a run. Raises RunError if there is none, or something else in its place."""
     path = folder / "config.yaml"
     if not has_config(folder):
         raise RunError(f"{folder} holds no run: {path} does not exist; give a folder made by train.py (runs/<name>)")
-    cfg = OmegaConf.load(path)
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(cfg, DictConfig):
+        raise _damaged(folder, "it is a list")
+    # train.py writes all of these, and did not always write a task; one written by hand may do with the first two
+    needed = {"model", "data"} | ({"train", "hardware"} if is_run(folder) else set()) | ({"task"} & cfg.keys())
+    if lacking := [group for group in sorted(needed) if not isinstance(cfg.get(group), DictConfig)]:
+        raise _damaged(folder, f"it has no group {', '.join(lacking)}")
     for group, old, new in RENAMED:
         if old in cfg.get(group, {}):
             cfg[group][new] = cfg[group].pop(old)
     return cfg
+
+
+def _damaged(folder: Path, why: str) -> RunError:
+    return RunError(
+        f"config.yaml in {folder} is not a run's configuration: {why}; expected the file that train.py wrote: restore "
+        "it from a copy"
+    )
 
 
 def has_config(folder: str | Path) -> bool:

@@ -199,6 +199,43 @@ def test_runs_that_recorded_less(tmp_path):
     assert data_record.described(tmp_path, config.compose(["model=nat_m"])).left_out == ()
 
 
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda text: text[: len(text) // 2], "line 1 column"),
+        (lambda text: "[]", "it holds [], expected a mapping"),
+        (lambda text: "null", "it holds None, expected a mapping"),
+        (lambda text: "[" * 100_000, "it is nested too deeply"),
+        (lambda text: b"\xff\xff", "can't decode byte 0xff"),
+        (lambda text: text.replace('"num_classes": 3', '"num_classes": "3"'), "its 'num_classes' is '3'"),
+        (lambda text: text.replace('"img_size": 32', '"img_size": [32]'), "its 'img_size' is [32]"),
+        (lambda text: text.replace('"class_names"', '"names"'), "it has no 'class_names'"),
+        (lambda text: text.replace('"val": 4', '"val": null'), "its 'images' is {'train': 12, 'val': None}"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_record_that_is_damaged(begun, damage, said):
+    run = begun(ANIMALS)
+    path = run / data_record.FILE
+    if damage is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        text = damage(path.read_text())
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    uses = (
+        lambda: data_record.check_same(run, data(ANIMALS)),
+        lambda: data_record.check_classes(run, data(ANIMALS), "photos"),
+        lambda: data_record.described(run, config.compose(["model=nat_m"])),
+    )
+    for use in uses:
+        with pytest.raises(RunError) as error:
+            use()
+        message = str(error.value)
+        assert message.startswith(f"{path} is not a run's record of its data: ") and said in message
+        assert "restore it from a copy, or remove it" in message
+
+
 def test_numbers_as_names(begun):
     """Older runs recorded what a person gave, data.class_names=[3,7]."""
     data_record.check_same(begun([3, 7]), data(["3", "7"]))

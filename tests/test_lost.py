@@ -193,20 +193,23 @@ def test_a_folder_that_becomes_read_only(tmp_path, undisturbed):
     resume(run, undisturbed)
 
 
-@pytest.mark.parametrize("harm", ["corrupt", "missing"])
+@pytest.mark.parametrize("harm", ["corrupt", "edited", "missing"])
 def test_the_last_checkpoint_is_no_use(tmp_path, undisturbed, harm):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     newest, before = (run / "checkpoints" / name for name in ("step-00000012", "step-00000010"))
     if harm == "missing":
         shutil.rmtree(newest)
+    elif harm == "edited":
+        text = (newest / "state.json").read_text()
+        (newest / "state.json").write_text(text.replace('"step": 12', '"step": 10'))
     else:
         with open(newest / "model.safetensors", "r+b") as file:
             file.seek(-100, os.SEEK_END)
             file.write(b"\x00\xff" * 20)
     output = resume(run, undisturbed)
     assert f"resuming {run} from step 10" in output and "its log reaches step 12" in output and before.exists()
-    if harm == "corrupt":
+    if harm != "missing":
         assert "damaged checkpoint skipped" in output and newest.name in output
         assert (run / "checkpoints" / f"corrupt-{newest.name}").exists()
 

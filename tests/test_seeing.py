@@ -226,6 +226,17 @@ def test_of_equal_evaluations_the_first_is_the_best():
     assert len(marked) == 1 and " 2 " in marked[0]
 
 
+def test_weights_with_a_loss_that_is_not_finite_are_not_the_best(runs, tmp_path):
+    """They were not kept, whatever their score."""
+    run = shutil.copytree(runs / "one", tmp_path / "one")
+    best = compare.read(run).best
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 7, "epoch": 1.0, "val_top1": 100.0, "val_loss": None}) + "\n")
+    assert compare.read(run).best == best
+    table = rendered(epoch_table(lines(run), "top1"))
+    assert f"{best['val_top1']:.2f} *" in table and "100.00 " in table and "100.00 *" not in table
+
+
 def test_no_training_loss_is_shown_twice():
     """Evaluated twice between two lines of the log: the second time there is nothing new to show."""
     trained = {"step": 10, "loss": 0.75, "lr": 0.1, "images_per_s": 9.0}
@@ -318,6 +329,8 @@ def test_a_run_is_drawn_as_it_was_trained(runs, tmp_path, capsys):
     train_here(tmp_path, *options, "train.steps=1", "name=run")
     run, model = tmp_path / "run", export.build(tmp_path / "run")
     best = run / "checkpoints" / "best-00000001"
+    for name in ("best-before-tuning", "best-00000001.old"):  # the user's own
+        shutil.copytree(best, best.with_name(name))
     for place in (run, best, best / "ema.safetensors"):
         found, name, note = source.build(None, str(place), None)
         assert (name, found.img_size) == ("biformer_t", (32, 32)) and note.endswith("best-00000001/ema.safetensors")

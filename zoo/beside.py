@@ -63,7 +63,8 @@ def _is_run(folder: Path) -> bool:
 
 def _checkpoint(run: Path) -> Path:
     for kind in ("best", "step"):
-        if found := sorted((run / "checkpoints").glob(f"{kind}-*")):
+        # not a user's own copy of one, such as best-before-tuning
+        if found := sorted((run / "checkpoints").glob(f"{kind}-{8 * '[0-9]'}")):
             return found[-1]
     raise CheckpointError(f"{run} is a run without a checkpoint yet: expected one in {run / 'checkpoints'}")
 

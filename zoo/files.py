@@ -56,7 +56,7 @@ def weights_in(folder: Path) -> list[Path]:
 
     Raises OSError if it cannot be read.
     """
-    places = [folder, *sorted(folder.glob("checkpoints/best-*"))]
+    places = [folder, *sorted(folder.glob(f"checkpoints/best-{8 * '[0-9]'}"))]
     return next(filter(None, map(_weights, places)), [])
 
 
