@@ -31,6 +31,7 @@ from recipes.task import Task
 from recipes.task import create as create_task
 from recipes.weights import Kept, find_weights
 from zoo import Backbone, CheckpointError, load_checkpoint
+from zoo.errors import printable
 
 # errors that say that one set of weights cannot be evaluated
 UNMEASURED = (CheckpointError, config.ConfigError, RunError)
@@ -281,12 +282,13 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
         images, _ = machine.send(task.prepare(image), None)
         with torch.no_grad(), machine.autocast():
             predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])
-        table, picture = task.answer(image, predictions, data, path)
+        table, picture = task.answer(image, predictions, data, printable(path))
         CONSOLE.print(table)
         if picture is not None:
             predict.write(picture, out / name)
     if unread:
-        raise RunError(f"{len(unread)} of {len(paths)} images could not be read, see above: {', '.join(unread)}")
+        names = printable(", ".join(unread))
+        raise RunError(f"{len(unread)} of {len(paths)} images could not be read, see above: {names}")
 
 
 def watch(batches: Any, total: int) -> Any:

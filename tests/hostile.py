@@ -291,6 +291,7 @@ DATA = {
     "legacy-other-size": (lambda: legacy(STATE).replace((21).to_bytes(8, "little"), bytes(8)), "21 elements"),
     "legacy-cut-off": (lambda: legacy(STATE)[:-10], "truncated, or refused"),
     "plain-pickle": (lambda: pickle.dumps({"model": [1.0]}, 2), "not one of torch.save"),
+    "class-long": (lambda: archive(b"cos\n" + b"a" * 1_000_000 + b"\n."), r"asks for os\.a{197}, which is not data"),
     # archives
     "bomb": (lambda: archive(bytes(200_000_000), compression=zipfile.ZIP_DEFLATED), "would expand from"),
     "compressed": (lambda: archive(pickled({}), compression=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
@@ -329,6 +330,7 @@ DATA = {
     ),
     "header-negative": (lambda: safetensors(entry([-4], 0, 16)), "damaged safetensors"),
     "header-dtype": (lambda: safetensors(entry([4], 0, 16, "X32")), "damaged safetensors"),
+    "header-long-dtype": (lambda: safetensors(entry([4], 0, 16, "X" * 1_000_000)), "damaged safetensors"),
     "header-other-dtype": (lambda: safetensors(entry([8], 0, 16, "U16")), "of an unsupported type, 'U16'"),
     "header-no-json": (lambda: safetensors(b"{" * 1000), "damaged safetensors"),
     "header-longer-than-file": (lambda: (10**10).to_bytes(8, "little") + b"{" + bytes(100), "damaged safetensors"),

@@ -5,6 +5,7 @@ import collections
 import datetime
 import os
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -272,9 +273,13 @@ def test_channels_that_cannot_be_made_others(tmp_path, source):
             small(NAME, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
-def test_a_first_layer_that_is_no_convolution(tmp_path, source):
-    torch.save(state_of(source) | {"stem.conv1.weight": torch.zeros(3)}, tmp_path / "flat.pth")
-    refused(tmp_path / "flat.pth", r"1 of another shape: stem\.conv1\.weight \(3,\) instead of")
+@pytest.mark.parametrize("shape", [(), (3,), (64, 3, 3), (64, 3, 1, 3)])
+def test_a_first_layer_that_is_no_convolution(tmp_path, source, shape):
+    path, said = tmp_path / "flat.pth", rf"1 of another shape: stem\.conv1\.weight {re.escape(str(shape))} instead of"
+    torch.save(state_of(source) | {"stem.conv1.weight": torch.zeros(shape)}, path)
+    refused(path, said)
+    with pytest.raises(zoo.CheckpointError, match=said):
+        small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])
@@ -349,6 +354,25 @@ def test_the_layout_of_a_file_that_does_not_fit(tmp_path):
         torch.save(layout.to_theirs(source.state_dict()), path)
         said = rf"gcvit_xxt in layout '{layout.name}'.*give img_size=\(128, 160\) or \(160, 128\), as"
         refused(path, said, timm.create_model("gcvit_xxt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change"),
+    [
+        ("gcvit_s", "stages.0.blocks.0.attn.fn.rpb", lambda table: table[0, 0, 0]),
+        ("gcvit_s", "stages.0.blocks.0.attn.fn.rpb", lambda table: table[:, 0, 0]),
+        ("gcvit_s", "stages.0.blocks.0.attn.fn.rpb", lambda table: table[:, :0, :0]),
+        ("gcvit_s", "stages.0.blocks.0.attn.fn.rpb", lambda table: table[..., None]),
+        ("sgformer_b", "stem.position.table", lambda table: table[0, 0, 0]),
+        ("sgformer_b", "stem.position.table", lambda table: table[:, :0]),
+    ],
+)
+def test_tables_that_are_none(tmp_path, name, key, change):
+    """They lack heads, sides or entries, or have sides too many."""
+    path, state = tmp_path / "weights.pth", state_of(small(name))
+    state[key] = change(state[key]).clone()
+    torch.save(state, path)
+    refused(path, rf"1 of another shape: {re.escape(f'{key} {tuple(state[key].shape)} instead of')}", small(name))
 
 
 def test_positions_of_a_square_image_and_of_one_with_as_many(tmp_path):
@@ -428,12 +452,14 @@ def test_weights_without_a_head(tmp_path, name, caplog):
         small(name, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-@pytest.mark.parametrize("bias", [{}, {"head.fc.bias": torch.zeros(5)}])
-def test_half_a_classifier_is_none(tmp_path, source, bias):
+@pytest.mark.parametrize("part", [{}, {"head.fc.bias": torch.zeros(5)}, {"head.fc.weight": torch.tensor(1.0)}])
+def test_half_a_classifier_is_none(tmp_path, source, part, caplog):
     path, model = tmp_path / "half.pth", small(NAME)
-    torch.save(without(state_of(source), "head.fc.bias") | bias, path)
+    torch.save(without(state_of(source), "head.fc.bias") | part, path)
     fresh = model.head.fc.weight.clone()
     assert load_checkpoint(model, path).head_remade and torch.equal(model.head.fc.weight, fresh)
+    small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert "no classifier for 7 classes in the file" in caplog.text
 
 
 def test_own_names_need_no_other_way(source):
@@ -512,6 +538,9 @@ def test_values_that_are_no_weights(tmp_path, source):
     for save, file in ((torch.save, path), (save_file, tmp_path / "eighths.safetensors")):
         save(eighths, file)
         refused(file, r"\d+ of 8 bits: st.* float8_e4m3fn")
+    counter = next(k for k in state if k.endswith("num_batches_tracked"))
+    torch.save(state | {counter: torch.tensor(3.0).to(torch.float8_e4m3fn)}, path)
+    refused(path, f"1 of 8 bits: {counter} float8_e4m3fn")
     state["stem.conv1.weight"][0, 0] = torch.nan
     state["head.fc.bias"][1] = torch.inf
     torch.save(state, path)

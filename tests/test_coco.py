@@ -1,6 +1,7 @@
 """Objects in COCO's JSON: read as they are, or refused in words, or left out and counted."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +104,8 @@ def change(folder, key, value, at=0, part="annotations"):
         ("name", "ant", "categories", "several categories have the name 'ant': expected different ones"),
         ("id", 3, "categories", "several categories have the id 3"),
         ("id", "3", "categories", "train.json: the categories have the ids ['3', 3]: expected integers"),
+        ("height", float("inf"), "images", "images[0] (id 5) lacks what COCO's format requires: OverflowError"),
+        ("id", [6], "images", "train.json: images[0] (id [6]) lacks what COCO's format requires: TypeError"),
         ("id", 6, "images", "train.json: several images have the id 6"),
     ],
 )
@@ -251,13 +254,25 @@ def test_images_that_are_turned(objects, capsys):
     ("content", "said"),
     [
         ('{"images": []}', "it has no annotations, categories"),
+        ('{"images": 3, "annotations": [], "categories": []}', r"val\.json: images is 3: expected a list of objects"),
+        ('{"images": [{}], "annotations": ["x"], "categories": []}', r"annotations\[0\] is 'x': expected an object"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": [1], "name": "a"}]}',
+            r"the categories have the ids \[\[1\]\]: expected integers",
+        ),
+        ("[" * 100_000, "cannot read the annotations .*(recursion|overflow)"),
+        (None, r"val\.json is a pipe or a device: expected a file"),
         ('{"images": [], "annotations": [], "categories": []}', "val.json has no categories: expected one for each"),
         ("[]", "is not a COCO annotation file"),
         ("{", "cannot read"),
     ],
 )
 def test_files_that_are_not_cocos(objects, content, said):
-    (objects / "val.json").write_text(content)
+    if content is None:
+        (objects / "val.json").unlink()
+        (objects / "val.json").symlink_to(os.devnull)
+    else:
+        (objects / "val.json").write_text(content)
     with pytest.raises(DataError, match=said):
         coco(objects)
 

@@ -1,5 +1,7 @@
 """Laws of the tables of layouts: no two keys meet, every rule matches something, the way back gives the file back."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -150,6 +152,9 @@ def test_strictness():
         two.to_ours({"ab.weight": tensor})
     with pytest.raises(ValueError, match="2 rules apply to"):
         Layout("both", {"a": "x", "a.b": "y"}).ours("a.b.weight")
+    (official,) = LAYOUTS["ViTRPB"]
+    with pytest.raises(ValueError, match=r"expects another shape for layers\.0\.attn\.rpb than \(3, 25\)"):
+        official.to_theirs({"stages.0.blocks.0.attn.fn.rpb": torch.zeros(3, 25)}, constants=True)
 
 
 def test_groups():
@@ -194,6 +199,10 @@ def test_a_model_that_is_named_is_looked_at():
         said = "its classifier has no" if key == "head.fc.bias" else "1 missing:"
         with pytest.raises(zoo.CheckpointError, match=f"is not nat_m, as --model says.*{said} {key}"):
             convert({k: v for k, v in state.items() if k != key}, "nat_m")
+    for key, shape in (("stages.0.blocks.0.attn.fn.rpb", (2, 0, 0)), ("stem.conv1.weight", (32, 0, 3, 3))):
+        said = re.escape(f"{key} {shape} instead of")
+        with pytest.raises(zoo.CheckpointError, match=f"is not nat_m, as --model says.*{said}"):
+            convert(state | {key: torch.zeros(shape)}, "nat_m")
 
 
 @pytest.mark.parametrize("out", ["file/out.pth", f"{'a' * 300}.pth", f"{'a' * 300}/out.pth"])

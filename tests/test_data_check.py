@@ -9,7 +9,7 @@ import recipes.data.__main__ as command
 from recipes.data import check
 from recipes.data.source import Source
 from shard_cases import members, write_tar
-from source_cases import photos
+from source_cases import all_of, make, photos
 from test_masks import mask, picture
 
 
@@ -69,6 +69,22 @@ def test_what_is_whole_and_what_is_rotated(folder, run):
     assert lines[1:] == ["18 of 18 images read: 0 cannot be used, 2 have an EXIF orientation that is not applied"]
     status, lines = run(*of(folder, "data.exif_orientation=true"))
     assert lines == ["18 of 18 images read: 0 cannot be used, 0 have an EXIF orientation that is not applied"]
+
+
+def test_names_that_a_terminal_would_act_on(folder, run, capsys):
+    """Wherever they are printed: in a check, of a rotated image, and beside a replacement."""
+    bad, turned = (folder / "train" / "ant" / f"0\x1b[{letter}.jpg" for letter in "KJ")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.new("RGB", (40, 36)).save(turned, exif=exif)
+    bad.write_bytes(b"no image")
+    _, lines = run(*of(folder))
+    assert "\x1b" not in "".join(lines) and r"0\x1b[K.jpg: UnidentifiedImageError" in lines[0]
+    assert r"0\x1b[J.jpg (3)" in lines[1]
+    data = make("imagefolder", root=str(folder), on_bad_image="replace")
+    all_of(data.train, batch_size=11, train=False)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"0\x1b[J.jpg in the training" in said and r"0\x1b[K.jpg: Unident" in said
 
 
 def test_labels_are_read_too(tmp_path, run):

@@ -223,6 +223,21 @@ def test_figures_that_json_does_not_have(tmp_path, capsys):
     assert said["meta"] == {"best_loss": "inf", "all": ["nan", 1.0]}
 
 
+def test_long_texts(tmp_path, capsys):
+    """Of which a file may have any number: keys, values, and the names of storages."""
+    long, path, other = "a" * 1_000_000, tmp_path / "weights.pth", tmp_path / "weights.safetensors"
+    other.write_bytes(hostile.save(hostile.STATE, {long: "x", "epoch": long}))
+    for content in ({"model": hostile.STATE, long: 1}, {long: hostile.STATE}):
+        path.write_bytes(hostile.saved(content))
+        for given in ([path], [path, other], [other]):
+            assert inspect.main(list(map(str, given))) == 0
+            assert "aaa" in (said := capsys.readouterr().out) and len(said) < 10_000
+    path.write_bytes(hostile.archive(hostile.pickled({"w": hostile.Crafted((4,), (1,), place=hostile.Place(4, long))})))
+    with pytest.raises(zoo.CheckpointError, match="says that storage 'aaa") as error:
+        zoo.read(path)
+    assert len(str(error.value)) < 5000
+
+
 ARRAYS = {"w": np.zeros(3, np.float32)}
 
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 
 from children import lines, note_overrides, train_here
 from recipes.data import BadImage, DataError, batches, build
-from recipes.data.images import Decoding, Jpeg, open_late, open_rgb, orientation, orientation_of
+from recipes.data.images import Decoding, Jpeg, open_labels, open_late, open_rgb, orientation, orientation_of
 from recipes.data.transforms import reduction
 from source_cases import all_of, config, make, photos, same
 
@@ -101,6 +101,17 @@ def test_bad_images_are_refused_by_name(name):
     for read in (open_rgb, lambda *args: undecoded(open_late(*args))):
         with pytest.raises(BadImage, match=f"cannot read the image {name}: "):
             read(io.BytesIO(BAD[name]), name, Decoding())
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    """Opening a pipe waits for someone who writes into it."""
+    device, pipe = tmp_path / "device.png", tmp_path / "pipe.png"
+    device.symlink_to(os.devnull)
+    os.mkfifo(pipe)
+    for path in (device, pipe):
+        for read in (open_rgb, open_late, open_labels, lambda path, name, _: orientation_of(path, name)):
+            with pytest.raises(BadImage, match=f"the image x: OSError: {path} is a pipe or a device: expected a file"):
+                read(str(path), "x", Decoding())
 
 
 def undecoded(image):

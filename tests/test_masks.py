@@ -1,6 +1,7 @@
 """Images with label maps beside them: read from every layout, or refused in words."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -233,10 +234,13 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.num_classes=300"], "has 300 classes: a mask can have at most 255"),
         (["data.left_out=[sky]"], "data.left_out names 'sky', which is not a class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
+        (["data.train_list=device.txt"], "device.txt is a pipe or a device: expected a file"),
+        (["data.class_names=device.txt"], "device.txt is a pipe or a device: expected a file"),
     ],
 )
 def test_folders_that_do_not_fit(folder, more, said):
     (folder / "twice.txt").write_text("sky\ntree\nsky\n")
+    (folder / "device.txt").symlink_to(os.devnull)
     with pytest.raises(DataError) as error:
         masks(folder, *more)
     assert said in str(error.value)

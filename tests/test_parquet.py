@@ -1,6 +1,7 @@
 """Columns and files in Arrow and parquet that are not as expected: `source` is the reader, of tables or of streams."""
 
 import base64
+import json
 import os
 
 import datasets
@@ -144,6 +145,19 @@ def test_files_that_do_not_fit_together(tmp_path):
     pq.write_table(table.append_column("extra", table["label"]), tmp_path / "data" / "train-1.parquet")
     with pytest.raises(DataError, match=r"parquet files of 'train' under .*because column names don't match"):
         build(tmp_path / "data", "arrow")
+
+
+def test_features_of_another_version(tmp_path, source):
+    """The metadata that `datasets` writes name the kind of each column."""
+    write(tmp_path / "data", cells(6), STRUCT)
+    file = tmp_path / "data" / "train-0.parquet"
+    said = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "Later"}}}}
+    table = pq.read_table(file).replace_schema_metadata({"huggingface": json.dumps(said)})
+    for place, named in (("train-0", rf"parquet files of 'train'|parquet file {file}"), ("train-1", "train-1.parquet")):
+        pq.write_table(table, file.with_stem(place))
+        with pytest.raises(DataError, match=rf"cannot read the .*({named}).*: Feature type 'Later' not found"):
+            build(tmp_path / "data", source)
+        write(tmp_path / "data", cells(6), STRUCT)
 
 
 def test_a_file_of_two_splits(tmp_path, source):

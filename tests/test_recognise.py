@@ -156,6 +156,7 @@ def test_a_folder_says_what_it_holds(tmp_path):
 def test_another_classifier():
     state = state_of("davit_t") | {"head.weight": torch.empty(21, 768), "head.bias": torch.empty(21)}
     assert recognise(state).classes == 21
+    assert recognise(state | {"head.weight": torch.empty(())}).classes is None
     del state["head.weight"], state["head.bias"]
     found = recognise(state)
     assert (found.model, found.classes, found.exact) == ("davit_t", None, True)
@@ -168,19 +169,21 @@ def test_no_model_of_the_zoo():
     wrong = state_of("stvit_s")
     wrong["layers.0.blocks.0.attn.stoken_refine.qkv.weight"] = torch.zeros(3)
     assert recognise(wrong).candidates == ()
+    for shape in ((), (4,), (4, 0, 0), (4, 13, 13, 1)):  # of no table, whatever the windows are
+        assert recognise(state_of("nat_m") | {"levels.1.blocks.0.attn.rpb": torch.zeros(shape)}).candidates == ()
 
 
 def test_projections_apart_that_do_not_fit(tmp_path):
     """As Hugging Face names them: no model, and no end of a list of files."""
     names = [f"dinat.encoder.levels.0.layers.0.attention.self.{part}.weight" for part in ("query", "key", "value")]
-    state = dict(zip(names, (torch.zeros(4, 4), torch.zeros(4, 3), torch.zeros(4, 4)), strict=True))
-    torch.save(state, tmp_path / "weights.pth")
-    assert recognise(state).candidates == ()
-    assert inspect.inspect(tmp_path / "weights.pth")["summary"] == "not a model of the zoo"
-    said = " or ".join(f"{name} than {tuple(tensor.shape)}" for name, tensor in state.items())
-    refused(
-        tmp_path / "weights.pth", re.escape(f"layout 'transformers' expects another shape for {said}"), small("dinat_b")
-    )
+    for shapes in (((4, 4), (4, 3), (4, 4)), ((7, 4), (5, 4), (0, 4))):  # the second add up to three of (4, 4)
+        state = dict(zip(names, map(torch.zeros, shapes), strict=True))
+        torch.save(state, tmp_path / "weights.pth")
+        assert recognise(state).candidates == ()
+        assert inspect.inspect(tmp_path / "weights.pth")["summary"] == "not a model of the zoo"
+        said = " or ".join(f"{name} than {shape}" for name, shape in zip(names, shapes, strict=True))
+        said = re.escape(f"layout 'transformers' expects another shape for {said}")
+        refused(tmp_path / "weights.pth", said, small("dinat_b"))
     wrong = {"levels.0.blocks.0.attn.qkv.weight": torch.zeros(4), **dict.fromkeys(names, torch.zeros(()))}
     assert recognise(wrong).candidates == ()
 

@@ -106,6 +106,14 @@ def test_auxiliary_head_is_left_out_where_the_model_has_none(small):
     assert report.left_out == {"auxiliary_head": 8} and "auxiliary_head (8 tensors)" in report.message
 
 
+def test_a_single_number_has_no_channels(small):
+    state = zoo.read(small[1]).entries["raw"]
+    for name in ("decode_head.conv_seg.bias", "auxiliary_head.convs.0.conv.weight"):
+        assert name in state
+        found = recognise_dense({**state, name: torch.tensor(1.0)})
+        assert found is None if name.startswith("decode") else not found.options["auxiliary"]
+
+
 @pytest.mark.parametrize("kind", ["narrow", "several"])
 def test_another_auxiliary_head_is_left_out(small, kind, tmp_path):
     """A file that has one of other channels, or more than one, is recognised as without, and else it is said how."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 import time
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -48,6 +49,15 @@ def kind(request):
 
 def made(kind, tmp_path, **changes):
     return make(kind, root=WRITE[kind](tmp_path / kind), **({"shuffle_buffer": 12} | changes))
+
+
+def test_shards_that_are_no_files(kind, tmp_path):
+    root = Path(WRITE[kind](tmp_path / kind))
+    shard = next(path for path in root.rglob("*train*") if path.is_file())
+    shard.unlink()
+    shard.symlink_to(os.devnull)
+    with pytest.raises(DataError, match=f"files of the split 'train': {shard} is a pipe or a device: expected a file"):
+        make(kind, root=str(root))
 
 
 def test_samples(kind, tmp_path):

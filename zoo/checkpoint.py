@@ -90,7 +90,7 @@ def overlay_with_weights(
     _logger.info("%s", printable(_read_as(checkpoint, part, layout, entry)))
     warn_of_file(checkpoint.path, checkpoint.meta, checkpoint.first)
     overlay |= {"state_dict": state, "file": None, "source": None}
-    if "head.fc.weight" in state:
+    if "head.fc.weight" in state and state["head.fc.weight"].dim():
         # timm leaves out a classifier if this number is not the model's
         overlay["num_classes"] = state["head.fc.weight"].shape[0]
     return overlay, {key: getattr(cfg, key) for key in ("file", "source") if getattr(cfg, key)}, layout

@@ -15,7 +15,7 @@ from .backbone import Backbone
 from .blocks import PositionTable, resize_positions, resize_table
 from .convert import listed
 from .errors import CheckpointError
-from .recognise import AS_IS, CONV, OURS, what_it_is
+from .recognise import AS_IS, CONV, OURS, is_table, what_it_is
 
 
 @dataclass
@@ -54,7 +54,7 @@ def fit(
     for other classes.
 
     layout  the layout that the file was in
-    ignore  tensors whose shapes may differ
+    ignore  convolutions that may be for other channels
     Raises CheckpointError where names, shapes or types differ in any other way, or where values are not finite, or
     would not be in the types of `model`.
     """
@@ -67,7 +67,7 @@ def fit(
             del state[name]
     for name, module in model.named_modules():
         key = f"{name}.rpb"
-        both = hasattr(module, "resize") and key in state and key in want
+        both = hasattr(module, "resize") and key in state and key in want and is_table(key, state[key].shape)
         if both and state[key].shape[0] == module.heads and state[key].shape != want[key].shape:
             if _may_be_flat(state[key], layout) and state[key].numel() == want[key].numel():
                 state[key] = state[key].reshape(want[key].shape)
@@ -122,7 +122,7 @@ def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, la
     entries as a square one.
     """
     table = state.get(key)
-    if table is None or table.dim() != 3:
+    if table is None or table.dim() != 3 or not table.numel():
         return
     entries, side = table.shape[1], math.isqrt(table.shape[1])
     if side * side != entries or tuple(module.grid) == (side, side):
@@ -174,12 +174,14 @@ def _compare(
 ) -> None:
     what = type(model).__name__
     left = [k for k in state if k not in want]
-    other = [k for k in state if k in want and state[k].shape != want[k].shape and k not in ignore]
+    other = [k for k in state if k in want and state[k].shape != want[k].shape]
+    other = [k for k in other if k not in ignore or _kernel(state[k]) != _kernel(want[k])]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in other]
     # values of a quantised file mean nothing without its scales
-    floating = [k for k in state if k in want and want[k].is_floating_point() and want[k].dtype != state[k].dtype]
+    retyped = [k for k in state if k in want and want[k].dtype != state[k].dtype]
+    floating = [k for k in retyped if want[k].is_floating_point()]
     integers = [_typed(k, state[k]) for k in floating if not state[k].is_floating_point()]
-    bytewise = [_typed(k, state[k]) for k in floating if state[k].is_floating_point() and state[k].itemsize == 1]
+    bytewise = [_typed(k, state[k]) for k in retyped if state[k].is_floating_point() and state[k].itemsize == 1]
     parts = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
     parts += ((integers, "of integers"), (bytewise, "of 8 bits"))
     if said := "; ".join(f"{len(names)} {how}: {listed(names)}" for names, how in parts if names):
@@ -198,6 +200,11 @@ def _compare(
             f"the checkpoint has values too large for the types of this {what} in {len(lost)} of {len(state)} tensors: "
             f"{listed(_typed(k, want[k]) for k in lost)}. Build the model in float32 or bfloat16."
         )
+
+
+def _kernel(weight: Tensor) -> torch.Size:
+    """The shape of a convolution's weight without the channels of its input."""
+    return weight.shape[:1] + weight.shape[2:]
 
 
 def _flat_hint(state: Mapping[str, Tensor], want: Mapping[str, Tensor], model: nn.Module) -> str:

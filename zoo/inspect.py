@@ -188,7 +188,7 @@ def _row(said: Mapping[str, Any], names: Mapping[str, int]) -> list[str]:
         said["layout"] or "",
         ", ".join(said["weights"]),
     ]
-    cells += [f"{said['parameters'] / 1e6:.1f}", str(said["classes"] or ""), str(said["meta"].get("epoch", ""))]
+    cells += [f"{said['parameters'] / 1e6:.1f}", str(said["classes"] or ""), _cut(str(said["meta"].get("epoch", "")))]
     return [*cells, said["release"] or ""]
 
 
@@ -201,18 +201,18 @@ def _one(said: Mapping[str, Any]) -> Any:
 
 def _cell(key: str, value: Any) -> str:
     if key == "meta":
-        return "\n".join(f"{name}: {_short(item)}" for name, item in value.items())
+        return "\n".join(f"{_cut(name)}: {_cut(json.dumps(item))}" for name, item in value.items())
     if key in ("missing", "left_over", "of_another_shape"):
         return f"{len(value)}: {listed(value)}"
     if key == "weights":
-        return ", ".join(f"{kind} ({place or 'bare'})" for kind, place in value.items())
+        return ", ".join(f"{kind} ({_cut(place) or 'bare'})" for kind, place in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items())
     return f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def _cut(text: str) -> str:
+    """At most 200 characters: text from a file may have millions."""
     return text if len(text) < 200 else f"{text[:200]} ..."
 
 

@@ -109,7 +109,7 @@ class _Machine:
     def name(self, argument: str) -> None:
         name = argument.replace(" ", ".")
         if name not in _KNOWN:
-            raise CheckpointError(f"asks for {_spelled(name)}, which is not data: {REFUSED}. {INSTEAD}")
+            raise CheckpointError(f"asks for {_spelled(name)[:200]}, which is not data: {REFUSED}. {INSTEAD}")
         self.push(Name(name))
 
     def tuple(self, count: int | None) -> None:

@@ -34,6 +34,7 @@ RAW = (
 EMA = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "params_ema", "teacher", "ema_model")
 OPTIMIZERS = ("optimizer", "optimizers", "lr_scheduler", "scheduler", "scaler", "amp", "loss_scaler")
 
+LONGEST = 4000  # characters of a message: the keys and names that a file gives may have millions
 LEGACY = 0x1950A86A20F9469CFC6C  # what files of torch.save began with before they were zip archives
 SAFE_DTYPES = {
     "F64": torch.float64,
@@ -164,7 +165,7 @@ def describe(path: str | Path) -> Description:
         found = _entries(content)
         meta |= _beside(content, found)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} {error}") from error
+        raise CheckpointError(f"{path} {str(error)[:LONGEST]}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} is not readable by this user ({error.strerror})") from error
     except Exception as error:
@@ -223,7 +224,7 @@ def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
             state = {name: TensorInfo(SAFE_DTYPES[p.get_dtype()], tuple(p.get_shape())) for name, p in parts.items()}
             return state, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise CheckpointError(f"is a damaged safetensors file: {error}") from error
+        raise CheckpointError(f"is a damaged safetensors file: {str(error)[:300]}") from error
     except KeyError as error:
         raise CheckpointError(f"holds tensors of an unsupported type, {error}: convert them to float32") from error
 

@@ -197,6 +197,11 @@ def compare(shapes: Shapes, model: str) -> tuple[list[str], list[str], list[str]
     return [key for key in want if key not in shapes], [key for key in shapes if key not in want], other
 
 
+def is_table(name: str, shape: torch.Size) -> bool:
+    """Whether a tensor is a table of positions, flat or with sides, whatever the windows or images are."""
+    return name.endswith(TABLES) and len(shape) in (2, 3) and 0 not in shape
+
+
 def _candidates(state: State) -> tuple[list[tuple[str, str, Shapes]], bool]:
     """(model, layout, shapes under our names) of every variant that fits, and whether exactly."""
     found = []
@@ -241,7 +246,7 @@ def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
 def _classes(state: State, model: str, layout: str) -> int | None:
     known = next(known for known in layouts_of(class_of(model)) if known.name == layout)
     weight = state.get(known.theirs("head.fc.weight") or "")
-    return None if weight is None else weight.shape[0]
+    return weight.shape[0] if weight is not None and weight.shape else None
 
 
 def _meta(value: Tensor | TensorInfo) -> Tensor:
@@ -293,8 +298,9 @@ def _may_be(name: str, depths: dict[str, int], widths: set[tuple[str, int]]) -> 
 
 
 def _trunk(shapes: Shapes) -> Shapes:
+    """The shapes of a backbone's own weights; those of tables with -1 for what depends on windows or images."""
     return {
-        key: shape[:1] if key.endswith(TABLES) else shape
+        key: torch.Size((shape[0], -1)) if is_table(key, shape) else shape
         for key, shape in shapes.items()
         if not key.startswith(("head.", "feature_norms."))
     }

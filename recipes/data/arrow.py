@@ -92,14 +92,21 @@ def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | No
     if saved := _saved(cfg, split):
         return [(str(saved), getattr(table.features[cfg.label_key], "names", None))]
     files = files_of(cfg, split, ".parquet")
-    return [(path, declared(read_schema(path), cfg.label_key)) for path in files]
+    return [(path, declared(read_schema(path), cfg.label_key, path)) for path in files]
 
 
-def declared(schema: Any, key: str) -> list[str] | None:
-    """The class names of a column, if the schema of its file has them."""
+def declared(schema: Any, key: str, path: str) -> list[str] | None:
+    """The class names of a column, if the schema of its file has them.
+
+    path  of the file; raises DataError naming it if `datasets` cannot read the schema
+    """
     import datasets
 
-    names = getattr(datasets.Features.from_arrow_schema(schema)[key], "names", None)
+    try:
+        found = datasets.Features.from_arrow_schema(schema)
+    except Exception as error:  # metadata that are not as expected can make it raise anything
+        raise DataError(f"cannot read the columns of the parquet file {path}: {first_line(error)}") from error
+    names = getattr(found[key], "names", None)
     return list(names) if names else None
 
 

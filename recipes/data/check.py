@@ -11,6 +11,7 @@ from recipes.data.errors import DataError
 from recipes.data.images import orientation
 from recipes.data.loader import batches
 from recipes.data.source import Source
+from zoo.errors import printable
 
 BATCH = 16  # images that a worker reads at a time
 
@@ -71,9 +72,10 @@ def check(data: Data, workers: int | None) -> int:
                     turned += 1
                     first = first or found
             if first is not None:
+                where = printable(source.where(first.index))
                 say(
                     f"{turned - before} of {len(source)} images in {source.name} have an EXIF orientation that is not "
-                    f"applied, the first is {source.where(first.index)} ({first.turned}): {source.tag_advice}",
+                    f"applied, the first is {where} ({first.turned}): {source.tag_advice}",
                     "yellow",
                 )
     finally:

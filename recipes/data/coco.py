@@ -17,11 +17,12 @@ import numpy as np
 from recipes.console import listed, say
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import Packed, stamp
+from recipes.data.files import Packed, content_of, stamp
 from recipes.data.masks import safe
 
 REACH = 10  # a corner may lie this many sides of an image outside it
 DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits
+PARTS = ("images", "annotations", "categories")
 LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
@@ -218,7 +219,8 @@ def _categories(content: dict[str, Any], file: str) -> dict[int, str]:
         ) from error
     if not found:
         raise DataError(f"{file} has no categories: expected one for each class, with its id and name")
-    if len({type(number) for number, _ in found}) > 1:
+    kinds = {type(number) for number, _ in found}
+    if len(kinds) > 1 or not kinds <= {int, float, str}:
         raise DataError(
             f"{file}: the categories have the ids {reprlib.repr([number for number, _ in found])}: expected integers"
         )
@@ -237,15 +239,24 @@ def _check_different(values: list[Any], file: str, key: str) -> None:
 def _content(path: Path) -> dict[str, Any]:
     """The contents of a file; a key whose value is null counts as missing."""
     try:
-        content = json.loads(path.read_bytes(), object_hook=_without_nulls)
-    except (OSError, ValueError) as error:
+        content = json.loads(content_of(path), object_hook=_without_nulls)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read the annotations {path}: {error}") from error
-    missing = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
-    ]
+    missing = [key for key in PARTS if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"{path} is not a COCO annotation file: it has no {', '.join(missing)}")
+    for key in PARTS:
+        _check_entries(content[key], f"{path}: {key}")
     return content
+
+
+def _check_entries(entries: Any, where: str) -> None:
+    """Raise DataError unless this is a list of objects."""
+    if not isinstance(entries, list):
+        raise DataError(f"{where} is {reprlib.repr(entries)}: expected a list of objects")
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}[{place}] is {reprlib.repr(entry)}: expected an object, with its id")
 
 
 def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +299,7 @@ def _complete(where: str, entry: Any) -> Iterator[None]:
     """Raise DataError, with place and id, for an entry of the file that lacks something."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         called = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
         raise DataError(
             f"{where}{called} lacks what COCO's format requires: {type(error).__name__}: {error}"

@@ -1,8 +1,13 @@
 """The errors of this package."""
 
+from zoo.errors import printable
+
 
 class DataError(RuntimeError):
     """The data cannot be used as requested; the message says what was given, what was expected and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))  # it may name files
 
 
 class BadImage(DataError):

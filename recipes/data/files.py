@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from recipes.console import note
 from recipes.data.errors import DataError
+from zoo.errors import printable
 from zoo.files import replaced
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
@@ -54,6 +56,11 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
             f"{split}-00000{suffix} or a folder {split}/, or other names in data.train_split= and data.val_split=; "
             f"found: {found}"
         )
+    for file in chosen:
+        try:
+            check_kind(file)
+        except OSError as error:
+            raise DataError(f"cannot read the {suffix} files of the split {split!r}: {error}") from error
     if compressed:
         first = compressed[0].relative_to(base)
         note_once(f"{cfg.name}, split {split!r}: {len(compressed)} compressed files are left out, such as {first}")
@@ -75,6 +82,19 @@ def _split_of(file: Path, splits: Collection[str]) -> str | None:
         if named:
             return named[0]
     return None
+
+
+def check_kind(path: str | Path) -> None:
+    """Raise OSError for a pipe or a device: opening one may wait for ever, and reading it may never end."""
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise OSError(f"{path} is a pipe or a device: expected a file")
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError if there is none, or it cannot be read."""
+    check_kind(path)
+    return path.read_bytes()
 
 
 def is_local(path: str) -> bool:
@@ -122,4 +142,4 @@ def replace_file(path: Path, content: bytes, what: str) -> None:
 def note_once(text: str) -> None:
     """A note on what every process of a run finds alike, from the first of them."""
     if os.environ.get("RANK", "0") == "0":
-        note(text)
+        note(printable(text))

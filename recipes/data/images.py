@@ -10,6 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from recipes.data.errors import BadImage, DataError
+from recipes.data.files import check_kind
+from zoo.errors import printable
 from zoo.images import formats
 
 File = str | Path | IO[bytes]
@@ -132,7 +134,7 @@ def tagged(image: Image.Image, turned: int) -> Image.Image:
 
 def not_applied(turned: int, name: str, advice: str = AS_SHOWN) -> str:
     """A note on the image `name`, whose EXIF orientation is `turned`."""
-    return f"{name} has the EXIF orientation {turned}, which is not applied: {advice}"
+    return f"{printable(name)} has the EXIF orientation {turned}, which is not applied: {advice}"
 
 
 def orientation_of(file: File, name: str) -> int:
@@ -140,7 +142,7 @@ def orientation_of(file: File, name: str) -> int:
 
     1 for a TIFF: Pillow applies its tag whenever it decodes one.
     """
-    with _named(name), Image.open(file, formats=formats()) as image:
+    with _named(name), _header(file) as image:
         return 1 if image.format == "TIFF" else orientation(image)
 
 
@@ -177,7 +179,7 @@ def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow refuses images that are twice as large
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, decoding.max_pixels)
     try:
-        image = Image.open(file, formats=formats())
+        image = _header(file)
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"cannot read the image {name}: {type(error).__name__}: {error}",
@@ -191,6 +193,12 @@ def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
             f"Set data.max_pixels={width * height} or more to read it, or data.on_bad_image=replace",
         )
     return image
+
+
+def _header(file: File) -> Image.Image:
+    if isinstance(file, (str, Path)):
+        check_kind(file)
+    return Image.open(file, formats=formats())
 
 
 @contextmanager

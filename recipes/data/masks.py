@@ -21,7 +21,7 @@ import numpy as np
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import Packed, stamp
+from recipes.data.files import Packed, content_of, stamp
 from recipes.data.folder import SUFFIXES, images_below
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
@@ -171,7 +171,7 @@ def _texts(given: Any) -> list[str]:
 def _names_of_file(path: Path) -> list[str]:
     """One name per line; for a table, the last column without the header, which ADE20K's has."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = content_of(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the names of the classes: {error}; give data.class_names=[...]") from error
     rows = [line.split("\t") for line in lines if line.strip()]
@@ -211,7 +211,7 @@ def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
     """The images that a list names, one per line, without suffix."""
     path = root / safe(cfg[f"{split}_list"], f"data.{split}_list")
     try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in content_of(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list of the split {split!r}: {error}") from error
     found = [f"{safe(name, str(path))}{cfg.image_suffix or '.jpg'}" for name in names]

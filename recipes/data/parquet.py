@@ -84,7 +84,7 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
     found = [_split(datasets, cfg, cfg[f"{split}_split"]) for split in splits]
     # of remote files only the first of each split is checked, as each costs a request
     files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]
-    names = {path: declared(_checked(path, cfg).schema_arrow, cfg.label_key) for path in files}
+    names = {path: declared(_checked(path, cfg).schema_arrow, cfg.label_key, path) for path in files}
     check_agreed(names.items())
     return found, names[files[0]] or class_names(
         cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found])

@@ -19,6 +19,7 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.images import AS_SHOWN, Jpeg, not_applied, orientation
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.transforms import Normalize
+from zoo.errors import printable
 
 OTHERS = 64  # images that are tried as a replacement for one that cannot be decoded
 
@@ -164,7 +165,7 @@ class Source(Dataset):
         for index, by, why in news:
             if index not in self.named:
                 self.named.add(index)
-                note(f"bad image in {self.name}, replaced by {self.where(by)}: {why}")
+                note(printable(f"bad image in {self.name}, replaced by {self.where(by)}: {why}"))
 
     def take_bad(self) -> int:
         """How many samples were replaced in the batches since the last call."""

@@ -142,7 +142,8 @@ class Layout:
         for template, constant in self.drop.items():
             for key in state:
                 if (match := _pattern(constant.beside).fullmatch(key)) and not match["rest"]:
-                    out[_fill(template, match)] = constant.make(state[key])
+                    with self._rewriting({key: state[key]}):
+                        out[_fill(template, match)] = constant.make(state[key])
         return out
 
     def _regrouped(self, convert: Callable[[Tensors], Tensors], tensors: Mapping[str, Tensor]) -> Tensors:

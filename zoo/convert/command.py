@@ -31,7 +31,7 @@ from ..files import SUFFIXES, sha256, whole
 from ..fitting import fit
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read, where
-from ..recognise import CONV, OURS, TABLES, hint, layouts_of, part_hint, recognise
+from ..recognise import CONV, OURS, hint, is_table, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
 from ..releases import Release
 from . import listed
@@ -92,12 +92,13 @@ def convert(
 def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
     """Raise CheckpointError if a state dict under our names could not be loaded into a variant."""
     args, conv = variants()[model], state[CONV].shape if CONV in state else ()
-    if len(conv) == 4:
+    if len(conv) == 4 and conv[1]:
         args["in_chans"] = conv[1]
     with torch.device("meta"):
         shapes, built = {name: torch.empty(tensor.shape) for name, tensor in state.items()}, class_of(model)(**args)
     want = built.state_dict()
-    same = [n for n in shapes.keys() & want.keys() if n.endswith(TABLES) and shapes[n].shape[:1] == want[n].shape[:1]]
+    tables = [name for name, tensor in shapes.items() if name in want and is_table(name, tensor.shape)]
+    same = [name for name in tables if shapes[name].shape[0] == want[name].shape[0]]
     shapes |= {name: want[name] for name in same}  # of other windows or images
     half = (built.head.fc.state_dict(prefix="head.fc.").keys() - state.keys()) if "head.fc.weight" in state else ()
     try:

@@ -57,7 +57,8 @@ class DenseRecognition:
 def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") -> DenseRecognition | None:
     """What a state dict in mmseg's or mmdet's names is; None if it is neither. A file's `name` as in `recognise`."""
     state = without_prefix(state)
-    found = _segmenter(state) or _detector(state)
+    sized = {key: value for key, value in state.items() if value.shape}  # a single number has no channels
+    found = _segmenter(sized) or _detector(sized)
     if found is None:
         return None
     trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}

@@ -44,7 +44,7 @@ def _transformers(name: str, prefix: str) -> Layout:
     apart = Group(
         tuple(f"{layer}.attention.self.{part}" for part in ("query", "key", "value")),
         (f"{layer}.attention.self.qkv",),
-        lambda parts: [torch.cat(list(parts))],
+        lambda parts: [torch.stack(list(parts)).flatten(0, 1)],  # not cat, which would take parts of different sizes
         lambda whole: whole[0].chunk(3),
     )
     scales = Group(
