@@ -49,8 +49,14 @@ def mix_kernel(
     place = (
         image.to(tl.int64) * strides_m[0] + head * strides_m[1] + d[:, None] * strides_m[2] + d[None, :] * strides_m[3]
     )
-    matrix = tl.load(Matrix + place, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0).to(x.dtype)
-    mixed = tl.dot(x, matrix, input_precision=PRECISION)
+    matrix = tl.load(Matrix + place, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0)
+    if X.dtype.element_ty == tl.float16:
+        # gradients of logits are sums over all tokens times scale: many of them overflow, or are subnormal, in float16
+        largest = tl.max(tl.abs(matrix))
+        largest = tl.where(largest > 0.0, largest, 1.0)
+        mixed = tl.dot(x, (matrix / largest).to(x.dtype), input_precision=PRECISION) * largest
+    else:
+        mixed = tl.dot(x, matrix.to(x.dtype), input_precision=PRECISION)
     number = image.to(tl.int64) * H * W, wide(token, strides_x[5])
     store_tokens(Out, number, head, pitch, inside, mixed, D, BLOCK_D)
 

@@ -186,12 +186,15 @@ def forward_kernel(
 
 @tuned(SIZES, unlimited(LIMITED))
 def backward_queries_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, Inverse, strides_q, strides_k, strides_v, strides_g,
     pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
+    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits.
+
+    In float32 also what makes a row's probabilities sum to 1: the inverse of their sum.
+    """
     rows, columns = (H, step_h, full_h, tile_h, tiles_h), (W, step_w, full_w, tile_w, tiles_w)
     head = tl.program_id(0) % heads
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
@@ -203,7 +206,9 @@ def backward_queries_kernel(
     out = load_stored(Out, token, head, heads, inside, D, BLOCK_D)
     lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    balances: tl.constexpr = K0 is not None or Inverse is not None
     weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    beyond = tl.zeros([BLOCK], tl.float32)
     table, seen = load_table(Bias, head, WH, WW), windows(queries, inside, lengths, WH, WW)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     first_row, height = keys_of(top, rows, lengths[0], WH)
@@ -215,18 +220,26 @@ def backward_queries_kernel(
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-        if K0 is not None:
+        if balances:
             weight += tl.sum(p, 1)
             rest += tl.sum(ds, 1)
-    if K0 is not None:
+        if K0 is not None and Inverse is not None:
+            beyond += tl.sum(tl.where(keys[4][None, :], 0.0, p), 1)
+    if balances:
         delta = balanced(delta, weight, rest)
+    if Inverse is not None:
+        inverse = 1.0 / tl.where(weight == 0.0, 1.0, weight)
+        if K0 is not None:  # its terms are balanced: where most keys of a query are K0, they are large and dq is small
+            dq -= (rest * inverse * beyond)[:, None] * load_channels(K0, head, D, BLOCK_D).to(tl.float32)[None, :]
+        dq *= inverse[:, None]
+        tl.store(at(Inverse, token, head, heads), inverse, mask=inside)
     tl.store(at(Delta, token, head, heads), delta, mask=inside)
     store_tokens(DQ, token, head, pitch, inside, dq * scale, D, BLOCK_D)
 
 
 @tuned(SIZES, EASY)
 def backward_keys_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch, heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -252,6 +265,8 @@ def backward_keys_kernel(
         seen = windows(queries, inside, lengths, WH, WW)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])
+        if Inverse is not None:
+            p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
@@ -268,7 +283,7 @@ def backward_keys_kernel(
 
 @tuned(SIZES, EASY)
 def backward_bias_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DPairs, strides_q, strides_k, strides_v, strides_g,
     top, left, width, parts, total, share,
     heads, H, step_h, full_h, tile_h, tiles_h, W, step_w, full_w, tile_w, tiles_w, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, TW: tl.constexpr,
@@ -298,6 +313,8 @@ def backward_bias_kernel(
         seen = windows(queries, inside, lengths, WH, WW)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])
+        if Inverse is not None:
+            p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
         pairs += p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     place = (group * heads + head).to(tl.int64) * BLOCK + lanes
     tl.store(DPairs + (place * (parts * BLOCK))[:, None] + (part * BLOCK + lanes)[None, :], pairs)

@@ -136,28 +136,28 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
     given, steps = (q, k, v, *tables, grad), strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     delta = lse.new_empty(lse.shape)
+    # large logits: lse is rounded, and by it alone a row's probabilities would not sum to 1
+    inverse = lse.new_empty(lse.shape) if q.dtype == torch.float32 else None
     total, *axes = plan.queries
-    last = (out, lse, dq, delta, *steps, pitch_q, plan.heads, *axes, scale)
+    last = (out, lse, dq, delta, inverse, *steps, pitch_q, plan.heads, *axes, scale)
     launch(backward_queries_kernel, total * plan.heads, *given, *last, **plan.constants)
     total, *axes = plan.keys
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
-    last = (lse, delta, dk, dv, outside, *steps, pitch, plan.heads, *axes, scale)
+    last = (lse, delta, inverse, dk, dv, outside, *steps, pitch, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
-    dbias = None if bias is None else bias_gradient(plan, bias, given, steps, lse, delta, scale)
+    dbias = None if bias is None else bias_gradient(plan, bias, given, steps, (lse, delta, inverse), scale)
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
 
 
-def bias_gradient(
-    plan: Plan, bias: Tensor, given: tuple, steps: list, lse: Tensor, delta: Tensor, scale: float
-) -> Tensor:
+def bias_gradient(plan: Plan, bias: Tensor, given: tuple, steps: list, rows: tuple, scale: float) -> Tensor:
     """The gradient of the table (heads, 2*wh - 1, 2*ww - 1), in its dtype."""
     (top, height), (left, width) = plan.around
     parts = -(-height * width // BLOCK)
     total, *axes = plan.queries
     share = max(-(-total // max(PROGRAMS // (plan.heads * parts), 1)), 1)
     groups = -(-total // share)
-    pairs = lse.new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
-    last = (lse, delta, pairs, *steps, top, left, width, parts, total, share, plan.heads, *axes, scale)
+    pairs = rows[0].new_empty((groups, plan.heads, BLOCK, parts * BLOCK))
+    last = (*rows, pairs, *steps, top, left, width, parts, total, share, plan.heads, *axes, scale)
     launch(backward_bias_kernel, groups * parts * plan.heads, *given, *last, **plan.constants)
     return table_gradient(pairs, bias, (plan.rows.tile, WIDTH), (top, left, height, width))
 

@@ -7,7 +7,7 @@ import triton
 from triton import language as tl
 
 from ..launching import AHEAD, BACKWARD, KEPT, TILES, tuned, unlimited
-from ..tiles import LOG2E, at, balanced, load_stored, load_tokens, look_up, offset, store_tokens
+from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens
 from .kernels import (
     SIZES,
     entries,
@@ -177,12 +177,15 @@ def forward_kept_kernel(
 
 @tuned(SIZES, TILES)
 def backward_queries_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, Inverse, strides_q, strides_k, strides_v, strides_g,
     pitch_q, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
+    """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits.
+
+    In float32 also what makes a row's probabilities sum to 1: the inverse of their sum.
+    """
     sizes = heads, H, W, GH, GW, grid
     parts: tl.constexpr = PADDED // BLOCK
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -196,7 +199,9 @@ def backward_queries_kernel(
     lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
     out = load_stored(Out, token, head, heads, inside, D, BLOCK_D)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    balances: tl.constexpr = K0 is not None or Inverse is not None
     weight, rest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    beyond = tl.zeros([BLOCK], tl.float32)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for key in range(0, PADDED, BLOCK):
         keys = locate(key + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
@@ -206,11 +211,19 @@ def backward_queries_kernel(
         p = tl.exp2(logits * LOG2E - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-        if K0 is not None:
+        if balances:
             weight += tl.sum(p, 1)
             rest += tl.sum(ds, 1)
-    if K0 is not None:
+        if K0 is not None and Inverse is not None:
+            beyond += tl.sum(tl.where(keys[6][None, :], 0.0, p), 1)
+    if balances:
         delta = balanced(delta, weight, rest)
+    if Inverse is not None:
+        inverse = 1.0 / tl.where(weight == 0.0, 1.0, weight)
+        if K0 is not None:  # its terms are balanced: where most keys of a window are K0, they are large and dq is small
+            dq -= (rest * inverse * beyond)[:, None] * load_channels(K0, head, D, BLOCK_D).to(tl.float32)[None, :]
+        dq *= inverse[:, None]
+        tl.store(at(Inverse, token, head, heads), inverse, mask=inside)
     tl.store(at(Delta, token, head, heads), delta, mask=inside)
     place = query_place(image, queries, sizes, strides_q, SHARED, WH, WW)
     store_tokens(DQ, place, head, pitch_q, inside, dq * scale, D, BLOCK_D)
@@ -218,7 +231,7 @@ def backward_queries_kernel(
 
 @tuned(SIZES, BACKWARD)
 def backward_keys_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -246,6 +259,8 @@ def backward_keys_kernel(
             added = shift(Bias, head, query, part * BLOCK, WH, WW, PADDED, PACK, BLOCK)
             logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
             p = tl.exp2(logits * LOG2E - lse[:, None])
+            if Inverse is not None:
+                p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
             ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
             dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
@@ -263,7 +278,7 @@ def backward_keys_kernel(
 
 @tuned(SIZES, unlimited(AHEAD))
 def backward_bias_kernel(
-    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, DPairs, strides_q, strides_k, strides_v, strides_g,
+    Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DPairs, strides_q, strides_k, strides_v, strides_g,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
     PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -289,6 +304,11 @@ def backward_bias_kernel(
         delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
         logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        pairs += tl.exp2(logits * LOG2E - lse[:, None]) * (dp - delta[:, None])
-    start = (group * heads + head).to(tl.int64) * (PADDED * PADDED)
-    tl.store(DPairs + start + (query + lanes)[:, None] * PADDED + (key + lanes)[None, :], pairs)
+        p = tl.exp2(logits * LOG2E - lse[:, None])
+        if Inverse is not None:
+            p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
+        pairs += p * (dp - delta[:, None])
+    start, row = (group * heads + head).to(tl.int64) * (PADDED * PADDED), query + lanes
+    if PADDED * PADDED >= 2**31:
+        row = row.to(tl.int64)
+    tl.store(DPairs + start + row[:, None] * PADDED + (key + lanes)[None, :], pairs)

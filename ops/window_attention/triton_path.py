@@ -137,16 +137,18 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
         launch(backward_kernel, groups * plan.heads, *given, *made, *cut, **plan.constants)
     else:
         delta = lse.new_empty(lse.shape)
+        # large logits: lse is rounded, and by it alone a row's probabilities would not sum to 1
+        inverse = lse.new_empty(lse.shape) if q.dtype == torch.float32 else None
         programs = plan.total * plan.parts * plan.heads
-        last = (out, lse, dq, delta, *steps, pitch_q, *plan.sizes, scale)
+        last = (out, lse, dq, delta, inverse, *steps, pitch_q, *plan.sizes, scale)
         launch(backward_queries_kernel, programs, *given, *last, **plan.constants)
         programs = groups * plan.parts * plan.heads
-        made = (lse, delta, dk, dv, outside, *steps)
+        made = (lse, delta, inverse, dk, dv, outside, *steps)
         launch(backward_keys_kernel, programs, *given, *made, *cut, **plan.constants)
     if bias is not None and plan.parts > 1:
         groups, share = plan.groups(plan.heads * plan.parts**2, PROGRAMS["tiles"])
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
-        last = (lse, delta, pairs, *steps, plan.total, share, *plan.sizes, scale)
+        last = (lse, delta, inverse, pairs, *steps, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
     dbias = None
     if pairs is not None:

@@ -12,7 +12,8 @@ import torch
 
 import ops
 from ops.check import command, machine, main
-from ops.check.bound import broken, eps_of, share
+from ops.check.bound import ErrorBound, broken, eps_of, share
+from ops.check.cases import Case, gradients, random
 from ops.check.workers import DIED, LOST, workers
 
 channel = sys.modules["ops.channel_attention"]
@@ -47,6 +48,21 @@ def test_what_is_zero_is_measured_by_the_largest():
         < 1
         < share(zero, zero.float(), zero.float() + 1e-6, 1.0)
     )
+
+
+def test_a_gradient_of_few_elements_may_cancel():
+    """As the sum of many terms, here rounded: by itself it would be too small a measure of their errors."""
+    n = next(n for n in range(150, 2000) if random(n, seed=7).sum().abs() < 0.1)  # the probe
+    rounding = 2**-22 * random(n, seed=7).sign() * (torch.arange(n) % 4 == 0)
+
+    def call(x, b, impl):
+        return x + b * (2 + rounding * (impl == "torch")).to(x)
+
+    case = Case("sum", "cancels", lambda: {"x": random(n), "b": random(1)}, call)
+    bound = ErrorBound(case, torch.float32)
+    assert bound.sizes.keys() == {"b"} and abs(bound.sizes["b"] - 2 * n**0.5) < 1e-9
+    answers = bound.truth, bound.reference("cpu"), gradients(case, bound.rounded, "torch")
+    assert bound.shares("torch")["b"] < 1 < share(*(each[2] for each in answers))
 
 
 def test_a_wrong_implementation_is_found(capsys, monkeypatch):

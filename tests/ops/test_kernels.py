@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import ops
 from ops.check import machine
 from ops.check.bound import ErrorBound, broken, share
-from ops.check.cases import Case, packed, random, reallocate_case
+from ops.check.cases import Case, neighborhood_case, packed, random, reallocate_case, window_case
 from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -58,6 +58,61 @@ def test_error_with_three_products_in_tf32(case, monkeypatch):
     monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.create_dot", three_products)
     found = ErrorBound(case, torch.float32, DEVICE).shares("triton")
     assert max(found.values()) <= (1.5 if case in EXTREME else 1), found
+
+
+def unpacked(case):
+    """The case with q, k and v as three inputs: the largest of their gradients must not hide the error of another."""
+
+    def make():
+        made = case.make()
+        return dict(zip("qkv", made.pop("qkv").unbind(3), strict=True)) | made
+
+    def call(q, k, v, **rest):
+        return case.call(torch.stack([q, k, v], 3), **rest)
+
+    return Case(case.op, case.name, make, call)
+
+
+SHARP = [
+    window_case("tiles", 9, 11, (12, 12), D=32, heads=1, B=2, outside=True, sharp=40),
+    neighborhood_case("tiles", 4, 12, (5, 7), 1, D=24, heads=1, B=1, outside=True, sharp=40),
+]
+
+
+@pytest.mark.parametrize("case", SHARP, ids="{}-float32".format)
+def test_each_gradient_of_several_tiles_where_logits_are_large(case):
+    """Probabilities of one row are computed by several kernels: the inverse of their sum passes from one to others."""
+    found = ErrorBound(unpacked(case), torch.float32, DEVICE).shares("triton")
+    assert not broken(found), broken(found)
+
+
+OUTSIDE = [
+    window_case("mostly", 1, 1, (14, 14), D=32, heads=1, bias=False, outside=True, sharp=0.1),
+    neighborhood_case("mostly", 1, 12, (17, 1), 1, D=32, heads=1, outside=True, sharp=0.1),
+]
+
+
+@pytest.mark.parametrize("case", OUTSIDE, ids="{}-float32".format)
+def test_each_gradient_where_most_keys_are_outside(case):
+    """They are the same key, and what it adds to a query's gradient cancels with little remaining."""
+    found = ErrorBound(unpacked(case), torch.float32, DEVICE).shares("triton")
+    assert not broken(found), broken(found)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "factors"), [(1e-5, 32**-0.5, (1, 1, 1)), (3e3, 10.0, (10, 0.01, 0.01))], ids=["small", "large"]
+)
+def test_gradients_of_channel_logits_fit_into_float16(size, scale, factors):
+    """As sums over all tokens times scale, they can be subnormal, or infinite, where the results are neither."""
+    given = [(factor * random(1, 14, 14, 1, 32, seed=i)).to(DEVICE, torch.float16) for i, factor in enumerate(factors)]
+    probe = (size * random(1, 14, 14, 1, 32, seed=7)).to(DEVICE, torch.float16)
+
+    def gradients(impl, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in given]
+        return torch.autograd.grad(ops.channel_attention(*inputs, scale, impl=impl), inputs, probe.to(dtype))
+
+    for got, want in zip(gradients("triton", torch.float16), gradients("reference", torch.float64), strict=True):
+        assert (got.double() - want).abs().max() <= 2 * torch.finfo(torch.float16).eps * want.abs().max()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -246,6 +301,26 @@ def test_a_tables_gradient_is_the_same_in_64_bits():
         launching.launch(tiles.backward_table_kernel, 2, *given, BLOCK=tiles.ENTRIES)
     assert torch.equal(*tables) and tables[0].all()
     torch.testing.assert_close(tables[0].sum((1, 2)), pairs.sum((1, 2)))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="looks at addresses, of which no memory is behind the last")
+def test_pairs_of_a_large_window_have_their_own_places(monkeypatch):
+    """In a window of 216 x 215 tokens there are more than 2**31: where the program of the last tile stores them."""
+    from triton.runtime import interpreter
+
+    path, tiles = (importlib.import_module(f"ops.{name}") for name in ("window_attention.triton_path", "tiles"))
+    q, rows, pairs = torch.zeros(1, 216, 215, 1, 16), torch.zeros(1, 216, 215, 1), torch.zeros(1)
+    plan = path.Plan(q.shape, q.shape, (216, 215), False, False, "ieee")
+    last, addresses = interpreter.TensorHandle(np.array([plan.parts**2 - 1], np.int32), interpreter.tl.int32), []
+    builder = "triton.runtime.interpreter.InterpreterBuilder"
+    monkeypatch.setattr(f"{builder}.create_get_program_id", lambda *_: last)
+    monkeypatch.setattr(f"{builder}.create_masked_store", lambda _, pointers, *rest: addresses.append(pointers.data))
+    given = (q, q, q, torch.zeros(1, 431, 429), None, None, q, rows, rows, rows, pairs, *tiles.strides(q, q, q, q))
+    path.launch(path.backward_bias_kernel, 1, *given, 1, 1, *plan.sizes, 0.25, **plan.constants)
+    (found,) = addresses
+    places = (found.astype(np.int64) - pairs.data_ptr()) // pairs.element_size()
+    assert places.max() == plan.lanes**2 - 1 >= 2**31
+    assert places.min() == plan.lanes * (plan.lanes - 63) - 64 and len(np.unique(places)) == 64 * 64
 
 
 def window_call(q, bias):
