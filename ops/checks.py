@@ -17,35 +17,39 @@ def factor(scale: float | None, D: int) -> float:
 
     Fused attention takes a number, and elsewhere a learned scale would silently lose its gradient. A one-element tensor
     or a NumPy number becomes a Python float, as kernels need it. Watched calls run as operators, which convert it
-    themselves.
+    themselves. A size that a trace records is a tensor, whose root would be rounded to float32.
     """
     if not torch.jit.is_scripting():
         if isinstance(scale, Tensor) and (scale.requires_grad or scale.dim() > 0):
             raise ValueError("scale is a tensor: expected a number; multiply q by a learned or per-head scale")
         if scale is not None and type(scale) is not float and not watched():
             return real(scale)
+        if isinstance(D, Tensor):
+            D = D.double()
     return D**-0.5 if scale is None else scale
 
 
 def real(scale: Any) -> float:
     """A number of another kind as a Python float. Raises ValueError for a complex number or a text."""
-    if isinstance(scale, complex | str):
+    if isinstance(scale, complex | str | bytes):
         raise ValueError(f"scale is {scale!r}: expected a number")
     return float(scale)
 
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) from one number for both, or from two numbers. Raises ValueError for anything else."""
-    if isinstance(value, int):
-        return (value, value)
-    elif torch.jit.is_scripting():
-        return value
-    else:
+    if not torch.jit.is_scripting():
         return both(name, value)
+    elif isinstance(value, int):
+        return (value, value)
+    else:
+        return value
 
 
 def both(name: str, value: Any) -> tuple[int, int]:
-    """`pair` for values other than a Python int."""
+    """`pair` outside TorchScript."""
+    if type(value) is int:
+        return value, value
     if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     numbers = value if isinstance(value, Sequence) else (value, value)
@@ -71,6 +75,8 @@ def one(name: str, value: Any) -> int:
 
 def is_whole(number: Any) -> bool:
     """Whether it is an integer: of Python, of NumPy, or a size that a compiler or a trace records."""
+    if isinstance(number, bool):
+        return False
     return isinstance(number, WHOLE) or (torch.jit.is_tracing() and isinstance(number, Tensor))
 
 
@@ -110,7 +116,8 @@ def check_kind(name: str, x: Tensor) -> None:
 
 
 def check_dtypes(names: str, given: list[Tensor]) -> None:
-    """Raises ValueError for tensors of different dtypes, except where autocast casts them to one (never float64)."""
+    """Raises ValueError for different dtypes, except where autocast casts them to one (never float64), or devices."""
+    check_devices(names, given)
     if not torch.jit.is_scripting():
         dtype = given[0].dtype
         for t in given:
@@ -120,34 +127,54 @@ def check_dtypes(names: str, given: list[Tensor]) -> None:
                     raise ValueError(f"{names} are {', '.join(map(str, dtypes))}: expected one dtype")
 
 
-def check_bias(bias: Tensor | None, heads: int, wh: int, ww: int) -> None:
-    """Raises ValueError unless `bias` is None or a table (heads, 2*wh - 1, 2*ww - 1), and like `check_kind`."""
+def check_devices(names: str, given: list[Tensor]) -> None:
+    """Raises ValueError for tensors on different devices: products of a meta tensor and another one would be random."""
+    device = given[0].device
+    for t in given:
+        if t.device != device:
+            raise ValueError(f"{names} are on {', '.join([str(t.device) for t in given])}: expected one device")
+
+
+def check_bias(bias: Tensor | None, x: Tensor, wh: int, ww: int) -> None:
+    """Raises ValueError unless `bias` is None or a table (heads, 2*wh - 1, 2*ww - 1) for the map `x`.
+
+    Also like `check_kind` and `check_devices`.
+    """
     if bias is not None:
+        heads = x.shape[3]
         if list(bias.shape) != [heads, 2 * wh - 1, 2 * ww - 1]:
             raise ValueError(
                 f"bias is {bias.shape}: expected (heads, 2*wh-1, 2*ww-1), "
                 f"({heads}, {2 * wh - 1}, {2 * ww - 1}) for window {wh} x {ww}"
             )
         check_kind("bias", bias)
+        check_devices("the map and bias", [x, bias])
 
 
-def check_outside(outside: tuple[Tensor, Tensor] | None, heads: int, D: int) -> None:
-    """Raises ValueError unless `outside` is None or a key and a value (heads, D), and like `check_kind`."""
+def check_outside(outside: tuple[Tensor, Tensor] | None, x: Tensor) -> None:
+    """Raises ValueError unless `outside` is None or a key and a value (heads, D) for the map `x`.
+
+    Also like `check_kind` and `check_devices`.
+    """
     if outside is not None:
+        heads, D = x.shape[3], x.shape[4]
         k0, v0 = outside
         if list(k0.shape) != [heads, D] or list(v0.shape) != [heads, D]:
             raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), ({heads}, {D})")
         check_kind("the key outside", k0)
         check_kind("the value outside", v0)
+        check_devices("the map, the key and the value outside", [x, k0, v0])
 
 
-def check_numbers(name: str, given: Tensor, count: int) -> None:
-    """Raises ValueError for indices other than 0 ... count - 1, which would read another image's values.
+def check_numbers(name: str, given: Tensor, x: Tensor, count: int) -> None:
+    """Raises ValueError for indices other than 0 ... count - 1, which would read another image's values, and like
+    `check_devices` if they are not where the map `x` is.
 
     Values are only checked where that needs no synchronisation: on a CPU, and in calls that are not `watched`.
     """
     if given.dtype != torch.int64 and given.dtype != torch.int32:
         raise ValueError(f"{name} is {given.dtype}: expected int64")
+    check_devices(f"the map and {name}", [x, given])
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if given.is_cpu and given.numel() > 0 and not watched(given):
             least, most = (int(t) for t in given.aminmax())  # comparing tensors takes longer

@@ -14,7 +14,10 @@ def unpack(packed: Tensor) -> list[Tensor]:
 
     The same as `packed.unbind(3)`, whose backward copies the gradients of the parts into one map. Where kernels run,
     window, neighborhood and channel attention write them into one map, which then is the gradient without a copy.
+    Raises ValueError for another number of axes.
     """
+    if packed.dim() != 6:
+        raise ValueError(f"packed is {packed.shape}: expected (B, H, W, n, heads, D)")
     if torch.jit.is_scripting():
         return packed.unbind(3)
     else:

@@ -1,9 +1,11 @@
 """What the blocks refuse in every family, before any layer is built of it."""
 
 import pytest
+import torch
 
 from families import SMALL
 from test_models import every_small
+from zoo.backbone import Head
 from zoo.blocks import check_heads, drop_path_rates
 from zoo.registry import class_of, variants
 
@@ -43,10 +45,15 @@ def test_dims(name, dims, says):
 
 
 @pytest.mark.parametrize("rate", [1.5, -1, float("nan"), "0.1"])
+@pytest.mark.parametrize("key", ["drop_rate", "drop_path_rate"])
 @every_small
-def test_drop_path_rates(name, rate):
-    with pytest.raises(ValueError, match=r"drop_path_rate is .*: expected a probability, from 0 to 1"):
-        build(name, drop_path_rate=rate)
+def test_drop_rates(name, key, rate):
+    with pytest.raises(ValueError, match=rf"^{key} is .*: expected a probability, from 0 to 1"):
+        build(name, **{key: rate})
+
+
+def test_a_whole_drop_rate_scripts():
+    torch.jit.script(Head(4, 2, drop_rate=0))
 
 
 def test_a_drop_path_rate_of_one():
@@ -59,7 +66,17 @@ def test_heads(heads):
         check_heads(64, heads)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"img_size": 0}, "img_size is 0: expected pixels a side"),
+        ({"in_chans": 0}, "in_chans is 0: expected the number of channels of an image, 1 or more"),
+        ({"in_chans": -1}, "in_chans is -1: expected the number of channels of an image, 1 or more"),
+        ({"num_classes": -5}, "num_classes is -5: expected the number of classes"),
+        ({"num_classes": float("nan")}, "num_classes is nan: expected the number of classes"),
+    ],
+)
 @every_small
-def test_images(name):
-    with pytest.raises(ValueError, match="img_size is 0: expected pixels a side"):
-        build(name, img_size=0)
+def test_images_and_classes(name, given, says):
+    with pytest.raises(ValueError, match=says):
+        build(name, **given)

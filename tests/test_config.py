@@ -115,7 +115,7 @@ def test_published_values_make_sense(task):
 
 def test_every_paper_value_can_be_given_another():
     """One command that overrides them all, with values that no table has."""
-    words = {"augment.auto_augment": "rand-m1", "augment.interpolation": "bilinear", "data.interpolation": "nearest",
+    words = {"augment.auto_augment": "3a", "augment.interpolation": "bilinear", "data.interpolation": "nearest",
              "data.crop_mode": "border", "augment.re_mode": "const", "sched.sched": "linear", "sched.per": "epoch",
              "sched.unit": "steps", "sched.decay_from": "warmup", "optim.decay": ["*.a"],
              "optim.no_decay": ["*.b"], "task.loss": "binary_cross_entropy"}  # fmt: skip

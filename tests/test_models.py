@@ -480,7 +480,7 @@ def test_inner_windows_do_not_see_the_padding():
     "given",
     [
         *({"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}),
-        *({"num_classes": -1}, {"num_classes": 10.0}),
+        *({"in_chans": -1}, {"num_classes": -1}, {"num_classes": 10.0}, {"num_classes": float("nan")}),
     ],
 )
 @every_small
@@ -527,6 +527,14 @@ def test_widths_that_give_no_heads(name, dim):
         ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
         ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
         ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected at most 4 stages"),
+        ("gcvit_s", {"mlp_ratio": "3"}, "mlp_ratio is '3': expected hidden units of an MLP per channel"),
+        ("dinat_b", {"mlp_ratio": float("inf")}, "mlp_ratio is inf: expected hidden units of an MLP per channel"),
+        ("biformer_t", {"mlp_ratio": float("nan")}, "mlp_ratio is nan: expected hidden units of an MLP per channel"),
+        ("gcvit_s", {"layer_scale": "a"}, "layer_scale is 'a': expected the first value of the factors"),
+        ("maxvit_t", {"stem_dim": 0}, "stem_dim is 0: expected channels of the stem, 1 or more"),
+        ("maxvit_t", {"stem_dim": "8"}, "stem_dim is '8': expected channels of the stem, 1 or more"),
+        ("maxvit_t", {"bn_momentum": 7}, "bn_momentum is 7: expected a share of the running statistics, from 0 to 1"),
+        ("maxvit_t", {"bn_momentum": (0.1,)}, r"bn_momentum is \(0.1,\): expected a share of the running statistics"),
         ("gcvit_s", {"mlp_ratio": -1}, "an MLP for 32 channels has -32 hidden units: expected 1 or more"),
     ],
 )

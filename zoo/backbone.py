@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ops.sizes import surely
 
-from .blocks import check_classes, image_sides, init_linear
+from .blocks import check_classes, image_sides, init_linear, number
 
 OTHER_NAMES = (
     "to load a file with other names than the zoo's, give pretrained=True, pretrained_cfg_overlay=dict(file=...) to "
@@ -92,7 +92,7 @@ class Head(nn.Module):
         self.norms_features = before is None
         self.pool = _pool(pool)
         self.after = nn.Identity() if after is None else after
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = nn.Dropout(number("drop_rate", drop_rate, "a probability, from 0 to 1", 0, 1))
         self.fc: nn.Module = self._classifier(num_classes)
 
     def _classifier(self, num_classes: int) -> nn.Module:

@@ -7,7 +7,6 @@ related to; its pixels then attend to all pixels of those. Regions shrink with t
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,11 @@ from .blocks import (
     Mlp,
     Nhwc,
     Residual,
+    check_count,
     check_heads,
-    check_stages,
+    check_model,
     drop_path_rates,
+    hidden_units,
     init_linear,
     window_sides,
 )
@@ -90,8 +91,7 @@ class RoutedAttention(Attention):
     def __init__(self, dim: int, heads: int, n_win: int | tuple[int, int], topk: int) -> None:
         super().__init__(dim, heads, bias=True)
         self.n_win = window_sides(n_win, "n_win", "region")
-        if not isinstance(topk, Integral) or topk < 1:
-            raise ValueError(f"topk is {topk!r}: expected regions that a region attends to, 1 or more")
+        check_count("topk", topk, "regions that a region attends to")
         self.topk = min(topk, self.n_win[0] * self.n_win[1])
         self.scale = dim**-0.5
 
@@ -219,7 +219,7 @@ class BiFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths, heads=heads)
+        check_model(in_chans, num_classes, dims=dims, depths=depths, heads=heads)
         if not isinstance(topk, Sequence) or len(topk) != len(dims) - 1:
             raise ValueError(f"topk is {topk!r}: expected a number for each of {len(dims)} stages but the last")
         kinds = [*(partial(self.routed_class, n_win=n_win, topk=count) for count in topk), self.full_class]
@@ -276,7 +276,7 @@ def block(dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, po
     """Figure 4: position, attention, MLP."""
     layers = OrderedDict(pos=ConvPosition(dim)) if positions else OrderedDict()
     layers["attn"] = Residual(nn.LayerNorm(dim, 1e-6), attention, drop_path=drop_path)
-    layers["mlp"] = Residual(nn.LayerNorm(dim, 1e-6), Mlp(dim, int(mlp_ratio * dim)), drop_path=drop_path)
+    layers["mlp"] = Residual(nn.LayerNorm(dim, 1e-6), Mlp(dim, hidden_units(dim, mlp_ratio)), drop_path=drop_path)
     return nn.Sequential(layers)
 
 

@@ -19,7 +19,7 @@ from .blocks import (
     PatchStem,
     Residual,
     WindowAttention,
-    check_stages,
+    check_model,
     drop_path_rates,
     init_linear,
     pad_to_multiple,
@@ -126,7 +126,7 @@ class DaViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths)
+        check_model(in_chans, num_classes, dims=dims, depths=depths)
         rates = drop_path_rates(drop_path_rate, [2 * depth for depth in depths])
         stages = []
         for i, (dim, ramp) in enumerate(zip(dims, rates, strict=True)):

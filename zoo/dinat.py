@@ -20,7 +20,7 @@ from .blocks import (
     Block,
     PaddedAttention,
     check_heads,
-    check_stages,
+    check_model,
     drop_path_rates,
     init_linear,
     init_normal,
@@ -171,7 +171,7 @@ class DiNAT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths)
+        check_model(in_chans, num_classes, dims=dims, depths=depths)
         if dilations == "segmentation" and dims[0] == 192:
             dilations = "segmentation_640"
         spread = expand(dilations, depths, self.presets)

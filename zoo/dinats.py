@@ -16,7 +16,7 @@ from .blocks import (
     Block,
     PatchStem,
     WindowAttention,
-    check_stages,
+    check_model,
     drop_path_rates,
     image_sides,
     init_linear,
@@ -116,7 +116,7 @@ class Isotropic(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(depths=depths)
+        check_model(in_chans, num_classes, depths=depths)
         several = isinstance(dilations, Iterable) and not isinstance(dilations, str)
         repeated = list(dilations) if several else [dilations]
         if not repeated:

@@ -22,7 +22,7 @@ from .blocks import (
     Block,
     Residual,
     WindowAttention,
-    check_stages,
+    check_model,
     drop_path_rates,
     image_sides,
     init_linear,
@@ -233,7 +233,7 @@ class GCViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(depths=depths)
+        check_model(in_chans, num_classes, depths=depths)
         if len(depths) != len(STAGES):
             raise ValueError(f"depths is {tuple(depths)}: expected a number for each of {len(STAGES)} stages")
         windows = windows_for(image_sides(img_size), window_size)

@@ -6,7 +6,7 @@ others to a pooled map, for the low ones. Maps are halved by deformable convolut
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,10 @@ from .blocks import (
     PatchStem,
     Residual,
     check_heads,
-    check_stages,
+    check_model,
     drop_path_rates,
     init_linear,
+    number,
     pad_to_multiple,
 )
 from .registry import register
@@ -201,8 +202,7 @@ class HiLo(nn.ModuleDict):
 
     def __init__(self, dim: int, heads: int, alpha: float, window: int) -> None:
         check_heads(dim, heads)
-        if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha!r}: expected a share of the heads, from 0 to 1")
+        alpha = number("alpha", alpha, "a share of the heads, from 0 to 1", 0, 1)
         low = heads if window == 1 else int(heads * alpha)
         counts = {"hi": (HighFrequencies, heads - low), "lo": (LowFrequencies, low)}
         super().__init__({k: kind(dim, count, dim // heads, window) for k, (kind, count) in counts.items() if count})
@@ -270,7 +270,7 @@ class LITv2(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths, heads=heads, windows=windows)
+        check_model(in_chans, num_classes, dims=dims, depths=depths, heads=heads, windows=windows)
         if not all(isinstance(window, Integral) and window >= 0 for window in windows):
             raise ValueError(f"windows is {tuple(windows)}: expected pixels a side of each stage, or 0")
         rates = drop_path_rates(drop_path_rate, depths)

@@ -4,9 +4,9 @@ A block sees near and far at linear cost: an inverted bottleneck, then attention
 attention between P x P tokens spaced evenly over the whole map (grid), each followed by an MLP.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from .blocks import (
     Mlp,
     Residual,
     WindowAttention,
-    check_stages,
+    check_count,
+    check_model,
     drop_path_rates,
     image_sides,
     init_fan_out,
     map_sides,
+    number,
     plain,
     window_sides,
 )
@@ -32,6 +34,7 @@ from .registry import register
 
 Size = int | tuple[int, int]
 
+TABLE = re.compile(r"stages\.\d+\.blocks\.\d+\.(\w+)\.fn\.rpb")
 RATIO = 32  # pixels of the image per token of a window, along a side
 
 # Table 1 and Appendix A.1; a head has 32 channels in all of them
@@ -211,7 +214,9 @@ class MaxViT(Backbone):
         feature_norms: bool = False,
         bn_momentum: float = 0.1,
     ) -> None:
-        check_stages(dims=dims, depths=depths)
+        check_model(in_chans, num_classes, dims=dims, depths=depths)
+        check_count("stem_dim", stem_dim, "channels of the stem")
+        momentum = number("bn_momentum", bn_momentum, "a share of the running statistics, from 0 to 1", 0, 1)
         windows = windows_for(image_sides(img_size), window_size, grid_size, partition_ratio)
         rates = drop_path_rates(drop_path_rate, depths, reached=self.ramp_reaches_rate)
         stages = []
@@ -239,7 +244,7 @@ class MaxViT(Backbone):
         self.apply(init_fan_out)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = bn_momentum
+                module.momentum = momentum
 
     def block(
         self, dim: int, dim_out: int, stride: int, windows: dict[str, tuple[int, int]], drop_path: float
@@ -282,7 +287,8 @@ class MaxViT(Backbone):
         Windows that are the same for both kinds of attention are returned as the `img_size` that they fit at the usual
         `partition_ratio`: no weight tells another ratio.
         """
-        tables = {(key.split(".")[4], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
+        found = ((TABLE.fullmatch(key), tuple(shape[1:])) for key, shape in shapes.items())
+        tables = {(match[1], sides) for match, sides in found if match}
         kinds, sides = [kind for kind, _ in sorted(tables)], [sides for _, sides in sorted(tables)]
         # flat tables do not show their sides
         if kinds != ["block_attn", "grid_attn"] or not all(len(p) == 2 and p[0] % 2 and p[1] % 2 for p in sides):
@@ -340,8 +346,7 @@ def windows_for(
     img_size: tuple[int, int], window_size: Size | None, grid_size: Size | None, ratio: int
 ) -> dict[str, tuple[int, int]]:
     """The windows of each kind of attention."""
-    if not isinstance(ratio, Integral) or ratio < 1:
-        raise ValueError(f"partition_ratio is {ratio!r}: expected pixels per token of a window, 1 or more")
+    check_count("partition_ratio", ratio, "pixels per token of a window")
     own = map_sides(img_size, ratio)
     given = {"block": window_size, "grid": grid_size}
     return {kind: window_sides(own if size is None else size) for kind, size in given.items()}

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from timm.models import (
 )
 
 from .backbone import Backbone
-from .blocks import check_classes, check_stages, image_sides, plain
+from .blocks import check_stages, plain
 from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
@@ -139,14 +138,6 @@ def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> Non
             cfg.update(displaced)
 
 
-def _check(*, img_size: Any, in_chans: Any = 3, num_classes: Any = 1000, **_: Any) -> None:
-    """Raise ValueError for impossible images or classes; a layer would fail on them later, without naming them."""
-    image_sides(img_size)
-    if not isinstance(in_chans, Integral) or in_chans < 1:
-        raise ValueError(f"in_chans is {in_chans!r}: expected the number of channels of an image, 1 or more")
-    check_classes(num_classes)
-
-
 def _check_features(kind: Any, normed: bool) -> None:
     """Raise ValueError for timm's wrappers that take a model apart: they look for features only among its children.
 
@@ -170,7 +161,6 @@ def _is_getter(kind: Any) -> bool:
 
 def _constructor(cls: type[Backbone]):
     def construct(*, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> Backbone:
-        _check(**kwargs)
         with torch.device(device or torch.get_default_device()):
             model = cls(**kwargs)
         return model if dtype is None else model.to(dtype)

@@ -23,7 +23,7 @@ from .blocks import (
     Nhwc,
     PositionTable,
     Residual,
-    check_stages,
+    check_model,
     drop_path_rates,
     image_sides,
     init_fan_out,
@@ -240,7 +240,7 @@ class SGFormer(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths, heads=heads)
+        check_model(in_chans, num_classes, dims=dims, depths=depths, heads=heads)
         if len(dims) > len(STAGES) + 1:
             raise ValueError(f"dims is {tuple(dims)}: expected at most {len(STAGES) + 1} stages")
         stages = []

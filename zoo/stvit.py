@@ -7,7 +7,6 @@ pixel gets back the results of its cells, in the same shares.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Integral
 
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
@@ -22,8 +21,9 @@ from .blocks import (
     Mlp,
     Nhwc,
     Residual,
+    check_count,
     check_heads,
-    check_stages,
+    check_model,
     drop_path_rates,
     init_linear,
     window_sides,
@@ -97,8 +97,7 @@ class SuperTokenAttention(nn.Module):
         self, dim: int, heads: int, cell: int | tuple[int, int], iterations: int, differentiable: bool
     ) -> None:
         super().__init__()
-        if not isinstance(iterations, Integral) or iterations < 1:
-            raise ValueError(f"iterations is {iterations!r}: expected rounds of averaging, 1 or more")
+        check_count("iterations", iterations, "rounds of averaging")
         self.cell = window_sides(cell, "cell", "pixel")
         self.iterations = iterations
         self.differentiable = differentiable
@@ -173,7 +172,7 @@ class STViT(Backbone):
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
     ) -> None:
-        check_stages(dims=dims, depths=depths, heads=heads, cells=cells)
+        check_model(in_chans, num_classes, dims=dims, depths=depths, heads=heads, cells=cells)
         if not set(layer_scale_stages) <= set(range(len(dims))):
             given = f"layer_scale_stages is {tuple(layer_scale_stages)}"
             raise ValueError(f"{given}: expected numbers of stages, from 0 to {len(dims) - 1}")

@@ -48,10 +48,10 @@ def neighborhood_attention(
     window_, dilation_ = pair("window", window), pair("dilation", dilation)
     check_maps(q, k, v)
     scale_ = factor(scale, q.shape[-1])
-    check_bias(bias, q.shape[3], window_[0], window_[1])
+    check_bias(bias, q, window_[0], window_[1])
     _check_axis("rows", q.shape[1], window_[0], dilation_[0], outside is not None)
     _check_axis("columns", q.shape[2], window_[1], dilation_[1], outside is not None)
-    check_outside(outside, q.shape[3], q.shape[4])
+    check_outside(outside, q)
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, bias, window_, dilation_, scale_, outside)
     else:

@@ -32,8 +32,8 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
-    fits = k.shape[0] == q.shape[0] and k.shape[-2:] == q.shape[-2:]
-    if q.dim() != 5 or (k.dim() != 4 and k.dim() != 5) or k.shape != v.shape or not fits:
+    fits = q.dim() == 5 and (k.dim() == 4 or k.dim() == 5) and k.shape == v.shape
+    if not fits or k.shape[0] != q.shape[0] or k.shape[-2:] != q.shape[-2:]:
         raise ValueError(
             f"q, k, v are {q.shape}, {k.shape}, {v.shape}: expected q (B, H, W, heads, D), and k and v both "
             "(B, h, w, heads, D) or (B, N, heads, D)"

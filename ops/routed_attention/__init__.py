@@ -52,7 +52,7 @@ def routed_attention(
     elif list(route.shape) != [q.shape[0], R, topk]:
         raise ValueError(f"route is {route.shape}: expected (B, R, topk), ({q.shape[0]}, {R}, {topk})")
     else:
-        check_numbers("route", route, R)
+        check_numbers("route", route, q, R)
         route = route.long()
     if torch.jit.is_scripting():
         return torch_attend(q, k, v, regions_, route, scale_)

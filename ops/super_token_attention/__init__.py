@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_channels, check_map, pair, whole
+from ..checks import check_channels, check_devices, check_map, pair, whole
 from ..dispatch import choose
 from ..sizes import ceil
 from . import reference
@@ -89,6 +89,7 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int
         )
     check_map("affinity", affinity)
     check_channels("tokens", tokens)
+    check_devices("tokens, affinity", [tokens, affinity])
     affinity = affinity.to(tokens.dtype)
     if torch.jit.is_scripting():
         return torch_scatter(tokens, affinity, cell_)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import factor
 from ..dispatch import wide
 from ..sizes import filled
 
@@ -21,7 +22,7 @@ def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable:
 
 def compare(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Affinity (B, h, w, P, 9) of pixels to the tokens around them, and its sum for each token (B, h, w, 1)."""
-    logits = torch.einsum("byxpc, byxmc -> byxpm", pixels, around(tokens)) * pixels.shape[-1] ** -0.5
+    logits = torch.einsum("byxpc, byxmc -> byxpm", pixels, around(tokens)) * factor(None, pixels.shape[-1])
     affinity = logits.softmax(-1)
     return affinity, collect(affinity.sum(3, dtype=wide(affinity.dtype)).unsqueeze(-1))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import factor
 from ..dispatch import differentiating, eager, under_autocast, wide
 from ..sizes import ceil, cropped, filled, laid_out
 
@@ -29,7 +30,7 @@ def associate(x: Tensor, cell: tuple[int, int], iterations: int, differentiable:
 def share(pixels: Tensor, tokens: Tensor) -> Tensor:
     """How each pixel (cells, P, C) is shared among the tokens (B, h, w, C) around it: (cells, 9, P)."""
     # tokens first: matmuls with nine columns are slow
-    logits = torch.bmm(around(tokens * pixels.shape[2] ** -0.5), pixels.transpose(1, 2))
+    logits = torch.bmm(around(tokens * factor(None, pixels.shape[2])), pixels.transpose(1, 2))
     return logits.softmax(1).to(pixels.dtype)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dtypes, check_map, check_numbers, factor, pair, whole
+from ..checks import check_devices, check_dtypes, check_kind, check_map, check_numbers, factor, pair, whole
 from ..dispatch import choose
 from . import reference
 from .torch_path import merge as torch_merge
@@ -62,13 +62,14 @@ def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
     Both rows are stable sorts and differ only in ties: row 0 keeps equal tokens in row-major order, row 1 in
     column-major order. NaN comes last.
 
-    Raises ValueError for another number of axes or a map without pixels, and what `ops.dispatch.choose` raises for
-    `impl`.
+    Raises ValueError for another number of axes, a map without pixels or an invalid dtype, and what
+    `ops.dispatch.choose` raises for `impl`.
     """
     if significance.dim() != 3:
         raise ValueError(f"significance is {significance.shape}: expected (B, H, W)")
     if significance.shape[1] == 0 or significance.shape[2] == 0:
         raise ValueError(f"significance is {significance.shape}: expected a map of at least 1 x 1 pixels")
+    check_kind("significance", significance)
     if torch.jit.is_scripting():
         return reference.rank(significance)
     else:
@@ -106,19 +107,20 @@ def reallocate_tokens(
         raise ValueError(f"x is {x.shape}: expected (B, H, W, C)")
     check_map("x", x)
     shares = [whole("a share", share) for share in shares]
-    _check_merge(weights, biases, shares)
+    _check_merge(x, weights, biases, shares)
     if order is None:
         if significance is None:
             raise ValueError("neither a significance nor an order is given: expected one of them")
         if significance.shape != x.shape[:3]:
             raise ValueError(f"significance is {significance.shape}: expected (B, H, W), {list(x.shape[:3])}")
+        check_devices("x, significance", [x, significance])
         order = rank_tokens(significance, impl)
     elif list(order.shape) != [x.shape[0], 2, x.shape[1] * x.shape[2]]:
         raise ValueError(
             f"order is {order.shape}: expected (B, 2, H * W), ({x.shape[0]}, 2, {x.shape[1] * x.shape[2]})"
         )
     else:
-        check_numbers("order", order, x.shape[1] * x.shape[2])
+        check_numbers("order", order, x, x.shape[1] * x.shape[2])
         order = order.long()
     weights, biases = [weight.to(x.dtype) for weight in weights], [bias.to(x.dtype) for bias in biases]
     if torch.jit.is_scripting():
@@ -133,7 +135,7 @@ def reallocate_tokens(
     return merged[:, 0], merged[:, 1]
 
 
-def _check_merge(weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> None:
+def _check_merge(x: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> None:
     if len(weights) != len(shares) or len(biases) != len(shares) or len(shares) == 0 or min(shares) < 1:
         raise ValueError(
             f"{len(weights)} weights, {len(biases)} biases, shares {shares}: expected one of each "
@@ -146,6 +148,7 @@ def _check_merge(weights: list[Tensor], biases: list[Tensor], shares: list[int])
                 f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
                 "as in a Linear(run, 1)"
             )
+        check_devices(f"x, the weight and the bias of group {i}", [x, weight, bias])
 
 
 def _triton_received(*args: Any) -> Tensor:

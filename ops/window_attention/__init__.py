@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_bias, check_dtypes, check_kind, check_map, check_outside, factor, pair
+from ..checks import check_bias, check_devices, check_dtypes, check_kind, check_map, check_outside, factor, pair
 from ..dispatch import choose
 from ..sizes import alike
 from . import reference
@@ -89,5 +89,6 @@ def _check(
     if not known and q.shape != k.shape and list(q.shape) != one_window:
         raise ValueError(f"q is {q.shape}: expected the shape of k, {k.shape}, or one window, {one_window}")
     check_kind("q", q)
-    check_bias(bias, k.shape[3], wh, ww)
-    check_outside(outside, k.shape[3], k.shape[4])
+    check_devices("q, k", [q, k])
+    check_bias(bias, k, wh, ww)
+    check_outside(outside, k)

@@ -198,6 +198,7 @@ def test_shared_memory_is_asked_for_in_autocasts_precision(monkeypatch):
 Q = packed(2, 6, 8, 2, 4).select(3, 0)
 X = random(2, 6, 8, 4)
 ONE = [random(1, 2)], [random(1)], [1]
+NUMBER = torch.tensor(1.0)
 BAD = {
     "partition": (lambda: ops.window_attention(Q, Q, Q, None, (2, 2), "tile"), "partition is 'tile'"),
     "window": (lambda: ops.window_attention(Q, Q, Q, None, (0, 2)), "window is 0 x 2"),
@@ -237,6 +238,15 @@ BAD = {
     ),
     "channel": (lambda: ops.channel_attention(X, X, X), r"expected one shape"),
     "pooled": (lambda: ops.pooled_attention(Q, X, X), "expected .* both"),
+    "pooled q without axes": (lambda: ops.pooled_attention(NUMBER, Q, Q), "expected q .* both"),
+    "pooled k without axes": (lambda: ops.pooled_attention(Q, NUMBER, NUMBER), "expected q .* both"),
+    "topk of a truth value": (lambda: ops.routed_attention(Q, Q, Q, 1, True), "topk is True: expected a whole number"),
+    "iterations of a truth value": (lambda: ops.super_tokens(X, 2, True), "iterations is True: expected a whole"),
+    "complex significance": (lambda: ops.rank_tokens(X[..., 0] * 1j), "significance is torch.complex128: expected"),
+    "8-bit significance": (
+        lambda: ops.reallocate_tokens(X, X[..., 0].to(torch.float8_e5m2), *ONE),
+        "significance is torch.float8_e5m2: expected",
+    ),
     "topk of no whole number": (lambda: ops.routed_attention(Q, Q, Q, (3, 2), 1.0), "topk is 1.0: expected a whole"),
     "route topk": (lambda: ops.route_regions(Q, Q, (3, 2), "1"), "topk is '1': expected a whole number"),
     "cell": (lambda: ops.super_tokens(X, (0, 1)), "cell is 0 x 1"),
@@ -297,6 +307,27 @@ PAIRS = {
     "scatter": lambda n: ops.scatter_super_tokens(X[:, :3, :4], random(2, 6, 8, 9), n),
     "significance": lambda n: ops.significance(Q, Q, n),
 }
+# `far` moves a tensor of each
+DEVICES = {
+    "window": lambda far: ops.window_attention(far(Q), Q, Q, None, 2),
+    "scatter": lambda far: ops.scatter_super_tokens(X, far(random(2, 6, 8, 9)), 1),
+    "window v": lambda far: ops.window_attention(Q, Q, far(Q), None, 2),
+    "window bias": lambda far: ops.window_attention(Q, Q, Q, far(random(2, 3, 3)), 2),
+    "window outside": lambda far: ops.window_attention(Q, Q, Q, None, 4, outside=(Q[0, 0, 0], far(Q[0, 0, 0]))),
+    "neighborhood": lambda far: ops.neighborhood_attention(Q, far(Q), Q, None, 3),
+    "neighborhood bias": lambda far: ops.neighborhood_attention(Q, Q, Q, far(random(2, 5, 5)), 3),
+    "neighborhood outside": lambda far: ops.neighborhood_attention(Q, Q, Q, None, 7, outside=[far(Q[0, 0, 0])] * 2),
+    "channel": lambda far: ops.channel_attention(far(Q), Q, Q),
+    "pooled": lambda far: ops.pooled_attention(Q, Q, far(Q)),
+    "routed": lambda far: ops.routed_attention(Q, far(Q), Q, 2, 1),
+    "route": lambda far: ops.route_regions(far(Q), Q, 2, 1),
+    "given route": lambda far: ops.routed_attention(Q, Q, Q, 2, 1, far(torch.zeros(2, 4, 1).long())),
+    "significance": lambda far: ops.significance(Q, far(Q)),
+    "reallocation": lambda far: ops.reallocate_tokens(X, far(X[..., 0]), *ONE),
+    "weight": lambda far: ops.reallocate_tokens(X, X[..., 0], [far(ONE[0][0])], *ONE[1:]),
+    "bias": lambda far: ops.reallocate_tokens(X, X[..., 0], ONE[0], [far(ONE[1][0])], [1]),
+    "order": lambda far: ops.reallocate_tokens(X, None, *ONE, far(ops.rank_tokens(X[..., 0]))),
+}
 TYPES = {
     "neighborhood": lambda q, k: ops.neighborhood_attention(q, q, k, None, 3),
     "window": lambda q, k: ops.window_attention(q, q, k, None, 2),
@@ -325,7 +356,7 @@ def test_a_scale_is_a_number(name, scale):
 
 
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize("scale", [1j, "0.5"])
+@pytest.mark.parametrize("scale", [1j, "0.5", b"1"])
 def test_a_scale_is_a_real_number(name, scale):
     with pytest.raises(ValueError, match=f"scale is {scale!r}: expected a number"):
         SCALED[name](scale)
@@ -337,6 +368,24 @@ def test_a_number_of_another_kind_is_one(scale):
     assert type(factor(scale, 4)) is float and factor(scale, 4) == factor(None, 4) == 0.5
     for call in SCALED.values():
         torch.testing.assert_close(call(scale), call(0.5), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_trace_computes_a_scale_in_float64():
+    x = random(2, 7)
+    traced = torch.jit.trace(lambda t: t * factor(None, t.shape[-1]), x)
+    for t in (x, x[:, :5]):
+        torch.testing.assert_close(traced(t), t * t.shape[-1] ** -0.5, rtol=1e-15, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("impl", BOTH)
+def test_traced_super_tokens_are_in_float64(impl):
+    def call(x):
+        return ops.super_tokens(x, (2, 2), impl=impl)
+
+    x = random(2, 6, 8, 7)
+    torch.testing.assert_close(torch.jit.trace(call, x)(x), call(x), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("call", EMPTY.values(), ids=EMPTY)
@@ -375,9 +424,19 @@ def test_one_number_is_for_both_axes(call):
     want = call((2, 2))
     for same in (2, np.int64(2), [2, 2], (np.int32(2), 2)):
         assert torch.equal(call(same), want)
-    for other in ((2,), (2, 2, 2), 2.0, ("2", 2), torch.tensor(2)):
+    for other in ((2,), (2, 2, 2), 2.0, ("2", 2), torch.tensor(2), True, (True, True)):
         with pytest.raises(ValueError, match="expected one whole number, or two"):
             call(other)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("call", DEVICES.values(), ids=DEVICES)
+def test_tensors_are_on_one_device(call, impl):
+    """A product of a meta tensor and another one would be no error, but random numbers."""
+    with ops.implementation(impl):
+        call(lambda t: t)
+        with pytest.raises(ValueError, match=r"are on .*meta.*: expected one device"):
+            call(lambda t: t.to("meta"))
 
 
 @pytest.mark.parametrize("call", TYPES.values(), ids=TYPES)

@@ -67,7 +67,7 @@ def test_an_op_stays_on_its_device(case: Case, impl: str, compiled: bool, reques
 @pytest.mark.skipif(len(IMPLS) < 3, reason="the package triton is not installed")
 def test_tensors_are_on_one_device(gpu):
     q, bias = torch.empty(1, 8, 8, 2, 32, device=gpu), torch.empty(2, 7, 7)
-    with pytest.raises(ValueError, match="window_attention's tensors are on cuda:0, cpu: expected one device"):
+    with pytest.raises(ValueError, match="the map and bias are on cuda:0, cpu: expected one device"):
         window_attention(q, q, q, bias, (4, 4), impl="triton")
 
 

@@ -67,6 +67,12 @@ def test_what_is_no_packed_map(change):
     assert packing.whole_of(change(q, k, v)) is None
 
 
+@pytest.mark.parametrize("shape", [(), (2, 6, 8, 3), (2, 6, 8, 3, 2, 4, 1)])
+def test_a_packed_map_has_six_axes(shape):
+    with pytest.raises(ValueError, match=r"packed is .*: expected \(B, H, W, n, heads, D\)"):
+        ops.unpack(torch.zeros(shape))
+
+
 def test_gradients_are_laid_as_tensors_are():
     q, k, v = WHOLE.unbind(3)
     first, second = WHOLE[:, :, :, 1:].clone().unbind(3)

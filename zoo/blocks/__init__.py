@@ -4,8 +4,18 @@ What only one family uses lives in its own file. `PositionTable` is here since t
 """
 
 from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
-from .block import Block, Mlp, Residual, drop_path_rates
-from .checks import check_classes, check_heads, check_stages, image_sides, plain, window_sides
+from .block import Block, Mlp, Residual, drop_path_rates, hidden_units
+from .checks import (
+    check_classes,
+    check_count,
+    check_heads,
+    check_model,
+    check_stages,
+    image_sides,
+    number,
+    plain,
+    window_sides,
+)
 from .conv import ConvPosition, Halve, Nhwc, pad_to_multiple
 from .embed import ChainStem, PatchStem, PositionTable, map_sides, resize_positions
 from .init import init_fan_out, init_linear, init_normal
@@ -23,15 +33,19 @@ __all__ = [
     "Residual",
     "WindowAttention",
     "check_classes",
+    "check_count",
     "check_heads",
+    "check_model",
     "check_stages",
     "drop_path_rates",
+    "hidden_units",
     "image_sides",
     "init_fan_out",
     "init_linear",
     "init_normal",
     "is_plain",
     "map_sides",
+    "number",
     "pad_to_multiple",
     "plain",
     "resize_positions",

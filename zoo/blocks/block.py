@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Real
+from typing import Any
 
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
+
+from .checks import number
 
 
 class Residual(nn.Module):
@@ -47,10 +49,17 @@ class Block(nn.Sequential):
     def __init__(
         self, dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float, layer_scale: float | None = None
     ) -> None:
+        if layer_scale is not None:
+            layer_scale = number("layer_scale", layer_scale, "the first value of the factors on the branches, or None")
         options = {"dim": dim, "drop_path": drop_path, "scale": layer_scale}
         attn = self.branch(nn.LayerNorm(dim), attention, **options)
-        mlp = Residual(nn.LayerNorm(dim), Mlp(dim, int(dim * mlp_ratio)), **options)
+        mlp = Residual(nn.LayerNorm(dim), Mlp(dim, hidden_units(dim, mlp_ratio)), **options)
         super().__init__(OrderedDict(attn=attn, mlp=mlp))
+
+
+def hidden_units(dim: int, mlp_ratio: Any) -> int:
+    """The hidden units of an MLP. Raises ValueError unless the ratio is a number."""
+    return int(dim * number("mlp_ratio", mlp_ratio, "hidden units of an MLP per channel"))
 
 
 def drop_path_rates(rate: float, depths: Sequence[int], *, reached: bool = True) -> list[list[float]]:
@@ -60,8 +69,7 @@ def drop_path_rates(rate: float, depths: Sequence[int], *, reached: bool = True)
               authors' MaxViT
     Raises ValueError unless `rate` is a probability.
     """
-    if not isinstance(rate, Real) or not 0 <= rate <= 1:
-        raise ValueError(f"drop_path_rate is {rate!r}: expected a probability, from 0 to 1")
+    rate = number("drop_path_rate", rate, "a probability, from 0 to 1", 0, 1)
     total = sum(depths)
     last = max(total - 1, 1) if reached else total
     ramp = iter([rate * block / last for block in range(total)])

@@ -1,10 +1,20 @@
 """Checks of arguments that a layer would only reject later, without naming them."""
 
+import sys
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from timm.layers import to_2tuple
+
+LARGEST = sys.float_info.max
+
+
+def check_model(in_chans: Any, num_classes: Any, **args: Any) -> None:
+    """Raise ValueError for impossible images or classes, and like `check_stages`; families call it before all else."""
+    check_count("in_chans", in_chans, "the number of channels of an image")
+    check_classes(num_classes)
+    check_stages(**args)
 
 
 def check_stages(**args: Any) -> None:
@@ -19,6 +29,19 @@ def check_stages(**args: Any) -> None:
     for name, unit in (("dims", "channel"), ("depths", "block")):
         if not _are_counts(args.get(name, ())):
             raise ValueError(f"{name} is {args[name]!r}: expected at least one {unit} per stage")
+
+
+def check_count(name: str, value: Any, unit: str) -> None:
+    """Raise ValueError unless this is a whole number of at least 1; `unit` is what it counts."""
+    if not _are_counts([value]):
+        raise ValueError(f"{name} is {value!r}: expected {unit}, 1 or more")
+
+
+def number(name: str, value: Any, expected: str, least: float = -LARGEST, most: float = LARGEST) -> float:
+    """A number as a Python float. Raises ValueError unless it is finite, and from `least` to `most`."""
+    if not isinstance(value, Real) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}: expected {expected}")
+    return float(value)
 
 
 def check_classes(num_classes: Any) -> None:
@@ -59,4 +82,4 @@ def window_sides(window: int | tuple[int, int], name: str = "window", unit: str 
 
 
 def _are_counts(numbers: Sequence[Any]) -> bool:
-    return all(isinstance(number, Integral) and number > 0 for number in numbers)
+    return all(isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in numbers)
