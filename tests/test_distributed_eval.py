@@ -11,7 +11,7 @@ from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import zoo
-from children import SMALL, flags_restored, lost_after
+from children import SMALL, flags_restored, lost_after, renumber
 from ranks import on_ranks
 from recipes import checkpoint, config, distributed
 from recipes import eval as evaluation
@@ -104,7 +104,7 @@ def while_it_trains(run: Path) -> tuple[str, dict[str, list]]:
     def function(self, part):
         read = distributed.first(lambda: tensors(self, part))
         if distributed.rank() == 1 and self.path.name != "best-00000099":
-            self.path.rename(self.path.with_name("best-00000099"))
+            renumber(self.path, self.path.with_name("best-00000099"))
         return read if distributed.rank() == 0 else tensors(self, part)
 
     checkpoint.Checkpoint.tensors = function

@@ -18,7 +18,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import zoo
-from children import PATIENCE, SMALL, finish, fork, lines, note_overrides, start, train_here, trained, wait_for
+from children import (
+    PATIENCE,
+    SMALL,
+    finish,
+    fork,
+    lines,
+    note_overrides,
+    renumber,
+    start,
+    train_here,
+    trained,
+    wait_for,
+)
 from recipes import checkpoint, config, console, data, distributed, export, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run
@@ -418,15 +430,9 @@ def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tm
     read, (old,) = checkpoint.read, folder.glob("best-*")
     new = old.with_name("best-00000099")
 
-    def replace(path, newer):
-        state = json.loads((path / "state.json").read_text()) | {"step": int(newer.name[-8:])}
-        state.pop("crc32", None)
-        (path / "state.json").write_text(json.dumps(state))
-        path.rename(newer)
-
     def replaced_first(path):
         if path == old:
-            replace(old, new)
+            renumber(old, new)
         return read(path)
 
     monkeypatch.setattr(checkpoint, "read", replaced_first)
@@ -435,7 +441,7 @@ def test_a_checkpoint_that_a_run_in_progress_replaces_is_looked_for_anew(run, tm
 
     def replaced_again(self, part):
         if self.path == new:
-            replace(new, place)
+            renumber(new, place)
         return tensors(self, part)
 
     tensors = checkpoint.Checkpoint.tensors
