@@ -155,7 +155,7 @@ class Layout:
         """Raise ValueError if the shapes of these tensors do not allow what is done to them inside."""
         try:
             yield
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, AssertionError) as error:  # the last from stack of meta tensors in torch 2.9
             said = " or ".join(f"{key} than {tuple(tensor.shape)}" for key, tensor in tensors.items())
             raise ValueError(f"layout {self.name!r} expects another shape for {said}") from error
 
