@@ -188,7 +188,7 @@ def test_a_job_of_the_launcher_is_one_run(tmp_path):
     run = tmp_path / "runs" / "job-0"  # the first of a sweep
     assert len(weights(run)) and lines(run)[-1]["step"] == 6
     said = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*_log.out"))
-    assert said.count("4 parts of 8, 2 on each of 2 processes (ddp)") == 1
+    assert said.count("4 micro-batches of 8, 2 on each of 2 processes (ddp)") == 1
 
 
 @pytest.mark.slow
