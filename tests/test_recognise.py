@@ -49,8 +49,8 @@ def prefixed(state, prefix):
 
 @pytest.mark.parametrize(("model", "layout"), CASES, ids=str)
 def test_wrongly_named(model, layout):
-    """The name of another family's file, and four wrappers around the names, change nothing."""
-    state = prefixed(state_of(model, layout), "module._orig_mod.backbone.encoder.")
+    """The name of another family's file, and five wrappers around the names, change nothing."""
+    state = prefixed(state_of(model, layout), "module._orig_mod._fsdp_wrapped_module.backbone.encoder.")
     found = recognise(state, "gcvit_1k_base.pth.tar" if model != "gcvit_xxt" else "maxvit_t-bc5ab103.pth")
     # the second STL model differs from the first in what the zoo does not write differently
     models = {"biformer_stl", "biformer_stl_nchw"} if (model[:12], layout) == ("biformer_stl", "zoo") else alike(model)
