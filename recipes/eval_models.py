@@ -27,6 +27,7 @@ from recipes.recognised import lacking, left_open
 from recipes.settings import has_config
 from zoo import releases
 from zoo.beside import CONFIG, locate
+from zoo.checkpoint import only_part, part_of
 from zoo.described import TensorInfo
 from zoo.fetch import releases_in, warn_of_licence
 from zoo.heads.recognise import recognise_dense
@@ -193,6 +194,7 @@ def _configure(cfg: DictConfig, file: Description) -> Release | None:
     variant = given and given.partition(".")[0]
     if given is not None and variant not in zoo.variants():  # a model of timm
         return None
+    file, _ = part_of(file, only_part(file))
     found = zoo.recognise(file.first, hint(file.path, file.meta))
     fits, named = releases_in(path, file.meta, found, given)
     model = variant or (fits[0].model if named else found.model)

@@ -563,3 +563,34 @@ def test_as_many_samples_as_a_region_has_pixels():
 
 def test_fcos_keeps_what_is_as_sure_as_the_published():
     assert detector(Pools(), 2, head="fcos", channels=32).heads.score_thresh == 0.05
+
+
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+def test_only_the_maps_are_compiled(head):
+    """Objects and regions differ from batch to batch: graphs for them would never be used again."""
+    torch.manual_seed(0)
+    model, graphs = detector(Pools(), 3, head=head, channels=32), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    for count, sides in enumerate([(64, 50), (40, 60)]):
+        images = [torch.randn(3, 96, side) for side in (96, *sides)]
+        targets = [
+            {
+                "boxes": torch.tensor([[4.0, 4.0, 30.0, 40.0]]).expand(count, 4),
+                "labels": torch.zeros(count, dtype=torch.long),
+            }
+            for _ in images
+        ]
+        torch.manual_seed(1)
+        want = model(images, targets)
+        torch.manual_seed(1)
+        assert compiled(images, targets) == want
+        assert len(graphs) == 1
+    model.eval()
+    detections = compiled(images)
+    assert len(detections) == 3
+    assert len(graphs) <= 2  # the mode is another

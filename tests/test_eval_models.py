@@ -413,6 +413,8 @@ def test_other_families_and_dense_files(tmp_path, images):
     with pytest.raises(ConfigError, match=r"is not a model of the zoo. Name a model with model="):
         find(tmp_path / "other.pth")
     state = {f"net.{key}": value for key, value in timm.create_model("gcvit_xxt").state_dict().items()}
+    torch.save(state, tmp_path / "alone.ckpt")
+    assert find(tmp_path / "alone.ckpt").cfg.model.name == "gcvit_xxt"
     torch.save(state | {"loss.weight": torch.ones(10)}, tmp_path / "lightning.ckpt")
     with pytest.raises(ConfigError, match=r"part 'net' is gcvit_xxt.*zoo\.convert .*\.ckpt OUT --part net extracts it"):
         find(tmp_path / "lightning.ckpt")

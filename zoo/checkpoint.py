@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.models import FeatureGraphNet, FeatureHookNet, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
@@ -17,11 +17,12 @@ from .errors import CheckpointError, printable
 from .fetch import locate, warn_of_file
 from .fitting import LoadReport, check_channels, fit, fit_channels
 from .heads.features import OverBackbone
-from .reader import Checkpoint, read, where
-from .recognise import AS_IS, CONV, OURS, layouts_of, parts, recognised_part, what_it_is, without_prefix
+from .reader import Checkpoint, Description, read, where
+from .recognise import AS_IS, CONV, OURS, layouts_of, parts, sole_part, what_it_is, without_prefix
 from .registry import class_of
 from .releases import RELEASES
 
+File = TypeVar("File", Checkpoint, Description)
 _logger = logging.getLogger(__name__)
 
 
@@ -147,7 +148,7 @@ def select(
         raise CheckpointError(f"{checkpoint.path} does not fit this {cls.__name__}: {error}") from error
 
 
-def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[str, int]]:
+def part_of(checkpoint: File, part: str | None) -> tuple[File, dict[str, int]]:
     """The checkpoint reduced to one part, and the sizes of the others."""
     if part is None:
         return checkpoint, {}
@@ -161,21 +162,19 @@ def part_of(checkpoint: Checkpoint, part: str | None) -> tuple[Checkpoint, dict[
     return replace(checkpoint, entries=entries), left_out
 
 
-def only_part(checkpoint: Checkpoint, cls: type[Backbone] | None = None) -> str | None:
-    """The part that is all of the file, if it is a model of the zoo: "net" where every name begins with "net.".
+def only_part(checkpoint: Checkpoint | Description, cls: type[Backbone] | None = None) -> str | None:
+    """The `sole_part` of a file.
 
     cls  the model that the file is for, if known: then it need not be one of the variants, only have such names
     """
     state = without_prefix(checkpoint.first)
-    if len(names := parts(state)) != 1:
-        return None
-    (part,) = names
-    if cls is not None:
+    if cls is not None and len(names := parts(state)) == 1:
+        (part,) = names
         inner = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items()}
         whole, cut = (any(not layout.unknown(named) for layout in layouts_of(cls)) for named in (state, inner))
         if whole or cut:
             return None if whole else part
-    return part if recognised_part(state) else None
+    return sole_part(state)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

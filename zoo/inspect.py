@@ -23,15 +23,7 @@ from .fetch import by_name
 from .files import SUFFIXES, sha256, weights_in
 from .formats import shared_out
 from .reader import describe
-from .recognise import (
-    closest,
-    compare,
-    hint,
-    parts,
-    recognise,
-    recognised_part,
-    without_prefix,
-)
+from .recognise import closest, compare, hint, parts, recognise, recognised_part, sole_part, without_prefix
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -64,6 +56,8 @@ def _kind(info: TensorInfo) -> str:
 def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
     """Prefix, model, layout and sizes of a state dict; what is missing or left over compared with the closest model."""
     state = without_prefix(wrapped)
+    if part := sole_part(state):
+        state = {key.removeprefix(f"{part}."): info for key, info in state.items()}
     found = recognise(state, name)
     said: dict[str, Any] = {"prefix": _prefix(wrapped, state), "tensors": len(wrapped), "parts": dict(parts(state))}
     said |= {"summary": found.message, "model": found.model, "models": [model for model, _ in found.candidates]}

@@ -161,6 +161,12 @@ def recognised_part(state: State) -> tuple[str, Recognition] | None:
     return None
 
 
+def sole_part(state: State) -> str | None:
+    """The part that is all of a state dict, if it is a model of the zoo: "net" where every name begins with "net."."""
+    names = parts(state)
+    return next(iter(names)) if len(names) == 1 and recognised_part(state) else None
+
+
 def part_hint(state: State, path: str | Path) -> str:
     """For commands that read whole files: how to extract the part that is a model of the zoo; empty if none is."""
     if not (inner := recognised_part(without_prefix(state))):

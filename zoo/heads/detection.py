@@ -203,6 +203,7 @@ class Detector(OverBackbone):
     def has_masks(self) -> bool:
         return any(name.endswith("mask_head") for name, _ in self.heads.named_modules())
 
+    @torch.compiler.disable(recursive=False)  # maps are compiled; the rest depends on how many objects there are
     def forward(self, images: list[Tensor], targets: Targets | None = None, *, paste_masks: bool = True) -> Any:
         """In training, losses by name, to be minimised as a sum; in evaluation, detections, one dict per image.
 
@@ -226,16 +227,24 @@ class Detector(OverBackbone):
         if targets is not None:
             targets = self._checked(images, targets)
         batch = self._batch(images)
-        features = self.neck(self.pyramid(maps(self.backbone, batch.tensors, self.levels)))
-        out = self.heads(batch, features, targets)
+        out = self._answers(batch, self._features(batch.tensors), targets)
         return out if targets is not None else self._finish(out, batch.image_sizes, paste_masks)
 
+    def _features(self, images: Tensor) -> list[Tensor]:
+        return self.neck(self.pyramid(maps(self.backbone, images, self.levels)))
+
+    @torch.compiler.disable
+    def _answers(self, batch: ImageList, features: list[Tensor], targets: Targets | None) -> Any:
+        return self.heads(batch, features, targets)
+
+    @torch.compiler.disable
     def _batch(self, images: list[Tensor]) -> ImageList:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
         padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
         return ImageList(torch.stack(padded), sizes)
 
+    @torch.compiler.disable
     def _checked(self, images: list[Tensor], targets: Targets) -> Targets:
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images and {len(targets)} targets; expected one for each")
@@ -266,6 +275,7 @@ class Detector(OverBackbone):
             return f"masks are {tuple(target['masks'].shape)}; expected {(len(boxes), *image.shape[1:])}"
         return ""
 
+    @torch.compiler.disable
     def _finish(
         self, detections: list[dict[str, Tensor]], sizes: list[tuple[int, int]], paste_masks: bool
     ) -> list[dict[str, Tensor]]:
