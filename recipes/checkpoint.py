@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 import zlib
@@ -154,8 +155,14 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
 
 def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
-        return "; ".join(f"on rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
+        return "; ".join(f"on rank {rank}: {_said(failure)}" for rank, (failure, _) in error.failures.items())
     return str(error)
+
+
+def _said(failure: BaseException) -> str:
+    if isinstance(failure, pickle.UnpicklingError) and not isinstance(failure, sharded_reader.Refused):
+        return "it holds something else than tensors and plain values, or is damaged; nothing in it was run"
+    return str(failure) or type(failure).__name__
 
 
 def _is_unclear(error: BaseException) -> bool:

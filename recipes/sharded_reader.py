@@ -1,8 +1,8 @@
 """Read sharded checkpoints without executing anything in them.
 
 torch.distributed.checkpoint stores its index as a pickle, and values that are not tensors as files that torch.load
-would unpickle without restriction. Here the index may only name the classes that torch itself writes there, and
-everything else is limited to tensors and plain values.
+would unpickle without restriction. Here the index may only name the classes that torch itself writes there, of which
+none is used before everything in the index has been checked, and all else is limited to tensors and plain values.
 """
 
 from __future__ import annotations
@@ -16,50 +16,173 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-# what an index is made of: modules, and the names in them
-KNOWN = {
+# what an index is made of: modules, and the names in them that become records
+RECORDS = {
     "torch.distributed.checkpoint.metadata": {
         *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
         *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "collections": {"OrderedDict"},
     "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+}
+# what becomes a value; none of these can be changed by what the pickle does next
+VALUES = {
+    "torch": {"Size": tuple} | {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    "collections": {"OrderedDict": dict},
 }
 
 YOUNGER = ("class_weights",)  # tensors of models that older checkpoints lack; the configuration determines them too
 
 
 class Refused(pickle.UnpicklingError):
-    """A sharded checkpoint asks for something that no such checkpoint needs."""
+    """A sharded checkpoint asks for something that no such checkpoint needs, or is damaged."""
+
+
+class _Record:
+    """An instance of a class that an index names, as data: what it was called with, and its state."""
+
+    kind = ""
+
+    def __init__(self, *given: Any) -> None:
+        self.given, self.state = given, {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 class _Index(pickle.Unpickler):
+    """Makes records in place of torch's instances: a pickle can set attributes of a class, for the whole process."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.kinds: dict[str, type[_Record]] = {}
+
     def find_class(self, module: str, name: str) -> Any:
-        if name not in KNOWN.get(module, ()):
+        if name in VALUES.get(module, ()):
+            return VALUES[module][name]
+        if name not in RECORDS.get(module, ()):
             raise Refused(f"it asks for {module}.{name}, which no checkpoint index contains; nothing was executed")
-        return super().find_class(module, name)
+        return self.kinds.setdefault(name, type(name, (_Record,), {"kind": name}))
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads what `torch.distributed.checkpoint.save` wrote into a folder. Raises Refused for any other class."""
+    """Reads what `torch.distributed.checkpoint.save` wrote into a folder. Raises Refused for anything else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = _Index(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
-        if not isinstance(metadata, Metadata):
-            raise Refused(f"the index of {self.path} is a {type(metadata).__name__}, not Metadata")
-        inside = {Path(self.path).resolve()}
-        for info in metadata.storage_data.values():
-            if (Path(self.path) / info.relative_path).resolve().parent not in inside:
-                raise Refused(f"its index names {info.relative_path!r}, which is outside its folder")
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        metadata = _read_index(Path(self.path))
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+def _read_index(folder: Path) -> Metadata:
+    content = (folder / ".metadata").read_bytes()
+    try:
+        made = _Index(io.BytesIO(content)).load()
+    except Refused:
+        raise
+    # the kinds that Python's documentation names for damaged pickles, and those of calls with unsuitable arguments
+    except (
+        *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError),
+        *(KeyError, TypeError, ValueError, MemoryError, OverflowError, RecursionError),
+    ) as error:
+        raise Refused(f"its index, {folder / '.metadata'}, is damaged: {str(error) or type(error).__name__}") from error
+    index = _state(made, "Metadata")
+    tensors = _mapping(index.get("state_dict_metadata"))
+    places = dict(map(_place, _mapping(index.get("storage_data")).items()))
+    found = {_of(str, name): _entry(name, item, places) for name, item in tensors.items()}
+    _check_files(folder, places)
+    keys = {name: _of(tuple, key) for name, key in _mapping(index.get("planner_data")).items()}
+    if any(type(word) not in (str, int) for key in keys.values() for word in key):
+        raise Refused("its index has keys of state dicts that are neither text nor numbers")
+    version = index.get("version")
+    return Metadata(found, keys, places, version=None if version is None else _of(str, version))
+
+
+def _entry(
+    name: str, item: Any, places: dict[MetadataIndex, _StorageInfo]
+) -> TensorStorageMetadata | BytesStorageMetadata:
+    """What an index says of a tensor or of another value, all of which must be in the files."""
+    if isinstance(item, _Record) and item.kind == "BytesStorageMetadata":
+        if MetadataIndex(name) not in places:
+            raise Refused(f"its index does not say where {name} is")
+        return BytesStorageMetadata()
+    tensor = _state(item, "TensorStorageMetadata")
+    properties, size = _state(tensor.get("properties"), "TensorProperties", tuple), _size(tensor.get("size"))
+    chunks = [_state(chunk, "ChunkStorageMetadata") for chunk in _of(list, tensor.get("chunks"))]
+    found = [ChunkStorageMetadata(_size(chunk.get("offsets")), _size(chunk.get("sizes"))) for chunk in chunks]
+    filled = {chunk.offsets: chunk.sizes.numel() for chunk in found if chunk.sizes.numel()}
+    inside = all(
+        len(size) == len(chunk.offsets) == len(chunk.sizes)
+        and all(start + count <= side for start, count, side in zip(chunk.offsets, chunk.sizes, size, strict=True))
+        for chunk in found
+    )
+    if not inside or sum(filled.values()) != size.numel():
+        raise Refused(f"its index has parts of {name} that are not all of its {tuple(size)}")
+    if not all(MetadataIndex(name, offsets) in places for offsets in filled):
+        raise Refused(f"its index does not say where all parts of {name} are")
+    return TensorStorageMetadata(TensorProperties(_of(torch.dtype, next(iter(properties), None))), size, found)
+
+
+def _place(item: tuple[Any, Any]) -> tuple[MetadataIndex, _StorageInfo]:
+    key, place = _state(item[0], "MetadataIndex"), _state(item[1], "_StorageInfo")
+    offset, number = key.get("offset"), key.get("index")
+    index = MetadataIndex(
+        _of(str, key.get("fqn")),
+        None if offset is None else _size(offset),
+        None if number is None else _of(int, number),
+    )
+    if place.get("transform_descriptors"):
+        raise Refused(f"its index says that {index.fqn} is compressed, which no checkpoint of a run is")
+    begin, length = _size((place.get("offset"), place.get("length")))
+    return index, _StorageInfo(_of(str, place.get("relative_path")), begin, length)
+
+
+def _check_files(folder: Path, places: dict[MetadataIndex, _StorageInfo]) -> None:
+    ends: dict[str, int] = {}
+    for place in places.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+            raise Refused(f"its index names {name!r}, which is outside its folder")
+        held = (folder / name).stat().st_size
+        if held < end:
+            raise Refused(f"{folder / name} is cut off: it has {held:,} bytes and should have {end:,}")
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise Refused(f"its index has a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return {} if value is None else _of(dict, value)
+
+
+def _state(item: Any, kind: str, form: type = dict) -> Any:
+    """The state of a record of this kind."""
+    if not isinstance(item, _Record) or item.kind != kind:
+        raise Refused(f"its index has a {getattr(item, 'kind', type(item).__name__)} where a {kind} belongs")
+    return _of(form, item.state)
+
+
+def _size(value: Any) -> torch.Size:
+    numbers = _of(tuple, value)
+    if len(numbers) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        raise Refused("its index has a size or an offset that cannot be one")
+    return torch.Size(numbers)
 
 
 class Planner(dcp.DefaultLoadPlanner):

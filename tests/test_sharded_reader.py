@@ -1,6 +1,7 @@
 """Sharded checkpoints: read back as written, and never run."""
 
 import pickle
+from pathlib import Path, PosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -88,12 +89,118 @@ def test_a_part_is_read_without_a_model(written):
     assert found.has("model") and not found.has("ema") and found.tensors("ema") == {}
 
 
+def changed(folder, change):
+    """Change an index that torch wrote, as someone else could."""
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    change(index)
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+
+
 def test_more_is_not_promised_than_there_is(written):
-    index = pickle.loads((written / ".metadata").read_bytes())
-    index.state_dict_metadata["model.weight"].size = torch.Size([2**40, 3])
-    (written / ".metadata").write_bytes(pickle.dumps(index))
+    def change(index):
+        tensor = index.state_dict_metadata["model.weight"]
+        tensor.size = tensor.chunks[0].sizes = torch.Size([2**40, 3])
+
+    changed(written, change)
     with pytest.raises(checkpoint.CheckpointError, match=r"declares 13,194,139,533,328 bytes of model, but .* holds"):
         opened(written).tensors("model")
+
+
+def weight(index):
+    return index.state_dict_metadata["model.weight"]
+
+
+def cut(index):
+    """The last row is in no part."""
+    weight(index).chunks[0].sizes = torch.Size([3, 3])
+
+
+def moved(index):
+    """One part, beyond the tensor."""
+    weight(index).chunks[0].offsets = torch.Size([1, 0])
+
+
+def lost(index):
+    index.storage_data = {key: place for key, place in index.storage_data.items() if key.fqn != "model.weight"}
+
+
+def negative(index):
+    weight(index).size = (-4, -3)
+
+
+def untyped(index):
+    weight(index).properties.dtype = None
+
+
+def listed(index):
+    index.state_dict_metadata = [1, 2]
+
+
+def compressed(index):
+    next(iter(index.storage_data.values())).transform_descriptors = ["zstd"]
+
+
+def numbered(index):
+    next(iter(index.storage_data.values())).relative_path = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut, r"parts of model\.weight that are not all of its \(4, 3\)"),
+        (moved, r"parts of model\.weight that are not all"),
+        (lost, r"does not say where all parts of model\.weight are"),
+        (negative, r"a size or an offset that cannot be one"),
+        (untyped, r"a NoneType where a dtype belongs"),
+        (listed, r"a list where a dict belongs"),
+        (compressed, r"is compressed"),
+        (numbered, r"a int where a str belongs"),
+    ],
+)
+def test_what_an_index_says_is_checked(written, change, said):
+    """Otherwise memory as it was would be weights, or torch's errors would have no name of a file."""
+    changed(written, change)
+    for read in (lambda: opened(written).tensors("model"), lambda: fill(written)):
+        with pytest.raises(checkpoint.CheckpointError, match=said):
+            read()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x04]r\xff\xff\xff\xff.", b"\x80\x04N", b"\x80\x04)R."])
+def test_a_damaged_index(written, content):
+    whole = (written / ".metadata").read_bytes()
+    for damaged in (content, whole[: len(whole) // 2]):
+        (written / ".metadata").write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointError, match=r"its index, .*\.metadata, is damaged: ."):
+            fill(written)
+
+
+def test_a_file_that_is_cut_off(written):
+    file = written / "__0_0.distcp"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        checkpoint.CheckpointError, match=rf"0\.distcp is cut off: it has {size - 1:,} bytes and should"
+    ):
+        fill(written)
+    file.write_bytes(bytes(size))
+    with pytest.raises(checkpoint.CheckpointError, match="or is damaged; nothing in it was run"):
+        fill(written)
+
+
+def test_an_index_changes_no_class(written):
+    """A pickle can set attributes of the classes that it names: paths that are not resolved would leave the folder."""
+
+    def named(module, name):
+        return f"c{module}\n{name}\n".encode()
+
+    whole = (written / ".metadata").read_bytes()
+    path, word = named("pathlib", "PosixPath"), b"X\x07\x00\x00\x00resolve"
+    (written / ".metadata").write_bytes(
+        b"\x80\x04" + path + b"N}" + word + named("pathlib", "PurePosixPath") + b"s\x86b0" + whole[2:]
+    )
+    with pytest.raises(checkpoint.CheckpointError, match=r"its index, .* is damaged"):
+        fill(written)
+    assert PosixPath.resolve is Path.resolve
 
 
 def test_an_index_is_not_run(written, tmp_path):
@@ -114,10 +221,10 @@ def test_a_value_is_not_run(tmp_path):
 
 
 def test_files_stay_in_their_folder(written, tmp_path):
-    index = pickle.loads((written / ".metadata").read_bytes())
-    info = next(iter(index.storage_data.values()))
-    info.relative_path = "../../elsewhere"
-    (written / ".metadata").write_bytes(pickle.dumps(index))
+    def change(index):
+        next(iter(index.storage_data.values())).relative_path = "../../elsewhere"
+
+    changed(written, change)
     with pytest.raises(checkpoint.CheckpointError, match=r"'../../elsewhere', which is outside its folder"):
         fill(written)
 
@@ -130,11 +237,11 @@ def test_names_must_fit(written):
 
 def test_another_kind_of_index(written):
     (written / ".metadata").write_bytes(pickle.dumps(torch.Size([1])))
-    with pytest.raises(checkpoint.CheckpointError, match="is a Size, not Metadata"):
+    with pytest.raises(checkpoint.CheckpointError, match="has a tuple where a Metadata belongs"):
         fill(written)
 
 
 def test_what_is_known_is_there():
-    for module, names in sharded_reader.KNOWN.items():
+    for module, names in (sharded_reader.RECORDS | sharded_reader.VALUES).items():
         held = __import__(module, fromlist=["_"]) if module != "pathlib" else SimpleNamespace(**dict.fromkeys(names))
         assert all(hasattr(held, name) for name in names), module
