@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ops
-import zoo
 from recipes import papers
 from zoo import table
 from zoo.releases import RELEASES
-from zoo.releases.render import FAMILIES, TASKS, family
+from zoo.releases.render import FAMILIES, TASKS, _licence, family
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -32,6 +31,8 @@ OPS = {
     ),
     "pooled": (["pooled_attention"], ["pooled_attention"]),
 }
+# files of measured calls; on a GPU, those of pooled attention are of a run of its own
+CALLS = ("ops_*.json", "pooled_attention_cuda.json")
 
 
 def pages() -> dict[Path, str]:
@@ -78,23 +79,17 @@ def releases(key: str) -> str:
     return lines(["weights", "top-1", "pixels", "trained on", "licence"], rows, numbers=(1, 2)) + "\n" + end
 
 
-def _licence(release: zoo.Release) -> str:
-    return (release.licence or "not stated") + (", **non-commercial**" if release.noncommercial else "")
-
-
 def recipe(key: str) -> str:
     """The phases of the authors' recipes, with their models."""
     known = {task: _phases(task, key) for task in ("classify", "segment", "detect")}
     rows = [[f"`{task}`", f"`{phase}`", names] for task, phases in known.items() for phase, names in phases]
     if not rows:
         return "`recipes/papers` has no recipe of the authors yet; `recipe=quick` is the default.\n"
-    more = " ([all values](../recipes.md))" if (DOCS / "recipes.md").exists() else ""
-    return lines(["task", "phase", "models"], rows) + f"\nThe source of every value is in `recipes/papers`{more}.\n"
+    end = "\nThe source of every value is in `recipes/papers` ([all values](../recipes.md)).\n"
+    return lines(["task", "phase", "models"], rows) + end
 
 
 def _phases(task: str, key: str) -> Iterator[tuple[str, str]]:
-    if not (ROOT / "recipes" / "papers" / task).is_dir():
-        return
     for phase, entry in papers.tables(task).items():
         names = [name for name in entry["models"] if family(name) == key]
         if names:
@@ -125,7 +120,7 @@ def op_speed(names: list[str]) -> str:
     """Measured calls of models, beside the fastest other implementation."""
     header = ["call", "models", "dtype", "mode", "ours, ms", "peak MiB", "fastest peer", "its ms", "its peak MiB"]
     parts = []
-    for file in sorted((ROOT / "benchmarks").glob("ops_*.json")):
+    for file in sorted(file for name in CALLS for file in (ROOT / "benchmarks").glob(name)):
         measured = json.loads(file.read_text())
         rows = [_op_row(row) for row in measured["rows"] if row["op"] in names]
         parts += [lines(header, rows, numbers=(4, 5, 7, 8)) + "\n" + circumstances(measured)] if rows else []

@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ops.bench.report import command
 from ops.check.command import positive
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
@@ -217,7 +217,7 @@ def facts(args: argparse.Namespace, machine: str) -> dict[str, str]:
         "device": f"{machine}, {torch.get_num_threads()} CPU threads",
         "versions": f"python {platform.python_version()}, {named}",
         "settings": f"medians of {args.repeats} alternating blocks of {args.block} steps; of {args.starts} starts",
-        "command": f"python -m recipes.bench {shlex.join(sys.argv[1:])}",
+        "command": command("recipes.bench"),
     }
 
 

@@ -104,10 +104,10 @@ class Checkpoint:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except CheckpointException as error:
-            raise CheckpointError(f"could not read the checkpoint {self.path}: {_cause(error)}") from error
-        except sharded_reader.Refused as error:
-            raise CheckpointError(f"could not read the checkpoint {self.path}: {error}") from error
+        except (CheckpointException, sharded_reader.Refused) as error:
+            raise CheckpointError(
+                f"could not read the checkpoint {self.path}: {_cause(error)}; if you remove it, the one before is used"
+            ) from error
 
 
 def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:

@@ -348,18 +348,26 @@ def _label(name: str, row: Row, keys: Sequence[str]) -> str:
 class AfterSweep(Callback):
     """Hydra callback that compares the runs of a sweep (-m) when it ends, even by an error or Ctrl-C."""
 
+    def __init__(self) -> None:
+        self.outs: list[Path] = []
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         os.environ[SWEEP] = secrets.token_hex(4)  # inherited by launchers that start processes of their own
-        SWEEP_ENDS.append(partial(show_sweep, Path(str(config.out))))
+        self.outs = [Path(str(config.out))]
+        SWEEP_ENDS.append(partial(show_sweep, self.outs))
         if str(config.hydra.sweeper.get("direction")) == "Direction.minimize":
             say("this search minimises the score; hydra/sweeper=search maximises it", "yellow")
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if (out := Path(str(config.out))) not in self.outs:  # `out` may be what is varied
+            self.outs.append(out)
 
-def show_sweep(out: Path) -> None:
-    """Compare the runs in `out` that this sweep made, if there are any."""
-    folders = [path for path in runs_in(out) if _of_this_sweep(path)]
+
+def show_sweep(outs: list[Path]) -> None:
+    """Compare the runs in the folders `outs` that this sweep made, if there are any; the picture is in the first."""
+    folders = [path for path in dict.fromkeys(run for out in outs for run in runs_in(out)) if _of_this_sweep(path)]
     if folders:
-        show(folders, out / f"sweep-{os.environ[SWEEP]}.png")
+        show(folders, outs[0] / f"sweep-{os.environ[SWEEP]}.png")
 
 
 def _of_this_sweep(folder: Path) -> bool:

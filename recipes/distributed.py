@@ -44,6 +44,7 @@ class _Joined:
     agents    torchrun's, of all ranks
     restarts  the most that one of them counts
     apart     whether it is the only process now, see `apart`
+    runs      how many runs it has begun, several in a sweep
     """
 
     name: str | None = None
@@ -51,6 +52,7 @@ class _Joined:
     agents: Sequence[str] = ()
     restarts: int = 0
     apart: bool = False
+    runs: int = 0
 
 
 _JOINED = _Joined()
@@ -79,6 +81,7 @@ def join(cfg: DictConfig) -> None:
     """
     _read_submitit()
     _check_launch()
+    _JOINED.runs += 1
     if size() == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -302,13 +305,13 @@ def _print(message: str) -> None:
 
 
 def _count(event: str) -> int:
-    """How often an event has happened on all ranks, including now; torchrun's own process counts."""
+    """How often an event has happened on all ranks in this run, including now; torchrun's own process counts."""
     if size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return 1
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=10))
         start = _JOINED.name or os.environ["TORCHELASTIC_RESTART_COUNT"]  # not to count those of the last one
-        return store.add(f"recipes/{start}/{event}", 1)
+        return store.add(f"recipes/{start}/{_JOINED.runs}/{event}", 1)
     except dist.DistError:
         return 1  # torchrun itself is gone
 

@@ -25,6 +25,7 @@ from zoo.files import replaced
 Record = dict[str, Any]
 FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last identifies it
 SAME = ("weights", "images", "amp", "config")  # what two evaluations of the same thing have in common
+LIKELIEST = 5  # classes of an image that are recorded
 NORMAL = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -47,13 +48,13 @@ class Answers:
     subset  the model's classes that are predicted, as in the metrics; None for all
     """
 
-    def __init__(self, subset: tuple[int, ...] | None = None, most: int = 5):
-        self.subset, self.most, self.rows, self.seen = subset, most, [], 0
+    def __init__(self, subset: tuple[int, ...] | None = None):
+        self.subset, self.rows, self.seen = subset, [], 0
 
     def note(self, predictions: Tensor, targets: Tensor) -> None:
         """Logits (B, the model's classes) and labels (B,) of the next batch of this process."""
         logits = among(predictions.float().cpu(), self.subset)
-        places = likeliest(logits, self.most)
+        places = likeliest(logits, LIKELIEST)
         classes, shares = of_model(places, self.subset), logits.softmax(-1).gather(1, places)
         for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
             index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images

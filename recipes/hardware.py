@@ -29,6 +29,7 @@ KEEP_BUFFERS = next(
     if name in inspect.signature(DistributedDataParallel).parameters
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_OWN_THREADS: list[int] = []  # how many there were before the first run that asked for others
 SEVERAL = {"parallel": "fsdp", "sync_bn": True}  # values that need several processes
 
 
@@ -147,8 +148,7 @@ def setup(cfg: DictConfig) -> Hardware:
     if learns and distributed.size() == 1:
         for key in (key for key, value in SEVERAL.items() if hardware[key] == value):
             say(f"hardware.{key}={str(hardware[key]).lower()} has no effect with one process: see torchrun", "yellow")
-    if hardware.threads is not None:
-        torch.set_num_threads(hardware.threads)
+    _set_threads(hardware.threads)
     strict = device.type == "cpu" if hardware.deterministic is None else hardware.deterministic
     torch.use_deterministic_algorithms(strict)  # set either way: the previous run of a sweep may have enabled it
     if strict:
@@ -159,6 +159,15 @@ def setup(cfg: DictConfig) -> Hardware:
     parallel = hardware.parallel if distributed.size() > 1 else None
     synced = hardware.sync_bn and parallel is not None
     return Hardware(device, DTYPES.get(hardware.amp), memory_format, hardware.compile, parallel, synced)
+
+
+def _set_threads(count: int | None) -> None:
+    """As many CPU threads as asked for; else those that there were before the previous run of a sweep asked."""
+    if count is not None:
+        _OWN_THREADS.append(torch.get_num_threads())
+        torch.set_num_threads(count)
+    elif _OWN_THREADS:
+        torch.set_num_threads(_OWN_THREADS[0])
 
 
 def _device(name: str) -> torch.device:

@@ -96,7 +96,7 @@ def make(cfg: DictConfig, source: data.Source, micro_batches: int | None = None)
         )
     count = _small_enough(size, count, cfg.train.micro_batch)
     micro = size // count
-    batches = data.batches_per_epoch(source, micro, world=world, repeats=cfg.augment.repeats)
+    batches = data.batches_per_epoch(source, micro, world=world)
     per_epoch = batches * world // count
     if per_epoch == 0:
         raise ConfigError(

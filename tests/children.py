@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["recipes.train"])
 SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
+TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")  # what a log has that two runs do not share
 PATIENCE = 800  # seconds until what does not end has hung, on a machine that has much else to do
 
 
@@ -121,6 +122,22 @@ def evaluated(run: Path, step: int) -> bool:
     return any(line["step"] == step and "val_loss" in line for line in lines(run))
 
 
+def assert_same(run: Path, other: Path, damaged: tuple[str, ...] = ()) -> None:
+    """Newest and best checkpoints of two finished runs hold the same bytes, and their logs the same numbers.
+
+    damaged  checkpoints of the first run that it found damaged and put aside
+    """
+    folders = [folder / "checkpoints" for folder in (run, other)]
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert names[0] == names[1] | {f"corrupt-{name}" for name in damaged}
+    files = sorted(folders[1].rglob("*.safetensors"))
+    assert len(files) == 8  # model, ema and optimizer of two steps, model and ema of the best
+    for file in files:
+        assert file.read_bytes() == (folders[0] / file.relative_to(folders[1])).read_bytes(), file
+    logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines(path)] for path in (run, other)]
+    assert logs[0] == logs[1]
+
+
 @contextlib.contextmanager
 def flags_restored() -> Iterator[None]:
     """What a run sets for its process, deterministic algorithms, must not reach other tests."""
@@ -136,6 +153,14 @@ def train_here(folder: Path, *overrides: str) -> None:
     """What train.py does, in this process."""
     with flags_restored():
         train.main.__wrapped__(config.compose([*overrides, f"out={folder}"]))
+
+
+def evaluate_here(*overrides: str) -> None:
+    """What eval.py does, in this process."""
+    from recipes import eval as evaluation  # which takes seconds: a process that only trains need not wait for it
+
+    with flags_restored():
+        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
 
 
 def renumber(checkpoint: Path, newer: Path) -> None:

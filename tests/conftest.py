@@ -31,6 +31,15 @@ def keep(function, name):
 _builtins._register_builtin = keep
 
 
+@pytest.fixture
+def own_caches(monkeypatch, tmp_path):
+    """Indices, listings and converted tables go to a folder of the test's own."""
+    import datasets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """One process, two that share the batch, two that share the parameters as well."""

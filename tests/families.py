@@ -144,3 +144,28 @@ CROPPED = {"biformer_stl", "biformer_stl_nchw"}
 
 # those whose map has one size from end to end: 16 pixels a side
 ISOTROPIC = {"dinat_iso_s", "vitrpb_s"}
+
+# those that can be built for another size (`set_input_size`) -> what that must refuse; others have no such method
+_SIZES = ({"img_size": (100,)}, {"img_size": "a"}, {"img_size": 0}, {"img_size": (96, 64.5)})
+_WINDOWS = ({"img_size": 96, "window_size": 0}, {"window_size": 2.5}, {"window_size": "a"})
+_PARTITIONS = ({"grid_size": (7,)}, {"img_size": 96, "partition_ratio": 0})
+RESIZED = {"sgformer_b": _SIZES, "vitrpb_s": _SIZES, "gcvit_s": (*_SIZES, *_WINDOWS, {"window_size": (7, 7, 0, 7)})}
+RESIZED |= dict.fromkeys(("maxvit_t", "maxvit_t_tv"), (*_SIZES, *_WINDOWS, *_PARTITIONS))
+
+# pictures of `zoo.show` of each class, beside the field that any model has
+PICTURES = {
+    "maxvit_t": ["axes"],
+    "maxvit_t_tv": ["axes"],
+    "gcvit_s": ["query"],
+    "davit_t": ["windows", "channels"],
+    "biformer_t": ["routes"],
+    "biformer_stl": ["routes"],
+    "biformer_stl_nchw": ["routes"],
+    "stvit_b": ["superpixels"],
+    "sgformer_b": ["significance"],
+    "litv2_s": ["halves"],
+    "dinat_b": ["neighborhoods"],
+    "dinats_t": ["neighborhoods"],
+    "dinat_iso_s": ["neighborhoods"],
+    "vitrpb_s": ["windows"],
+}

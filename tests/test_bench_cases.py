@@ -10,14 +10,15 @@ import ops
 from ops.bench.cases import MODELS, SMALL, call, calls, windows
 from zoo.registry import class_of, variants
 
-MODULES = ["blocks.attention", "biformer", "davit", "dinat", "gcvit", "litv2", "sgformer", "stvit"]
+# where a model may call an op
+MODULES = {class_of(name).__module__ for name in variants()} | {"zoo.blocks.attention"}
 
 
 def window_attention(module, q, k, v, bias, window, partition="block", scale=None, outside=None):
     assert window[0] == window[1]
     options = {"grid": partition == "grid", "bias": bias is not None, "attend_padding": outside is not None}
     # by its shape alone a shared query cannot be told where the map is one window
-    return windows(sizes(k), *k.shape[3:], window[0], shared=module == "gcvit", **options)
+    return windows(sizes(k), *k.shape[3:], window[0], shared=module == "zoo.gcvit", **options)
 
 
 def neighborhood_attention(module, q, k, v, bias, window, dilation, outside):
@@ -73,7 +74,7 @@ def made(monkeypatch):
         return wrapped
 
     for name in MODULES:
-        module = importlib.import_module(f"zoo.{name}")
+        module = importlib.import_module(name)
         for op in OPS:
             if hasattr(module, op.__name__):
                 monkeypatch.setattr(module, op.__name__, noting(op, name))

@@ -2,10 +2,12 @@
 
 import json
 import time
+from functools import partial
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from zoo import bench
 from zoo.bench_profile import by_module, kind
@@ -39,6 +41,34 @@ def test_training_counts_the_backward_too():
     speed = row.images_a_second["ours"]
     assert row.mode == "forward+backward" and set(row.images_a_second) == {"ours"}
     assert row.share["ours"] == pytest.approx(3 * 2e9 * row.gflops * speed / row.rate)
+
+
+class Layers(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(3, 3) for _ in range(count)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_each_of_many_models_is_compiled(monkeypatch):
+    """torch counts the graphs of a forward method, which all models of the zoo share, and compiles no more after 8."""
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # which timm's optimisers raise
+    monkeypatch.setattr(bench, "large_product", lambda *_: (lambda: None, 1.0))
+    monkeypatch.setattr(bench, "gflops", lambda *_: 1.0)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    args = bench.parse(["davit_t", "--batch", "1", "--repeats", "1", "--compile"])
+    for count in range(1, 10):
+        monkeypatch.setattr(bench, "build", lambda *_, count=count: ({"ours": Layers(count)}, torch.ones(2, 3)))
+        bench.measure("davit_t", args)
+        assert len(graphs) == count
 
 
 def test_profile(tmp_path, capsys):

@@ -263,7 +263,7 @@ def test_other_channels_of_a_segmenter(tmp_path):
     assert same(model, source.state_dict() | {conv: summed})
 
 
-def test_channels_that_cannot_be_made_others(tmp_path, source):
+def test_channels_that_cannot_be_made_others(tmp_path):
     path = tmp_path / "four.pth"
     torch.save(small(NAME, in_chans=4).state_dict(), path)
     for channels in (1, 3, 5):
@@ -560,7 +560,7 @@ def test_values_that_are_no_weights(tmp_path, source):
     )
 
 
-def test_unreadable(tmp_path, source):
+def test_unreadable(tmp_path):
     path = tmp_path / "broken.pth"
     refused(path, "does not exist")
     refused(tmp_path, "is a folder")

@@ -21,7 +21,7 @@ import zoo
 from families import RECORDS
 from rankings import ranks
 from test_checkpoint import state_of
-from test_golden import FOLDER, is_dense
+from test_golden import FOLDER
 from test_models import every_small, small, trained
 from zoo import export, fetch, inspect
 from zoo.convert import command
@@ -49,12 +49,11 @@ def released(tmp_path):
     return path
 
 
-# one of every kind of layout; test_convert.py has the laws of all
+# one of every kind of layout; `test_laws` of test_convert.py has all
 FAST = {GCVIT, "torchvision_maxvit_t_224x224", "stvit_small_224x224", "timm_davit_tiny_224x224", "vitrpb_small_224x224"}
-ROUNDS = [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in RECORDS if not is_dense(s)]
 
 
-@pytest.mark.parametrize("stem", ROUNDS)
+@pytest.mark.parametrize("stem", sorted(FAST))
 def test_there_and_back(stem, tmp_path, capsys):
     """Every learned tensor comes back bit for bit; what holds no knowledge comes back with its shape and type."""
     state, source, layout = official(stem), tmp_path / "released.pth", layout_of(stem)
@@ -83,7 +82,7 @@ def layout_of(stem):
     return next((name for name in ("timm", "torchvision") if stem.startswith(name)), "official")
 
 
-def test_index_tables_are_torchvisions(tmp_path):
+def test_index_tables_are_torchvisions():
     """Torchvision's own model keeps them: what is computed again is what stands there."""
     model = timm.create_model("maxvit_t_tv")
     layout = zoo.layouts.LAYOUTS["TorchvisionMaxViT"][0]
@@ -112,7 +111,7 @@ def test_metadata(released, tmp_path):
     assert said == wanted | {"release": "gcvit_xxt.nvidia_in1k", "license": "cc-by-nc-sa-4.0"}
 
 
-def test_release_and_licence_of_a_converted_file(released, tmp_path, monkeypatch, capsys):
+def test_release_and_licence_of_a_converted_file(released, tmp_path, monkeypatch):
     """The command says what may not be used commercially; a file that was converted twice still says what it is."""
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
     for source, out in ((released, once), (once, twice)):
@@ -284,7 +283,7 @@ def test_tables(released, tmp_path, monkeypatch, capsys):
     assert "no weights file" in capsys.readouterr().err
 
 
-def test_what_processes_shared_out_is_no_file_of_weights(tmp_path, monkeypatch, capsys):
+def test_what_processes_shared_out_is_no_file_of_weights(tmp_path, capsys):
     """The command that is given makes one, which has the names and both kinds of weights."""
     state = small("davit_t", depths=(1, 1, 1, 1)).state_dict()
     folder = tmp_path / "step-1" / "sharded"

@@ -156,7 +156,7 @@ def test_repeats(small):
     images, labels = all_of(small, batch_size=6, repeats=3)[0]
     assert labels.unique_consecutive().numel() <= 2
     assert not torch.equal(images[0], images[1]) and labels[0] == labels[1] == labels[2]
-    assert len(all_of(small, repeats=3)) == batches_per_epoch(small, 64, repeats=3) == 4
+    assert len(all_of(small, repeats=3)) == batches_per_epoch(small, 64) == 4
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

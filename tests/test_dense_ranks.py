@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from children import finish, lines, train_here
-from ranks import assert_bits, on_ranks, torchrun
+from ranks import assert_bits, on_ranks, torchrun, weights
 from recipes import checkpoint, config, distributed, hardware
 from recipes.data.paired import IGNORE
 from recipes.evaluate import evaluate
@@ -39,12 +39,6 @@ def curve(run: Path) -> list[dict]:
         {key: v for key, v in line.items() if key in kept or (key.startswith("val_") and "images_per_s" not in key)}
         for line in lines(run)
     ]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    found, problems = checkpoint.Store(run / "checkpoints").newest()
-    assert problems == []
-    return found.tensors("model")
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as F
 
 import zoo
-from recipes import config, eval_models
+from children import evaluate_here
+from recipes import config
 from recipes.config import ConfigError
 from recipes.task import create
-from test_eval import evaluate_here
+from test_eval_models import find
 from zoo.heads import detector, segmenter
 from zoo.heads.recognise import recognise_dense
 from zoo.releases import RELEASES
@@ -181,11 +182,6 @@ def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
     save_file(segmenter("nat_m", 3, head="semantic_fpn", channels=16).state_dict(), path)
     with pytest.raises(ConfigError, match=r"model=<backbone> task.head=<head> task.channels=.* run=runs/<name>"):
         find(path, "task=segment", "data=ade20k")
-
-
-def find(source, *overrides):
-    cfg = config.compose([config.quote("checkpoint", str(source)), *overrides], "eval")
-    return eval_models.find(cfg, *eval_models.sources(cfg))
 
 
 def test_published_figures_of_dense_models(ade):

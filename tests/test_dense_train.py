@@ -17,10 +17,9 @@ from PIL import Image
 from torch._export.serde.serialize import SerializeError
 
 import zoo
-from children import flags_restored, lines, lost_after, note_overrides, train_here
+from children import evaluate_here, lines, lost_after, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config, data_record, export, hardware
-from recipes import eval as evaluation
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.data import DataError
@@ -46,11 +45,6 @@ TASKS = {
     "masks": ["task=detect", "task.head=mask_rcnn"],
     "cascade": ["task=detect", "task.head=cascade_mask_rcnn", "task.channels=32"],
 }
-
-
-def evaluate_here(*overrides: str) -> None:
-    with flags_restored():
-        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
 
 
 @pytest.fixture(scope="module", params=["segment", "detect", *SLOW])

@@ -11,20 +11,14 @@ from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import zoo
-from children import SMALL, flags_restored, lost_after, renumber
+from children import SMALL, evaluate_here, lost_after, renumber
 from ranks import on_ranks
 from recipes import checkpoint, config, distributed
-from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.data import DataError
 from recipes.run import RunError
 from recipes.tasks import classify
 from recipes.weights import find_checkpoint, find_weights
-
-
-def evaluate_here(*overrides: str) -> None:
-    with flags_restored():
-        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
 
 
 def test_a_sharded_step_is_weights(runs, tmp_path, capsys):

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import zoo
-from children import SMALL, flags_restored, lines, note_overrides, succeed, train_here
+from children import SMALL, evaluate_here, lines, note_overrides, succeed, train_here
 from recipes import checkpoint, config, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
@@ -25,12 +25,6 @@ from recipes.settings import RunError
 from recipes.tasks import segment
 from recipes.tasks.classify import Metrics, Task
 from recipes.weights import Kept, find_checkpoint
-
-
-def evaluate_here(*overrides: str) -> None:
-    """What eval.py does, in this process."""
-    with flags_restored():
-        evaluation.main.__wrapped__(config.compose(overrides, "eval"))
 
 
 @pytest.fixture(scope="module")

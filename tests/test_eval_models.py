@@ -19,6 +19,7 @@ from timm.data import create_transform, resolve_data_config
 
 import golden
 import zoo
+from children import evaluate_here
 from families import BUILT_WITH, RECORDS
 from ranks import on_ranks
 from recipes import config, eval_dense_models, eval_models, eval_results
@@ -28,7 +29,6 @@ from recipes.config.quoting import written
 from recipes.data import DataError, imagenet
 from recipes.data.build import preprocessing
 from recipes.settings import RunError
-from test_eval import evaluate_here
 from test_golden import FOLDER, is_dense
 from zoo import fetch, releases
 

@@ -143,7 +143,7 @@ def test_a_tag_is_downloaded_verified_converted_and_loaded(monkeypatch, site, ca
     assert len(site.asked) == 1 and kept(cache) == [cache / file.name]
 
 
-def test_released_urls_are_what_is_asked_for(monkeypatch, cache):
+def test_released_urls_are_what_is_asked_for(monkeypatch):
     asked = []
 
     def download(url, path, *args, **kwargs):
@@ -157,7 +157,7 @@ def test_released_urls_are_what_is_asked_for(monkeypatch, cache):
     assert asked == [find(name).url for name in ("maxvit_t_tv", "dinat_t", "litv2_s_a02", "gcvit_xt.timm_in1k")]
 
 
-def test_another_file_than_was_released(monkeypatch, site, cache):
+def test_another_file_than_was_released(site, cache):
     file = site.folder / "maxvit_t-bc5ab103.pth"
     torch.save(timm_state(small(MODEL)), file)
     overlay = {"url": f"{site.url}/{file.name}"}

@@ -106,7 +106,7 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(first, probe):
     assert any(name.endswith("running_var") for name in start)
 
 
-def test_a_linear_probe_learns(first, probe):
+def test_a_linear_probe_learns(probe):
     scores = [line["val_top1"] for line in lines(probe) if "val_top1" in line]
     assert scores[-1] > 3 * 10  # ten classes
     moments = newest(probe).tree("optimizer")

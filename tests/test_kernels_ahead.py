@@ -22,7 +22,6 @@ from zoo import kernels
 from zoo.registry import variants
 
 FAST = ["biformer_t", "davit_t", "gcvit_xxt", "maxvit_t", "nat_m", "sgformer_s", "stvit_s"]
-OTHERS = sorted(set(TARGETS) - {"sm_90"})
 DTYPES = (torch.float32, torch.bfloat16)
 
 

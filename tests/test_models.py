@@ -9,7 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import ops
 import zoo
-from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, ROUNDED_DOWN, SMALL
+from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, RESIZED, ROUNDED_DOWN, SMALL
 from zoo.blocks import ConvPosition, WindowAttention, image_sides, init_fan_out, resize_table
 
 
@@ -274,13 +274,6 @@ def test_the_same_size_leaves_parameters_where_they_are(name):
     if hasattr(model, "set_input_size"):
         model.set_input_size(SMALL[name].get("img_size", 224))
     assert all(p is before[key] for key, p in model.named_parameters())
-
-
-SIZES = ({"img_size": (100,)}, {"img_size": "a"}, {"img_size": 0}, {"img_size": (96, 64.5)})
-WINDOWS = ({"img_size": 96, "window_size": 0}, {"window_size": 2.5}, {"window_size": "a"})
-PARTITIONS = ({"grid_size": (7,)}, {"img_size": 96, "partition_ratio": 0})
-RESIZED = {"sgformer_b": SIZES, "vitrpb_s": SIZES, "gcvit_s": (*SIZES, *WINDOWS, {"window_size": (7, 7, 0, 7)})}
-RESIZED |= dict.fromkeys(("maxvit_t", "maxvit_t_tv"), (*SIZES, *WINDOWS, *PARTITIONS))
 
 
 @pytest.mark.parametrize("name", RESIZED)

@@ -43,10 +43,6 @@ def test_zoo_needs_torch_torchvision_and_timm():
     assert imported(statement, *TRAINING, "triton", "onnx", "pytest") == "['zoo', 'ops']"
 
 
-def test_ops_need_torch():
-    assert imported("import ops", *TRAINING, "triton", "timm", "torchvision", "safetensors") == "['ops']"
-
-
 def test_importing_downloads_nothing():
     statement = (
         "import socket\n"

@@ -18,11 +18,7 @@ SPLITS = ("train", "validation")
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch, tmp_path):
-    """Indices and converted tables go to a folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture(params=["arrow", "parquet"])

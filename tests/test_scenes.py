@@ -34,7 +34,7 @@ def test_no_scan_is_in_both_splits(splits):
     whole = [{scan.tobytes() for scan in split.scans.scans} for split in splits[:2]]
     assert not whole[0] & whole[1]
     used = [
-        {split.scans.scans[thing.row].tobytes() for index in range(60) for thing in split.things_of(index)}
+        {split.scans.scans[thing.row].tobytes() for index in range(60) for thing in split._scene(index)[1]}
         for split in splits[:2]
     ]
     assert len(used[1]) > 100 and not used[0] & used[1] and used[1] <= whole[1]
@@ -44,7 +44,7 @@ def test_labels_are_exact(splits):
     """Every pixel is painted here by hand, scan after scan; boxes are the least and largest places of what is left."""
     overlapping = 0
     for index in range(12):
-        things, owner = splits[0].things_of(index), {}
+        things, owner = splits[0]._scene(index)[1], {}
         for number, thing in enumerate(things):
             for row, column in zip(*np.nonzero(thing.ink >= 0.5), strict=True):
                 place = (thing.top + row, thing.left + column)
@@ -66,17 +66,17 @@ def test_labels_are_exact(splits):
 
 
 def test_scenes_hold_several_scans_of_several_sizes(splits):
-    counts = [len(splits[0].things_of(index)) for index in range(100)]
+    counts = [len(splits[0]._scene(index)[1]) for index in range(100)]
     assert set(counts) == {3, 4}
-    sides = [len(thing.ink) for index in range(50) for thing in splits[0].things_of(index)]
+    sides = [len(thing.ink) for index in range(50) for thing in splits[0]._scene(index)[1]]
     assert max(sides) > 1.7 * min(sides)
-    assert {len(make(things="[6,6]")[0].things_of(index)) for index in range(10)} == {6}
+    assert {len(make(things="[6,6]")[0]._scene(index)[1]) for index in range(10)} == {6}
 
 
 def test_scans_can_be_told_from_the_ground(splits):
     for index in range(10):
         image, labels = np.asarray(splits[0].image(index), float), splits[0].semantic(index)
-        for thing in splits[0].things_of(index):
+        for thing in splits[0]._scene(index)[1]:
             part = np.zeros(labels.shape, bool)
             part[thing.place] = True
             ground = image[part & (labels == BACKGROUND)].mean()

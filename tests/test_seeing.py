@@ -573,7 +573,7 @@ def test_runs_are_called_by_what_tells_them_apart(runs, tmp_path, capsys):
     assert drawn == ["there/one", "here/one"] and "2 runs" in capsys.readouterr().out
 
 
-def test_runs_that_differ_in_much_can_be_read(tmp_path, capsys, monkeypatch):
+def test_runs_that_differ_in_much_can_be_read(capsys, monkeypatch):
     """More keys than a terminal has room for: columns would be one letter wide."""
     keys = {f"group.key_{letter}": 0.25 for letter in "abcdefghij"}
     line = {"step": 1, "val_top1": 1.0, "val_loss": 2.0}

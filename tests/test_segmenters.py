@@ -18,7 +18,7 @@ import zoo
 from ranks import on_ranks
 from recipes import config, distributed
 from steps import losses_of
-from zoo.heads import inference, segmenter
+from zoo.heads import detector, inference, segmenter
 from zoo.heads.plain import pyramid_of
 from zoo.heads.recognise import recognise_dense
 from zoo.heads.segmenter import auxiliary_head
@@ -294,8 +294,6 @@ def test_a_module_as_backbone():
         segmenter("nat_m", 3, channels=8, out_indices=(3, 2, 1, 0))
     with pytest.raises(ValueError, match=r"out_indices are \[1, 2, 3, 3\]: name each map once"):
         segmenter("resnet18", 3, out_indices=(1, 2, 3, 3))
-    with pytest.raises(ValueError, match="num_classes is 0; it must be 1 or more"):
-        segmenter("resnet18", 0)
     with pytest.raises(ValueError, match="scales are empty"):
         inference.augmented(nn.Identity(), torch.zeros(1, 3, 32, 32), scales=())
     with pytest.raises(ValueError, match="no images to average over"):
@@ -310,6 +308,13 @@ def test_norms_where_the_published_dense_models_have_them():
     families = ("dinat_t", "nat_m", "davit_t", "litv2_s", "biformer_t", "gcvit_xxt", "maxvit_t", "stvit_s", "resnet18")
     assert [name for name in families if not normed(name)] == ["maxvit_t", "stvit_s", "resnet18"]
     assert sum(isinstance(m, nn.LayerNorm) for m in tiny().backbone.model.feature_norms) == 4
+
+
+@pytest.mark.parametrize("build", [segmenter, detector])
+@pytest.mark.parametrize("count", [0, 2.5, "3", True])
+def test_what_is_no_number_of_classes(build, count):
+    with pytest.raises(ValueError, match=f"^num_classes is {count!r}: expected the number of classes, 1 or more$"):
+        build("nat_m", count)
 
 
 def test_wrong_arguments():

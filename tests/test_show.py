@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import zoo
-from families import SMALL
+from families import PICTURES, SMALL
 from ops import neighborhood_attention, route_regions, super_tokens, window_attention
 from zoo import show
 from zoo.show import attention, command, source, tokens
@@ -21,23 +21,6 @@ from zoo.show.field import covered
 
 pytest.importorskip("matplotlib")
 
-# pictures of each class, beside the field that any model has
-NAMES = {
-    "maxvit_t": ["axes"],
-    "maxvit_t_tv": ["axes"],
-    "gcvit_s": ["query"],
-    "davit_t": ["windows", "channels"],
-    "biformer_t": ["routes"],
-    "biformer_stl": ["routes"],
-    "biformer_stl_nchw": ["routes"],
-    "stvit_b": ["superpixels"],
-    "sgformer_b": ["significance"],
-    "litv2_s": ["halves"],
-    "dinat_b": ["neighborhoods"],
-    "dinats_t": ["neighborhoods"],
-    "dinat_iso_s": ["neighborhoods"],
-    "vitrpb_s": ["windows"],
-}
 SIZE = (71, 86)  # no multiple of a window, cell or region
 
 
@@ -92,7 +75,7 @@ def test_no_title_is_cut_off(name, note):
 
 
 def test_every_class_has_its_pictures():
-    assert NAMES.keys() == SMALL.keys()
+    assert PICTURES.keys() == SMALL.keys()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -103,7 +86,7 @@ def test_pictures(name):
     modes = [module.training for module in model.modules()]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = show.pictures(model, noise(), img_size=SIZE, query=(70, 85), note="random weights")
-    assert [picture.name for picture in found] == show.names(model) == [*NAMES[name], "field"]
+    assert [picture.name for picture in found] == show.names(model) == [*PICTURES[name], "field"]
     for picture in found:
         assert name in picture.title and "random weights" in picture.title and "arXiv:" in picture.caption
         assert picture._repr_png_().startswith(b"\x89PNG")
@@ -365,7 +348,7 @@ def test_own_weights_are_drawn_with_their_own_arguments(name, tmp_path):
     """From a folder that says them, from its file, and from a file alone, with which they are given."""
 
     def drawn(model):
-        return show.pictures(model, noise(), img_size=SIZE, only=NAMES[name][:1])
+        return show.pictures(model, noise(), img_size=SIZE, only=PICTURES[name][:1])
 
     given, words = OTHERWISE[name]
     model, prepared = small(name, img_size=SIZE, **given), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}

@@ -21,12 +21,7 @@ from recipes.plots import draw_confusion
 from shard_cases import tars
 from source_cases import all_of, make, photos, same
 
-
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch, tmp_path):
-    """Listings and converted tables go to a folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture

@@ -35,11 +35,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch, tmp_path):
-    """Indices and converted tables go to a folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture(params=WRITE)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from children import ROOT, SMALL, fork
@@ -17,6 +18,7 @@ from recipes.config.checks import flat
 from recipes.config.given import expanded
 
 QUICK = [*SMALL, "train.steps=3", "sched.warmup=0"]
+RUNS = ("3/s-0", "None/s-1")
 
 
 def sweep(*overrides, cwd):
@@ -53,6 +55,16 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     assert output.endswith("error: 1 of 3 runs failed, see above: 1\n")
     assert sorted(scores(tmp_path / "runs")) == ["s-0", "s-2"]
     assert "2 runs" in output
+
+
+def test_nothing_is_left_of_the_run_before(tmp_path):
+    """Each run has its own number of threads, and its own folder of runs, all of which are in the table."""
+    own = torch.get_num_threads()
+    child = fork("-m", *QUICK, "name=s", "hardware.threads=3,null", "out=runs/${hardware.threads}", cwd=tmp_path)
+    output = child.output()
+    assert child.exitcode == 0 and "2 runs" in output, output
+    threads = [json.loads((tmp_path / "runs" / run / "sessions.jsonl").read_text())["threads"] for run in RUNS]
+    assert threads == [3, own]
 
 
 def test_runs_of_a_sweep_are_resumed_by_name(tmp_path):

@@ -102,6 +102,8 @@ def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module | None:
 def measure(name: str, args: argparse.Namespace) -> Row:
     """Times one model, its twin if there is one, and a large matmul, in turn."""
     models, images = build(name, args)
+    if args.compile:
+        torch.compiler.reset()  # after 8 models with the same forward method, torch would compile no more of them
     runs = {
         source: partial(step, torch.compile(model) if args.compile else model, images, args.train)
         for source, model in models.items()

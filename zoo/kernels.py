@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ops.bench.report import command
 from ops.check.command import positive
 from ops.recording import Launch, recording
 
@@ -160,7 +161,7 @@ def _facts(models: Sequence[str]) -> list[str]:
     return [
         f"- date: {datetime.date.today().isoformat()}",
         f"- versions: torch {torch.__version__}, triton {triton.__version__}",
-        f"- command: python -m zoo.kernels {' '.join(sys.argv[1:])}",
+        f"- command: {command('zoo.kernels')}",
         f"- models: {', '.join(models)}",
         "",
         "Each row is the worst case over its binaries, which differ in window, channels per head, bias and the like.",

@@ -110,9 +110,9 @@ def insert(text: str, table: str, mark: str = "models") -> str:
     return text.replace(_marked(text, mark), f"<!-- {mark} -->\n{table}<!-- /{mark} -->\n", 1)
 
 
-def between(text: str, mark: str = "models") -> str:
-    """What `insert` put into `text`. Raises ValueError where the marks are missing."""
-    return _marked(text, mark).removeprefix(f"<!-- {mark} -->\n").removesuffix(f"<!-- /{mark} -->\n")
+def between(text: str) -> str:
+    """The table of models that `insert` put into `text`. Raises ValueError where its marks are missing."""
+    return _marked(text, "models").removeprefix("<!-- models -->\n").removesuffix("<!-- /models -->\n")
 
 
 def _marked(text: str, mark: str) -> str:

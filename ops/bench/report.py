@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,11 @@ into windows and one back. `unfold`, `gather`, `gathered` and `softmax` follow t
 """
 
 
+def command(module: str) -> str:
+    """How this run of `module` was started, as it can be pasted into a shell: a peer's name may have a space."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
 def circumstances(device: str, module: str) -> dict[str, str]:
     """Device, versions, date and command of this run of `module`; on a CPU also the load of the machine."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -38,7 +44,7 @@ def circumstances(device: str, module: str) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "command": command(module),
     }
 
 

@@ -58,13 +58,8 @@ def collect(parts: Tensor) -> Tensor:
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (B, h, w, pixels of a cell, C), padded with zeros to whole cells."""
     h, w = -(-x.shape[1] // cell[0]), -(-x.shape[2] // cell[1])
-    x = extend(x, cell).unflatten(2, [w, cell[1]]).unflatten(1, [h, cell[0]])  # (B, h, cell, w, cell, C)
+    x = filled(x, cell).unflatten(2, [w, cell[1]]).unflatten(1, [h, cell[0]])  # (B, h, cell, w, cell, C)
     return x.transpose(2, 3).flatten(3, 4)
-
-
-def extend(x: Tensor, cell: tuple[int, int], value: float = 0.0) -> Tensor:
-    """Pads (B, H, W, C) to whole cells with `value`."""
-    return filled(x, cell, value)
 
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:

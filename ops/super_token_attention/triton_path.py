@@ -8,6 +8,7 @@ from ..dispatch import under_autocast
 from ..launching import launch, power_of_two
 from ..precision import precision
 from ..registration import register
+from ..sizes import filled
 from ..tiles import strides
 from . import reference
 from .kernels import collect_kernel, contribute_kernel, relate_kernel, spread_kernel
@@ -119,7 +120,7 @@ def average_backward(grad, x, affinity, cell, learned, tokens, total):
 
 
 def average_specification(x, affinity, cell, learned):
-    shares = reference.cut(reference.extend(affinity, cell, 1 / 9), cell)
+    shares = reference.cut(filled(affinity, cell, 1 / 9), cell)
     return reference.average(reference.cut(x, cell), shares, reference.collect(shares.sum(3).unsqueeze(-1)))
 
 

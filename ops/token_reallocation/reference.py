@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ..dispatch import wide
 from ..onnx_export import for_onnx
+from ..sizes import filled
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float) -> Tensor:
@@ -26,8 +27,7 @@ def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float)
 
 def cut(x: Tensor, window: tuple[int, int]) -> Tensor:
     """(B, H, W, heads, D) -> (B, gh, gw, tokens, heads, D), padded with zeros to whole windows."""
-    x = F.pad(x, [0, 0, 0, 0, 0, -x.shape[2] % window[1], 0, -x.shape[1] % window[0]])
-    x = x.unflatten(2, [-1, window[1]]).unflatten(1, [-1, window[0]])
+    x = filled(x, window).unflatten(2, [-1, window[1]]).unflatten(1, [-1, window[0]])
     return x.transpose(2, 3).flatten(3, 4)
 
 

@@ -16,6 +16,7 @@ from recipes.shell import command
 
 # packages of Hydra's plugins, by the option that each adds and a file of ours builds on
 PLUGINS = {"hydra/sweeper/optuna": "hydra-optuna-sweeper", "hydra/launcher/submitit_slurm": "hydra-submitit-launcher"}
+OWNERS = 4  # options that are named where a key belongs to one of them
 
 
 def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
@@ -77,8 +78,8 @@ def _unknown_key(key: str, name: str) -> str:
     return f"unknown key {key!r}{hint}{advice}; `{command(name)} --cfg job` prints every key"
 
 
-def _owners(key: str, most: int = 4) -> str:
+def _owners(key: str) -> str:
     """The options that a key belongs to; none of them is chosen."""
     group, found = key.split(".")[0], checks.having(key)
-    said = " or ".join(f"{group}={option}" for option in found[:most])
-    return said + (f" or {len(found) - most} more" if len(found) > most else "")
+    said = " or ".join(f"{group}={option}" for option in found[:OWNERS])
+    return said + (f" or {len(found) - OWNERS} more" if len(found) > OWNERS else "")

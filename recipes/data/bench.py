@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ops.bench.report import command
 from ops.check.command import positive
 from recipes.config import compose
 from recipes.data import build
@@ -133,7 +134,7 @@ def report(found: dict[str, Rates], args: argparse.Namespace) -> str:
         "versions": f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages),
         "settings": f"{args.workers} workers, batches of 32, random crop and horizontal flip, medians of {args.turns} "
         f"alternating turns of about {args.seconds:g} s, with the same images in each",
-        "command": " ".join(["python -m recipes.data.bench", *sys.argv[1:]]),
+        "command": command("recipes.data.bench"),
     }
     return f"# The loader\n\n{ABOUT}\n\n" + "\n".join(f"- {k}: {v}" for k, v in facts.items()) + f"\n\n{table(found)}\n"
 
@@ -160,6 +161,7 @@ def main() -> None:
             print(f"{case}: {found[case].rates}", file=sys.stderr)
         text = report(found, args)
     if args.out:  # first: a reader of the output, such as head, may end before all is printed
+        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "data_cpu.md").write_text(text)
     print(text)
 

@@ -43,8 +43,8 @@ def worker_count(source: Source, workers: int | None = None) -> int:
     return 0 if len(source) < TINY else max(0, min(4, cores - 1))
 
 
-def batches_per_epoch(source: Source, batch_size: int, world: int = 1, repeats: int = 1) -> int:
-    """Full training batches of one rank in an epoch; `repeats` does not lengthen it.
+def batches_per_epoch(source: Source, batch_size: int, world: int = 1) -> int:
+    """Full training batches of one rank in an epoch; images that are repeated do not lengthen it.
 
     Raises DataError if the source does not fill one batch on every rank.
     """
@@ -101,7 +101,7 @@ def stream_order_of(
     if not isinstance(source.records, Shards):
         return None
     records, readers = source.records, max(1, worker_count(source, workers))
-    batches_per_epoch(source, batch_size, world, repeats)
+    batches_per_epoch(source, batch_size, world)
     counts = tuple(records.counts.tolist())
     return StreamOrder(counts, records.buffer, seed, world, readers, batch_size, repeats)
 
@@ -127,8 +127,8 @@ def plan_batches(
            augmented anew, and the samples of a step are dealt out so that its copies are spread over most batches.
            For a source in shards the order also depends on the numbers of workers and ranks, see
            `recipes.data.stream_order`: there one rank reads an image, and its copies follow each other.
+           False: in order, every sample exactly once over all ranks; the last batch may be short.
     micro_batches  of an optimiser step over all ranks, a multiple of `world`; None: one for each rank
-    eval   in order, every sample exactly once over all ranks; the last batch may be short.
     start  how many batches of this epoch were already consumed: the rest is the same as if they had been iterated.
     """
     if not train:
@@ -137,7 +137,7 @@ def plan_batches(
     if found is not None:
         return Streamed(found, epoch, rank, start)
     micro_batches = micro_batches or world
-    count = batches_per_epoch(source, batch_size, micro_batches, repeats) * micro_batches
+    count = batches_per_epoch(source, batch_size, micro_batches) * micro_batches
     numbers = range(rank, count, world)[start:]
     return Planned(order(len(source), seed, epoch), epoch, numbers, batch_size, micro_batches, repeats)
 

@@ -85,12 +85,8 @@ class Scenes:
         }
         return found | ({"masks": seen} if masks else {})
 
-    def things_of(self, index: int) -> list[Thing]:
-        """The scans of a scene, from bottom to top."""
-        return self._scene(index)[1]
-
     def _scene(self, index: int) -> tuple[np.ndarray, list[Thing], np.ndarray]:
-        """(H, W, 3) uint8 image, its things, and (H, W) which of them is visible, -1 for none."""
+        """(H, W, 3) uint8 image, its things from bottom to top, and (H, W) which of them is visible, -1 for none."""
         if self.kept[0] != index:
             self.kept = (index, self._made(index))
         return self.kept[1]

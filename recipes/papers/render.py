@@ -1,7 +1,6 @@
 """docs/recipes.md, rendered from the tables: python -m recipes.papers > docs/recipes.md"""
 
 from collections.abc import Iterator
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
@@ -32,8 +31,7 @@ def render() -> str:
     """The whole page, Markdown."""
     parts = [HEADER]
     for task, title in TASKS.items():
-        if (files(papers) / task).is_dir():
-            parts += [f"## {title}", *_families(task), *_unpublished(task)]
+        parts += [f"## {title}", *_families(task), *_unpublished(task)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 

@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import json
 import math
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from ops.bench.contest import Contest, Peer
 from ops.bench.contests import CONTESTS
 from ops.bench.jobs import asked
 from ops.bench.measure import MODES, Machine, Row, disagreement, held, measure, traffic
-from ops.bench.report import render
+from ops.bench.report import circumstances, render
 
 prepare = importlib.import_module("ops.bench.prepare")  # a function of the package has its name
 timing = importlib.import_module("ops.bench.measure")
+PAGES = Path(__file__).parents[2] / "benchmarks"
+PUBLISHED = [path for name in ("ops_*.json", "pooled_attention_*.json") for path in PAGES.glob(name)]
 QUICK = ["products", "sdpa", "timm", "unfold", "gathered", "gather", "softmax"]  # those that are not compiled
 
 
@@ -65,6 +69,25 @@ def test_writes_its_table(tmp_path, capsys):
     for fact in ("date", "device", "versions", "command", "settings"):
         assert numbers[fact] and f"- {fact}: {numbers[fact]}" in text
     assert "2 of 2 calls" in numbers["settings"]
+
+
+def test_a_command_can_be_pasted(monkeypatch):
+    arguments = ["pooled_attention", "--peers", "torch", "torch compiled", "--batch", "1"]
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    words = shlex.split(circumstances("cpu", "ops.bench")["command"])
+    assert words == ["python", "-m", "ops.bench", *arguments]
+    assert bench.parse(words[3:]).peers == ["torch", "torch compiled"]
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED), ids=lambda path: path.stem)
+def test_published_commands_ask_for_the_peers_that_were_timed(path):
+    found = json.loads(path.read_text())
+    command = found["command"]
+    assert f"- command: {command}\n" in path.with_suffix(".md").read_text()
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "ops.bench"]
+    only, timed = bench.parse(words[3:]).peers, {name for row in found["rows"] for name in row["ms"]} - {"ours"}
+    assert only is None or timed <= set(only)
 
 
 # the smallest call of each op and kind, at a size whose windows reach over the border

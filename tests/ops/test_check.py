@@ -120,7 +120,7 @@ def test_what_matters_most_is_checked_first():
     assert [check for check, _ in groups] == [*first, "triton bfloat16 2-4", "triton float16 2-4"]
 
 
-def test_no_check_is_started_when_time_is_over(capsys, tmp_path, monkeypatch):
+def test_no_check_is_started_when_time_is_over(capsys, tmp_path):
     arguments = ["--cases", "channel_attention-", "--dtypes", "float32", "--json", str(tmp_path / "found.json")]
     assert main([*arguments, "--minutes", "-1"]) == 0
     assert "not run: 2 of 2 checks, as --minutes -1 were over" in capsys.readouterr().out

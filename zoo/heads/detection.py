@@ -27,12 +27,13 @@ from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from ..backbone import Backbone
+from ..blocks import check_count
 from ..convert import Layout
 from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_layouts
 from ..recognise import OURS, layouts_of
 from .cascade import cascade_heads
 from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
-from .features import OverBackbone, backbone_of, check_count, maps
+from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .paste import paste
 from .plain import pyramid_of
@@ -88,7 +89,7 @@ def detector(
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
-    check_count(num_classes)
+    check_count("num_classes", num_classes, "the number of classes")
     levels, layout = HEADS[head]
     features = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
     dims, strides = (

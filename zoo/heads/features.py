@@ -140,12 +140,6 @@ def divisor_of(backbone: nn.Module) -> int:
     return 1 if fixed else backbone.feature_info.reduction()[-1]
 
 
-def check_count(num_classes: int) -> None:
-    """Raise ValueError unless there is at least one class."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
-
-
 def normed(name: str) -> bool:
     """Whether the published dense models of this variant's family put a norm on every level."""
     model = name.partition(".")[0]

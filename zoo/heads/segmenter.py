@@ -11,12 +11,13 @@ from ops.dispatch import wide
 from ops.sizes import covering
 
 from ..backbone import Backbone
+from ..blocks import check_count
 from ..convert import Layout
 from ..errors import CheckpointError
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
-from .features import OverBackbone, backbone_of, check_count, divisor_of, maps
+from .features import OverBackbone, backbone_of, divisor_of, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
@@ -271,7 +272,7 @@ def segmenter(
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
-    check_count(num_classes)
+    check_count("num_classes", num_classes, "the number of classes")
     auxiliary = auxiliary and head != "semantic_fpn"
     levels = 1 + auxiliary if head == "fcn" else 4
     backbone = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)

@@ -1,4 +1,4 @@
-"""The data of `convert.py`: which layouts each class of model was released in, besides our own."""
+"""The data of `zoo.convert`: which layouts each class of model was released in, besides our own."""
 
 from ..convert import Layout
 from . import biformer, davit, dinat, gcvit, litv2, maxvit, sgformer, stvit

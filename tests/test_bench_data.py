@@ -1,0 +1,28 @@
+"""`python -m recipes.data.bench`: where it writes what it measured."""
+
+import shlex
+
+import pytest
+
+from recipes.data import bench
+from recipes.data.speed import Rates
+
+CASE = "500x375 at 224, archives"
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Nothing is: these are the rates of every case."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(bench, "rates", lambda *_: Rates(32, 0, 96, {"ours": 120.4}))
+
+
+def test_a_folder_that_is_missing_is_made(measured, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "some" / "folder"
+    given = ["--scale", "0.05", "--workers", "0", "--out", str(out), "--cases", CASE]
+    monkeypatch.setattr("sys.argv", ["bench", *given])
+    bench.main()
+    text = (out / "data_cpu.md").read_text()
+    assert text.strip() in capsys.readouterr().out and f"| {CASE} | 96 | 120 | - | - | - |" in text
+    (command,) = (line.removeprefix("- command: ") for line in text.splitlines() if line.startswith("- command: "))
+    assert shlex.split(command) == ["python", "-m", "recipes.data.bench", *given]
