@@ -51,12 +51,12 @@ class Refused(pickle.UnpicklingError):
 
 
 class _Record:
-    """An instance of a class that an index names, as data: what it was called with, and its state."""
+    """An instance of a class that an index names, as data: its state."""
 
     kind = ""
 
-    def __init__(self, *given: Any) -> None:
-        self.given, self.state = given, {}
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = {}
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
