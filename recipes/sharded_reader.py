@@ -154,8 +154,11 @@ def _check_files(folder: Path, places: dict[MetadataIndex, _StorageInfo]) -> Non
     for place in places.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in ends.items():
-        if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        # also where a link leads out
+        if {"/", "\\", "\0"} & set(name) or (folder / name).resolve().parent != folder.resolve():
             raise Refused(f"its index names {name!r}, which is outside its folder")
+        if not (folder / name).is_file():
+            raise Refused(f"{folder / name} is missing")
         held = (folder / name).stat().st_size
         if held < end:
             raise Refused(f"{folder / name} is cut off: it has {held:,} bytes and should have {end:,}")

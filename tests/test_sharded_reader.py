@@ -229,6 +229,16 @@ def test_files_stay_in_their_folder(written, tmp_path):
         fill(written)
 
 
+def test_a_link_out_of_the_folder_and_a_missing_file(written, tmp_path):
+    file = written / "__0_0.distcp"
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(checkpoint.CheckpointError, match=r"__0_0\.distcp is missing"):
+        fill(written)
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(checkpoint.CheckpointError, match="which is outside its folder"):
+        fill(written)
+
+
 def test_names_must_fit(written):
     found = {"model": {"other": torch.zeros(2)}}
     with pytest.raises(checkpoint.CheckpointError, match="other"):
