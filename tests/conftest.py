@@ -5,7 +5,11 @@ import os
 # two test processes on two cores, each with its own threads, would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import getpass
 import signal
+import tempfile
+import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,19 @@ from torch.jit import _builtins
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
+
+
+def cpu_kind():
+    """What code for this CPU depends on: the width that torch vectorises to, and the instructions there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{torch.backends.cpu.get_cpu_capability()}_{zlib.crc32(flags.encode()):08x}"
+
+
+# inductor's cache does not tell CPUs apart: what was generated for 8 numbers at once corrupts memory where 16 are taken
+user = getattr(os, "getuid", getpass.getuser)()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{user}_{cpu_kind()}")))
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()
 pytest.register_assert_rewrite("published")
