@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
@@ -75,11 +75,6 @@ def _discard(file: TextIO) -> None:
 def say(text: str, style: str | None = None) -> None:
     """Print a line, above the progress bar where there is one."""
     CONSOLE.print(text, style=style, markup=False)
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first `most` of the names, with dots for others."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def first_line(error: Exception) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 from omegaconf import DictConfig
 
 from recipes import distributed, json_file
-from recipes.console import listed, say
+from recipes.console import say
 from recipes.data import Data, DataError, Source, dense, imagenet
 from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.data.files import Packed
 from recipes.data.shards import Shards
 from recipes.json_file import NUMBER
 from recipes.settings import RunError
+from zoo.errors import listed
 
 FILE = "data.json"
 KEYS = ("num_classes", "class_names", "img_size", "left_out")

@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from recipes.config import ConfigError
-from recipes.console import listed
 from recipes.data import Data
 from recipes.data.build import preprocessing
+from zoo.errors import listed
 
 
 class Metrics(Protocol):

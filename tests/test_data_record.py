@@ -76,7 +76,7 @@ def begun(tmp_path):
             "class 0 is 'ant' in the run and 'bee' in the data (the run: ant, bee, cow; the ",
         ),
         (["ant", "bee"], "the run has 3 classes (ant, bee, cow), the data 2 (ant, bee)"),
-        (map(str, range(10)), "the data 10 (0, 1, 2, 3, 4, 5, 6, 7, ...)"),
+        (map(str, range(10)), "the data 10 (0, 1, 2, 3, 4, 5 and 4 more)"),
     ],
 )
 def test_other_classes_are_refused(begun, names, said):

@@ -281,7 +281,9 @@ def test_categories_of_which_nothing_is_there_are_named():
     task, data = create(cfg), SimpleNamespace(class_names=[*"abcdefg"], num_classes=7)
     metrics = task.metrics(data)
     metrics.values = {"box_ap": 5.0, "box_ap/b": 5.0}
-    assert task.remarks(data, metrics)[0].startswith("6 of the 7 classes (a, c, d, e, f, ...) have no object in the")
+    assert task.remarks(data, metrics)[0].startswith(
+        "6 of the 7 classes (a, c, d, e, f and 1 more) have no object in the"
+    )
     metrics.values |= {f"box_ap/{name}": 0.0 for name in "acdefg"}
     assert task.remarks(data, metrics) == []
 

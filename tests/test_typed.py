@@ -21,8 +21,22 @@ NONSENSE = [
     "seed=-1", "augment.repeats=0", "train.ema_every=0", "data.workers=-1", "optim.betas=[0.9]", "optim.lr=-1",
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
-    "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0",
+    "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0", "train.epochs=inf", "data.short_side=[]",
 ]  # fmt: skip
+
+
+# with task=segment
+NONSENSE_OF_A_TASK = [
+    "task.jitter=[2.0,0.5]", "task.jitter=[1.0]", "task.jitter=[0.0,1.0]", "task.dropout=1.5", "task.category_cap=0.0",
+    "task.channels=0", "task.left_out_weight=-1", "data.train_count=0", "data.val_count=-1", "data.short_side=[a,b]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", NONSENSE_OF_A_TASK)
+def test_what_makes_no_sense_in_a_task_is_refused(typed):
+    key = typed.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"(?s)^{re.escape(key)}=.*: expected "):
+        compose(["task=segment", typed])
 
 
 @pytest.mark.parametrize("typed", NONSENSE)

@@ -12,8 +12,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .convert import Layout, listed
-from .errors import CheckpointError, printable
+from .convert import Layout
+from .errors import CheckpointError, listed, printable
 from .fetch import locate, warn_of_file
 from .fitting import LoadReport, check_channels, fit, fit_channels
 from .heads.features import OverBackbone

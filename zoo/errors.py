@@ -1,7 +1,7 @@
 """Errors that a user of the zoo can act on, and a warning."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,13 @@ from typing import Any
 def printable(text: str) -> str:
     """Text from a file, safe to print: what a terminal would act on, such as an escape sequence, is spelled out."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """The first few of `names` for a message, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class CheckpointError(RuntimeError):

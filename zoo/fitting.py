@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .blocks import PositionTable, resize_positions, resize_table
-from .convert import listed
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .recognise import AS_IS, CONV, OURS, is_table, what_it_is
 
 

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .convert import listed
 from .described import TensorInfo
-from .errors import CheckpointError, printable
+from .errors import CheckpointError, listed, printable
 from .fetch import by_name
 from .files import SUFFIXES, sha256, weights_in
 from .formats import shared_out

@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import archive, described, pickled
-from .convert import listed
 from .described import Other, Storage, TensorInfo
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .files import weights_in
 from .formats import shared_out, unfinished, what_else
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .convert import Layout, listed
+from .convert import Layout
 from .described import TensorInfo
+from .errors import listed
 from .layouts import LAYOUTS
 from .registry import class_of, variants
 from .releases import find

@@ -15,8 +15,7 @@ from timm.models._hub import generate_readme
 from torch import nn
 
 from .backbone import Backbone
-from .convert import listed
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 
 LABELS = ("label_names", "label_descriptions")
 USE = """

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes import papers
 from recipes.config.errors import ConfigError, near
-from recipes.config.idle import check_answers, check_read
+from recipes.config.idle import check_answers, check_read, needed
 from recipes.config.quoting import key_of, quote
 from recipes.config.ranges import check_range
 
@@ -43,10 +43,11 @@ CHOICES = {
 }
 # the types of keys whose default (often null) does not show it
 TEXT = {
-    "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.root",
-    "data.hub", "data.cache_dir", "data.train_images", "data.val_images", "data.train_masks", "data.val_masks",
-    "data.train_list", "data.val_list", "data.image_suffix", "data.train_json", "data.val_json", "data.interpolation",
-    "augment.interpolation", "augment.auto_augment", "hardware.device", "teacher.name", "teacher.checkpoint",
+    "name", "out", "resume", "run", "predict", "model.name", "model.checkpoint", "model.backbone", "data.name",
+    "data.source", "data.root", "data.hub", "data.cache_dir", "data.train_images", "data.val_images",
+    "data.train_masks", "data.val_masks", "data.train_list", "data.val_list", "data.image_suffix", "data.train_json",
+    "data.val_json", "data.interpolation", "augment.interpolation", "augment.auto_augment", "hardware.device",
+    "teacher.name", "teacher.checkpoint", "logger.entity",
 }  # fmt: skip
 INTEGERS = {
     "train.steps", "train.eval_steps", "train.micro_batch", "data.side_multiple",
@@ -55,9 +56,9 @@ INTEGERS = {
 }  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
-    "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum", "optim.layer_decay",
-    "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch",
-    "task.left_out_weight", "task.target_threshold",
+    "augment.hflip", "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum",
+    "optim.layer_decay", "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch",
+    "task.left_out_weight", "task.target_threshold", "hardware.timeout",
 }  # fmt: skip
 SWITCHES = {"data.antialias", "hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
@@ -104,11 +105,15 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     _check_keys(cfg, name, overrides, begun)
     OmegaConf.resolve(cfg)
     _check_task(cfg)
-    defaults = base(name)
     typed = {key_of(text): text.partition("=")[2] for text in overrides}
-    values = flat(cfg)
+    values, usual = flat(cfg), _usual(name, cfg.task.name)
+    for key in usual.keys() - values.keys():  # it has keys of its own
+        if isinstance(OmegaConf.select(cfg, key), Mapping | DictConfig):
+            values[key] = OmegaConf.to_container(OmegaConf.select(cfg, key))
     for key, value in values.items():
-        _check_value(key, value, _kind(key, defaults.get(key)), typed.get(key, str(value)))
+        if value is None and usual.get(key) is not None and ((begun and key not in typed) or needed(cfg, key)):
+            continue  # it was accepted when the run was started, or nothing reads it
+        _check_value(key, value, usual.get(key), typed.get(key, str(value)))
     model = cfg.model.name
     if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
         raise ConfigError(f"model.name={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
@@ -117,7 +122,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
             check_range(key, value)
     forced = {key_of(text) for text in overrides if text.startswith("++")}
     mine = {key: values[key] for key in typed if key in values and key not in forced}
-    check_read(cfg, mine, defaults | task_defaults(cfg.task.name))
+    check_read(cfg, mine, base(name) | task_defaults(cfg.task.name))
 
 
 def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: bool) -> None:
@@ -179,10 +184,23 @@ def _check_task(cfg: DictConfig) -> None:
         raise ConfigError("a teacher is named, but not what to learn from it: set teacher.kind=soft, hard or feature")
 
 
-def _check_value(key: str, value: Any, kind: str | None, typed: str) -> None:
-    if value is not None and kind is not None and not _fits(value, kind):
+def _usual(name: str, task: str) -> dict[str, Any]:
+    """The default of every key, of a group of options that of the first with this key; None where it is "not given"."""
+    found = base(name) | task_defaults(task)
+    for group in chosen_groups(name):
+        if group not in ("model", "task", "recipe"):  # each model has arguments of its own
+            for option in options(group):
+                for key, value in _option(group, option).items():
+                    found.setdefault(f"{group}.{key}", value)
+    return {key: None if value == "???" else value for key, value in found.items()}
+
+
+def _check_value(key: str, value: Any, default: Any, typed: str) -> None:
+    kind = _kind(key, default)
+    if kind is not None and not (value is None and default is None) and not _fits(value, kind):
         said = SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
-        raise ConfigError(f"{key}={typed} was read as {type(value).__name__}: expected {said}")
+        read = "" if value is None else f" was read as {type(value).__name__}"
+        raise ConfigError(f"{key}={'null' if value is None else typed}{read}: expected {said}")
     if key in CHOICES and value not in CHOICES[key]:
         said = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
         raise ConfigError(f"{key}={value} is unknown{near(value, filter(None, CHOICES[key]))}: expected {said}")
@@ -194,7 +212,7 @@ def _kind(key: str, default: object) -> str | None:
         "text": TEXT, "texts": TEXTS, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS,
         "size": SIZES,
     }  # fmt: skip
-    kinds = {bool: "switch", int: "integer", float: "number", list: "list"}
+    kinds = {bool: "switch", int: "integer", float: "number", list: "list", str: "text"}
     return next((kind for kind, table in tables.items() if key in table), kinds.get(type(default)))
 
 
@@ -225,14 +243,20 @@ def task_defaults(name: str) -> dict[str, Any]:
 
 def keys(name: str) -> list[str]:
     """Every key that can be given on the command line of `name`.py."""
-    defaults = OmegaConf.to_container(OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text()).defaults)
-    chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
-    own = [group for group in groups() if group in chosen]
+    own = chosen_groups(name)
     found = [*base(name), *own]
     for group in own:
         if group != "recipe":  # a recipe sets keys of the other groups
             found += [f"{group}.{key}" for option in options(group) for key in _option(group, option)]
     return list(dict.fromkeys(found))
+
+
+@cache
+def chosen_groups(name: str) -> list[str]:
+    """The configuration groups of which `name`.py takes an option."""
+    defaults = OmegaConf.to_container(OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text()).defaults)
+    chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+    return [group for group in groups() if group in chosen]
 
 
 def groups() -> list[str]:

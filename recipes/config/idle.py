@@ -67,12 +67,11 @@ def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any])
         return
     idle = defaults | OFF
     for key in (key for key, value in typed.items() if key in defaults and value != idle[key]):
-        needed = _needed(cfg, key)
-        if needed:
-            raise ConfigError(f"{key}={typed[key]} has no effect here: it needs {needed}")
+        if said := needed(cfg, key):
+            raise ConfigError(f"{key}={typed[key]} has no effect here: it needs {said}")
 
 
-def _needed(cfg: DictConfig, key: str) -> str | None:
+def needed(cfg: DictConfig, key: str) -> str | None:
     """What a key needs to have an effect; None where it has one."""
     group, _, rest = key.partition(".")
     if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):

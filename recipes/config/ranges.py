@@ -16,7 +16,8 @@ RANGES = {
     "model.img_size": "[1, inf)", "model.num_classes": "[1, inf)", "model.drop_rate": "[0, 1]",
     "model.drop_path_rate": "[0, 1)",
     "data.num_classes": "[1, inf)", "data.shuffle_buffer": "[1, inf)", "data.val_fraction": "(0, 1)",
-    "data.split_seed": "[0, inf)", "data.long_side": "[1, inf)", "data.side_multiple": "[1, inf)",
+    "data.split_seed": "[0, inf)", "data.train_count": "[1, inf)", "data.val_count": "[1, inf)",
+    "data.short_side": "[1, inf)", "data.long_side": "[1, inf)", "data.side_multiple": "[1, inf)",
     "data.img_size": "[1, inf)", "data.eval_img_size": "[1, inf)", "data.mean": "[0, 1]", "data.std": "(0, inf)",
     "data.crop_pct": "(0, 2]", "data.hflip": "[0, 1]", "data.max_pixels": "[1, inf)", "data.cache_gb": "[0, inf)",
     "data.batch_size": "[1, inf)", "data.eval_batch_size": "[1, inf)", "data.workers": "[0, inf)",
@@ -24,8 +25,8 @@ RANGES = {
     "augment.color_jitter": "[0, inf)", "augment.re_prob": "[0, 1]", "augment.mixup": "[0, inf)",
     "augment.cutmix": "[0, inf)", "augment.mix_prob": "[0, 1]", "augment.switch_prob": "[0, 1]",
     "augment.label_smoothing": "[0, 1)", "augment.repeats": "[1, inf)",
-    "train.accumulate": "[1, inf)", "train.clip_grad": "(0, inf)", "train.skip_nonfinite": "[0, inf)",
-    "train.keep": "[1, inf)",
+    "train.epochs": "[0, inf)", "train.accumulate": "[1, inf)", "train.clip_grad": "(0, inf)",
+    "train.skip_nonfinite": "[0, inf)", "train.keep": "[1, inf)",
     "train.ema": "[0, 1)", "train.ema_every": "[1, inf)", "train.drop_path_rate": "[0, 1)",
     "train.eval_every": "(0, inf)", "train.eval_steps": "[1, inf)",
     "optim.lr": "[0, inf)", "optim.lr_base_batch": "(0, inf)", "optim.weight_decay": "[0, inf)",
@@ -35,11 +36,16 @@ RANGES = {
     "sched.min_lr": "[0, inf)", "sched.lr_base_batch": "(0, inf)", "sched.cooldown": "[0, inf)",
     "sched.power": "[0, inf)", "sched.milestones": "[0, inf)", "sched.gamma": "(0, inf)",
     "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
-    "task.target_threshold": "[0, 1)",
+    "task.target_threshold": "[0, 1)", "task.channels": "[1, inf)", "task.dropout": "[0, 1]",
+    "task.left_out_weight": "[0, inf)", "task.jitter": "(0, inf)", "task.category_cap": "(0, 1]",
+    "task.precrop": "[0, 1]",
     "hardware.threads": "[1, inf)", "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
 }  # fmt: skip
-LENGTHS = {"data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3)}
-RISING = ("augment.scale", "augment.ratio")  # the smaller number comes first
+LENGTHS = {
+    "data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3),
+    "task.jitter": (2,),
+}  # fmt: skip
+RISING = ("augment.scale", "augment.ratio", "task.jitter")  # the smaller number comes first
 
 
 def check_range(key: str, value: Any) -> None:
@@ -56,6 +62,8 @@ def _wrong(key: str, items: list[Any]) -> str | None:
     """What was expected in place of the items; None where they are right."""
     if key in LENGTHS and len(items) not in LENGTHS[key]:
         return f"{' or '.join(map(str, LENGTHS[key]))} numbers, {key}=[a,b,...]"
+    if not items and key != "sched.milestones":
+        return f"numbers in {RANGES[key]}"
     if not all(isinstance(item, int | float) and _holds(RANGES[key], item) for item in items):
         return f"numbers in {RANGES[key]}" if len(items) > 1 else f"a number in {RANGES[key]}"
     return "the smaller number first" if key in RISING and items[0] > items[1] else None

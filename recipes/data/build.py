@@ -13,7 +13,7 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.models._hub import load_model_config_from_path
 
-from recipes.console import first_line, listed
+from recipes.console import first_line
 from recipes.data import (
     arrow,
     digits,
@@ -30,6 +30,7 @@ from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
 from zoo.blocks import plain
+from zoo.errors import listed
 
 Size = tuple[int, int]
 SPLITS = ("train", "val")

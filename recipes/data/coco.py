@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import listed, say
+from recipes.console import say
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import Packed, content_of, stamp
 from recipes.data.masks import safe
+from zoo.errors import listed
 
 REACH = 10  # a corner may lie this many sides of an image outside it
 DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits

@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from recipes.console import listed
 from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, Data, Preprocessing, preprocessing, source_options
 from recipes.data.encoded import Encoded
@@ -24,6 +23,7 @@ from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
 from recipes.data.transforms import Normalize
 from zoo.blocks import plain
+from zoo.errors import listed
 
 READERS = {"scenes": scenes, "masks": masks, "arrow_masks": masks, "coco": coco}
 

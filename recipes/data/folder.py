@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.console import listed, note
+from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import Packed, note_once, replace_file, sidecar, stamp
+from zoo.errors import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split

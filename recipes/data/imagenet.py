@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from timm.data import ImageNetInfo
 
-from recipes.console import listed
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.folder import Folder, list_classes
+from zoo.errors import listed
 
 PLACES = {"train": ("train",), "val": ("val", "validation", "valid")}
 SYNSET, NUMBER = re.compile(r"n\d{8}"), re.compile(r"\d{1,4}")

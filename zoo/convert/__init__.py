@@ -15,6 +15,8 @@ from functools import cache, cached_property, partial
 
 from torch import Tensor
 
+from ..errors import listed
+
 
 @dataclass(frozen=True)
 class Change:
@@ -201,13 +203,6 @@ def _regroup(state: Mapping, have: tuple[str, ...], want: tuple[str, ...], conve
                 raise ValueError(f"{key} makes {len(made)} tensors: expected {len(want)}, {listed(want)}")
             out |= {_fill(template, match): tensor for template, tensor in zip(want, made, strict=True)}
     return out
-
-
-def listed(names: Iterable[str], most: int = 6) -> str:
-    """The first few of `names` for a message, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def parse(argv: list[str] | None):

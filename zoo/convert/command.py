@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint import only_part, part_of, select
-from ..errors import CheckpointError, plain_warnings, printable
+from ..errors import CheckpointError, listed, plain_warnings, printable
 from ..fetch import by_name, warn_of_licence
 from ..files import SUFFIXES, sha256, whole
 from ..fitting import fit
@@ -34,7 +34,6 @@ from ..reader import Checkpoint, read, where
 from ..recognise import CONV, OURS, hint, is_table, layouts_of, part_hint, recognise
 from ..registry import class_of, variants
 from ..releases import Release
-from . import listed
 
 ENDINGS = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
 NAMES = [OURS.name, *dict.fromkeys(layout.name for layouts in LAYOUTS.values() for layout in layouts)]
