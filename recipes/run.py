@@ -306,7 +306,12 @@ def _name(cfg: DictConfig) -> str:
 
 def _refuse_used(folder: Path) -> None:
     if has_config(folder):
-        raise RunError(f"{folder} already holds a run: pass resume=auto to resume it, or another name= for a new one")
+        advice = (
+            "a search that is resumed counts its runs from 0 again: pass another name=, or none"
+            if config.is_search()
+            else "pass resume=auto to resume it, or another name= for a new one"
+        )
+        raise RunError(f"{folder} already holds a run: {advice}")
     if (folder / "checkpoints").exists():
         raise RunError(
             f"{folder} holds checkpoints but no config.yaml, without which they cannot be resumed: move or remove the "

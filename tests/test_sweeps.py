@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from children import ROOT, SMALL, fork
-from recipes import shell
+from recipes import config, shell
 from recipes.config import ConfigError, compose
 from recipes.config.checks import flat
 from recipes.config.given import expanded
@@ -85,6 +85,33 @@ def test_search(tmp_path):
     assert found.best_value == max(scores(tmp_path / "runs").values())
     rates = [OmegaConf.load(tmp_path / "runs" / f"s-{number}" / "config.yaml").optim.lr for number in range(3)]
     assert len(set(rates)) == 3 and found.best_params["optim.lr"] in rates
+
+
+def test_a_search_goes_on_without_runs_that_fail(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    (tmp_path / "runs" / "s-1").mkdir(parents=True)
+    (tmp_path / "runs" / "s-1" / "config.yaml").touch()
+    code, output = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "seed=choice(0,1)", "name=s", cwd=tmp_path)
+    assert code == 0 and output.endswith("1 of 3 runs failed, see above: 1\n"), output
+    assert "already holds a run: a search that is resumed counts its runs from 0 again: pass another name=" in output
+    assert sorted(scores(tmp_path / "runs")) == ["s-0", "s-2"]
+
+
+def test_a_search_without_a_score(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    lost = ["optim.lr=choice(1e30)", "train.steps=1", "train.clip_grad=null", "train.ema=null"]
+    code, output = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=2", *lost, "name=s", cwd=tmp_path)
+    assert code == 2 and "Traceback" not in output, output
+    assert output.endswith("error: the search has no best run: none ended with a finite loss in its best evaluation\n")
+
+
+def test_a_search_is_for_one_process(monkeypatch, capsys):
+    monkeypatch.setattr(config, "is_search", lambda: True)
+    config._refuse_shared_search()
+    monkeypatch.setattr("recipes.distributed.size", lambda: 2)
+    with pytest.raises(SystemExit):
+        config._refuse_shared_search()
+    assert "a search chooses its values in one process: start it with `python`" in capsys.readouterr().err
 
 
 def complete(line: str, script: str = "train.py", *flags: str) -> subprocess.CompletedProcess:

@@ -32,7 +32,10 @@ from recipes.config.quoting import quote, written
 from recipes.console import say
 from zoo.errors import plain_warnings
 
-__all__ = ["ConfigError", "compose", "help_text", "job_number", "main", "overrides", "quote", "reported", "searched"]
+__all__ = [
+    "ConfigError", "compose", "help_text", "is_search", "job_number", "main", "overrides", "quote", "reported",
+    "searched",
+]  # fmt: skip
 
 UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # a command line or a file
 
@@ -76,6 +79,11 @@ def job_number() -> int | None:
     return HydraConfig.get().job.num if _sweeping() else None
 
 
+def is_search() -> bool:
+    """Whether a sweeper such as Optuna's chooses the values of this run, from the scores of those before."""
+    return _sweeping() and "basic_sweeper" not in str(HydraConfig.get().sweeper.get("_target_"))
+
+
 def _sweeping() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
@@ -83,6 +91,7 @@ def _sweeping() -> bool:
 Job = Callable[[DictConfig], float | None]
 SWEEP_ENDS: list[Callable[[], None]] = []  # called at the end of a sweep, however it ended
 _RUNS: dict[int, BaseException | None] = {}  # those of a sweep that this process has started, and what ended each early
+_UNSCORED: set[int] = set()  # those of a search that ended without a number to maximise
 
 
 def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job], Callable[[], None]]:
@@ -97,9 +106,13 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
     def decorate(function: Job) -> Callable[[], None]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> float | None:
+            _refuse_shared_search()
             with plain_warnings(), _noted(name, errors) if _sweeping() else reported(name, errors):
                 check(cfg, name, overrides())
-                return function(cfg)
+                score = function(cfg)
+                if score is None and is_search():
+                    _UNSCORED.add(job_number())
+                return score
 
         def command() -> None:
             STARTUP.mark("imports")
@@ -123,6 +136,18 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
         return functools.wraps(function)(command)
 
     return decorate
+
+
+def _refuse_shared_search() -> None:
+    """End a search of several processes at its first run: each would choose values of its own for it."""
+    from recipes import distributed
+
+    if is_search() and distributed.size() > 1:
+        distributed.report(
+            "a search chooses its values in one process: start it with `python`, not with torchrun; "
+            "hydra/launcher=slurm gives each of its runs several devices"
+        )
+        sys.exit(2)
 
 
 @contextmanager
@@ -150,18 +175,29 @@ def _summed() -> Iterator[None]:
     """End a sweep with the numbers of the runs that failed, each of which `_noted` has reported."""
     from recipes import distributed
 
+    def failures() -> list[int]:
+        return [number for number, end in _RUNS.items() if isinstance(end, Exception)]
+
+    def said(failed: list[int]) -> str:
+        return f"{len(failed)} of {len(_RUNS)} runs failed, see above: {', '.join(map(str, failed))}"
+
     try:
         yield
     except BaseException as error:
-        failed = [number for number, end in _RUNS.items() if isinstance(end, Exception)]
+        failed = failures()
         if failed:
-            distributed.report(f"{len(failed)} of {len(_RUNS)} runs failed, see above: {', '.join(map(str, failed))}")
+            distributed.report(said(failed))
         if stopped := [number for number, end in _RUNS.items() if end is not None and number not in failed]:
             say(f"the sweep was stopped in run {stopped[-1]}; any later runs were not started", "yellow")
-        # of a search that has no best run, as all failed, Optuna raises an error of its own
-        if isinstance(error, Exception) and failed and (error in _RUNS.values() or len(failed) == len(_RUNS)):
+        # of a search that has no best run, Optuna raises an error of its own
+        fruitless = len({*failed, *_UNSCORED}) == len(_RUNS) > 0
+        if isinstance(error, Exception) and fruitless and _UNSCORED:
+            distributed.report("the search has no best run: none ended with a finite loss in its best evaluation")
+        if isinstance(error, Exception) and (fruitless or error in _RUNS.values()):
             sys.exit(2)
         raise
+    if failed := failures():  # a search goes on without them
+        say(said(failed), "yellow")
 
 
 def _explained(error: Exception, name: str, errors: tuple[type[Exception], ...]) -> str | None:
