@@ -22,6 +22,7 @@ NONSENSE = [
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
     "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0", "train.epochs=inf", "data.short_side=[]",
+    "data.split_seed=4294967296",
 ]  # fmt: skip
 
 
