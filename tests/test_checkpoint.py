@@ -399,6 +399,12 @@ def test_positions_of_a_square_image_and_of_one_with_as_many(tmp_path):
     assert report.layout == "as is" and report.in_order == [f"0.{key}"]
 
 
+def test_positions_of_as_many_as_no_square_has(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(state_of(small("sgformer_b", img_size=(32, 64))), path)
+    assert load_checkpoint(small("sgformer_b", img_size=(64, 32)), path).in_order == ["stem.position.table"]
+
+
 def test_a_compiled_model(tmp_path, source):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = small(NAME)

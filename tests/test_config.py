@@ -212,6 +212,9 @@ ERRORS = [
     (["optim.opt=3"], "'optim.opt=\"3\"'"),
     (["augment.hflip=true"], "augment.hflip=true was read as bool: expected a number"),
     (["data.batch_size=null"], "data.batch_size=null: expected a whole number"),
+    (["optim.no_decay=[1]"], "optim.no_decay=[1] was read as list: expected a list of strings"),
+    (["model.checkpoint="], "model.checkpoint= is empty: give a name, or leave it out"),
+    (["teacher.kind=soft", "teacher.name=resnet5"], "teacher.name=resnet5 is not a model of this zoo or of timm (did"),
     (["model.checkpoint={a:1}"], "model.checkpoint={a:1} was read as dict: expected a string"),
     (["hardware.timeout=1e14"], "hardware.timeout=100000000000000.0: expected a number in (0, 2000000]"),
     (["data.img_size=big"], "expected a whole number or [height,width]"),
@@ -240,6 +243,23 @@ def test_errors_say_what_to_type(overrides, said):
     with pytest.raises(ConfigError) as error:
         compose(overrides)
     assert said in str(error.value)
+
+
+def test_weights_that_are_not_named():
+    """As from a shell variable that is not set: random weights were evaluated."""
+    for typed in ("checkpoint=", "checkpoint=[]"):
+        with pytest.raises(ConfigError, match="checkpoint= is empty: give a name, or leave it out"):
+            compose(["model=davit_t", typed], name="eval")
+
+
+def test_files_that_ours_hide_are_refused(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\ntrain: {steps: 3}\n")
+    (tmp_path / "recipe" / "a2.yaml").write_text((CONF / "recipe" / "a2.yaml").read_text())
+    checks.check_shadowed([str(tmp_path)])
+    (tmp_path / "recipe" / "a2.yaml").write_text("# @package _global_\ntrain: {steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"a2.yaml would not be read, .*rename it, and pass recipe=<its new name>"):
+        checks.check_shadowed([str(tmp_path)])
 
 
 NAMES = [

@@ -204,9 +204,11 @@ def test_weights_of_classes():
     with torch.no_grad():
         shares, weighted = model(images).softmax(1), plain(images).softmax(1) / weights[:, None, None]
     torch.testing.assert_close(shares, weighted / weighted.sum(1, keepdim=True))
-    for wrong in ([1, 2], [1, 2, 0]):
+    for wrong in ([1, 2], [1, 2, 0], [1, 2, float("nan")], [1, 2, float("inf")], [1, 2, "3"]):
         with pytest.raises(ValueError, match="expected a number above 0 for each of 3 classes"):
             segmenter("resnet18", 3, channels=8, class_weights=wrong)
+    with pytest.raises(ValueError, match="ignore_index is 2, one of the 3 classes"):
+        segmenter("resnet18", 3, channels=8, ignore_index=2)
 
 
 INFERENCE = {

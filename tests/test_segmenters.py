@@ -343,6 +343,18 @@ def test_weights_of_classes_survive_meta():
     assert torch.equal(model.double()[0].class_weights, torch.ones(5).double())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_classes_stay_in_single_precision(dtype):
+    """As the logits do, from which their logarithms are subtracted."""
+    weights = torch.tensor([0.3, 1.0, 2.0, 1.0, 1.0])
+    model = tiny(class_weights=weights.tolist()).to(dtype)
+    assert torch.equal(model.class_weights, weights)
+    images, targets = torch.randn(2, 3, 64, 64, dtype=dtype), torch.randint(5, (2, 64, 64))
+    loss = sum(model(images, targets).values())
+    loss.backward()
+    assert loss.isfinite() and model.decode_head.classifier.weight.grad.isfinite().all()
+
+
 @torch.no_grad()
 def test_a_file_predicts_the_same_whichever_weights_of_classes_a_model_has(tmp_path):
     images, path, small = torch.randn(1, 3, 64, 64), tmp_path / "w.pth", {"head": "fcn", "channels": 8}

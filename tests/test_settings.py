@@ -135,6 +135,7 @@ def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, cap
     typed = [config.quote("run", str(segment)), "task.flip=true"]
     assert with_task_of_run(typed) == ["task=segment", *typed]
     assert with_task_of_run([*typed, f"run={classify}"]) == ["task=classify", *typed, f"run={classify}"]
+    assert with_task_of_run(["-m", *typed]) == ["-m", "task=segment", *typed]
     for others in (["checkpoint=a.pth"], ["-m", f"run={segment},{classify}"], [f"run={segment}", "task=detect"]):
         assert with_task_of_run(others) == others
     said = []

@@ -193,3 +193,18 @@ def test_names_of_classes_are_kept(tmp_path):
     assert names(zoo.save_for_hf(model, tmp_path / "given", model_config=given))[0] == given["label_names"]
     model.reset_classifier(3)
     assert names(zoo.save_for_hf(model, tmp_path / "other")) == (None, None)
+
+
+def test_frozen_batch_norms_count_no_batches(tmp_path):
+    """timm's have no counter; a model that is built anew needs none."""
+    model, file = trained(small("stvit_b")), tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    timm.utils.freeze(model)
+    assert not any(name.endswith("num_batches_tracked") for name in model.state_dict())
+    again = timm.create_model(f"local-dir:{zoo.save_for_hf(model, tmp_path / 'shared')}", pretrained=True).double()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    frozen = model.double().eval()(images)
+    nn.init.zeros_(model.head.fc.weight)
+    zoo.load_checkpoint(model, file)
+    assert torch.equal(model(images), frozen)
+    torch.testing.assert_close(again.eval()(images), frozen)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from children import ROOT, SMALL, fork
@@ -192,6 +193,18 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
     assert flat(compose(expanded([f"config={tmp_path / 'it.yaml'}"]))) == flat(cfg)
     changed = compose(expanded(["seed=7", f"config={tmp_path / 'it.yaml'}"]))
     assert flat(changed) == {**flat(cfg), "seed": 7}
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--cfg", "job"], ["--config-dir", "mine"]], ids=" ".join)
+def test_flags_before_a_configuration(tmp_path, flags):
+    """Hydra reads what is neither a flag nor its value only where it stands together."""
+    OmegaConf.save(compose(["seed=3"]), tmp_path / "it.yaml")
+    (tmp_path / "mine").mkdir()
+    given = f"config={tmp_path / 'it.yaml'}"
+    for typed in ([*flags, given], [*flags, given, "optim.lr=1"], [given, *flags], [*flags, "optim.lr=1", given]):
+        found = get_args_parser().parse_args(expanded(typed))
+        assert "++seed=3" in found.overrides and ("optim.lr=1" in typed) == (found.overrides[-1] == "optim.lr=1")
+        assert found.multirun == (flags == ["-m"]) and (found.cfg == "job") == ("job" in flags)
 
 
 @pytest.mark.parametrize(

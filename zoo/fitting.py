@@ -16,6 +16,8 @@ from .blocks import PositionTable, resize_positions, resize_table
 from .errors import CheckpointError, listed
 from .recognise import AS_IS, CONV, OURS, is_table, what_it_is
 
+COUNTER = "num_batches_tracked"  # of batch norms
+
 
 @dataclass
 class LoadReport:
@@ -76,7 +78,10 @@ def fit(
                 report.resized.append(key)
         if isinstance(module, PositionTable):
             _fit_positions(state, f"{name}.table", module, layout, report)
-    lacks = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
+    lacks = [k for k in want if k not in state and not k.endswith(COUNTER)]
+    frozen = [k for k in state if k not in want and k.endswith(COUNTER) and k.replace(COUNTER, "running_mean") in want]
+    for counter in frozen:  # timm's frozen batch norms count no batches
+        del state[counter]
     report.head_remade = any(k.startswith(classifier) for k in lacks)
     lacks = [k for k in lacks if not k.startswith(classifier)]
     report.new = [k for k in lacks if _may_be_new(k, state, headless)]
@@ -124,6 +129,8 @@ def _fit_positions(state: dict[str, Tensor], key: str, module: PositionTable, la
     if table is None or table.dim() != 3 or not table.numel():
         return
     entries, side = table.shape[1], math.isqrt(table.shape[1])
+    if side * side != entries and entries == module.table.shape[1]:
+        report.in_order.append(key)
     if side * side != entries or tuple(module.grid) == (side, side):
         return
     if layout in (OURS.name, AS_IS) and entries == module.table.shape[1]:

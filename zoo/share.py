@@ -95,7 +95,8 @@ def licence_of(model: nn.Module) -> str | None:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Of all tensors but the counters that frozen batch norms lack."""
+    return {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
 def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:

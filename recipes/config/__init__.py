@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.clock import STARTUP
-from recipes.config.checks import check
+from recipes.config.checks import check, check_shadowed
 from recipes.config.errors import ConfigError
 from recipes.config.given import expanded, with_task_of_run
 from recipes.config.groups import register
@@ -108,6 +108,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
         def job(cfg: DictConfig) -> float | None:
             _refuse_shared_search()
             with plain_warnings(), _noted(name, errors) if _sweeping() else reported(name, errors):
+                check_shadowed(searched())
                 check(cfg, name, overrides())
                 score = function(cfg)
                 if score is None and is_search():

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -63,10 +64,12 @@ NUMBERS = {
 SWITCHES = {"data.antialias", "hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {
     "data.mean", "data.std", "data.things", "data.label_ids", "augment.scale", "augment.ratio", "optim.betas",
-    "optim.decay", "optim.no_decay", "task.stride",
+    "task.stride",
 }  # fmt: skip
+NAMES = {"optim.decay", "optim.no_decay"}
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
+FULL = {*TEXT, "checkpoint"} - {"data.image_suffix"}  # not empty
 CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys for classification only, outside its own group
 NO_MODEL = {
     "train": "model=auto is for eval.py, which recognises the model of a file: to train, name one, model=maxvit_t",
@@ -81,6 +84,7 @@ SAID = {
     "number": "a number",
     "switch": "true or false",
     "list": "a list, {key}=[a,b]",
+    "names": "a list of strings, {key}=[a,b]",
     "size": "a whole number or [height,width]",
     "texts": "a string or a list of strings, {key}=[a,b]",
 }
@@ -114,15 +118,28 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
         if value is None and usual.get(key) is not None and ((begun and key not in typed) or needed(cfg, key)):
             continue  # it was accepted when the run was started, or nothing reads it
         _check_value(key, value, usual.get(key), typed.get(key, str(value)))
-    model = cfg.model.name
-    if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
-        raise ConfigError(f"model.name={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
+    for key in ("model.name", "teacher.name"):
+        model = values.get(key)
+        if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
+            raise ConfigError(f"{key}={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
     for key, value in values.items():
         if key in typed or not begun:
             check_range(key, value)
     forced = {key_of(text) for text in overrides if text.startswith("++")}
     mine = {key: values[key] for key in typed if key in values and key not in forced}
     check_read(cfg, mine, base(name) | task_defaults(cfg.task.name))
+
+
+def check_shadowed(folders: Iterable[str]) -> None:
+    """Raise ConfigError if a file in one of these folders would not be read, since ours of its name goes before it."""
+    conf = files("recipes.conf")
+    for folder in folders:
+        for group in ("", *groups()):
+            for path in sorted(Path(folder, group).glob("*.yaml")):
+                ours = conf / group / path.name
+                if ours.is_file() and ours.read_text() != path.read_text(errors="replace"):
+                    option = f", and pass {group}=<its new name>" if group else ""
+                    raise ConfigError(f"{path} would not be read, since a file of ours has its name: rename it{option}")
 
 
 def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: bool) -> None:
@@ -201,6 +218,8 @@ def _check_value(key: str, value: Any, default: Any, typed: str) -> None:
         said = SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
         read = "" if value is None else f" was read as {type(value).__name__}"
         raise ConfigError(f"{key}={'null' if value is None else typed}{read}: expected {said}")
+    if value in ("", []) and key in FULL:  # as from a shell variable that is not set
+        raise ConfigError(f"{key}= is empty: give a name, or leave it out")
     if key in CHOICES and value not in CHOICES[key]:
         said = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
         raise ConfigError(f"{key}={value} is unknown{near(value, filter(None, CHOICES[key]))}: expected {said}")
@@ -210,7 +229,7 @@ def _kind(key: str, default: object) -> str | None:
     """The type of a key: from the tables above, else from its default."""
     tables = {
         "text": TEXT, "texts": TEXTS, "integer": INTEGERS, "number": NUMBERS, "switch": SWITCHES, "list": LISTS,
-        "size": SIZES,
+        "names": NAMES, "size": SIZES,
     }  # fmt: skip
     kinds = {bool: "switch", int: "integer", float: "number", list: "list", str: "text"}
     return next((kind for kind, table in tables.items() if key in table), kinds.get(type(default)))
@@ -219,11 +238,13 @@ def _kind(key: str, default: object) -> str | None:
 def _fits(value: object, kind: str) -> bool:
     if kind == "size":
         return _fits(value, "integer") or (isinstance(value, list) and len(value) == 2)
-    if kind == "texts":
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+    if kind in ("texts", "names") and isinstance(value, list):
+        return all(isinstance(text, str) for text in value)
+    if kind == "names":
+        return False
     if kind in ("integer", "number"):
         return isinstance(value, int if kind == "integer" else int | float) and not isinstance(value, bool)
-    return isinstance(value, {"text": str, "switch": bool, "list": list}[kind])
+    return isinstance(value, {"text": str, "texts": str, "switch": bool, "list": list}[kind])
 
 
 @cache

@@ -31,7 +31,7 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
             f"{KEY} already sets every key, including those of {' and '.join(key_of(text) for text in chosen)}: leave "
             f"out {' '.join(chosen)} and give the single keys to change, or leave out {KEY}"
         )
-    return [*found, *others]
+    return [text for text in _placed(found, arguments) if not text.startswith(KEY)]
 
 
 def with_task_of_run(arguments: Sequence[str]) -> list[str]:
@@ -45,7 +45,13 @@ def with_task_of_run(arguments: Sequence[str]) -> list[str]:
     if not found or not isinstance(found[-1], str) or any(key_of(text) == "task" for text in arguments):
         return list(arguments)
     task = OmegaConf.select(load_config(Path(found[-1])), "task.name")  # the oldest runs have none
-    return [*([f"task={task}"] if task in checks.options("task") else []), *arguments]
+    return _placed([f"task={task}"] if task in checks.options("task") else [], arguments)
+
+
+def _placed(found: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """`found` before the first key=value, but after flags in front of it: Hydra wants all overrides side by side."""
+    place = next((i for i, text in enumerate(arguments) if "=" in text and not text.startswith("-")), len(arguments))
+    return [*arguments[:place], *found, *arguments[place:]]
 
 
 def _overrides(file: str, name: str) -> list[str]:

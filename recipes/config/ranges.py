@@ -16,7 +16,7 @@ RANGES = {
     "model.img_size": "[1, inf)", "model.num_classes": "[1, inf)", "model.drop_rate": "[0, 1]",
     "model.drop_path_rate": "[0, 1)",
     "data.num_classes": "[1, inf)", "data.shuffle_buffer": "[1, inf)", "data.val_fraction": "(0, 1)",
-    "data.split_seed": "[0, 4294967295]", "data.train_count": "[1, inf)", "data.val_count": "[1, inf)",
+    "data.split_seed": "[0, 4294967295]", "data.things": "[0, inf)",
     "data.short_side": "[1, inf)", "data.long_side": "[1, inf)", "data.side_multiple": "[1, inf)",
     "data.img_size": "[1, inf)", "data.eval_img_size": "[1, inf)", "data.mean": "[0, 1]", "data.std": "(0, inf)",
     "data.crop_pct": "(0, 2]", "data.hflip": "[0, 1]", "data.max_pixels": "[1, inf)", "data.cache_gb": "[0, inf)",

@@ -262,8 +262,8 @@ class Detector(OverBackbone):
         if missing := [key for key in need if key not in target]:
             return f"it has no {', '.join(missing)}"
         boxes, labels = target["boxes"], target["labels"]
-        if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
-            return f"boxes are {tuple(boxes.shape)} for {len(labels)} labels; expected (N, 4) for N"
+        if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+            return f"boxes are {tuple(boxes.shape)} and labels {tuple(labels.shape)}; expected (N, 4) and (N)"
         if not boxes.is_floating_point() or labels.is_floating_point():
             return f"boxes are {boxes.dtype} and labels {labels.dtype}; expected floats and integers"
         if not boxes.isfinite().all():

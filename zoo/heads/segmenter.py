@@ -11,7 +11,7 @@ from ops.dispatch import wide
 from ops.sizes import covering
 
 from ..backbone import Backbone
-from ..blocks import check_count
+from ..blocks import check_count, number
 from ..convert import Layout
 from ..errors import CheckpointError
 from ..layouts.segmenters import segmenter_layouts
@@ -30,6 +30,7 @@ AUXILIARY_WEIGHT, AUXILIARY_CHANNELS = 0.4, 256
 AUXILIARY_CONV = "auxiliary_head.convs.0.conv.weight"  # in mmseg's files and in ours
 COUNTER = ".num_batches_tracked"  # of batch norms; files may lack it
 CLASSIFIERS = ("decode_head.classifier", "auxiliary_head.classifier")
+LEAST_WEIGHT = torch.finfo(torch.float32).tiny
 LEAST = 32  # smallest side in pixels that every backbone takes
 
 
@@ -74,6 +75,10 @@ class Segmenter(OverBackbone):
         self.divisor = divisor
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
+        if 0 <= ignore_index < self.num_classes:
+            raise ValueError(
+                f"ignore_index is {ignore_index}, one of the {self.num_classes} classes, which would not count"
+            )
         # kept as numbers too: a buffer built on "meta" has no values later, and a checkpoint may be read into it
         self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
         self.register_buffer("class_weights", self._own_weights())
@@ -82,10 +87,16 @@ class Segmenter(OverBackbone):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Segmenter":
         """What `to`, `to_empty` and the like call, also on a module around this one."""
-        unfilled = self.class_weights is not None and self.class_weights.is_meta
+        before = self.class_weights
         super()._apply(fn, recurse)
-        if unfilled and self._weights is not None:
-            self.class_weights.copy_(self._own_weights())
+        held = self.class_weights
+        if held is None or held.is_meta:
+            return self
+        if before.is_meta and self._weights is not None:
+            before = self._own_weights().to(held.dtype if held.dtype.itemsize > 4 else torch.float32)
+            self.class_weights = before.to(held.device)
+        elif held.dtype.itemsize < 4:  # logits are in float32, also those of a model in bfloat16
+            self.class_weights = before.to(held.device)
         return self
 
     def _own_weights(self) -> Tensor | None:
@@ -221,9 +232,10 @@ def _spread_as(like: Tensor, x: Tensor) -> Tensor:
 
 
 def _checked(weights: Sequence[float], classes: int) -> tuple[float, ...]:
-    if len(weights) != classes or min(weights) <= 0:
-        raise ValueError(f"class_weights is {list(weights)}; expected a number above 0 for each of {classes} classes")
-    return tuple(map(float, weights))
+    expected = f"a number above 0 for each of {classes} classes"
+    if len(weights) != classes:
+        raise ValueError(f"class_weights is {list(weights)}; expected {expected}")
+    return tuple(number("class_weights", weight, expected, least=LEAST_WEIGHT) for weight in weights)
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tensor | None = None) -> Tensor:
@@ -237,6 +249,7 @@ def pixel_loss(logits: Tensor, targets: Tensor, ignore_index: int, weights: Tens
     """
     logits = resize(logits, targets.shape[-2:])
     # its own sum would use atomics on a GPU, in no fixed order
+    weights = None if weights is None else weights.to(logits.dtype)
     losses = F.cross_entropy(logits, targets, weights, ignore_index=ignore_index, reduction="none")
     return losses.sum() / targets.numel()
 
@@ -268,7 +281,8 @@ def segmenter(
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
     class_weights factors on the losses of each class's pixels, above 0; None: all the same
-    Raises ValueError for a head of another name, no classes, or a backbone without the levels that the head reads.
+    Raises ValueError for a head of another name, no classes, an `ignore_index` that is one, or a backbone without the
+    levels that the head reads.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
