@@ -141,6 +141,8 @@ def of_one(cfg: DictConfig, source: str | None, name: str | None) -> Measurement
             raise RunError(str(error)) from error
     evaluated = distributed.everywhere(lambda: eval_models.find(cfg, source), UNMEASURED)
     weights = source or ("released" if evaluated.cfg.model.pretrained else "random")
+    if weights == "random":
+        say("the weights are random: neither checkpoint= nor model.pretrained=true says which to evaluate", "yellow")
     about = {"name": name or evaluated.name, "model": evaluated.cfg.model.name, "weights": weights}
     return measure(evaluated.cfg, about, published=evaluated.published(), answers=cfg.save_predictions)
 

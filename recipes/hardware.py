@@ -17,7 +17,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from recipes import distributed, sharding
+from recipes import config, distributed, sharding
 from recipes.config import ConfigError
 from recipes.console import say
 from zoo.allocator import keep_freed_memory
@@ -149,6 +149,8 @@ def setup(cfg: DictConfig) -> Hardware:
         for key in (key for key, value in SEVERAL.items() if hardware[key] == value):
             say(f"hardware.{key}={str(hardware[key]).lower()} has no effect with one process: see torchrun", "yellow")
     _set_threads(hardware.threads)
+    if hardware.compile and config.job_number():  # its graphs are not to depend on the sizes of earlier runs of a sweep
+        torch.compiler.reset()
     strict = device.type == "cpu" if hardware.deterministic is None else hardware.deterministic
     torch.use_deterministic_algorithms(strict)  # set either way: the previous run of a sweep may have enabled it
     if strict:

@@ -30,6 +30,7 @@ NONSENSE = [
 NONSENSE_OF_A_TASK = [
     "task.jitter=[2.0,0.5]", "task.jitter=[1.0]", "task.jitter=[0.0,1.0]", "task.dropout=1.5", "task.category_cap=0.0",
     "task.channels=0", "task.left_out_weight=-1", "data.things=[a,b]", "data.short_side=[a,b]",
+    "task.scales=[a]", "task.scales=[nan]", "task.stride=[8,a]", "data.short_side=true",
 ]  # fmt: skip
 
 

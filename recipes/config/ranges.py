@@ -38,13 +38,14 @@ RANGES = {
     "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
     "task.target_threshold": "[0, 1)", "task.channels": "[1, inf)", "task.dropout": "[0, 1]",
     "task.left_out_weight": "[0, inf)", "task.jitter": "(0, inf)", "task.category_cap": "(0, 1]",
-    "task.precrop": "[0, 1]",
-    "hardware.threads": "[1, inf)", "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
+    "task.precrop": "[0, 1]", "task.scales": "(0, inf)", "task.stride": "[1, inf)",
+    "hardware.threads": "[1, 2147483647]", "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
 }  # fmt: skip
 LENGTHS = {
     "data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3),
     "task.jitter": (2,),
 }  # fmt: skip
+EMPTY = ("sched.milestones", "task.scales")  # may have no items; the task refuses the latter with words of its own
 RISING = ("augment.scale", "augment.ratio", "task.jitter")  # the smaller number comes first
 
 
@@ -62,9 +63,10 @@ def _wrong(key: str, items: list[Any]) -> str | None:
     """What was expected in place of the items; None where they are right."""
     if key in LENGTHS and len(items) not in LENGTHS[key]:
         return f"{' or '.join(map(str, LENGTHS[key]))} numbers, {key}=[a,b,...]"
-    if not items and key != "sched.milestones":
+    if not items and key not in EMPTY:
         return f"numbers in {RANGES[key]}"
-    if not all(isinstance(item, int | float) and _holds(RANGES[key], item) for item in items):
+    numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
+    if not numbers or not all(_holds(RANGES[key], item) for item in items):
         return f"numbers in {RANGES[key]}" if len(items) > 1 else f"a number in {RANGES[key]}"
     return "the smaller number first" if key in RISING and items[0] > items[1] else None
 
