@@ -7,10 +7,13 @@ import resource
 import signal
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageColor
 
 from children import FORKS
 from recipes.data import DataError
@@ -19,10 +22,7 @@ from recipes.data.encoded import Encoded
 from recipes.data.images import orientation
 from source_cases import all_of, make, photos, same
 
-
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture
@@ -93,6 +93,32 @@ def test_changed_files_are_decoded_anew(tmp_path, decoded, kind):
     os.unlink(path)
     with pytest.raises(DataError, match=r"Is the folder still there\?"):
         source.image(4)
+
+
+def coloured(path, colour):
+    Image.new("RGB", (8, 8), colour).save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
+def test_columns_are_kept_apart(tmp_path, source):
+    columns = {name: [coloured(tmp_path / "one.png", name)] * 2 for name in ("red", "blue")}
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({**columns, "label": [0, 1]}), tmp_path / f"{split}.parquet")
+    given = {"source": source, "root": str(tmp_path), "cache": "disk"}
+    for name, pixel in (("red", (255, 0, 0)), ("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        assert make("parquet_stream", image_key=name, **given).train.image(0).getpixel((0, 0)) == pixel
+
+
+def test_changed_files_that_a_table_names_are_decoded_anew(tmp_path):
+    files = [{"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(2)]
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"image": files, "label": [0, 1]}), tmp_path / f"{split}.parquet")
+    for colour in ("red", "blue"):
+        for file in files:
+            coloured(Path(file["path"]), colour)
+        data = make("parquet_stream", source="arrow", root=str(tmp_path), cache="disk")
+        assert data.train.image(1).getpixel((0, 0)) == ImageColor.getrgb(colour)
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])

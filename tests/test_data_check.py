@@ -12,10 +12,7 @@ from shard_cases import members, write_tar
 from source_cases import all_of, make, photos
 from test_masks import mask, picture
 
-
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture

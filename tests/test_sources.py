@@ -389,6 +389,9 @@ def test_what_datasets_saved_to_a_disk(tmp_path):
     other.save_to_disk(tmp_path / "saved" / "test")
     with pytest.raises(DataError, match=r"class 0 is 'ant' in .*saved/train and 'bee' in .*saved/test"):
         make("cifar10", **given)
+    shown = table.with_format("pandas", columns=["label"])  # how it was looked at is saved too
+    datasets.DatasetDict({"train": shown, "test": shown}).save_to_disk(tmp_path / "shown")
+    assert make("cifar10", **{**given, "root": str(tmp_path / "shown")}).train.image(0).getpixel((0, 0)) == (40, 0, 0)
 
 
 def test_hidden_tables_are_passed_over(tmp_path):

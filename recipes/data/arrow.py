@@ -51,10 +51,22 @@ class Arrow(Encoded):
         return cell["path"]
 
     def stamp(self, index: int) -> str:
-        return f"{self.files}\0{index}"
+        place = self.in_place[index]
+        return "\0".join([self.files, self.image_key, str(index), *([stamp(place)] if place else [])])
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
+
+    @cached_property
+    def in_place(self) -> list[str | None]:
+        """The names of the image files that are read where they are, as the table has no bytes of them."""
+        import pyarrow.compute as pc
+
+        content = pc.struct_field(self.table.data.column(self.image_key), "bytes")
+        if not content.null_count:
+            return [None] * len(self)
+        lacking = pc.is_null(content).to_pylist()
+        return [path if lacks else None for path, lacks in zip(self.paths, lacking, strict=True)]
 
     @cached_property
     def paths(self) -> list[str | None]:
@@ -179,7 +191,7 @@ def _local(datasets, cfg, split: str):
     try:  # a file without rows is an error of `datasets`
         if saved:
             filled = json.loads((saved / "state.json").read_text("utf-8"))["_data_files"]
-            table = datasets.load_from_disk(str(saved)) if filled else None
+            table = datasets.load_from_disk(str(saved)).with_format(None) if filled else None
         else:
             filled = [path for path in chosen if read_metadata(path).num_rows]
             table = datasets.load_dataset("parquet", data_files={split: filled}, split=split) if filled else None

@@ -23,6 +23,9 @@ class Parquet(Shards):
         super().__init__(*args)
         self.image_key = image_key
 
+    def stamp(self, index: int) -> str:
+        return f"{super().stamp(index)}\0{self.image_key}"
+
     def bytes_of(self, shard: int, offset: int) -> bytes:
         if shard not in self.open:
             self.unchanged(shard)
