@@ -284,6 +284,24 @@ def test_masks_of_few_bits(tmp_path, bits):
     assert found.dtype == np.uint8 and np.array_equal(found, pixels)
 
 
+@pytest.mark.parametrize("file", ["P5 4 2 20\n", "P2 4 2 20\n", "P5 4 2 7000\n", "P1 4 2\n", "tif"])
+def test_masks_that_pillow_changes(tmp_path, file):
+    labels = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+    if file == "tif":  # 0 is white
+        tags = ((256, 4), (257, 2), (258, 8), (259, 1), (262, 0), (273, 8 + 2 + 8 * 12 + 4), (278, 2), (279, 8))
+        entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+        content = b"II*\0" + struct.pack("<IH", 8, 8) + entries + bytes(4) + labels.astype(np.uint8).tobytes()
+    elif file.startswith("P5"):
+        content = file.encode() + labels.astype(">u2" if "7000" in file else np.uint8).tobytes()
+    else:
+        labels = labels % 2 if file.startswith("P1") else labels
+        content = (file + " ".join(map(str, labels.flatten()))).encode()
+    (tmp_path / "mask").write_bytes(content)
+    with Image.open(tmp_path / "mask") as image:
+        assert not np.array_equal(np.array(image), labels)
+    assert np.array_equal(open_labels(tmp_path / "mask", "mask"), labels)
+
+
 def grey(pixels, bits):
     """A grey PNG of `bits` a pixel."""
     rows = [bytes([0, *np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:])]) for row in pixels]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -16,6 +16,7 @@ from zoo.images import formats
 
 File = str | Path | IO[bytes]
 LOSSY = ("JPEG", "MPO")  # formats of a single channel that change values; lossy WebPs have three
+INVERTED = ("1;I", "L;I")  # formats of pixels in which 0 is white
 SCALES = {"L;2": 85, "L;4": 17}  # factors by which Pillow multiplies such grey levels
 AS_SHOWN = (
     "set data.exif_orientation=true to read images as viewers show them; without it they are read as they are stored, "
@@ -85,7 +86,8 @@ def _pixels(image: Image.Image, decoding: Decoding) -> Image.Image:
 def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.ndarray:
     """(H, W) integers of a single-channel image, as they are in the file; for a palette, the indices.
 
-    Pillow scales two-bit and four-bit greys to eight bits, which is undone.
+    Pillow scales greys of less than eight bits and PGM's other maxima, and inverts files in which 0 is white (PBM, some
+    TIFF); this is undone.
 
     Raises DataError if the file cannot be read, and BadImage if it is lossy, has several channels or is not an image.
     """
@@ -101,17 +103,23 @@ def open_labels(file: File, name: str, decoding: Decoding = Decoding()) -> np.nd
                 "Save masks as single-channel PNGs whose values are classes, or, if only this one is wrong, set "
                 "data.on_bad_image=replace",
             )
-        scale = SCALES.get(_raw_mode(image), 1)
+        raw, *rest = _pixels_in_file(image)
         labels = np.array(image)
         if labels.dtype == bool:  # of one bit a pixel
-            return labels.astype(np.uint8)
+            labels = labels.astype(np.uint8)
+        largest = 1 if image.mode == "1" else 65535 if image.mode.startswith("I") else 255
+        if raw in INVERTED:
+            labels = largest - labels
+        if image.format == "PPM" and rest:
+            return (labels.astype(np.int64) * int(rest[0]) + largest // 2) // largest
+        scale = SCALES.get(raw, 1)
         return labels if scale == 1 else labels // scale
 
 
-def _raw_mode(image: Image.Image) -> str | None:
-    """Pillow's name for the format of pixels in the file, which is lost once they are read."""
+def _pixels_in_file(image: Image.Image) -> tuple[Any, ...]:
+    """Pillow's name for the format of pixels in the file, which is lost once they are read, and for PGM the maximum."""
     args = image.tile[0].args if image.tile else None
-    return args[0] if isinstance(args, tuple) else args
+    return args if isinstance(args, tuple) and args else (args,)
 
 
 def orientation(image: "Image.Image | Jpeg") -> int:

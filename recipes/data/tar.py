@@ -11,7 +11,7 @@ import json
 import os
 import reprlib
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -53,9 +53,9 @@ class Tar(Shards):
             self.open[shard] = os.open(self.paths[shard], os.O_RDONLY)
         return self.open[shard]
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may be gone
         for file in getattr(self, "open", {}).values():
-            os.close(file)
+            close(file)
 
 
 def load(cfg, splits: Sequence[str]) -> tuple[list[Tar], list[str]]:
