@@ -283,7 +283,7 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
     row, cell = next(((row, cell) for row, cell in enumerate(column) if cell is not None), (0, 0))
     if np.ndim(cell):
         raise DataError(
-            f"{where}: the column {key!r} holds several labels, {np.asarray(cell).tolist()} at row {row}: expected one "
+            f"{where}: the column {key!r} holds several labels, {NAMES.repr(np.asarray(cell).tolist())} at row {row}: expected one "
             "per image, the number of a class; set data.label_key= to another column"
         )
     found = np.asarray(column)
@@ -293,7 +293,7 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
         value = value.item() if isinstance(value, np.generic) else value
         value = None if value != value else value  # missing values in a column of numbers are NaN
         raise DataError(
-            f"{where}: the column {key!r} holds {value!r} at row {row}, expected the number of a class: set "
+            f"{where}: the column {key!r} holds {NAMES.repr(value)} at row {row}, expected the number of a class: set "
             "data.label_key= to another column, or number the classes with class_encode_column of `datasets`"
         )
     return found.astype(np.int64)
