@@ -286,6 +286,18 @@ def test_a_number_of_its_own_counts_more_than_json(tmp_path, order, said):
     assert make("webdataset", root=str(tmp_path)).train.label(0) == 1
 
 
+def test_an_archive_that_is_overwritten_while_it_is_read(tmp_path):
+    """Its bytes at the old positions may be images too."""
+    train = make("webdataset", root=tars(tmp_path)).train
+    train.image(0)
+    time.sleep(0.01)
+    file = tmp_path / "set-train-000.tar"
+    with open(file, "r+b") as archive:
+        archive.write(file.read_bytes())
+    with pytest.raises(DataError, match=r"set-train-000\.tar was overwritten while it was in use: start again"):
+        train.image(1)
+
+
 def test_links_are_counted(tmp_path, capsys):
     """What tar writes for a folder whose equal files are links to one another."""
     tars(tmp_path)

@@ -283,8 +283,8 @@ def numbers(column: Any, where: str, key: str) -> np.ndarray:
     row, cell = next(((row, cell) for row, cell in enumerate(column) if cell is not None), (0, 0))
     if np.ndim(cell):
         raise DataError(
-            f"{where}: the column {key!r} holds several labels, {NAMES.repr(np.asarray(cell).tolist())} at row {row}: expected one "
-            "per image, the number of a class; set data.label_key= to another column"
+            f"{where}: the column {key!r} holds several labels, {NAMES.repr(np.asarray(cell).tolist())} at row {row}: "
+            "expected one per image, the number of a class; set data.label_key= to another column"
         )
     found = np.asarray(column)
     whole = found.dtype.kind in "iub" or (found.dtype.kind == "f" and (found == np.floor(found)).all())

@@ -32,12 +32,15 @@ class Tar(Shards):
     def bytes_of(self, shard: int, offset: int) -> bytes:
         index = int(self.ends[shard] - self.counts[shard]) + offset
         size = int(self.fields["sizes"][index])
+        file, written = self._file(shard)
         try:
-            data = os.pread(self._file(shard), size, int(self.fields["positions"][index]))
+            data, now = os.pread(file, size, int(self.fields["positions"][index])), os.fstat(file).st_mtime_ns
         except OSError as error:
             raise DataError(f"cannot read {self.where(index)}: {error}") from error
         if len(data) != size:
             raise DataError(f"{self.where(index)} is truncated: was the archive changed?")
+        if now != written:
+            raise DataError(f"{self.paths[shard]} was overwritten while it was in use: start again")
         return data
 
     def where(self, index: int) -> str:
@@ -45,16 +48,18 @@ class Tar(Shards):
         name = self.fields["names"][ends[index - 1] if index else 0 : ends[index]].tobytes()
         return f"{super().where(index)} ({name.decode(errors='replace')})"
 
-    def _file(self, shard: int) -> int:
+    def _file(self, shard: int) -> tuple[int, int]:
+        """An open archive, and when it had been written."""
         if shard not in self.open:
             self.unchanged(shard)
             if len(self.open) == OPEN:
-                os.close(self.open.pop(next(iter(self.open))))
-            self.open[shard] = os.open(self.paths[shard], os.O_RDONLY)
+                os.close(self.open.pop(next(iter(self.open)))[0])
+            file = os.open(self.paths[shard], os.O_RDONLY)
+            self.open[shard] = file, os.fstat(file).st_mtime_ns
         return self.open[shard]
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may be gone
-        for file in getattr(self, "open", {}).values():
+        for file, _ in getattr(self, "open", {}).values():
             close(file)
 
 
