@@ -115,8 +115,10 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
         if isinstance(OmegaConf.select(cfg, key), Mapping | DictConfig):
             values[key] = OmegaConf.to_container(OmegaConf.select(cfg, key))
     for key, value in values.items():
-        if value is None and usual.get(key) is not None and ((begun and key not in typed) or needed(cfg, key)):
-            continue  # it was accepted when the run was started, or nothing reads it
+        accepted = begun and key not in typed  # when the run was started
+        unread = value is None and usual.get(key) is not None and needed(cfg, key)
+        if value in (None, "") and (accepted or unread):
+            continue
         _check_value(key, value, usual.get(key), typed.get(key, str(value)))
     for key in ("model.name", "teacher.name"):
         model = values.get(key)
