@@ -219,6 +219,7 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
         (["data.class_names=[sky,[tree]]"], "data.class_names has \"['tree']\", which is not text"),
         (["data.class_names=[1,'1']"], "several classes of data=masks have the name '1'"),
         (["data.class_names=3"], "data.class_names=3: expected a list of names, or a file of them below data.root"),
+        (["data.class_names=[a,b,c,d]"], "data.num_classes=3, but data.class_names has 4: give only the latter"),
         (["data.class_names=gone.txt"], "cannot read the names of the classes"),
         (["data.train_images=../images"], "leads out of its folder"),
         (["data.val_masks=/etc"], "leads out of its folder"),

@@ -128,7 +128,8 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
 def class_names(cfg) -> list[str]:
     """data.class_names: a list, or a file below data.root; else the numbers of data.num_classes classes.
 
-    Raises DataError for values that are not names, for fewer than two, and for duplicates, as results go by name.
+    Raises DataError for values that are not names, for fewer than two, for duplicates, as results go by name, and for
+    another number than data.num_classes.
     """
     names = _given_names(cfg)
     if len(names) < 2:
@@ -140,6 +141,10 @@ def class_names(cfg) -> list[str]:
     if twice is not None:
         raise DataError(
             f"data.class_names: several classes of data={cfg.name} have the name {twice!r}: give each its own name"
+        )
+    if cfg.num_classes not in (None, len(names)):
+        raise DataError(
+            f"data.num_classes={cfg.num_classes}, but data.class_names has {len(names)}: give only the latter"
         )
     return names
 
