@@ -52,6 +52,9 @@ def _is_sweep(override: str) -> bool:
 
 def _unreadable(override: str) -> str:
     key, equals, value = override.partition("=")
+    if equals and (bare := key.lstrip("\"'")) != key:  # quotes that a shell took for text
+        typed = quote(bare, value.removesuffix(key[: len(key) - len(bare)]))
+        return f"Hydra received {override} with quotes around key and value: type {shlex.quote(typed)}, and no others"
     if equals:
         return f"Hydra cannot parse {override}. With quotes it can: {shlex.quote(quote(key, value))}"
     models = checks.options("model")

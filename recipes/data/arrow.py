@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import first_line
+from recipes.console import first_line, note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import files_of, stamp
@@ -93,8 +93,16 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
         check_agreed(
             itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
         )
-    names = getattr(tables[0][1].features[cfg.label_key], "names", None)
-    return found, list(names or counted(cfg.num_classes, np.concatenate([part.labels for part in found])))
+    if names := getattr(tables[0][1].features[cfg.label_key], "names", None):
+        return found, named(list(names), cfg)
+    return found, counted(cfg.num_classes, np.concatenate([part.labels for part in found]))
+
+
+def named(names: list[str], cfg) -> list[str]:
+    """The class names that a column declares; says so if data.num_classes is another number."""
+    if cfg.num_classes not in (None, len(names)):
+        note(f"data.num_classes={cfg.num_classes} is not used: column {cfg.label_key!r} declares {len(names)} classes")
+    return names
 
 
 def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:

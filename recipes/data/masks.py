@@ -235,7 +235,9 @@ def safe(name: str, where: str) -> str:
 
 
 def _stem(name: str, suffix: str | None) -> str:
-    return name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
+    if suffix and name.lower().endswith(suffix.lower()):  # as `_walked` finds them
+        return name[: -len(suffix)]
+    return name if suffix else os.path.splitext(name)[0]
 
 
 def _rows(cfg, split: str, classes: Classes) -> MaskRows:

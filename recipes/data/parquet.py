@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recipes.console import first_line
-from recipes.data.arrow import NAMES, ROWS, check_agreed, check_images, declared, numbers, package
+from recipes.data.arrow import NAMES, ROWS, check_agreed, check_images, declared, named, numbers, package
 from recipes.data.errors import DataError
 from recipes.data.files import files_of, is_local
 from recipes.data.shards import Index, Shards, class_names, kept_index
@@ -89,9 +89,9 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Parquet], list[str]]:
     files = [path for part in found for path in part.paths if is_local(path) or path == part.paths[0]]
     names = {path: declared(_checked(path, cfg).schema_arrow, cfg.label_key, path) for path in files}
     check_agreed(names.items())
-    return found, names[files[0]] or class_names(
-        cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found])
-    )
+    if declares := names[files[0]]:
+        return found, named(declares, cfg)
+    return found, class_names(cfg.root, cfg.num_classes, np.concatenate([part.labels for part in found]))
 
 
 def _split(datasets, cfg, split: str) -> Parquet:
