@@ -3,6 +3,7 @@
 python -m docs.draw  # writes docs/images/block-<family>.svg
 """
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -163,5 +164,6 @@ def figures() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    ArgumentParser(prog="python -m docs.draw", description=__doc__).parse_args()
     for name, text in figures().items():
         (IMAGES / name).write_text(text)

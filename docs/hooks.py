@@ -18,7 +18,7 @@ LINK = re.compile(r"(?<!!)\[([^][]+)\]\(([^()#:\s]+)(#[^()\s]*)?\)")
 def on_files(files, config):
     """Add the pages of the root."""
     for name in PAGES:
-        files.append(File.generated(config, name, content=(ROOT / name).read_text()))
+        files.append(File.generated(config, name, content=(ROOT / name).read_text("utf-8")))
     return files
 
 

@@ -6,6 +6,7 @@ python -m docs.render  # writes them into the pages
 import inspect
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def pages() -> dict[Path, str]:
 def filled(path: Path, marks: dict[str, str]) -> str:
     """The text of a page with each table between its marks. Raises ValueError where the page or a mark is missing."""
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         for mark, rendered in marks.items():
             text = table.insert(text, f"\n{rendered}\n", mark)
     except (OSError, ValueError) as error:
@@ -61,7 +62,7 @@ def filled(path: Path, marks: dict[str, str]) -> str:
 
 def variants(key: str) -> str:
     """The family's rows of the table of models, without the errors."""
-    lines = table.between((DOCS / "models.md").read_text()).splitlines()
+    lines = table.between((DOCS / "models.md").read_text("utf-8")).splitlines()
     mine = lines[:2] + [line for line in lines[2:] if family(line.split("`")[1]) == key]
     return "".join("|".join(line.split("|")[:7]) + "|\n" for line in mine)
 
@@ -101,7 +102,7 @@ def speed(key: str) -> str:
     header = ["model", "mode", "images/s", "peak MiB", "twin", "its images/s", "its peak MiB", "ours / twin"]
     parts = []
     for file in sorted((ROOT / "benchmarks").glob("models_*.json")):
-        measured = json.loads(file.read_text())
+        measured = json.loads(file.read_text("utf-8"))
         rows = [_model_row(row) for row in measured["rows"] if family(row["model"]) == key]
         parts += [lines(header, rows, numbers=(2, 3, 5, 6, 7)) + "\n" + circumstances(measured)] if rows else []
     return "\n".join(parts) or "No measurements yet.\n"
@@ -121,7 +122,7 @@ def op_speed(names: list[str]) -> str:
     header = ["call", "models", "dtype", "mode", "ours, ms", "peak MiB", "fastest peer", "its ms", "its peak MiB"]
     parts = []
     for file in sorted(file for name in CALLS for file in (ROOT / "benchmarks").glob(name)):
-        measured = json.loads(file.read_text())
+        measured = json.loads(file.read_text("utf-8"))
         rows = [_op_row(row) for row in measured["rows"] if row["op"] in names]
         parts += [lines(header, rows, numbers=(4, 5, 7, 8)) + "\n" + circumstances(measured)] if rows else []
     return "\n".join(parts) or "No measurements yet.\n"
@@ -161,8 +162,9 @@ def lines(header: list[str], rows: list[list[Any]], numbers: tuple[int, ...] = (
 
 
 if __name__ == "__main__":
+    ArgumentParser(prog="python -m docs.render", description=__doc__).parse_args()
     try:
         for path, text in pages().items():
-            path.write_text(text)
+            path.write_text(text, "utf-8")
     except ValueError as error:
         sys.exit(f"error: {error}")

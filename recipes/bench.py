@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"loop_{device}.json"
-        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = json.loads(path.read_text("utf-8")) if path.exists() else []
         kept = [*(old for old in kept if old["name"] != result["name"]), result]
         path.write_text(json.dumps(kept, indent=1) + "\n")
         path.with_suffix(".md").write_text(render(kept))

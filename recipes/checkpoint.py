@@ -28,7 +28,6 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -36,6 +35,7 @@ from recipes import distributed, json_file, sharded_reader
 from recipes.console import say
 from recipes.json_file import NUMBER
 from recipes.packing import pack, unpack
+from zoo.files import save_tensors
 
 TEMPORARY = ".writing-"
 REPLACED = "-before"  # the end of the temporary name of one that is being replaced
@@ -330,7 +330,7 @@ def _write_part(path: Path, tree: Any) -> None:
         # tied weights share one storage; safetensors needs one each
         tensors[name] = flat.clone() if flat.data_ptr() in seen else flat
         seen.add(flat.data_ptr())
-    save_file(tensors, path, metadata={"tree": plan})
+    save_tensors(tensors, path, {"tree": plan})
     with _opened(path) as descriptor:
         os.fsync(descriptor)
 

@@ -193,7 +193,7 @@ def _there(folder: Path, stem: str) -> list[str]:
 def _read(path: Path) -> Any:
     """The contents of an evaluation's file; None if it does not exist or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -43,8 +43,11 @@ def _module() -> str | None:
 def answer(name: str) -> None:
     """If a shell asks `name`.py for completion, answer and end the process."""
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
-        typed, defaults = os.environ.get("COMP_LINE", "") + " ", (files("recipes.conf") / f"{name}.yaml").read_text()
-        variants = json.loads(TABLE.read_text())
+        typed, defaults = (
+            os.environ.get("COMP_LINE", "") + " ",
+            (files("recipes.conf") / f"{name}.yaml").read_text("utf-8"),
+        )
+        variants = json.loads(TABLE.read_text("utf-8"))
         # only the keys of the chosen model may be asked for; adding those of all others would take too long
         chosen = [model for model in variants if f"model={model} " in typed or f"- model: {model}\n" in defaults]
         fill_model_group({model: variants[model] if model in chosen else {} for model in variants})
@@ -72,5 +75,6 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m recipes.shell", description=render.__doc__).parse_args()
-    TABLE.write_text(render())
+    said = "Write recipes/conf/models.json, the zoo's table of variants."
+    argparse.ArgumentParser(prog="python -m recipes.shell", description=said).parse_args()
+    TABLE.write_text(render(), "utf-8")

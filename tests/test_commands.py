@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import pathlib
+import stat
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from test_golden import FOLDER
 from test_models import every_small, small, trained
 from zoo import export, fetch, inspect
 from zoo.convert import command
+from zoo.files import save_tensors
 from zoo.heads import segmenter
 
 GCVIT = "gc_vit_xxtiny_224x224"
@@ -184,6 +187,19 @@ def test_nothing_is_overwritten(released, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err and out.read_text() == "mine"
     assert command.main([str(released), str(out), "--force"]) == 0
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "link.pth").symlink_to("nowhere")
+    assert command.main([str(released), str(tmp_path / "link.pth"), "--force"]) == 2
+    assert "already exists" in capsys.readouterr().err and (tmp_path / "link.pth").is_symlink()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_tensors({"weight": torch.ones(2)}, tmp_path / "one.safetensors", {"a": "b"})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == mode
 
 
 def test_a_full_disk(released, tmp_path, monkeypatch, capsys):

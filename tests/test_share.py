@@ -22,6 +22,7 @@ def test_local_folder(name, tmp_path):
     model = trained(small(name))
     folder = zoo.save_for_hf(model, tmp_path / "shared")
     assert {file.name for file in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
     again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert again.num_classes == 7 and same(model, again)
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3

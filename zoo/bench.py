@@ -25,7 +25,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
-from ops.bench.report import circumstances, overwrite
+from ops.bench.report import circumstances, overwrite, writable
 from ops.check.command import positive
 
 from .allocator import keep_freed_memory
@@ -189,6 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.out is not None:
+        writable(args.out)
     if args.device == "cpu":
         keep_freed_memory()  # as the training loop does
     if args.profile:
@@ -243,7 +245,6 @@ def stem(args: argparse.Namespace, what: str) -> str:
 
 
 def write(args: argparse.Namespace, what: str, text: str) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     overwrite(args.out / f"{stem(args, what)}.md", text)
 
 

@@ -3,11 +3,14 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from .errors import CheckpointError
 
@@ -30,16 +33,25 @@ def replaced(path: Path) -> Iterator[Path]:
 def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     """As `replaced`, in a folder that is made if needed.
 
-    Raises CheckpointError if `path` is a folder, or a file and `force` is False, or if it cannot be written.
+    Raises CheckpointError if `path` is no file, or a file and `force` is False, or if it cannot be written.
     """
     try:
-        if path.is_dir() or (path.exists() and not force):
-            raise CheckpointError(f"{path} already exists: give another name{'' if path.is_dir() else ', or --force'}")
+        other = os.path.lexists(path) and not path.is_file()  # a folder, a pipe, a link to nothing
+        if other or (path.is_file() and not force):
+            raise CheckpointError(f"{path} already exists: give another name{'' if other else ', or --force'}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write safetensors, readable to those to whom files are by the umask: safetensors' own are their owner's alone."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    os.chmod(path, mode)
 
 
 def sha256(path: Path) -> str:

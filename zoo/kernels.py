@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ops.bench.report import command
+from ops.bench.report import command, overwrite, writable
 from ops.check.command import positive
 from ops.recording import Launch, recording
 
@@ -109,6 +109,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.out is not None:
+        writable(args.out)
     from ops.ahead import distinct, table
 
     # separately for each dtype: how a call is divided into tiles depends on the element size
@@ -118,8 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n".join(page)
     print(text)
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "kernels.md").write_text(text)
+        overwrite(args.out / "kernels.md", text)
     if bad := [cost for cost in costs if not cost.fits or cost.spills_forward]:
         sys.exit(f"{len(bad)} binaries need more shared memory than there is, or spill: {bad[0]}")
     print(f"{len(costs)} binaries: all fit, no forward pass spills on sm_90")

@@ -48,8 +48,11 @@ def save_for_hf(
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
             save_by_timm(model, temporary, safe_serialization=True, **_about(model, said["license"], kwargs))
-            (Path(temporary) / "README.md").write_text(generate_readme(said, folder.name), encoding="utf-8")
+            card = Path(temporary) / "README.md"
+            card.write_text(generate_readme(said, folder.name), encoding="utf-8")
+            mode = card.stat().st_mode
             for file in sorted(Path(temporary).iterdir()):
+                file.chmod(mode)  # safetensors lets nobody but the owner read its files
                 os.replace(file, folder / file.name)
     except OSError as error:
         raise CheckpointError(f"could not write {folder}: {error}") from error

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
 
+from .files import replaced
 from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import candidates
@@ -101,7 +102,7 @@ def render() -> str:
 def lines() -> Iterator[str]:
     """The table line by line: counting takes a second or two a model."""
     yield from HEADER.splitlines(keepends=True)
-    errors = json.loads(GOLDEN.read_text())["errors"]
+    errors = json.loads(GOLDEN.read_text("utf-8"))["errors"]
     yield from (row(name, errors) for name in variants())
 
 
@@ -138,8 +139,10 @@ def main(argv: list[str] | None = None) -> None:
             print(line, end="", flush=True)
         return
     try:
-        between(path.read_text())  # before minutes of counting
-        path.write_text(insert(path.read_text(), render()))
+        text = path.read_text("utf-8")
+        between(text)  # before minutes of counting
+        with replaced(path) as temporary:
+            temporary.write_text(insert(text, render()), "utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {path}: {error}")
 

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import secrets
 import shlex
 import sys
 from collections.abc import Sequence
@@ -139,9 +140,23 @@ def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict
 
 def overwrite(path: Path, text: str) -> None:
     """Writes a file atomically: a run may be interrupted while it writes."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable(folder: Path) -> None:
+    """Make a folder, and end the program if nothing can be written into it: before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        overwrite(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        sys.stderr.write(f"error: cannot write to {folder}: {error}\n")
+        sys.exit(2)
 
 
 def numbers(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine | None]) -> str:

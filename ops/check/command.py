@@ -90,7 +90,11 @@ def main(argv: list[str] | None = None) -> int:
             content = {**facts, "findings": [asdict(finding) for finding in findings]}
             overwrite(args.json, json.dumps(content, indent=1) + "\n")
 
-    write()  # a folder that does not exist is an error now, not after minutes
+    try:
+        write()  # a folder that does not exist is an error now, not after minutes
+    except OSError as error:
+        sys.stderr.write(f"error: cannot write {args.json}: {error}\n")
+        sys.exit(2)
     end = None if args.minutes is None else began + 60 * args.minutes
     groups, skipped = tasks(args, end), 0
     with mapped(args.jobs) as run:

@@ -139,7 +139,7 @@ def check_shadowed(folders: Iterable[str]) -> None:
         for group in ("", *groups()):
             for path in sorted(Path(folder, group).glob("*.yaml")):
                 ours = conf / group / path.name
-                if ours.is_file() and ours.read_text() != path.read_text(errors="replace"):
+                if ours.is_file() and ours.read_text("utf-8") != path.read_text("utf-8", "replace"):
                     option = f", and pass {group}=<its new name>" if group else ""
                     raise ConfigError(f"{path} would not be read, since a file of ours has its name: rename it{option}")
 
@@ -253,7 +253,7 @@ def _fits(value: object, kind: str) -> bool:
 def base(name: str) -> dict[str, Any]:
     """Every key of common.yaml and `name`.yaml with its default, flat."""
     conf = files("recipes.conf")
-    tree = OmegaConf.merge(*(OmegaConf.create((conf / f"{file}.yaml").read_text()) for file in ("common", name)))
+    tree = OmegaConf.merge(*(OmegaConf.create((conf / f"{file}.yaml").read_text("utf-8")) for file in ("common", name)))
     for key in ("defaults", "hydra"):
         tree.pop(key, None)
     return flat(tree)
@@ -277,7 +277,9 @@ def keys(name: str) -> list[str]:
 @cache
 def chosen_groups(name: str) -> list[str]:
     """The configuration groups of which `name`.py takes an option."""
-    defaults = OmegaConf.to_container(OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text()).defaults)
+    defaults = OmegaConf.to_container(
+        OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text("utf-8")).defaults
+    )
     chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
     return [group for group in groups() if group in chosen]
 
@@ -310,7 +312,7 @@ def _option(group: str, option: str) -> dict[str, Any]:
     """Every key of an option, flat. Kept, since reading all of them takes as long as composing a configuration."""
     if group == "model":
         return flat(ConfigStore.instance().load(f"model/{option}.yaml").node)
-    found = OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text())
+    found = OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text("utf-8"))
     found.pop("defaults", None)  # of the options of other groups
     return flat(found)
 

@@ -62,17 +62,17 @@ def text(name: str) -> str:
 def _commands(name: str, command: str) -> list[str]:
     """The commands at the head of the configuration, as they are typed here."""
     given = f"# python {name}.py"
-    lines = (files("recipes.conf") / f"{name}.yaml").read_text().splitlines()
+    lines = (files("recipes.conf") / f"{name}.yaml").read_text("utf-8").splitlines()
     return [f"    {command}{line.removeprefix(given)}" for line in lines if line.startswith(given)]
 
 
 def _used(name: str) -> list[str]:
-    written = (files("recipes.conf") / f"{name}.yaml").read_text()
+    written = (files("recipes.conf") / f"{name}.yaml").read_text("utf-8")
     order = ("data", "recipe", "task", "optim", "hardware", "logger")
     return [group for group in order if f"- {group}: " in written]
 
 
 def _first_comment(group: str, option: str) -> str:
-    lines = (files("recipes.conf") / group / f"{option}.yaml").read_text().splitlines()
+    lines = (files("recipes.conf") / group / f"{option}.yaml").read_text("utf-8").splitlines()
     first = next(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
     return first.removesuffix(":")  # a command follows there

@@ -188,7 +188,7 @@ def _cached(folder: Path) -> Listing | None:
     """The cached listing if no folder in it was changed since; None if there is none or it is out of date."""
     path = _sidecar(folder)
     try:
-        listing = Listing(**json.loads(path.read_text()))
+        listing = Listing(**json.loads(path.read_text("utf-8")))
         fresh = all(os.stat(folder / name).st_ctime_ns == time for name, time in listing.folders.items())
     except FileNotFoundError:  # never listed, or a folder is gone
         return None

@@ -62,7 +62,7 @@ def truths(records: Encoded) -> np.ndarray:
 
 
 def _carried(name: str) -> str:
-    return (files("timm.data") / "_info" / name).read_text()
+    return (files("timm.data") / "_info" / name).read_text("utf-8")
 
 
 def _number(records: Encoded, index: int, count: int) -> int:

@@ -22,9 +22,9 @@ def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
     found = {}
     folder = files(__package__) / task
     common = folder / "_common.yaml"  # anchors for all tables of the folder
-    anchors = common.read_text() if common.is_file() else ""
+    anchors = common.read_text("utf-8") if common.is_file() else ""
     for file in sorted((f for f in folder.iterdir() if not f.name.startswith("_")), key=lambda file: file.name):
-        phases = OmegaConf.to_container(OmegaConf.create(anchors + file.read_text()))
+        phases = OmegaConf.to_container(OmegaConf.create(anchors + file.read_text("utf-8")))
         phases = {phase: table for phase, table in phases.items() if not phase.startswith("_")}
         found |= {f"{file.name.removesuffix('.yaml')}/{phase}": table for phase, table in phases.items()}
     return found
@@ -34,7 +34,7 @@ def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
 def unpublished(task: str = "classify") -> dict[str, str]:
     """Models of the zoo whose training was never described, with the reason."""
     file = files(__package__) / task / "_unpublished.yaml"
-    return OmegaConf.to_container(OmegaConf.create(file.read_text())) if file.is_file() else {}
+    return OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8"))) if file.is_file() else {}
 
 
 def phases(model: str, task: str = "classify") -> list[str]:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint import only_part, part_of, select
 from ..errors import CheckpointError, listed, plain_warnings, printable
 from ..fetch import by_name, warn_of_licence
-from ..files import SUFFIXES, sha256, whole
+from ..files import SUFFIXES, save_tensors, sha256, whole
 from ..fitting import fit
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read, where
@@ -111,7 +110,7 @@ def _check_model(path: str, state: Mapping[str, Tensor], model: str) -> None:
 def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], wrapper: str | None) -> None:
     """Write safetensors with metadata, or use torch.save, with the weights bare or under the key `wrapper`."""
     if out.suffix == ".safetensors":
-        save_file(dict(state), out, metadata={"format": "pt", **metadata})
+        save_tensors(state, out, {"format": "pt", **metadata})
         return
     try:
         torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
