@@ -51,7 +51,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
     mode = stat.S_IMODE(os.stat(path).st_mode)
     save_file(dict(tensors), path, metadata=dict(metadata))
-    os.chmod(path, mode)
+    if stat.S_IMODE(os.stat(path).st_mode) != mode:  # some file systems have no permissions
+        os.chmod(path, mode)
 
 
 def sha256(path: Path) -> str:

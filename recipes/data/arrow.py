@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import first_line, note
+from recipes.console import first_line
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import files_of, stamp
+from recipes.data.files import files_of, note_once, stamp
 from recipes.data.images import File
 from recipes.data.shards import counted
 
@@ -101,7 +101,9 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
 def named(names: list[str], cfg) -> list[str]:
     """The class names that a column declares; says so if data.num_classes is another number."""
     if cfg.num_classes not in (None, len(names)):
-        note(f"data.num_classes={cfg.num_classes} is not used: column {cfg.label_key!r} declares {len(names)} classes")
+        note_once(
+            f"data.num_classes={cfg.num_classes} is not used: column {cfg.label_key!r} declares {len(names)} classes"
+        )
     return names
 
 

@@ -187,10 +187,8 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         row = int(np.argmax((labels < 0) | (labels >= num_classes)))
-        names = (
-            "set data.num_classes= to the right number, or name all classes in the column's ClassLabel, if it is one"
-        )
-        hint = "is this a split without labels?" if low < 0 else names
+        more = "set data.num_classes= to the right number, or name all classes in the column's ClassLabel, if it is one"
+        hint = "is this a split without labels?" if low < 0 else more
         raise DataError(
             f"{name} has label {int(labels[row])} at row {row}, "
             f"expected 0 ... {num_classes - 1} for {num_classes} classes: {hint}"

@@ -32,8 +32,8 @@ class Tar(Shards):
     def bytes_of(self, shard: int, offset: int) -> bytes:
         index = int(self.ends[shard] - self.counts[shard]) + offset
         size = int(self.fields["sizes"][index])
-        file, written = self._file(shard)
         try:
+            file, written = self._file(shard)
             data, now = os.pread(file, size, int(self.fields["positions"][index])), os.fstat(file).st_mtime_ns
         except OSError as error:
             raise DataError(f"cannot read {self.where(index)}: {error}") from error
