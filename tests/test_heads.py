@@ -208,7 +208,7 @@ def test_weights_of_classes():
         with pytest.raises(ValueError, match="expected a number above 0 for each of 3 classes"):
             segmenter("resnet18", 3, channels=8, class_weights=wrong)
     with pytest.raises(ValueError, match="ignore_index is 2, one of the 3 classes"):
-        segmenter("resnet18", 3, channels=8, ignore_index=2)
+        segmenter("resnet18", 3, channels=8, ignore_index=2)(images, targets)
 
 
 INFERENCE = {

@@ -69,7 +69,7 @@ LISTS = {
 NAMES = {"optim.decay", "optim.no_decay"}
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
-FULL = {*TEXT, "checkpoint"} - {"data.image_suffix"}  # not empty
+FULL = {*TEXT, "checkpoint"} - {"data.image_suffix", "name"}  # not empty; a run says why its own is not
 CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys for classification only, outside its own group
 NO_MODEL = {
     "train": "model=auto is for eval.py, which recognises the model of a file: to train, name one, model=maxvit_t",

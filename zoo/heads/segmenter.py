@@ -75,10 +75,6 @@ class Segmenter(OverBackbone):
         self.divisor = divisor
         self.ignore_index = ignore_index
         self.num_classes = decode_head.classifier.out_channels
-        if 0 <= ignore_index < self.num_classes:
-            raise ValueError(
-                f"ignore_index is {ignore_index}, one of the {self.num_classes} classes, which would not count"
-            )
         # kept as numbers too: a buffer built on "meta" has no values later, and a checkpoint may be read into it
         self._weights = None if class_weights is None else _checked(class_weights, self.num_classes)
         self.register_buffer("class_weights", self._own_weights())
@@ -150,12 +146,15 @@ class Segmenter(OverBackbone):
 
         Sides below 32 pixels, or that `divisor` does not divide, are padded with zeros at the bottom and right, which
         targets ignore. The losses, "decode" and "auxiliary", are weighted, to be summed. Raises ValueError for targets
-        of another size, or that are not integers.
+        of another size, or that are not integers, and if `ignore_index` is the number of a class.
         """
         size = images.shape[-2:]
         if targets is not None and targets.shape != (len(images), *size):
             raise ValueError(f"targets are {tuple(targets.shape)}, for images {tuple(images.shape)}: give (B, H, W)")
         if targets is not None:
+            if 0 <= self.ignore_index < self.num_classes:
+                said = f"ignore_index is {self.ignore_index}, one of the {self.num_classes} classes"
+                raise ValueError(f"{said}, whose pixels would not count: give another number as ignore_index=")
             targets = _labels(targets)
         if self.divisor > 1 or min(size) < LEAST:
             images = self._filled(images, 0)
@@ -281,8 +280,7 @@ def segmenter(
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
     class_weights factors on the losses of each class's pixels, above 0; None: all the same
-    Raises ValueError for a head of another name, no classes, an `ignore_index` that is one, or a backbone without the
-    levels that the head reads.
+    Raises ValueError for a head of another name, no classes, or a backbone without the levels that the head reads.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
