@@ -216,6 +216,7 @@ ERRORS = [
     (["model.checkpoint="], "model.checkpoint= is empty: give a name, or leave it out"),
     (["teacher.kind=soft", "teacher.name=resnet5"], "teacher.name=resnet5 is not a model of this zoo or of timm (did"),
     (["'model.checkpoint=a b.pth'"], "quotes around key and value: type 'model.checkpoint=a b.pth', and no others"),
+    (["my key=1"], "my key=1 is not of the form key=value: type, for example,"),
     (["model.checkpoint={a:1}"], "model.checkpoint={a:1} was read as dict: expected a string"),
     (["hardware.timeout=1e14"], "hardware.timeout=100000000000000.0: expected a number in (0, 2000000]"),
     (["data.img_size=big"], "expected a whole number or [height,width]"),

@@ -240,13 +240,13 @@ def _kind(key: str, default: object) -> str | None:
 def _fits(value: object, kind: str) -> bool:
     if kind == "size":
         return _fits(value, "integer") or (isinstance(value, list) and len(value) == 2)
-    if kind in ("texts", "names") and isinstance(value, list):
-        return all(isinstance(text, str) for text in value)
+    if kind == "texts":
+        return isinstance(value, str) or _fits(value, "names")
     if kind == "names":
-        return False
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
     if kind in ("integer", "number"):
         return isinstance(value, int if kind == "integer" else int | float) and not isinstance(value, bool)
-    return isinstance(value, {"text": str, "texts": str, "switch": bool, "list": list}[kind])
+    return isinstance(value, {"text": str, "switch": bool, "list": list}[kind])
 
 
 @cache

@@ -16,6 +16,7 @@ from recipes.shell import command
 
 # packages of Hydra's plugins, by the option that each adds and a file of ours builds on
 PLUGINS = {"hydra/sweeper/optuna": "hydra-optuna-sweeper", "hydra/launcher/submitit_slurm": "hydra-submitit-launcher"}
+KEY = re.compile(r"[+~]{0,2}[\w./@-]+")
 OWNERS = 4  # options that are named where a key belongs to one of them
 
 
@@ -52,10 +53,11 @@ def _is_sweep(override: str) -> bool:
 
 def _unreadable(override: str) -> str:
     key, equals, value = override.partition("=")
-    if equals and (bare := key.lstrip("\"'")) != key:  # quotes that a shell took for text
+    bare = key.lstrip("\"'")
+    if equals and bare != key and KEY.fullmatch(bare):  # quotes that a shell took for text
         typed = quote(bare, value.removesuffix(key[: len(key) - len(bare)]))
         return f"Hydra received {override} with quotes around key and value: type {shlex.quote(typed)}, and no others"
-    if equals:
+    if equals and KEY.fullmatch(key):
         return f"Hydra cannot parse {override}. With quotes it can: {shlex.quote(quote(key, value))}"
     models = checks.options("model")
     model = key if key in models else models[0]
