@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -12,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
 from recipes import config, train
 
@@ -21,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["recipes.train"])
 SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
+QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")  # what a log has that two runs do not share
 PATIENCE = 800  # seconds until what does not end has hung, on a machine that has much else to do
 
@@ -110,6 +114,23 @@ def lines(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def poisoned(loss: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """A task's loss, of images that are no numbers at draw `at`: running statistics of the norms are hit as well."""
+
+    def function(self, model, images, targets, *, draw):
+        return loss(self, model, images * math.nan if draw == at else images, targets, draw=draw)
+
+    return function
+
+
+def rendered(table: Any) -> str:
+    """A rich table as the text that a wide terminal shows."""
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def trained(run: Path, step: int) -> bool:

@@ -34,7 +34,7 @@ user = getattr(os, "getuid", getpass.getuser)()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{user}_{cpu_kind()}")))
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()
-pytest.register_assert_rewrite("published")
+pytest.register_assert_rewrite("published", "builds")
 
 # TorchScript knows operators by the id of a function, also of one that is gone: whatever gets its id is taken for it
 KEPT, register = [], _builtins._register_builtin
@@ -57,6 +57,14 @@ def own_caches(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "huggingface")
 
 
+@pytest.fixture
+def source():
+    """A model whose weights are written to a file."""
+    from builds import NAME, small, trained
+
+    return trained(small(NAME))
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """One process, two that share the batch, two that share the parameters as well."""
@@ -71,3 +79,14 @@ def runs(tmp_path_factory):
         own = [FSDP] if name == "fsdp" else []
         note_overrides(out / name, [*SHARED, *own])
     return out
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory):
+    """Two runs that differ in seed and rate."""
+    from children import QUICK, train_here
+
+    folder = tmp_path_factory.mktemp("two")
+    train_here(folder, *QUICK, "name=one")
+    train_here(folder, *QUICK, "name=two", "seed=3", "optim.lr=0.01")
+    return folder

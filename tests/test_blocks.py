@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from builds import every_small
 from families import SMALL
-from test_models import every_small
 from zoo.backbone import Head
 from zoo.blocks import check_heads, drop_path_rates
 from zoo.registry import class_of, variants

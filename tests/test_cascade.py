@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from detector_cases import Pools, batch
 from steps import losses_of
-from test_detectors import Pools, batch
 from zoo.heads import cascade, detector
 
 STAGES = 3

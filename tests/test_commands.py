@@ -20,11 +20,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import golden
 import hostile
 import zoo
+from builds import every_small, small, state_of, trained
 from families import RECORDS
 from rankings import ranks
-from test_checkpoint import state_of
 from test_golden import FOLDER
-from test_models import every_small, small, trained
 from zoo import export, fetch, inspect
 from zoo.convert import command
 from zoo.files import save_tensors

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import oracles
 import zoo
-from test_models import small, trained
+from builds import small, trained
 from zoo.blocks import WindowAttention, pad_to_multiple
 from zoo.davit import ChannelAttention
 

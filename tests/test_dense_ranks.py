@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from children import finish, lines, train_here
+from dense_cases import TINY
+from detector_cases import HEADS, Pools, batch
 from ranks import assert_bits, on_ranks, torchrun, weights
 from recipes import checkpoint, config, distributed, hardware
 from recipes.data.paired import IGNORE
 from recipes.evaluate import evaluate
 from recipes.tasks import segment
-from test_dense_train import TINY
-from test_detectors import HEADS, Pools, batch
 from zoo.heads import detector
 
 # batch norms see two images each, whoever computes them

@@ -7,7 +7,7 @@ from timm.models import create_model
 
 import ops
 import zoo
-from test_models import small, trained
+from builds import small, trained
 from zoo.blocks import WindowAttention
 from zoo.dinat import NeighborhoodAttention
 from zoo.dinats import PatchMerging

@@ -17,12 +17,12 @@ from timm.data import create_transform, resolve_data_config
 
 import recipes.export
 import zoo
+from builds import every_small, small, trained
 from children import SMALL as DIGITS
 from children import train_here
 from families import SMALL
 from pages import ROOT, blocks
 from rankings import Ranked, ranking, rankings
-from test_models import every_small, small, trained
 from zoo import export
 from zoo.export import SIZES_SINCE, program
 from zoo.exportable import build

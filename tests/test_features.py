@@ -3,11 +3,12 @@
 import pytest
 import timm
 import torch
-from timm.models import FeatureListNet
+from timm.models import FeatureListNet, create_model
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import zoo.show
-from families import SMALL
-from test_models import small, trained
+from builds import every_small, map_side, small, trained
+from families import ISOTROPIC, SMALL
 from zoo.heads import segmenter
 
 
@@ -77,3 +78,95 @@ def test_one_image_is_no_batch():
             call(image)
     with pytest.raises(torch.jit.Error, match=r"expected \(B, in_chans, H, W\)"):
         torch.jit.script(model)(image)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("gcvit_xxtiny", "gcvit_xxt"), ("davit_tiny", "davit_t"), ("maxvit_tiny_tf_224", "maxvit_t")]
+)
+def test_features_are_timm_s(theirs, ours):
+    """With the weights of a twin in timm: features and, without a classifier and pooling, outputs are the same."""
+    torch.manual_seed(0)
+    twin, x = trained(create_model(theirs)), torch.rand(1, 3, 224, 224)
+    model = create_model(ours, pretrained=True, pretrained_cfg_overlay={"state_dict": twin.state_dict()}).eval()
+    with torch.no_grad():
+        features = twin.forward_features(x)
+        torch.testing.assert_close(model.forward_features(x), features, rtol=1e-3, atol=1e-3 * features.std().item())
+        twin.reset_classifier(0, "")
+        model.reset_classifier(0, "")
+        want = twin(x)
+        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.std().item())
+
+
+@every_small
+@pytest.mark.parametrize("kind", ["fx", "hook"])
+def test_features_are_in_the_format_that_they_say(name, kind):
+    model = small(name, features_only=True, feature_cls=kind, out_indices=(1, 2)).eval()
+    last = str(model.output_fmt.value).index("C")
+    channels = [feature.shape[last] for feature in model(torch.randn(1, 3, 64, 96))]
+    assert channels == model.feature_info.channels()
+
+
+@every_small
+def test_torch_fx_traces(name):
+    """And torchvision's way to take features out of a model, for images of any size."""
+    model, x = trained(small(name)), torch.randn(2, 3, 70, 97)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    extract = create_feature_extractor(model, {"stages.1": "map", "head.fc": "logits"})
+    found = extract(x)
+    want = model.forward_intermediates(x, [1], output_fmt="NHWC", intermediates_only=True)
+    torch.testing.assert_close(found, {"map": want[0], "logits": model(x)})
+
+
+@every_small
+def test_layers_of_a_graph_may_be_hooked_or_replaced(name):
+    """Also where the graph calls them for the zeros that pad windows."""
+    model, x = trained(small(name)), torch.randn(1, 3, 80, 80)
+    graph = torch.fx.symbolic_trace(model)
+    for one in (model, graph):
+        for path, layer in one.named_modules():
+            if path.endswith(("qkv", "kv")):
+                layer.register_forward_hook(lambda _, given, out: out / 2)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["davit_t", "gcvit_s", "dinat_b", "litv2_s"])
+def test_a_projection_in_a_graph_is_that_of_the_map(name):
+    """torch.fx names the first call of a layer after it; zeros are projected in another."""
+    model = trained(small(name))
+    path = next(path for path, _ in model.named_modules() if path.endswith("qkv"))
+    found = create_feature_extractor(model, {path: "tokens"})(torch.randn(1, 3, 80, 80))["tokens"]
+    assert found.shape[:3].numel() > 1
+
+
+@every_small
+@pytest.mark.parametrize("size", [(230, 250), (97, 33)])
+def test_features(name, size):
+    net = small(name, features_only=True, feature_norms=True, out_indices=(1, 3))
+    maps = net(torch.randn(2, 3, *size))
+    dims = [info["num_chs"] for info in small(name).feature_info]
+    assert net.feature_info.channels() == [dims[1], dims[3]]
+    assert net.feature_info.reduction() == ([16, 16] if name in ISOTROPIC else [8, 32])
+    for feature, halvings in zip(maps, (1, 3), strict=True):
+        assert feature.shape[2:] == tuple(map_side(name, side, halvings) for side in size)
+        # a LayerNorm with fresh weights leaves mean 0 and variance 1 over the channels
+        assert feature.mean(1).abs().max() < 1e-5
+    sum(feature.square().sum() for feature in maps).backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None] == []
+
+
+@every_small
+def test_intermediates(name):
+    model = trained(small(name))
+    x = torch.randn(2, 3, 96, 96)
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(final, model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0])
+    early, (second,) = model.forward_intermediates(x, indices=[1], stop_early=True)
+    torch.testing.assert_close(early, second)
+    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
+    last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
+    torch.testing.assert_close(last_two, maps[2:])
+    first = model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True, output_fmt="NHWC")
+    torch.testing.assert_close(first[0], maps[0].permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="NCHW"):
+        model.forward_intermediates(x, output_fmt="NLC")

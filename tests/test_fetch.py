@@ -21,9 +21,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 import zoo
+from builds import same, state_of, timm_state, trained
 from families import SMALL
-from test_checkpoint import same, state_of, timm_state
-from test_models import trained
 from zoo import fetch
 from zoo.errors import plain_warnings
 from zoo.inspect import inspect

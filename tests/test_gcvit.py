@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import oracles
 import zoo
-from test_models import small, trained
+from builds import small, trained
 from zoo.blocks import WindowAttention
 from zoo.gcvit import GlobalAttention
 from zoo.layouts.tables import swin_table

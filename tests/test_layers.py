@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
-from test_models import every_small, small, trained
+from builds import every_small, small, trained
 
 
 @pytest.mark.parametrize("name", ["maxvit_t", "davit_t"])

@@ -8,7 +8,7 @@ from torchvision.ops import deform_conv2d
 
 import ops
 import zoo
-from test_models import small, trained
+from builds import small, trained
 from zoo import table
 from zoo.litv2 import VARIANTS, HighFrequencies, LowFrequencies, interpolate, resample, sample_2x2
 

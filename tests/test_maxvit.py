@@ -6,7 +6,7 @@ from timm.models import create_model
 from torch import nn
 
 import zoo
-from test_models import small, trained
+from builds import small, trained
 from zoo.blocks import WindowAttention
 
 every_small = pytest.mark.parametrize("name", ["maxvit_t", "maxvit_t_tv"])

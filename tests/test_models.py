@@ -5,31 +5,12 @@ import timm
 import torch
 from timm.layers import DropPath, get_channel_dim, get_spatial_dim
 from timm.models import create_model, get_model_args, get_model_input_config
-from torchvision.models.feature_extraction import create_feature_extractor
 
 import ops
 import zoo
-from families import CROPPED, FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, RESIZED, ROUNDED_DOWN, SMALL
+from builds import every_small, small, trained
+from families import RESIZED, SMALL
 from zoo.blocks import ConvPosition, WindowAttention, image_sides, init_fan_out, resize_table
-
-
-def small(name, **kwargs):
-    torch.manual_seed(0)
-    return create_model(name, **{"num_classes": 7, **SMALL[name], **kwargs})
-
-
-def trained(model):
-    """Weights and statistics away from their first values, so that nothing is hidden by a zero or a one."""
-    torch.manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point():
-            tensor.add_(0.1 * torch.randn_like(tensor))
-    return model.eval()
-
-
-every_small = pytest.mark.parametrize("name", SMALL)
 
 
 @pytest.mark.parametrize("name", zoo.variants())
@@ -83,32 +64,6 @@ def test_reference(name):
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
-def map_side(name, side, halvings):
-    """Pixels along a side of the map after a stem of stride 4 and so many halvings."""
-    if name in ISOTROPIC:
-        return -(-side // 16)
-    if name in CROPPED:
-        return side // 4 >> halvings
-    side = -(-side // 4)
-    return side >> halvings if name in ROUNDED_DOWN else -(-side >> halvings)
-
-
-@every_small
-@pytest.mark.parametrize("size", [(230, 250), (97, 33)])
-def test_features(name, size):
-    net = small(name, features_only=True, feature_norms=True, out_indices=(1, 3))
-    maps = net(torch.randn(2, 3, *size))
-    dims = [info["num_chs"] for info in small(name).feature_info]
-    assert net.feature_info.channels() == [dims[1], dims[3]]
-    assert net.feature_info.reduction() == ([16, 16] if name in ISOTROPIC else [8, 32])
-    for feature, halvings in zip(maps, (1, 3), strict=True):
-        assert feature.shape[2:] == tuple(map_side(name, side, halvings) for side in size)
-        # a LayerNorm with fresh weights leaves mean 0 and variance 1 over the channels
-        assert feature.mean(1).abs().max() < 1e-5
-    sum(feature.square().sum() for feature in maps).backward()
-    assert [key for key, p in net.named_parameters() if p.grad is None] == []
-
-
 @every_small
 def test_configuration(name):
     """What timm's own test of default configurations checks."""
@@ -144,24 +99,6 @@ def test_a_tag_of_another_size(name):
 
 
 @every_small
-def test_intermediates(name):
-    model = trained(small(name))
-    x = torch.randn(2, 3, 96, 96)
-    final, maps = model.forward_intermediates(x)
-    torch.testing.assert_close(final, model.forward_features(x))
-    torch.testing.assert_close(final, model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0])
-    early, (second,) = model.forward_intermediates(x, indices=[1], stop_early=True)
-    torch.testing.assert_close(early, second)
-    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
-    last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
-    torch.testing.assert_close(last_two, maps[2:])
-    first = model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True, output_fmt="NHWC")
-    torch.testing.assert_close(first[0], maps[0].permute(0, 2, 3, 1))
-    with pytest.raises(ValueError, match="NCHW"):
-        model.forward_intermediates(x, output_fmt="NLC")
-
-
-@every_small
 def test_head(name):
     model = trained(small(name))
     x = torch.randn(2, 3, 64, 64)
@@ -184,23 +121,6 @@ def test_head(name):
         with pytest.raises(ValueError, match=f"num_classes is {count}: expected the number of classes"):
             model.reset_classifier(count)
     assert torch.equal(model(x), want) and model.num_classes == 3
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [("gcvit_xxtiny", "gcvit_xxt"), ("davit_tiny", "davit_t"), ("maxvit_tiny_tf_224", "maxvit_t")]
-)
-def test_features_are_timm_s(theirs, ours):
-    """With the weights of a twin in timm: features and, without a classifier and pooling, outputs are the same."""
-    torch.manual_seed(0)
-    twin, x = trained(create_model(theirs)), torch.rand(1, 3, 224, 224)
-    model = create_model(ours, pretrained=True, pretrained_cfg_overlay={"state_dict": twin.state_dict()}).eval()
-    with torch.no_grad():
-        features = twin.forward_features(x)
-        torch.testing.assert_close(model.forward_features(x), features, rtol=1e-3, atol=1e-3 * features.std().item())
-        twin.reset_classifier(0, "")
-        model.reset_classifier(0, "")
-        want = twin(x)
-        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.std().item())
 
 
 @every_small
@@ -298,47 +218,6 @@ def test_a_size_that_is_refused_changes_nothing(name, wrong):
 
 def test_models_that_can_be_built_for_another_size():
     assert {name for name in SMALL if hasattr(small(name), "set_input_size")} == RESIZED.keys()
-
-
-@every_small
-@pytest.mark.parametrize("kind", ["fx", "hook"])
-def test_features_are_in_the_format_that_they_say(name, kind):
-    model = small(name, features_only=True, feature_cls=kind, out_indices=(1, 2)).eval()
-    last = str(model.output_fmt.value).index("C")
-    channels = [feature.shape[last] for feature in model(torch.randn(1, 3, 64, 96))]
-    assert channels == model.feature_info.channels()
-
-
-@every_small
-def test_torch_fx_traces(name):
-    """And torchvision's way to take features out of a model, for images of any size."""
-    model, x = trained(small(name)), torch.randn(2, 3, 70, 97)
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
-    extract = create_feature_extractor(model, {"stages.1": "map", "head.fc": "logits"})
-    found = extract(x)
-    want = model.forward_intermediates(x, [1], output_fmt="NHWC", intermediates_only=True)
-    torch.testing.assert_close(found, {"map": want[0], "logits": model(x)})
-
-
-@every_small
-def test_layers_of_a_graph_may_be_hooked_or_replaced(name):
-    """Also where the graph calls them for the zeros that pad windows."""
-    model, x = trained(small(name)), torch.randn(1, 3, 80, 80)
-    graph = torch.fx.symbolic_trace(model)
-    for one in (model, graph):
-        for path, layer in one.named_modules():
-            if path.endswith(("qkv", "kv")):
-                layer.register_forward_hook(lambda _, given, out: out / 2)
-    torch.testing.assert_close(graph(x), model(x))
-
-
-@pytest.mark.parametrize("name", ["davit_t", "gcvit_s", "dinat_b", "litv2_s"])
-def test_a_projection_in_a_graph_is_that_of_the_map(name):
-    """torch.fx names the first call of a layer after it; zeros are projected in another."""
-    model = trained(small(name))
-    path = next(path for path, _ in model.named_modules() if path.endswith("qkv"))
-    found = create_feature_extractor(model, {path: "tokens"})(torch.randn(1, 3, 80, 80))["tokens"]
-    assert found.shape[:3].numel() > 1
 
 
 @every_small
@@ -467,130 +346,6 @@ def test_inner_windows_do_not_see_the_padding():
     # nor do windows at the border see anything but the map: they attend as if cut off, wherever the map ends
     corner = x[:, 28:, 28:]
     torch.testing.assert_close(attention(x)[:, 28:, 28:], attention(corner), rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        *({"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}),
-        *({"in_chans": -1}, {"num_classes": -1}, {"num_classes": 10.0}, {"num_classes": float("nan")}),
-    ],
-)
-@every_small
-def test_images_and_classes_that_there_are_not(name, given):
-    (key,) = given
-    with pytest.raises(ValueError, match=f"{key} is .*: expected"):
-        small(name, **given)
-
-
-@pytest.mark.parametrize("dim", [16, 112])  # no head of 32 channels; three that are not as wide as each other
-@pytest.mark.parametrize("name", ["davit_t", "dinats_t", "maxvit_t", "nat_m"])
-def test_widths_that_give_no_heads(name, dim):
-    with pytest.raises(ValueError, match=f"dim {dim} does not divide into {dim // 32} heads"):
-        timm.create_model(name, dims=(dim, 128, 256, 512))
-
-
-@pytest.mark.parametrize(
-    "name,given,says",
-    [
-        ("maxvit_t", {"window_size": 0}, "window is 0: expected at least 1 token a side"),
-        ("maxvit_t", {"window_size": (7,)}, r"window is \(7,\): expected at least 1 token a side"),
-        ("maxvit_t", {"grid_size": (7, 0)}, r"window is \(7, 0\): expected at least 1 token a side"),
-        ("maxvit_t", {"partition_ratio": 0}, "partition_ratio is 0: expected pixels per token of a window, 1 or more"),
-        ("gcvit_s", {"window_size": -1}, "window is -1: expected at least 1 token a side"),
-        ("gcvit_s", {"window_size": 7.0}, "window is 7.0: expected at least 1 token a side"),
-        ("davit_t", {"window_size": 0}, "window is 0: expected at least 1 token a side"),
-        ("dinat_b", {"window_size": 6}, "window is 6, dilation is 1: expected an odd window and a dilation of 1"),
-        ("dinat_iso_s", {"window_size": (7, 7)}, r"window is \(7, 7\), dilation is 1: expected an odd window"),
-        ("dinats_t", {"dilations": 0}, "window is 7, dilation is 0: expected an odd window and a dilation of 1"),
-        ("dinat_b", {"dilations": [1, 2, 1, 2]}, r"dilations is \[1, 2, 1, 2\]: expected a list per stage"),
-        ("dinat_b", {"dims": (32, 64), "depths": (1, 1)}, "for 4 stages: the model has 2"),
-        ("dinat_iso_s", {"dilations": ()}, "dilations is empty: expected one or more numbers"),
-        ("litv2_s", {"alpha": 2}, "alpha is 2: expected a share of the heads, from 0 to 1"),
-        (
-            "litv2_s",
-            {"windows": (0, 0, -2, 1)},
-            r"windows is \(0, 0, -2, 1\): expected pixels a side of each stage, or 0",
-        ),
-        ("litv2_s", {"windows": (0, 0, (2, 2), 1)}, "expected pixels a side of each stage, or 0"),
-        ("litv2_s", {"heads": (1, 2, 0, 4)}, "dim 128 does not divide into 0 heads"),
-        ("biformer_t", {"heads": (0, 2, 2, 2)}, "dim 32 does not divide into 0 heads"),
-        ("stvit_b", {"layer_scale_stages": (7,)}, r"stages is \(7,\): expected numbers of stages, from 0 to 3"),
-        ("stvit_b", {"layer_scale_stages": (2, -1)}, r"stages is \(2, -1\): expected numbers of stages, from 0 to 3"),
-        ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
-        ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
-        ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected at most 4 stages"),
-        ("gcvit_s", {"mlp_ratio": "3"}, "mlp_ratio is '3': expected hidden units of an MLP per channel"),
-        ("dinat_b", {"mlp_ratio": float("inf")}, "mlp_ratio is inf: expected hidden units of an MLP per channel"),
-        ("biformer_t", {"mlp_ratio": float("nan")}, "mlp_ratio is nan: expected hidden units of an MLP per channel"),
-        ("gcvit_s", {"layer_scale": "a"}, "layer_scale is 'a': expected the first value of the factors"),
-        ("maxvit_t", {"stem_dim": 0}, "stem_dim is 0: expected channels of the stem, 1 or more"),
-        ("maxvit_t", {"stem_dim": "8"}, "stem_dim is '8': expected channels of the stem, 1 or more"),
-        ("maxvit_t", {"bn_momentum": 7}, "bn_momentum is 7: expected a share of the running statistics, from 0 to 1"),
-        ("maxvit_t", {"bn_momentum": (0.1,)}, r"bn_momentum is \(0.1,\): expected a share of the running statistics"),
-        ("gcvit_s", {"mlp_ratio": -1}, "an MLP for 32 channels has -32 hidden units: expected 1 or more"),
-    ],
-)
-def test_arguments_that_fit_no_layer(name, given, says):
-    with pytest.raises(ValueError, match=says):
-        small(name, **given)
-
-
-@pytest.mark.parametrize("name", sorted(SMALL.keys() - ISOTROPIC))
-def test_stages_of_different_numbers(name):
-    with pytest.raises(
-        ValueError, match=r"depths is \(1, 1\).*: expected (one number per stage in each|a number for each of 4 stages)"
-    ):
-        small(name, depths=(1, 1))
-
-
-@pytest.mark.parametrize("stages", [1, 2, 3, 5])
-@every_small
-def test_other_numbers_of_stages(name, stages):
-    given = {key: (*value, value[-1])[:stages] for key, value in SMALL[name].items() if isinstance(value, tuple)}
-    given |= PER_STAGE.get(name, lambda stages: {})(stages)
-    if stages > MOST_STAGES.get(name, stages) or name in FOUR_STAGES:
-        with pytest.raises(ValueError, match=r"expected (a number for each of|at most) 4 stages"):
-            small(name, **given)
-        return
-    x = torch.randn(1, 3, 64, 96)
-    assert small(name, **given).eval()(x).shape == (1, 7)
-    net = small(name, features_only=True, **given).eval()
-    assert net.feature_info.reduction() == [16 if name in ISOTROPIC else 4 * 2**i for i in range(stages)]
-    sides = [tuple(map_side(name, side, i) for side in x.shape[2:]) for i in range(stages)]
-    assert [tuple(maps.shape[2:]) for maps in net(x)] == sides
-
-
-@pytest.mark.parametrize("stages", [4, 3, 2, 1])
-@every_small
-def test_images_that_are_too_small(name, stages):
-    """One pixel less than leaves all maps a pixel is refused in words."""
-    model = small(name).eval()
-    model.prune_intermediate_layers([stages - 1])
-    least = {
-        "biformer_stl": 2 ** (stages + 1),
-        "biformer_stl_nchw": 2 ** (stages + 1),
-        "litv2_s": 2 ** (stages + 1) - 3,
-        "sgformer_b": 29,
-    }.get(name, 1)
-    assert model.min_img_size == least
-    with torch.no_grad():
-        assert model(torch.randn(1, 3, least, least)).isfinite().all()
-    if least > 1:
-        for size in ((least - 1, 64), (64, least - 1)):
-            image = torch.randn(1, 3, *size)
-            for call in (model, model.forward_intermediates, torch.fx.symbolic_trace(model)):
-                with pytest.raises(ValueError, match=rf"images are .*: expected at least {least} pixels a side"):
-                    call(image)
-        model.min_img_size = 1
-        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-            model(image)
-
-
-@every_small
-def test_wrong_channels_name_themselves(name):
-    with pytest.raises(RuntimeError, match="to have 3 channels"):
-        small(name)(torch.randn(1, 4, 64, 64))
 
 
 @every_small

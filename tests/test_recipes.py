@@ -12,14 +12,13 @@ from PIL import Image
 from timm.models import create_model
 
 import zoo
-from children import SMALL, lines, train_here
+from children import SMALL, evaluate_here, lines, train_here
 from pages import everywhere
 from recipes import config, data, distributed, models, optim, papers, plan, schedule
 from recipes.config import ConfigError, checks
 from recipes.data import imagenet
 from recipes.data.build import preprocessing
 from recipes.tasks import classify
-from test_dense_train import evaluate_here
 
 MODERN = ("a3", "a2", "deit3", "finetune", "linear_probe", "distill")
 CONF = Path(config.__file__).parents[1] / "conf" / "recipe"

@@ -8,10 +8,9 @@ import timm
 import torch
 
 import zoo
+from builds import NAME, refused, small, timm_state, trained, without
+from builds import state_of as weights_of
 from families import ALIKE, SMALL
-from test_checkpoint import NAME, refused, timm_state, without
-from test_checkpoint import state_of as weights_of
-from test_models import small, trained
 from zoo import export, heads, inspect, show
 from zoo.checkpoint import layouts_of, load_checkpoint, part_of
 from zoo.heads import segmenter

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 import golden
 import oracles
 import zoo
+from builds import small, trained
 from test_golden import FOLDER
-from test_models import small, trained
 from zoo import table
 from zoo.blocks import PositionTable
 from zoo.sgformer import STAGES, VARIANTS, Block, GuidedAttention, HybridAttention, PlainAttention

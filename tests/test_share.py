@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import zoo
+from builds import every_small, small, trained
 from families import SMALL
-from test_models import every_small, small, trained
 
 
 def same(one, other, size=(64, 96), channels=3):

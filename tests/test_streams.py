@@ -1,19 +1,14 @@
 """Training sets in shards: read from front to back, resumed anywhere, by the number of workers they were begun with."""
 
-import io
 import json
 import os
-import re
 import shutil
-import tarfile
 import time
 from pathlib import Path
 
 import datasets
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -25,7 +20,7 @@ from recipes.data import DataError, batches, build, check_position, parquet, str
 from recipes.data.loader import plan_batches
 from recipes.hardware import Hardware
 from recipes.state import State
-from shard_cases import COUNTS, members, number_of, parquets, picture, tars, write_tar
+from shard_cases import COUNTS, number_of, parquets, picture, tars
 from source_cases import all_of, make, same
 
 WRITE = {"webdataset": tars, "parquet_stream": parquets}
@@ -269,116 +264,6 @@ def broken_off(whole, part, step, given):
     return part
 
 
-def test_labels_in_json(tmp_path):
-    data = make("webdataset", root=tars(tmp_path / "json", label="json"))
-    assert data.train.label(8) == 3
-    (tmp_path / "json" / "classes.txt").write_text("ant\nbee\ncat\ndog\nélan\n", "utf-8-sig")
-    assert make("webdataset", root=str(tmp_path / "json")).class_names == ["ant", "bee", "cat", "dog", "élan"]
-
-
-@pytest.mark.parametrize("order", [("json", "cls"), ("cls", "json")])
-@pytest.mark.parametrize("said", [b'{"label": 4}', b'{"label": "cat"}', b"{"])
-def test_a_number_of_its_own_counts_more_than_json(tmp_path, order, said):
-    texts = {"json": said, "cls": b"1"}
-    samples = {"0": {"png": picture(0), **{part: texts[part] for part in order}}}
-    for split in ("train", "validation"):
-        write_tar(tmp_path / f"{split}-0.tar", samples)
-    assert make("webdataset", root=str(tmp_path)).train.label(0) == 1
-
-
-def test_an_archive_that_is_overwritten_while_it_is_read(tmp_path):
-    """Its bytes at the old positions may be images too."""
-    train = make("webdataset", root=tars(tmp_path)).train
-    train.image(0)
-    time.sleep(0.01)
-    file = tmp_path / "set-train-000.tar"
-    with open(file, "r+b") as archive:
-        archive.write(file.read_bytes())
-    with pytest.raises(DataError, match=r"set-train-000\.tar was overwritten while it was in use: start again"):
-        train.image(1)
-
-
-def test_links_are_counted(tmp_path, capsys):
-    """What tar writes for a folder whose equal files are links to one another."""
-    tars(tmp_path)
-    with tarfile.open(tmp_path / "set-train-002.tar", "a") as archive:
-        for name, kind in (("a.png", tarfile.LNKTYPE), ("a.cls", tarfile.SYMTYPE), ("a.txt", tarfile.SYMTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "dir/00037.png"
-            archive.addfile(info)
-    said = "webdataset, split 'train': 2 links are left out, such as .*set-train-002.tar, a.png: pack with tar --deref"
-    for _ in range(2):  # the second time from the kept index
-        assert len(make("webdataset", root=str(tmp_path)).train) == 113
-        errors = capsys.readouterr().err
-        assert re.search(said, errors) and errors.count("links are left out") == 1
-    with tarfile.open(tmp_path / "set-train-002.tar", "a") as archive:
-        archive.addfile(tarfile.TarInfo("a.cls"))
-    with pytest.raises(DataError, match=r"a.cls holds no label: b'' "):
-        make("webdataset", root=str(tmp_path))
-    write_tar(tmp_path / "set-train-002.tar", {"b": {"cls": b"1"}})
-    with pytest.raises(DataError, match=r"the sample b has no image \(.*\)$"):
-        make("webdataset", root=str(tmp_path))
-    with tarfile.open(tmp_path / "set-train-002.tar", "a") as archive:
-        info = tarfile.TarInfo("b.png")
-        info.type, info.linkname = tarfile.LNKTYPE, "elsewhere"
-        archive.addfile(info)
-    with pytest.raises(DataError, match=r"the sample b has no image .*1 links are left out, such as .*, b.png: pack"):
-        make("webdataset", root=str(tmp_path))
-
-
-def test_archives_that_were_joined(tmp_path):
-    root = tars(tmp_path / "good")
-    files = [tmp_path / "good" / f"set-train-00{number}.tar" for number in (0, 1)]
-    files[0].write_bytes(files[0].read_bytes() + bytes(tarfile.RECORDSIZE))
-    assert len(make("webdataset", root=root).train) == 113
-    files[0].write_bytes(files[0].read_bytes() + files[1].read_bytes())
-    with pytest.raises(DataError, match=r"set-train-000.tar: there is more behind the block that ends an archive"):
-        make("webdataset", root=root)
-
-
-def test_members_never_leave_the_archive(tmp_path):
-    """Names that climb out, links and devices: what is no sample is passed over, and nothing is written anywhere."""
-    root = tmp_path / "a" / "b"
-    write_tar(root / "validation-0.tar", {"0": members(0)})
-    with tarfile.open(root / "train-0.tar", "w") as archive:
-        for name, kind in (("evil.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("dev.png", tarfile.CHRTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
-        for number, key in enumerate(("../../up", "/absolute", "plain")):
-            for extension, data in members(number).items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    before = sorted(tmp_path.rglob("*"))
-    source = make("webdataset", root=str(root)).train
-    assert [number_of(source.image(index)) for index in range(3)] == [0, 1, 2] and len(source) == 3
-    assert "../../up.png" in source.where(0)
-    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in str(path)] == before
-    assert not os.path.exists("/absolute.png")
-
-
-CASES = {
-    "no label": ({"0": {"png": picture(0)}}, "the sample 0 has no label: expected .cls, or .json with 'label'"),
-    "no image": ({"0": {"cls": b"1", "npy": b"x"}}, r"the sample 0 has no image"),
-    "no number": ({"0": {"cls": b"cat", "png": picture(0)}}, r"0.cls holds no label: b'cat' .*classes.txt"),
-    "no class": ({"0": {"cls": b"9" * 20, "png": picture(0)}}, r"0.cls holds 9+ instead of a class number: expected"),
-    "no JSON": ({"0": {"json": b"{", "png": picture(0)}}, r"0.json holds no label"),
-    "a text in JSON": ({"0": {"json": b'{"label": "1"}', "png": picture(0)}}, r"0.json holds '1' instead of a class"),
-    "a pickle": ({"0": {"pyd": b"cos\nsystem\n(S'false'\ntR.", "png": picture(0)}}, "has no label"),
-    "two images": ({"0": {"png": picture(0), "jpg": picture(1), "cls": b"0"}}, "has two images, 0.png, 0.jpg"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_archives_that_are_wrong(tmp_path, name):
-    samples, said = CASES[name]
-    write_tar(tmp_path / "train-0.tar", samples)
-    write_tar(tmp_path / "validation-0.tar", {"0": members(0)})
-    with pytest.raises(DataError, match=said):
-        make("webdataset", root=str(tmp_path))
-
-
 def test_shards_that_are_wrong(kind, tmp_path):
     suffix = {"webdataset": "tar", "parquet_stream": "parquet"}[kind]
     with pytest.raises(DataError, match=r"needs data.root="):
@@ -394,62 +279,9 @@ def test_shards_that_are_wrong(kind, tmp_path):
         make(kind, root=root)
 
 
-def test_an_archive_that_was_cut_between_members(tmp_path):
-    root = tars(tmp_path / "good")
-    file = tmp_path / "good" / "set-train-003.tar"
-    with tarfile.open(file) as archive:
-        cut = archive.getmembers()[3].offset
-    os.truncate(file, cut)
-    with pytest.raises(DataError, match=r"set-train-003.tar: the block that ends an archive is missing"):
-        make("webdataset", root=root)
-
-
-def test_compressed_archives_are_refused(tmp_path):
-    root = tars(tmp_path / "good")
-    with tarfile.open(tmp_path / "good" / "set-train-009.tar", "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("x"))
-    with pytest.raises(DataError, match=r"set-train-009.tar.*expected a whole, uncompressed tar file"):
-        make("webdataset", root=root)
-    with pytest.raises(DataError, match=r"only reads local archives, not data.hub=.*download them"):
-        make("webdataset", root=root, hub="timm/imagenet-1k-wds")
-
-
 def test_a_buffer_of_nothing(kind, tmp_path):
     with pytest.raises(DataError, match=r"data.shuffle_buffer=0: expected at least 1"):
         made(kind, tmp_path, shuffle_buffer=0)
-
-
-@pytest.mark.parametrize("cell", ["images/1.jpg", {"bytes": None, "path": "images/1.jpg"}])
-def test_names_of_images_in_place_of_them(tmp_path, cell):
-    for split in ("train", "validation"):
-        pq.write_table(pa.table({"image": [cell], "label": [0]}), tmp_path / f"{split}.parquet")
-    source = make("parquet_stream", root=str(tmp_path), num_classes=2).val
-    with pytest.raises(DataError, match=r"holds the name of an image, 'images/1.jpg', .* with data.source=arrow"):
-        source.sample(0, 0)
-
-
-def test_splits_of_other_names(tmp_path):
-    root = tars(tmp_path / "data")
-    os.rename(f"{root}/set-validation-000.tar", f"{root}/set-val-000.tar")
-    with pytest.raises(DataError, match=r"other names in data.train_split= and data.val_split=; found: .*set-train"):
-        make("webdataset", root=root)
-    assert len(make("webdataset", root=root, val_split="val").val) == 20
-
-
-@pytest.mark.parametrize(
-    "train, val",
-    [
-        ("train-and-val/train-0", "train-and-val/validation-0"),
-        ("train-and-val/train/0", "train-and-val/train/validation/0"),
-        ("validation/train-0", "train/a-validation_0"),
-    ],
-)
-def test_a_file_is_of_one_split(tmp_path, train, val):
-    """The split that its name says, else the nearest folder."""
-    for name, count in ((train, 12), (val, 6)):
-        write_tar(tmp_path / f"{name}.tar", {str(number): members(number) for number in range(count)})
-    data = make("webdataset", root=str(tmp_path))
-    assert (len(data.train), len(data.val)) == (12, 6)
 
 
 @pytest.mark.parametrize("name", ["train-validation-1", "train-validation/1"])
@@ -464,77 +296,6 @@ def test_a_file_of_two_splits(kind, tmp_path, name):
         make(kind, root=root)
     data = make(kind, root=root, train_split="validation", val_split="validation")  # both the same on purpose
     assert len(data.train) == len(data.val) == 40
-
-
-def test_compressed_archives_beside_others(tmp_path, capsys):
-    root = tars(tmp_path)
-    for name in ("train-1.tar.gz", "train-2.tar.zst", "set-train-000.tar.gz", "train-3.tar.idx"):
-        (tmp_path / name).write_bytes(b"anything")
-    assert len(make("webdataset", root=root).train) == 113
-    assert "split 'train': 2 compressed files are left out, such as train-1.tar.gz" in capsys.readouterr().err
-    (tmp_path / "dev.tar.xz").write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"no .tar files of the split 'dev'.*found: set-train.*, dev.tar.xz"):
-        make("webdataset", root=root, val_split="dev")
-
-
-def test_a_shard_whose_time_is_set_back_is_indexed_again(tmp_path):
-    """As by rsync, or cp -p, of a file with other labels and of the same size."""
-    root = labelled(tmp_path, (0, 1), val=(1, 0))
-    assert make("webdataset", root=root).val.records.labels.tolist() == [1, 0]
-    path = tmp_path / "validation-0.tar"
-    before = path.stat()
-    labelled(tmp_path, (0, 1), val=(0, 1))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_size == before.st_size
-    assert make("webdataset", root=root).val.records.labels.tolist() == [0, 1]
-
-
-def labelled(root, train, val=(0,)):
-    for split, labels in (("train", train), ("validation", val)):
-        samples = {str(row): {"png": picture(row), "cls": str(label).encode()} for row, label in enumerate(labels)}
-        write_tar(root / f"{split}-0.tar", samples)
-    return str(root)
-
-
-def test_counted_classes(tmp_path, capsys):
-    root = labelled(tmp_path, (20221128, 7))
-    with pytest.raises(DataError, match=r"largest of 3 labels is 20221128, .* 20221129 classes: .* data.num_classes="):
-        make("webdataset", root=root)
-    root = labelled(tmp_path, (1, 2, 3), (0, 1, 5))
-    assert make("webdataset", root=root).num_classes == 6
-    said = "3 of 6 classes have no training image: 0, 4, 5; 2 validation images are of these classes"
-    assert said in capsys.readouterr().err
-    assert make("webdataset", root=labelled(tmp_path, (0, 1))).num_classes == 2
-    assert "training image" not in capsys.readouterr().err
-    assert len(make("webdataset", root=labelled(tmp_path, (1200,)), num_classes=1201).class_names) == 1201
-
-
-@pytest.mark.parametrize(
-    "text, changes, said",
-    [
-        (b"ant\n\nbee\n", {}, r"classes.txt, line 2, has no name: expected one name per line"),
-        (b"", {}, r"classes.txt, line 1, has no name"),
-        (b"ant\nbee\nant\n", {}, r"classes.txt, line 3, has the name 'ant' in line 1 too"),
-        ("ant\nélan\n".encode("latin-1"), {}, r"cannot read .*classes.txt: 'utf-8' codec.*in UTF-8"),
-        (b"ant\nbee\ncat\n", {"num_classes": 2}, r"has the names of 3 classes, expected 2 .* at most"),
-        (b"ant\r\nbee\r\n\r\n \n", {}, ["ant", "bee"]),
-        (b"ant\nbee", {"num_classes": 4}, ["ant", "bee", "2", "3"]),
-    ],
-)
-def test_names_of_classes(tmp_path, text, changes, said):
-    root = labelled(tmp_path, (0, 1))
-    (tmp_path / "classes.txt").write_bytes(text)
-    if isinstance(said, list):
-        assert make("webdataset", root=root, **changes).class_names == said
-        return
-    with pytest.raises(DataError, match=said):
-        make("webdataset", root=root, **changes)
-
-
-def test_columns(tmp_path):
-    root = parquets(tmp_path / "data")
-    with pytest.raises(DataError, match=r"has no column 'img', only image, label: set data.image_key="):
-        make("parquet_stream", root=root, image_key="img")
 
 
 def test_hub(tmp_path, monkeypatch):
@@ -559,17 +320,6 @@ def test_hub(tmp_path, monkeypatch):
         DataError, match=r"someone/images has no parquet files of the split 'dev', only train, validation"
     ):
         make("parquet_stream", hub="someone/images", val_split="dev")
-
-
-def test_without_network(monkeypatch):
-    def offline(name):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", offline)
-    with pytest.raises(
-        DataError, match=r"cannot get someone/images from the Hugging Face hub: ConnectionError: no route"
-    ):
-        make("parquet_stream", hub="someone/images")
 
 
 def test_epochs_differ(kind, tmp_path):

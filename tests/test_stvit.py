@@ -5,7 +5,7 @@ import torch
 from timm.models import create_model
 from torch import nn
 
-from test_models import small, trained
+from builds import small, trained
 from zoo import table
 from zoo.stvit import VARIANTS, SuperTokenAttention
 

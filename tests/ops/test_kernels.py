@@ -2,7 +2,6 @@
 
 import importlib
 import os
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ import torch
 from test_neighborhood_recorded import RECORD, answers, unpack
 from test_neighborhood_recorded import name as recorded_name
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check import machine
@@ -349,28 +346,6 @@ def test_pairs_of_a_large_window_have_their_own_places(monkeypatch):
     assert places.min() == plan.lanes * (plan.lanes - 63) - 64 and len(np.unique(places)) == 64 * 64
 
 
-def window_call(q, bias):
-    return ops.window_attention(q, q, q, bias, window=(4, 4), impl="triton")
-
-
-def test_a_mode_sees_operators_that_are_left_out_without_one():
-    """And gives the same bits."""
-    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
-    bias = random(1, 7, 7).to(DEVICE, torch.float32).requires_grad_()
-
-    def run():
-        out = window_call(q, bias)
-        return out, *torch.autograd.grad(out.square().sum(), (q, bias))
-
-    alone = run()
-    with Names() as mode:
-        seen = run()
-    ours = [name for name in mode.names if "window" in name]
-    assert ours == [f"attention_backbones.window_attention{end}.default" for end in ("", "_backward")]
-    for got, want in zip(seen, alone, strict=True):
-        assert torch.equal(got, want)
-
-
 CANCELLING = {
     "one_tile": lambda q, k, v, outside: ops.window_attention(q, k, v, None, (7, 7), outside=outside, impl="triton"),
     "tiles": lambda q, k, v, outside: ops.window_attention(q, k, v, None, (12, 12), outside=outside, impl="triton"),
@@ -403,109 +378,3 @@ def test_an_empty_batch(op):
     empty = {name: (t[:0] if t.dim() > 3 else t).requires_grad_() for name, t in made.items()}
     case.call(impl="triton", **empty).sum().backward()
     assert all(t.grad is None or not t.grad.any() for t in empty.values())
-
-
-def test_gradients_have_the_dtypes_of_their_tensors():
-    """What the operator promises a compiler, where tensors are of two dtypes."""
-    tokens, affinity = random(1, 2, 2, 8).to(DEVICE, torch.float32), random(1, 8, 8, 9).to(DEVICE, torch.float16)
-    with Names():  # else no operator is called
-        given = [t.requires_grad_() for t in (tokens, affinity)]
-        out = ops.scatter_super_tokens(*given, (4, 4), impl="triton")
-        found = torch.ops.attention_backbones.super_token_distribute_backward(out, *given, [4, 4], out)
-    assert [t.dtype for t in found] == [torch.float32, torch.float16]
-
-
-def pixels_by_tokens(q):
-    x = q.flatten(3)
-    return ops.scatter_super_tokens(x[:, :2, :2], x[..., :9], (3, 3), impl="triton")
-
-
-def merged_tokens(q):
-    x, order = q.flatten(3), torch.arange(30, device=DEVICE).flip(0).expand(1, 2, -1)
-    return ops.reallocate_tokens(x, None, [x[0, 0, :1, :3]], [x[0, 0, 0, :1]], [1], order, impl="triton")[0]
-
-
-UNREAD = {
-    "window_attention": lambda q: window_call(q, None),
-    "channel_attention": lambda q: ops.channel_attention(q, q, q, impl="triton"),
-    "scatter_super_tokens": pixels_by_tokens,
-    "reallocate_tokens": merged_tokens,
-}
-
-
-@pytest.mark.parametrize("call", UNREAD.values(), ids=UNREAD)
-@pytest.mark.parametrize("seen", [False, True], ids=["alone", "operator"])
-def test_a_result_that_no_backward_reads_may_be_changed(call, seen):
-    q = packed(1, 5, 6, 1, 16).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
-    with Names() if seen else nullcontext():
-        (got,) = torch.autograd.grad(call(q).mul_(2).square().sum(), q)
-    (want,) = torch.autograd.grad((call(q) * 2).square().sum(), q)
-    assert torch.equal(got, want)
-
-
-def test_no_gradient_of_the_result():
-    class Constant(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return torch.zeros_like(x)
-
-        @staticmethod
-        def backward(ctx, grad):
-            return None
-
-    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
-    (Constant.apply(window_call(q, None)).sum() + q.sum()).backward()
-    assert (q.grad == 1).all()
-
-
-def test_checkpointed_gradients_are_the_same():
-    """Each saved tensor may be asked for once there."""
-    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
-    (want,) = torch.autograd.grad(window_call(q, None).square().sum(), q)
-    (got,) = torch.autograd.grad(checkpoint(window_call, q, None, use_reentrant=False).square().sum(), q)
-    assert torch.equal(got, want)
-
-
-class Names(TorchDispatchMode):
-    """Notes which operators are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_second_derivative_is_refused():
-    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
-    (grad,) = torch.autograd.grad(window_call(q, None).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative: use impl='reference'"):
-        grad.sum().backward()
-
-
-def test_autocast_decides_the_dtype():
-    q, bias = random(1, 5, 6, 1, 8).to(DEVICE, torch.float32), random(1, 7, 7).to(DEVICE, torch.float32)
-    with torch.autocast(DEVICE, torch.float16):
-        got, want = window_call(q, bias), ops.window_attention(q, q, q, bias, window=(4, 4), impl="torch")
-    assert got.dtype == want.dtype == torch.float16
-    torch.testing.assert_close(got, want, rtol=0, atol=4e-3)
-
-
-def test_autocast_decides_how_significance_is_rounded():
-    q = random(1, 5, 6, 2, 8).to(DEVICE, torch.float32)
-    with torch.autocast(DEVICE, torch.float16):
-        got = ops.significance(q, q, impl="triton")
-    assert torch.equal(got, ops.significance(q.half(), q.half(), impl="triton"))
-
-
-def test_too_many_channels():
-    q = torch.zeros(1, 4, 4, 1, 129, device=DEVICE)
-    with pytest.raises(RuntimeError, match="a head has 129 channels, and this kernel takes up to 128"):
-        window_call(q, None)
-
-
-def test_float64_is_refused():
-    with pytest.raises(RuntimeError, match=r"torch.float64, and kernels take float32"):
-        window_call(random(1, 4, 4, 1, 8).to(DEVICE), None)

@@ -1,0 +1,176 @@
+"""What the loop says when something is wrong, and what is left then: losses, options, folders, logs, disks."""
+
+import json
+import os
+import signal
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
+
+import zoo
+from children import QUICK, lines, poisoned, train_here
+from recipes import checkpoint, config, console, data, log, models, stop, train
+from recipes.data import DataError
+from recipes.settings import RunError
+from recipes.tasks import classify
+
+
+@pytest.mark.parametrize("typed", ["name=", "name=.", "name= resume=auto"])
+def test_a_name_that_is_empty_is_refused(tmp_path, typed):
+    with pytest.raises(RunError, match=f"does not name a folder below out={tmp_path}"):
+        train_here(tmp_path, *QUICK, *typed.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=4))
+    with pytest.raises(train.NotFinite, match=r"at step 4 .* the loss is nan") as error:
+        train_here(tmp_path, *QUICK, "name=poisoned")
+    saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
+    assert saved.state["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
+    file = tmp_path / "poisoned" / "nonfinite" / "step-00000004.txt"
+    indices = file.read_text().splitlines()
+    assert len(set(indices)) == 32 and max(map(int, indices)) < 1617
+    assert f"images were {', '.join(indices[:5])} and 27 more, all listed in {file}\nlook at" in str(error.value)
+
+
+def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
+    path = tmp_path / "run" / "nonfinite"
+    path.parent.mkdir()
+    path.write_text("in the way")
+    said = rf"is nan .* and 27 more, but the list of all of them could not be written to {path}/step-00000000.txt: "
+    with pytest.raises(train.NotFinite, match=said):
+        train_here(tmp_path, *QUICK, "name=run")
+
+
+def test_images_that_lie_in_files_are_called_by_them(tmp_path):
+    for name in ("train/a/0", "train/b/1", "val/a/2", "val/b/3"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    source = data.build(config.compose(["data=imagefolder", f"data.root={tmp_path}"])).train
+    assert train.named(source, [1, 0]) == [f"{tmp_path}/train/b/1.png", f"{tmp_path}/train/a/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=33", "cannot be split into train.accumulate=2"),
+        ("data.batch_size=4000", "fewer than one batch"),
+        ("sched.cooldown=1", "cooldown of 50 steps does not fit into 6"),
+        ("hardware.device=cuda:9", "hardware.device=cuda:9"),
+        ("train.save_every=0", "train.save_every: 0 is too few"),
+        ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
+        ("optim.opt=adamwx", "is not an optimiser of timm .did you mean adamw"),
+        ("+model.kwargs={no_such: 1}", "could not be built"),
+        ("logger.wandb=true", "logger.wandb=true does not set the project of the run: type logger=wandb"),
+        ("+model.in_chans=1", "all images have three channels here, greyscale ones too"),
+    ],
+)
+def test_bad_options(tmp_path, override, message):
+    with pytest.raises(Exception, match=message) as error:
+        train_here(tmp_path, *QUICK, "train.accumulate=2", override)
+    assert isinstance(error.value, (config.ConfigError, RuntimeError))
+    assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+def test_a_batch_norm_on_one_value_is_explained(tmp_path, monkeypatch):
+    parts = [*QUICK, "data.batch_size=2", "train.micro_batch=1", "data.workers=0"]
+    with pytest.raises(config.ConfigError, match=r"^test_resnet cannot .* one image .* train\.micro_batch=2 or more, "):
+        train_here(tmp_path, *parts)
+
+    def failing(*_, draw):
+        raise ValueError(f"another, in part {draw}")
+
+    monkeypatch.setattr(classify.Task, "loss", failing)
+    with pytest.raises(ValueError, match="another, in part 0"):
+        train_here(tmp_path, *parts)
+
+
+def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / "cat" / "one.png")
+    photos = ["data=imagefolder", f"data.root={tmp_path / 'photos'}", "data.batch_size=1"]
+    with pytest.raises(DataError, match="data=imagefolder has only one class, cat: there is nothing to learn"):
+        train_here(tmp_path, "model=timm", "model.name=test_resnet", *photos, "name=run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_more_classes_than_the_data(tmp_path):
+    train_here(tmp_path, *QUICK, "train.steps=2", "model.num_classes=12", "augment.mixup=0.2", "name=run")
+    noted = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert noted["num_classes"] == 12 and noted["class_names"][8:] == ["8", "9", "10", "11"]
+    assert "val_top1" in lines(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("no network\nand more"), zoo.CheckpointError(f"do so, or pass {models.OVERLAY}")]
+)
+def test_released_weights_that_cannot_be_had(error):
+    """timm's model, or one of the zoo, asks the hub in vain: the message names the key that takes a file."""
+
+    def unreachable(*_, **options):
+        raise error
+
+    with pytest.raises((config.ConfigError, zoo.CheckpointError), match=r"model.checkpoint=<file>") as raised:
+        models.build(unreachable, "test_resnet", {"pretrained": True}, {"img_size": 32})
+    assert "overlay" not in str(raised.value) and "and more" not in str(raised.value)
+    unreachable.__module__ = "zoo.heads.segmenter"  # which gives them to its backbone
+    with pytest.raises((config.ConfigError, zoo.CheckpointError), match=r"model.backbone=<file>"):
+        models.build(unreachable, "test_resnet", {"pretrained": True}, {})
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot write to the run folder"):
+        train_here(tmp_path / "file", *QUICK)
+
+
+def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    sink = log.Jsonl(tmp_path / "metrics.jsonl")
+    with pytest.raises(log.LogError, match=r"could not write .*metrics.jsonl: .*No space left on device$"):
+        sink.write({"step": 1})
+    monkeypatch.setattr("zoo.files.secrets.token_hex", lambda _: "0")
+    (tmp_path / ".validation-0.png").symlink_to("/dev/full")
+    with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device"):
+        sink.picture(2, Image.new("RGB", (8, 8)))
+
+
+def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch, capsys):
+    """At the last evaluation, after which nothing is left to be done but what the log lacks."""
+    written, write_checkpoint, saving = log.Jsonl.write, checkpoint.write, []
+
+    def write(self, line):
+        with log.writing(self.path):
+            if "val_top1" in line:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise OSError(28, "No space left on device")
+        written(self, line)
+
+    def noted(*args):
+        saving.append(stop._SAVING.is_set())
+        write_checkpoint(*args)
+
+    monkeypatch.setattr(log.Jsonl, "write", write)
+    monkeypatch.setattr(checkpoint, "write", noted)
+    with pytest.raises(log.LogError, match=r"No space left on device\nthe state after step 2 is saved; resume with"):
+        train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
+    assert saving == [True, True] and not stop._SAVING.is_set()
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "and saving; another SIGTERM, after 30 seconds, stops at once, without saving" in said
+
+
+def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):
+    with open("/dev/full", "w") as full:
+        output = console.Output(file=full)
+        monkeypatch.setattr(console, "CONSOLE", output)
+        monkeypatch.setattr("recipes.log.CONSOLE", output)
+        monkeypatch.setattr("recipes.run.CONSOLE", output)
+        train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
+    assert lines(tmp_path / "run")[-1]["step"] == 2
+    assert capfd.readouterr().err.count("nothing more is printed") == 1
