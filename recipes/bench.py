@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ops.bench.report import command
 from ops.check.command import positive
+from ops.tool import tool
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
@@ -231,6 +232,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+@tool
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     with config.reported("train"):

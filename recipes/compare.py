@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError
 from rich.measure import Measurement
 from rich.table import Column, Table
 
+from ops.tool import tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
@@ -388,6 +389,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+@tool
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # runs/* also matches pictures of sweeps, and may repeat what was named before it

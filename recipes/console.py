@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Output(Console):
     """Standard output; while it is `optional`, the first error of writing switches it off, with a note on stderr.
 
-    A run sets that, to outlive its reader: Ctrl-C ends `tee` first, and nothing can be written to a closed terminal.
+    Runs and evaluations set that, to outlive their reader: Ctrl-C ends `tee` first, and a terminal may be closed.
     """
 
     optional = False

@@ -43,6 +43,7 @@ FETCHED = (
 
 @config.main("eval", errors=(RunError,))
 def main(cfg: DictConfig) -> None:
+    CONSOLE.optional = cfg.predict is None  # what is measured is written to files as well
     distributed.join(cfg)
     if cfg.run is not None:
         of_run(cfg, Path(cfg.run))

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import zoo
+from ops.tool import tool
 from recipes import card, data_record, distributed
 from recipes.console import first_line
 from recipes.data import DataError
@@ -71,6 +72,7 @@ def _check_size(model: nn.Module, args: argparse.Namespace) -> None:
         )
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:

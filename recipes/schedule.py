@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers import DropPath
 from torch import nn
 
+from ops.tool import tool
 from recipes import config, optim, plan
 from recipes.console import say
 from recipes.data.build import Data, preprocessing
@@ -203,6 +204,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+@tool
 def main() -> None:
     """Print what the optimiser will do, and write it to the folder --out."""
     args = parse(sys.argv[1:])

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import zoo
 from children import SMALL, evaluate_here, lines, note_overrides, succeed, train_here
-from recipes import checkpoint, config, eval_results, models, weights
+from recipes import checkpoint, config, console, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
 from recipes.metrics.segmentation import Segmentation
@@ -46,6 +46,15 @@ def test_finds_the_number_of_the_training(run):
     assert found["images"] == 180 and found["images_per_s"] > 0
     with Image.open(run / "eval.png") as picture:
         assert picture.width > 400
+
+
+def test_what_is_measured_is_written_though_it_cannot_be_printed(run, tmp_path, monkeypatch, capfd):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(console.CONSOLE, "_file", full)
+        patch.setattr(console.CONSOLE, "quiet", False)  # what it is afterwards ends with the test
+        evaluate_here(f"run={run}", f"out={tmp_path}")
+    assert json.loads((tmp_path / "eval.json").read_text())["images"] == 180 and (tmp_path / "eval.png").exists()
+    assert capfd.readouterr().err.count("nothing more is printed") == 1
 
 
 def test_a_file_of_the_run_gives_the_same(run, tmp_path):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances, overwrite, writable
 from ops.check.command import positive
+from ops.tool import tool
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
@@ -185,6 +186,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.threads is not None:

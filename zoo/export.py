@@ -29,6 +29,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config
 
 from ops.onnx_export import tracing_for_onnx
+from ops.tool import tool
 
 from .errors import CheckpointError, plain_warnings
 from .exportable import build
@@ -153,6 +154,7 @@ def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
 
 
 @plain_warnings()
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:

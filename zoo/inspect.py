@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ops.tool import tool
+
 from .described import TensorInfo
 from .errors import CheckpointError, listed, printable
 from .fetch import by_name
@@ -120,6 +122,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     paths = files(args.files)

@@ -25,6 +25,7 @@ import torch
 from ops.bench.report import command, overwrite, writable
 from ops.check.command import positive
 from ops.recording import Launch, recording
+from ops.tool import tool
 
 from .registry import class_of, variants
 
@@ -107,6 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.out is not None:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
+from ops.tool import tool
 
 from .files import replaced
 from .published import DIFFERS, GFLOPS
@@ -132,6 +133,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     path = parse(argv).page
     if path is None:

@@ -21,6 +21,7 @@ import torch
 from ..check.command import positive
 from ..check.workers import context_lost
 from ..precision import HOW, multiply_float32
+from ..tool import tool
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
@@ -115,6 +116,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--images: {error}")
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.device == "cuda" and not torch.cuda.is_available():

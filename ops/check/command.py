@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from ..precision import HOW, multiply_float32
+from ..tool import tool
 from .bound import ErrorBound, broken
 from .cases import Case
 from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
@@ -70,6 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.interpret:

@@ -3,11 +3,11 @@ listed: python -m recipes.data data=imagefolder data.root=... [--check]
 """
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
 
+from ops.tool import tool
 from recipes.config import compose, reported
 from recipes.data import Data
 from recipes.data.check import check
@@ -24,15 +24,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+@tool
 def main() -> None:
-    """Measure or check the configured training and validation sets; Ctrl-C ends it without a traceback."""
-    try:
-        _main(parse(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-
-
-def _main(args: argparse.Namespace) -> None:
+    """Measure or check the configured training and validation sets."""
+    args = parse(sys.argv[1:])
     with reported("train"):
         cfg = compose(args.overrides)
         if args.check:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ops.bench.report import command
 from ops.check.command import positive
+from ops.tool import tool
 from recipes.config import compose
 from recipes.data import build
 from recipes.data.speed import Rates, measure
@@ -139,6 +140,7 @@ def report(found: dict[str, Rates], args: argparse.Namespace) -> str:
     return f"# The loader\n\n{ABOUT}\n\n" + "\n".join(f"- {k}: {v}" for k, v in facts.items()) + f"\n\n{table(found)}\n"
 
 
+@tool
 def main() -> None:
     """Measures every case, prints the table, and writes it to --out."""
     parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description="Times the loader beside timm's.")

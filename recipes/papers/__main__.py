@@ -2,7 +2,15 @@
 
 import argparse
 
+from ops.tool import tool
 from recipes.papers.render import render
 
-argparse.ArgumentParser(prog="python -m recipes.papers", description=__doc__).parse_args()
-print(render(), end="")
+
+@tool
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m recipes.papers", description=__doc__).parse_args()
+    print(render(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ops.tool import tool
+
 from ..checkpoint import only_part, part_of, select
 from ..errors import CheckpointError, listed, plain_warnings, printable
 from ..fetch import by_name, warn_of_licence
@@ -148,6 +150,7 @@ def _known(made: Converted) -> dict[str, str]:
 
 
 @plain_warnings()
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:

@@ -2,7 +2,16 @@
 
 import argparse
 
+from ops.tool import tool
+
 from . import RELEASES, UNRELEASED, render
 
-argparse.ArgumentParser(prog="python -m zoo.releases", description=__doc__).parse_args()
-print(render(RELEASES, UNRELEASED), end="")
+
+@tool
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m zoo.releases", description=__doc__).parse_args()
+    print(render(RELEASES, UNRELEASED), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,8 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
+from ops.tool import tool
+
 from ..errors import CheckpointError, plain_warnings
 from ..registry import class_of, variants
 from .families import pictures
@@ -120,6 +122,7 @@ def taken_by(name: str) -> list[str]:
 
 
 @plain_warnings()
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:

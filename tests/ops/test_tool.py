@@ -1,0 +1,65 @@
+"""How commands end where nobody reads what they print, where it cannot be written, and where they are interrupted."""
+
+import errno
+import os
+
+import pytest
+
+from ops.tool import tool
+
+
+def printing(monkeypatch, end, buffered, then=None, text="a line"):
+    """What becomes of a command that prints to this file, or only puts it into the buffer, and ends with `then`."""
+
+    @tool
+    def main(text):
+        print(text, flush=not buffered)
+        if then is not None:
+            raise then
+        return 0
+
+    with monkeypatch.context() as patch, os.fdopen(end, "w") as file:
+        patch.setattr("sys.stdout", file)
+        return main(text)
+
+
+def pipe_without_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_nobody_reads(monkeypatch, capfd, buffered):
+    with pytest.raises(SystemExit) as end:
+        printing(monkeypatch, pipe_without_reader(), buffered)
+    assert end.value.code == 141 and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # more than the buffer takes is lost from it
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_full_disk_under_the_output(monkeypatch, buffered, lines):
+    with pytest.raises(SystemExit) as end:
+        printing(monkeypatch, os.open("/dev/full", os.O_WRONLY), buffered, text=lines * "a line\n")
+    assert end.value.code == f"error: standard output cannot be written: {os.strerror(errno.ENOSPC)}"
+
+
+@pytest.mark.parametrize(("then", "code"), [(SystemExit("wrong"), "wrong"), (KeyboardInterrupt(), 130)])
+def test_why_it_ended_counts_more(monkeypatch, capfd, then, code):
+    with pytest.raises(SystemExit) as end:
+        printing(monkeypatch, pipe_without_reader(), True, then)
+    assert end.value.code == code and capfd.readouterr() == ("", "")
+
+
+def test_other_errors_are_its_own(monkeypatch, tmp_path):
+    """Also one of the same kind, about another file."""
+    with open(tmp_path / "said", "w") as file, pytest.raises(OSError, match="No space left on device: 'model.pth'"):
+        given = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.pth")
+        printing(monkeypatch, os.dup(file.fileno()), True, given)
+    assert (tmp_path / "said").read_text() == "a line\n\n"
+
+
+def test_what_it_returns_is_given_back(monkeypatch):
+    assert printing(monkeypatch, os.open(os.devnull, os.O_WRONLY), True) == 0
+    monkeypatch.setattr("sys.stdout", None)  # as where a shell closed it
+    assert tool(lambda: 3)() == 3
