@@ -1,10 +1,13 @@
-"""How commands end: quietly where nobody waits for the rest, with one line where their output cannot be written."""
+"""What commands share: how they end where nobody reads or nothing can be printed, and how they write a file."""
 
 import functools
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 Given, Result = ParamSpec("Given"), TypeVar("Result")
@@ -52,3 +55,45 @@ def _unwritable(text: str = "") -> OSError | None:
         os.close(nowhere)
         return error
     return None
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError if there is something else than a file: renaming a file to it would do away with a device."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is a folder, a pipe or a device: give the name of a file")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which is renamed to `path` on success and removed on failure.
+
+    Raises OSError, before anything is written, if `path` is something else than a file, such as /dev/stdout.
+    """
+    check_file(path)
+    # cut, since file names have a maximum length; a process on another machine may have the same number
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Writes a file atomically: a run may be interrupted while it writes."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def writable(folder: Path, file: Path | None = None) -> None:
+    """Make a folder, and that of a file, and end the program where it cannot write: before the work, not after it."""
+    try:
+        for place in (folder, *([] if file is None else [file.parent])):
+            place.mkdir(parents=True, exist_ok=True)
+            overwrite(place / ".writable", "")
+            (place / ".writable").unlink(missing_ok=True)  # two commands may try at once
+        if file is not None:
+            check_file(file)
+    except OSError as error:
+        sys.stderr.write(f"error: cannot write to {place}: {error}\n")
+        sys.exit(2)

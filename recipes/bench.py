@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ops.bench.report import command
 from ops.check.command import positive
-from ops.tool import tool
+from ops.tool import overwrite, tool, writable
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
@@ -235,6 +235,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    if args.out is not None:
+        writable(args.out)
     with config.reported("train"):
         cfg = config.compose(args.overrides)
         device = hardware.setup(cfg).device.type
@@ -243,12 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {"name": f"{cfg.model.name}, {cfg.data.name}", **facts(args, kind), "ms": ms, "startup": causes}
     print(render([result]))
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"loop_{device}.json"
         kept = json.loads(path.read_text("utf-8")) if path.exists() else []
         kept = [*(old for old in kept if old["name"] != result["name"]), result]
-        path.write_text(json.dumps(kept, indent=1) + "\n")
-        path.with_suffix(".md").write_text(render(kept))
+        overwrite(path, json.dumps(kept, indent=1) + "\n")
+        overwrite(path.with_suffix(".md"), render(kept))
 
 
 def render(results: list[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-from ops.tool import tool
+from ops.tool import check_file, tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
@@ -81,10 +81,11 @@ class Row:
 
     @property
     def images(self) -> tuple[Any, ...]:
-        """What identifies the validation images, as far as a run records it: their number first."""
+        """What identifies the validation images, as far as a run records it: their number and a digest first."""
         defaults = base("train")  # for keys that an older run lacks
         keys = (str(self.cfg.get(key, defaults.get(key))) for key in IMAGES)  # some are lists
-        return self.data.get("images", {}).get("val"), *keys
+        count, digest = ((self.data.get(key) or {}).get("val") for key in ("images", "labels"))
+        return count, digest and digest[:8], *keys
 
     @property
     def speed(self) -> float | None:
@@ -252,7 +253,7 @@ def _say_images(rows: Sequence[Row]) -> None:
     groups = grouped(rows, lambda row: row.images)
     if len(groups) == 1:
         return
-    columns = zip(("images", *IMAGES), *(group[0].images for group in groups), strict=True)
+    columns = zip(("images", "labels", *IMAGES), *(group[0].images for group in groups), strict=True)
     differing = [(key, values) for key, *values in columns if len(set(values)) > 1]
     parts = []
     for place, group in enumerate(groups):
@@ -397,9 +398,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders: dict[Path, Path] = {}
     for run in (run for path in given for run in _runs(path)):
         folders.setdefault(run.resolve(), run)
+    CONSOLE.optional = True  # picture and JSON are written though nobody reads the tables
     try:
         for path in (args.out, args.json):
             if path is not None:
+                check_file(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
         shown = show(list(folders.values()), args.out, args.score, args.json)
     except OSError as error:

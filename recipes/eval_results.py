@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from rich.table import Column, Table
 from torch import Tensor
 
+from ops.tool import replaced
 from recipes import distributed
 from recipes.console import CONSOLE, say
 from recipes.settings import RunError, writing
 from recipes.tasks.classify import among, likeliest, of_model
-from zoo.files import replaced
 
 Record = dict[str, Any]
 FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last identifies it

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from zoo.files import replaced
+from ops.tool import replaced
 
 SIDE = 320  # pixels of the long side of an image in a picture
 LEGEND = 60  # classes that are named below a picture, at most

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
+from ops.tool import replaced
 from recipes.pictures import save_picture
-from zoo.files import replaced
 
 WRITTEN_OUT = 20  # number of classes up to which names and counts are legible
 MOST_BARS = 60

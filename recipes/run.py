@@ -23,6 +23,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ops.tool import replaced
 from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.console import CONSOLE, say
@@ -44,7 +45,6 @@ from recipes.state import State
 from recipes.stop import Stop, saving
 from recipes.task import Task
 from recipes.trackers import trackers
-from zoo.files import replaced
 
 LOCK = ".lock"
 
@@ -341,6 +341,7 @@ def _drop_lines(path: Path, step: int) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with replaced(path) as temporary, open(temporary, "w") as file:
+    # whatever the locale; the name of an image may have bytes that are not UTF-8: they are escaped
+    with replaced(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         flush(file)

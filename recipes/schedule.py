@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers import DropPath
 from torch import nn
 
-from ops.tool import tool
+from ops.tool import overwrite, replaced, tool
 from recipes import config, optim, plan
 from recipes.console import say
 from recipes.data.build import Data, preprocessing
@@ -79,7 +79,7 @@ class Report:
         rows = ([p.name, "x".join(map(str, p.shape)), p.weight_decay, p.lr_scale] for p in self.parameters)
         _csv(folder / "parameters.csv", ["name", "shape", "weight_decay", "lr_scale"], rows)
         _csv(folder / "blocks.csv", ["name", "drop_path"], self.drop_path.items())
-        (folder / "schedule.json").write_text(json.dumps(self.record(), indent=1) + "\n")
+        overwrite(folder / "schedule.json", json.dumps(self.record(), indent=1) + "\n")
 
     def record(self) -> dict[str, Any]:
         """Everything except the rates of single steps, as plain data."""
@@ -182,7 +182,7 @@ def _title(scale: float) -> str:
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with open(path, "w", newline="") as file:
+    with replaced(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

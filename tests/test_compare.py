@@ -108,10 +108,14 @@ def test_runs_on_other_images_are_told(two_runs, tmp_path, capsys):
     assert "less (images=36, data.val_fraction=0.02)" in said
     assert "one (images=180, data.val_fraction=0.1)" in said
     compare.main([str(two_runs / "one"), str(two_runs / "two"), "--out", str(tmp_path / "all.png")])
-    assert "not measured" not in capsys.readouterr().out
+    assert "not evaluated" not in capsys.readouterr().out
     fewer = as_measured(two_runs / "one", tmp_path / "fewer", cfg={"things": [1, 1]})
     compare.main([str(fewer), str(two_runs / "one"), "--out", str(tmp_path / "all.png")])
     assert re.search(r"not evaluated on the same images.*data\.things=\[1, 1\]", capsys.readouterr().out)
+    changed = as_measured(two_runs / "two", tmp_path / "changed", labels={"train": "1" * 64, "val": "2" * 64})
+    compare.main([str(changed), str(two_runs / "one"), "--out", str(tmp_path / "all.png")])
+    said = capsys.readouterr().out
+    assert "not evaluated on the same images" in said and "changed (labels=22222222)" in said
 
 
 def scored(name, value, **cfg):
@@ -251,3 +255,10 @@ def test_nothing_to_compare(tmp_path):
     with pytest.raises(SystemExit, match="none of these folders") as error:
         compare.main([str(tmp_path / "nothing")])
     assert error.value.code not in (0, None)
+
+
+def test_what_is_no_file_is_not_replaced(two_runs, tmp_path):
+    for given in (["--out", str(tmp_path)], ["--out", str(tmp_path / "a.png"), "--json", "/dev/full"]):
+        with pytest.raises(SystemExit, match="is a folder, a pipe or a device: give the name of a file"):
+            compare.main([str(two_runs / "one"), *given])
+    assert Path("/dev/full").is_char_device() and not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -12,6 +13,7 @@ import zoo
 from children import QUICK, lines, poisoned, train_here
 from recipes import checkpoint, config, console, data, log, models, stop, train
 from recipes.data import DataError
+from recipes.run import Run
 from recipes.settings import RunError
 from recipes.tasks import classify
 
@@ -44,6 +46,13 @@ def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkey
     said = rf"is nan .* and 27 more, but the list of all of them could not be written to {path}/step-00000000.txt: "
     with pytest.raises(train.NotFinite, match=said):
         train_here(tmp_path, *QUICK, "name=run")
+
+
+def test_images_are_listed_whatever_their_names(tmp_path):
+    """A name in Latin-1 on a disk that is read as UTF-8."""
+    Run.list_images(SimpleNamespace(folder=tmp_path), 3, ["größe.png", os.fsdecode(b"gr\xf6\xdfe.png")])
+    found = (tmp_path / "nonfinite" / "step-00000003.txt").read_text("utf-8")
+    assert found == "größe.png\ngr\\udcf6\\udcdfe.png\n"
 
 
 def test_images_that_lie_in_files_are_called_by_them(tmp_path):

@@ -25,9 +25,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
-from ops.bench.report import circumstances, overwrite, writable
+from ops.bench.report import circumstances
 from ops.check.command import positive
-from ops.tool import tool
+from ops.tool import overwrite, tool, writable
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render

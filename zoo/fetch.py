@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import torch
 from filelock import FileLock
 
+from ops.tool import replaced
+
 from .errors import CheckpointError, LicenceWarning
-from .files import replaced
 from .files import sha256 as digest_of
 from .recognise import Recognition, State, recognise
 from .releases import RELEASES, Release, candidates, find

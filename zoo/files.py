@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,26 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ops.tool import replaced
+
 from .errors import CheckpointError
 
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt", ".pkl")
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which is renamed to `path` on success and removed on failure."""
-    # cut, since file names have a maximum length; a process on another machine may have the same number
-    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """As `replaced`, in a folder that is made if needed.
+    """As `ops.tool.replaced`, in a folder that is made if needed.
 
     Raises CheckpointError if `path` is no file, or a file and `force` is False, or if it cannot be written.
     """

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from ops.bench.report import command, overwrite, writable
+from ops.bench.report import command
 from ops.check.command import positive
 from ops.recording import Launch, recording
-from ops.tool import tool
+from ops.tool import overwrite, tool, writable
 
 from .registry import class_of, variants
 

@@ -22,9 +22,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
-from ops.tool import tool
+from ops.tool import replaced, tool
 
-from .files import replaced
 from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import candidates

@@ -21,13 +21,13 @@ import torch
 from ..check.command import positive
 from ..check.workers import context_lost
 from ..precision import HOW, multiply_float32
-from ..tool import tool
+from ..tool import overwrite, tool, writable
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
 from .measure import MODES, Machine, Row, machine, measure, told
 from .prepare import prepared
-from .report import chart, circumstances, numbers, overwrite, writable, write
+from .report import chart, circumstances, numbers, write
 
 BATCHES = {"224": 128, "800x1344": 2}  # by image size; on a CPU 8 and 1
 DTYPES = ("bfloat16", "float32", "float16")
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     if not jobs:
         asked = f"--cases {args.cases}, of {' '.join(args.ops)} in {' '.join(args.models)}"
         sys.exit(f"nothing to time: no call has this in its name ({asked})")
-    writable(args.out)
+    writable(args.out, args.json)
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
     stem += f"_{args.float32}" * (args.float32 != "ieee")

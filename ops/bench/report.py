@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-import secrets
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..tool import overwrite
 from .measure import Machine, Row
 
 ABOUT = """Every call of an op that a stage of these models makes, without the projections around it. `ours` is what
@@ -136,27 +136,6 @@ def write(stem: Path, rows: Sequence[Row], facts: dict[str, str], machines: dict
     stem.parent.mkdir(parents=True, exist_ok=True)
     overwrite(stem.with_suffix(".md"), render(rows, facts, machines))
     overwrite(stem.with_suffix(".json"), numbers(rows, facts, machines))
-
-
-def overwrite(path: Path, text: str) -> None:
-    """Writes a file atomically: a run may be interrupted while it writes."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def writable(folder: Path) -> None:
-    """Make a folder, and end the program if nothing can be written into it: before the work, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        overwrite(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        sys.stderr.write(f"error: cannot write to {folder}: {error}\n")
-        sys.exit(2)
 
 
 def numbers(rows: Sequence[Row], facts: dict[str, str], machines: dict[str, Machine | None]) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ..precision import HOW, multiply_float32
-from ..tool import tool
+from ..tool import overwrite, tool
 from .bound import ErrorBound, broken
 from .cases import Case
 from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.interpret:
         os.environ["TRITON_INTERPRET"] = "1"
-    from ..bench.report import circumstances, overwrite
+    from ..bench.report import circumstances
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ops.bench.report import command
 from ops.check.command import positive
-from ops.tool import tool
+from ops.tool import overwrite, tool, writable
 from recipes.config import compose
 from recipes.data import build
 from recipes.data.speed import Rates, measure
@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, help="folder for data_cpu.md")
     args = parser.parse_args()
+    if args.out:
+        writable(args.out)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         root, found = Path(folder), {}
@@ -163,8 +165,7 @@ def main() -> None:
             print(f"{case}: {found[case].rates}", file=sys.stderr)
         text = report(found, args)
     if args.out:  # first: a reader of the output, such as head, may end before all is printed
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "data_cpu.md").write_text(text)
+        overwrite(args.out / "data_cpu.md", text)
     print(text)
 
 

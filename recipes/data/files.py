@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ops.tool import replaced
 from recipes.console import note
 from recipes.data.errors import DataError
 from zoo.errors import printable
-from zoo.files import replaced
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
 

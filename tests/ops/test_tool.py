@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ops.tool import tool
+from ops.tool import replaced, tool, writable
 
 
 def printing(monkeypatch, end, buffered, then=None, text="a line"):
@@ -53,7 +53,7 @@ def test_why_it_ended_counts_more(monkeypatch, capfd, then, code):
 
 def test_other_errors_are_its_own(monkeypatch, tmp_path):
     """Also one of the same kind, about another file."""
-    with open(tmp_path / "said", "w") as file, pytest.raises(OSError, match="No space left on device: 'model.pth'"):
+    with open(tmp_path / "said", "w") as file, pytest.raises(OSError, match=r"No space left on device: 'model\.pth'"):
         given = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.pth")
         printing(monkeypatch, os.dup(file.fileno()), True, given)
     assert (tmp_path / "said").read_text() == "a line\n\n"
@@ -63,3 +63,15 @@ def test_what_it_returns_is_given_back(monkeypatch):
     assert printing(monkeypatch, os.open(os.devnull, os.O_WRONLY), True) == 0
     monkeypatch.setattr("sys.stdout", None)  # as where a shell closed it
     assert tool(lambda: 3)() == 3
+
+
+def test_what_is_no_file_stays_what_it_is(tmp_path, capsys):
+    """A rename would put a file in its place, also in that of a device."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="is a folder, a pipe or a device: give the name of a file"), replaced(place):
+            pytest.fail("before it is written")
+        with pytest.raises(SystemExit):
+            writable(tmp_path, place)
+        assert f": {place} is a folder, a pipe" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
