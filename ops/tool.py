@@ -1,5 +1,6 @@
 """What commands share: how they end where nobody reads or nothing can be printed, and how they write a file."""
 
+import argparse
 import functools
 import os
 import secrets
@@ -18,6 +19,7 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
 
     Ctrl-C ends it with the status 130, and a reader that has left, such as head, with 141: both are a shell's. Where
     standard output cannot be written for another reason, such as a full disk, the status is 1, and the reason is said.
+    A file that cannot be written is an error in one line as well, with status 2.
     """
 
     @functools.wraps(main)
@@ -30,6 +32,10 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
         except SystemExit:
             _unwritable()
             raise
+        except WriteError as error:
+            _unwritable()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
         except OSError as error:
             broken = _unwritable("\n")  # what could not be written may be gone from the buffer
             if broken is None or broken.errno != error.errno:
@@ -79,10 +85,17 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class WriteError(OSError):
+    """A file that a command writes cannot be written; the message names it."""
+
+
 def overwrite(path: Path, text: str) -> None:
-    """Writes a file atomically: a run may be interrupted while it writes."""
-    with replaced(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    """Writes a file atomically: a run may be interrupted while it writes. Raises WriteError."""
+    try:
+        with replaced(path) as temporary:
+            temporary.write_text(text, "utf-8")
+    except OSError as error:
+        raise WriteError(f"could not write {path}: {error}") from error
 
 
 def writable(folder: Path, file: Path | None = None) -> None:
@@ -95,5 +108,13 @@ def writable(folder: Path, file: Path | None = None) -> None:
         if file is not None:
             check_file(file)
     except OSError as error:
-        sys.stderr.write(f"error: cannot write to {place}: {error}\n")
+        print(f"error: cannot write to {place}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def positive(text: str) -> int:
+    """An option's number, from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number

@@ -35,8 +35,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ops.bench.report import command
-from ops.check.command import positive
-from ops.tool import overwrite, tool, writable
+from ops.tool import overwrite, positive, tool, writable
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
@@ -229,7 +228,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive, default=20, help="turns of each loop")
     parser.add_argument("--starts", type=positive, default=3, help="processes, started for the time to the first step")
     parser.add_argument("--out", type=Path, help="folder in which to add rows to loop_<device>.md and .json")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.repeats < 2:
+        parser.error("--repeats 1: the quartiles of the ratios need at least 2 turns")
+    return args
+
+
+def earlier(path: Path) -> list[dict[str, Any]]:
+    """The rows that a file has. Ends the program if it cannot be read: before the work, and without replacing it."""
+    try:
+        return json.loads(path.read_text("utf-8")) if path.exists() else []
+    except (OSError, ValueError) as error:
+        print(f"error: {path} cannot be read, so that no row can be added: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @tool
@@ -240,16 +251,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with config.reported("train"):
         cfg = config.compose(args.overrides)
         device = hardware.setup(cfg).device.type
+        path = None if args.out is None else args.out / f"loop_{device}.json"
+        kept = [] if path is None else earlier(path)
         ms, causes = compare(args.overrides, args.block, args.repeats), startup(args.overrides, args.starts)
     kind = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     result = {"name": f"{cfg.model.name}, {cfg.data.name}", **facts(args, kind), "ms": ms, "startup": causes}
-    print(render([result]))
-    if args.out is not None:
-        path = args.out / f"loop_{device}.json"
-        kept = json.loads(path.read_text("utf-8")) if path.exists() else []
+    if path is not None:  # first: a reader of the output, such as head, may end before all is printed
         kept = [*(old for old in kept if old["name"] != result["name"]), result]
         overwrite(path, json.dumps(kept, indent=1) + "\n")
         overwrite(path.with_suffix(".md"), render(kept))
+    print(render([result]))
 
 
 def render(results: list[dict[str, Any]]) -> str:

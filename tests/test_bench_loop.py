@@ -32,6 +32,20 @@ def test_labels_are_smoothed_where_nothing_is_mixed():
     assert torch.allclose(targets, torch.tensor([[0.02, 0.92, 0.02, 0.02, 0.02], [0.02, 0.02, 0.02, 0.02, 0.92]]))
 
 
+def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "compare", lambda *_: pytest.fail("it began"))
+    (tmp_path / "loop_cpu.json").write_text("[{")
+    for given, said in (
+        (["--repeats", "1"], "--repeats 1: the quartiles of the ratios need at least 2 turns"),
+        (["--out", str(tmp_path / "loop_cpu.json")], f"error: cannot write to {tmp_path / 'loop_cpu.json'}: "),
+        (["--out", str(tmp_path)], f"error: {tmp_path / 'loop_cpu.json'} cannot be read, so that no row can be added"),
+    ):
+        with pytest.raises(SystemExit) as error, flags_restored():
+            bench.main([*TINY[:-1], "3", *given])
+        assert error.value.code == 2 and said in capsys.readouterr().err
+    assert (tmp_path / "loop_cpu.json").read_text() == "[{"
+
+
 @pytest.mark.parametrize("other", ["task=segment", "task.loss=binary_cross_entropy"])
 def test_what_the_bare_loop_does_not_compute_is_refused(other):
     with pytest.raises(config.ConfigError, match="the cross entropy of a classifier"):

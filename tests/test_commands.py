@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import stat
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from builds import every_small, small, state_of, trained
 from families import RECORDS
 from rankings import ranks
 from test_golden import FOLDER
-from zoo import export, fetch, inspect
+from zoo import export, fetch, inspect, show
 from zoo.convert import command
 from zoo.files import save_tensors
 from zoo.heads import segmenter
@@ -201,15 +203,38 @@ def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask, mode):
     assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == mode
 
 
-def test_a_full_disk(released, tmp_path, monkeypatch, capsys):
-    def fail(state, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("No space left on device")
+@contextmanager
+def full_disk():
+    """No file gets more than a thousand bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(torch, "save", fail)
-    assert command.main([str(released), str(tmp_path / "out.pth")]) == 2
-    assert "No space left" in capsys.readouterr().err
+
+@pytest.mark.parametrize("name", ["out.pth", "out.safetensors"])
+def test_a_full_disk(released, tmp_path, capsys, name):
+    with full_disk():
+        assert command.main([str(released), str(tmp_path / name)]) == 2
+    assert f"could not write {tmp_path / name}: " in (said := capsys.readouterr().err) and "File too large" in said
     assert list(tmp_path.iterdir()) == [released]
+
+
+def test_a_full_disk_under_a_program_and_a_picture(tmp_path, capsys):
+    """torch's own writer of programs would end the process."""
+    picture = tmp_path / "nat_m-neighborhoods.png"
+    picture.write_bytes(b"of before")
+    drawn = ["model=nat_m", "img_size=64", "only=neighborhoods", f"out={tmp_path}"]
+    for main, given, file in (
+        (export.main, ["test_resnet", str(tmp_path / "out.pt2")], tmp_path / "out.pt2"),
+        (show.command.main, drawn, picture),
+    ):
+        with full_disk():
+            assert main(given) == 2
+        assert f"could not write {file}: [Errno 27] File too large" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [picture] and picture.read_bytes() == b"of before"
 
 
 def test_what_convert_does_not_do(released, tmp_path, capsys):

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,8 +14,9 @@ from PIL import Image
 
 import zoo
 from test_show import noise
-from zoo import show
+from zoo import export, show
 from zoo.show import command, families, source
+from zoo.show.image import load
 
 
 def run(capsys, *settings):
@@ -50,6 +52,8 @@ def test_own_checkpoint(tmp_path, prefix):
         (["model=biformer_x"], "no model is called biformer_x: did you mean biformer_"),
         (["model=nat_m", "image=nowhere.png"], "there is no image nowhere.png"),
         (["model=nat_m", f"image={__file__}"], "cannot be read as an image"),
+        (["model=nat_m", "image=/dev/zero"], "there is no image /dev/zero: give a file"),
+        (["model=nat_m.nobody"], "nat_m has no weights with that tag: nat_m.nobody"),
         (["checkpoint=nowhere.pth"], "nowhere.pth"),
         (["model=nat_m", "only=routes", "img_size=64"], "has no picture routes"),
     ],
@@ -57,6 +61,29 @@ def test_own_checkpoint(tmp_path, prefix):
 def test_command_says_what_is_wrong(settings, said, capsys):
     status, found = run(capsys, *settings)
     assert status == 2 and said in found.err and not found.out
+
+
+@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "nat_m.shilabs_in1k"])
+def test_weights_that_cannot_be_downloaded(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: fail())
+
+    def fail():
+        raise OSError("no network")
+
+    for main, given in ((command.main, [f"model={name}"]), (export.main, [name, str(tmp_path / "out.pt2")])):
+        assert main(given) == 2
+        assert "could not" in (said := capsys.readouterr().err) and "download" in said
+
+
+@pytest.mark.parametrize(("pixel", "want"), [(np.uint16(30000), (117, 117, 117)), ((9, 9, 9, 0), (255, 255, 255))])
+def test_images_are_those_that_a_model_is_trained_on(tmp_path, pixel, want):
+    """Wide greys are scaled, and what is transparent is white."""
+    values = np.full((4, 4, *np.shape(pixel)), pixel, getattr(pixel, "dtype", np.uint8))
+    Image.fromarray(values).save(tmp_path / "image.png")
+    for given in (tmp_path / "image.png", Image.fromarray(values)):
+        assert load(given).getpixel((1, 1)) == want
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances
-from ops.check.command import positive
-from ops.tool import overwrite, tool, writable
+from ops.tool import overwrite, positive, tool, writable
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
@@ -201,8 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     rows, text = [], ""
     for name in args.models or DEFAULT:
         rows.append(measure(name, args))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
         text = record(args, rows)
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
     print("\n" + text)
 
 

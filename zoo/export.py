@@ -34,7 +34,7 @@ from ops.tool import tool
 from .errors import CheckpointError, plain_warnings
 from .exportable import build
 from .exported import ABOUT, Run, about, compare, images, name_classes, names
-from .files import whole
+from .files import whole, write_whole
 from .registry import variants
 
 OPSET = 18
@@ -53,7 +53,7 @@ def export(model: nn.Module, image: Tensor, out: str | Path, *, dynamic: bool = 
         made = program(model, image, dynamic=dynamic, any_size=any_size)
     said = json.dumps(about(model, image))
     if out.suffix == ".pt2":
-        torch.export.save(made, out, extra_files={ABOUT: said})
+        write_whole(out, lambda file: torch.export.save(made, file, extra_files={ABOUT: said}))
         return
     with _sizes_may_be_one(any_size):  # the conversion traces once more
         converted = torch.onnx.export(

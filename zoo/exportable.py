@@ -12,7 +12,7 @@ from . import releases
 from .beside import CONFIG, locate
 from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
-from .fetch import releases_in
+from .fetch import fetching, releases_in
 from .heads import segmenter
 from .heads.recognise import TASKS, DenseRecognition, recognise_dense
 from .reader import read
@@ -55,7 +55,8 @@ def build(
         timm.get_pretrained_cfg(source)
     except RuntimeError as error:
         raise CheckpointError(f"{source} is neither a file, nor a folder, nor a pretrained tag of {name}") from error
-    model = create(source, pretrained=bool(tag)).eval()
+    with fetching(source):
+        model = create(source, pretrained=bool(tag)).eval()
     model.of_release = bool(tag)
     return model
 

@@ -3,7 +3,8 @@
 import posixpath
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,6 +123,19 @@ def _release(cfg: Mapping[str, Any], model: str) -> Release | None:
         if not hub_id and not cfg.get("url") and r.by_hand and r.tag and (r.model, r.tag) == (model, cfg.get("tag")):
             return r
     return None
+
+
+@contextmanager
+def fetching(name: str) -> Iterator[None]:
+    """For commands that build `name`: timm's own models download their weights as timm does, and raise its errors.
+
+    Raises CheckpointError for an OSError, as one without a network is.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"the weights of {name} could not be downloaded: {said}. Give a file instead") from error
 
 
 def _in_folder(folder: Path) -> Path:

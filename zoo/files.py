@@ -1,11 +1,13 @@
 """Weights files: written completely or not at all, identified by their SHA-256, found in folders."""
 
 import hashlib
+import io
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -42,6 +44,16 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     save_file(dict(tensors), path, metadata=dict(metadata))
     if stat.S_IMODE(os.stat(path).st_mode) != mode:  # some file systems have no permissions
         os.chmod(path, mode)
+
+
+def write_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Write what `save` writes into a file object. Raises OSError if the disk is full.
+
+    It goes to memory first: where nothing can be written, torch's own writer raises RuntimeError, or ends the process.
+    """
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def sha256(path: Path) -> str:

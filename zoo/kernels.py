@@ -23,9 +23,8 @@ from typing import Any
 import torch
 
 from ops.bench.report import command
-from ops.check.command import positive
 from ops.recording import Launch, recording
-from ops.tool import overwrite, tool, writable
+from ops.tool import overwrite, positive, tool, writable
 
 from .registry import class_of, variants
 
@@ -120,9 +119,9 @@ def main(argv: list[str] | None = None) -> None:
     costs = compile_all(binaries(written, args.targets, args.all), args.jobs)
     page = ["# Kernels, compiled ahead of time", "", *_facts(args.models), "", table(costs), "", *_reasons(costs)]
     text = "\n".join(page)
-    print(text)
     if args.out is not None:
         overwrite(args.out / "kernels.md", text)
+    print(text)
     if bad := [cost for cost in costs if not cost.fits or cost.spills_forward]:
         sys.exit(f"{len(bad)} binaries need more shared memory than there is, or spill: {bad[0]}")
     print(f"{len(costs)} binaries: all fit, no forward pass spills on sm_90")

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from ..check.command import positive
 from ..check.workers import context_lost
 from ..precision import HOW, multiply_float32
-from ..tool import overwrite, tool, writable
+from ..tool import overwrite, positive, tool, writable
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ..precision import HOW, multiply_float32
-from ..tool import overwrite, tool
+from ..tool import overwrite, positive, tool
 from .bound import ErrorBound, broken
 from .cases import Case
 from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
@@ -45,14 +45,6 @@ class Finding:
     op: str
     ok: bool
     found: str
-
-
-def positive(text: str) -> int:
-    """An option's number, from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
-    return number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -92,11 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             content = {**facts, "findings": [asdict(finding) for finding in findings]}
             overwrite(args.json, json.dumps(content, indent=1) + "\n")
 
-    try:
-        write()  # a folder that does not exist is an error now, not after minutes
-    except OSError as error:
-        sys.stderr.write(f"error: cannot write {args.json}: {error}\n")
-        sys.exit(2)
+    write()  # a folder that does not exist is an error now, not after minutes
     end = None if args.minutes is None else began + 60 * args.minutes
     groups, skipped = tasks(args, end), 0
     with mapped(args.jobs) as run:
@@ -107,9 +95,9 @@ def main(argv: list[str] | None = None) -> int:
                 skipped += 1
                 continue
             findings.append(finding)
+            write()
             mark = "ok    " if finding.ok else "FAILED"
             print(f"{mark}  {finding.check:<19} {finding.op:<22} {finding.found}", flush=True)
-            write()
     failed = [finding for finding in findings if not finding.ok]
     if skipped:
         facts["not run"] = f"{skipped} of {len(findings) + skipped} checks, as --minutes {args.minutes:g} were over"

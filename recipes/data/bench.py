@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 
 from ops.bench.report import command
-from ops.check.command import positive
-from ops.tool import overwrite, tool, writable
+from ops.tool import overwrite, positive, tool, writable
 from recipes.config import compose
 from recipes.data import build
 from recipes.data.speed import Rates, measure

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import check_kind
 from zoo.errors import printable
-from zoo.images import formats
+from zoo.images import formats, to_rgb
 
 File = str | Path | IO[bytes]
 LOSSY = ("JPEG", "MPO")  # formats of a single channel that change values; lossy WebPs have three
@@ -34,35 +34,6 @@ class Decoding:
 
     exif_orientation: bool = False
     max_pixels: int = 89_478_485
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from grey, palette, CMYK and wide images; transparent ones are composited on white.
-
-    16-bit values are scaled (the high byte is kept), 32-bit greys by as many bytes as their largest value needs, floats
-    of at most 1 by 255.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode[0] in "IF":
-        return _from_wide_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """Pillow clips wide greys to white at 255."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(values)
-        values = values * (255 if values.max(initial=0) <= 1 else 1)
-    else:
-        wide = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-        largest = 0xFFFF if wide else int(values.max(initial=0))
-        values = values.astype(np.int64) >> max(0, (largest.bit_length() + 7) // 8 - 1) * 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def open_rgb(file: File, name: str, decoding: Decoding = Decoding()) -> Image.Image:

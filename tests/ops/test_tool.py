@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ops.tool import replaced, tool, writable
+from ops.tool import overwrite, replaced, tool, writable
 
 
 def printing(monkeypatch, end, buffered, then=None, text="a line"):
@@ -57,6 +57,18 @@ def test_other_errors_are_its_own(monkeypatch, tmp_path):
         given = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.pth")
         printing(monkeypatch, os.dup(file.fileno()), True, given)
     assert (tmp_path / "said").read_text() == "a line\n\n"
+
+
+def test_a_file_that_cannot_be_written(monkeypatch, tmp_path, capsys):
+    @tool
+    def main():
+        overwrite(tmp_path / "folder" / "page.md", "text")
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = f"error: could not write {tmp_path / 'folder' / 'page.md'}: [Errno 2] No such file or directory"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_what_it_returns_is_given_back(monkeypatch):

@@ -28,7 +28,7 @@ from ops.tool import tool
 from ..checkpoint import only_part, part_of, select
 from ..errors import CheckpointError, listed, plain_warnings, printable
 from ..fetch import by_name, warn_of_licence
-from ..files import SUFFIXES, save_tensors, sha256, whole
+from ..files import SUFFIXES, save_tensors, sha256, whole, write_whole
 from ..fitting import fit
 from ..layouts import LAYOUTS
 from ..reader import Checkpoint, read, where
@@ -114,10 +114,7 @@ def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], w
     if out.suffix == ".safetensors":
         save_tensors(state, out, {"format": "pt", **metadata})
         return
-    try:
-        torch.save({wrapper: dict(state)} if wrapper else dict(state), out)
-    except RuntimeError as error:  # what torch raises if the disk is full
-        raise OSError(str(error).partition("\n")[0]) from error
+    write_whole(out, lambda file: torch.save({wrapper: dict(state)} if wrapper else dict(state), file))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -135,6 +132,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {ENDINGS}")
+    if args.wrapper == "":
+        parser.error("--wrapper is empty: expected a key, such as state_dict")
     if args.wrapper and args.out.suffix == ".safetensors":
         parser.error("--wrapper is for .pth and the like: a safetensors file has no key around the weights")
     if args.model is not None and args.model not in variants():

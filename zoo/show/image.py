@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from ..images import formats
+from ..images import formats, to_rgb
 from .picture import ShowError
 
 PHOTOGRAPHS = ("flower", "china")  # of scikit-learn's, CC BY 2.0
@@ -31,18 +31,22 @@ def photograph(name: str = "flower") -> Image.Image:
 
 
 def load(image: Given) -> Image.Image:
-    """RGB, from a file, a name of PHOTOGRAPHS, or as given. Raises ShowError if it cannot be read."""
+    """RGB, as the training loop reads it, from a file, a name of PHOTOGRAPHS, or as given.
+
+    Raises ShowError if it cannot be read.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     if str(image) in PHOTOGRAPHS:
         return photograph(str(image))
-    try:
-        return Image.open(image, formats=formats()).convert("RGB")
-    except FileNotFoundError:
+    if not Path(image).is_file():
         names = " or ".join(PHOTOGRAPHS)
-        raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ShowError(f"{image} cannot be read as an image: {error}") from error
+        raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn")
+    try:
+        with Image.open(image, formats=formats()) as opened:
+            return to_rgb(opened)
+    except Exception as error:  # Pillow's decoders raise a dozen types
+        raise ShowError(f"{image} cannot be read as an image: {type(error).__name__}: {error}") from error
 
 
 def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:

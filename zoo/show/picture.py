@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ops.tool import replaced
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -55,7 +57,8 @@ class Picture:
         path = Path(folder) / f"{stem}{'-' if stem else ''}{self.name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.png())
+            with replaced(path) as temporary:
+                temporary.write_bytes(self.png())
         except OSError as error:
             raise ShowError(f"could not write {path}: {error}") from error
         return path

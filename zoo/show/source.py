@@ -12,6 +12,7 @@ from torch import nn
 from ..beside import Origin, locate
 from ..checkpoint import load_checkpoint
 from ..errors import CheckpointError
+from ..fetch import fetching
 from ..reader import Checkpoint, read
 from ..recognise import hint, parts, recognise, recognised_part, without_prefix
 from ..registry import variants
@@ -86,10 +87,15 @@ def create(name: str, img_size: int | tuple[int, int] | None, /, **kwargs: Any) 
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, [*variants(), *timm.list_models()], 3)
         raise ShowError(f"no model is called {architecture}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ShowError(f"{architecture} has no weights with that tag: {name}") from error
     if img_size is not None and architecture in variants():
         kwargs["img_size"] = img_size
     try:
-        model = timm.create_model(name, **kwargs)
+        with fetching(name):
+            model = timm.create_model(name, **kwargs)
     except (TypeError, ValueError) as error:
         raise ShowError(f"{name} could not be built with {kwargs}: {error}") from error
     if img_size is not None and architecture not in variants() and hasattr(model, "set_input_size"):
