@@ -14,12 +14,24 @@ from typing import ParamSpec, TypeVar
 Given, Result = ParamSpec("Given"), TypeVar("Result")
 
 
+class ToolError(SystemExit):
+    """What a command cannot do, with a message that says what to do; its exit status is 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 2
+
+
+class WriteError(OSError):
+    """A file that a command writes cannot be written; the message names it."""
+
+
 def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
-    """For the `main` of a command: no traceback where it is interrupted or cannot print.
+    """For the `main` of a command: no traceback where it is interrupted or cannot print or write.
 
     Ctrl-C ends it with the status 130, and a reader that has left, such as head, with 141: both are a shell's. Where
-    standard output cannot be written for another reason, such as a full disk, the status is 1, and the reason is said.
-    A file that cannot be written is an error in one line as well, with status 2.
+    standard output cannot be written for another reason, such as a full disk, and for ToolError and WriteError it is 2,
+    after a line on stderr.
     """
 
     @functools.wraps(main)
@@ -29,13 +41,12 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
         except KeyboardInterrupt:
             _unwritable()
             sys.exit(128 + signal.SIGINT)
+        except (ToolError, WriteError) as error:
+            _unwritable()
+            raise _told(str(error)) from error
         except SystemExit:
             _unwritable()
             raise
-        except WriteError as error:
-            _unwritable()
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
         except OSError as error:
             broken = _unwritable("\n")  # what could not be written may be gone from the buffer
             if broken is None or broken.errno != error.errno:
@@ -46,9 +57,14 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
                 return result
         if isinstance(broken, BrokenPipeError):
             sys.exit(128 + signal.SIGPIPE)
-        sys.exit(f"error: standard output cannot be written: {broken.strerror}")
+        raise _told(f"standard output cannot be written: {broken.strerror}")
 
     return wrapper
+
+
+def _told(message: str) -> ToolError:
+    print(f"error: {message}", file=sys.stderr)
+    return ToolError(message)
 
 
 def _unwritable(text: str = "") -> OSError | None:
@@ -85,10 +101,6 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-class WriteError(OSError):
-    """A file that a command writes cannot be written; the message names it."""
-
-
 def overwrite(path: Path, text: str) -> None:
     """Writes a file atomically: a run may be interrupted while it writes. Raises WriteError."""
     try:
@@ -99,7 +111,7 @@ def overwrite(path: Path, text: str) -> None:
 
 
 def writable(folder: Path, file: Path | None = None) -> None:
-    """Make a folder, and that of a file, and end the program where it cannot write: before the work, not after it."""
+    """Make a folder, and that of a file. Raises ToolError if nothing can be written there: before the work."""
     try:
         for place in (folder, *([] if file is None else [file.parent])):
             place.mkdir(parents=True, exist_ok=True)
@@ -108,8 +120,7 @@ def writable(folder: Path, file: Path | None = None) -> None:
         if file is not None:
             check_file(file)
     except OSError as error:
-        print(f"error: cannot write to {place}: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise ToolError(f"cannot write to {place}: {error}") from error
 
 
 def positive(text: str) -> int:

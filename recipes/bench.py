@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ops.bench.report import command
-from ops.tool import overwrite, positive, tool, writable
+from ops.tool import ToolError, overwrite, positive, tool, writable
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count
@@ -193,7 +193,7 @@ def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:
             command = [sys.executable, "-c", CHILD, *overrides, "train.steps=1", f"out={out}"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"error: the run ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise ToolError(f"the run ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return {cause: statistics.median(each[cause] for each in found) for cause in found[0]}
 
@@ -235,12 +235,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def earlier(path: Path) -> list[dict[str, Any]]:
-    """The rows that a file has. Ends the program if it cannot be read: before the work, and without replacing it."""
+    """The rows that a file has. Raises ToolError if it cannot be read: before the work, and without replacing it."""
     try:
         return json.loads(path.read_text("utf-8")) if path.exists() else []
     except (OSError, ValueError) as error:
-        print(f"error: {path} cannot be read, so that no row can be added: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise ToolError(f"{path} cannot be read, so that no row can be added: {error}") from error
 
 
 @tool

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-from ops.tool import check_file, tool
+from ops.tool import ToolError, check_file, tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
@@ -406,10 +405,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
         shown = show(list(folders.values()), args.out, args.score, args.json)
     except OSError as error:
-        sys.exit(f"error: could not write {args.out}{f' or {args.json}' if args.json else ''}: {error}")
+        raise ToolError(f"could not write {args.out}{f' or {args.json}' if args.json else ''}: {error}") from error
     if not shown:
         with_score = f" with {args.score}" if args.score else ""
-        sys.exit(f"error: none of these folders holds a run with an evaluation{with_score}")
+        raise ToolError(f"none of these folders holds a run with an evaluation{with_score}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers import DropPath
 from torch import nn
 
-from ops.tool import overwrite, replaced, tool
+from ops.tool import ToolError, overwrite, replaced, tool
 from recipes import config, optim, plan
 from recipes.console import say
 from recipes.data.build import Data, preprocessing
@@ -216,7 +216,7 @@ def main() -> None:
         try:
             report.save(args.out)
         except OSError as error:
-            sys.exit(f"error: could not write to the folder --out {args.out}: {error}")
+            raise ToolError(f"could not write to the folder --out {args.out}: {error}") from error
     say(report.text())
     if args.out:
         say(f"\nwritten to {args.out}")

@@ -72,7 +72,7 @@ def test_a_page_without_a_place_for_the_table(tmp_path, monkeypatch, text, said)
         page.write_text(text)
     monkeypatch.setattr(sys, "argv", ["table", str(page)])
     monkeypatch.delitem(sys.modules, "zoo.table")
-    with pytest.raises(SystemExit, match=f"^error: {re.escape(str(page))}: .*{said}"):
+    with pytest.raises(SystemExit, match=f"^{re.escape(str(page))}: .*{said}"):
         runpy.run_module("zoo.table", run_name="__main__")
 
 

@@ -185,7 +185,7 @@ def test_a_run_has_images(capsys, images):
 def test_what_is_written_needs_a_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr("sys.argv", ["schedule", "model=nat_m", "--images", "640", "--out", str(tmp_path / "file")])
-    with pytest.raises(SystemExit, match=f"error: could not write to the folder --out {tmp_path}/file: .*File exists"):
+    with pytest.raises(SystemExit, match=f"^could not write to the folder --out {tmp_path}/file: .*File exists"):
         schedule.main()
 
 

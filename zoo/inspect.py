@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.tool import tool
+from ops.tool import ToolError, tool
 
 from .described import TensorInfo
 from .errors import CheckpointError, listed, printable
@@ -142,7 +142,7 @@ def show(found: list[dict[str, Any]]) -> None:
     try:
         from rich.console import Console
     except ModuleNotFoundError:
-        sys.exit("tables need rich: pip install rich, or use --json")
+        raise ToolError("tables need rich: pip install rich, or use --json") from None
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160  # there is no screen with a width

@@ -24,7 +24,7 @@ import torch
 
 from ops.bench.report import command
 from ops.recording import Launch, recording
-from ops.tool import overwrite, positive, tool, writable
+from ops.tool import ToolError, overwrite, positive, tool, writable
 
 from .registry import class_of, variants
 
@@ -90,7 +90,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     try:
         from ops.ahead import TARGETS
     except ImportError as error:
-        sys.exit(f"zoo.kernels needs the package triton, which cannot be imported here ({error}): pip install triton")
+        said = f"zoo.kernels needs the package triton, which cannot be imported here ({error}): pip install triton"
+        raise ToolError(said) from error
 
     parser = argparse.ArgumentParser(prog="python -m zoo.kernels", description="Compiles the kernels of models.")
     parser.add_argument("models", nargs="*", help="default: all")

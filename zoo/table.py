@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops import implementation
-from ops.tool import replaced, tool
+from ops.tool import ToolError, replaced, tool
 
 from .published import DIFFERS, GFLOPS
 from .registry import class_of, variants
@@ -145,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         with replaced(path) as temporary:
             temporary.write_text(insert(text, render()), "utf-8")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {path}: {error}")
+        raise ToolError(f"{path}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 from ..check.workers import context_lost
 from ..precision import HOW, multiply_float32
-from ..tool import overwrite, positive, tool, writable
+from ..tool import ToolError, overwrite, positive, tool, writable
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
@@ -119,9 +119,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch finds no GPU here")
+        raise ToolError("--device cuda: torch finds no GPU here")
     if importlib.util.find_spec("matplotlib") is None:
-        sys.exit("the chart needs matplotlib, which is not installed: pip install matplotlib")
+        raise ToolError("the chart needs matplotlib, which is not installed: pip install matplotlib")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.device == "cuda":
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs = plan(args)
     if not jobs:
         asked = f"--cases {args.cases}, of {' '.join(args.ops)} in {' '.join(args.models)}"
-        sys.exit(f"nothing to time: no call has this in its name ({asked})")
+        raise ToolError(f"nothing to time: no call has this in its name ({asked})")
     writable(args.out, args.json)
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ..precision import HOW, multiply_float32
-from ..tool import overwrite, positive, tool
+from ..tool import ToolError, overwrite, positive, tool
 from .bound import ErrorBound, broken
 from .cases import Case
 from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
@@ -71,9 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     from ..bench.report import circumstances
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch finds no GPU here")
+        raise ToolError("--device cuda: torch finds no GPU here")
     if not grouped(args, "torch"):
-        sys.exit(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
+        raise ToolError(f"--cases {args.cases}: no case has this in its name, <op>-<name>")
     if args.device == "cuda":
         multiply_float32(args.float32)
     began, findings, facts = time.time(), [], circumstances(args.device, "ops.check")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ops.tool import overwrite, replaced, tool, writable
+from ops.tool import ToolError, overwrite, replaced, tool, writable
 
 
 def printing(monkeypatch, end, buffered, then=None, text="a line"):
@@ -38,10 +38,11 @@ def test_nobody_reads(monkeypatch, capfd, buffered):
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # more than the buffer takes is lost from it
 @pytest.mark.parametrize("buffered", [False, True])
-def test_a_full_disk_under_the_output(monkeypatch, buffered, lines):
+def test_a_full_disk_under_the_output(monkeypatch, capfd, buffered, lines):
     with pytest.raises(SystemExit) as end:
         printing(monkeypatch, os.open("/dev/full", os.O_WRONLY), buffered, text=lines * "a line\n")
-    assert end.value.code == f"error: standard output cannot be written: {os.strerror(errno.ENOSPC)}"
+    said = f"standard output cannot be written: {os.strerror(errno.ENOSPC)}"
+    assert (end.value.code, str(end.value)) == (2, said) and capfd.readouterr().err == f"error: {said}\n"
 
 
 @pytest.mark.parametrize(("then", "code"), [(SystemExit("wrong"), "wrong"), (KeyboardInterrupt(), 130)])
@@ -77,13 +78,13 @@ def test_what_it_returns_is_given_back(monkeypatch):
     assert tool(lambda: 3)() == 3
 
 
-def test_what_is_no_file_stays_what_it_is(tmp_path, capsys):
+def test_what_is_no_file_stays_what_it_is(tmp_path):
     """A rename would put a file in its place, also in that of a device."""
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path):
         with pytest.raises(OSError, match="is a folder, a pipe or a device: give the name of a file"), replaced(place):
             pytest.fail("before it is written")
-        with pytest.raises(SystemExit):
+        with pytest.raises(ToolError, match=f": {place} is a folder, a pipe") as end:
             writable(tmp_path, place)
-        assert f": {place} is a folder, a pipe" in capsys.readouterr().err
+        assert end.value.code == 2
     assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
