@@ -194,6 +194,18 @@ def test_history_of_mmengine(tmp_path, source):
     assert "mmengine" not in sys.modules
 
 
+@pytest.mark.parametrize(("weights", "average"), [("auto", True), ("ema", True), ("raw", False)])
+def test_the_average_of_mmengine_is_where_others_have_the_weights(tmp_path, source, weights, average):
+    """And the weights where others have the average: its own programs evaluate `state_dict`."""
+    state = state_of(source)
+    other = {key: value + 1 for key, value in state.items()}
+    beside = {"module." + key: value for key, value in other.items()} | {"steps": torch.tensor(9)}
+    torch.save({"state_dict": state, "ema_state_dict": beside}, tmp_path / "epoch_3.pth")
+    model = small(NAME)
+    report = load_checkpoint(model, tmp_path / "epoch_3.pth", weights=weights)
+    assert same(model, state if average else other) and report.entry == ("ema" if average else "raw")
+
+
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])
 def test_the_model_keeps_no_second_copy_of_its_weights(tmp_path, source, given):
     path = tmp_path / "weights.pth"

@@ -77,7 +77,10 @@ def test_weights_that_cannot_be_downloaded(name, capsys, monkeypatch, tmp_path):
         assert "could not" in (said := capsys.readouterr().err) and "download" in said
 
 
-@pytest.mark.parametrize(("pixel", "want"), [(np.uint16(30000), (117, 117, 117)), ((9, 9, 9, 0), (255, 255, 255))])
+@pytest.mark.parametrize(
+    ("pixel", "want"),
+    [((9, 8, 7), (9, 8, 7)), (np.uint16(30000), (117, 117, 117)), ((9, 9, 9, 0), (255, 255, 255))],
+)
 def test_images_are_those_that_a_model_is_trained_on(tmp_path, pixel, want):
     """Wide greys are scaled, and what is transparent is white."""
     values = np.full((4, 4, *np.shape(pixel)), pixel, getattr(pixel, "dtype", np.uint8))

@@ -141,7 +141,7 @@ def select(
     entry = weights
     if weights == "auto":
         entry = _published(cls, layout)
-        entry = entry if entry in states else first
+        entry = entry if entry in states and first != "ema" else first
     try:
         return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
     except ValueError as error:

@@ -95,7 +95,7 @@ class Description:
 
     @property
     def first(self) -> dict[str, TensorInfo]:
-        """The raw weights, or the average of a file that has only this."""
+        """The raw weights, or the average of a file that has only this, or that others evaluate by it (MMEngine's)."""
         return next(iter(self.entries.values()))
 
 
@@ -299,6 +299,10 @@ def _entries(content: Any) -> Found:
         for name in names:
             if kind not in found and (nested := _nested(content.get(name), (name,))):
                 found[kind] = nested
+    if "steps" in found.get("ema", ((), {}))[1]:
+        # MMEngine's: its documentation says that the parameters themselves are saved in the average's place, and its
+        # programs evaluate the other entry, which therefore goes first here
+        found = {"ema": found["raw"], "raw": found["ema"]} if "raw" in found else found
     if not found and (only := _only(content)):
         found["raw"] = only
     # an epoch, a loss and a best accuracy may be tensors too, and may outnumber the wrapper beside them

@@ -24,7 +24,7 @@ from .releases import find
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 # what wrappers of models put before every name
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "backbone.", "encoder.")
-COUNTERS = ("n_averaged", "total_ops", "total_params")  # of torch's AveragedModel, and of thop in every module
+COUNTERS = ("n_averaged", "steps", "total_ops", "total_params")  # of torch's and MMEngine's averages, and of thop
 AS_IS = "as is"  # the layout of any other model than a backbone: its own state dict
 CONV = "stem.conv1.weight"  # the first convolution in all families, (out, channels of the images, height, width)
 TABLES = (".rpb", ".position.table")  # their shapes, except for the heads, depend on windows or images

@@ -44,6 +44,7 @@ def load(image: Given) -> Image.Image:
         raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn")
     try:
         with Image.open(image, formats=formats()) as opened:
+            opened.load()  # Pillow decodes late, and the file will be closed
             return to_rgb(opened)
     except Exception as error:  # Pillow's decoders raise a dozen types
         raise ShowError(f"{image} cannot be read as an image: {type(error).__name__}: {error}") from error
