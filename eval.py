@@ -10,13 +10,13 @@ torchrun --nproc-per-node 8 eval.py run=runs/<name>          # eight devices, ev
 
 import sys
 
-from recipes import shell
-
-shell.answer("eval")  # shell completion must not wait for the import below
-
 try:
+    from recipes import shell
+
+    shell.answer("eval")  # shell completion must not wait for the import below
+
     from recipes.eval import main
-except KeyboardInterrupt:  # which the seconds that it takes invite
+except KeyboardInterrupt:  # which the seconds that this takes invite
     sys.exit(130)
 
 if __name__ == "__main__":

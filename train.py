@@ -9,13 +9,13 @@ python train.py --help                             # models, data sets, recipes
 
 import sys
 
-from recipes import shell
-
-shell.answer("train")  # shell completion must not wait for the import below
-
 try:
+    from recipes import shell
+
+    shell.answer("train")  # shell completion must not wait for the import below
+
     from recipes.train import main
-except KeyboardInterrupt:  # which the seconds that it takes invite
+except KeyboardInterrupt:  # which the seconds that this takes invite
     sys.exit(130)
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 Given, Result = ParamSpec("Given"), TypeVar("Result")
@@ -65,6 +67,17 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
 def _told(message: str) -> ToolError:
     print(f"error: {message}", file=sys.stderr)
     return ToolError(message)
+
+
+def end_with(parent: int) -> None:
+    """For a process that a command started: end where the command was killed, instead of waiting for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _unwritable(text: str = "") -> OSError | None:

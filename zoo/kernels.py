@@ -15,6 +15,8 @@ import datetime
 import functools
 import itertools
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ import torch
 
 from ops.bench.report import command
 from ops.recording import Launch, recording
-from ops.tool import ToolError, overwrite, positive, tool, writable
+from ops.tool import ToolError, end_with, overwrite, positive, tool, writable
 
 from .registry import class_of, variants
 
@@ -82,8 +84,13 @@ def _shared(function: Callable, items: Sequence, jobs: int, size: int) -> list:
     if jobs == 1:
         return list(map(function, items))
     # forked, so that none imports torch again; torch refuses a backward pass if the parent has run one on a GPU
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(jobs, _begin, (os.getpid(),)) as pool:
         return pool.map(function, items, chunksize=size)
+
+
+def _begin(parent: int) -> None:
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command: it ends its processes, in order
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Processes that check and compile, each of which may die or lose its GPU without ending the run."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -9,6 +10,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+
+from ..tool import end_with
 
 DIED = "its process died: killed, perhaps for memory, or crashed"
 LOST = "not run: after an earlier error no CUDA call of this process succeeds"
@@ -35,7 +38,7 @@ def workers(jobs: int, begin: Callable, *given: Any) -> Iterator[Callable]:
     context, idle = multiprocessing.get_context("spawn"), SimpleQueue()
 
     def process() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, context, begin, given)
+        return ProcessPoolExecutor(1, context, _begin, (os.getpid(), begin, given))
 
     def answer(function: Callable, item: Any, died: Callable) -> Any:
         own, lost = idle.get(), True
@@ -61,6 +64,11 @@ def workers(jobs: int, begin: Callable, *given: Any) -> Iterator[Callable]:
         threads.shutdown(cancel_futures=True)
         for _ in range(jobs):
             idle.get().shutdown()
+
+
+def _begin(parent: int, begin: Callable, given: tuple[Any, ...]) -> None:
+    end_with(parent)
+    begin(*given)
 
 
 def _with_state(function: Callable, item: Any) -> tuple[Any, bool]:

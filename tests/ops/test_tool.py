@@ -1,7 +1,12 @@
 """How commands end where nobody reads what they print, where it cannot be written, and where they are interrupted."""
 
 import errno
+import inspect
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +75,29 @@ def test_a_file_that_cannot_be_written(monkeypatch, tmp_path, capsys):
     assert end.value.code == 2
     said = f"error: could not write {tmp_path / 'folder' / 'page.md'}: [Errno 2] No such file or directory"
     assert capsys.readouterr().err.startswith(said)
+
+
+STARTS = """
+import os, runpy, sys, time
+end_with, parent = runpy.run_path(sys.argv[1])["end_with"], os.getpid()
+if worker := os.fork():
+    print(worker, flush=True)
+else:
+    end_with(parent)
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_the_command_that_started_them():
+    """Whatever killed it: nobody gives them work or takes their results any more."""
+    parent = subprocess.Popen([sys.executable, "-c", STARTS, inspect.getfile(tool)], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and "(zombie)" not in Path(f"/proc/{worker}/status").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_what_it_returns_is_given_back(monkeypatch):
