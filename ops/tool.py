@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import os
 import secrets
 import signal
@@ -134,6 +135,14 @@ def writable(folder: Path, file: Path | None = None) -> None:
             check_file(file)
     except OSError as error:
         raise ToolError(f"cannot write to {place}: {error}") from error
+
+
+def amount(text: str) -> float:
+    """An option's amount, above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return number
 
 
 def positive(text: str) -> int:

@@ -175,6 +175,14 @@ def test_routes_are_the_best_regions():
         torch.testing.assert_close(picture.data[f"weights_{call.stage}"].sum(), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(("name", "picture"), [("biformer_stl", "routes"), ("litv2_s", "halves")])
+def test_a_pixel_that_the_map_drops_is_shown_as_its_neighbour(name, picture):
+    """Regions of BiFormer's second models are padded: no token of padding is shown."""
+    dropped, last = (one(name, picture, query=query, stage=2).data for query in ((70, 85), (63, 79)))
+    for key, value in last.items():
+        assert torch.equal(dropped[key], value), key
+
+
 def test_significance_is_what_the_next_block_ranks():
     """Tokens of one run are neighbours in rank, and hold as many as one of the layers merges."""
     picture, model = one("sgformer_b", "significance", size=(224, 224)), small("sgformer_b")

@@ -53,6 +53,8 @@ def test_own_checkpoint(tmp_path, prefix):
         (["model=nat_m", "image=nowhere.png"], "there is no image nowhere.png"),
         (["model=nat_m", f"image={__file__}"], "cannot be read as an image"),
         (["model=nat_m", "image=/dev/zero"], "there is no image /dev/zero: give a file"),
+        (["model=test_vit", "img_size=100,130"], "VisionTransformer takes no images of 100 x 130: Input height (100)"),
+        (["model=litv2_s_a00", "only=halves", "img_size=64"], "has no picture halves: expected one or more of field"),
         (["model=nat_m.nobody"], "nat_m has no weights with that tag: nat_m.nobody"),
         (["checkpoint=nowhere.pth"], "nowhere.pth"),
         (["model=nat_m", "only=routes", "img_size=64"], "has no picture routes"),

@@ -176,6 +176,9 @@ def finish(
 ) -> None:
     if args.json is not None:
         overwrite(args.json, numbers(rows, facts, machines))
+    timed = {name for row in rows for name in (*row.ms, *row.missing)}
+    if rows and (unknown := sorted(set(args.peers or ()) - timed)):
+        print(f"--peers: no call has {', '.join(unknown)}; without it all peers are timed", file=sys.stderr)
     if rows:
         chart(args.out / f"{stem}.png", rows, facts["device"])
     failed = [

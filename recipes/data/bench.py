@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from ops.bench.report import command
-from ops.tool import overwrite, positive, tool, writable
-from recipes.config import compose
+from ops.tool import amount, overwrite, positive, tool, writable
+from recipes.config import compose, reported
 from recipes.data import build
 from recipes.data.speed import Rates, measure
 
@@ -143,16 +143,16 @@ def report(found: dict[str, Rates], args: argparse.Namespace) -> str:
 def main() -> None:
     """Measures every case, prints the table, and writes it to --out."""
     parser = argparse.ArgumentParser(prog="python -m recipes.data.bench", description="Times the loader beside timm's.")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn")
+    parser.add_argument("--workers", type=int, choices=range(257), default=2, metavar="N")
+    parser.add_argument("--seconds", type=amount, default=3.0, help="length of one turn")
     parser.add_argument("--turns", type=positive, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers of images, for a quick look")
+    parser.add_argument("--scale", type=amount, default=1.0, help="factor on the numbers of images, for a quick look")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, help="folder for data_cpu.md")
     args = parser.parse_args()
     if args.out:
         writable(args.out)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, reported("train"):
         os.environ["XDG_CACHE_HOME"] = folder
         root, found = Path(folder), {}
         for case in args.cases:

@@ -185,10 +185,12 @@ def test_without_what_the_machine_reaches_calls_are_timed(small, monkeypatch, ca
 
 def test_a_run_stops_where_no_call_can_succeed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "context_lost", lambda: True)
-    arguments = ["pooled_attention", "--models", "stvit_s", "--batch", "1", "--repeats", "1", "--peers"]
+    arguments = ["pooled_attention", "--models", "stvit_s", "--batch", "1", "--repeats", "1", "--peers", "smd"]
     bench.main([*arguments, "--out", str(tmp_path)])
     (found,) = json.loads((tmp_path / "pooled_attention_cpu.json").read_text())["rows"]
-    assert found["mode"] == "forward" and "stopped: after an error in that call" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert found["mode"] == "forward" and "stopped: after an error in that call" in said.out
+    assert "--peers: no call has smd; without it all peers are timed" in said.err
 
 
 def test_calls_that_there_are_none_of(tmp_path):

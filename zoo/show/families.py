@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..backbone import Backbone
@@ -15,12 +16,12 @@ from ..davit import DaViT
 from ..dinat import DiNAT
 from ..dinats import Isotropic, ViTRPB
 from ..gcvit import GCViT
-from ..litv2 import LITv2
+from ..litv2 import HiLo, LITv2
 from ..maxvit import MaxViT
 from ..sgformer import SGFormer
 from ..stvit import STViT
 from . import channels, field, image, shared, spatial, tokens
-from .calls import record
+from .calls import evaluating, record
 from .look import Drawn, Look
 from .picture import Picture, ShowError
 
@@ -33,12 +34,14 @@ class View:
     caption  what one sees
     figure   the figure of the paper that it corresponds to
     draw     look -> (figure, data)
+    fits     whether a model of the family has what is drawn
     """
 
     name: str
     caption: str
     figure: str
     draw: Callable[[Look], Drawn]
+    fits: Callable[[nn.Module], bool] = lambda model: True
 
 
 ATTENDED = "The tokens that a query attends to (outlined) and how much (warm)"
@@ -84,6 +87,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
             "their outputs, with the constant part in the middle.",
             "figure 1 of LITv2, arXiv:2205.13213, and that of frequency magnitudes",
             spatial.high_and_low,
+            lambda model: any(isinstance(module, HiLo) and len(module) == 2 for module in model.modules()),
         ),
     ),
     GCViT: (
@@ -128,7 +132,7 @@ VIEWS: dict[type[nn.Module], tuple[View, ...]] = {
 def views(model: nn.Module) -> tuple[View, ...]:
     """The pictures of a model: its family's, and the receptive field that any model has."""
     own = next((VIEWS[cls] for cls in type(model).__mro__ if cls in VIEWS), ())
-    return (*own, FIELD)
+    return (*(view for view in own if view.fits(model)), FIELD)
 
 
 def names(model: nn.Module) -> list[str]:
@@ -171,8 +175,10 @@ def pictures(
     if not (0 <= query[0] < size[0] and 0 <= query[1] < size[1]):
         raise ShowError(f"query is {query[0]},{query[1]}, outside of the image of {size[0]} x {size[1]} (down, across)")
     x = image.as_input(seen, model)
+    with evaluating(model), torch.no_grad():
+        sides = [tuple(feature.shape[2:]) for feature in field.features_of(model, x)]
     calls = record(model, x) if isinstance(model, Backbone) else []
-    look = Look(model, seen, x, calls, query, stage, block, head, note)
+    look = Look(model, seen, x, calls, sides, query, stage, block, head, note)
     return [_picture(view, look) for view in chosen]
 
 

@@ -39,10 +39,14 @@ def receptive_field(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
 
 
 def features_of(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The features of all stages, (B, C, h, w) each. Raises ShowError for a model that returns none."""
+    """The features of all stages, (B, C, h, w) each. Raises ShowError for a model that returns none, or not of `x`."""
     if not hasattr(model, "forward_intermediates"):
         raise ShowError(f"{type(model).__name__} has no forward_intermediates: give a backbone of the zoo or of timm")
-    return model.forward_intermediates(x, intermediates_only=True)
+    try:
+        return model.forward_intermediates(x, intermediates_only=True)
+    except AssertionError as error:  # timm's, for a size that is not the model's
+        size = " x ".join(map(str, x.shape[2:]))
+        raise ShowError(f"{type(model).__name__} takes no images of {size}: {error} Give another img_size") from error
 
 
 def signs(units: int, channels: int) -> Tensor:
@@ -58,10 +62,7 @@ def covered(field: Tensor) -> float:
 
 def fields(look: Look) -> Drawn:
     """The field of every stage, or of the chosen one."""
-    stages = [look.stage]
-    if look.stage is None:
-        with evaluating(look.model), torch.no_grad():
-            stages = range(len(features_of(look.model, look.x)))
+    stages = range(len(look.sides)) if look.stage is None else [look.stage]
     found = {f"field_{stage}": receptive_field(look.model, look.x, stage) for stage in stages}
     figure, axes = canvas.panels(1, len(found), look.title("effective receptive fields"), ratio=look.ratio)
     for ax, stage, field in zip(axes[0], stages, found.values(), strict=True):

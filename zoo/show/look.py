@@ -22,6 +22,7 @@ class Look:
     image   as the model saw it, before normalisation
     x       (1, C, H, W), what the model saw
     calls   the calls of `ops` in its forward pass; none for a model outside the zoo
+    sides   (rows, columns) of each stage's map, which a call may see padded
     query   (y, x), a pixel of the image
     stage   the only one to show; None: all
     block   number of a block among those of a stage that a view can draw, from the end if negative
@@ -33,6 +34,7 @@ class Look:
     image: Image.Image
     x: Tensor
     calls: list[Call]
+    sides: list[tuple[int, int]]
     query: tuple[int, int]
     stage: int | None
     block: int
@@ -73,8 +75,8 @@ class Look:
 
     def token(self, call: Call) -> tuple[int, int]:
         """(row, column) of the query on the map of a call; the last row if the map dropped the query's."""
-        shape, side = call.result.shape[1:3], self.pixels(call)
-        y, x = (min(p // s, n - 1) for p, s, n in zip(self.query, side, shape, strict=True))
+        axes = zip(self.query, self.pixels(call), self.sides[call.stage], strict=True)
+        y, x = (min(pixel // side, count - 1) for pixel, side, count in axes)
         return y, x
 
     def heads(self, weights: Tensor) -> Tensor:
