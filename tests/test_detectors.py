@@ -238,6 +238,8 @@ def test_norms_of_features_that_are_read():
     assert [type(norm) for norm in norms] == [nn.Identity, nn.LayerNorm, nn.LayerNorm, nn.LayerNorm]
     layout = model.layouts()[0]
     assert layout.drops("backbone.norm0.weight") and not layout.drops("backbone.norm1.weight")
+    without = detector("nat_m", 2, head="retinanet", channels=8, feature_norms=False).layouts()[0]
+    assert not any(without.drops(f"backbone.norm{level}.weight") for level in range(4))
 
 
 @pytest.mark.parametrize(

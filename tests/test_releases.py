@@ -182,6 +182,7 @@ FILES = {
     "maxvit_t-bc5ab103 (1).pth": "maxvit_t_tv.tv_in1k",
     "maxvit_t-bc5ab103-2.pth": "maxvit_t_tv.tv_in1k",
     "MAXVIT_T-BC5AB103.PTH.1": "maxvit_t_tv.tv_in1k",
+    "dinat_s_base_1k_224.pth": "dinats_b.shilabs_in1k",  # as one of its pages says; the address has in1k
     "alpha_0.2.pth": "litv2_s_a02.ziplab_in1k",
     "alpha_0.pth": "litv2_s_a00.ziplab_in1k",
     "stvit-small-384.pth": "stvit_s.hhb072_in1k_384",

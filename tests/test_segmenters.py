@@ -136,6 +136,21 @@ def test_another_auxiliary_head_is_left_out(small, kind, tmp_path):
         zoo.load_checkpoint(tiny(), tmp_path / "other.pth")
 
 
+def test_norms_of_levels_that_no_head_reads_are_left_aside(small, tmp_path):
+    """mmseg's backbones return, and norm, all levels; but norms of levels that are read belong to the model."""
+    norms = {k: v for k, v in zoo.read(small[1]).entries["raw"].items() if k.startswith("backbone.norm")}
+    source = tiny(head="fcn")
+    theirs = source.layouts()[0].to_theirs(source.state_dict())
+    assert len(norms) == 8 and len(norms.keys() & theirs) == 4
+    torch.save({"state_dict": norms | theirs}, tmp_path / "fcn.pth")
+    model = tiny(head="fcn")
+    assert zoo.load_checkpoint(model, tmp_path / "fcn.pth").layout == "mmseg-official"
+    norm = model.backbone.model.feature_norms[3].weight
+    assert torch.equal(norm, source.backbone.model.feature_norms[3].weight)
+    with pytest.raises(zoo.CheckpointError, match="does not fit this Segmenter"):
+        zoo.load_checkpoint(tiny(head="fcn", feature_norms=False), tmp_path / "fcn.pth")
+
+
 def test_auxiliary_head_is_missed(small, tmp_path):
     state = {k: v for k, v in zoo.read(small[1]).entries["raw"].items() if not k.startswith("auxiliary_head.")}
     torch.save(state, tmp_path / "without.pth")

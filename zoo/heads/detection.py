@@ -33,7 +33,7 @@ from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_l
 from ..recognise import OURS, layouts_of
 from .cascade import cascade_heads
 from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
-from .features import OverBackbone, backbone_of, maps
+from .features import OverBackbone, backbone_of, maps, unread
 from .fpn import FPN
 from .paste import paste
 from .plain import pyramid_of
@@ -197,8 +197,7 @@ class Detector(OverBackbone):
         if not isinstance(model, Backbone):
             return detector_layouts(self.layout, [], None, "backbone.")
         *released, _ = layouts_of(type(model))
-        unread = {i for i, norm in enumerate(model.feature_norms) if isinstance(norm, nn.Identity)}
-        return detector_layouts(self.layout, released, OURS, "backbone.model.", unread)
+        return detector_layouts(self.layout, released, OURS, "backbone.model.", unread(model))
 
     @property
     def has_masks(self) -> bool:

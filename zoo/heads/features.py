@@ -147,6 +147,14 @@ def normed(name: str) -> bool:
     return any("feature_norms.{i}" in layout.rules.values() for layout in layouts)
 
 
+def unread(model: Backbone) -> set[int]:
+    """The levels of a backbone with a norm on each that is read which have none. A model without any reads none of a
+    file's: that is an error where it is loaded, as its maps are not those of the file.
+    """
+    missing = {i for i, norm in enumerate(model.feature_norms) if isinstance(norm, nn.Identity)}
+    return missing if len(missing) < len(model.feature_norms) else set()
+
+
 def maps(backbone: nn.Module, images: Tensor, levels: int) -> list[Tensor]:  # (B, 3, H, W) -> [(B, C, h, w)]
     """The last `levels` maps; some timm models return (B, h, w, C), and say so."""
     features = list(backbone(images))[-levels:]

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..layouts.segmenters import segmenter_layouts
 from ..recognise import OURS, layouts_of
 from .fcn import FCN
-from .features import OverBackbone, backbone_of, divisor_of, maps
+from .features import OverBackbone, backbone_of, divisor_of, maps, unread
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
@@ -186,7 +186,7 @@ class Segmenter(OverBackbone):
         model = getattr(self.backbone, "model", None)
         if isinstance(model, Backbone):
             *released, _ = layouts_of(type(model))
-            return segmenter_layouts(released, OURS, "backbone.model.")
+            return segmenter_layouts(released, OURS, "backbone.model.", unread(model))
         return segmenter_layouts([], None, "backbone.")
 
     def unused(self, part: str) -> bool:

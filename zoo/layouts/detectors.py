@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..convert import Change, Constant, Layout
-from .segmenters import NECK, around
+from ..convert import Change, Layout
+from .segmenters import NECK, around, without_norms
 
 
 # no lambdas: a detector holds its layout, and must be picklable
@@ -91,21 +91,11 @@ def detector_layouts(
     heads   mmdet's neck and heads
     prefix  what stands before the backbone's names in the model. A backbone without layouts, one of timm, has the same
             names in files as in the model
-    unread  the levels that the detector does not read; files have norms of them, which are dropped
+    unread  the levels that the detector does not read, see `without_norms`
     """
     if own is None:
         same = {prefix.rstrip("."): prefix.rstrip(".")}
         return replace(heads, rules=same | heads.rules), Layout("zoo", rules=same | OUR_HEADS.rules)
-    read = (_without_norms(layout, unread) for layout in released)
+    read = without_norms(released, unread)
     theirs = [around(layout, f"mmdet-{layout.name}", "backbone.", prefix, heads) for layout in read]
     return *theirs, around(own, own.name, prefix, prefix, OUR_HEADS)
-
-
-def _without_norms(layout: Layout, levels: Collection[int]) -> Layout:
-    norms = [theirs for theirs, ours in layout.rules.items() if ours == "feature_norms.{i}"]
-    drop = {norm.replace("{i}", str(level)): Constant(norm, _unknown) for norm in norms for level in levels}
-    return replace(layout, drop={**layout.drop, **drop})
-
-
-def _unknown(beside: Tensor) -> Tensor:
-    raise ValueError("the model has no norm on a level that it does not read")

@@ -91,4 +91,4 @@ def _stem(name: str) -> str:
     name = COPY.sub("", name.lower().strip())
     while suffix := next((s for s in (*SUFFIXES, ".tar") if name.endswith(s)), None):
         name = name.removesuffix(suffix)
-    return name
+    return name.replace("_in1k_", "_1k_")  # SHI-Labs' pages write one for the other
