@@ -129,7 +129,8 @@ def writable(folder: Path, file: Path | None = None) -> None:
     try:
         for place in (folder, *([] if file is None else [file.parent])):
             place.mkdir(parents=True, exist_ok=True)
-            overwrite(place / ".writable", "")
+            with replaced(place / ".writable") as temporary:
+                temporary.touch()
             (place / ".writable").unlink(missing_ok=True)  # two commands may try at once
         if file is not None:
             check_file(file)
