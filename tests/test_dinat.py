@@ -11,6 +11,7 @@ from builds import small, trained
 from zoo.blocks import WindowAttention
 from zoo.dinat import NeighborhoodAttention
 from zoo.dinats import PatchMerging
+from zoo.recognise import recognise
 
 
 def dilations(model):
@@ -135,6 +136,23 @@ def test_queries_keys_and_values_apart(layout, tmp_path):
     torch.save(theirs, tmp_path / "weights.pth")
     with pytest.raises(zoo.CheckpointError, match="no name for"):
         zoo.load_checkpoint(again, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "other"), [("transformers", "dinat_m", "nat_m"), ("transformers-nat", "nat_m", "dinat_m")]
+)
+def test_names_of_transformers_tell_nat_from_dinat(layout, name, other, tmp_path):
+    """No tensor does: the same weights at other dilations are another model."""
+    model = create_model(name)
+    known = next(known for known in zoo.layouts.LAYOUTS["DiNAT"] if known.name == layout)
+    state = known.to_theirs(model.state_dict())
+    assert recognise(state, "pytorch_model.bin").model == name
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert zoo.load_checkpoint(create_model(name), tmp_path / "pytorch_model.bin").others == ""
+    report = zoo.load_checkpoint(create_model(other), tmp_path / "pytorch_model.bin")
+    family = name.partition("_")[0]
+    assert report.others == f"{family}_"
+    assert f"of a model called {family}_..., from which {other} differs in what has no weights" in report.message
 
 
 def test_merging_goes_column_by_column():

@@ -63,6 +63,7 @@ def load_checkpoint(
         raise
     model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.channels, report.layout, report.entry = channels, layout, entry
+    report.others = _others(layout, model)
     report.left_out = left_out | unused | report.left_out
     report.message = _message(report, checkpoint, part, model)
     warn_of_file(path, checkpoint.meta, checkpoint.first)
@@ -113,9 +114,10 @@ def adapt(
     if isinstance(model, Backbone):
         check_channels(state, CONV, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
     report = fit(state, model, layout, ignore=(CONV,))
+    report.others = _others(layout, model)
     if not classifies:
         report.head_remade, report.new = False, [name for name in report.new if not name.startswith("head.")]
-    fresh = report.head_remade or any(name.startswith("head.") for name in report.new)
+    fresh = report.head_remade or report.others or any(name.startswith("head.") for name in report.new)
     # leaving out a head that was not asked for is no loss
     level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
     _logger.log(level, "%s", "; ".join(["pretrained weights", *_notes(report, model)]))
@@ -227,6 +229,13 @@ def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: s
     )
 
 
+def _others(layout: str, model: nn.Module) -> str:
+    """`LoadReport.others`."""
+    known = layouts_of(type(model)) if isinstance(model, Backbone) else ()
+    models = next((one.models for one in known if one.name == layout), "")
+    return models if models and not model.pretrained_cfg.get("architecture", models).startswith(models) else ""
+
+
 def _message(report: LoadReport, checkpoint: Checkpoint, part: str | None, model: nn.Module) -> str:
     return printable("; ".join([_read_as(checkpoint, part, report.layout, report.entry), *_notes(report, model)]))
 
@@ -254,6 +263,9 @@ def _notes(report: LoadReport, model: nn.Module) -> list[str]:
             f"position tables read as they are, though the file may be for other windows or image sizes with as many "
             f"entries: {len(report.in_order)}"
         )
+    if report.others:
+        name = model.pretrained_cfg["architecture"]
+        notes.append(f"of a model called {report.others}..., from which {name} differs in what has no weights")
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return notes

@@ -34,6 +34,8 @@ class LoadReport:
                  entries: the file does not say whether its own have other sides
     left_out     parts of the file that were not asked for or that the model was built without, such as the head of a
                  model of features, and how many tensors each has
+    others       what the names of the models begin with that the file is of, by its layout, where the model's does not:
+                 "dinat_", for a NAT; they differ in what has no weights
     message      all this in one line
     """
 
@@ -45,6 +47,7 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
     in_order: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    others: str = ""
     message: str = ""
 
 

@@ -65,6 +65,8 @@ class Layout:
     drop       their templates of entries that are not learned, and how to compute them
     changes    our template -> how the tensor differs
     groups     tensors to regroup before the rules apply; an incomplete group is left as it is, and is thus unknown
+    models     what the names of the models begin with whose files these are, where the source tells models apart that
+               have the same tensors
     """
 
     name: str
@@ -72,6 +74,7 @@ class Layout:
     drop: Mapping[str, Constant] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
+    models: str = ""
 
     @cached_property
     def _forward(self) -> list[tuple[re.Pattern[str], str]]:

@@ -73,6 +73,7 @@ def _transformers(name: str, prefix: str) -> Layout:
             "classifier": "head.fc",
         },
         groups=(apart, scales),
+        models=f"{prefix}_",
     )
 
 
