@@ -136,6 +136,14 @@ def test_another_auxiliary_head_is_left_out(small, kind, tmp_path):
         zoo.load_checkpoint(tiny(), tmp_path / "other.pth")
 
 
+def test_dilations_that_a_file_does_not_show_are_said(small):
+    """The published segmenters have others than classifiers, and the same tensors."""
+    said = "the authors' are built with dilations='segmentation', which no tensor shows, and this model is not"
+    assert said in zoo.load_checkpoint(tiny(), small[1]).message
+    for own in ("segmentation", 1):
+        assert "dilations" not in zoo.load_checkpoint(tiny(dilations=own), small[1]).message
+
+
 def test_norms_of_levels_that_no_head_reads_are_left_aside(small, tmp_path):
     """mmseg's backbones return, and norm, all levels; but norms of levels that are read belong to the model."""
     norms = {k: v for k, v in zoo.read(small[1]).entries["raw"].items() if k.startswith("backbone.norm")}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timm.models import FeatureGraphNet, FeatureHookNet, resolve_pretrained_cfg
+from timm.models import FeatureGraphNet, FeatureHookNet, get_model_args, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from .fitting import LoadReport, check_channels, fit, fit_channels
 from .heads.features import OverBackbone
 from .reader import Checkpoint, Description, read, where
 from .recognise import AS_IS, CONV, OURS, layouts_of, parts, sole_part, what_it_is, without_prefix
-from .registry import class_of
+from .registry import class_of, variants
 from .releases import RELEASES
 
 File = TypeVar("File", Checkpoint, Description)
 _logger = logging.getLogger(__name__)
+
+DENSE = {"mmseg": "segmentation", "mmdet": "detection"}  # what whole models in these layouts are for
 
 
 def load_checkpoint(
@@ -236,6 +238,19 @@ def _others(layout: str, model: nn.Module) -> str:
     return models if models and not model.pretrained_cfg.get("architecture", models).startswith(models) else ""
 
 
+def _other_dilations(layout: str, model: nn.Module) -> str:
+    """The task for whose dilations a dense DiNAT in its authors' names is made, where the model has a classifier's."""
+    backbone = getattr(getattr(model, "backbone", None), "model", None)
+    task = DENSE.get(layout.partition("-")[0])
+    if task is None or not isinstance(backbone, Backbone):
+        return ""
+    built = {
+        **variants().get(backbone.pretrained_cfg.get("architecture"), {}),
+        **(get_model_args(model.backbone) or {}),
+    }
+    return task if built.get("dilations") == "classification" else ""
+
+
 def _message(report: LoadReport, checkpoint: Checkpoint, part: str | None, model: nn.Module) -> str:
     return printable("; ".join([_read_as(checkpoint, part, report.layout, report.entry), *_notes(report, model)]))
 
@@ -266,6 +281,8 @@ def _notes(report: LoadReport, model: nn.Module) -> list[str]:
     if report.others:
         name = model.pretrained_cfg["architecture"]
         notes.append(f"of a model called {report.others}..., from which {name} differs in what has no weights")
+    if task := _other_dilations(report.layout, model):
+        notes.append(f"the authors' are built with dilations={task!r}, which no tensor shows, and this model is not")
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return notes

@@ -70,8 +70,9 @@ model = segmenter("litv2_s", 150, head="semantic_fpn")
 zoo.load_checkpoint(model, "litv2_s_fpn_r50_512x512_80k_ade20k.pth")  # strict about names and shapes
 ```
 
-Mask R-CNN and RetinaNet load in the same way, with `zoo.heads.detector`. `eval.py` builds what a file contains, and
-takes from the file's name what it does not contain: DiNAT or NAT, and LITv2's windows:
+Mask R-CNN and RetinaNet load in the same way, with `zoo.heads.detector`, and DiNAT's with `dilations="detection"`.
+`eval.py` builds what a file contains, and takes from the file's name what it does not contain: DiNAT or NAT, and
+LITv2's windows:
 
 ```bash
 python eval.py checkpoint=nat_mini_upernet.pth task=segment data=ade20k data.root=ADEChallengeData2016
