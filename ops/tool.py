@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import math
 import os
 import secrets
@@ -39,6 +40,7 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @functools.wraps(main)
     def wrapper(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        replace_what_cannot_be_encoded()
         try:
             result = main(*args, **kwargs)
         except KeyboardInterrupt:
@@ -63,6 +65,13 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
         raise _told(f"standard output cannot be written: {broken.strerror}")
 
     return wrapper
+
+
+def replace_what_cannot_be_encoded() -> None:
+    """Let stdout and stderr print ? for what their encoding lacks, as Latin-1 lacks the ellipsis of rich's tables."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _told(message: str) -> ToolError:

@@ -248,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None:
         writable(args.out)
     with config.reported("train"):
+        args.overrides = config.expanded(args.overrides)
         cfg = config.compose(args.overrides)
         device = hardware.setup(cfg).device.type
         path = None if args.out is None else args.out / f"loop_{device}.json"

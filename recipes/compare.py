@@ -221,7 +221,7 @@ def _suffixes(tables: Sequence[Sequence[Row]]) -> list[str]:
         [row.score for row in firsts],
         [row.task for row in firsts],
         [str(row.cfg.get("data.name")) for row in firsts],
-        [f"{row.data.get('num_classes')}-classes" for row in firsts],
+        [f"{row.data.get('num_classes', 'unknown')}-classes" for row in firsts],
     ]
     for count in range(1, len(columns) + 1):
         for chosen in combinations(columns, count):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+
+from ops.tool import replace_what_cannot_be_encoded
 
 T = TypeVar("T")
 
@@ -44,13 +45,6 @@ class Output(Console):
 
 
 CONSOLE = Output(highlight=False, soft_wrap=True)
-
-
-def replace_what_cannot_be_encoded() -> None:
-    """Let stdout and stderr print ? for what their encoding lacks, as Latin-1 lacks the ellipsis of rich's tables."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
 
 
 replace_what_cannot_be_encoded()

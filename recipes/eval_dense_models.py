@@ -11,10 +11,9 @@ import zoo
 from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data.paired import antialiased
-from recipes.recognised import lacking, left_open
+from recipes.recognised import built_with, lacking, left_open, released
 from recipes.task import create
-from zoo import releases
-from zoo.heads.recognise import TASKS, DenseRecognition, recognise_dense
+from zoo.heads.recognise import DenseRecognition, recognise_dense
 from zoo.reader import Description
 from zoo.recognise import hint
 from zoo.releases import Release
@@ -46,8 +45,8 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
         )
     if said := lacking(cfg.model, found.backbone, model.partition(".")[0], f"the backbone of {path}"):
         raise ConfigError(said)
-    release = _release(Path(path), model, found.task)
-    _build_as(cfg, model, found, release)
+    release, wanted = released(Path(path), model, found), built_with(Path(path), model, found)
+    _build_as(cfg, model, found, wanted)
     title = f", {release.method} of {release.source}" if release else ""
     say(f"{path} is evaluated as {found.head} on {model}{title}")
     return release
@@ -56,7 +55,12 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
 def published(cfg: DictConfig, release: Release) -> float | None:
     """The published figure in percent, if this is for the same images and classes, resized in the same way."""
     data = cfg.data
-    if data.name not in NAMES.get(release.benchmark, ()) or antialiased(data) or data.left_out:
+    if (
+        data.name not in NAMES.get(release.benchmark, ())
+        or antialiased(data)
+        or data.left_out
+        or data.get("side_multiple")
+    ):
         return None
     short = data.short_side
     size = (short if short is None or isinstance(short, int) else max(short), data.long_side)
@@ -68,15 +72,8 @@ def published(cfg: DictConfig, release: Release) -> float | None:
     return release.metrics.get(create(cfg).score) if same else None
 
 
-def _release(path: Path, model: str, task: str) -> Release | None:
-    found = releases.find(model.partition(".")[0], filename=path.name)
-    return found if found and found.task == TASKS[task] else None
-
-
-def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, release: Release | None) -> None:
-    variant = model.partition(".")[0]
-    own = zoo.variants().get(variant, {})
-    wanted: dict[str, Any] = found.arguments(variant) | dict(release.arguments if release else {})
+def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, wanted: dict[str, Any]) -> None:
+    own = zoo.variants().get(model.partition(".")[0], {})
     with open_dict(cfg):
         cfg.model.name = model
         cfg.task.head = found.head

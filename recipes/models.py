@@ -17,7 +17,7 @@ from recipes.config.quoting import written
 from recipes.console import first_line, say
 from recipes.data import Data
 from recipes.data.build import preprocessing
-from recipes.recognised import lacking, left_open, typed
+from recipes.recognised import built_with, lacking, left_open, typed
 from recipes.settings import load_config
 from zoo.checkpoint import part_of, select
 from zoo.heads.recognise import recognise_dense
@@ -106,7 +106,8 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
         report = zoo.load_checkpoint(model, found, weights=kind)
     except zoo.CheckpointError as error:
         raise zoo.CheckpointError(f"{error}{_other_ways(cfg)}") from error
-    if report.head_remade and "train" not in cfg:
+    # an auxiliary head predicts nothing
+    if "train" not in cfg and not all(layer.startswith("auxiliary_head.") for layer in report.remade):
         raise ConfigError(f"{report.message}: {NOTHING}")
     say(report.message)
     if "train" in cfg and cfg.task.name != "classify" and not weights.names_a_folder(cfg.model.checkpoint):
@@ -172,7 +173,7 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     found = recognise_dense(file.first, hint(str(path), file.meta))
     if found is None:
         return
-    for key, value in left_open(cfg.model, found.arguments(variant), own).items():
+    for key, value in left_open(cfg.model, built_with(path, variant, found), own).items():
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
             inner = getattr(model.backbone, "model", model.backbone)

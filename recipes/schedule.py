@@ -209,8 +209,8 @@ def main() -> None:
     """Print what the optimiser will do, and write it to the folder --out."""
     args = parse(sys.argv[1:])
     with config.reported("train"):
-        given = any(text.startswith("data=") for text in args.overrides)
-        cfg = config.compose([*([] if given else ["data=imagenet"]), *args.overrides])
+        given = any(text.startswith(("data=", "config=")) for text in args.overrides)
+        cfg = config.compose([*([] if given else ["data=imagenet"]), *config.expanded(args.overrides)])
         report = describe(cfg, args.images)
     if args.out:  # first: a reader of the output, such as head, may end before all is printed
         try:

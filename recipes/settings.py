@@ -18,7 +18,7 @@ from recipes import config, shell
 from recipes.config.checks import base, flat, is_in, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
 from recipes.config.quoting import key_of, written
-from recipes.console import say
+from recipes.console import note, say
 from recipes.data.build import preprocessing
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
 
@@ -96,8 +96,16 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(out: Path) -> Iterator[Path]:
-    """The run folders below this one, sorted, at any depth; there are none inside a run."""
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else ():
+    """The run folders below this one, sorted, at any depth; there are none inside a run.
+
+    A folder that cannot be read is left out, with a note: there may be others' below `out`, or lost+found.
+    """
+    try:
+        folders = sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else []
+    except OSError as error:
+        note(f"{out} is left out: {error.strerror}")
+        return
+    for folder in folders:
         if is_run(folder):
             yield folder
         elif not folder.is_symlink() and not folder.name.startswith("."):

@@ -206,6 +206,17 @@ def test_the_average_of_mmengine_is_where_others_have_the_weights(tmp_path, sour
     assert same(model, state if average else other) and report.entry == ("ema" if average else "raw")
 
 
+def test_a_part_that_only_the_weights_have(tmp_path, source):
+    """An average of another model beside them does not matter, unless it is asked for."""
+    state = {f"backbone.{key}": value for key, value in state_of(source).items()} | {"neck.x": torch.zeros(2)}
+    torch.save({"state_dict": state, "ema": {"student.x": torch.zeros(2)}}, tmp_path / "two.pth")
+    model = small(NAME)
+    assert load_checkpoint(model, tmp_path / "two.pth", part="backbone").left_out == {"neck": 1}
+    assert same(model, state_of(source))
+    with pytest.raises(zoo.CheckpointError, match="has no ema weights, only raw"):
+        load_checkpoint(model, tmp_path / "two.pth", part="backbone", weights="ema")
+
+
 @pytest.mark.parametrize("given", [{}, {"features_only": True}])
 def test_the_model_keeps_no_second_copy_of_its_weights(tmp_path, source, given):
     path = tmp_path / "weights.pth"

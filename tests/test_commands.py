@@ -181,6 +181,14 @@ def test_part_of_a_detector(tmp_path, capsys):
     assert "gcvit_xxt" in inspect.inspect(source)["part"]
 
 
+def test_a_name_tells_what_a_part_is(tmp_path):
+    """As it does for other commands."""
+    state = {f"backbone.{key}": value for key, value in official("nat_mini_224x224").items()}
+    for name, said in (("nat_mini_mask_rcnn", "nat_m by its name"), ("best", "name the model")):
+        torch.save(state | {"neck.weight": torch.zeros(2)}, tmp_path / f"{name}.pth")
+        assert inspect.inspect(tmp_path / f"{name}.pth")["part"].endswith(said)
+
+
 def test_nothing_is_overwritten(released, tmp_path, capsys):
     out = tmp_path / "out.pth"
     out.write_text("mine")
@@ -507,6 +515,12 @@ def test_what_is_exported(released, tmp_path, capsys):
         export.build(str(tmp_path / "own.pth"))
     assert export.main(["davit_t.safetensors", str(tmp_path / "x.pt2")]) == 2
     assert "neither a file, nor a folder, nor a pretrained tag of davit_t" in capsys.readouterr().err
+    for given in (["--weights", "ema"], ["--model", "nat_m"]):
+        assert export.main(["test_resnet", str(tmp_path / "out.onnx"), *given]) == 2
+        assert "test_resnet says itself what it is: --model and --weights" in capsys.readouterr().err
+    assert export.main(["test_vit", str(tmp_path / "out.onnx"), "--any-size"]) == 2
+    assert "takes no images of 201 x 181, so leave out --any-size: Input height" in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
     for wrong in (["a", "b.pth"], ["a", "b.pt2", "--model", "x"], ["a", "b.pt2", "--size", "8", "8"]):
         with pytest.raises(SystemExit):
             export.parse(wrong)

@@ -114,6 +114,34 @@ def test_training_from_a_released_file_says_what_no_weight_shows(typed, tmp_path
     assert (said in capsys.readouterr().out) == (not typed) and model.num_classes == 11
 
 
+@pytest.mark.parametrize("typed", [(), ("+model.windows=[0,0,4,1]",)])
+def test_training_from_a_released_file_says_what_its_name_tells(typed, tmp_path, capsys):
+    """LITv2's faster detectors have other windows, and the same tensors."""
+    _, path = of_detector("retinanet", tmp_path)
+    given = ["model=litv2_s", "task=detect", "task.head=retinanet", "task.channels=16", "data.val_count=2", *typed]
+    task = create(config.compose([*given, "data.train_count=4", "data.batch_size=4", f"model.checkpoint={path}"]))
+    task.build_model(task.build_data())
+    said = "is from a model with +model.windows=[0,0,4,1], which this one is built without: give it as well"
+    assert (said in capsys.readouterr().out) == (not typed)
+
+
+def test_a_classifier_that_predicts_nothing_may_be_new_in_an_evaluation(tmp_path, capsys):
+    given = ["task=segment", "task.head=fcn", "task.channels=8", "data.val_count=2", "model=timm"]
+    model = segmenter("test_resnet", 11, head="fcn", channels=8)
+    state = model.state_dict()
+    del state["auxiliary_head.classifier.weight"], state["auxiliary_head.classifier.bias"]
+    torch.save(state, tmp_path / "own.pth")
+    cfg = config.compose([*given, "model.name=test_resnet", f"model.checkpoint={tmp_path / 'own.pth'}"], "eval")
+    task = create(cfg)
+    task.build_model(task.build_data())
+    said = "not in the file for 11 classes, and newly initialised: auxiliary_head.classifier"
+    assert said in " ".join(capsys.readouterr().out.split())
+    del state["decode_head.classifier.weight"], state["decode_head.classifier.bias"]
+    torch.save(state, tmp_path / "own.pth")
+    with pytest.raises(ConfigError, match="no classifier for 11 classes in the file"):
+        task.build_model(task.build_data())
+
+
 def of_gcvit(folder, **windows):
     """A segmenter's file."""
     return save(segmenter("gcvit_xxt", 150, head="fcn", channels=8, auxiliary=False, **windows), folder / "fcn.pth")
@@ -187,7 +215,14 @@ def test_a_file_in_our_names_is_said_to_need_its_sizes(tmp_path):
 def test_published_figures_of_dense_models(ade):
     _, path = ade
     assert find(path, "task=segment", "data=ade20k").published() == 45.8
-    for other in ("data.short_side=640", "task.flip=true", "task.inference=slide", "data=voc", "data.antialias=true"):
+    for other in (
+        "data.short_side=640",
+        "task.flip=true",
+        "task.inference=slide",
+        "data=voc",
+        "data.antialias=true",
+        "data.side_multiple=32",
+    ):
         assert find(path, "task=segment", "data=ade20k", other).published() is None, other
 
 

@@ -57,6 +57,16 @@ def test_what_is_measured_is_written_though_it_cannot_be_printed(run, tmp_path, 
     assert capfd.readouterr().err.count("nothing more is printed") == 1
 
 
+def test_ctrl_c_ends_an_evaluation_without_a_traceback(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "of_run", interrupted)
+    monkeypatch.setattr("sys.argv", ["eval.py", f"run={run}"])
+    with pytest.raises(SystemExit, match="130"):
+        evaluation.main()
+
+
 def test_a_file_of_the_run_gives_the_same(run, tmp_path):
     evaluate_here(f"run={run}")
     file = find_checkpoint(run).path / "ema.safetensors"

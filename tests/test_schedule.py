@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 import facts
 from children import SMALL, train_here
@@ -180,6 +181,15 @@ def test_a_run_has_images(capsys, images):
     with pytest.raises(SystemExit, match="2"):
         schedule.parse(["model=nat_m", "--images", images])
     assert f"--images {images}: expected at least 1 training image" in capsys.readouterr().err
+
+
+def test_the_schedule_of_a_stored_configuration(tmp_path, monkeypatch, capsys):
+    OmegaConf.save(compose(["model=nat_m", "train.steps=10", "sched.warmup=0", "optim.lr=0.25"]), tmp_path / "it.yaml")
+    monkeypatch.setattr("sys.argv", ["schedule", f"config={tmp_path / 'it.yaml'}", "--out", str(tmp_path / "out")])
+    schedule.main()
+    rows = list(csv.DictReader((tmp_path / "out" / "steps.csv").open()))
+    assert len(rows) == 10 and float(rows[0]["lr"]) == pytest.approx(0.25, rel=0.1)
+    assert "digits" in capsys.readouterr().out
 
 
 def test_what_is_written_needs_a_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The configuration of a run met with what is typed to evaluate it, and run folders found again."""
 
 import json
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -184,6 +185,24 @@ def test_runs_lie_at_any_depth(tmp_path):
     assert list(runs_in(tmp_path / "nothing")) == []
     typed = [*SMALL, f"out={tmp_path}", "resume=auto"]
     assert open_run(config.compose(typed), []).folder == tmp_path / "exp/c/d"
+
+
+def test_a_folder_that_cannot_be_read_holds_no_runs(tmp_path, monkeypatch, capsys):
+    """Such as lost+found, or somebody else's."""
+    for name in ("lost+found", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("config.yaml", "sessions.jsonl"):
+        (tmp_path / "run" / name).touch()
+    read = Path.iterdir
+
+    def refuse(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert list(runs_in(tmp_path)) == [tmp_path / "run"]
+    assert f"{tmp_path / 'lost+found'} is left out: Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["exp/a", None])

@@ -195,13 +195,25 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
     assert flat(changed) == {**flat(cfg), "seed": 7}
 
 
+def test_a_value_without_a_key():
+    with pytest.raises(ConfigError, match="=2 has no key, as where a variable of the shell is not set"):
+        expanded(["=2"])
+
+
 @pytest.mark.parametrize("flags", [["-m"], ["--cfg", "job"], ["--config-dir", "mine"]], ids=" ".join)
 def test_flags_before_a_configuration(tmp_path, flags):
     """Hydra reads what is neither a flag nor its value only where it stands together."""
     OmegaConf.save(compose(["seed=3"]), tmp_path / "it.yaml")
     (tmp_path / "mine").mkdir()
     given = f"config={tmp_path / 'it.yaml'}"
-    for typed in ([*flags, given], [*flags, given, "optim.lr=1"], [given, *flags], [*flags, "optim.lr=1", given]):
+    beside = [["optim.lr=1", *flags, given], [given, *flags, "optim.lr=1"]]
+    for typed in (
+        [*flags, given],
+        [*flags, given, "optim.lr=1"],
+        [given, *flags],
+        [*flags, "optim.lr=1", given],
+        *beside,
+    ):
         found = get_args_parser().parse_args(expanded(typed))
         assert "++seed=3" in found.overrides and ("optim.lr=1" in typed) == (found.overrides[-1] == "optim.lr=1")
         assert found.multirun == (flags == ["-m"]) and (found.cfg == "job") == ("job" in flags)

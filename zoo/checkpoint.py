@@ -15,7 +15,7 @@ from .backbone import Backbone
 from .convert import Layout
 from .errors import CheckpointError, listed, printable
 from .fetch import locate, warn_of_file
-from .fitting import LoadReport, check_channels, fit, fit_channels
+from .fitting import LoadReport, check_channels, classifier_of, fit, fit_channels
 from .heads.features import OverBackbone
 from .reader import Checkpoint, Description, read, where
 from .recognise import AS_IS, CONV, OURS, layouts_of, parts, sole_part, what_it_is, without_prefix
@@ -118,7 +118,11 @@ def adapt(
     report = fit(state, model, layout, ignore=(CONV,))
     report.others = _others(layout, model)
     if not classifies:
-        report.head_remade, report.new = False, [name for name in report.new if not name.startswith("head.")]
+        report.head_remade, report.remade, report.new = (
+            False,
+            [],
+            [name for name in report.new if not name.startswith("head.")],
+        )
     fresh = report.head_remade or report.others or any(name.startswith("head.") for name in report.new)
     # leaving out a head that was not asked for is no loss
     level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
@@ -153,16 +157,21 @@ def select(
 
 
 def part_of(checkpoint: File, part: str | None) -> tuple[File, dict[str, int]]:
-    """The checkpoint reduced to one part, and the sizes of the others."""
+    """The checkpoint reduced to one part, of those entries that have it, and the sizes of the others."""
     if part is None:
         return checkpoint, {}
-    entries, left_out = {}, {}
-    for kind, state in checkpoint.entries.items():
-        state = without_prefix(state)
-        left_out = dict(parts(state))
-        if left_out.pop(part, None) is None:
-            raise CheckpointError(f"{checkpoint.path} has no part {part!r}, only {listed(left_out)}")
-        entries[kind] = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
+    having = {kind: parts(state) for kind, state in states.items() if part in parts(state)}
+    if not having:
+        raise CheckpointError(
+            f"{checkpoint.path} has no part {part!r}, only {listed(parts(next(iter(states.values()))))}"
+        )
+    start = f"{part}."
+    entries = {
+        kind: {k.removeprefix(start): v for k, v in states[kind].items() if k.startswith(start)} for kind in having
+    }
+    left_out = dict(next(iter(having.values())))
+    del left_out[part]
     return replace(checkpoint, entries=entries), left_out
 
 
@@ -264,8 +273,11 @@ def _notes(report: LoadReport, model: nn.Module) -> list[str]:
     """What there is to say about a report besides layout and weights."""
     notes = []
     if report.head_remade:
+        classes = f"{getattr(model, 'num_classes', '?')} classes"
         notes.append(
-            f"no classifier for {getattr(model, 'num_classes', '?')} classes in the file: a new one is initialised"
+            f"no classifier for {classes} in the file: a new one is initialised"
+            if len(report.remade) == len(classifier_of(model))
+            else f"not in the file for {classes}, and newly initialised: {listed(report.remade)}"
         )
     if report.new:
         notes.append(f"not in the file, newly initialised: {listed(report.new)}")

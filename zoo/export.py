@@ -178,7 +178,7 @@ def _lines(path: Path) -> list[str]:
 def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
     """Write `model` as the arguments of `parse_written` say, and return the shapes of images to compare it on.
 
-    Raises CheckpointError if the file cannot be written, ValueError as `program` does.
+    Raises CheckpointError if the file cannot be written, or the model takes no other sizes; ValueError as `program`.
     """
     channels, *size = get_model_input_config(getattr(model, "model", model))["input_size"]
     # an exporter treats a batch of one as a constant
@@ -186,6 +186,8 @@ def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
     image = torch.zeros(shape)
     known = about(model, image)
     what = known.get("architecture", type(model).__name__)
+    if args.any_size:
+        _check_sizes(model, what, [(channels, *other) for other in others(*shape[2:])])
     print(f"exporting {what} for {_said(shape, args)} ...", flush=True)  # which may take a minute
     with whole(args.out, force=args.force) as temporary:
         export(model, image, temporary, dynamic=args.dynamic, any_size=args.any_size)
@@ -197,6 +199,17 @@ def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
     if args.any_size:
         shapes += [[*shapes[0][:2], *other] for other in others(*shape[2:])]
     return shapes
+
+
+def _check_sizes(model: nn.Module, what: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise CheckpointError for a model that refuses images of other sizes than its own, as some of timm's do."""
+    for shape in shapes:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, *shape))
+        except (AssertionError, RuntimeError) as error:
+            said = f"{what} takes no images of {shape[1]} x {shape[2]}, so leave out --any-size: {error}"
+            raise CheckpointError(said) from error
 
 
 def _said(shape: Sequence[int], args: argparse.Namespace) -> str:

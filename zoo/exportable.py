@@ -47,6 +47,7 @@ def build(
             )
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
+        _refuse(source, model, weights)
         return create(f"local-dir:{path}", pretrained=True).eval()
     name, _, tag = source.partition(".")
     if not timm.is_model(name):
@@ -55,10 +56,16 @@ def build(
         timm.get_pretrained_cfg(source)
     except RuntimeError as error:
         raise CheckpointError(f"{source} is neither a file, nor a folder, nor a pretrained tag of {name}") from error
+    _refuse(source, model, weights)
     with fetching(source):
         model = create(source, pretrained=bool(tag)).eval()
     model.of_release = bool(tag)
     return model
+
+
+def _refuse(source: str, model: str | None, weights: str) -> None:
+    if model is not None or weights != "auto":
+        raise CheckpointError(f"{source} says itself what it is: --model and --weights are for other files of weights")
 
 
 def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module:

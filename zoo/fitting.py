@@ -26,6 +26,7 @@ class LoadReport:
     layout       the layout that the file was in
     entry        which weights of the file were taken, "raw" or "ema"
     head_remade  the classifier is new: the file has none, not all of it, or one for another number of classes
+    remade       the layers of the classifier that are new; a detector has several, and a segmenter's auxiliary head one
     new          other tensors that the file lacks and that are newly initialised: a head's norm, norms on features
     channels     channels of the file's images where they differ from the model's: the first convolution was summed, or
                  repeated and scaled; None where they are the same
@@ -42,6 +43,7 @@ class LoadReport:
     layout: str = ""
     entry: str = ""
     head_remade: bool = False
+    remade: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     channels: int | None = None
     resized: list[str] = field(default_factory=list)
@@ -62,7 +64,7 @@ def fit(
     Raises CheckpointError where names, shapes or types differ in any other way, or where values are not finite, or
     would not be in the types of `model`.
     """
-    want, classifier = model.state_dict(), _classifier(model)
+    want, classifier = model.state_dict(), classifier_of(model)
     headless = not any(k.startswith(("head.", *classifier)) for k in state)
     report = LoadReport(left_out=_leave_out(state, want, model))
     for layer in classifier:
@@ -85,7 +87,8 @@ def fit(
     frozen = [k for k in state if k not in want and k.endswith(COUNTER) and k.replace(COUNTER, "running_mean") in want]
     for counter in frozen:  # timm's frozen batch norms count no batches
         del state[counter]
-    report.head_remade = any(k.startswith(classifier) for k in lacks)
+    report.remade = [layer.rstrip(".") for layer in classifier if any(k.startswith(layer) for k in lacks)]
+    report.head_remade = bool(report.remade)
     lacks = [k for k in lacks if not k.startswith(classifier)]
     report.new = [k for k in lacks if _may_be_new(k, state, headless)]
     _compare(state, want, sorted({*lacks} - {*report.new}), ignore, model, layout)
@@ -167,7 +170,7 @@ def check_channels(state: Mapping[str, Tensor], key: str, model: Backbone, what:
         )
 
 
-def _classifier(model: nn.Module) -> tuple[str, ...]:
+def classifier_of(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the names of the classifier's parameters."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier", "head.fc" if isinstance(model, Backbone) else ())
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names or ()))

@@ -65,7 +65,7 @@ def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
     said |= {"layout": found.candidates[0][1] if found.candidates else None, "classes": found.classes}
     learned = [i for key, i in state.items() if i.dtype.is_floating_point and not key.endswith(STATISTICS)]
     said |= {"parameters": sum(i.numel for i in learned), "dtypes": dict(Counter(map(_kind, state.values())))}
-    if not found.candidates and (inner := recognised_part(state)):
+    if not found.candidates and (inner := recognised_part(state, name)):
         return said | {"part": f"{inner[0]}: {inner[1].message}"}
     near = None if found.candidates and found.exact else closest(state)
     if near is not None:

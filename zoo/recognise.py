@@ -153,10 +153,13 @@ def parts(state: Mapping[str, Tensor]) -> Counter[str]:
     return Counter(key.partition(".")[0] for key in state)
 
 
-def recognised_part(state: State) -> tuple[str, Recognition] | None:
-    """The part of a state dict that is a model of the zoo, such as a detector's backbone; None if there is none."""
+def recognised_part(state: State, name: str = "") -> tuple[str, Recognition] | None:
+    """The part of a state dict that is a model of the zoo, such as a detector's backbone; None if there is none.
+
+    name  of the file, see `recognise`
+    """
     for part in parts(state):
-        found = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
+        found = recognise({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}, name)
         if found.candidates:
             return part, found
     return None
@@ -170,7 +173,7 @@ def sole_part(state: State) -> str | None:
 
 def part_hint(state: State, path: str | Path) -> str:
     """For commands that read whole files: how to extract the part that is a model of the zoo; empty if none is."""
-    if not (inner := recognised_part(without_prefix(state))):
+    if not (inner := recognised_part(without_prefix(state), str(path))):
         return ""
     part, found = inner
     command = f"python -m zoo.convert {path} OUT --part {part}"

@@ -8,6 +8,7 @@ def run(cfg): ...
 
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,8 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             with reported(name, errors), _summed():
                 try:
                     hydra.main(config_path="pkg://recipes.conf", config_name=name, version_base="1.3")(job)()
+                except KeyboardInterrupt:
+                    sys.exit(128 + signal.SIGINT)
                 finally:
                     for end in SWEEP_ENDS:
                         end()

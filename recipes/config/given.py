@@ -14,15 +14,19 @@ from recipes.config.quoting import key_of, quote, reads_as, written
 
 KEY = "config="
 EXPECTED = "give a run's config.yaml, or the output of --cfg job"
+VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 OWN = ("name", "out", "resume")  # of one run; the next has its own
 
 
 def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     """The arguments of `name`.py with `config=FILE` expanded to overrides, before the others, which take precedence.
 
-    Raises ConfigError for a file that is missing or holds no configuration, and for an option of a group beside it:
+    Raises ConfigError for a value without a key, for a file that is missing or holds no configuration, and for an
+    option of a group beside it:
     the file has a value for every key, so a recipe would change nothing, and a model would be mixed with another.
     """
+    if nameless := [text for text in arguments if text.startswith("=")]:
+        raise ConfigError(f"{nameless[0]} has no key, as where a variable of the shell is not set: expected key=value")
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
     chosen = [text for text in others if key_of(text) in checks.groups()]
@@ -49,9 +53,13 @@ def with_task_of_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _placed(found: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """`found` before the first key=value, but after flags in front of it: Hydra wants all overrides side by side."""
-    place = next((i for i, text in enumerate(arguments) if "=" in text and not text.startswith("-")), len(arguments))
-    return [*arguments[:place], *found, *arguments[place:]]
+    """`found` before all overrides, and flags, with what belongs to them, before these, as Hydra wants them."""
+    flags, overrides, before = [], [], ""
+    for text in arguments:
+        belongs = before in VALUED or (before in ("--info", "-i") and "=" not in text)
+        (flags if belongs or text.startswith("-") else overrides).append(text)
+        before = text
+    return [*flags, *found, *overrides]
 
 
 def _overrides(file: str, name: str) -> list[str]:

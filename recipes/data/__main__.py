@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from ops.tool import tool
-from recipes.config import compose, reported
+from recipes.config import compose, expanded, reported
 from recipes.data import Data
 from recipes.data.check import check
 from recipes.data.speed import measure
@@ -29,7 +29,7 @@ def main() -> None:
     """Measure or check the configured training and validation sets."""
     args = parse(sys.argv[1:])
     with reported("train"):
-        cfg = compose(args.overrides)
+        cfg = compose(expanded(args.overrides))
         if args.check:
             cfg.data.cache = None  # an image in a cache would not be decoded
         task, began = create(cfg), time.perf_counter()

@@ -158,7 +158,7 @@ def test_findings_are_on_disk_when_a_run_ends_early(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "verdict", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         main(["--cases", "attention-small", "--dtypes", "float32", "--json", str(tmp_path / "found.json")])
     (found,) = json.loads((tmp_path / "found.json").read_text())["findings"]
     assert found["check"] == "plain_attention" and found["ok"]

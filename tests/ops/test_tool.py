@@ -100,6 +100,13 @@ def test_processes_end_with_the_command_that_started_them():
         time.sleep(0.1)
 
 
+def test_what_cannot_be_encoded_is_replaced(monkeypatch, tmp_path):
+    with open(tmp_path / "said", "w", encoding="ascii") as file, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", file)
+        tool(print)("n\xe4m")
+    assert (tmp_path / "said").read_text() == "n?m\n"
+
+
 def test_what_it_returns_is_given_back(monkeypatch):
     assert printing(monkeypatch, os.open(os.devnull, os.O_WRONLY), True) == 0
     monkeypatch.setattr("sys.stdout", None)  # as where a shell closed it
