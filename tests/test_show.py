@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -181,6 +182,25 @@ def test_a_pixel_that_the_map_drops_is_shown_as_its_neighbour(name, picture):
     dropped, last = (one(name, picture, query=query, stage=2).data for query in ((70, 85), (63, 79)))
     for key, value in last.items():
         assert torch.equal(dropped[key], value), key
+
+
+def test_pictures_of_a_model_in_half_precision():
+    """A spectrum is computed in float32: there is no Fourier transform in half precision on CPUs."""
+    (picture,) = show.pictures(small("litv2_s").bfloat16(), noise(), img_size=SIZE, only=["halves"], stage=2)
+    assert picture.data["high_spectrum"].isfinite().all()
+
+
+def test_queries_and_images_of_other_types():
+    model = small("biformer_t")
+    (one_,) = show.pictures(model, noise(), query=np.array([60, 70]), img_size=SIZE, only=["routes"], stage=1)
+    assert torch.equal(one_.data["routes_1"], one("biformer_t", "routes", query=(60, 70), stage=1).data["routes_1"])
+    for given, said in (
+        ({"query": (1, 2, 3)}, "query is"),
+        ({"query": (1.5, 2)}, "query is"),
+        ({"photo": np.zeros(3)}, "a ndarray: give"),
+    ):
+        with pytest.raises(show.ShowError, match=said):
+            show.pictures(model, **{"photo": noise(), "img_size": SIZE, **given})
 
 
 def test_significance_is_what_the_next_block_ranks():

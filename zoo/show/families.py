@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import nn
@@ -171,7 +173,7 @@ def pictures(
     chosen = _chosen(model, only)
     size = image.size_of(model) if img_size is None else image_sides(img_size)
     seen = image.cut(image.load(photo), size)
-    query = (size[0] // 2, size[1] // 2) if query is None else query
+    query = (size[0] // 2, size[1] // 2) if query is None else _pixel(query)
     if not (0 <= query[0] < size[0] and 0 <= query[1] < size[1]):
         raise ShowError(f"query is {query[0]},{query[1]}, outside of the image of {size[0]} x {size[1]} (down, across)")
     x = image.as_input(seen, model)
@@ -180,6 +182,15 @@ def pictures(
     calls = record(model, x) if isinstance(model, Backbone) else []
     look = Look(model, seen, x, calls, sides, query, stage, block, head, note)
     return [_picture(view, look) for view in chosen]
+
+
+def _pixel(query: Sequence[SupportsIndex]) -> tuple[int, int]:
+    """(y, x) as Python's integers."""
+    try:
+        y, x = map(operator.index, query)
+    except (TypeError, ValueError):
+        raise ShowError(f"query is {query}; expected a pixel's (y, x), two integers") from None
+    return y, x
 
 
 def _chosen(model: nn.Module, only: Sequence[str] | None) -> list[View]:

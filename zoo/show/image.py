@@ -37,6 +37,10 @@ def load(image: Given) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if not isinstance(image, (str, Path)):
+        raise ShowError(
+            f"the image is a {type(image).__name__}: give a file or a Pillow image, such as Image.fromarray(x)"
+        )
     if str(image) in PHOTOGRAPHS:
         return photograph(str(image))
     if not Path(image).is_file():

@@ -64,9 +64,10 @@ def _backbone(file: Checkpoint) -> str | None:
 
 def _recognised(file: Checkpoint, name: str | None, given: Mapping[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
     """As `_said`, from the tensors alone."""
-    found, part = recognise(file.first, hint(file.path, file.meta)), None
+    said = hint(file.path, file.meta)
+    found, part = recognise(file.first, said), None
     if not found.candidates:
-        part, found = recognised_part(file.first) or (_backbone(file), found)
+        part, found = recognised_part(file.first, said) or (_backbone(file), found)
     name = name or found.model
     if name is None and found.candidates:
         raise CheckpointError(f"{file.path} is {found.message}, with model=")

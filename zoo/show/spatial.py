@@ -152,4 +152,4 @@ def pooled(ax: Any, look: Look, call: Call) -> dict[str, Tensor]:
 
 def spectrum(result: Tensor) -> Tensor:
     """(H, W): the magnitude of each frequency of a map (1, H, W, heads, D), averaged over channels, 0 in the middle."""
-    return torch.fft.fftshift(torch.fft.fft2(result[0].flatten(2), dim=(0, 1)).abs().mean(2))
+    return torch.fft.fftshift(torch.fft.fft2(result[0].flatten(2).float(), dim=(0, 1)).abs().mean(2))
