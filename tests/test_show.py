@@ -190,6 +190,15 @@ def test_pictures_of_a_model_in_half_precision():
     assert picture.data["high_spectrum"].isfinite().all()
 
 
+@pytest.mark.parametrize(("name", "kind", "stage"), [("litv2_s", "halves", 0), ("sgformer_b", "significance", 3)])
+def test_a_stage_without_a_picture_has_the_others(name, kind, stage):
+    given = {"img_size": SIZE, "stage": stage}
+    with pytest.raises(show.ShowError, match=rf"\. Without {kind}: only=\w*,?field$"):
+        show.pictures(small(name), noise(), **given)
+    (picture,) = show.pictures(small(name), noise(), only="field", **given)
+    assert picture.name == "field"
+
+
 def test_queries_and_images_of_other_types():
     model = small("biformer_t")
     (one_,) = show.pictures(model, noise(), query=np.array([60, 70]), img_size=SIZE, only=["routes"], stage=1)

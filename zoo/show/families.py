@@ -25,7 +25,7 @@ from ..stvit import STViT
 from . import channels, field, image, shared, spatial, tokens
 from .calls import evaluating, record
 from .look import Drawn, Look
-from .picture import Picture, ShowError
+from .picture import Absent, Picture, ShowError
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def pictures(
     block: int = 0,
     head: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    only: Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
     note: str = "",
 ) -> list[Picture]:
     """Pictures of what a model does with an image; for models outside the zoo, only their receptive fields.
@@ -164,12 +164,13 @@ def pictures(
     head      its number; None: the mean of all
     img_size  pixels a side, or (height, width), to which the image is cropped: any size that the model runs at. None:
               the size that it was built for
-    only      names of pictures from `names(model)`; None: all
+    only      names of pictures from `names(model)`, or one; None: all
     note      text about the weights, for the titles
     The model is left as it was. Raises ShowError for an image that cannot be read, a query outside of it, and a stage,
     block, head or picture that does not exist.
     """
     model = unwrapped(model)
+    only = [only] if isinstance(only, str) else only
     chosen = _chosen(model, only)
     size = image.size_of(model) if img_size is None else image_sides(img_size)
     seen = image.cut(image.load(photo), size)
@@ -181,7 +182,7 @@ def pictures(
         sides = [tuple(feature.shape[2:]) for feature in field.features_of(model, x)]
     calls = record(model, x) if isinstance(model, Backbone) else []
     look = Look(model, seen, x, calls, sides, query, stage, block, head, note)
-    return [_picture(view, look) for view in chosen]
+    return [_picture(view, look, chosen) for view in chosen]
 
 
 def _pixel(query: Sequence[SupportsIndex]) -> tuple[int, int]:
@@ -202,8 +203,12 @@ def _chosen(model: nn.Module, only: Sequence[str] | None) -> list[View]:
     return [known[name] for name in only or known]
 
 
-def _picture(view: View, look: Look) -> Picture:
-    figure, data = view.draw(look)
+def _picture(view: View, look: Look, chosen: Sequence[View]) -> Picture:
+    try:
+        figure, data = view.draw(look)
+    except Absent as error:
+        others = ",".join(other.name for other in chosen if other is not view)
+        raise ShowError(str(error) + (f". Without {view.name}: only={others}" if others else "")) from error
     return Picture(
         view.name,
         figure.get_label(),

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .calls import Call
-from .picture import ShowError, pick
+from .picture import Absent, pick
 
 Drawn = tuple[Any, dict[str, Tensor]]  # a figure of matplotlib's, and the tensors that it shows
 
@@ -43,7 +43,7 @@ class Look:
 
     def of(self, op: Callable[..., Any], kind: type[nn.Module] = nn.Module, within: str = "") -> list[Call]:
         """Calls of `op` by a module of `kind` whose name ends in `within`: that of the chosen block in each stage that
-        has any. Raises ShowError if no stage has any, or a stage has no such block.
+        has any. Raises Absent if no stage has any, ShowError if a stage has no such block.
         """
         fitting = [
             call
@@ -54,7 +54,7 @@ class Look:
         if not stages:
             having = ", ".join(map(str, sorted({call.stage for call in fitting}))) or "none"
             where = "the model" if self.stage is None else f"stage {self.stage}"
-            raise ShowError(f"{where} has no such attention; stages with it: {having}")
+            raise Absent(f"{where} has no such attention; stages with it: {having}")
         return [self._block(stage, [call for call in fitting if call.stage == stage]) for stage in stages]
 
     def _block(self, stage: int, calls: list[Call]) -> Call:

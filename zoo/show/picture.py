@@ -20,6 +20,10 @@ class ShowError(ValueError):
     """Something cannot be drawn; the message says what was asked for, what there is, and what to do."""
 
 
+class Absent(ShowError):
+    """The chosen stage has nothing of what a picture shows."""
+
+
 def pick(what: str, index: int, of: Sequence[Any] | Tensor, where: str) -> Any:
     """`of[index]`, from the end if negative. Raises ShowError with these words if there is none."""
     if not -len(of) <= index < len(of):

@@ -13,7 +13,7 @@ from . import canvas
 from .attention import reach, weights
 from .calls import Call
 from .look import Drawn, Look
-from .picture import ShowError
+from .picture import Absent
 
 
 def attended(ax: Any, look: Look, call: Call, query: tuple[int, int], label: str) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ def high_and_low(look: Look) -> Drawn:
     halves = [call for call in look.calls if call.module.endswith((".hi", ".lo"))]
     shared = [call for call in look.of(pooled_attention, within=".lo") if partner(halves, call)]
     if not shared:
-        raise ShowError("no chosen stage has heads for both high and low frequencies, which this picture needs")
+        raise Absent("no chosen stage has heads for both high and low frequencies, which this picture needs")
     low = shared[0]
     high = partner(halves, low)
     figure, axes = canvas.panels(1, 4, look.title(f"HiLo's two halves in stage {low.stage}"), ratio=look.ratio)
