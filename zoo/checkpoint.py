@@ -118,11 +118,8 @@ def adapt(
     report = fit(state, model, layout, ignore=(CONV,))
     report.others = _others(layout, model)
     if not classifies:
-        report.head_remade, report.remade, report.new = (
-            False,
-            [],
-            [name for name in report.new if not name.startswith("head.")],
-        )
+        report.head_remade, report.remade = False, []
+        report.new = [name for name in report.new if not name.startswith("head.")]
     fresh = report.head_remade or report.others or any(name.startswith("head.") for name in report.new)
     # leaving out a head that was not asked for is no loss
     level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
@@ -253,10 +250,8 @@ def _other_dilations(layout: str, model: nn.Module) -> str:
     task = DENSE.get(layout.partition("-")[0])
     if task is None or not isinstance(backbone, Backbone):
         return ""
-    built = {
-        **variants().get(backbone.pretrained_cfg.get("architecture"), {}),
-        **(get_model_args(model.backbone) or {}),
-    }
+    own = variants().get(backbone.pretrained_cfg.get("architecture"), {})
+    built = own | (get_model_args(model.backbone) or {})
     return task if built.get("dilations") == "classification" else ""
 
 

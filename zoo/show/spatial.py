@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ops import neighborhood_attention, pooled_attention, routed_attention, window_attention
+from ops.dispatch import wide
 
 from . import canvas
 from .attention import reach, weights
@@ -152,4 +153,5 @@ def pooled(ax: Any, look: Look, call: Call) -> dict[str, Tensor]:
 
 def spectrum(result: Tensor) -> Tensor:
     """(H, W): the magnitude of each frequency of a map (1, H, W, heads, D), averaged over channels, 0 in the middle."""
-    return torch.fft.fftshift(torch.fft.fft2(result[0].flatten(2).float(), dim=(0, 1)).abs().mean(2))
+    values = result[0].flatten(2).to(wide(result.dtype))  # in half precision CPUs have no transform
+    return torch.fft.fftshift(torch.fft.fft2(values, dim=(0, 1)).abs().mean(2))
