@@ -105,7 +105,8 @@ def _unwritable(text: str = "") -> OSError | None:
 def check_file(path: Path) -> None:
     """Raise OSError if there is something else than a file: renaming a file to it would do away with a device."""
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is a folder, a pipe or a device: give the name of a file")
+        kind = IsADirectoryError if path.is_dir() else OSError
+        raise kind(f"{path} is a folder, a pipe or a device: give the name of a file")
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     sink = log.Jsonl(tmp_path / "metrics.jsonl")
     with pytest.raises(log.LogError, match=r"could not write .*metrics.jsonl: .*No space left on device$"):
         sink.write({"step": 1})
-    monkeypatch.setattr("zoo.files.secrets.token_hex", lambda _: "0")
+    monkeypatch.setattr("ops.tool.secrets.token_hex", lambda _: "0")
     (tmp_path / ".validation-0.png").symlink_to("/dev/full")
     with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device"):
         sink.picture(2, Image.new("RGB", (8, 8)))
