@@ -1,4 +1,6 @@
-"""Dense tasks on scenes, small enough for tests."""
+"""Dense tasks on scenes, and a segmenter, small enough for tests."""
+
+from zoo.heads import segmenter
 
 TINY = [
     "model=timm", "model.name=test_resnet", "data.img_size=64", "data.train_count=16", "data.val_count=7",
@@ -11,3 +13,7 @@ TASKS = {
     "masks": ["task=detect", "task.head=mask_rcnn"],
     "cascade": ["task=detect", "task.head=cascade_mask_rcnn", "task.channels=32"],
 }
+
+
+def tiny(**kwargs):
+    return segmenter("dinat_m", 5, **{"channels": 16, "dims": (32, 64, 64, 64), "depths": (1, 1, 1, 1), **kwargs})
