@@ -1,4 +1,4 @@
-"""What commands share: how they end where nobody reads or nothing can be printed, and how they write a file."""
+"""What commands share: how they and their processes end, how they write files, and the numbers that they are given."""
 
 import argparse
 import functools

@@ -45,8 +45,8 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
         )
     if said := lacking(cfg.model, found.backbone, model.partition(".")[0], f"the backbone of {path}"):
         raise ConfigError(said)
-    release, wanted = released(Path(path), model, found), built_with(Path(path), model, found)
-    _build_as(cfg, model, found, wanted)
+    release = released(Path(path), model, found)
+    _build_as(cfg, model, found, built_with(model, found, release))
     title = f", {release.method} of {release.source}" if release else ""
     say(f"{path} is evaluated as {found.head} on {model}{title}")
     return release

@@ -17,7 +17,7 @@ from recipes.config.quoting import written
 from recipes.console import first_line, say
 from recipes.data import Data
 from recipes.data.build import preprocessing
-from recipes.recognised import built_with, lacking, left_open, typed
+from recipes.recognised import built_with, lacking, left_open, released, typed
 from recipes.settings import load_config
 from zoo.checkpoint import part_of, select
 from zoo.heads.recognise import recognise_dense
@@ -166,14 +166,16 @@ def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
 
 def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     """Warn if the backbone of a released file was built differently from this one, into which it loads nevertheless,
-    unless that was asked for: GC ViT's windows, as its tables show, or DiNAT's dilations, as its authors have them.
+    unless that was asked for: GC ViT's windows, as its tables show, DiNAT's dilations, as its authors have them, or
+    LITv2's windows, as the name of the file tells.
     """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
     found = recognise_dense(file.first, hint(str(path), file.meta))
     if found is None:
         return
-    for key, value in left_open(cfg.model, built_with(path, variant, found), own).items():
+    wanted = built_with(variant, found, released(path, variant, found))
+    for key, value in left_open(cfg.model, wanted, own).items():
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
             inner = getattr(model.backbone, "model", model.backbone)

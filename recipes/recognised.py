@@ -35,9 +35,8 @@ def released(path: Path, model: str, found: DenseRecognition) -> Release | None:
     return named if named and named.task == TASKS[found.task] else None
 
 
-def built_with(path: Path, model: str, found: DenseRecognition) -> dict[str, Any]:
+def built_with(model: str, found: DenseRecognition, release: Release | None) -> dict[str, Any]:
     """The arguments that the backbone of such a file is built with: those that tensors show, and its release's."""
-    release = released(path, model, found)
     return found.arguments(model.partition(".")[0]) | dict(release.arguments if release else {})
 
 
