@@ -392,3 +392,15 @@ def test_timm_is_given_the_same(digits):
         assert torch.allclose(images, expected, atol=1e-5) and labels.tolist() == [
             digits.val.label(i) for i in (3, 1, 2)
         ]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), EOFError("gone"), RuntimeError("gone")])
+def test_a_worker_that_is_gone_is_told_alike(small, monkeypatch, error):
+    """Whether it is killed before, while, or after it hands over a batch."""
+
+    def lost(loader):
+        raise error
+
+    monkeypatch.setattr("recipes.data.loader._started", lost)
+    with pytest.raises(DataError, match=r"a process reading 300 digits died: gone\. Lower"):
+        next(batches(small, batch_size=4, train=True, seed=0, epoch=0, workers=0))

@@ -163,7 +163,8 @@ def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator
             (images, labels), news = batch
             source.note(news)
             yield images if _on_gpu() else source.finish(images), labels
-    except RuntimeError as error:
+    # torch's, or that of the connection over which a worker that is gone would hand over a batch
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
         if isinstance(error, DataError):
             raise
         whole = False  # a worker that was killed takes the others with it
