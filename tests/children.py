@@ -59,6 +59,8 @@ class Forked(FORKS.Process):
 
 
 def _train(cwd: Path, said: Path, overrides: tuple[str, ...]) -> None:
+    # data workers are forked, as where a command starts the run: others import everything, which takes them ten seconds
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(cwd)
     file = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
