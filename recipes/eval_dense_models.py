@@ -21,8 +21,9 @@ from zoo.releases import Release
 NAMES = {"ADE20K": ("ade20k", "ade20k_hub"), "COCO": ("coco",)}  # a benchmark and its names in `data`
 
 
-def configure(cfg: DictConfig, file: Description) -> Release | None:
-    """Set `model` and `task` of `cfg` to what a file holds; returns the release that it is, if its name says so.
+def configure(cfg: DictConfig, file: Description) -> tuple[Release | None, dict[str, Any]]:
+    """Set `model` and `task` of `cfg` to what a file holds; returns the release that it is, if its name says so, and
+    the arguments that its backbone was built with.
 
     Unless something else is asked for, images are then resized as by OpenCV, without antialiasing. A file without
     mmseg's or mmdet's names is evaluated as the configuration describes. Raises ConfigError for a file of another task,
@@ -35,7 +36,7 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
                 f"{path} is not a segmenter in mmsegmentation's names or a detector in mmdetection's. Describe it: "
                 "model=<backbone> task.head=<head> task.channels=<of its layers>; for a run, give run=runs/<name>"
             )
-        return None
+        return None, {}
     if found.task != cfg.task.name:
         raise ConfigError(f"{path} holds {found.head} for {found.classes} classes: expected task={found.task}")
     model = cfg.model.name or found.backbone.model
@@ -46,10 +47,11 @@ def configure(cfg: DictConfig, file: Description) -> Release | None:
     if said := lacking(cfg.model, found.backbone, model.partition(".")[0], f"the backbone of {path}"):
         raise ConfigError(said)
     release = released(Path(path), model, found)
-    _build_as(cfg, model, found, built_with(model, found, release))
+    arguments = built_with(model, found, release)
+    _build_as(cfg, model, found, arguments)
     title = f", {release.method} of {release.source}" if release else ""
     say(f"{path} is evaluated as {found.head} on {model}{title}")
-    return release
+    return release, arguments
 
 
 def published(cfg: DictConfig, release: Release) -> float | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 from omegaconf import DictConfig, open_dict
@@ -23,7 +24,7 @@ from recipes.config.quoting import written
 from recipes.console import say
 from recipes.data.build import Preprocessing, preprocessing
 from recipes.names import apart, file_names
-from recipes.recognised import lacking, left_open
+from recipes.recognised import is_built_with, lacking, left_open
 from recipes.settings import has_config
 from zoo import releases
 from zoo.beside import CONFIG, locate
@@ -43,22 +44,24 @@ LOADABLE = {r.name: r for r in RELEASES if r.loadable}
 class EvaluatedModel:
     """One set of weights.
 
-    name     its name in tables: that of the file or of the release
-    cfg      the evaluation's configuration with this model and, if the weights are a release, its preprocessing
-    release  None if the weights are not known to be one
-    kinds    which weights a file has, "raw", "ema" or both
+    name       its name in tables: that of the file or of the release
+    cfg        the evaluation's configuration with this model and, if the weights are a release, its preprocessing
+    release    None if the weights are not known to be one
+    arguments  what a release was built with
+    kinds      which weights a file has, "raw", "ema" or both
     """
 
     name: str
     cfg: DictConfig
     release: Release | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
 
     def published(self) -> float | None:
-        """The published figure in percent, if this is for the same weights, images, labels and classes, preprocessed
-        alike.
+        """The published figure in percent, if this is for the same model, weights, images, labels and classes,
+        preprocessed alike.
         """
-        if self.release is None:
+        if self.release is None or not is_built_with(self.cfg.model, self.arguments):
             return None
         if len(self.kinds) > 1 and self.cfg.model.weights not in ("auto", self.release.weights):
             return None
@@ -141,11 +144,20 @@ def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
     cfg.model.checkpoint = source
     if source is None:
         release = LOADABLE.get(cfg.model.name) if cfg.model.pretrained else None
-        return EvaluatedModel(cfg.model.name, cfg, release)
+        return EvaluatedModel(cfg.model.name, cfg, release, _arguments(release))
     file = zoo.describe(source)
-    release = _configure(cfg, file) if cfg.task.name == "classify" else eval_dense_models.configure(cfg, file)
+    if cfg.task.name == "classify":
+        release = _configure(cfg, file)
+        arguments = _arguments(release)
+    else:
+        release, arguments = eval_dense_models.configure(cfg, file)
     warn_of_licence(release)
-    return EvaluatedModel(Path(source).name, cfg, release, tuple(file.entries))
+    return EvaluatedModel(Path(source).name, cfg, release, arguments, tuple(file.entries))
+
+
+def _arguments(release: Release | None) -> dict[str, Any]:
+    """Those that a classifier was released with, its variant's own and others."""
+    return zoo.variants()[release.model] | dict(release.arguments) if release else {}
 
 
 def _described(file: str) -> str:

@@ -40,6 +40,11 @@ def built_with(model: str, found: DenseRecognition, release: Release | None) -> 
     return found.arguments(model.partition(".")[0]) | dict(release.arguments if release else {})
 
 
+def is_built_with(model: DictConfig, arguments: Mapping[str, Any]) -> bool:
+    """Whether a model's configuration asks for no other value of these arguments; for another size it may."""
+    return all(model.get(key) in (None, value) for key, value in arguments.items() if key != "img_size")
+
+
 def lacking(model: DictConfig, found: Recognition, variant: str, what: str) -> str | None:
     """The arguments of `variant` that neither `what`, which is such a model, shows nor the configuration sets, as a
     message; None if there are none.

@@ -224,6 +224,9 @@ def test_published_figures_of_dense_models(ade):
         "data.side_multiple=32",
     ):
         assert find(path, "task=segment", "data=ade20k", other).published() is None, other
+    for dilations, figure in (("segmentation", 45.8), ("1", None)):
+        typed = find(path, "task=segment", "data=ade20k", "model=dinat_m", f"model.dilations={dilations}")
+        assert typed.published() == figure, dilations
 
 
 DETECTORS = {

@@ -345,6 +345,10 @@ def test_files_that_are_alike_are_told_apart_by_name(tmp_path):
         find(released(tmp_path, "nat_mini_224x224", "weights.pth"))
     found = find(released(tmp_path, "nat_mini_224x224", "dinat_mini_in1k_224 (1).pth"))
     assert found.cfg.model.name == "dinat_m.shilabs_in1k" and found.release.top1 == 81.8
+    assert found.published() is None  # of digits
+    for dilations, figure in (("classification", 81.8), ("1", None)):
+        typed = find(found.cfg.model.checkpoint, "data=imagenet", "model=dinat_m", f"model.dilations={dilations}")
+        assert typed.published() == figure, dilations
     assert find(tmp_path / "weights.pth", "model=nat_m").cfg.model.name == "nat_m.shilabs_in1k"
 
 
