@@ -173,6 +173,11 @@ def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in given)
 
 
+def ordered(x: Tensor) -> bool:
+    """Whether torch refuses, for tensors on this device, operators that add in no fixed order; on CPUs all have one."""
+    return not x.is_cpu and torch.are_deterministic_algorithms_enabled()
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums and ranked values are kept: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -167,7 +167,7 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
     place = 0 if torch.are_deterministic_algorithms_enabled() else _fixed
     options = None
     if place is None:
-        key = (*constants.values(), *[value.dtype for value in values if isinstance(value, Tensor)])
+        key = (values[0].device, *constants.values(), *[value.dtype for value in values if isinstance(value, Tensor)])
         options = kernel.chosen.get(key)
     if options is None:
         choices = kernel.choices.of(values, constants)

@@ -315,6 +315,15 @@ def test_a_module_as_backbone():
         segmenter(backbone, 3, drop_path_rate=0.1)
 
 
+def test_maps_that_are_not_read_have_no_norms():
+    """Which would have no gradient: several processes could not train."""
+    given = {"depths": [1, 1, 1, 1], "dims": [32, 32, 32, 32], "out_indices": [1, 2, 3]}
+    model = segmenter("nat_m", 3, head="fcn", channels=8, **given)
+    sum(model(torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.backbone.feature_info.out_indices == (2, 3)
+
+
 def test_norms_where_the_published_dense_models_have_them():
     from zoo.heads.features import normed
 

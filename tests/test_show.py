@@ -190,6 +190,17 @@ def test_pictures_of_a_model_in_half_precision():
     assert picture.data["high_spectrum"].isfinite().all()
 
 
+def test_runs_of_a_model_in_half_precision():
+    """Their numbers and lengths are beyond what half precision tells apart."""
+    given = {"img_size": (512, 512), "only": ["significance"]}
+    pictures = show.pictures(small("sgformer_b").bfloat16(), noise(), **given)
+    data = [picture.data for picture in pictures]
+    found = [(of[key], of[key.replace("run", "size")]) for of in data for key in of if key.startswith("run_")]
+    assert max(runs.max() for runs, _ in found) > 256
+    for runs, sizes in found:
+        assert len(runs.unique()) == runs.max() + 1 and torch.equal(runs.flatten().bincount()[runs], sizes)
+
+
 @pytest.mark.parametrize(("name", "kind", "stage"), [("litv2_s", "halves", 0), ("sgformer_b", "significance", 3)])
 def test_a_stage_without_a_picture_has_the_others(name, kind, stage):
     given = {"img_size": SIZE, "stage": stage}
@@ -399,6 +410,17 @@ def test_own_weights_are_drawn_with_their_own_arguments(name, tmp_path):
     alone = built(*where, *sizes, *words)
     alone.pretrained_cfg.update(prepared)
     assert_same(drawn(alone), want)
+
+
+def test_the_title_says_whose_weights_are_drawn(monkeypatch):
+    given = []
+    monkeypatch.setattr(source, "create", lambda name, size, **kwargs: given.append(kwargs["pretrained"]))
+    notes = [source.build(name, None, None, **kwargs)[2] for name, kwargs in (
+        ("nat_m", {}), ("nat_m.shilabs_in1k", {}), ("nat_m.shilabs_in1k", {"pretrained": False}),
+        ("resnet50", {"pretrained": True}),
+    )]  # fmt: skip
+    assert given == [False, True, False, True]
+    assert notes == [source.RANDOM, "weights of nat_m.shilabs_in1k", source.RANDOM, "weights of resnet50"]
 
 
 def test_random_weights_take_arguments():

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import SqueezeExcite
 from timm.models import checkpoint, register_notrace_function
 from timm.models._input import update_model_args, update_model_input_size
@@ -22,6 +21,7 @@ from .blocks import (
     Block,
     Residual,
     WindowAttention,
+    bicubic,
     check_model,
     drop_path_rates,
     image_sides,
@@ -95,7 +95,7 @@ class FusedReduce(nn.Module):
 def fit(x: Tensor, window: tuple[int, int]) -> Tensor:
     """An NCHW map of queries as one window: interpolated if it is not, as in the published detection code."""
     is_one = surely(x.shape[2] == window[0]) and surely(x.shape[3] == window[1])
-    return x if is_one else F.interpolate(x, [window[0], window[1]], mode="bicubic", align_corners=False)
+    return x if is_one else bicubic(x, window)
 
 
 class QueryGenerator(nn.Module):

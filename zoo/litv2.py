@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import deform_conv2d
 
 from ops import pooled_attention, unpack, window_attention
-from ops.dispatch import autocasts, by_reference, wide
+from ops.dispatch import autocasts, by_reference, ordered, wide
 from ops.onnx_export import for_onnx
 
 from .backbone import Backbone, Head, Stage
@@ -64,6 +64,7 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
     offset   (B, 8, H // 2, W // 2): down and right, in pixels, of the taps (0, 0), (0, 1), (1, 0), (1, 1)
     Computed at least in float32, also under autocast: offsets are fractions of a pixel. Where ops run their reference,
     so does this: with operators that have derivatives of any order, also forward-mode, which neither fast path has.
+    These also serve where deterministic algorithms forbid the backward of torchvision's, which uses atomics.
     """
     dtype = wide(weight.dtype)
     x, offset, kernel = x.to(dtype), offset.to(dtype), weight.to(dtype)
@@ -75,7 +76,7 @@ def sample_2x2(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -
         if autocasts(x):
             with torch.autocast(x.device.type, enabled=False):
                 return sample_2x2(x, offset, kernel, bias).to(weight.dtype)
-        if by_reference():
+        if by_reference() or ordered(x):
             return F.conv2d(interpolate(x, offset, True), kernel, bias, (2, 2)).to(weight.dtype)
     if x.is_cpu:
         # torchvision's op runs on one thread there, and accumulates gradients pixel by pixel

@@ -117,7 +117,7 @@ def learned_sum(layer: nn.Module, run: int, x: Tensor) -> tuple[Tensor, Tensor]:
     if is_plain(layer):
         return layer.weight, layer.bias
     bias = layer(x.new_zeros([1, run]))[0]
-    return (layer(torch.eye(run).to(x)) - bias).T, bias
+    return (layer(torch.eye(run, dtype=x.dtype, device=x.device)) - bias).T, bias
 
 
 class GuidedAttention(Attention):

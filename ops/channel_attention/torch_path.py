@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..dispatch import autocasts, wide
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.channel_attention`."""
@@ -14,13 +16,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def logits(k: Tensor, v: Tensor, scale: float) -> Tensor:
     """scale * k.T @ v, (B * heads, D, D), in float32 at least, since they grow with the number of tokens."""
-    if k.dtype == torch.float16 or k.dtype == torch.bfloat16:
-        k, v = by_head(k, torch.float32), by_head(v, torch.float32)
-        if not torch.jit.is_scripting():
+    k, v = by_head(k, wide(k.dtype)), by_head(v, wide(v.dtype))
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+        if autocasts(k):
             with torch.autocast(k.device.type, enabled=False):
                 return torch.bmm(k.transpose(1, 2), v) * scale
-        return torch.bmm(k.transpose(1, 2), v) * scale
-    return torch.bmm(by_head(k, k.dtype).transpose(1, 2), by_head(v, v.dtype)) * scale
+    return torch.bmm(k.transpose(1, 2), v) * scale
 
 
 def by_head(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import eager, learning
+from ..dispatch import eager, learning, under_autocast
 from ..partition import CACHED, by_matmuls, extend
 from ..sizes import ceil, cropped, laid_out, surely
 from ..window_attention.torch_path import attend as window_attend
@@ -49,6 +49,8 @@ def attend(
     outside: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.neighborhood_attention`, pairs for both axes."""
+    if not torch.jit.is_scripting():
+        q, k, v = under_autocast(q, k, v)
     B, H, W, heads, D = q.shape
     wh, ww = window
     # larger dilations are equivalent: a line has one position of the map, and its other neighbors are outside

@@ -110,6 +110,39 @@ def test_autocast_decides_the_dtype(case):
         assert case.call(impl="torch", **case.make()).dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("op", "given"),
+    [
+        (ops.window_attention, {"bias": None, "window": 4}),
+        (ops.neighborhood_attention, {"bias": None, "window": 3}),
+        (ops.neighborhood_attention, {"bias": None, "window": 3, "dilation": 2}),
+        (ops.routed_attention, {"regions": 4, "topk": 2}),
+        (ops.channel_attention, {}),
+    ],
+)
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_autocast_makes_one_dtype_of_several(op, given, wide):
+    """One of queries, keys and values is float32, the others are bfloat16."""
+    x = [random(2, 8, 8, 2, 16).to(torch.float32 if i == wide else torch.bfloat16) for i in range(3)]
+    truth = op(*(t.double() for t in x), **given, impl="reference")
+    x = [t.requires_grad_() for t in x]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = op(*x, **given, impl="torch")
+    out.sum().backward()
+    assert all(t.grad.isfinite().all() and t.grad.dtype == t.dtype for t in x)
+    assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_sums_over_tokens_are_no_halves_under_autocast(dtype):
+    """Of 90,000 tokens, they are beyond half precision."""
+    q, k, v = (random(1, 300, 300, 1, 4).to(dtype) + 1 for _ in range(3))
+    truth = ops.channel_attention(q.double(), k.double(), v.double(), 1e-4, impl="reference")
+    with torch.autocast("cpu", torch.float16):
+        out = ops.channel_attention(q, k, v, 1e-4, impl="torch")
+    assert (out.double() - truth).abs().max() <= 4 * torch.finfo(torch.float16).eps * truth.abs().max()
+
+
 def test_super_tokens_under_autocast_are_in_its_dtype():
     with torch.autocast("cpu", torch.bfloat16):
         tokens, affinity = ops.super_tokens(random(1, 8, 8, 6).float(), 4)

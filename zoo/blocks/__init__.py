@@ -19,6 +19,7 @@ from .checks import (
 from .conv import ConvPosition, Halve, Nhwc, pad_to_multiple
 from .embed import ChainStem, PatchStem, PositionTable, map_sides, resize_positions
 from .init import init_fan_out, init_linear, init_normal
+from .resize import bicubic
 
 __all__ = [
     "Block",
@@ -32,6 +33,7 @@ __all__ = [
     "PositionTable",
     "Residual",
     "WindowAttention",
+    "bicubic",
     "check_classes",
     "check_count",
     "check_heads",

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
 
@@ -11,6 +10,7 @@ from ops.dispatch import wide
 from ops.sizes import ceil, varies
 
 from .conv import pad_to_multiple
+from .resize import bicubic
 
 fx.wrap(pad_to_multiple)  # in every module that calls it: that is where torch.fx looks
 
@@ -50,7 +50,7 @@ class PatchStem(nn.Module):
 def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A table of positions (1, h * w, C), interpolated from its grid h x w to another, bicubic, half-pixel centres."""
     x = table.to(wide(table.dtype)).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
-    x = F.interpolate(x, [size[0], size[1]], mode="bicubic", align_corners=False)
+    x = bicubic(x, (size[0], size[1]))
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 

@@ -52,7 +52,7 @@ class Anchors(AnchorGenerator):
         like = feature_maps[0]
         # from the exact ones each time: a cast must not persist
         self.cell_anchors = [cell.to(like.device, wide(like.dtype)) for cell in self.exact]
-        strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
+        strides = [[stride] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([x.shape[2:] for x in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
 

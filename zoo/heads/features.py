@@ -110,13 +110,14 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
 
 
 def _created(name: str, levels: int, **kwargs: Any) -> nn.Module:
-    """The model with the maps of `out_indices`, by default its `levels` coarsest, or all if it has fewer."""
+    """The model with the last `levels` maps of `out_indices`, by default its coarsest, or all if it has fewer."""
     given = kwargs.pop("out_indices", None)
     indices = levels if given is None else given
     if isinstance(indices, int):  # so many of the last
         indices = tuple(range(-indices, 0))
     try:
-        return timm.create_model(name, features_only=True, out_indices=indices, **kwargs)
+        # a map that is not read would have a norm without a gradient, which DDP refuses
+        return timm.create_model(name, features_only=True, out_indices=indices[-levels:], **kwargs)
     except (AssertionError, IndexError) as error:  # which timm raises for maps that a model lacks, and for other causes
         with torch.device("meta"):
             one = timm.create_model(name, features_only=True, out_indices=(-1,), **{**kwargs, "pretrained": False})

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.dispatch import autocasts, wide
+from ops.dispatch import autocasts, ordered, wide
 from ops.sizes import alike, ceil, varies
 
 
@@ -45,8 +45,7 @@ def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, si
     """`F.adaptive_avg_pool2d`; by matmuls with masks where deterministic algorithms forbid its backward, which uses
     atomics, and in a graph for maps of many sizes, which it would specialise to one size.
     """
-    atomics = not x.is_cpu and torch.are_deterministic_algorithms_enabled()
-    if not (atomics or varies(x.shape[2]) or varies(x.shape[3])):
+    if not (ordered(x) or varies(x.shape[2]) or varies(x.shape[3])):
         return F.adaptive_avg_pool2d(x, side)
     return masked_averages(x, side)
 

@@ -51,9 +51,11 @@ def merged(call: Call) -> tuple[Tensor, Tensor]:
     """For each token of the map, (H, W), in a call of token reallocation: the number of the run that it is merged into,
     in the order of rows, and how many tokens that run holds.
     """
-    x = torch.zeros_like(call.arguments["x"][:1, ..., :1]).requires_grad_()  # (1, H, W, 1)
-    given = {"order": call.arguments["order"][:1], "biases": [b * 0 for b in call.arguments["biases"]]}
-    given["weights"] = [torch.ones_like(w) for w in call.arguments["weights"]]
+    # in float32: half precision does not tell large numbers apart
+    x = torch.zeros_like(call.arguments["x"][:1, ..., :1], dtype=torch.float32).requires_grad_()  # (1, H, W, 1)
+    given = {"order": call.arguments["order"][:1]}
+    given["biases"] = [torch.zeros_like(b, dtype=torch.float32) for b in call.arguments["biases"]]
+    given["weights"] = [torch.ones_like(w, dtype=torch.float32) for w in call.arguments["weights"]]
     with torch.enable_grad():
         runs = call.again(x=x, **given)[0][0, :, 0]  # a run is the sum of its tokens
     counts = call.again(x=torch.ones_like(x), **given)[0][0, :, 0].detach()

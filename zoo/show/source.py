@@ -34,10 +34,11 @@ def build(
     built.
     """
     if checkpoint is None:
+        given = {"pretrained": "." in name, **given}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # so that pictures of random weights are reproducible
-            model = create(name, img_size, **{"pretrained": "." in name, **given})
-        return model, name.partition(".")[0], f"weights of {name}" if "." in name else RANDOM
+            model = create(name, img_size, **given)
+        return model, name.partition(".")[0], f"weights of {name}" if given["pretrained"] else RANDOM
     path, origin = locate(Path(checkpoint))
     file = read(path)
     name, part, options = _said(origin, file, name) if origin else _recognised(file, name, given)
