@@ -65,7 +65,7 @@ class Row:
 
     @property
     def task(self) -> str:
-        return self.cfg.get("task.name", "classify")  # older runs lack it
+        return self.cfg["task.name"]
 
     @property
     def classes(self) -> tuple[str, ...]:

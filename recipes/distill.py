@@ -66,7 +66,9 @@ class Distillation:
 
     def __call__(self, outputs: Outputs, images: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
         """The loss of the learner's outputs for these images; `own` is the loss of logits without a teacher."""
-        self.teacher.to(images.device)
+        there = next(self.teacher.buffers(), images).device
+        if there != images.device:  # moving what is there already takes milliseconds too
+            self.teacher.to(images.device)
         logits = outputs[0] if self.kind == "feature" else outputs
         return (1 - self.weight) * own(logits) + self.weight * self._told(outputs, images)
 

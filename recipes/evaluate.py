@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -57,7 +58,9 @@ def evaluate(
                 predictions = task.predict_with(model, images, targets)
             metrics.update(predictions, targets)
             note(predictions, targets)
-    values = metrics.compute()  # also waits for the device
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # of a process that had no image
+        values = metrics.compute()  # also waits for the device
     if bad := distributed.total(built.val.take_bad()):
         values["bad_images"] = bad
     return {**values, "images_per_s": round(len(built.val) / (time.perf_counter() - begun), 2)}, metrics

@@ -6,6 +6,7 @@ import inspect
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class Hardware:
         return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for float16 on a GPU; elsewhere it does nothing."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16 and self.device.type == "cuda")
+        """Loss scaling for float16, in which small gradients would vanish; otherwise it does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
 
     def memory(self) -> float:
         """Peak GPU memory of tensors so far, in MiB; on other devices the peak memory of the process."""
@@ -82,6 +83,8 @@ class Hardware:
             learn_norms_in_float32(model)
         if self.parallel == "ddp":
             devices = None if self.device.type == "cpu" else [self.device]
+            # all processes would print it, for weights whose strides differ in axes of length 1
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # buffers are not broadcast: the loop averages them over processes, see Statistics
             model = DistributedDataParallel(
                 model, device_ids=devices, gradient_as_bucket_view=True, **{KEEP_BUFFERS: False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,12 @@ def _load(model: nn.Module, cfg: DictConfig) -> None:
 
 def _check_task(cfg: DictConfig) -> None:
     """Raise ConfigError if a dense model is to start from a run of another task, of which only the backbone fits."""
-    given, task = cfg.model.checkpoint, _task(cfg.model.checkpoint).get("name")
+    given, task = cfg.model.checkpoint, load_config(Path(cfg.model.checkpoint)).task.name
     if cfg.task.name != "classify" and task != cfg.task.name:
         raise ConfigError(
             f"the run {given} has task={task}, and this is task={cfg.task.name}: give model.backbone={given} to start "
             "only the backbone from it"
         )
-
-
-def _task(run: str) -> Mapping[str, Any]:
-    return load_config(Path(run)).get("task") or {"name": "classify"}  # as the oldest runs are
 
 
 def _other_ways(cfg: DictConfig) -> str:
@@ -136,7 +132,7 @@ def _other_ways(cfg: DictConfig) -> str:
     backbone = f"model.backbone={given}"
     if not weights.names_a_folder(given):
         return f"\nGive {backbone} to start the backbone from a classifier or from another dense model"
-    there, here = _task(given), cfg.task
+    there, here = load_config(Path(given)).task, cfg.task
     other = {key: there[key] for key in PARTS if key in there and there[key] != here[key]}
     typed = " ".join(f"task.{key}={written(value)}" for key, value in other.items())
     return f"\nThe run has {typed}: give the same" + f", or {backbone} to start the backbone alone" if typed else ""

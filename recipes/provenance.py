@@ -44,8 +44,11 @@ def first_overrides(folder: Path) -> list[str]:
     return first_session(folder)["overrides"]
 
 
-def note_session(folder: Path, overrides: list[str], step: int, device: str) -> None:
-    """Append this start of the run, which continues from `step`, on the `device` of the configuration."""
+def note_session(folder: Path, overrides: list[str], step: int, device: str, taught: int | None = None) -> None:
+    """Append this start of the run, which continues from `step`, on the `device` of the configuration.
+
+    taught  a checksum of the teacher's weights, if there is a teacher
+    """
     line = {
         "id": secrets.token_hex(4),  # the first one identifies the run: another run may have the same folder name
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -63,9 +66,12 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str) -> 
         "agents": distributed.agents(),
         "versions": versions(),
         "git": _git(),
+        "teacher": taught,
     }
     if step and (before := first_session(folder).get("threads")) != line["threads"]:
         say(f"started with {before} CPU threads, resumed with {line['threads']}: last digits may differ", "yellow")
+    if step and sessions(folder)[-1].get("teacher") not in (None, taught):
+        say("the teacher's weights are not those of the last start: the result differs from here on", "yellow")
     path = folder / SESSIONS
     cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # a line that was not written completely
     with open(path, "a") as file:

@@ -81,22 +81,25 @@ class Run:
         if self.known:
             data_record.check_same(self.folder, data)
 
-    def begin(self, overrides: list[str], data: Data) -> None:
-        """Make the folder of a new run, or cut the records of a resumed one back to the step that it resumes from."""
+    def begin(self, overrides: list[str], data: Data, taught: int | None = None) -> None:
+        """Make the folder of a new run, or cut the records of a resumed one back to the step that it resumes from.
+
+        taught  see `note_session`
+        """
         with _writing(self.folder):
             if self.known:
                 self.store.set_aside(newer_than=self.step if self.resumed else -1)
                 _drop_lines(self.metrics, self.step)
-                note_session(self.folder, overrides, self.step, self.cfg.hardware.device)
+                note_session(self.folder, overrides, self.step, self.cfg.hardware.device, taught)
             else:
-                self._make(overrides, data)
+                self._make(overrides, data, taught)
 
-    def _make(self, overrides: list[str], data: Data) -> None:
+    def _make(self, overrides: list[str], data: Data, taught: int | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
         _refuse_used(self.folder)  # by a process that was faster
         (self.folder / SESSIONS).unlink(missing_ok=True)  # of a start that failed before this point
-        note_session(self.folder, overrides, 0, self.cfg.hardware.device)
+        note_session(self.folder, overrides, 0, self.cfg.hardware.device, taught)
         _replace(self.folder / data_record.FILE, json.dumps(data_record.of(data)))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
@@ -248,6 +251,11 @@ def _find(cfg: DictConfig) -> Path | None:
         return None
     if cfg.resume != "auto":
         load_config(Path(cfg.resume))
+        if cfg.name is not None and _name(cfg) != Path(cfg.resume).resolve().name:
+            raise RunError(
+                f"resume={cfg.resume} goes on in that folder, and name={cfg.name} is another: leave out name= to "
+                f"resume it, or start another run from its weights with {config.quote('model.checkpoint', cfg.resume)}"
+            )
         return Path(cfg.resume)
     if cfg.name is None and config.job_number() is not None:
         raise RunError(

@@ -27,6 +27,7 @@ FREE = (
     "resume", "name", "out", "logger", "train.keep", "train.log_every", "train.save_every",
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
+LASTING = ("data.root", "data.on_bad_image")  # what is typed to resume a run holds for its evaluations too
 REPORTED = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
 LAST_DIGITS = "the result may differ in its last digits"
 OTHER_BEST = "the weights of other steps are evaluated, so that another checkpoint may be the best"
@@ -68,8 +69,10 @@ def load_config(folder: Path) -> DictConfig:
         raise _damaged(folder, str(error)) from error
     if not isinstance(cfg, DictConfig):
         raise _damaged(folder, "it is a list")
-    # train.py writes all of these, and did not always write a task; one written by hand may do with the first two
-    needed = {"model", "data"} | ({"train", "hardware"} if is_run(folder) else set()) | ({"task"} & cfg.keys())
+    if "task" not in cfg:  # as in the oldest runs, which are classifiers
+        cfg.task = {"name": "classify"}
+    # train.py writes all of these; a configuration written by hand may do with the first two
+    needed = {"model", "data", "task"} | ({"train", "hardware"} if is_run(folder) else set())
     if lacking := [group for group in sorted(needed) if not isinstance(cfg.get(group), DictConfig)]:
         raise _damaged(folder, f"it has no group {', '.join(lacking)}")
     for group, old, new in RENAMED:
@@ -165,14 +168,14 @@ def _way_on(refused: dict[str, tuple[Any, Any]], typed: list[str]) -> str:
 
 def _younger(stored: DictConfig) -> dict[str, Any]:
     """Keys that did not exist when a run was started, with their defaults, whatever its recipe sets now."""
-    task = stored.task.name if "task" in stored else "classify"
-    known, defaults = flat(stored), base("train") | task_defaults(task)
+    known, defaults = flat(stored), base("train") | task_defaults(stored.task.name)
     return {key: value for key, value in defaults.items() if key not in known}
 
 
 def _moved(folder: Path) -> list[str]:
-    """The last `data.root=` that was typed to resume the run, if any: it holds from then on."""
-    return [text for start in sessions(folder)[1:] for text in start["overrides"] if key_of(text) == "data.root"][-1:]
+    """The last values of LASTING keys that were typed to resume the run, if any: they hold from then on."""
+    typed = (text for start in sessions(folder)[1:] for text in start["overrides"])
+    return list({key_of(text): text for text in typed if key_of(text) in LASTING}.values())
 
 
 def _searched(folder: Path) -> list[str]:
@@ -218,7 +221,7 @@ def _refuse_idle(folder: Path, stored: DictConfig, overrides: list[str]) -> None
     own = [text for text in overrides if is_in(key_of(text), ("model", "checkpoint", "weights"))]
     if own:
         raise RunError(f"run={folder} already determines the model and its weights; leave out {' '.join(own)}")
-    free, task = (*COMMAND, *MEASURED), stored.task.name if "task" in stored else None
+    free, task = (*COMMAND, *MEASURED), stored.task.name
     idle = [text for text in overrides if not is_in(key_of(text), free) and text != f"task={task}"]
     if idle:
         raise RunError(
@@ -250,7 +253,7 @@ def _preparation(cfg: DictConfig) -> dict[str, Any]:
     """The preprocessing of images, by key of `data`."""
     found = vars(preprocessing(cfg, train=True)).copy()
     found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.get("eval_img_size")}
-    if "task" in cfg and cfg.task.name != "classify":
+    if cfg.task.name != "classify":
         found = {key: value for key, value in found.items() if key not in WHOLE}
         found |= {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
     return {f"data.{key}": list(value) if isinstance(value, tuple) else value for key, value in found.items()}

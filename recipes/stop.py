@@ -46,6 +46,25 @@ def saving() -> Iterator[None]:
         _SAVING.clear()
 
 
+@contextmanager
+def requeued() -> Iterator[None]:
+    """A scheduler's warning before there is anything to save ends the process with REQUEUE, unless it has a handler."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        with suppress(RuntimeError):  # as below
+            say(f"{signal.Signals(number).name}: this process ends, between its steps", "yellow")
+        sys.exit(REQUEUE)
+
+    taken = [number for number in WARNINGS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class Stop:
     """Remembers the first signal; `signal` is what all processes have agreed on, whichever of them received it.
 

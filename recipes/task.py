@@ -59,6 +59,10 @@ class Task(ABC):
         """
         return model
 
+    def taught(self) -> int | None:
+        """A checksum of the weights, other than the model's, that the loss depends on, once the model is built."""
+        return None
+
     @abstractmethod
     def loss(self, model: nn.Module, images: Any, targets: Any, *, draw: int) -> Tensor:
         """Mean training loss of a micro-batch, `model` being the learner.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Teacher(nn.Module):
         if cfg.name is not None:
             weights.check_model(cfg.checkpoint, cfg.name)
         own.model.pretrained, own.model.checkpoint = False, None  # the run's own start
-        model, prep = models.create(own, known), preprocessing(own)
+        model, prep = models.create(own, known, pretrained=False), preprocessing(own)
         if not _meta():
             zoo.load_checkpoint(model, weights.of_run(cfg.checkpoint))
         fixed = prep.size if _is_fixed(model) else None
@@ -114,6 +115,13 @@ class Teacher(nn.Module):
         if self.size is not None and images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return images * self.scale + self.shift
+
+    def checksum(self) -> int:
+        """Of its weights, CRC-32."""
+        found = 0
+        for tensor in self.model.state_dict().values():
+            found = zlib.crc32(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
+        return found
 
     def check_classes(self, count: int, names: list[str]) -> None:
         """Raises ConfigError if the teacher's classes are not the student's."""

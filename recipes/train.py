@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 -m recipes.train model=maxvit_t
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ from recipes.log import LogError
 from recipes.run import Run, open_run
 from recipes.settings import RunError
 from recipes.state import State
-from recipes.stop import Stop, Stopped
+from recipes.stop import Stop, Stopped, requeued
 from recipes.task import Task
 from recipes.task import create as create_task
 
@@ -43,6 +44,7 @@ class NotFinite(RuntimeError):
 
 
 @config.main("train", errors=(RunError, LogError, CheckpointError, NotFinite))
+@requeued()
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the best score (None without an evaluation), for a sweep to maximise."""
     STARTUP.begin("configuration")
@@ -70,7 +72,7 @@ def main(cfg: DictConfig) -> float | None:
         if now.step >= plans.steps and not now.due:
             there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
             say(f"this run is finished, all {plans.steps} steps; another starts from its weights with {there}")
-    distributed.first(lambda: run.begin(config.overrides(), data))
+    distributed.first(lambda: run.begin(config.overrides(), data, task.taught()))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
     with Stop() as stop:
@@ -79,11 +81,12 @@ def main(cfg: DictConfig) -> float | None:
                 Loop(run, machine, task, data, schedule, now, logs, stop).train()
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
-        if now.step < plans.steps or now.due:
-            # the signal may come again, which must not change the status
-            distributed.first(lambda: run.report(task, data, model, finished=False))
+        finished = now.step >= plans.steps and not now.due
+        # a signal may come again, or only now, which must not change the status
+        distributed.first(lambda: run.report(task, data, model, finished=finished))
+        stop.agree()
+        if not finished or (stop.signal and config.job_number() is not None):  # else a sweep would go on
             stop.end()
-    distributed.first(lambda: run.report(task, data, model, finished=True))
     return now.best
 
 
@@ -130,7 +133,7 @@ class Loop:
             micro_batch = plans.micro_batch(step, turn)
             seed_all(cfg.seed, MODEL, micro_batch)
             with self.machine.syncing(forward, last=turn == plans.accumulate - 1):
-                with self.machine.autocast(), _several_values(cfg):
+                with self.machine.autocast(), _several_values(cfg), _all_in_the_loss(now.learner):
                     share = self.task.loss(forward, images, targets, draw=micro_batch) / plans.accumulate
                 now.scaler.scale(share).backward()
             now.statistics.collect()
@@ -232,6 +235,24 @@ def _several_values(cfg: DictConfig) -> Iterator[None]:
         raise ConfigError(
             f"{cfg.model.name} cannot train on one image at a time of this size, as it has a batch norm on a 1 x 1 "
             f"map: {plan.LARGER_MICRO_BATCHES} a larger data.img_size"
+        ) from error
+
+
+@contextmanager
+def _all_in_the_loss(learner: nn.Module) -> Iterator[None]:
+    """Raise ConfigError, with their names, for parameters without a gradient, which DDP finds at the second step."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if found is None:
+            raise
+        learned = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
+        idle = [learned[int(index)] for index in found[1].split()]
+        layers = ",".join(dict.fromkeys(name.rpartition(".")[0] for name in idle))
+        raise ConfigError(
+            f"the loss does not depend on {', '.join(idle)}, and hardware.parallel=ddp needs a gradient of everything "
+            f"that is trained: give train.freeze=[{layers}] or hardware.parallel=fsdp, or leave out what builds them"
         ) from error
 
 

@@ -55,6 +55,16 @@ def test_a_folder_stands_for_the_runs_below_it(two_runs, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+def test_a_run_without_a_task_is_a_classifiers(two_runs, tmp_path):
+    """The oldest runs have none."""
+    old = shutil.copytree(two_runs / "one", tmp_path / "old")
+    cfg = OmegaConf.load(old / "config.yaml")
+    del cfg["task"]
+    OmegaConf.save(cfg, old / "config.yaml")
+    rows = compare.readable([old, two_runs / "one"])
+    assert [row.task for row in rows] == ["classify"] * 2 and rows[0].value == rows[1].value
+
+
 def test_runs_of_several_tasks_have_a_table_each(two_runs, tmp_path, capsys):
     other = shutil.copytree(two_runs / "one", tmp_path / "dense")
     cfg = OmegaConf.load(other / "config.yaml")

@@ -394,6 +394,15 @@ def test_timm_is_given_the_same(digits):
         ]
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), BrokenPipeError("gone"), EOFError("gone")])
+def test_a_worker_that_is_left_alone_is_silent(capsys, error):
+    """Its parent ends, by a second Ctrl-C for one, while it hands over a batch; other errors are printed."""
+    loader._unless_left_alone(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    loader._unless_left_alone(ValueError, ValueError("a fault"), None)
+    assert "ValueError: a fault" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), EOFError("gone"), RuntimeError("gone")])
 def test_a_worker_that_is_gone_is_told_alike(small, monkeypatch, error):
     """Whether it is killed before, while, or after it hands over a batch."""

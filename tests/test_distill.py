@@ -273,6 +273,32 @@ def test_teachers_that_cannot_teach(runs, tmp_path):
         made_teacher(of(10), "teacher.kind=soft", *of_file[:1], f"teacher.checkpoint={file.parent}")
 
 
+def test_a_teacher_s_own_start_is_no_advice_for_its_student(runs, tmp_path, capsys):
+    """A run of a recipe that starts from weights; one of the oldest, which have no task."""
+    old = shutil.copytree(runs / "teacher", tmp_path / "old")
+    cfg = OmegaConf.load(old / "config.yaml")
+    del cfg["task"]
+    start = {"pretrained": True, "name": cfg.model.name}
+    recipe = {"recipe": {"name": "paper"}, "paper": {"phase": "imagenet1k_finetune_384"}}
+    OmegaConf.save(OmegaConf.merge(cfg, recipe, {"model": start}), old / "config.yaml")
+    assert made_teacher(of(10), "teacher.kind=soft", f"teacher.checkpoint={old}").model.num_classes == 10
+    assert "pretrained" not in capsys.readouterr().out
+
+
+def test_a_teacher_that_has_changed_is_noticed(runs, tmp_path, capsys):
+    shutil.copytree(runs / "teacher", tmp_path / "teacher")
+    options = [*student(tmp_path, "soft"), "train.steps=2", "train.save_every=1"]
+    train_here(tmp_path, *options, "name=student")
+    note_overrides(tmp_path / "student", options)
+    run = lost_after(1, tmp_path / "student", tmp_path / "copy")
+    train_here(tmp_path, f"resume={shutil.copytree(run, tmp_path / 'same')}")
+    assert "the teacher's weights" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "teacher")
+    train_here(tmp_path, *SMALL, "train.steps=2", "seed=1", "name=teacher")
+    train_here(tmp_path, f"resume={run}")
+    assert "the teacher's weights are not those of the last start" in capsys.readouterr().out
+
+
 def test_what_becomes_of_a_teacher_s_file_is_said(tmp_path, capsys):
     """That its windows are others than those it learned with, for one."""
     small = timm.create_model("maxvit_t", img_size=64, num_classes=10)

@@ -149,6 +149,16 @@ def test_no_number_on_one_is_none_on_any(tmp_path):
     assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
 
 
+def test_layers_without_a_gradient_are_named(tmp_path):
+    options = ["model.name=nat_m", "+model.depths=[1,1]", "+model.dims=[32,64]", "+model.feature_norms=true"]
+    ended = on_ranks(2, train_here, tmp_path, *SHARED, *options, "name=idle", "train.ema=null")
+    assert [type(end) for end in ended] == [ConfigError] * 2
+    assert "does not depend on feature_norms.0.weight, feature_norms.0.bias, feature_norms.1.weight" in str(ended[0])
+    assert "train.freeze=[feature_norms.0,feature_norms.1]" in str(ended[0])
+    options += ["train.freeze=[feature_norms.0,feature_norms.1]"]
+    assert on_ranks(2, train_here, tmp_path, *SHARED, *options, "name=frozen", "train.steps=2") == [None, None]
+
+
 def unreadable(out: Path) -> None:
     draw = Source.draw
 

@@ -73,6 +73,27 @@ def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, befo
     assert [bool(state["scaler"]) for state in steps] == [before, not before]
 
 
+def test_losses_are_scaled_in_float16_alone():
+    """On CPUs too: the gradients of a loss that 64 micro-batches share are too small for it."""
+    for amp, enabled in (("float16", True), ("bfloat16", False), ("null", False)):
+        machine = hardware.setup(config.compose(["hardware=cpu", f"hardware.amp={amp}"]))
+        assert machine.scaler().is_enabled() == enabled, amp
+    machine = hardware.setup(config.compose(["hardware=cpu", "hardware.amp=float16"]))
+    torch.manual_seed(0)
+    model, images, grads = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1000)), torch.randn(8, 64), []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), machine.scaler()):
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = nn.functional.cross_entropy(model(images).float(), torch.arange(8)) / 4096
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        grads.append(model[0].weight.grad.clone())
+    exact = torch.autograd.grad(nn.functional.cross_entropy(model(images), torch.arange(8)) / 4096, model[0].weight)[0]
+    lost, kept = ((grad - exact).norm() / exact.norm() for grad in grads)
+    assert kept < 0.01 < 0.05 < lost
+
+
 def scaled(monkeypatch, enabled: bool) -> None:
     """Let losses be scaled, or not, as float16 on a GPU is."""
     monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
 
 import facts
-from children import SMALL, train_here
+from children import PATIENCE, ROOT, SMALL, train_here
 from recipes import console, optim, plan, schedule
 from recipes.config import ConfigError, compose
 
@@ -190,6 +192,14 @@ def test_the_schedule_of_a_stored_configuration(tmp_path, monkeypatch, capsys):
     rows = list(csv.DictReader((tmp_path / "out" / "steps.csv").open()))
     assert len(rows) == 10 and float(rows[0]["lr"]) == pytest.approx(0.25, rel=0.1)
     assert "digits" in capsys.readouterr().out
+
+
+def test_a_stored_configuration_in_a_fresh_process(tmp_path):
+    """In which nothing has asked for the models yet."""
+    OmegaConf.save(compose(["model=nat_m", "train.steps=10", "sched.warmup=0"]), tmp_path / "it.yaml")
+    command = [sys.executable, "-m", "recipes.schedule", f"config={tmp_path / 'it.yaml'}"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0 and "digits" in done.stdout, done.stderr
 
 
 def test_what_is_written_needs_a_folder(tmp_path, monkeypatch):

@@ -130,6 +130,15 @@ def test_data_that_was_moved_stays_where_it_is_now(tmp_path):
     assert config_to_resume(run, []).hardware.device == "auto"  # of one start
 
 
+def test_images_that_were_replaced_are_replaced_in_evaluations(tmp_path):
+    run = begun(tmp_path / "run", "data=imagefolder", "data.root=photos")
+    for typed, data in (("data.on_bad_image=replace", ("photos", "replace")), ("data.root=here", ("here", "replace"))):
+        note_session(run, [f"resume={run}", typed], 0, "cpu")
+        for found in (config_to_evaluate(run, []), config_to_resume(run, [])):
+            assert (found.data.root, found.data.on_bad_image) == data
+    assert config_to_resume(run, ["data.on_bad_image=raise"]).data.on_bad_image == "raise"
+
+
 def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, capsys):
     """So that Hydra knows the keys of that task."""
     segment, classify = begun(tmp_path / "my run", "task=segment"), begun(tmp_path / "other")

@@ -19,6 +19,20 @@ from recipes.stop import REQUEUE, SIGNALS, Stop
 from recipes.tasks import classify
 
 
+@pytest.mark.parametrize("number", stop.WARNINGS)
+def test_a_warning_before_the_first_step_requeues(number):
+    with pytest.raises(SystemExit) as ended, stop.requeued():
+        os.kill(os.getpid(), number)
+    assert ended.value.code == REQUEUE and signal.getsignal(number) == signal.SIG_DFL
+    came, before = [], signal.signal(number, lambda number, frame: came.append(number))  # such as submitit's
+    try:
+        with stop.requeued():
+            os.kill(os.getpid(), number)
+        assert came == [number]
+    finally:
+        signal.signal(number, before)
+
+
 def interrupted(out: Path, number: int = signal.SIGTERM) -> None:
     """The second process alone gets a signal, while its third step is noted."""
     noted = log.Log.step

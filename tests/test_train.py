@@ -97,6 +97,14 @@ def test_a_folder_is_used_once(run):
         train_here(run.parent, *QUICK, "name=first")
 
 
+def test_a_folder_goes_on_under_its_own_name(tmp_path, run):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    note_overrides(copy, QUICK)
+    with pytest.raises(RunError, match=r"copy goes on in that folder, and name=b is another: .* model\.checkpoint="):
+        train_here(tmp_path, f"resume={copy}", "name=b")
+    train_here(tmp_path, f"resume={copy}", "name=copy")  # a finished run: nothing is left to do
+
+
 def test_a_folder_in_use_is_refused(tmp_path, run):
     shutil.copytree(run, tmp_path / "copy")
     holder = subprocess.Popen(

@@ -99,6 +99,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     that nothing reads, a number out of range, and a typed key that has no effect, unless it was written with `++`, as
     every key of a `config=FILE` is.
     """
+    _check_kept(name, overrides)
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
     if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
@@ -130,6 +131,14 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     forced = {key_of(text) for text in overrides if text.startswith("++")}
     mine = {key: values[key] for key in typed if key in values and key not in forced}
     check_read(cfg, mine, base(name) | task_defaults(cfg.task.name))
+
+
+def _check_kept(name: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a key of ours that is to be left out, `~train.ema`, or a group of them, `~augment`."""
+    for text in overrides:
+        key = text.removeprefix("~").partition("=")[0]
+        if text.startswith("~") and any(is_in(known, (key,)) for known in base(name)):
+            raise ConfigError(f"{text} would leave out {key}, which is read: give it another value, such as null")
 
 
 def check_shadowed(folders: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.config import checks
 from recipes.config.errors import ConfigError
+from recipes.config.groups import register
 from recipes.config.quoting import key_of, quote, reads_as, written
 
 KEY = "config="
@@ -48,7 +49,7 @@ def with_task_of_run(arguments: Sequence[str]) -> list[str]:
     found = [reads_as(text) for text in arguments if text.startswith("run=")]
     if not found or not isinstance(found[-1], str) or any(key_of(text) == "task" for text in arguments):
         return list(arguments)
-    task = OmegaConf.select(load_config(Path(found[-1])), "task.name")  # the oldest runs have none
+    task = OmegaConf.select(load_config(Path(found[-1])), "task.name")
     return _placed([f"task={task}"] if task in checks.options("task") else [], arguments)
 
 
@@ -63,6 +64,7 @@ def _placed(found: Sequence[str], arguments: Sequence[str]) -> list[str]:
 
 
 def _overrides(file: str, name: str) -> list[str]:
+    register()  # the models, of which the file names one
     try:
         loaded = OmegaConf.load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,5 +1,6 @@
 """Open images of any colour mode as 8-bit RGB."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,7 +189,8 @@ def _named(name: str) -> Iterator[None]:
         raise
     # Pillow's decoders raise a dozen types (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
     except Exception as error:
-        said = f"cannot read the image {name}: {type(error).__name__}: {error}"
+        why = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # what is read from memory has no other name
+        said = f"cannot read the image {name}: {type(error).__name__}: {why}"
         if isinstance(error, OSError) and error.errno is not None:  # the system's: no file, no permission, a bad disk
             raise DataError(f"{said}. Is the folder still there?") from error
         raise BadImage(said) from error

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,8 @@ def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
 def _start_worker(_: int) -> None:
     # torch's own watchdog looks up the parent when a worker starts: too late if it is dead by then
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # the thread that hands over batches would print that nobody takes them any more
+    sys.excepthook = _unless_left_alone
     # Ctrl-C and others reach every process of a terminal or a job: only the parent decides what to do
     for number in HELD - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
@@ -263,6 +266,11 @@ def _start_worker(_: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     torch.set_num_threads(1)
     give_freed_memory_back()
+
+
+def _unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent() -> None:

@@ -168,6 +168,9 @@ class Task(task.Task):
     def learner(self, model: nn.Module) -> nn.Module:
         return model if self.teacher is None else self.teacher.learner(model)
 
+    def taught(self) -> int | None:
+        return None if self.teacher is None else self.teacher.teacher.checksum()
+
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         images, targets = self.mix(images, targets, seed=self.cfg.seed, step=draw)  # targets: (B, classes)
         own, outputs = partial(self.criterion, targets=targets), model(images)
