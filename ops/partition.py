@@ -68,7 +68,11 @@ def by_matmuls(
             logits = torch.baddbmm(q.new_zeros([1, 1, 1]), q, k.transpose(1, 2), beta=beta, alpha=scale)
         else:
             logits = mask.expand(-1, N, -1).repeat(q.shape[0] // mask.shape[0], 1, 1)
-            if torch.jit.is_scripting():  # whose autocast does not see operators in place
+            if torch.jit.is_scripting():
+                # its autocast does not see operators in place
+                logits = torch.baddbmm(logits, q, k.transpose(1, 2), alpha=scale)
+            elif watched(q, k, logits):
+                # torch's FlopCounterMode does not see this operator in place
                 logits = torch.baddbmm(logits, q, k.transpose(1, 2), alpha=scale)
             else:
                 logits = logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)

@@ -10,9 +10,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from recipes.checkpoint import Checkpoint
+from recipes.config.idle import SIDES
+from recipes.config.quoting import written
 from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.provenance import sessions
+from recipes.task import create as create_task
 from zoo import releases
 
 CARD = """\
@@ -75,11 +78,15 @@ model = {function}(
     {arguments},
 )
 model.load_state_dict(load_file("{file}"))
+model.eval()
 ```
 
-Input: RGB images of any size, mean {mean}, standard deviation {std}.
+Input: RGB images of any size, mean {mean}, standard deviation {std}. {measured}
+
+{classes}
 
 ![ground truth and predictions](validation.png)"""
+MOST = 100  # classes up to which a card lists their names
 KINDS = {"classify": "image-classification", "segment": "image-segmentation", "detect": "object-detection"}
 
 
@@ -139,12 +146,36 @@ def _use(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
     seen: dict[str, Any] = vars(preprocessing(cfg)).copy()
     file = best.path / f"{best.state['weights']}.safetensors"
     if model.created_by != "create_model":
-        colours = {key: seen[key] for key in ("mean", "std")}
-        return USE_HEADS.format(function=model.created_by, arguments=arguments, file=file, **colours)
+        given = {"function": model.created_by, "arguments": arguments, "file": file, "classes": _classes(data)}
+        return USE_HEADS.format(**given, measured=_measured(create_task(cfg).preparation()), **seen)
     size = seen.pop("size")
     prepared = ",\n        ".join(f"{key}={value!r}" for key, value in {"input_size": (3, *size), **seen}.items())
     given = {"arguments": arguments, "prepared": prepared, "folder": folder, "file": file, "classes": data.num_classes}
     return USE.format(**given, size=" x ".join(map(str, size)), **seen)
+
+
+def _measured(prep: dict[str, Any]) -> str:
+    """A sentence on the images that the metrics of a dense task are of; empty for a task that does not say."""
+    if not prep.keys() >= set(SIDES):
+        return ""
+    short, long, multiple = (prep[key] for key in ("short_side", "long_side", "side_multiple"))
+    sides = [f"the short side is {short if isinstance(short, int) else max(short)} pixels"] if short else []
+    sides += [f"the long side is at most {long} pixels"] if short and long else []
+    sides += [f"the long side is {long} pixels"] if long and not short else []
+    steps = [f"resized so that {' but '.join(sides)}"] if sides else []
+    steps += [f"enlarged to sides that are multiples of {multiple}"] if multiple else []
+    how = f" ({prep['interpolation']}, {'with' if prep['antialias'] else 'without'} antialiasing)" if steps else ""
+    said = f"The metrics are of images {' and '.join(steps) or 'at their own size'}{how}"
+    views = {"inference": "whole", "stride": None, "scales": [1.0], "flip": False}  # of a segmenter, as usual
+    other = [f"`task.{key}={written(prep[key])}`" for key, usual in views.items() if prep.get(key, usual) != usual]
+    return f"{said}, with {' '.join(other)}." if other else f"{said}."
+
+
+def _classes(data: Data) -> str:
+    """The names of the classes, in the order of the model's, or how many there are."""
+    if data.num_classes > MOST:
+        return f"Its {data.num_classes} classes are in `data.json`, in the model's order."
+    return f"Classes, from 0: {', '.join(f'`{name}`' for name in data.class_names)}."
 
 
 def _git(state: dict[str, Any] | None) -> str:

@@ -71,11 +71,6 @@ def say(text: str, style: str | None = None) -> None:
     CONSOLE.print(text, style=style, markup=False)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's error message; the type of one without a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def tracked(items: Iterable[T], total: int, text: str) -> Iterable[T]:
     """The items, with a progress bar on a terminal; elsewhere an older rich prints an empty line, even if disabled."""
     return track(items, text, total, console=CONSOLE, transient=True) if CONSOLE.is_terminal else items

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from recipes.clock import started
 from recipes.config import ConfigError
-from recipes.console import CONSOLE, first_line, note, say
+from recipes.console import CONSOLE, note, say
+from zoo.errors import first_line
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict
+from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict, predict_weights
 from recipes.config.checks import flat, is_in
 from recipes.config.idle import check_answers
 from recipes.config.quoting import key_of
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
             raise config.ConfigError(
                 f"predict={cfg.predict} uses a single model: give one checkpoint=, not {len(others) + 1}"
             )
-        answer(eval_models.find(cfg, source).cfg, cfg.predict, Path(cfg.out or "predictions"))
+        answer(predict_weights.configuration(cfg, source), cfg.predict, Path(cfg.out or "predictions"))
     else:
         of_weights(cfg, sources)
 
@@ -257,7 +257,7 @@ def _fill(model: nn.Module, kept: Kept) -> None:
 
 
 def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) -> None:
-    """Print predictions for images and, for dense tasks, draw them; a run's model does not need the data.
+    """Print predictions for images and, for dense tasks, draw them; the data need not be there.
 
     Images that cannot be read do not stop the others. Only one process predicts, however many there are.
     """
@@ -266,7 +266,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
     if distributed.rank():
         return
     machine, task = hardware.setup(cfg), create_task(cfg)
-    data = task.build_data() if run is None else data_record.described(run, cfg)
+    data = predict_weights.data_of(task) if run is None else data_record.described(run, cfg)
     model = machine.place(load(task, data, kept)).eval()
     del kept  # which is as large as the model
     unread, upright = [], True
@@ -286,7 +286,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
         with torch.no_grad(), machine.autocast():
             predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])
         table, picture = task.answer(image, predictions, data, printable(path))
-        CONSOLE.print(table)
+        CONSOLE.print(table, markup=False)  # names may have brackets
         if picture is not None:
             predict.write(picture, out / name)
     if unread:

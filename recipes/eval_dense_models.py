@@ -65,13 +65,17 @@ def published(cfg: DictConfig, release: Release) -> float | None:
     ):
         return None
     short = data.short_side
-    size = (short if short is None or isinstance(short, int) else max(short), data.long_side)
-    if cfg.task.name == "detect":
-        same = size == release.test_size
-    else:
-        plain = cfg.task.inference == "whole" and list(cfg.task.scales) == [1.0] and not cfg.task.flip
-        same = plain and size == (release.img_size, 4 * release.img_size)
+    same = (short if short is None or isinstance(short, int) else max(short), data.long_side) == sides(release)
+    if cfg.task.name == "segment":
+        same &= cfg.task.inference == "whole" and list(cfg.task.scales) == [1.0] and not cfg.task.flip
     return release.metrics.get(create(cfg).score) if same else None
+
+
+def sides(release: Release) -> tuple[int, int] | None:
+    """The short side and the longest long one, in pixels, of the images that its published figure is for."""
+    if release.task == "detection":
+        return release.test_size
+    return release.img_size and (release.img_size, 4 * release.img_size)
 
 
 def _build_as(cfg: DictConfig, model: str, found: DenseRecognition, wanted: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from torch import nn
 import zoo
 from ops.tool import tool
 from recipes import card, data_record, distributed
-from recipes.console import first_line
 from recipes.data import DataError
 from recipes.data.build import preprocessing
 from recipes.eval import config_of, load
@@ -81,13 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         shapes = export.write(model, args)
     except (RunError, DataError, zoo.CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "SerializeError":  # which has no public name: torch has no format for a program
-            raise
-        said = first_line(error)
-        instead = "leave out --any-size and give --size H W" if args.any_size else "export to a name that ends in .onnx"
-        print(f"torch.export cannot save the model of {args.run}: {said}; {instead}", file=sys.stderr)
         return 2
     return export.report(model, args.out, shapes, args.tolerance)
 

@@ -14,12 +14,13 @@ import zoo
 from recipes import papers, weights
 from recipes.config import ConfigError
 from recipes.config.quoting import written
-from recipes.console import first_line, say
+from recipes.console import say
 from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.recognised import built_with, lacking, left_open, released, typed
 from recipes.settings import load_config
 from zoo.checkpoint import part_of, select
+from zoo.errors import first_line
 from zoo.heads.recognise import recognise_dense
 from zoo.reader import Checkpoint
 from zoo.recognise import hint, parts, without_prefix

@@ -18,9 +18,10 @@ from torch.distributed.tensor import DTensor
 from recipes.config import ConfigError
 from recipes.config.errors import near
 from recipes.config.idle import optimizer_name
-from recipes.console import first_line, say
+from recipes.console import say
 from recipes.freeze import backbone_names, matching
 from recipes.plan import Plan
+from zoo.errors import first_line
 
 # keys of cfg.optim that are not passed to timm
 OURS = {

@@ -103,6 +103,12 @@ class Run:
         _replace(self.folder / data_record.FILE, json.dumps(data_record.of(data)))
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
+    def withdraw(self) -> None:
+        """What turns out not to be trainable as configured need not be resumed, and may begin again under its name."""
+        if not self.known and self.store.newest()[0] is None:
+            for file in (self.folder / "config.yaml", self.metrics):
+                file.unlink(missing_ok=True)
+
     def save(self, now: State, best: dict[str, float] | None = None) -> None:
         """Write a checkpoint of the step; with `best`, the metrics of its evaluated weights, it becomes the best one.
 

@@ -209,7 +209,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     if not asked and not _moved(folder):
         return stored
     cfg = _compose(folder, asked)
-    sized = [text for text in overrides if key_of(text) == "img_size" and _sized(text)]
+    sized = [text for text in overrides if key_of(text) in ("img_size", "data.img_size") and _sized(text)]
     if sized and not is_size_of_images(cfg):
         raise RunError(f"{sized[0]} would have no effect: it needs {resized_by(cfg)}")
     if cfg.data.name != stored.data.name:

@@ -24,7 +24,7 @@ from recipes.checkpoint import CheckpointError
 from recipes.clock import STARTUP, Timed
 from recipes.config import ConfigError
 from recipes.console import say
-from recipes.data import Data, DataError, Source
+from recipes.data import Data, DataError, NoBatch, Source
 from recipes.data.encoded import Encoded
 from recipes.data.seeding import INIT, MODEL, STEP, seed_all
 from recipes.evaluate import evaluate
@@ -79,6 +79,10 @@ def main(cfg: DictConfig) -> float | None:
         with log.Log(run.sinks(), now.meter, plans, **show) as logs:
             try:
                 Loop(run, machine, task, data, schedule, now, logs, stop).train()
+            except (ConfigError, NoBatch):
+                if distributed.rank() == 0:
+                    run.withdraw()
+                raise
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
         finished = now.step >= plans.steps and not now.due

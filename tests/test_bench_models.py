@@ -154,6 +154,48 @@ def test_a_model_of_timm_s_at_another_size(tmp_path, capsys):
     assert [row[6] for row in cells] == ["timm", "timm", "-"] and [row[9] == "- |" for row in cells] == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "sides", "why"),
+    [
+        ("maxvit_t", (250, 250), "timm's maxvit_t takes no images of 250 x 250: height (32) must be divisible"),
+        ("gcvit_xxt", (40, 40), "timm's gcvit_xxt takes no images of 40 x 40: shape"),
+        ("gcvit_xxt", (31, 31), "timm's gcvit_xxt takes no images of 31 x 31: division by zero"),
+        ("maxvit_t_tv", (64, 64), "torchvision's maxvit_t_tv takes no images of 64 x 64: it is made for its own size"),
+    ],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_a_twin_that_does_not_take_the_size_is_left_out(name, sides, why, train, capsys):
+    args = bench.parse([name, "--batch", "2", "--size", *map(str, sides), *["--train"] * train])
+    models, images = bench.build(name, args)
+    assert models.keys() == {"ours"} and models["ours"].training == train and images.shape == (2, 3, *sides)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"left out: {why}")
+
+
+def test_twins_at_a_size_that_both_take(capsys):
+    models, _ = bench.build("gcvit_xxt", bench.parse(["gcvit_xxt", "--batch", "1", "--size", "64", "64", "--train"]))
+    assert models.keys() == {"ours", "timm"} and all(model.training for model in models.values())
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "side"), [("crossvit_tiny_240", "64"), ("litv2_s", "24")])
+def test_a_model_that_does_not_take_the_size(name, side, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([name, "--batch", "1", "--repeats", "1", "--size", side, side])
+    assert stopped.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {name} takes no images of {side} x {side}: ")
+
+
+def test_memory_that_runs_out_is_no_refusal(monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench, "place", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.build("test_resnet", bench.parse(["test_resnet", "--size", "64", "64"]))
+
+
 def test_cost_at_a_size():
     """By hand: of a convolution its weights once for every pixel of its map, of attention its keys for every query."""
     at, twice = gflops("test_resnet", 64), gflops("test_resnet", (64, 128))
@@ -172,6 +214,7 @@ def test_cost_at_a_size():
     ("arguments", "message"),
     [
         (["davit_tiniest"], "no model is called davit_tiniest"),
+        (["maxvit_t.timm_tf_in1k"], "expected models of the zoo without a tag, such as maxvit_t, and --size"),
         (["--batch", "0"], "argument --batch: 0: expected at least 1"),
         (["--size", "32", "-1"], "argument --size: -1: expected at least 1"),
         (["--profile", "--compile"], "leave one of them out"),

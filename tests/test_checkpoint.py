@@ -98,7 +98,7 @@ def test_raw_and_averaged(tmp_path, source):
         assert load_checkpoint(model, path, weights=weights).entry == ("ema" if weights == "ema" else "raw")
         assert same(model, state_of(wanted))
     torch.save({"state_dict": state_of(source)}, path)
-    with pytest.raises(zoo.CheckpointError, match="no ema weights, only raw"):
+    with pytest.raises(zoo.CheckpointError, match=r"no ema weights, only raw: choose other weights$"):
         load_checkpoint(small(NAME), path, weights="ema")
     with pytest.raises(ValueError, match="'auto', 'raw' or 'ema'"):
         load_checkpoint(small(NAME), path, weights="best")

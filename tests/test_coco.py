@@ -298,6 +298,31 @@ def test_null_is_as_good_as_no_key(objects):
         coco(objects).train.sample(0, 0)
 
 
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("train", "which task.head=mask_rcnn learns: expected task.head=faster_rcnn, retinanet or fcos"),
+        ("val", "by which the masks of task.head=mask_rcnn are measured: expected another data.val_json=, or "),
+    ],
+)
+def test_a_file_of_boxes_has_no_masks_to_learn(objects, split, said):
+    """Said before a run begins; an object without one among others is a bad image."""
+    content = json.loads((objects / f"{split}.json").read_text())
+    things = content["annotations"]
+    bare = [{**thing, "segmentation": value} for thing, value in zip(things, ([], None, {}, [[1, 2]], []), strict=True)]
+    crowd = {**bare[2], "segmentation": things[2]["segmentation"]}  # which is not learned
+    write(objects / f"{split}.json", {**content, "annotations": [*bare[:2], crowd, *bare[3:]]})
+    given = ["model=timm", "model.name=test_resnet", "task=detect", "task.head=mask_rcnn", "data=coco_json"]
+    given.append(f"data.root={objects}")
+    with pytest.raises(DataError) as error:
+        train_here(objects / "runs", *given, "data.on_bad_image=replace", "data.batch_size=2")
+    assert str(error.value).startswith(f"no object of {split}.json has a segmentation, {said}")
+    assert not (objects / "runs").exists()
+    assert coco(objects, masks=False).train.sample(0, 0)[1]["labels"].tolist() == [1, 0]
+    write(objects / f"{split}.json", {**content, "annotations": [*bare[:3], things[3]]})
+    assert len(coco(objects).val) == 3
+
+
 def test_nothing_to_learn_or_to_find(objects):
     content = json.loads((objects / "train.json").read_text())
     write(objects / "train.json", {**content, "annotations": [content["annotations"][2]]})  # a crowd

@@ -27,6 +27,7 @@ from test_golden import FOLDER
 from zoo import export, fetch, inspect, show
 from zoo.convert import command
 from zoo.files import save_tensors
+from zoo.heads import detector, segmenter
 
 GCVIT = "gc_vit_xxtiny_224x224"
 
@@ -184,6 +185,34 @@ def test_a_name_tells_what_a_part_is(tmp_path):
     for name, said in (("nat_mini_mask_rcnn", "nat_m by its name"), ("best", "name the model")):
         torch.save(state | {"neck.weight": torch.zeros(2)}, tmp_path / f"{name}.pth")
         assert inspect.inspect(tmp_path / f"{name}.pth")["part"].endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "says", "classes"),
+    [
+        ("upernet_dinat_mini", segmenter, "upernet on dinat_m", 150),
+        ("nat_mini_maskrcnn", detector, "mask_rcnn on nat_m", 80),
+        ("best", segmenter, "upernet on nat_m or dinat_m", 2),
+        ("one", detector, "mask_rcnn on nat_m or dinat_m", 1),
+    ],
+)
+def test_whole_models_for_dense_prediction(tmp_path, capsys, name, build, says, classes):
+    """Head, backbone as far as tensors and names show it, and classes; of one in the zoo's names that it is one."""
+    with torch.device("meta"):
+        made = build("nat_m", classes, head="upernet" if build is segmenter else "mask_rcnn", channels=16)
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in made.state_dict().items()}
+    path, own = tmp_path / f"{name}.pth", tmp_path / "ema.safetensors"
+    torch.save({"state_dict": made.layouts()[0].to_theirs(state)}, path)
+    save_file(state, own)
+    said, found = inspect.inspect(path), inspect.inspect(own)
+    assert said["summary"] == f"{says}, {classes} class{'es' * (classes > 1)}" and said["classes"] == classes
+    assert said["part"].startswith("backbone: nat_m or dinat_m in layout 'official'") and "closest" not in said
+    assert found["summary"] == f"a {build.__name__} in the zoo's names"
+    assert found["task"] == said["task"] == ("segment" if build is segmenter else "detect")
+    assert found["part"].startswith("backbone: nat_m or dinat_m in layout 'zoo'")
+    assert inspect.main([str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert said["summary"] in table and found["summary"] in table and "not in the zoo" not in table
 
 
 def test_nothing_is_overwritten(released, tmp_path, capsys):

@@ -233,6 +233,10 @@ ERRORS = [
     (["+optim.lr=3"], "optim.lr=3"),
     (["+train.epoch=1"], "nothing reads train.epoch (did you mean train.epochs"),
     (["++data.batchsize=8"], "nothing reads data.batchsize (did you mean data.batch_size"),
+    (
+        ["task=segment", "data.eval_img_size=96"],
+        "task=segment has no data.eval_img_size: leave it out; data.short_side=",
+    ),
     (["~nothing"], "'nothing' does not exist"),
     (["~augment"], "~augment would leave out augment, which is read: give it another value, such as null"),
     (["~train.ema"], "~train.ema would leave out train.ema, which is read"),

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from recipes import console
+from zoo.errors import first_line
 
 
 def test_output_that_cannot_be_written_is_an_error_unless_it_is_optional(capfd):
@@ -42,8 +43,8 @@ def test_a_note_is_not_worth_an_error(monkeypatch):
 
 
 def test_an_error_without_a_message_is_told_by_its_type():
-    assert console.first_line(OSError("\n no such host\nmore")) == "no such host"
-    assert console.first_line(TimeoutError()) == console.first_line(TimeoutError("\n")) == "TimeoutError"
+    assert first_line(OSError("\n no such host\nmore")) == "no such host"
+    assert first_line(TimeoutError()) == first_line(TimeoutError("\n")) == "TimeoutError"
 
 
 def test_progress_is_only_drawn_on_a_terminal(monkeypatch):

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 import zoo
 from children import evaluate_here
-from recipes import config
+from recipes import config, predict_weights
 from recipes.config import ConfigError
 from recipes.task import create
 from test_eval_models import find
@@ -101,6 +101,58 @@ def test_a_segmenter_without_its_name_or_for_other_data(ade, tmp_path):
             measured(tmp_path, f"checkpoint={unnamed}", "task=segment", "model=dinat_m", "data.val_count=2")
     finally:
         unnamed.rename(path)
+
+
+def renamed(path, meta):
+    """The file with other metadata."""
+    torch.save(torch.load(path, weights_only=True) | {"meta": meta}, path)
+    return path
+
+
+def test_a_segmenter_predicts_without_its_data(ade, tmp_path, capsys, monkeypatch):
+    root, path = ade
+    image, given = root / "images" / "validation" / "1.png", [f"checkpoint={path}", "task=segment", *AS_THEY_ARE]
+    classes = set(np.unique(np.array(Image.open(root / "annotations" / "validation" / "1.png"))) - 1)
+
+    def named(*typed):
+        monkeypatch.setattr(config, "overrides", lambda: [*given, *typed])
+        evaluate_here(*given, *typed, f"predict={image}", f"out={tmp_path}")
+        said = capsys.readouterr().out
+        rows = [line.split("│")[1].strip() for line in said.splitlines() if "│" in line]
+        return rows, (tmp_path / "1-found.png").read_bytes(), said
+
+    rows, picture, said = named("data=ade20k")
+    assert set(map(int, rows)) == classes and "nothing names the 150 classes" in said  # a single name is none for them
+    assert named()[:2] == (rows, picture)
+    there, seen, _ = named("data=ade20k", f"data.root={root}", "data.image_suffix=.png")
+    assert there == [f"thing {row}" for row in rows] and seen == picture
+    try:
+        for meta in ({"CLASSES": list("abc") * 50}, {"dataset_meta": {"classes": tuple("abc" * 50)}}):
+            renamed(path, meta)
+            assert named("data=ade20k")[0] == ["abc"[int(row) % 3] for row in rows]
+        assert named("data=masks", f"data.class_names={list('xyz' * 50)}")[0] == ["xyz"[int(row) % 3] for row in rows]
+        with pytest.raises(ConfigError, match=r"data.class_names has 2 names, and the model 150 classes"):
+            named("data=masks", "data.class_names=[sky,ground]")
+    finally:
+        renamed(path, {"CLASSES": ("a",)})
+
+
+def test_images_are_resized_as_published_where_no_data_is_named(ade, tmp_path, capsys):
+    def sides(path, *typed):
+        cfg = predict_weights.configuration(config.compose([f"checkpoint={path}", *typed], "eval"), str(path))
+        return cfg.data.short_side, cfg.data.long_side, cfg.data.antialias, cfg.data.mean
+
+    root, path = ade
+    assert sides(path, "task=segment") == (512, 2048, False, None)
+    assert sides(of_detector("mask_rcnn", tmp_path)[1], "task=detect") == (800, 1333, False, None)
+    said = "images are not resized: give data.short_side= and data.long_side="
+    assert said not in capsys.readouterr().out
+    unnamed = path.rename(root / "weights.pth")
+    try:
+        assert sides(unnamed, "task=segment", "model=dinat_m") == (None, None, False, None)
+    finally:
+        unnamed.rename(path)
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("typed", [(), ("model.dilations=segmentation",)])
@@ -283,6 +335,31 @@ def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
     assert evaluated.published() == DETECTORS[head][2] and evaluated.cfg.data.antialias is False
     assert find(path, "task=detect", "data=coco", "data.antialias=true").published() is None
     assert evaluated.cfg.model.get("windows") == ([0, 0, 4, 1] if head == "retinanet" else None)
+
+
+def test_a_detector_predicts_without_its_data(tmp_path, capsys):
+    _, path = of_detector("retinanet", tmp_path)
+    renamed(path, {"CLASSES": ("cat", "dog", "bird")})
+    pictures(tmp_path / "photos")
+    for data in ([], ["data=coco"]):
+        given = [f"checkpoint={path}", "task=detect", *data, *AS_THEY_ARE[:2]]
+        evaluate_here(*given, f"predict={tmp_path / 'photos'}", f"out={tmp_path / 'found'}")
+        said = capsys.readouterr().out
+        assert "litv2_s" in said and {"cat", "dog", "bird"} & set(said.split())
+    assert sorted(file.name for file in (tmp_path / "found").iterdir()) == ["0-found.png", "1-found.png"]
+
+
+def test_classes_that_no_tensor_shows(tmp_path):
+    """Of a detector in our names; a segmenter's classifier shows them."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    save_file(detector("test_resnet", 3, head="fcos", channels=32).state_dict(), tmp_path / "own.safetensors")
+    given = [f"checkpoint={tmp_path / 'own.safetensors'}", "model=timm", "model.name=test_resnet", "task.channels=32"]
+    given += [f"predict={tmp_path / 'a.png'}", f"out={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"own.safetensors does not show how many classes .* give model.num_classes="):
+        evaluate_here(*given, "task=detect", "task.head=fcos")
+    evaluate_here(*given, "task=detect", "task.head=fcos", "model.num_classes=3")
+    save_file(segmenter("test_resnet", 3, head="fcn", channels=32).state_dict(), tmp_path / "own.safetensors")
+    evaluate_here(*given, "task=segment", "task.head=fcn")
 
 
 def test_names_of_mask_rcnn_as_published():

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ import zoo
 from children import evaluate_here, lines, lost_after, note_overrides, train_here
 from dense_cases import TASKS, TINY
 from ranks import on_ranks
-from recipes import config, data_record, export
+from recipes import card, config, data_record, export
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.data import DataError
@@ -58,15 +59,60 @@ def test_trackers_get_the_picture(run):
     assert [event.step for event in read.Images("validation/picture")] == [2, 4]
 
 
+def best_of(run):
+    cfg = config_of(run, [])
+    return load(create(cfg), data_record.described(run, cfg), find_weights(run)).eval()
+
+
 def test_the_card_loads_the_model(run, monkeypatch):
-    card = (run / "README.md").read_text()
-    assert "image-segmentation" in card or "object-detection" in card
+    text = (run / "README.md").read_text()
+    assert "image-segmentation" in text or "object-detection" in text
     said: dict = {}
     monkeypatch.chdir(run)
-    exec(re.search(r"```python\n(.*?)```", card, re.S)[1], said)
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], said)
     best = find_checkpoint(run)
     weights = best.tensors(best.state["weights"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in said["model"].state_dict().items())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():  # as in an evaluation, where no statistics of these images matter
+        want, found = (
+            model(images if run.name == "segment" else list(images)) for model in (best_of(run), said["model"])
+        )
+    torch.testing.assert_close(found, want)
+    assert "The metrics are of images at their own size.\n" in text
+    names = [*map(str, range(10)), *(["background"] if run.name == "segment" else [])]
+    assert f"Classes, from 0: {', '.join(f'`{name}`' for name in names)}.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([], "images at their own size."),
+        (
+            ["data=ade20k"],
+            "resized so that the short side is 512 pixels but the long side is at most 2048 pixels (bilinear, with "
+            "antialiasing).",
+        ),
+        (
+            ["data=coco", "data.antialias=false", "data.long_side=null"],
+            "is 800 pixels (bilinear, without antialiasing).",
+        ),
+        (
+            ["data.long_side=100", "data.side_multiple=32", "task.flip=true", "task.scales=[0.5,1.0]"],
+            "resized so that the long side is 100 pixels and enlarged to sides that are multiples of 32 (bilinear, "
+            "with antialiasing), with `task.scales=[0.5,1.0]` `task.flip=true`.",
+        ),
+    ],
+)
+def test_the_card_says_how_images_were_resized(typed, said):
+    prepared = create(config.compose(["model=nat_m", "task=segment", *typed])).preparation()
+    assert card._measured(prepared).endswith(said)
+
+
+def test_the_card_names_few_classes():
+    few, many = (SimpleNamespace(num_classes=n, class_names=[f"thing {i}" for i in range(n)]) for n in (2, 150))
+    assert card._classes(few) == "Classes, from 0: `thing 0`, `thing 1`."
+    assert card._classes(many) == "Its 150 classes are in `data.json`, in the model's order."
 
 
 def test_a_run_is_exported(run, tmp_path, capsys, monkeypatch):
@@ -85,12 +131,12 @@ def test_a_run_is_exported(run, tmp_path, capsys, monkeypatch):
     assert export.main([str(tmp_path), str(out)]) == 2
     assert "holds no run" in capsys.readouterr().err
 
-    def unsaved(model, args):
+    def unsaved(*args, **kwargs):
         raise SerializeError("Failed serializing node ceil\n Original exception Traceback")
 
-    monkeypatch.setattr(export.export, "write", unsaved)
-    assert export.main([str(run), str(out), "--any-size"]) == 2
-    said = f"torch.export cannot save the model of {run}: Failed serializing node ceil; leave out --any-size and give"
+    monkeypatch.setattr(export.export, "export", unsaved)
+    assert export.main([str(run), str(out), "--any-size", "--force"]) == 2
+    said = "torch.export cannot save test_resnet: Failed serializing node ceil; leave out --any-size and give"
     assert capsys.readouterr().err.strip() == f"{said} --size H W"
     monkeypatch.setattr(export.export, "LEAST_OF_ANY", 65)
     assert export.main([str(run), str(out), "--any-size"]) == 2

@@ -259,11 +259,12 @@ def test_a_run_with_tables_is_measured_at_another_size(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("classes", [0, 7])
-def test_a_folder_of_other_classes_is_not_measured(tmp_path, classes):
-    """Its classifier would be a new one, whose figures are chance."""
+def test_a_folder_of_other_classes_is_not_measured(tmp_path, monkeypatch, classes):
+    """Its classifier would be a new one, whose figures are chance; nor does it predict the classes of named data."""
     folder = zoo.save_for_hf(timm.create_model("test_resnet", num_classes=classes), tmp_path / "shared")
     has = "are for 7 classes" if classes else "have no classifier"
-    for asked in ([], [config.quote("predict", str(tmp_path))]):
+    for asked in ([], ["data=digits", config.quote("predict", str(tmp_path))]):
+        monkeypatch.setattr(config, "overrides", lambda asked=asked: asked)
         Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
         with pytest.raises(
             ConfigError, match=rf"shared {has}, so a new one for 10 .*: there is nothing to evaluate\. Give"

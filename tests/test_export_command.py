@@ -9,7 +9,7 @@ import zoo
 from builds import every_small, small, trained
 from rankings import ranks
 from zoo import export
-from zoo.heads import segmenter
+from zoo.heads import detector, segmenter
 
 
 @pytest.fixture
@@ -72,10 +72,26 @@ def test_export_segmenter(tmp_path, capsys):
     x = torch.randn(1, 3, 64, 96)
     assert not built.training and torch.equal(built(x), model(x))
     assert export.main([str(path), str(tmp_path / "maps.pt2"), "--features"]) == 2
-    assert "Its part 'backbone' is" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is a segmenter, upernet on dinat_m, 7 classes, whose maps this command does not export. Its part" in said
+    assert "Its part 'backbone' is" in said
     path.rename(tmp_path / "some.pth")
     assert export.main([str(tmp_path / "some.pth"), str(out), "--force"]) == 2
     assert "Give --model" in capsys.readouterr().err
+
+
+def test_detectors_are_not_exported(tmp_path, capsys):
+    """Nor are their maps, but their backbone can be extracted."""
+    model, path = detector("nat_m", 80, head="mask_rcnn", channels=16), tmp_path / "nat_mini_maskrcnn.pth"
+    states = {"detector, mask_rcnn on nat_m, 80 classes": model.layouts()[0].to_theirs(model.state_dict())}
+    states["detector in the zoo's names"] = model.state_dict()
+    for what, state in states.items():
+        torch.save({"state_dict": state}, path)
+        for more in ([], ["--features"], ["--model", "nat_m"]):
+            assert export.main([str(path), str(tmp_path / "x.pt2"), *more]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"{path} is a {what}: detectors are not exported, as the number of boxes")
+            assert "Its part 'backbone' is" in said and f"zoo.convert {path} OUT --part backbone extracts it" in said
 
 
 def test_maps_are_compared():

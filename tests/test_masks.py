@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from recipes.data import DataError
+from children import train_here
+from recipes.config import compose
+from recipes.data import DataError, NoBatch, dense
 from recipes.data.errors import BadImage
 from recipes.data.images import open_labels
 from recipes.data.masks import Classes
-from test_dense_data import all_of, build
+from test_dense_data import KINDS, all_of, build
 
 
 def picture(path, size=(30, 20), colour=(90, 120, 30)):
@@ -340,3 +342,36 @@ def test_images_of_several_sizes_make_no_batch(folder):
     mask(folder / "masks" / "train" / "b.png", (0, 1), size=(20, 30))
     with pytest.raises(DataError, match=r"images of \d+ x \d+, \d+ x \d+ pixels cannot form a batch: set task\.crop"):
         all_of(masks(folder, "task.crop=false", "task.jitter=[1,1]").train, batch_size=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_without_batches_is_not_to_be_resumed(folder, tmp_path, workers):
+    """It would end there again. Its name is free for one that learns from one image at a time, in as large a batch."""
+    picture(folder / "images" / "train" / "b.jpg", size=(20, 30))
+    mask(folder / "masks" / "train" / "b.png", (0, 1), size=(20, 30))
+    given = ["task=segment", "task.head=fcn", "task.channels=8", "task.auxiliary=false", "model=timm"]
+    given += ["model.name=test_resnet", "data=masks", f"data.root={folder}", "data.num_classes=3", "train.steps=1"]
+    given += ["data.short_side=null", "data.long_side=null", "data.batch_size=3", "task.crop=false"]
+    given += ["task.jitter=[2,2]", f"data.workers={workers}"]
+    with pytest.raises(NoBatch) as error:
+        train_here(tmp_path / "runs", *given, "name=one")
+    advice = "set task.crop=true, or train.micro_batch=1, which keeps the batch size, or data.batch_size=1"
+    said = f"the training set of masks: images of 40 x 60, 60 x 40 pixels cannot form a batch: {advice}"
+    assert str(error.value) == said
+    if not workers:
+        train_here(tmp_path / "runs", *given, "train.micro_batch=1", "name=one")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "there"),
+    [
+        ("segment", ["data=masks", "data.num_classes=3"], "images/{0} and masks/{0}"),
+        ("detect", ["data=coco_json"], "{0}.json and {0}"),
+    ],
+)
+def test_what_is_missing_is_of_the_split_that_is_read(task, given, there):
+    """An evaluation needs no training images."""
+    options = {"masks": False} if task == "detect" else {}
+    for command, split, more in (("train", "train", []), ("eval", "val", ["model=nat_m", "checkpoint=model.pth"])):
+        with pytest.raises(DataError, match=f"needs data.root=<folder with {there.format(split)}>$"):
+            dense.build(compose([f"task={task}", *given, *more], command), KINDS[task], **options)

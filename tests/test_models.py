@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import DropPath, get_channel_dim, get_spatial_dim
 from timm.models import create_model, get_model_args, get_model_input_config
+from torch.utils.flop_counter import FlopCounterMode
 
 import ops
 import zoo
@@ -62,6 +63,18 @@ def test_reference(name):
     with ops.implementation("reference"):
         expected = model(x)
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "nat_m"])
+def test_operations_are_counted_on_every_device(name):
+    """With gradients as well: on CPUs, maps of this size are products in another order, without fused attention."""
+    counts = set()
+    for device in ("cpu", "meta"):
+        model, x = create_model(name, device=device), torch.zeros(1, 3, 64, 64, device=device)
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+        counts.add(counter.get_total_flops())
+    assert len(counts) == 1
 
 
 @every_small

@@ -50,6 +50,8 @@ def test_a_size_that_images_of_a_dense_task_do_not_get_is_refused(tmp_path):
     assert config_to_evaluate(run, ["img_size=96", "task.inference=slide"]).data.img_size == 96
     scenes = begun(tmp_path / "scenes", "task=detect")
     assert config_to_evaluate(scenes, ["img_size=96"]).data.img_size == 96
+    with pytest.raises(RunError, match=r"data\.img_size=96 would have no effect: it needs .*data\.short_side= and"):
+        config_to_evaluate(run, ["data.img_size=96"])
     with pytest.raises(ConfigError, match=r"img_size=96 has no effect here: it needs .*data\.short_side= and"):
         config.compose(["checkpoint=a.pth", "task=segment", *data, "img_size=96"], "eval")
 
@@ -148,6 +150,9 @@ def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, cap
     assert with_task_of_run(["-m", *typed]) == ["-m", "task=segment", *typed]
     for others in (["checkpoint=a.pth"], ["-m", f"run={segment},{classify}"], [f"run={segment}", "task=detect"]):
         assert with_task_of_run(others) == others
+    resumed = [config.quote("resume", str(segment)), "task.crop=false"]
+    assert with_task_of_run(resumed, "train") == ["task=segment", *resumed]
+    assert with_task_of_run(["resume=auto", "task.crop=false"], "train") == ["resume=auto", "task.crop=false"]
     said = []
     monkeypatch.setattr("sys.argv", ["eval.py", *typed])
     config.main("eval")(lambda cfg: said.append((cfg.run, cfg.task.name, cfg.task.flip)))()

@@ -96,6 +96,8 @@ def test_images_are_those_that_a_model_is_trained_on(tmp_path, pixel, want):
     [
         ([], "give model=NAME"),
         (["model=nat_m", "qery=1,2"], "did you mean query?"),
+        (["model=davit_t", "model=nat_m"], "model= is given more than once"),
+        (["model=biformer_t", "n_win=5", "stage=1", "n_win=7"], "n_win= is given more than once"),
         (["model=nat_m", "query=1"], "expected 2 numbers"),
         (["model=nat_m", "stage=last"], "expected a number"),
         (["nat_m"], "expected KEY=VALUE"),

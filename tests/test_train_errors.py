@@ -38,6 +38,27 @@ def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
     assert f"images were {', '.join(indices[:5])} and 27 more, all listed in {file}\nlook at" in str(error.value)
 
 
+def test_what_cannot_be_trained_as_configured_begins_again_under_its_name(tmp_path, monkeypatch):
+    """It is known at the first step only; a run with a checkpoint stays."""
+
+    loss = classify.Task.loss
+
+    def refusing(at):
+        def function(self, *args, draw):
+            if draw == at:
+                raise config.ConfigError("batches of one image")
+            return loss(self, *args, draw=draw)
+
+        return function
+
+    for at, stays in ((0, False), (4, True)):
+        monkeypatch.setattr(classify.Task, "loss", refusing(at))
+        with pytest.raises(config.ConfigError, match="batches of one image"):
+            train_here(tmp_path, *QUICK, "name=run")
+        assert (tmp_path / "run" / "config.yaml").is_file() == stays
+    assert [line["step"] for line in lines(tmp_path / "run")][:4] == [1, 2, 3, 4]
+
+
 def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
     path = tmp_path / "run" / "nonfinite"

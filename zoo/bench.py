@@ -6,15 +6,17 @@
     python -m zoo.bench stvit_s --profile
 
 The share is the model's FLOP/s (twice its multiply-adds, times images per second) over those of a large matmul: a
-perfect model would reach 100 %. Models that only timm has are listed in the columns of the twin. Model, twin and matmul
-alternate, so that a busy moment of the machine affects all of them; the column GFLOP/s is that of the matmul.
+perfect model would reach 100 %. Models that only timm has are listed in the columns of the twin; a twin that takes no
+images of the size is left out. Model, twin and matmul alternate, so that a busy moment of the machine affects all of
+them; the column GFLOP/s is that of the matmul. Weights are random: models of the zoo are named without a tag.
 With `--profile`, it reports where the time of each model goes.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from ops.bench.measure import large_product, timings
 from ops.bench.report import circumstances
-from ops.tool import overwrite, positive, tool, writable
+from ops.tool import ToolError, overwrite, positive, tool, writable
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
@@ -48,6 +50,9 @@ TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
     "davit_s": ("timm", "davit_small"),
     "davit_b": ("timm", "davit_base"),
 }
+
+# what models of other libraries raise for images of a size that they do not take
+REFUSALS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError)
 
 # the smallest model of each family that its paper compares with others
 DEFAULT = (
@@ -79,24 +84,67 @@ def step(model: nn.Module, images: Tensor, train: bool) -> None:
 
 
 def build(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor]:
-    """The model, its twin if there is one, and a batch of images."""
-    dtype = getattr(torch, args.dtype)
-    model, size = at_size(name, args.size)
-    models = {"ours" if name in variants() else "timm": model}
-    if name in TWINS and (twin := twin_of(name, args.size)):
-        models[TWINS[name][0]] = twin
-    for model in models.values():
-        model.to(args.device, dtype, memory_format=torch.channels_last).train(args.train)
-    images = torch.randn(args.batch, 3, *size, device=args.device, dtype=dtype)
-    return models, images.contiguous(memory_format=torch.channels_last)
+    """The model, its twin if there is one that takes these images, and a batch of images.
+
+    Raises ToolError if the model itself takes no images of the size.
+    """
+    ours = name in variants()
+    with told(name, args, (ValueError,) if ours else REFUSALS):
+        model, size = at_size(name, args.size)
+        place(model, size, args)
+    models = {"ours" if ours else "timm": model}
+    if name in TWINS:
+        models |= twins(name, size, args)
+    return models, batch(args.batch, size, args)
 
 
-def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module | None:
-    """The same architecture in another library, for images of a size; torchvision's only has its own size."""
+def twins(name: str, size: tuple[int, int], args: argparse.Namespace) -> dict[str, nn.Module]:
+    """The twin of a model by its library; nothing if it takes no images of the size, which is then said."""
+    library = TWINS[name][0]
+    try:
+        with told(f"{library}'s {name}", args, REFUSALS):
+            place(twin := twin_of(name, args.size), size, args)
+    except ToolError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return {}
+    return {library: twin}
+
+
+@contextmanager
+def told(model: str, args: argparse.Namespace, refusals: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raises ToolError where a model, as it is built or run, refuses images of `--size`."""
+    try:
+        yield
+    except refusals as error:
+        if args.size is None or isinstance(error, torch.OutOfMemoryError):  # which is a RuntimeError
+            raise
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ToolError(f"{model} takes no images of {' x '.join(map(str, args.size))}: {why}") from error
+
+
+def place(model: nn.Module, size: tuple[int, int], args: argparse.Namespace) -> None:
+    """Moves a model to where it is timed; at a size that was asked for, it is tried there with one image."""
+    model.to(args.device, getattr(torch, args.dtype), memory_format=torch.channels_last).eval()
+    if args.size is not None:
+        with torch.no_grad():  # not inference_mode: what a model keeps of this run may be needed for a backward
+            model(batch(1, size, args))
+    model.train(args.train)
+
+
+def batch(count: int, size: tuple[int, int], args: argparse.Namespace) -> Tensor:
+    """Random images (count, 3, H, W)."""
+    images = torch.randn(count, 3, *size, device=args.device, dtype=getattr(torch, args.dtype))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def twin_of(name: str, size: tuple[int, int] | None = None) -> nn.Module:
+    """The same architecture in another library, for images of a size. Raises ValueError if it only has its own size."""
     make = TWINS[name][1]
     if isinstance(make, str):
         return at_size(make, size)[0]
-    return make() if size is None else None
+    if size is not None:
+        raise ValueError("it is made for its own size alone")
+    return make()
 
 
 def measure(name: str, args: argparse.Namespace) -> Row:
@@ -177,6 +225,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(
             f"no model is called {', '.join(unknown)}: expected models of timm, or some of {', '.join(variants())}"
+        )
+    tagged = [name for name in args.models if "." in name and name.partition(".")[0] in variants()]
+    if tagged:
+        parser.error(
+            f"{', '.join(tagged)}: weights are random here, so expected models of the zoo without a tag, such as "
+            f"{tagged[0].partition('.')[0]}, and --size for images of another size than their own"
         )
     if args.profile and args.compile:
         parser.error("--profile reports operators and modules, which --compile fuses: leave one of them out")

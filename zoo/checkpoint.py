@@ -214,7 +214,7 @@ def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:
     if kind not in states:
-        raise CheckpointError(f"{path} has no {kind} weights, only {', '.join(states)}: choose with weights=")
+        raise CheckpointError(f"{path} has no {kind} weights, only {', '.join(states)}: choose other weights")
     return states[kind]
 
 

@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's error message; the type of one without a message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def listed(names: Iterable[str], most: int = 6) -> str:
     """The first few of `names` for a message, and how many more there are."""
     names = list(names)

@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import get_model_input_config
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config
@@ -31,7 +33,7 @@ from torch.fx.experimental import _config as shapes_config
 from ops.onnx_export import tracing_for_onnx
 from ops.tool import tool
 
-from .errors import CheckpointError, plain_warnings
+from .errors import CheckpointError, first_line, plain_warnings
 from .exportable import build
 from .exported import ABOUT, Run, about, compare, images, name_classes, names
 from .files import whole, write_whole
@@ -47,8 +49,13 @@ DIMS = {0: "batch", 2: "height", 3: "width"}  # names of those of images
 
 
 def export(model: nn.Module, image: Tensor, out: str | Path, *, dynamic: bool = False, any_size: bool = False) -> None:
-    """Write `model` for images like `image`, (B, C, H, W), in the format of `out`'s suffix; see also `program`."""
-    out = Path(out)
+    """Write `model` for images like `image`, (B, C, H, W), in the format of `out`'s suffix; see also `program`.
+
+    Raises ValueError for another suffix than .onnx and .pt2.
+    """
+    model, out = unwrap_model(model), Path(out)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     with nullcontext() if out.suffix == ".pt2" else tracing_for_onnx():
         made = program(model, image, dynamic=dynamic, any_size=any_size)
     said = json.dumps(about(model, image))
@@ -65,9 +72,21 @@ def export(model: nn.Module, image: Tensor, out: str | Path, *, dynamic: bool = 
             output_names=names(model),
             dynamic_shapes=(DIMS,),  # the program's own names are lost: this renames what varies
             verbose=False,
+            # torch's optimisation would also rewrite: where a batch has as many maps as these have rows, to other maps
+            optimize=False,
         )
+    _fold(converted.model)
     converted.model.metadata_props[ABOUT] = said
     converted.save(out, external_data=False)
+
+
+def _fold(model: Any) -> None:
+    """Make constants of what depends on no input in a model of ONNX; its runtime optimises the rest."""
+    from onnxscript import optimizer
+
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
 
 
 def program(model: nn.Module, image: Tensor, *, dynamic: bool = False, any_size: bool = False) -> ExportedProgram:
@@ -75,10 +94,14 @@ def program(model: nn.Module, image: Tensor, *, dynamic: bool = False, any_size:
 
     dynamic   for any number of images
     any_size  for images of any height and width of at least 64 pixels each
-    Raises ValueError for a model that has no single graph for all sizes, and with `any_size` before torch 2.13.
+    Raises ValueError for a model in training mode or that has no single graph for all sizes, and with `any_size` before
+    torch 2.13.
     """
+    model = unwrap_model(model)
     if any_size and torch.__version__ < SIZES_SINCE:
         raise ValueError(f"torch is {torch.__version__}: programs for any size need {SIZES_SINCE}, which pools any map")
+    if model.training:  # its batch norms and dropout would be part of the program
+        raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
     dims = {0: Dim(DIMS[0], max=4096)} if dynamic else {}
     if any_size:
         # large enough for several windows everywhere: torch would specialise on a single one
@@ -186,11 +209,19 @@ def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
     image = torch.zeros(shape)
     known = about(model, image)
     what = known.get("architecture", type(model).__name__)
-    if args.any_size:
-        _check_sizes(model, what, [(channels, *other) for other in others(*shape[2:])])
+    if args.size:
+        _check_size(model, what, (channels, *args.size), "")
+    for other in others(*shape[2:]) if args.any_size else ():
+        _check_size(model, what, (channels, *other), ", so leave out --any-size")
     print(f"exporting {what} for {_said(shape, args)} ...", flush=True)  # which may take a minute
-    with whole(args.out, force=args.force) as temporary:
-        export(model, image, temporary, dynamic=args.dynamic, any_size=args.any_size)
+    try:
+        with whole(args.out, force=args.force) as temporary:
+            export(model, image, temporary, dynamic=args.dynamic, any_size=args.any_size)
+    except RuntimeError as error:
+        if type(error).__name__ != "SerializeError":  # which has no public name: torch has no format for a program
+            raise
+        instead = "leave out --any-size and give --size H W" if args.any_size else "export to a name that ends in .onnx"
+        raise CheckpointError(f"torch.export cannot save {what}: {first_line(error)}; {instead}") from error
     opset = f", opset {OPSET}" if args.out.suffix == ".onnx" else ""
     print(f"written: {args.out}, {args.out.stat().st_size:,} bytes{opset}, for {_said(shape, args)}")
     nameless = names(model) == ["logits"] and "label_names" not in known
@@ -201,15 +232,13 @@ def write(model: nn.Module, args: argparse.Namespace) -> list[list[int]]:
     return shapes
 
 
-def _check_sizes(model: nn.Module, what: str, shapes: Sequence[tuple[int, ...]]) -> None:
+def _check_size(model: nn.Module, what: str, shape: tuple[int, ...], advice: str) -> None:
     """Raise CheckpointError for a model that refuses images of other sizes than its own, as some of timm's do."""
-    for shape in shapes:
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, *shape))
-        except (AssertionError, RuntimeError) as error:
-            said = f"{what} takes no images of {shape[1]} x {shape[2]}, so leave out --any-size: {error}"
-            raise CheckpointError(said) from error
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *shape))
+    except (AssertionError, RuntimeError) as error:
+        raise CheckpointError(f"{what} takes no images of {shape[1]} x {shape[2]}{advice}: {error}") from error
 
 
 def _said(shape: Sequence[int], args: argparse.Namespace) -> str:
@@ -233,7 +262,12 @@ def report(model: nn.Module, out: Path, shapes: Sequence[Sequence[int]], toleran
     bad = []
     what = "feature" if names(model) != ["logits"] else "logit"
     for shape in shapes:
-        for d in compare(model, run, images(shape)):
+        try:
+            found = compare(model, run, images(shape))
+        except RuntimeError as error:  # of a condition on sizes, which a program checks when it runs
+            print(f"{out} refuses images of {shape[2]} x {shape[3]}: {first_line(error)}", file=sys.stderr)
+            return 1
+        for d in found:
             agreeing = "" if d.agreeing is None else f"; top classes agree on {d.agreeing:.0%}"
             print(
                 f"{d.images} images, {shape[2]} x {shape[3]}: differs by at most {d.absolute:.1e}, "

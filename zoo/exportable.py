@@ -14,12 +14,12 @@ from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
 from .fetch import fetching, releases_in
 from .heads import segmenter
-from .heads.recognise import TASKS, DenseRecognition, recognise_dense
+from .heads.recognise import KINDS, TASKS, DenseRecognition, recognise_dense, task_of_own
 from .reader import read
-from .recognise import Recognition, hint, part_hint, recognise, without_prefix
+from .recognise import Recognition, State, hint, part_hint, recognise
 
 DENSE = 512  # default side, in pixels, of the images of released segmenters
-UNKNOWN = "{path} matches no known release: what it says about preprocessing is that of {model}'s release"
+UNKNOWN = "{path} matches no known release: what it says about preprocessing is what {model} has without a file"
 
 
 def build(
@@ -87,11 +87,8 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     dense = recognise_dense(state, hint(str(path), checkpoint.meta))
     if dense and dense.task == "segment" and create is timm.create_model:
         return _segmenter_from_file(dense, path, model, weights)
-    if "decode_head.classifier.weight" in without_prefix(state):
-        raise CheckpointError(
-            f"{path} is a segmenter in the zoo's names, which do not say all of how it is built: export that of a run "
-            "with python -m recipes.export RUN OUT; else load the file into a model and call zoo.export.export"
-        )
+    if said := _dense_not_taken(dense, state, path):
+        raise CheckpointError(said)
     found = recognise(state, hint(str(path), checkpoint.meta))
     name = model or found.model
     if name is None:
@@ -110,6 +107,25 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     report = load_checkpoint(built, path, weights=weights)
     print(report.message)
     return built
+
+
+def _dense_not_taken(found: DenseRecognition | None, state: State, path: Path) -> str | None:
+    """Why a whole detector, or a segmenter that was not built so far, is not exported; None for any other file.
+
+    found  what it is in the names of mmseg or mmdet; None if it has others
+    """
+    task = found.task if found else task_of_own(state)
+    if task is None:
+        return None
+    what = f"{path} is a {KINDS[task]}" + (f", {found.message}" if found else " in the zoo's names")
+    if task == "detect":
+        return f"{what}: detectors are not exported, as the number of boxes varies per image{part_hint(state, path)}"
+    if found:
+        return f"{what}, whose maps this command does not export{part_hint(state, path)}"
+    return (
+        f"{what}, which do not say all of how it is built: export that of a run with python -m recipes.export RUN OUT; "
+        "else load the file into a model and call zoo.export.export"
+    )
 
 
 def _written_by(path: Path, found: Recognition, call: str) -> str:

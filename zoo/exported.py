@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, resolve_input_data_config
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from .backbone import Backbone
 from .heads.features import OverBackbone, nhwc
 from .share import LABELS, licence_of
 
@@ -93,6 +94,8 @@ def _labels(model: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _outputs(model: nn.Module) -> list[dict[str, Any]]:
     if isinstance(model, OverBackbone):
         maps = [(_classes(model), 1)]
+    elif names(model) == ["features"]:
+        return [{"name": "features", **_without_classifier(model)}]
     elif names(model) != ["logits"]:
         maps = zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
     else:
@@ -104,6 +107,14 @@ def _outputs(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def _without_classifier(model: nn.Module) -> dict[str, Any]:
+    """What a model gives that has no classifier: a vector, or if it does not pool either, for ours a map."""
+    found = {"channels": model.num_features}
+    if isinstance(model, Backbone) and not model.global_pool:
+        found |= {"reduction": model.feature_info[len(model.stages) - 1]["reduction"], "layout": "NCHW"}
+    return found
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
@@ -113,9 +124,11 @@ def _versions() -> dict[str, str]:
 
 
 def names(model: nn.Module) -> list[str]:
-    """The names of the outputs: logits, or the features of each stage."""
+    """The names of the outputs: logits, or what a classifier would see, or the features of each stage."""
     info = getattr(model, "feature_info", None)
-    return [f"features{index}" for index in info.out_indices] if isinstance(info, FeatureInfo) else ["logits"]
+    if isinstance(info, FeatureInfo):
+        return [f"features{index}" for index in info.out_indices]
+    return ["features" if getattr(model, "num_classes", None) == 0 else "logits"]
 
 
 def images(shape: Sequence[int]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from .errors import CheckpointError, listed, printable
 from .fetch import by_name
 from .files import SUFFIXES, sha256, weights_in
 from .formats import shared_out
+from .heads.recognise import KINDS, recognise_dense, task_of_own
 from .reader import describe
 from .recognise import closest, compare, hint, parts, recognise, recognised_part, sole_part, without_prefix
 
@@ -65,14 +66,24 @@ def _what(wrapped: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
     said |= {"layout": found.candidates[0][1] if found.candidates else None, "classes": found.classes}
     learned = [i for key, i in state.items() if i.dtype.is_floating_point and not key.endswith(STATISTICS)]
     said |= {"parameters": sum(i.numel for i in learned), "dtypes": dict(Counter(map(_kind, state.values())))}
-    if not found.candidates and (inner := recognised_part(state, name)):
-        return said | {"part": f"{inner[0]}: {inner[1].message}"}
+    if not found.candidates:
+        said |= _dense(state, name)
+        if inner := recognised_part(state, name):
+            return said | {"part": f"{inner[0]}: {inner[1].message}"}
     near = None if found.candidates and found.exact else closest(state)
     if near is not None:
         model, layout, shapes = near
         names = ("missing", "left_over", "of_another_shape")
         said |= {"closest": model, "layout": layout} | dict(zip(names, compare(shapes, model), strict=True))
     return said
+
+
+def _dense(state: Mapping[str, TensorInfo], name: str) -> dict[str, Any]:
+    """What is known of a whole segmenter or detector; empty for anything else."""
+    if found := recognise_dense(state, name):
+        return {"summary": found.message, "classes": found.classes, "task": found.task}
+    task = task_of_own(state)
+    return {"summary": f"a {KINDS[task]} in the zoo's names", "task": task} if task else {}
 
 
 def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) -> str:
@@ -177,7 +188,8 @@ def _row(said: Mapping[str, Any], names: Mapping[str, int]) -> list[str]:
     name = said["file"] if names[name] > 1 else name  # model.safetensors of several folders
     if "error" in said:
         return [name, "cannot be read", *[""] * 6]
-    near = f"closest: {said['closest']}" if "closest" in said else said.get("part", "not in the zoo")
+    near = said["summary"] if "task" in said else said.get("part", "not in the zoo")
+    near = f"closest: {said['closest']}" if "closest" in said else near
     cells = [
         name,
         said["model"] or " or ".join(said["models"]) or near,

@@ -12,6 +12,7 @@ from typing import Any
 from timm.models import create_model, get_model_args, get_model_input_config, push_to_hf_hub
 from timm.models import save_for_hf as save_by_timm
 from timm.models._hub import generate_readme
+from timm.utils import unwrap_model
 from torch import nn
 
 from .backbone import Backbone
@@ -41,7 +42,7 @@ def save_for_hf(
     Each file is written completely or not at all. Raises ValueError for a model that `timm.create_model` did not build
     or would not build again as it is now, and CheckpointError if a file cannot be written.
     """
-    folder = Path(folder)
+    model, folder = unwrap_model(model), Path(folder)
     _check(model, kwargs.get("model_args"))
     said = _card(model, f"local-dir:{folder}", description, licence)
     try:
@@ -66,6 +67,7 @@ def push_to_hub(
 
     kwargs  of `timm.models.push_to_hf_hub`: token, private, revision, model_config, model_args, data_config
     """
+    model = unwrap_model(model)
     _check(model, kwargs.get("model_args"))
     said = _card(model, f"hf-hub:{repository}", description, licence)
     about = _about(model, said["license"], kwargs)

@@ -124,9 +124,8 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(name))
                 return
-            if name == "eval":
-                with reported(name, errors):
-                    sys.argv[1:] = with_task_of_run(sys.argv[1:])
+            with reported(name, errors):
+                sys.argv[1:] = with_task_of_run(sys.argv[1:], name)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors, and `reported` rewords them
             with reported(name, errors), _summed():
                 try:

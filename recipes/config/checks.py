@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -109,8 +109,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     begun = begun or cfg.get("resume") not in (None, "auto")
     _check_keys(cfg, name, overrides, begun)
     OmegaConf.resolve(cfg)
-    _check_task(cfg)
     typed = {key_of(text): text.partition("=")[2] for text in overrides}
+    _check_task(cfg, typed)
     values, usual = flat(cfg), _usual(name, cfg.task.name)
     for key in usual.keys() - values.keys():  # it has keys of its own
         if isinstance(OmegaConf.select(cfg, key), Mapping | DictConfig):
@@ -196,11 +196,14 @@ def _misplaced(key: str, groups: set[str]) -> str:
     return f": a file in {group}/ that sets keys of other groups must begin with the line `# @package _global_`"
 
 
-def _check_task(cfg: DictConfig) -> None:
+def _check_task(cfg: DictConfig, typed: Container[str]) -> None:
     """Check that neither a recipe nor the command line sets keys that the task does not have."""
     asked = [f"task.{key}" for key in cfg.task if f"task.{key}" not in task_defaults(cfg.task.name)]
     if cfg.task.name != "classify":
         asked += [key for key in CLASSIFY if OmegaConf.select(cfg, key) is not None]
+    if own := [key for key in asked if key in typed]:
+        sized = "; data.short_side= and data.long_side= resize its images" if "data.eval_img_size" in own else ""
+        raise ConfigError(f"task={cfg.task.name} has no {', '.join(own)}: leave it out{sized}")
     if asked:
         raise ConfigError(
             f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe for this task, not for classification"

@@ -39,15 +39,19 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     return [text for text in _placed(found, arguments) if not text.startswith(KEY)]
 
 
-def with_task_of_run(arguments: Sequence[str]) -> list[str]:
-    """The arguments of eval.py with the task of the run that one of them names, unless a task is typed.
+def with_task_of_run(arguments: Sequence[str], name: str = "eval") -> list[str]:
+    """The arguments of eval.py with the task of the run that `run=` names, those of train.py with that of `resume=`,
+    unless a task is typed.
 
     Otherwise Hydra would only know the keys of classification. Raises RunError if the folder holds no run.
     """
     from recipes.settings import load_config
 
-    found = [reads_as(text) for text in arguments if text.startswith("run=")]
-    if not found or not isinstance(found[-1], str) or any(key_of(text) == "task" for text in arguments):
+    key = "run=" if name == "eval" else "resume="
+    found = [reads_as(text) for text in arguments if text.startswith(key)]
+    if not found or not isinstance(found[-1], str) or found[-1] == "auto":
+        return list(arguments)
+    if any(key_of(text) == "task" for text in arguments):
         return list(arguments)
     task = OmegaConf.select(load_config(Path(found[-1])), "task.name")
     return _placed([f"task={task}"] if task in checks.options("task") else [], arguments)

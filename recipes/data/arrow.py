@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import first_line
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import files_of, note_once, stamp
 from recipes.data.images import File
 from recipes.data.shards import counted
+from zoo.errors import first_line
 
 ROWS = 32  # of a parquet file, decoded at a time
 ENCODED = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view", "null")

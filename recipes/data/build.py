@@ -13,7 +13,6 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.models._hub import load_model_config_from_path
 
-from recipes.console import first_line
 from recipes.data import (
     arrow,
     digits,
@@ -30,7 +29,7 @@ from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
 from zoo.blocks import plain
-from zoo.errors import listed
+from zoo.errors import first_line, listed
 
 Size = tuple[int, int]
 SPLITS = ("train", "val")
@@ -159,7 +158,7 @@ def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
 
     train  for training images, whose size `data.eval_img_size` does not change
     """
-    known: Mapping[str, Any] = _released(cfg.model.name)
+    known: Mapping[str, Any] = released(cfg.model.name)
     default = {
         "mean": known.get("mean") or IMAGENET_DEFAULT_MEAN,
         "std": known.get("std") or IMAGENET_DEFAULT_STD,
@@ -179,7 +178,8 @@ def decoding(cfg: DictConfig) -> Decoding:
     return Decoding(cfg.data.exif_orientation, cfg.data.max_pixels)
 
 
-def _released(name: str) -> Mapping[str, Any]:
+def released(name: str) -> Mapping[str, Any]:
+    """timm's pretrained configuration of a name or an address; empty if it has none."""
     if ":" in name:  # an address, hf-hub:user/name or local-dir:folder: read its config.json
         return _addressed(name)
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

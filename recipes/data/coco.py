@@ -28,10 +28,14 @@ LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
 class Coco(Encoded):
-    """The images of one split; what is known of each is JSON."""
+    """The images of one split; what is known of each is JSON.
+
+    has_masks  whether any object that is not a crowd has a segmentation
+    """
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
         self.folder, self.rows = folder, Packed([json.dumps(row).encode() for row in rows])
+        self.has_masks = any(thing["segmentation"] for row in rows for thing in row["objects"] if not thing["crowd"])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -197,7 +201,8 @@ def _listed(folder: Path) -> set[str]:
 def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
     """The folder of the images, the annotations of each, and the categories."""
     if cfg.root is None:
-        raise DataError(f"data={cfg.name} needs data.root=<folder with {cfg.train_json} and {cfg.train_images}>")
+        there = f"{cfg[f'{split}_json']} and {cfg[f'{split}_images']}"
+        raise DataError(f"data={cfg.name} needs data.root=<folder with {there}>")
     root = Path(cfg.root).expanduser()
     file, images = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("json", "images"))
     if not (root / images).is_dir():

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, Data, Preprocessing, preprocessing, source_options
 from recipes.data.encoded import Encoded
-from recipes.data.errors import BadImage, DataError
+from recipes.data.errors import BadImage, DataError, NoBatch
 from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
@@ -140,8 +140,9 @@ class Semantic(Dense):
             return images, targets
         sizes = sorted({_said(image.shape[1:]) for image in images})
         if len(sizes) > 1:
-            raise DataError(
-                f"images of {', '.join(sizes)} pixels cannot form a batch: set task.crop=true or data.batch_size=1"
+            raise NoBatch(
+                f"images of {', '.join(sizes)} pixels cannot form a batch: set task.crop=true, or train.micro_batch=1, "
+                "which keeps the batch size, or data.batch_size=1"
             )
         return torch.stack(images), torch.stack([target["labels"] for target in targets])
 
@@ -222,11 +223,24 @@ def _source(
 ) -> Dense:
     if not hasattr(records, kind):
         raise DataError(f"data={cfg.data.name} has no {kind} labels, which task={cfg.task.name} needs")
+    if options.get("masks"):
+        _check_masks(cfg, records, split)
     learns = split == "train"
     transform = paired.evaluation(cfg.data, cfg.task.get("scales"))  # detection has none
     if learns:
         transform = paired.training(cfg.data, cfg.task, prep.size, prep.mean, semantic=kind == "semantic")
     return KINDS[kind](records, transform, train=learns, **source_options(cfg, records, split), **options)
+
+
+def _check_masks(cfg: DictConfig, records: Any, split: str) -> None:
+    """Raise DataError if a split has boxes alone; an object without a mask among others is a bad image."""
+    if not isinstance(records, coco.Coco) or records.has_masks:
+        return
+    head, others = f"task.head={cfg.task.head}", "task.head=faster_rcnn, retinanet or fcos"
+    need, expected = f"which {head} learns", others
+    if split == "val":
+        need, expected = f"by which the masks of {head} are measured", f"another data.val_json=, or {others}"
+    raise DataError(f"no object of {cfg.data[f'{split}_json']} has a segmentation, {need}: expected {expected}")
 
 
 def _index(name: str, names: list[str]) -> int:

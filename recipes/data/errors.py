@@ -19,3 +19,7 @@ class BadImage(DataError):
     def __init__(self, message: str, advice: str = "Replace or remove it, or set data.on_bad_image=replace"):
         super().__init__(message)
         self.advice = advice
+
+
+class NoBatch(DataError):
+    """Images cannot form a batch as the configuration prepares them, which a resumed run keeps."""

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import TracebackType
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.errors import BadImage, DataError
+from recipes.data.errors import DataError
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
 from recipes.data.source import Replaced, Source
@@ -216,12 +216,13 @@ class _Sampler:
 class _Failure:
     """An exception of a worker as text, which passes between processes intact and without a traceback of both.
 
-    kind  BadImage if an image cannot be decoded, else DataError
+    kind  that of a DataError, such as BadImage if an image cannot be decoded; else DataError
     """
 
     def __init__(self, what: str, error: Exception):
-        self.message = f"{what}: {error if isinstance(error, DataError) else traceback.format_exc()}"
-        self.kind = BadImage if isinstance(error, BadImage) else DataError
+        known = isinstance(error, DataError)
+        self.message = f"{what}: {error if known else traceback.format_exc()}"
+        self.kind = type(error) if known else DataError
 
 
 class _Samples(Dataset):
@@ -250,8 +251,13 @@ class _Samples(Dataset):
         return samples, source.take_news()
 
 
-def _collate(found: Any, *, collate: Callable[[list[Any]], Any]) -> Any:
-    return found if isinstance(found, _Failure) else (collate(found[0]), found[1])
+def _collate(found: Any, *, source: Source) -> Any:
+    if isinstance(found, _Failure):
+        return found
+    try:
+        return source.collate(found[0]), found[1]
+    except DataError as error:
+        return _Failure(source.name, error)
 
 
 def _start_worker(_: int) -> None:
@@ -287,7 +293,7 @@ def _loader(source: Source, workers: int) -> DataLoader:
         _Samples(copied, finish=not late),
         batch_sampler=_Sampler(),
         num_workers=workers,
-        collate_fn=partial(_collate, collate=copied.collate),
+        collate_fn=partial(_collate, source=copied),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         multiprocessing_context=_context() if workers else None,

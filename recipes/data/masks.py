@@ -186,7 +186,8 @@ def _names_of_file(path: Path) -> list[str]:
 
 def _files(cfg, split: str, classes: Classes) -> MaskFiles:
     if cfg.root is None:
-        raise DataError(f"data={cfg.name} needs data.root=<folder with {cfg.train_images} and {cfg.train_masks}>")
+        there = f"{cfg[f'{split}_images']} and {cfg[f'{split}_masks']}"
+        raise DataError(f"data={cfg.name} needs data.root=<folder with {there}>")
     root = Path(cfg.root).expanduser()
     images, masks = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("images", "masks"))
     for folder in (images, masks):

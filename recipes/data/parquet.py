@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from recipes.console import first_line
 from recipes.data.arrow import NAMES, ROWS, check_agreed, check_images, declared, named, numbers, package
 from recipes.data.errors import DataError
 from recipes.data.files import files_of, is_local
 from recipes.data.shards import Index, Shards, class_names, kept_index
+from zoo.errors import first_line
 
 
 class Parquet(Shards):

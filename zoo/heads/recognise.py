@@ -1,4 +1,4 @@
-"""Recognises whole segmenters and detectors from names and shapes in files of mmsegmentation and mmdetection."""
+"""Recognises whole segmenters and detectors from names and shapes: mmsegmentation's, mmdetection's, or the zoo's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +26,12 @@ DETECTORS = {
     "retinanet": ("bbox_head.retina_cls.bias", 9, 0),
 }
 TASKS = {"segment": "segmentation", "detect": "detection"}
+KINDS = {"segment": "segmenter", "detect": "detector"}
+# task -> tensors of the zoo's own heads, one of which every model for it has
+OWN = {
+    "segment": ("decode_head.classifier.weight",),
+    "detect": ("heads.rpn.head.cls_logits.weight", "heads.head.classification_head.cls_logits.weight"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class DenseRecognition:
     backbone: Recognition
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def message(self) -> str:
+        """What it is, in a few words; `backbone.message` says more of the backbone."""
+        found = self.backbone
+        models = [found.model] if found.model else [model for model, _ in found.candidates]
+        trunk = " or ".join(models) or "a backbone that is not of the zoo"
+        return f"{self.head} on {trunk}, {self.classes} class{'es' * (self.classes != 1)}"
+
     def arguments(self, model: str) -> dict[str, Any]:
         """What a backbone is built with beyond its name: windows of GC ViT and MaxViT, as the file shows them, and
         DiNAT's dilations, which no file shows, as its authors use them for this task. `backbone.missing_args` lists
@@ -63,6 +77,12 @@ def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") ->
         return None
     trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return DenseRecognition(*found[:3], recognise(trunk, name), found[3])
+
+
+def task_of_own(state: Mapping[str, Tensor | TensorInfo]) -> str | None:
+    """The task of a state dict of a whole segmenter or detector in the zoo's names; None for any other."""
+    names = without_prefix(state).keys()
+    return next((task for task, marks in OWN.items() if names & set(marks)), None)
 
 
 def _segmenter(state: Mapping[str, Any]) -> tuple[str, str, int, dict[str, Any]] | None:

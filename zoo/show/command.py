@@ -22,7 +22,7 @@ that lies in a run or in a folder of zoo.save_for_hf are known.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as above")
     args = parser.parse_args(argv)
     try:
-        given = dict(setting(text) for text in args.settings)
+        given = settings(args.settings)
         arguments = {key: given.pop(key) for key in [*given] if key not in KEYS}
         check(arguments, given.get("model"))
     except ShowError as error:
@@ -73,6 +73,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     vars(args).update({key: None for key in KEYS} | {"image": "flower", "out": "inside", "block": 0} | given)
     args.arguments = arguments
     return args
+
+
+def settings(words: Iterable[str]) -> dict[str, Any]:
+    """The values of all words by their keys. Raises ShowError for a key that is given twice."""
+    found = {}
+    for key, value in map(setting, words):
+        if key in found:
+            raise ShowError(f"{key}= is given more than once: expected one value")
+        found[key] = value
+    return found
 
 
 def setting(text: str) -> tuple[str, Any]:
