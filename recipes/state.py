@@ -164,7 +164,7 @@ class State:
         """
         check_position(checkpoint.state.get("data"), self._stream_state(checkpoint.state["step"], readers=False))
         self._load_tensors(checkpoint)
-        if checkpoint.state["scaler"]:  # empty if the loss was not scaled so far, on a CPU or in bfloat16
+        if checkpoint.state["scaler"]:  # empty if the loss was not scaled so far, as in bfloat16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.meter = Meter(**checkpoint.state["meter"])
         self.step = checkpoint.state["step"]

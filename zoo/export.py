@@ -72,7 +72,7 @@ def export(model: nn.Module, image: Tensor, out: str | Path, *, dynamic: bool = 
             output_names=names(model),
             dynamic_shapes=(DIMS,),  # the program's own names are lost: this renames what varies
             verbose=False,
-            # torch's optimisation would also rewrite: where a batch has as many maps as these have rows, to other maps
+            # torch's optimisation has a rewrite that is wrong where a batch has as many matrices as these have rows
             optimize=False,
         )
     _fold(converted.model)
