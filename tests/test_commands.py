@@ -196,7 +196,7 @@ def test_a_name_tells_what_a_part_is(tmp_path):
         ("one", detector, "mask_rcnn on nat_m or dinat_m", 1),
     ],
 )
-def test_whole_models_for_dense_prediction(tmp_path, capsys, name, build, says, classes):
+def test_whole_models_for_dense_prediction(tmp_path, monkeypatch, capsys, name, build, says, classes):
     """Head, backbone as far as tensors and names show it, and classes; of one in the zoo's names that it is one."""
     with torch.device("meta"):
         made = build("nat_m", classes, head="upernet" if build is segmenter else "mask_rcnn", channels=16)
@@ -210,6 +210,7 @@ def test_whole_models_for_dense_prediction(tmp_path, capsys, name, build, says, 
     assert found["summary"] == f"a {build.__name__} in the zoo's names"
     assert found["task"] == said["task"] == ("segment" if build is segmenter else "detect")
     assert found["part"].startswith("backbone: nat_m or dinat_m in layout 'zoo'")
+    monkeypatch.setenv("COLUMNS", "200")
     assert inspect.main([str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert said["summary"] in table and found["summary"] in table and "not in the zoo" not in table

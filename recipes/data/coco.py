@@ -28,14 +28,10 @@ LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
 class Coco(Encoded):
-    """The images of one split; what is known of each is JSON.
-
-    has_masks  whether any object that is not a crowd has a segmentation
-    """
+    """The images of one split; what is known of each is JSON."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
         self.folder, self.rows = folder, Packed([json.dumps(row).encode() for row in rows])
-        self.has_masks = any(thing["segmentation"] for row in rows for thing in row["objects"] if not thing["crowd"])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,6 +44,11 @@ class Coco(Encoded):
 
     def stamp(self, index: int) -> str:
         return stamp(self.where(index))
+
+    def has_masks(self) -> bool:
+        """Whether any object that is not a crowd has a segmentation."""
+        things = (thing for index in range(len(self)) for thing in self._row(index)["objects"])
+        return any(thing["segmentation"] for thing in things if not thing["crowd"])
 
     def instances(self, index: int, *, masks: bool) -> dict[str, Any]:
         row = self._row(index)

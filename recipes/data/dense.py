@@ -234,7 +234,7 @@ def _source(
 
 def _check_masks(cfg: DictConfig, records: Any, split: str) -> None:
     """Raise DataError if a split has boxes alone; an object without a mask among others is a bad image."""
-    if not isinstance(records, coco.Coco) or records.has_masks:
+    if not isinstance(records, coco.Coco) or records.has_masks():
         return
     head, others = f"task.head={cfg.task.head}", "task.head=faster_rcnn, retinanet or fcos"
     need, expected = f"which {head} learns", others
