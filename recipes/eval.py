@@ -43,6 +43,11 @@ FETCHED = (
 
 @config.main("eval", errors=(RunError,))
 def main(cfg: DictConfig) -> None:
+    answer_or_measure(cfg)  # not here: Slurm's launcher pickles this function, and the console that it would refer to
+
+
+def answer_or_measure(cfg: DictConfig) -> None:
+    """Predict for images, or evaluate a run or weights, as configured."""
     CONSOLE.optional = cfg.predict is None  # what is measured is written to files as well
     distributed.join(cfg)
     if cfg.run is not None:

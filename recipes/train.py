@@ -44,9 +44,14 @@ class NotFinite(RuntimeError):
 
 
 @config.main("train", errors=(RunError, LogError, CheckpointError, NotFinite))
-@requeued()
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the best score (None without an evaluation), for a sweep to maximise."""
+    with requeued():  # not as a decorator: Slurm's launcher pickles this function
+        return train(cfg)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """What `main` does; it may end in SystemExit, with the status of a run that was stopped."""
     STARTUP.begin("configuration")
     console.CONSOLE.optional = True
     distributed.join(cfg)

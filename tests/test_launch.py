@@ -4,8 +4,16 @@ import socket
 
 import pytest
 
-from recipes import config, distributed
+from recipes import config, distributed, train
+from recipes import eval as evaluation
 from recipes.config import ConfigError
+
+
+@pytest.mark.parametrize("command", [train, evaluation])
+def test_a_job_can_be_sent_to_another_machine(command):
+    """Slurm's launcher pickles the function that a command calls, by value."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    assert len(cloudpickle.dumps(command.main.__wrapped__)) > 100
 
 
 @pytest.mark.parametrize("given", [("RANK", "LOCAL_RANK"), ("RANK", "MASTER_ADDR", "MASTER_PORT")])
