@@ -144,7 +144,7 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
     """The configuration of what the run was started with and what is typed now, with the files of both."""
     if not sessions(folder):
         raise RunError(f"{folder} has lost the command that started it: {folder / SESSIONS} has no complete line")
-    overrides, searched = _merge([*first_overrides(folder), *_moved(folder)], typed), _searched(folder)
+    overrides, searched = _merge([*first_overrides(folder), *_lasting(folder)], typed), _searched(folder)
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # Hydra composes one command at a time
     try:
         cfg = config.compose(overrides, typed=typed, searched=searched)
@@ -172,7 +172,7 @@ def _younger(stored: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if key not in known}
 
 
-def _moved(folder: Path) -> list[str]:
+def _lasting(folder: Path) -> list[str]:
     """The last values of LASTING keys that were typed to resume the run, if any: they hold from then on."""
     typed = (text for start in sessions(folder)[1:] for text in start["overrides"])
     return list({key_of(text): text for text in typed if key_of(text) in LASTING}.values())
@@ -206,7 +206,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     stored = load_config(folder)
     _refuse_idle(folder, stored, overrides)
     asked = [text for typed in overrides for text in _sized(typed) if is_in(key_of(text), MEASURED)]
-    if not asked and not _moved(folder):
+    if not asked and not _lasting(folder):
         return stored
     cfg = _compose(folder, asked)
     sized = [text for text in overrides if key_of(text) in ("img_size", "data.img_size") and _sized(text)]

@@ -52,7 +52,7 @@ def requeued() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         with suppress(RuntimeError):  # as below
-            say(f"{signal.Signals(number).name}: this process ends, between its steps", "yellow")
+            say(f"{signal.Signals(number).name}: this process ends, with nothing to save", "yellow")
         sys.exit(REQUEUE)
 
     taken = [number for number in WARNINGS if signal.getsignal(number) == signal.SIG_DFL]

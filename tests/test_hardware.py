@@ -60,7 +60,7 @@ def test_repeatable_arithmetic_is_for_one_run(gpus):
 
 @pytest.mark.parametrize("before", [False, True])
 def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, before):
-    """Begun in bfloat16 and resumed in float16 on a GPU, or the other way round."""
+    """Begun in bfloat16 and resumed in float16, or the other way round."""
     options = [*SMALL, "train.steps=2", "train.save_every=1", "sched.warmup=0"]
     scaled(monkeypatch, before)
     train_here(tmp_path, *options, "name=run")
@@ -95,7 +95,7 @@ def test_losses_are_scaled_in_float16_alone():
 
 
 def scaled(monkeypatch, enabled: bool) -> None:
-    """Let losses be scaled, or not, as float16 on a GPU is."""
+    """Let losses be scaled, as in float16, or not."""
     monkeypatch.setattr(hardware.Hardware, "scaler", lambda machine: torch.amp.GradScaler("cpu", enabled=enabled))
 
 

@@ -32,6 +32,7 @@ from ops.tool import ToolError, overwrite, positive, tool, writable
 
 from .allocator import keep_freed_memory
 from .bench_profile import by_kind, by_module, render
+from .errors import first_line
 from .registry import variants
 from .table import at_size, gflops
 
@@ -118,8 +119,8 @@ def told(model: str, args: argparse.Namespace, refusals: tuple[type[Exception], 
     except refusals as error:
         if args.size is None or isinstance(error, torch.OutOfMemoryError):  # which is a RuntimeError
             raise
-        why = str(error).partition("\n")[0] or type(error).__name__
-        raise ToolError(f"{model} takes no images of {' x '.join(map(str, args.size))}: {why}") from error
+        size = " x ".join(map(str, args.size))
+        raise ToolError(f"{model} takes no images of {size}: {first_line(error)}") from error
 
 
 def place(model: nn.Module, size: tuple[int, int], args: argparse.Namespace) -> None:
