@@ -1,11 +1,11 @@
 """Which implementation of an op runs.
 
 There are four names: `triton` (a fused kernel), `torch` (the fast path in ordinary PyTorch), `reference` (the readable
-specification) and `auto` (the kernel where it can run, else `torch`, else `reference`). Inside transforms of torch.func
-(vmap, jvp, jacrev and the like) and levels of torch.autograd.forward_ad, which support only ordinary operators, `auto`
-is `reference`. The first of these that is not `auto` decides: the `impl` argument of the call, the innermost
-`ops.implementation(...)`, the environment variable ZOO_ATTENTION. A named implementation never falls back to another:
-where it cannot run, an error says why.
+specification) and `auto` (the kernel where it can run, on GPUs that it was made for; else `torch`, else `reference`).
+Inside transforms of torch.func (vmap, jvp, jacrev and the like) and levels of torch.autograd.forward_ad, which support
+only ordinary operators, `auto` is `reference`. The first of these that is not `auto` decides: the `impl` argument of
+the call, the innermost `ops.implementation(...)`, the environment variable ZOO_ATTENTION. A named implementation never
+falls back to another: where it cannot run, an error says why.
 """
 
 import importlib.util
@@ -27,10 +27,11 @@ KERNEL_CHANNELS = 128  # of a head, at most
 # how values are multiplied -> (channels at most, KiB of shared memory that kernels then use at most), as compiled for
 # sm_80: for GPUs with less memory Triton compiles in the same way, and sm_90 and sm_100 have enough for all kernels
 SHARED = {
-    "half": ((64, 41), (128, 96)),
+    "half": ((64, 57), (128, 97)),
     "ieee": ((32, 64), (64, 96), (128, 161)),
     "tf32": ((32, 64), (64, 112), (128, 224)),
 }
+OLDEST = (8, 0)  # compute capability of the first GPUs for which Triton uses the units that multiply matrices
 NARROW = 32  # channels up to which kernels fit every GPU, so that the device need not be queried
 ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 # how errors about a second derivative end
@@ -113,7 +114,7 @@ def choose(
             return "reference"
         # interpreted kernels run on CPU tensors, but so slowly that they are only used when named
         given = "triton" in has and unfit is None and (x.is_cuda or is_recording())
-        if given and _why_no_kernel(x, channels) is None:
+        if given and _why_no_kernel(x, channels) is None and not (x.is_cuda and _is_older(x.device.index)):
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -235,8 +236,16 @@ def _shared_memory(device: int) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin // 1024
 
 
+def _is_older(device: int) -> bool:
+    """Whether a GPU is older than those that kernels are made for, such as a T4: PyTorch's own matmuls are faster."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) < OLDEST
+
+
 # Compilers take the results for constants (and compile anew when TF32 is allowed). This is what the decorator
 # torch.compiler.assume_constant_result sets; it also imports torch's compiler, which takes seconds, and thereby triton,
 # whose kernels are only interpreted if that was asked for before.
 _shared_memory._dynamo_marked_constant = True
+_is_older._dynamo_marked_constant = True
 precision._dynamo_marked_constant = True

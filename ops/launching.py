@@ -25,16 +25,20 @@ class Choices:
     def of(self, values: Iterable[Any], constants: Mapping[str, Any]) -> tuple[triton.Config, ...]:
         """The configurations for these arguments; tensors may be given as dtypes.
 
-        Drops those that cannot work: more than two stages for heads of more than 32 channels D (shared memory), fewer
-        than four warps for tiles of more than 64 keys BLOCK_N (registers), and register limits with three matmuls in
-        the place of one.
+        Drops those that cannot work: more than two stages for heads of more than 32 channels D, and in half precision
+        more than one for more than 64 in windows that end beyond the map, EDGE, whose keys may be given (both for lack
+        of shared memory); fewer than four warps for tiles of more than 64 keys BLOCK_N (registers); and register limits
+        with three matmuls in the place of one.
         """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
         found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
         if found is self.float32 and constants.get("PRECISION") == "tf32x3":
             alone = (config for config in (*self.half, *self.float32, choice(8, 1)) if config.maxnreg is None)
             found = tuple({str(config): config for config in alone}.values())
-        stages = 3 if constants.get("D", NARROW + 1) <= NARROW else 2
+        channels = constants.get("D", NARROW + 1)
+        stages = 3 if channels <= NARROW else 2
+        if channels > 2 * NARROW and constants.get("EDGE") and found is self.half:
+            stages = 1
         warps = 4 if constants.get("BLOCK_N", 0) > 64 else 1
         return tuple(config for config in found if config.num_stages <= stages and config.num_warps >= warps)
 

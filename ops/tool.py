@@ -156,6 +156,14 @@ def amount(text: str) -> float:
     return number
 
 
+def count(text: str) -> int:
+    """An option's number, from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 0")
+    return number
+
+
 def positive(text: str) -> int:
     """An option's number, from 1."""
     number = int(text)

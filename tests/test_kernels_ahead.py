@@ -84,14 +84,16 @@ def test_all_kernels_of_all_models(model):
 
 
 def recorded(channels, dtype):
-    """Attention in windows of one tile and in neighborhoods, both with a table, then between channels and routed."""
-    q, bias = (
+    """Attention in windows of one tile and in neighborhoods, both with a table and with keys outside or without, then
+    between channels and routed."""
+    q, bias, key = (
         torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
-        for shape in ((1, 9, 9, 2, channels), (2, 13, 13))
+        for shape in ((1, 9, 9, 2, channels), (2, 13, 13), (2, channels))
     )
     with recording() as written:
-        ops.window_attention(q, q, q, bias, 7).sum().backward()
-        ops.neighborhood_attention(q, q, q, bias, 7).sum().backward()
+        for outside, few in ((None, q), ((key, key), q[:, :6])):
+            ops.window_attention(q, q, q, bias, 7, outside=outside).sum().backward()
+            ops.neighborhood_attention(few, few, few, bias, 7, outside=outside).sum().backward()
         ops.channel_attention(q, q, q).sum().backward()
         ops.routed_attention(q, q, q, 3, 2).sum().backward()
     return written
@@ -117,6 +119,15 @@ def test_tf32_takes_the_shared_memory_that_dispatch_expects(monkeypatch):
     launch = next(launch for launch in recorded(128, torch.float32) if name(launch) == wanted)
     cost = compile(launch, "sm_80")
     assert dict(SHARED["ieee"])[128] * 1024 < cost.shared <= dict(SHARED["tf32"])[128] * 1024 and not cost.fits
+
+
+def test_halves_take_the_shared_memory_that_dispatch_expects():
+    """Most of all in backward passes with keys outside, of which a GPU with too little would not say so forward."""
+    wanted = ("window_attention.backward_kernel", "neighborhood_attention.backward_queries_kernel")
+    for channels, held in SHARED["half"]:
+        launches = [launch for launch in recorded(channels, torch.bfloat16) if name(launch) in wanted]
+        costs = [compile(launch, "sm_80") for launch in launches]
+        assert held - 1 < max(cost.shared for cost in costs) / 1024 <= held, table(costs)
 
 
 def test_only_what_spilled_is_explained():

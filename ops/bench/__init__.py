@@ -20,7 +20,7 @@ import torch
 
 from ..check.workers import context_lost
 from ..precision import HOW, multiply_float32
-from ..tool import ToolError, overwrite, positive, tool, writable
+from ..tool import ToolError, amount, count, overwrite, positive, tool, writable
 from .cases import MODELS, SMALL
 from .contests import CONTESTS
 from .jobs import Job, asked, plan, sides
@@ -71,15 +71,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--float32", choices=HOW, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--peers", nargs="*", help="only these besides ours; default: all")
-    parser.add_argument("--compiled", type=int, help="compiled peers in this many calls per op, at the first size only")
     parser.add_argument(
-        "--jobs", type=int, help="on a GPU: processes that compile for as many calls before these are timed"
+        "--compiled", type=count, help="compiled peers in this many calls per op, at the first size only"
+    )
+    parser.add_argument(
+        "--jobs", type=positive, help="on a GPU: processes that compile for as many calls before these are timed"
     )
     parser.add_argument("--cases", default="", help="only calls whose name contains this")
     parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=amount,
         help="start no further call after this many minutes, including compilation; default: no limit",
     )
     parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's own choice")
@@ -128,8 +130,9 @@ def main(argv: list[str] | None = None) -> None:
         multiply_float32(args.float32)
     jobs = plan(args)
     if not jobs:
-        asked = f"--cases {args.cases}, of {' '.join(args.ops)} in {' '.join(args.models)}"
-        raise ToolError(f"nothing to time: no call has this in its name ({asked})")
+        calls = f"of {' '.join(args.ops)} in {' '.join(args.models)}"
+        named = f"no call has this in its name (--cases {args.cases}, {calls})"
+        raise ToolError(f"nothing to time: {named if args.cases else f'there are no calls {calls}'}")
     writable(args.out, args.json)
     started, rows, machines = time.monotonic(), [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"

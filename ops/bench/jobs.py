@@ -48,7 +48,7 @@ def in_turn(jobs: Sequence[Job]) -> list[Job]:
 
 def sides(image: str) -> tuple[int, int]:
     """ "224" or "800x1344" as (rows, columns). Raises ValueError unless both are multiples of 32."""
-    numbers = [int(side) for side in image.split("x")]
+    numbers = [int(side) if side.isdecimal() else 0 for side in image.split("x")]
     if len(numbers) > 2 or any(side < 32 or side % 32 for side in numbers):
         raise ValueError(f"image is {image}: expected one or two multiples of 32, such as 224 or 800x1344")
     return numbers[0], numbers[-1]

@@ -61,7 +61,8 @@ def readers(route: Tensor) -> tuple[Tensor, Tensor]:
     This is the inverse of route (B, R, topk), which lists for each region those that it attends to.
     """
     B, R, topk = route.shape
-    chosen, order = route.flatten(1).sort(dim=1, stable=True)
+    # the kernel reads the lists as contiguous, and a sort keeps the strides of what it is given
+    chosen, order = route.contiguous().flatten(1).sort(dim=1, stable=True)
     marks = torch.arange(R + 1, device=route.device).expand(B, -1).contiguous()
     return order // topk, torch.searchsorted(chosen, marks)
 

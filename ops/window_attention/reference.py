@@ -30,8 +30,9 @@ def attend(
     if bias is not None:
         logits = logits + relative(bias, window)
     if outside is None:
-        # the first token of every group is inside, so no row is fully masked
         logits = logits.masked_fill(~inside[:, None, None, :], float("-inf"))
+        # queries outside are dropped: a table with -inf may leave them no key, and then gradients of 0 * NaN
+        logits = logits.masked_fill(~inside[:, None, :, None], 0.0)
     out = torch.einsum("bghij, bgjhd -> bgihd", logits.softmax(-1).to(v.dtype), v)
 
     # every token is written to its pixel; those outside share one extra entry, which is dropped

@@ -71,7 +71,13 @@ def attend_tiles(
         repeated = outside is not None and outside[0].requires_grad
         if outside is None:
             hidden = hide(H, W, wh, ww, grid, heads, k)  # (groups * heads, 1, N)
-            mask = hidden if mask is None else (hidden.unflatten(0, [-1, heads]) + mask).flatten(0, 1)
+            if mask is None:
+                mask = hidden
+            else:
+                mask = (hidden.unflatten(0, [-1, heads]) + mask).flatten(0, 1)
+                if learning(q, k, v, bias):
+                    # queries outside are dropped: a table with -inf may leave them no key, and gradients 0 * NaN
+                    mask = mask.masked_fill(hidden.transpose(1, 2) < 0, 0.0)
         k = extend(k, down, right, outside[0] if outside is not None else None)
         v = extend(v, down, right, outside[1] if outside is not None else None)
         q = q if shared else extend(q, down, right, None)

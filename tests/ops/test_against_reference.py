@@ -30,6 +30,23 @@ def test_float64_is_the_references(case):
         assert (got - want).abs().max() <= 1e-13 * max(want.abs().max(), 1)
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("partition", ["block", "grid"])
+def test_a_table_may_hide_keys_in_windows_that_do_not_divide_the_map(impl, partition):
+    """Queries beyond the map may then have no key at all, of which no gradient hears."""
+    q, k, v = (random(1, 9, 7, 1, 8, seed=seed).requires_grad_() for seed in range(3))
+    hidden = random(1, 7, 7, seed=3) < 0
+    hidden[:, 3, 3] = False  # the query's own position
+    table = random(1, 7, 7, seed=4).masked_fill(hidden, float("-inf")).requires_grad_()
+    out = ops.window_attention(q, k, v, table, 4, partition, impl=impl)
+    *found, of_table = torch.autograd.grad(out.square().sum(), (q, k, v, table))
+    assert all(t.isfinite().all() for t in (out, *found, of_table)) and (of_table[hidden] == 0).all()
+    finite = table.detach().masked_fill(hidden, -1e9)
+    expected = ops.window_attention(q, k, v, finite, 4, partition, impl="reference")
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(found, list(torch.autograd.grad(expected.square().sum(), (q, k, v))))
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_without_gradients(case):
     inputs = {name: t.float() for name, t in case.make().items()}

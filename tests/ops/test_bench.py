@@ -196,6 +196,8 @@ def test_a_run_stops_where_no_call_can_succeed(tmp_path, monkeypatch, capsys):
 def test_calls_that_there_are_none_of(tmp_path):
     with pytest.raises(SystemExit, match=r"no call has this in its name \(--cases zzz, of pooled_attention in max"):
         bench.main(["pooled_attention", "--cases", "zzz", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="there are no calls of channel_attention in maxvit_t"):
+        bench.main(["channel_attention", "--models", "maxvit_t", "--out", str(tmp_path)])
 
 
 def test_in_tf32_answers_may_differ_by_its_rounding():
@@ -329,7 +331,11 @@ def test_defaults_on_a_cpu_are_small():
         (["--models", "davit_tiny"], "no model is called davit_tiny: expected some of maxvit_t"),
         (["--images", "225"], "image is 225: expected one or two multiples of 32"),
         (["--batches", "1", "2"], "--batches has 2 numbers for 1 images"),
+        (["--images", "large"], "image is large: expected one or two multiples of 32"),
         (["--repeats", "0"], "argument --repeats: 0: expected at least 1"),
+        (["--jobs", "0"], "argument --jobs: 0: expected at least 1"),
+        (["--compiled", "-3"], "argument --compiled: -3: expected at least 0"),
+        (["--minutes", "nan"], "argument --minutes: nan: expected a number above 0"),
         (["--threads", "some"], "argument --threads: invalid positive value: 'some'"),
         (["--float32", "tf32"], "--float32 tf32: only a GPU multiplies so, --device cuda"),
     ],

@@ -176,6 +176,15 @@ def test_a_gpu_with_little_shared_memory(monkeypatch, dtype, channels, given, ru
             choose("triton", x, op="op", has=ALL)
 
 
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), "torch"), ((8, 0), "triton"), ((12, 0), "triton")])
+def test_kernels_are_for_gpus_that_they_were_made_for(monkeypatch, capability, runs):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose("auto", GPU, op="op", has=ALL) == runs
+    assert choose("triton", GPU, op="op", has=ALL) == "triton"
+
+
 @pytest.mark.parametrize(("channels", "given", "runs"), [(64, 99, "torch"), (64, 163, "triton"), (128, 163, "torch")])
 @pytest.mark.parametrize("how", ["tf32", "tf32x3"])
 def test_tf32_takes_more_shared_memory(monkeypatch, how, channels, given, runs):

@@ -111,6 +111,18 @@ class Names(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_route_may_lie_in_any_way():
+    q = [random(3, 4, 6, 2, 8).to(DEVICE, torch.float32).requires_grad_() for _ in range(3)]
+    route = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(i))[:2] for i in range(18)])
+    route = route.view(3, 6, 2).to(DEVICE)
+    there = route.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # images lie next to each other
+    found, expected = (
+        torch.autograd.grad(ops.routed_attention(*q, (2, 3), 2, r, impl=impl).square().sum(), q)
+        for r, impl in ((there, "triton"), (route, "torch"))
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_second_derivative_is_refused():
     q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
     (grad,) = torch.autograd.grad(window_call(q, None).square().sum(), q, create_graph=True)

@@ -101,6 +101,20 @@ def test_heads_of_many_channels_have_no_third_stage(constants, stages):
     assert max(config.num_stages for config in of) == stages and of[0].num_stages == stages
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels", "edge", "stages"),
+    [
+        (torch.float16, 64, True, 2),
+        (torch.float16, 65, True, 1),
+        (torch.float16, 65, False, 2),
+        (torch.float32, 65, True, 2),
+    ],
+)
+def test_windows_beyond_the_map_have_no_second_stage_for_wide_heads(dtype, channels, edge, stages):
+    of = forward_kernel.choices.of([dtype], {"D": channels, "EDGE": edge})
+    assert max(config.num_stages for config in of) == stages
+
+
 def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monkeypatch):
     monkeypatch.setattr("ops.launching.multiprocessors", lambda device: 100)
     x = torch.zeros(2, dtype=torch.bfloat16)
