@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, GELUTanh, SqueezeExcite
+from timm.layers import DropPath, SqueezeExcite
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from .backbone import Backbone, Head, Stage
 from .blocks import (
+    GELUTanh,
     Mlp,
     Residual,
     WindowAttention,

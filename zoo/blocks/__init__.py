@@ -3,6 +3,7 @@
 What only one family uses lives in its own file. `PositionTable` is here since the loading of weights knows it too.
 """
 
+from .activation import GELUTanh
 from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
 from .block import Block, Mlp, Residual, drop_path_rates, hidden_units
 from .checks import (
@@ -25,6 +26,7 @@ __all__ = [
     "Block",
     "ChainStem",
     "ConvPosition",
+    "GELUTanh",
     "Halve",
     "Mlp",
     "Nhwc",
