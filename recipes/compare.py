@@ -28,7 +28,7 @@ from ops.tool import ToolError, check_file, tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import base, flat, is_in
-from recipes.console import CONSOLE, say
+from recipes.console import CONSOLE, note, say
 from recipes.eval_results import write_json
 from recipes.log import history, rankable
 from recipes.names import apart
@@ -354,21 +354,35 @@ class AfterSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         os.environ[SWEEP] = secrets.token_hex(4)  # inherited by launchers that start processes of their own
-        self.outs = [Path(str(config.out))]
+        self.outs = [_typed(config.out)]
         SWEEP_ENDS.append(partial(show_sweep, self.outs))
         if str(config.hydra.sweeper.get("direction")) == "Direction.minimize":
             say("this search minimises the score; hydra/sweeper=search maximises it", "yellow")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if (out := Path(str(config.out))) not in self.outs:  # `out` may be what is varied
-            self.outs.append(out)
+        resumed = [] if config.resume in (None, "auto") else [_typed(config.resume).parent]
+        for out in (_typed(config.out), *resumed):  # either may be what is varied
+            if out not in self.outs:
+                self.outs.append(out)
+
+
+def _typed(folder: Any) -> Path:
+    return Path(os.path.expanduser(str(folder)))
 
 
 def show_sweep(outs: list[Path]) -> None:
-    """Compare the runs in the folders `outs` that this sweep made, if there are any; the picture is in the first."""
-    folders = [path for path in dict.fromkeys(run for out in outs for run in runs_in(out)) if _of_this_sweep(path)]
-    if folders:
-        show(folders, outs[0] / f"sweep-{os.environ[SWEEP]}.png")
+    """Compare the runs in the folders `outs` that this sweep made, if there are any; the picture is beside the first.
+
+    A picture that cannot be written is no error of the sweep.
+    """
+    found = {out: [path for path in runs_in(out) if _of_this_sweep(path)] for out in outs}
+    held = [out for out in outs if found[out]]
+    if held:
+        folders = list(dict.fromkeys(path for out in held for path in found[out]))
+        try:
+            show(folders, held[0] / f"sweep-{os.environ[SWEEP]}.png")
+        except OSError as error:
+            note(f"the curves of this sweep could not be drawn: {error}")
 
 
 def _of_this_sweep(folder: Path) -> bool:

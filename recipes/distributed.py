@@ -34,6 +34,7 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 TIMED_OUT = re.compile(r"tim(?:ed|ing) out|time ?out", re.IGNORECASE)  # as gloo, NCCL and the store word it
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
+LAST_PORT = 65535
 
 
 @dataclass
@@ -350,11 +351,28 @@ def _check_numbers() -> None:
             f"RANK={rank()}, WORLD_SIZE={size()}: the processes of a run are numbered from 0, so RANK must be below "
             "WORLD_SIZE"
         )
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if size() > 1 and (not address or int(port) > LAST_PORT):
+        raise ConfigError(
+            f"MASTER_ADDR={address}, MASTER_PORT={port}: expected the name or address of the machine of rank 0, and a "
+            f"port that is free there, up to {LAST_PORT}"
+        )
 
 
 def _read_submitit() -> None:
-    """In a job of Hydra's submitit launcher, take from submitit what torchrun would set."""
-    if "SUBMITIT_EXECUTOR" in os.environ and not _launched():
+    """In a job of Hydra's submitit launcher, take from submitit what torchrun would set.
+
+    Raises ConfigError where submitit cannot give it, as outside of a job.
+    """
+    if "SUBMITIT_EXECUTOR" not in os.environ or _launched():
+        return
+    try:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"SUBMITIT_EXECUTOR={os.environ['SUBMITIT_EXECUTOR']} is set, but submitit does not find its job in the "
+            f"environment ({type(error).__name__}: {error}): unset SUBMITIT_EXECUTOR, unless this is a job of "
+            "hydra/launcher=slurm, which sets all that submitit needs"
+        ) from error

@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
 
 def answer_or_measure(cfg: DictConfig) -> None:
     """Predict for images, or evaluate a run or weights, as configured."""
-    CONSOLE.optional = cfg.predict is None  # what is measured is written to files as well
+    # what is measured is written to files as well, and pictures are where a folder is named for them
+    CONSOLE.optional = cfg.predict is None or cfg.out is not None
     distributed.join(cfg)
     if cfg.run is not None:
         of_run(cfg, Path(cfg.run))
@@ -175,7 +176,7 @@ def measure(
     del kept  # which is as large as the model
     model = machine.place(model)
     answered = Answers(data.subset)
-    called = torch.compile(model) if machine.compile else model
+    called = hardware.compiled(model) if machine.compile else model
     noted = {"note": answered.note} if answers else {}
     values, metrics = evaluate(cfg, task, called, data, machine, watch, **noted)
     data.val.end_workers()
@@ -291,6 +292,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
         with torch.no_grad(), machine.autocast():
             predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])
         table, picture = task.answer(image, predictions, data, printable(path))
+        CONSOLE.optional = picture is not None  # which is written, whoever reads the table
         CONSOLE.print(table, markup=False)  # names may have brackets
         if picture is not None:
             predict.write(picture, out / name)

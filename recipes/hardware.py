@@ -17,12 +17,14 @@ from omegaconf import DictConfig
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.torch_version import TorchVersion
 
 from recipes import config, distributed, sharding
 from recipes.config import ConfigError
 from recipes.console import say
 from zoo.allocator import keep_freed_memory
 
+KEEP_STRIDES = "strict_output_strides"
 # newer versions of torch have another name for it
 KEEP_BUFFERS = next(
     name
@@ -91,7 +93,7 @@ class Hardware:
             )
             if self.device.type == "cpu":
                 model.register_comm_hook(None, distributed.mean_in_order)
-        return torch.compile(model) if self.compile else model
+        return compiled(model) if self.compile else model
 
     def syncing(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Context for one micro-batch: DDP all-reduces gradients in the last of a step, FSDP reduces them in each."""
@@ -116,6 +118,21 @@ class Hardware:
         return images.to(memory_format=self.memory_format) if whole else images
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """The model, compiled by torch.compile.
+
+    In a graph for many sizes, PyTorch before 2.15 cannot order the strides of a view that is kept for a gradient, such
+    as the map before a convolution. Where it can be told to keep them as they are, it is; else each size has a graph.
+    """
+    if TorchVersion(torch.__version__) >= "2.15":
+        return torch.compile(model)
+    from torch._inductor import config as inductor  # which takes a second
+
+    if hasattr(inductor, KEEP_STRIDES):
+        return torch.compile(model, options={KEEP_STRIDES: True})
+    return torch.compile(model, dynamic=False)
+
+
 def learn_norms_in_float32(model: nn.Module) -> None:
     """Let layer norms compute in float32 in training, as autocast does on GPUs but not on CPUs.
 
@@ -129,6 +146,12 @@ def learn_norms_in_float32(model: nn.Module) -> None:
 
 def _as_float32(norm: nn.LayerNorm, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0].to(norm.weight.dtype), *inputs[1:]) if norm.training else inputs
+
+
+def is_of_the_compiler(error: Exception) -> bool:
+    """Whether torch.compile could not compile, as where a signal has ended the compiler that it called."""
+    dynamo = sys.modules.get("torch._dynamo.exc")  # imported, which takes a second, by what raises such an error
+    return dynamo is not None and isinstance(error, dynamo.BackendCompilerFailed)
 
 
 def setup(cfg: DictConfig) -> Hardware:

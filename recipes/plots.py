@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +19,7 @@ from recipes.pictures import save_picture
 
 WRITTEN_OUT = 20  # number of classes up to which names and counts are legible
 MOST_BARS = 60
+AS_WRITTEN = rc_context({"text.parse_math": False})  # names of classes and runs may have dollars
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
@@ -27,6 +29,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         FigureCanvasAgg(figure).print_png(temporary)
 
 
+@AS_WRITTEN
 def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
     """Training and validation loss, the score, and the learning rate over the steps."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
@@ -38,6 +41,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], score: str) -> None:
     save_figure(figure, path)
 
 
+@AS_WRITTEN
 def draw_together(path: Path, histories: dict[str, list[dict[str, Any]]], score: str) -> None:
     """Training loss, validation loss and score of several runs over the steps, as far as any of them has these.
 
@@ -71,6 +75,7 @@ def _finish(axes: Any) -> None:
         axes.legend()
 
 
+@AS_WRITTEN
 def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
     """Rows are true classes, columns predicted ones; shades are shares of the true class.
 
@@ -93,6 +98,7 @@ def draw_confusion(path: Path, counts: Tensor, names: list[str]) -> None:
     save_figure(figure, path)
 
 
+@AS_WRITTEN
 def draw_found(path: Path, picture: Image.Image | None, values: dict[str, float], title: str) -> None:
     """A picture of predictions, if there is one, at full resolution, beside a bar for each class, lowest on top.
 

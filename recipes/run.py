@@ -26,8 +26,10 @@ from torch import nn
 from ops.tool import replaced
 from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
+from recipes.config.quoting import key_of
 from recipes.console import CONSOLE, say
 from recipes.data import BadImage, Data, DataError
+from recipes.hardware import is_of_the_compiler
 from recipes.log import Jsonl, LogError, Sink, epoch_table, history
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
@@ -47,6 +49,8 @@ from recipes.task import Task
 from recipes.trackers import trackers
 
 LOCK = ".lock"
+CARD = "README.md"
+WRITTEN_OVER = (data_record.FILE, SESSIONS, "metrics.jsonl", "curves.png", "validation.png")  # by a new run, and CARD
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ class Run:
     def rescue(self, now: State, error: Exception, stop: Stop) -> None:
         """Save the last good state after an error, and raise the error with the command to resume.
 
-        A signal that stopped the run may have ended its data workers as well: a DataError is ignored then.
+        A signal that stopped the run may have ended its data workers or a compiler as well: their errors are ignored
+        then.
         """
         stop.agree()
         now.rewind()
@@ -149,7 +154,7 @@ class Run:
             self.save(now)
         except CheckpointError as unsaved:
             raise CheckpointError(f"{error}\nand then {unsaved}") from error
-        if stop.signal and isinstance(error, DataError):
+        if stop.signal and (isinstance(error, DataError) or is_of_the_compiler(error)):
             return
         past = " data.on_bad_image=replace" if isinstance(error, BadImage) else ""
         saved = f"the state after step {now.step} is saved; resume with: {self.resume_command}{past}"
@@ -206,7 +211,7 @@ class Run:
         found, _ = self.store.newest("best")
         table = epoch_table(history(self.metrics), task.score)
         with _writing(self.folder):
-            _replace(self.folder / "README.md", card.text(self.folder, self.cfg, data, model, found))
+            _replace(self.folder / CARD, card.text(self.folder, self.cfg, data, model, found))
         if table.row_count:
             CONSOLE.print(table)
         if found:
@@ -230,7 +235,7 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
 
     Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
     """
-    folder = _begun(cfg, overrides) or _find(cfg)
+    folder = _begun(cfg, overrides) or _find(cfg, overrides)
     if folder is None:
         return _new(cfg)
     with _writing(folder):
@@ -251,12 +256,16 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
     return run
 
 
-def _find(cfg: DictConfig) -> Path | None:
+def _find(cfg: DictConfig, overrides: list[str]) -> Path | None:
     out = Path(cfg.out)
     if cfg.resume is None:
         return None
     if cfg.resume != "auto":
         load_config(Path(cfg.resume))
+        if any(key_of(text) == "out" for text in overrides) and not _lies_in(out, Path(cfg.resume)):
+            raise RunError(
+                f"resume={cfg.resume} goes on in that folder, and out={cfg.out} is not where it lies: leave out out="
+            )
         if cfg.name is not None and _name(cfg) != Path(cfg.resume).resolve().name:
             raise RunError(
                 f"resume={cfg.resume} goes on in that folder, and name={cfg.name} is another: leave out name= to "
@@ -312,8 +321,12 @@ def _new(cfg: DictConfig) -> Run:
 
 
 def _name(cfg: DictConfig) -> str:
-    if Path(cfg.name) == Path():  # as from a shell variable that is not set
-        raise RunError(f"name={cfg.name} does not name a folder below out={cfg.out}: give a name, or leave it out")
+    path = Path(os.path.expanduser(cfg.name))
+    if path == Path() or path.is_absolute() or ".." in path.parts:  # the first as from a shell variable that is not set
+        raise RunError(
+            f"name={cfg.name} does not name a folder below out={cfg.out}: give a name, or leave it out; runs are made "
+            "in another folder with out="
+        )
     number = config.job_number()
     return cfg.name if number is None else f"{cfg.name}-{number}"
 
@@ -331,6 +344,17 @@ def _refuse_used(folder: Path) -> None:
             f"{folder} holds checkpoints but no config.yaml, without which they cannot be resumed: move or remove the "
             "folder, or pass another name="
         )
+    # a start that failed leaves its lock, and may leave any of these but a card
+    there = [name for name in (CARD, *(() if (folder / LOCK).exists() else WRITTEN_OVER)) if (folder / name).exists()]
+    if there:
+        raise RunError(
+            f"{folder} holds no run, but {', '.join(there)}, which a new run would write over: pass another name=, or "
+            "move these files"
+        )
+
+
+def _lies_in(out: Path, folder: Path) -> bool:
+    return out.resolve() in folder.resolve().parents
 
 
 def _writing(folder: Path) -> AbstractContextManager[None]:

@@ -49,20 +49,20 @@ def saving() -> Iterator[None]:
 @contextmanager
 def requeued() -> Iterator[None]:
     """A scheduler's warning before there is anything to save ends the process with REQUEUE, unless it has a handler."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        with suppress(RuntimeError):  # as below
-            say(f"{signal.Signals(number).name}: this process ends, with nothing to save", "yellow")
-        sys.exit(REQUEUE)
-
     taken = [number for number in WARNINGS if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
-        signal.signal(number, end)
+        signal.signal(number, _end_unsaved)
     try:
         yield
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _end_unsaved(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(RuntimeError):  # as in `Stop._note`
+        say(f"{signal.Signals(number).name}: this process ends, with nothing to save", "yellow")
+    sys.exit(REQUEUE)
 
 
 class Stop:
@@ -116,15 +116,15 @@ class Stop:
     def end(self) -> NoReturn:
         """Exit after the save, with what a shell reports after Ctrl-C, else with REQUEUE. All processes must call this.
 
-        If a warning had a handler before, such as submitit's, which queues the job again, the first process calls it,
-        and its exit status is that of all.
+        If a warning had a handler of others before, such as submitit's, which queues the job again, the first process
+        calls it, and its exit status is that of all.
         """
         own = 128 + signal.SIGINT if self.signal == signal.SIGINT else REQUEUE
         sys.exit(distributed.first(lambda: self._hand_on(own)))
 
     def _hand_on(self, own: int) -> int | str | None:
         handler = self._before.get(self.signal)
-        if self.signal in WARNINGS and callable(handler):
+        if self.signal in WARNINGS and callable(handler) and handler is not _end_unsaved:
             try:
                 handler(self.signal, None)
             except SystemExit as end:

@@ -90,6 +90,11 @@ def train(cfg: DictConfig) -> float | None:
                 raise
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
+            except Exception as error:
+                # alone: other processes may have compiled, and wait for this one
+                if not (stop.noted and distributed.size() == 1 and hardware.is_of_the_compiler(error)):
+                    raise
+                run.rescue(now, error, stop)
         finished = now.step >= plans.steps and not now.due
         # a signal may come again, or only now, which must not change the status
         distributed.first(lambda: run.report(task, data, model, finished=finished))

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from children import lines, rendered
-from recipes import compare, log
+from recipes import compare, log, provenance
 from recipes.plots import draw_together
 
 
@@ -259,6 +259,22 @@ def test_the_least_loss_is_the_best(two_runs, tmp_path):
     assert (tmp_path / "a" / "folder" / "loss.png").is_file()
     with pytest.raises(SystemExit, match="could not write"):
         compare.main([str(two_runs / "one"), "--out", str(two_runs / "one" / "config.yaml" / "loss.png")])
+
+
+def test_a_sweep_whose_picture_cannot_be_written(two_runs, monkeypatch, capsys):
+    """As on a full disk, which is no error of the sweep, and hides none."""
+    (start, *_) = (json.loads(line) for line in (two_runs / "one" / "sessions.jsonl").read_text().splitlines())
+    monkeypatch.setenv(provenance.SWEEP, "x")
+    monkeypatch.setattr(compare, "sessions", lambda folder: [{**start, "sweep": "x"}])
+    monkeypatch.setattr(compare, "draw_together", full_disk)
+    compare.show_sweep([two_runs / "nothing", two_runs])
+    said = capsys.readouterr()
+    assert "2 runs" in said.out
+    assert said.err == f"the curves of this sweep could not be drawn: no space for {two_runs / 'sweep-x.png'}\n"
+
+
+def full_disk(picture, curves, score):
+    raise OSError(f"no space for {picture}")
 
 
 def test_nothing_to_compare(tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recipes import console
+from recipes import console, train
 from zoo.errors import first_line
 
 
@@ -40,6 +40,16 @@ def test_a_note_is_not_worth_an_error(monkeypatch):
             console.note("nobody reads this")
         with open(os.devnull) as nowhere:
             assert os.path.sameopenfile(full.fileno(), nowhere.fileno())
+
+
+def test_help_may_be_cut_off(monkeypatch):
+    """As by `--help | head -1`."""
+    read, written = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with open(written, "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        train.main()
 
 
 def test_an_error_without_a_message_is_told_by_its_type():

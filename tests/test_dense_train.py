@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import zoo
 from children import evaluate_here, lines, lost_after, note_overrides, train_here
 from dense_cases import TASKS, TINY
 from ranks import on_ranks
-from recipes import card, config, data_record, export
+from recipes import card, config, console, data_record, export
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.data import DataError
@@ -51,6 +52,13 @@ def test_the_loop_trains_and_measures(run):
     assert [key for key in measured[0] if key.startswith(f"val_{kind}/")][:2] == [f"val_{kind}/0", f"val_{kind}/1"]
     with Image.open(run / "validation.png") as picture:
         assert picture.width > 1000 and len(picture.getcolors(1 << 24)) > 1000
+
+
+def test_a_detector_that_cannot_be_measured_is_not_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ConfigError, match="task=detect needs the package pycocotools: pip install pycocotools"):
+        train_here(tmp_path, *TASKS["detect"], *TINY, "name=run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_trackers_get_the_picture(run):
@@ -250,6 +258,18 @@ def test_tasks_are_told_how_large_images_were(run, tmp_path, monkeypatch):
     assert sizes == [(50, 90)]
     evaluate_here(f"run={run}", f"out={tmp_path}")
     assert sizes[1:] == [(64, 64)] * 7
+
+
+def test_predict_draws_though_nobody_reads_what_it_prints(run, tmp_path, monkeypatch, capfd):
+    for name in "ab":
+        Image.new("RGB", (90, 50), "teal").save(tmp_path / f"{name}.png")
+    with open("/dev/full", "w") as full:
+        output = console.Output(file=full)
+        monkeypatch.setattr(console, "CONSOLE", output)
+        monkeypatch.setattr("recipes.eval.CONSOLE", output)
+        evaluate_here(f"run={run}", f"predict={tmp_path}/*.png", f"out={tmp_path / 'found'}")
+    assert sorted(os.listdir(tmp_path / "found")) == ["a-found.png", "b-found.png"]
+    assert capfd.readouterr().err.count("nothing more is printed") == 1
 
 
 def test_predict_draws_into_a_persons_images(run, tmp_path, capsys):

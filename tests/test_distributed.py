@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -239,6 +240,34 @@ def test_a_lost_process_ends_the_others_in_words(capfd):
         on_ranks(2, lost)
     said = capfd.readouterr().err
     assert "error: another process of this run is gone" in said and "Traceback" not in said
+
+
+def lost_in_a_sweep(folder: Path) -> None:
+    """The second process ends in the first of three runs."""
+    noted = log.Log.step
+
+    def step(self, step, *args, **kwargs):
+        if distributed.rank() == 1:
+            os._exit(1)
+        noted(self, step, *args, **kwargs)
+
+    log.Log.step = step
+    os.chdir(folder)
+    sys.argv[:] = ["train.py", "-m", *SHARED, "seed=0,1,2", "name=s"]
+    try:
+        train.main()
+    except SystemExit as end:
+        print(f"status {end.code}")
+
+
+def test_a_lost_process_ends_a_sweep(tmp_path, capfd):
+    with pytest.raises(EOFError):
+        on_ranks(2, lost_in_a_sweep, tmp_path)
+    said, errors = capfd.readouterr()
+    assert errors.count("another process of this run is gone") == 1 and "Traceback" not in errors
+    assert errors.endswith("error: 1 of 1 runs failed, see above: 0\n")
+    assert "the sweep was stopped in run 0; any later runs were not started" in said and "status 2" in said
+    assert [run.name for run in (tmp_path / "runs").glob("s-*")] == ["s-0"]
 
 
 def slow() -> str:

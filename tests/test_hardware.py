@@ -224,6 +224,32 @@ def test_layer_norms_learn_in_float32():
         assert learner(images).dtype == torch.bfloat16  # as where the run is evaluated later
 
 
+class Chain(nn.Module):
+    """Two convolutions of (B, H, W, C) maps with a norm between, as blocks have them: the second keeps a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, images):
+        x = self.norm(self.stem(images).permute(0, 2, 3, 1))
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def test_compiled_training_on_images_of_many_sizes():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = Chain()
+    machine = hardware.Hardware(torch.device("cpu"), None, torch.preserve_format, compile=True)
+    compiled = machine.wrapped(model)
+    for size in ((32, 32), (48, 36)):
+        images = torch.randn(2, 3, *size)
+        found, expected = (
+            torch.autograd.grad(call(images).square().sum(), model.parameters()) for call in (compiled, model)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_gpu_normalises_what_it_is_sent():
     """As bytes a batch has a fourth of the way; the bits are those of a processor."""
     source = build(config.compose(SMALL)).val

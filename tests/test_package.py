@@ -54,8 +54,18 @@ def test_importing_downloads_nothing():
 
 
 def test_training_without_its_packages_says_which():
-    statement = "try: import recipes\nexcept ModuleNotFoundError as error: assert 'extra `train`' in str(error)"
-    assert imported(statement, "hydra") == "[]"
+    statement = "try: import recipes\nexcept ModuleNotFoundError as error: assert 'extra `train`{}' in str(error)"
+    assert imported(statement.format(""), "hydra") == "[]"
+    assert imported(statement.format(", but there is no rich and no torchmetrics: "), "torchmetrics", "rich") == "[]"
+
+
+def test_digits_without_scikit_learn():
+    statement = (
+        "from recipes.config import compose\nfrom recipes.data import DataError, build\n"
+        "try: build(compose())\nexcept DataError as error: assert 'pip install scikit-learn' in str(error)\n"
+        "else: raise AssertionError('read without it')"
+    )
+    assert imported(statement, "sklearn") == "['zoo', 'ops', 'recipes']"
 
 
 def started(monkeypatch, module, *arguments):

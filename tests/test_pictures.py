@@ -8,7 +8,7 @@ from PIL import Image
 
 from recipes.config import compose
 from recipes.pictures import SIDE, beside, colours, with_labels, with_objects
-from recipes.plots import draw_found
+from recipes.plots import draw_confusion, draw_found, draw_together
 from recipes.tasks import detect
 
 NAMES = [f"a class of a long name, {number}" for number in range(150)]
@@ -90,3 +90,11 @@ def test_a_picture_is_shown_pixel_for_pixel(tmp_path):
     draw_found(tmp_path / "found.png", noise, {f"{name}": 50.0 for name in NAMES}, "IoU, mean 50 %")
     with Image.open(tmp_path / "found.png") as picture:
         assert np.array_equal(np.asarray(picture)[:200, :300], np.asarray(noise)) and picture.width > 700
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    names = ["$^$", "$5 or $6_", "a_b"]
+    draw_confusion(tmp_path / "confusion.png", torch.ones(3, 3, dtype=torch.long), names)
+    draw_found(tmp_path / "found.png", None, dict.fromkeys(names, 50.0), "$^$")
+    draw_together(tmp_path / "together.png", {name: [{"step": 1, "loss": 2.0}] for name in names}, "top1")
+    assert len(list(tmp_path.iterdir())) == 3

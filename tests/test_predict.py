@@ -14,7 +14,9 @@ from timm.data import create_transform, resolve_data_config
 import zoo
 from children import evaluate_here
 from recipes import config, predict, predict_weights
+from recipes import eval as evaluation
 from recipes.config import ConfigError
+from recipes.console import CONSOLE
 from recipes.data import arrow, imagenet
 from recipes.data.build import preprocessing
 from recipes.eval_results import Results
@@ -65,6 +67,16 @@ def test_pictures_of_many_images_are_named_at_once():
     begun = time.process_time()
     assert len(set(predict.names([f"photos/{number}.jpg" for number in range(30_000)]))) == 30_000
     assert time.process_time() - begun < 3  # comparing each name with all others takes more than ten seconds
+
+
+def test_pictures_need_no_reader_of_what_is_printed(monkeypatch):
+    """Where a folder is named for them, `| head -1` does not end the command that draws them."""
+    seen = []
+    monkeypatch.setattr(CONSOLE, "optional", False)
+    monkeypatch.setattr(evaluation, "of_run", lambda cfg, run: seen.append(CONSOLE.optional))
+    for given in (["predict=a.jpg"], ["predict=a.jpg", "out=found"], []):
+        evaluate_here("run=first", *given)
+    assert seen == [False, True, True]
 
 
 def test_pictures_of_earlier_predictions(folder, capsys):

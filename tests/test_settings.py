@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from recipes import config, distributed
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
-from recipes.config.given import with_task_of_run
+from recipes.config.given import expanded, with_task_of_run
 from recipes.data.build import preprocessing
 from recipes.provenance import note_session, sessions
 from recipes.run import Run, open_run
@@ -161,6 +161,23 @@ def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit):
         config.main("eval", errors=(RunError,))(lambda cfg: None)()
     assert "error: missing holds no run: missing/config.yaml does not exist" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_found_in_quotes_too(tmp_path, monkeypatch, capsys):
+    """No shell resolves its ~ there, and Hydra cannot parse it without."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("out", "resume", "model.checkpoint", "teacher.checkpoint")
+    cfg = config.compose([*(f'{key}="~/{key}"' for key in keys), "teacher.kind=soft", 'model.backbone="~unknown/b"'])
+    assert [OmegaConf.select(cfg, key) for key in keys] == [f"{tmp_path}/{key}" for key in keys]
+    assert cfg.model.backbone == "~unknown/b"
+    cfg = config.compose(["checkpoint=['~/a','b~']", 'predict="~/*.jpg"', 'out="~/found"'], "eval")
+    assert (cfg.checkpoint, cfg.predict, cfg.out) == ([f"{tmp_path}/a", "b~"], f"{tmp_path}/*.jpg", f"{tmp_path}/found")
+    with pytest.raises(ConfigError, match=f"With the whole path it can: model.checkpoint={tmp_path}/x.pth$"):
+        config.compose(["model.checkpoint=~/x.pth"])
+    run = begun(tmp_path / "run", "task=segment")
+    assert with_task_of_run(['run="~/run"'])[0] == "task=segment"
+    assert "model.name=test_resnet" in " ".join(expanded(["config=~/run/config.yaml"]))
+    assert config_to_evaluate(run, ['run="~/run"']).task.name == "segment"
 
 
 def test_a_key_that_was_typed_is_no_near_match():

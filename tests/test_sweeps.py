@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from children import ROOT, SMALL, fork
 from recipes import config, shell
 from recipes.config import ConfigError, compose
 from recipes.config.checks import flat
-from recipes.config.given import expanded
+from recipes.config.given import expanded, with_task_of_run
+from recipes.settings import RunError
 
 QUICK = [*SMALL, "train.steps=3", "sched.warmup=0"]
 RUNS = ("3/s-0", "None/s-1")
@@ -66,6 +68,16 @@ def test_nothing_is_left_of_the_run_before(tmp_path):
     assert child.exitcode == 0 and "2 runs" in output, output
     threads = [json.loads((tmp_path / "runs" / run / "sessions.jsonl").read_text())["threads"] for run in RUNS]
     assert threads == [3, own]
+
+
+def test_runs_elsewhere_are_in_the_table(tmp_path):
+    """The picture lies beside the runs, which may be in no folder but those that the sweep goes through."""
+    first = fork("-m", *QUICK, "out=a,b", "name=s", cwd=tmp_path)
+    assert "2 runs" in first.output() and first.exitcode == 0
+    assert [path.parent.name for path in tmp_path.glob("*/sweep-*.png")] == ["a"]
+    again = fork("-m", "resume=b/s-1,a/s-0", cwd=tmp_path)
+    assert "2 runs" in again.output() and again.exitcode == 0
+    assert sorted(path.parent.name for path in tmp_path.glob("*/sweep-*.png")) == ["a", "b"]
 
 
 def test_runs_of_a_sweep_are_resumed_by_name(tmp_path):
@@ -195,9 +207,44 @@ def test_a_configuration_is_given_back(tmp_path, overrides):
     assert flat(changed) == {**flat(cfg), "seed": 7}
 
 
-def test_a_value_without_a_key():
-    with pytest.raises(ConfigError, match="=2 has no key, as where a variable of the shell is not set"):
-        expanded(["=2"])
+WRONG = [
+    (["=2"], "=2 has no key, as where a variable of the shell is not set"),
+    (["config="], "config= is empty: give a name, or leave it out"),
+    (["-m", "data=digits,null"], "data=digits,null is not an option of data: expected one of the"),
+    (["--lr=3"], "--lr=3 is no option: a key is given without dashes, optim.lr=3"),
+    (["--name=foo"], "--name=foo is no option: a key is given without dashes, name=foo"),
+    (["--lr_base_batch", "3"], "without dashes, optim.lr_base_batch=<value> or sched.lr_base_batch=<value>"),
+]
+
+
+@pytest.mark.parametrize("typed, said", WRONG, ids=[" ".join(typed) for typed, _ in WRONG])
+def test_arguments_that_hydra_misreads(typed, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        expanded(typed)
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_options_of_hydra_are_no_keys(name):
+    for option in (option for action in get_args_parser()._actions for option in action.option_strings):
+        assert expanded([option], name) == [option]
+    assert expanded(["--hydra-help", "name=first", "model=timm"], name) == ["--hydra-help"]
+
+
+@pytest.mark.parametrize("name, key", [("train", "resume"), ("eval", "run")])
+def test_the_task_of_runs(tmp_path, name, key):
+    for folder, task in (("a", "segment"), ("b", "segment"), ("c", "detect")):
+        (tmp_path / folder).mkdir()
+        OmegaConf.save(compose([f"task={task}"]), tmp_path / folder / "config.yaml")
+    a, b, c, none = (tmp_path / folder for folder in "abcd")
+    for typed in (f"{a}", f"{a},{b}", f"choice({none},{b})"):
+        assert with_task_of_run([f"{key}={typed}"], name) == ["task=segment", f"{key}={typed}"]
+    for typed in (f"{a},{c}", "auto,3", f"{none},{none}"):
+        assert with_task_of_run([f"{key}={typed}"], name) == [f"{key}={typed}"]
+    with pytest.raises(RunError, match="holds no run"):
+        with_task_of_run([f"{key}={none}"], name)
+    for typed in ("", '""'):
+        with pytest.raises(ConfigError, match=f"^{key}= is empty: give a name, or leave it out"):
+            with_task_of_run([f"{key}={typed}"], name)
 
 
 @pytest.mark.parametrize("flags", [["-m"], ["--cfg", "job"], ["--config-dir", "mine"]], ids=" ".join)

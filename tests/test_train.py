@@ -32,7 +32,7 @@ from children import (
     wait_for,
 )
 from recipes import checkpoint, config, distributed, export, log, train
-from recipes.run import Run
+from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume
 from recipes.tasks import classify
 from recipes.weights import find_checkpoint, find_weights
@@ -103,6 +103,16 @@ def test_a_folder_goes_on_under_its_own_name(tmp_path, run):
     with pytest.raises(RunError, match=r"copy goes on in that folder, and name=b is another: .* model\.checkpoint="):
         train_here(tmp_path, f"resume={copy}", "name=b")
     train_here(tmp_path, f"resume={copy}", "name=copy")  # a finished run: nothing is left to do
+
+
+def test_a_folder_goes_on_where_it_lies(tmp_path, run):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    note_overrides(copy, QUICK)
+    typed = [f"resume={copy}", "out=elsewhere"]
+    with pytest.raises(RunError, match=r"copy goes on in that folder, and out=elsewhere is not where it lies: leave o"):
+        open_run(config.compose(typed), typed)
+    for typed in ([f"resume={copy}"], [f"resume={copy}", f"out={tmp_path}"]):
+        assert open_run(config.compose(typed), typed).folder == copy
 
 
 def test_a_folder_in_use_is_refused(tmp_path, run):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
+from torch._inductor.exc import InductorError
 
 import zoo
 from children import QUICK, lines, poisoned, train_here
@@ -18,11 +19,39 @@ from recipes.settings import RunError
 from recipes.tasks import classify
 
 
-@pytest.mark.parametrize("typed", ["name=", "name=.", "name= resume=auto"])
-def test_a_name_that_is_empty_is_refused(tmp_path, typed):
-    with pytest.raises(RunError, match=f"does not name a folder below out={tmp_path}"):
-        train_here(tmp_path, *QUICK, *typed.split())
+@pytest.mark.parametrize(
+    "typed", ["name=", "name=.", "name= resume=auto", "name=..", "name=a/../..", "name=/absolute", "name='~/run'"]
+)
+def test_a_name_of_no_folder_below_out_is_refused(tmp_path, typed):
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match=f"does not name a folder below out={out}: "):
+        train_here(out, *QUICK, *typed.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["README.md", "data.json", "metrics.jsonl", "curves.png"])
+def test_files_of_others_are_not_written_over(tmp_path, file):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text("notes")
+    with pytest.raises(RunError, match=rf"mine holds no run, but {file}, which a new run would write over: pass ano"):
+        train_here(tmp_path, *QUICK, "name=mine")
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+def test_a_start_that_failed_can_be_repeated(tmp_path, monkeypatch):
+    """As on a full disk, before the configuration is written; other files that are there stay."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="No space left on device"):
+        patched.setattr("recipes.run.OmegaConf.to_yaml", full)
+        train_here(tmp_path, *QUICK, "name=run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "data.json", "notes.txt", "sessions.jsonl"}
+    train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
+    assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
@@ -193,6 +222,32 @@ def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch
     assert saving == [True, True] and not stop._SAVING.is_set()
     said = capsys.readouterr().out.replace("\n", " ")
     assert "and saving; another SIGTERM, after 30 seconds, stops at once, without saving" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, None])
+def test_a_signal_that_ends_the_compiler_too_is_a_stop(tmp_path, monkeypatch, number):
+    """As one to the process group: the compiler that torch has called dies of it. Any other error of it is one."""
+    loss, before = classify.Task.loss, {}
+
+    def compiled(self, model, images, targets, *, draw):
+        if draw < 4:
+            return loss(self, model, images, targets, draw=draw)
+        before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        loss(self, model, images, targets, draw=draw)  # of a graph before: the statistics of norms have changed
+        if number:
+            os.kill(os.getpid(), number)
+        raise InductorError(RuntimeError("C++ compile error"), None)
+
+    monkeypatch.setattr(classify.Task, "loss", compiled)
+    with pytest.raises(SystemExit if number else InductorError) as ended:
+        train_here(tmp_path, *QUICK, "name=run")
+    saved, _ = checkpoint.Store(tmp_path / "run" / "checkpoints").newest()
+    if number is None:
+        assert saved.state["step"] == 3
+        return
+    assert ended.value.code == stop.REQUEUE and saved.state["step"] == 4
+    tensors = saved.tensors("model")
+    assert before.keys() == tensors.keys() and all(before[name].equal(tensors[name]) for name in before)
 
 
 def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):

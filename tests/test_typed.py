@@ -22,7 +22,7 @@ NONSENSE = [
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
     "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0", "train.epochs=inf", "data.short_side=[]",
-    "data.split_seed=4294967296",
+    "data.split_seed=4294967296", "hardware.threads=100000", "data.img_size=100000000", "data.img_size=[32,65536]",
 ]  # fmt: skip
 
 
@@ -73,6 +73,7 @@ IDLE = [
     (["data=imagefolder", "data.num_classes=7"], "but data=imagefolder has folder"),
     (["data=cifar10", "data.val_fraction=0.5"], "needs data.source=digits or scenes"),
     (["data.val_split=test"], "data.val_split=test has no effect here"),
+    (["data.image_key=null"], "data.image_key=null has no effect here"),
     (["teacher.weight=0.9"], "it needs teacher.kind=soft, hard or feature"),
     (["teacher.pretrained=true"], "it needs teacher.kind="),
     (["sched.milestones=[3]"], "it needs sched.sched=step, but it is cosine"),
@@ -126,6 +127,35 @@ IDLE = [
 def test_what_nothing_reads_is_refused(typed, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         compose(typed)
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("seed={a:1}", "seed={a:1} was read as dict: expected a whole number"),
+        ("data.val_count={a:1}", "data.val_count={a:1} was read as dict: expected a whole number"),
+        ("data.class_names={a:1}", "data.class_names={a:1} was read as dict: expected a single value or a list"),
+        ("data.name=null", "data.name=null: expected a string"),
+        ("data.source=null", "data.source=null: expected a string"),
+    ],
+)
+def test_values_of_no_type_that_a_key_has(typed, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        compose([typed])
+
+
+@pytest.mark.parametrize(
+    "typed, ends",
+    [
+        ("model=maxvit_t,nat_m", "this is a single run. For one run each: add -m"),
+        ("logger=wandb,tensorboard", "For a list: 'logger=[wandb,tensorboard]'; for one run each: add -m"),
+        ("~optim.lr", "give it another value"),
+    ],
+)
+def test_errors_suggest_nothing_that_is_refused(typed, ends):
+    with pytest.raises(ConfigError) as error:
+        compose([typed])
+    assert str(error.value).endswith(ends)
 
 
 def test_what_is_read_is_not():

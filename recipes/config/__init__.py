@@ -23,14 +23,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.clock import STARTUP
-from recipes.config.checks import check, check_shadowed
+from recipes.config.checks import check, check_options, check_shadowed
 from recipes.config.errors import ConfigError
 from recipes.config.given import expanded, with_task_of_run
 from recipes.config.groups import register
 from recipes.config.help import text as help_text
-from recipes.config.messages import explain
-from recipes.config.quoting import quote, written
-from recipes.console import say
+from recipes.config.messages import explain, of_launcher
+from recipes.config.quoting import key_of, quote, written
+from recipes.console import note, say
 from zoo.errors import plain_warnings
 
 __all__ = [
@@ -53,6 +53,7 @@ def compose(
     searched  folders with configuration files beside ours, see `searched()`
     """
     register()
+    check_options(overrides if typed is None else typed, name)
     found = [f"hydra.searchpath={written([f'file://{folder}' for folder in searched])}"] if searched else []
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
@@ -90,6 +91,7 @@ def _sweeping() -> bool:
 
 
 Job = Callable[[DictConfig], float | None]
+OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")  # keys that begin so
 SWEEP_ENDS: list[Callable[[], None]] = []  # called at the end of a sweep, however it ended
 _RUNS: dict[int, BaseException | None] = {}  # those of a sweep that this process has started, and what ended each early
 _UNSCORED: set[int] = set()  # those of a search that ended without a number to maximise
@@ -109,6 +111,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
         def job(cfg: DictConfig) -> float | None:
             _refuse_shared_search()
             with plain_warnings(), _noted(name, errors) if _sweeping() else reported(name, errors):
+                _refuse_no_sweep()
                 check_shadowed(searched())
                 check(cfg, name, overrides())
                 score = function(cfg)
@@ -122,7 +125,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             with reported(name, errors):
                 sys.argv[1:] = expanded(sys.argv[1:], name)
             if {"-h", "--help"} & set(sys.argv[1:]):
-                print(help_text(name))
+                note(help_text(name), sys.stdout)
                 return
             with reported(name, errors):
                 sys.argv[1:] = with_task_of_run(sys.argv[1:], name)
@@ -141,6 +144,13 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
     return decorate
 
 
+def _refuse_no_sweep() -> None:
+    """Raise ConfigError if a single run was given a launcher or a sweeper: without -m it would start here."""
+    typed = [text for text in HydraConfig.get().overrides.hydra if key_of(text).startswith(OF_SWEEPS)]
+    if typed and not _sweeping():
+        raise ConfigError(f"{' '.join(typed)} has an effect only in a sweep: add -m, or leave it out")
+
+
 def _refuse_shared_search() -> None:
     """End a search of several processes at its first run: each would choose values of its own for it."""
     from recipes import distributed
@@ -155,7 +165,11 @@ def _refuse_shared_search() -> None:
 
 @contextmanager
 def _noted(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Report which run of a sweep failed as it fails: Hydra raises only the first error, once the others are done."""
+    """Report which run of a sweep failed as it fails: Hydra raises only the first error, once the others are done.
+
+    No later run can be done without the other processes: the loss of one ends this one, with status 2. A job of another
+    launcher, such as Slurm's, is for one run and hands over the error.
+    """
     from recipes import distributed
 
     number = job_number()
@@ -167,6 +181,8 @@ def _noted(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
         if isinstance(error, Exception):
             if (message := _explained(error, name, errors)) is None and distributed.is_loss(error):
                 distributed.report_loss(error)
+                if "basic_launcher" in str(HydraConfig.get().launcher.get("_target_")):
+                    sys.exit(2)
             else:
                 message = message or "".join(traceback.format_exception(error)).rstrip()
                 distributed.report(message, f"error in run {number} ({' '.join(overrides())})")
@@ -190,8 +206,8 @@ def _summed() -> Iterator[None]:
         failed = failures()
         if failed:
             distributed.report(said(failed))
-        if stopped := [number for number, end in _RUNS.items() if end is not None and number not in failed]:
-            say(f"the sweep was stopped in run {stopped[-1]}; any later runs were not started", "yellow")
+        if not isinstance(error, Exception) and _RUNS and _RUNS[last := max(_RUNS)] is not None:
+            say(f"the sweep was stopped in run {last}; any later runs were not started", "yellow")
         # of a search that has no best run, Optuna raises an error of its own
         fruitless = len({*failed, *_UNSCORED}) == len(_RUNS) > 0
         if isinstance(error, Exception) and fruitless and _UNSCORED:
@@ -212,7 +228,7 @@ def _explained(error: Exception, name: str, errors: tuple[type[Exception], ...])
         return str(error)
     if isinstance(error, UNREADABLE):
         return explain(error, [text for text in sys.argv[1:] if not text.startswith("-")], name)
-    return None
+    return of_launcher(error, name)
 
 
 @contextmanager

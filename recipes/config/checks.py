@@ -1,5 +1,6 @@
 """What a configuration may hold: types and choices that Hydra does not check."""
 
+import os
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import Any
 
 import timm
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipes import papers
 from recipes.config.errors import ConfigError, near
 from recipes.config.idle import check_answers, check_read, needed
-from recipes.config.quoting import key_of, quote
+from recipes.config.quoting import key_of, quote, readings, reads_as
 from recipes.config.ranges import check_range
+from recipes.shell import command
 
 INTERPOLATIONS = (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CHOICES = {
@@ -67,15 +69,21 @@ LISTS = {
     "task.stride",
 }  # fmt: skip
 NAMES = {"optim.decay", "optim.no_decay"}
+NEEDED = {"data.name", "data.source"}  # not null, though no file has a default for them
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
 FULL = {*TEXT, "checkpoint"} - {"data.image_suffix", "name"}  # not empty; a run says why its own is not
+EMPTY = "{}= is empty: give a name, or leave it out"  # as from a shell variable that is not set
+PATHS = (
+    "out", "resume", "run", "predict", "checkpoint", "model.checkpoint", "model.backbone", "teacher.checkpoint",
+)  # fmt: skip
 CLASSIFY = ("data.eval_img_size", "teacher.kind")  # keys for classification only, outside its own group
 NO_MODEL = {
     "train": "model=auto is for eval.py, which recognises the model of a file: to train, name one, model=maxvit_t",
     "eval": "nothing to evaluate: give run=runs/<name>, checkpoint=<file>, or model=<name> model.pretrained=true",
 }
 FURTHER = ("model", "optim")  # groups that take keys beside those in our files: arguments of what is built
+SEVERAL = ("logger",)  # groups of which several options can be chosen at once
 PHASE = "paper.phase"  # a key that only a recipe has, in no base file
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
@@ -91,7 +99,7 @@ SAID = {
 
 
 def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: bool = False) -> None:
-    """Resolve `cfg` in place and check it; `overrides` are the arguments that were typed for it.
+    """Resolve `cfg` and the `~` of its paths in place and check it; `overrides` are the arguments typed for it.
 
     begun  whether a run was started with the rest, which was accepted then
 
@@ -100,6 +108,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     every key of a `config=FILE` is.
     """
     _check_kept(name, overrides)
+    if cfg.task.name not in options("task"):
+        raise ConfigError(f"task.name={cfg.task.name} is no task: choose one, task={' or task='.join(options('task'))}")
     if OmegaConf.is_missing(cfg.model, "name"):
         raise ConfigError("model=timm needs the model's name as well: model=timm model.name=resnet50")
     if cfg.model.name is None and (name == "train" or (cfg.run is None and cfg.checkpoint is None)):
@@ -109,6 +119,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     begun = begun or cfg.get("resume") not in (None, "auto")
     _check_keys(cfg, name, overrides, begun)
     OmegaConf.resolve(cfg)
+    _resolve_home(cfg)
     typed = {key_of(text): text.partition("=")[2] for text in overrides}
     _check_task(cfg, typed)
     values, usual = flat(cfg), _usual(name, cfg.task.name)
@@ -133,12 +144,55 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     check_read(cfg, mine, base(name) | task_defaults(cfg.task.name))
 
 
+def _resolve_home(cfg: DictConfig) -> None:
+    """A shell leaves `~` in quotes, and after `key=`, as it is. The readers of data resolve theirs."""
+    for key in PATHS:
+        given = OmegaConf.select(cfg, key)
+        if isinstance(given, str):
+            OmegaConf.update(cfg, key, os.path.expanduser(given))
+        elif isinstance(given, ListConfig):
+            OmegaConf.update(cfg, key, [os.path.expanduser(one) if isinstance(one, str) else one for one in given])
+
+
 def _check_kept(name: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a key of ours that is to be left out, `~train.ema`, or a group of them, `~augment`."""
+    """Raise ConfigError for a key of ours that is to be left out, `~train.ema`, or a group of them, `~augment`.
+
+    A number or null in the place of a group, `augment=null`, would leave out its keys as well.
+    """
+    defaults = base(name)
     for text in overrides:
-        key = text.removeprefix("~").partition("=")[0]
-        if text.startswith("~") and any(is_in(known, (key,)) for known in base(name)):
-            raise ConfigError(f"{text} would leave out {key}, which is read: give it another value, such as null")
+        key, removes = key_of(text), text.startswith("~")
+        if not any(is_in(known, (key,)) for known in defaults):
+            continue
+        if removes and key in chosen_groups(name):
+            raise ConfigError(f"{text} would leave out {key}, which is read: choose another option, {key}=<option>")
+        if key not in defaults and (removes or not isinstance(reads_as(text), str | dict | list)):
+            raise ConfigError(f"{text} would leave out {key}, which is read: set its keys, {key}.<key>=")
+        if removes:
+            null = ", such as null" if _nullable(key, defaults[key]) else ""
+            raise ConfigError(f"{text} would leave out {key}, which is read: give it another value{null}")
+
+
+def check_options(overrides: Sequence[str], name: str) -> None:
+    """Raise ConfigError for a choice that names no option of its group, `data=null`, or several where one is chosen."""
+    for text in (text for text in overrides if "=" in text and not text.startswith("~")):
+        group, values = key_of(text), readings(text)
+        if group in chosen_groups(name) and not all(_is_option(group, value) for value in values):
+            bracketed = any(isinstance(value, list) for value in values)
+            runs = "; for one run each add -m and leave out the brackets" if bracketed else ""
+            raise ConfigError(f"{text} is not an option of {group}: expected {listed(options(group), name)}{runs}")
+        if "/" in group and None in values:
+            raise ConfigError(f"{text} is not an option of {group}: expected {group}=<option>")
+
+
+def _is_option(group: str, value: object) -> bool:
+    several = value if group in SEVERAL and isinstance(value, list) else [value]
+    return all(isinstance(one, str) for one in several)
+
+
+def listed(names: Sequence[str], name: str) -> str:
+    """Options as a message of `name`.py names them: those of a long list are left to --help."""
+    return f"one of the {len(names)} that `{command(name)} --help` lists" if len(names) > 12 else ", ".join(names)
 
 
 def check_shadowed(folders: Iterable[str]) -> None:
@@ -157,7 +211,8 @@ def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: boo
     """Check that something reads every key; of a run that was started before, every key that is added now.
 
     Hydra only finds misspelt keys that are typed without a plus, not those in files. A key of your own may be used by
-    others as ${key}; it may be typed if it lies outside our groups.
+    others as ${key}; it may be typed if it lies outside our groups. What is typed for a key of ours, `seed={a:1}`, is
+    checked as its value.
     """
     known, found = {*keys(name), PHASE}, flat(cfg)
     ours = {key.partition(".")[0] for key in known}
@@ -165,7 +220,9 @@ def _check_keys(cfg: DictConfig, name: str, overrides: Sequence[str], begun: boo
     served = {word.strip(".") for word in words} - ours
     added = {key_of(text): text for text in overrides if text.startswith("+")}
     added = {key: text for key, text in added.items() if key in found or "={" in text}  # not an option of a group
-    for key in (key for key in found if key not in known and not _is_argument(key) and not _serves(key, served)):
+    valued = {key_of(text) for text in overrides} & (known - set(groups()))
+    read = {key for key in found if key in known or _is_argument(key) or _serves(key, served) or is_in(key, valued)}
+    for key in (key for key in found if key not in read):
         text = next((added[one] for one in added if is_in(key, [one])), None)
         hint = near(key, known)
         if text is not None and (key.partition(".")[0] in ours or hint):
@@ -228,15 +285,23 @@ def _usual(name: str, task: str) -> dict[str, Any]:
 
 def _check_value(key: str, value: Any, default: Any, typed: str) -> None:
     kind = _kind(key, default)
-    if kind is not None and not (value is None and default is None) and not _fits(value, kind):
+    if kind is None and isinstance(value, dict) and not _is_argument(key):
+        raise ConfigError(f"{key}={typed} was read as dict: expected a single value or a list")
+    if kind is not None and not (value is None and _nullable(key, default)) and not _fits(value, kind):
         said = SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
         read = "" if value is None else f" was read as {type(value).__name__}"
         raise ConfigError(f"{key}={'null' if value is None else typed}{read}: expected {said}")
-    if value in ("", []) and key in FULL:  # as from a shell variable that is not set
-        raise ConfigError(f"{key}= is empty: give a name, or leave it out")
+    if value in ("", []) and key in FULL:
+        raise ConfigError(EMPTY.format(key))
     if key in CHOICES and value not in CHOICES[key]:
         said = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
         raise ConfigError(f"{key}={value} is unknown{near(value, filter(None, CHOICES[key]))}: expected {said}")
+
+
+def _nullable(key: str, default: object) -> bool:
+    """Whether a key may be null, as its default is, or as what has no type may."""
+    untyped = default is None or _kind(key, default) is None
+    return untyped and key not in NEEDED and None in CHOICES.get(key, (None,))
 
 
 def _kind(key: str, default: object) -> str | None:

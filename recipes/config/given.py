@@ -2,6 +2,7 @@
 stored; and eval.py's run=, for the keys of the run's task.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,23 +12,28 @@ from omegaconf import DictConfig, OmegaConf
 from recipes.config import checks
 from recipes.config.errors import ConfigError
 from recipes.config.groups import register
-from recipes.config.quoting import key_of, quote, reads_as, written
+from recipes.config.quoting import key_of, quote, readings, written
 
 KEY = "config="
 EXPECTED = "give a run's config.yaml, or the output of --cfg job"
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+FLAGS = ("--run",)  # Hydra's, called like a key of ours
 OWN = ("name", "out", "resume")  # of one run; the next has its own
 
 
 def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     """The arguments of `name`.py with `config=FILE` expanded to overrides, before the others, which take precedence.
 
-    Raises ConfigError for a value without a key, for a file that is missing or holds no configuration, and for an
-    option of a group beside it:
+    Raises ConfigError for a value without a key, for a key with dashes, for a choice that is not an option of its
+    group, for a file that is missing or holds no configuration, and for an option of a group beside it:
     the file has a value for every key, so a recipe would change nothing, and a model would be mixed with another.
     """
+    if "--hydra-help" in arguments:
+        return ["--hydra-help"]  # which is not about our configuration, and knows no key of it
     if nameless := [text for text in arguments if text.startswith("=")]:
         raise ConfigError(f"{nameless[0]} has no key, as where a variable of the shell is not set: expected key=value")
+    _refuse_dashes(arguments, name)
+    checks.check_options(arguments, name)
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
     chosen = [text for text in others if key_of(text) in checks.groups()]
@@ -43,18 +49,34 @@ def with_task_of_run(arguments: Sequence[str], name: str = "eval") -> list[str]:
     """The arguments of eval.py with the task of the run that `run=` names, those of train.py with that of `resume=`,
     unless a task is typed.
 
-    Otherwise Hydra would only know the keys of classification. Raises RunError if the folder holds no run.
+    Otherwise Hydra would only know the keys of classification. The runs of a sweep, `run=a,b`, must share the task; of
+    these, one that holds no run fails when it is its turn. Raises RunError if the only folder holds none.
     """
-    from recipes.settings import load_config
+    from recipes.settings import has_config, load_config
 
-    key = "run=" if name == "eval" else "resume="
-    found = [reads_as(text) for text in arguments if text.startswith(key)]
-    if not found or not isinstance(found[-1], str) or found[-1] == "auto":
+    key = "run" if name == "eval" else "resume"
+    found = [readings(text) for text in arguments if text.startswith(f"{key}=")]
+    named = [folder for folder in (found[-1] if found else []) if isinstance(folder, str) and folder != "auto"]
+    folders = list(map(os.path.expanduser, named))
+    if "" in folders:
+        raise ConfigError(checks.EMPTY.format(key))
+    if not folders or any(key_of(text) == "task" for text in arguments):
         return list(arguments)
-    if any(key_of(text) == "task" for text in arguments):
-        return list(arguments)
-    task = OmegaConf.select(load_config(Path(found[-1])), "task.name")
-    return _placed([f"task={task}"] if task in checks.options("task") else [], arguments)
+    there = [Path(folder) for folder in folders if len(folders) == 1 or has_config(folder)]
+    tasks = {OmegaConf.select(load_config(folder), "task.name") for folder in there}
+    return _placed([f"task={task}" for task in tasks if len(tasks) == 1 and task in checks.options("task")], arguments)
+
+
+def _refuse_dashes(arguments: Sequence[str], name: str) -> None:
+    """Raise ConfigError for a key that is typed like an option of a command, `--lr=3`."""
+    register()  # the models, of whose group there are keys as well
+    for text in (text for text in arguments if text.startswith("--") and text not in FLAGS):
+        flag, _, value = text.removeprefix("--").partition("=")
+        known = [KEY.rstrip("="), *checks.keys(name)]
+        same = [flag] if flag in known else [key for key in known if key.rpartition(".")[2] == flag]
+        if same:
+            typed = " or ".join(f"{key}={value or '<value>'}" for key in same)
+            raise ConfigError(f"{text} is no option: a key is given without dashes, {typed}")
 
 
 def _placed(found: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -68,9 +90,11 @@ def _placed(found: Sequence[str], arguments: Sequence[str]) -> list[str]:
 
 
 def _overrides(file: str, name: str) -> list[str]:
+    if not file:
+        raise ConfigError(checks.EMPTY.format(KEY.rstrip("=")))
     register()  # the models, of which the file names one
     try:
-        loaded = OmegaConf.load(file)
+        loaded = OmegaConf.load(os.path.expanduser(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{KEY}{file} is not a configuration: {error}; {EXPECTED}") from error
     cfg = loaded if isinstance(loaded, DictConfig) else OmegaConf.create()

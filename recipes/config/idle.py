@@ -68,7 +68,8 @@ def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any])
     idle = defaults | OFF
     for key in (key for key, value in typed.items() if key in defaults and value != idle[key]):
         if said := needed(cfg, key):
-            raise ConfigError(f"{key}={typed[key]} has no effect here: it needs {said}")
+            given = "null" if typed[key] is None else typed[key]
+            raise ConfigError(f"{key}={given} has no effect here: it needs {said}")
 
 
 def needed(cfg: DictConfig, key: str) -> str | None:

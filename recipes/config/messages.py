@@ -1,5 +1,6 @@
 """Hydra's errors, reworded to say what to type."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,14 +10,18 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
+from recipes import to_install
 from recipes.config import checks
 from recipes.config.errors import near
 from recipes.config.quoting import quote
 from recipes.shell import command
+from zoo.errors import first_line
 
-# packages of Hydra's plugins, by the option that each adds and a file of ours builds on
-PLUGINS = {"hydra/sweeper/optuna": "hydra-optuna-sweeper", "hydra/launcher/submitit_slurm": "hydra-submitit-launcher"}
+# extras with Hydra's plugins, by the option that each adds and a file of ours builds on
+PLUGINS = {"hydra/sweeper/optuna": "search", "hydra/launcher/submitit_slurm": "slurm"}
 KEY = re.compile(r"[+~]{0,2}[\w./@-]+")
+# where submitit's errors name the log of a job
+LOG = re.compile(r"with path (?P<job>.*)_result\.pkl$|^  - (?P<log>.*\.err)$", re.MULTILINE)
 OWNERS = 4  # options that are named where a key belongs to one of them
 
 
@@ -24,8 +29,8 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
     """What was wrong with the command line, what was expected, and the corrected form where there is one."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
-    if isinstance(error, MissingConfigException) and (package := PLUGINS.get(error.missing_cfg_file)):
-        return f"{error.missing_cfg_file} needs the package {package}: pip install {package}"
+    if isinstance(error, MissingConfigException) and (extra := PLUGINS.get(error.missing_cfg_file)):
+        return f"{error.missing_cfg_file} needs the packages of the extra `{extra}`: {to_install(extra)}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options, name)
     if isinstance(error, yaml.YAMLError):
@@ -35,13 +40,39 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
         return _unknown_key(refused[1], name)
     several = next((text for text in overrides if _is_sweep(text)), None)
     if "Ambiguous value" in str(error) and several:
-        key, value = several.split("=", 1)
-        return (
-            f"{several} has several values, but this is a single run. For one string: "
-            f"{shlex.quote(quote(key, value))}; for a list: {shlex.quote(f'{key}=[{value}]')}; for one run each: add -m"
-        )
+        return f"{several} has several values, but this is a single run. {_single(several, name)}"
     cause = error.__cause__
     return f"{error}" + (f"\n{cause}" if cause is not None else "")
+
+
+def of_launcher(error: Exception, name: str) -> str | None:
+    """Why a launcher could not start its jobs, or which one of these ended without a result; None for other errors."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "submitit":
+        return f"this launcher needs the package submitit, which is not installed: {to_install('slurm')}"
+    if str(error).startswith('Could not detect "srun"'):  # submitit's words
+        return (
+            "hydra/launcher=slurm starts jobs of Slurm, but there is no srun on this machine: start it where there is "
+            "one, or leave the launcher out"
+        )
+    if not type(error).__module__.startswith("submitit."):
+        return None
+    found = LOG.search(str(error))
+    if found is None:
+        return f"a job of this sweep could not be started: {first_line(error)}"
+    log = found["log"] or f"{found['job']}_log.err"
+    again = "; the same command with name= and resume=auto resumes those that stopped" if name == "train" else ""
+    return f"a job of this sweep ended without a result, see {log}. Others may still be running{again}"
+
+
+def _single(several: str, name: str) -> str:
+    """How to write several values as one, and how to have a run of each."""
+    key, value = several.split("=", 1)
+    a_list = f"for a list: {shlex.quote(f'{key}=[{value}]')}"
+    if key in checks.SEVERAL:
+        return f"{a_list[0].upper()}{a_list[1:]}; for one run each: add -m"
+    if key in checks.chosen_groups(name):
+        return "For one run each: add -m"
+    return f"For one string: {shlex.quote(quote(key, value))}; {a_list}; for one run each: add -m"
 
 
 def _is_sweep(override: str) -> bool:
@@ -58,7 +89,8 @@ def _unreadable(override: str) -> str:
         typed = quote(bare, value.removesuffix(key[: len(key) - len(bare)]))
         return f"Hydra received {override} with quotes around key and value: type {shlex.quote(typed)}, and no others"
     if equals and KEY.fullmatch(key):
-        return f"Hydra cannot parse {override}. With quotes it can: {shlex.quote(quote(key, value))}"
+        how = "With the whole path" if value.startswith("~") else "With quotes"
+        return f"Hydra cannot parse {override}. {how} it can: {shlex.quote(quote(key, os.path.expanduser(value)))}"
     models = checks.options("model")
     model = key if key in models else models[0]
     return f"{override} is not of the form key=value: type, for example, model={model} optim.lr=0.001"
@@ -68,9 +100,7 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
     group, _, given = missing.rpartition("/")
     if group == "model" and timm.is_model(given):
         return f"{given} is a timm model: type model=timm model.name={given}"
-    many = f"one of the {len(options)} that `{command(name)} --help` lists"
-    there = many if len(options) > 12 else ", ".join(options)
-    return f"unknown {group} {given!r}{near(given, options)}: expected {there}"
+    return f"unknown {group} {given!r}{near(given, options)}: expected {checks.listed(options, name)}"
 
 
 def _unknown_key(key: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 
 
@@ -41,6 +42,17 @@ def reads_as(override: str) -> object:
     except HydraException:
         return None
     return None if parsed.is_sweep_override() else parsed.value()
+
+
+def readings(override: str) -> list[object]:
+    """The values that Hydra reads, of which `a,b` has several; none for what it refuses, or does not list."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return []
+    if not isinstance(parsed.value(), ChoiceSweep):
+        return [] if parsed.is_sweep_override() else [parsed.value()]
+    return [item.text if isinstance(item, QuotedString) else item for item in parsed.value().list]
 
 
 def _escape(text: str, quote: str) -> str:

@@ -10,15 +10,16 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from recipes.config.errors import ConfigError
 
 # interval notation: [ and ] include the end, ( and ) exclude it; for lists it applies to every item
+SIDE = "[1, 65535]"  # in pixels, as of a JPEG
 RANGES = {
     "seed": "[0, inf)",
-    "img_size": "[1, inf)",
-    "model.img_size": "[1, inf)", "model.num_classes": "[1, inf)", "model.drop_rate": "[0, 1]",
+    "img_size": SIDE,
+    "model.img_size": SIDE, "model.num_classes": "[1, inf)", "model.drop_rate": "[0, 1]",
     "model.drop_path_rate": "[0, 1)",
     "data.num_classes": "[1, inf)", "data.shuffle_buffer": "[1, inf)", "data.val_fraction": "(0, 1)",
     "data.split_seed": "[0, 4294967295]", "data.things": "[0, inf)",
-    "data.short_side": "[1, inf)", "data.long_side": "[1, inf)", "data.side_multiple": "[1, inf)",
-    "data.img_size": "[1, inf)", "data.eval_img_size": "[1, inf)", "data.mean": "[0, 1]", "data.std": "(0, inf)",
+    "data.short_side": SIDE, "data.long_side": SIDE, "data.side_multiple": "[1, inf)",
+    "data.img_size": SIDE, "data.eval_img_size": SIDE, "data.mean": "[0, 1]", "data.std": "(0, inf)",
     "data.crop_pct": "(0, 2]", "data.hflip": "[0, 1]", "data.max_pixels": "[1, inf)", "data.cache_gb": "[0, inf)",
     "data.batch_size": "[1, inf)", "data.eval_batch_size": "[1, inf)", "data.workers": "[0, inf)",
     "augment.scale": "(0, 1]", "augment.ratio": "(0, inf)", "augment.hflip": "[0, 1]",
@@ -35,11 +36,12 @@ RANGES = {
     "sched.warmup": "[0, inf)", "sched.warmup_lr": "[0, inf)", "sched.warmup_ratio": "[0, inf)",
     "sched.min_lr": "[0, inf)", "sched.lr_base_batch": "(0, inf)", "sched.cooldown": "[0, inf)",
     "sched.power": "[0, inf)", "sched.milestones": "[0, inf)", "sched.gamma": "(0, inf)",
-    "teacher.img_size": "[1, inf)", "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
+    "teacher.img_size": SIDE, "teacher.weight": "[0, 1]", "teacher.temperature": "(0, inf)",
     "task.target_threshold": "[0, 1)", "task.channels": "[1, inf)", "task.dropout": "[0, 1]",
     "task.left_out_weight": "[0, inf)", "task.jitter": "(0, inf)", "task.category_cap": "(0, 1]",
     "task.precrop": "[0, 1]", "task.scales": "(0, inf)", "task.stride": "[1, inf)",
-    "hardware.threads": "[1, 2147483647]", "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
+    "hardware.threads": "[1, 4096]",  # each takes memory of the process
+    "hardware.timeout": "(0, 2000000]",  # as milliseconds within 32 bits
 }  # fmt: skip
 LENGTHS = {
     "data.mean": (3,), "data.std": (3,), "augment.scale": (2,), "augment.ratio": (2,), "optim.betas": (2, 3),

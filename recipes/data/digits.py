@@ -28,10 +28,13 @@ class Digits:
 def load(size: tuple[int, int], val_fraction: float, split_seed: int) -> tuple[Digits, Digits]:
     """Training and validation digits: disjoint, stratified by class, and a function of `split_seed`.
 
-    Raises DataError for a share that leaves one of them without a scan of each class.
+    Raises DataError for a share that leaves one of them without a scan of each class, or if the package is missing.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError("the scans of digits need the package scikit-learn: pip install scikit-learn") from error
 
     bunch = load_digits()
     scans = np.round(bunch.images * (255 / 16)).astype(np.uint8)

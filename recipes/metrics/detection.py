@@ -34,7 +34,7 @@ class Detection:
 
     def __init__(self, names: Sequence[str], masks: bool):
         self.names, self.kinds = names, ("bbox", "segm") if masks else ("bbox",)
-        self.tools = _pycocotools()
+        self.tools = pycocotools()
         self.images: dict[int, dict[str, Any]] = {}
         self.values: dict[str, float] = {}  # what `compute` found
         self.shown: list[tuple[dict[str, Any], dict[str, Any]]] = []  # prediction, target
@@ -164,11 +164,12 @@ def _coco(images: dict[int, dict[str, Any]], which: str, classes: int, kind: str
 def _area(record: dict[str, Any], kind: str) -> float:
     """The area of a detection, small, medium or large, of box or mask; pycocotools uses boxes for masks too."""
     return (
-        float(_pycocotools().area(record["segmentation"])) if kind == "segm" else record["bbox"][2] * record["bbox"][3]
+        float(pycocotools().area(record["segmentation"])) if kind == "segm" else record["bbox"][2] * record["bbox"][3]
     )
 
 
-def _pycocotools() -> Any:
+def pycocotools() -> Any:
+    """The module of masks. Raises ConfigError if the package is missing."""
     try:
         from pycocotools import mask
     except ImportError as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recipes import models, task
 from recipes.config import ConfigError
 from recipes.data import Data, dense
-from recipes.metrics.detection import Detection, at_size, boxes_at
+from recipes.metrics.detection import Detection, at_size, boxes_at, pycocotools
 from recipes.pictures import beside, fitted, readable, with_objects
 from recipes.plots import draw_found
 from recipes.tasks.segment import check_size, prepared, resized
@@ -33,6 +33,7 @@ class Task(task.Task):
         return self.cfg.task.head in WITH_MASKS
 
     def build_data(self) -> Data:
+        pycocotools()  # if it is missing, not only after an epoch
         return dense.build(self.cfg, "instances", masks=self.masks)
 
     def build_model(self, data: Data, *, pretrained: bool = True) -> nn.Module:
