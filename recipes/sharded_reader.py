@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"}
 # what an index is made of: modules, and the names in them that become records
 RECORDS = {
     "torch.distributed.checkpoint.metadata": {
@@ -35,7 +36,8 @@ RECORDS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+    "pathlib": PATHS,
+    "pathlib._local": PATHS,  # Python 3.13's
 }
 # what becomes a value; none of these can be changed by what the pickle does next
 VALUES = {

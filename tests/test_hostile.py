@@ -1,13 +1,17 @@
 """Files that want to do harm: each ends in an error that says why, with nothing run and little memory taken."""
 
 import datetime
+import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
 import time
+import zipfile
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -45,6 +49,17 @@ def test_the_one_who_asks_is_named(tmp_path):
     path.write_bytes(hostile.pickle.dumps(hostile.Runs(hostile.os.mkdir, str(tmp_path / "ran")), 2))
     refused(path, r"asks for os\.mkdir")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_of_any_version_of_python_are_data(tmp_path, module):
+    """Those that Python 3.13 saves have a module of their own."""
+    path, saved = tmp_path / "weights.pth", hostile.saved({"model": hostile.STATE, "out": PurePosixPath("/runs/one")})
+    with zipfile.ZipFile(io.BytesIO(saved)) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = re.sub(rb"cpathlib(\._local)?\n", f"c{module}\n".encode(), old.read(name))
+            new.writestr(name, data)
+    assert zoo.read(path).first.keys() == hostile.STATE.keys()
 
 
 def test_a_terminal_is_told_nothing(tmp_path, capsys):

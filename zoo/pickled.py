@@ -47,7 +47,11 @@ DEFAULT = "collections.defaultdict"
 BUILTINS = "__builtin__"  # the module's name in the pickles that torch.save writes
 FACTORIES = ("list", "dict", "int", "float")  # what a defaultdict calls for a missing key
 TIMES = ("datetime.datetime", "datetime.date", "datetime.timedelta")
-PATHS = tuple(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))
+PATHS = tuple(
+    f"{module}.{kind}Path"
+    for module in ("pathlib", "pathlib._local")  # the second is Python 3.13's
+    for kind in ("Posix", "Windows", "PurePosix", "PureWindows")
+)
 NUMPY = ("numpy.dtype", "numpy.ndarray")
 SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
