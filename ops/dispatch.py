@@ -237,7 +237,7 @@ def _shared_memory(device: int) -> int:
 
 
 def _is_older(device: int) -> bool:
-    """Whether a GPU is older than those that kernels are made for, such as a T4: PyTorch's own matmuls are faster."""
+    """Whether a GPU is older than those that kernels are made for, such as a T4."""
     if torch.version.hip or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability(device) < OLDEST

@@ -345,7 +345,8 @@ def _refuse_used(folder: Path) -> None:
             "folder, or pass another name="
         )
     # a start that failed leaves its lock, and may leave any of these but a card
-    there = [name for name in (CARD, *(() if (folder / LOCK).exists() else WRITTEN_OVER)) if (folder / name).exists()]
+    others = () if (folder / LOCK).exists() else WRITTEN_OVER
+    there = [name for name in (CARD, *others) if (folder / name).exists()]
     if there:
         raise RunError(
             f"{folder} holds no run, but {', '.join(there)}, which a new run would write over: pass another name=, or "

@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"}
-# what an index is made of: modules, and the names in them that become records
+from zoo import pickled
+
+# what an index is made of: modules, and the names in them that become records, as those of `pickled.PATHS` do
 RECORDS = {
     "torch.distributed.checkpoint.metadata": {
         *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
@@ -36,8 +37,6 @@ RECORDS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "pathlib": PATHS,
-    "pathlib._local": PATHS,  # Python 3.13's
 }
 # what becomes a value; none of these can be changed by what the pickle does next
 VALUES = {
@@ -74,7 +73,7 @@ class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in VALUES.get(module, ()):
             return VALUES[module][name]
-        if name not in RECORDS.get(module, ()):
+        if name not in RECORDS.get(module, ()) and f"{module}.{name}" not in pickled.PATHS:
             raise Refused(f"it asks for {module}.{name}, which no checkpoint index contains; nothing was executed")
         return self.kinds.setdefault(name, type(name, (_Record,), {"kind": name}))
 
