@@ -1,7 +1,8 @@
 """Which implementation of an op runs.
 
 There are four names: `triton` (a fused kernel), `torch` (the fast path in ordinary PyTorch), `reference` (the readable
-specification) and `auto` (the kernel where it can run, on GPUs that it was made for; else `torch`, else `reference`).
+specification) and `auto` (the kernel where it can run, on GPUs and for heads that it was made for; else `torch`, else
+`reference`).
 Inside transforms of torch.func (vmap, jvp, jacrev and the like) and levels of torch.autograd.forward_ad, which support
 only ordinary operators, `auto` is `reference`. The first of these that is not `auto` decides: the `impl` argument of
 the call, the innermost `ops.implementation(...)`, the environment variable ZOO_ATTENTION. A named implementation never
@@ -32,6 +33,9 @@ SHARED = {
     "tf32": ((32, 64), (64, 112), (128, 224)),
 }
 OLDEST = (8, 0)  # compute capability of the first GPUs for which Triton uses the units that multiply matrices
+# channels up to which kernels that multiply float32 in IEEE precision fit the registers: with 128, compiled for sm_90,
+# most spill 7 to 13 KB a thread
+IN_REGISTERS = 64
 NARROW = 32  # channels up to which kernels fit every GPU, so that the device need not be queried
 ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 # how errors about a second derivative end
@@ -114,7 +118,7 @@ def choose(
             return "reference"
         # interpreted kernels run on CPU tensors, but so slowly that they are only used when named
         given = "triton" in has and unfit is None and (x.is_cuda or is_recording())
-        if given and _why_no_kernel(x, channels) is None and not (x.is_cuda and _is_older(x.device.index)):
+        if given and _why_no_kernel(x, channels) is None and _is_made_for(x, channels):
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -209,8 +213,7 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
     if channels is not None and x.is_cuda and x.shape[-1] > NARROW:
-        # kernels use autocast's dtype
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        dtype = _multiplied(x)
         held, given = _held(x.shape[-1], dtype), _shared_memory(x.device.index)
         if held > given:
             return (
@@ -220,6 +223,19 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
     if not HAS_TRITON:
         return "the package triton is not installed"
     return None
+
+
+def _is_made_for(x: Tensor, channels: int | None) -> bool:
+    """Whether kernels, which can run on `x`, were made for its GPU and its channels."""
+    if x.is_cuda and _is_older(x.device.index):
+        return False
+    exact = channels is not None and _multiplied(x) == torch.float32 and precision() == "ieee"
+    return not exact or x.shape[-1] <= IN_REGISTERS
+
+
+def _multiplied(x: Tensor) -> torch.dtype:
+    """The dtype that kernels multiply in: autocast's where it is enabled."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
 
 
 def _held(channels: int, dtype: torch.dtype) -> int:

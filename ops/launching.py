@@ -179,6 +179,7 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
         # while a CUDA graph is captured, launches are recorded and cannot be timed
         if measurable and not torch.cuda.is_current_stream_capturing():
             with _tuning:
+                kernel.configs_timings = {}  # of an earlier key: of one known from another device, nothing is measured
                 kernel[(programs,)](*values, **constants)
                 kernel.chosen[key] = preferred(kernel, choices[0]).all_kwargs()
             return
@@ -189,9 +190,8 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
 
 
 def preferred(tuner: Any, first: triton.Config) -> triton.Config:
-    """The configuration that a tuner measured as fastest, or the first if it is hardly slower."""
+    """The configuration that a tuner measured as fastest, or the first if it was measured too and is hardly slower."""
     best, times = tuner.best_config, tuner.configs_timings
-    # its timings are from its last measurement, which may be another one if a launch failed after its own
     known = first in times and best in times
     return first if known and times[first][0] <= CHANCE * times[best][0] else best
 

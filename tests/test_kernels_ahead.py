@@ -90,7 +90,7 @@ def recorded(channels, dtype):
         torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
         for shape in ((1, 9, 9, 2, channels), (2, 13, 13), (2, channels))
     )
-    with recording() as written:
+    with recording() as written, ops.implementation("triton"):
         for outside, few in ((None, q), ((key, key), q[:, :6])):
             ops.window_attention(q, q, q, bias, 7, outside=outside).sum().backward()
             ops.neighborhood_attention(few, few, few, bias, 7, outside=outside).sum().backward()
@@ -201,6 +201,16 @@ def test_models_launch_what_their_dtype_asks_for():
     for dtype, several in (("bfloat16", "forward_kept_kernel"), ("float32", "forward_tiles_kernel")):
         found = {launch.kernel.fn.__name__ for launch in kernels.launches(["maxvit_t_384"], dtype=dtype)}
         assert several in found
+
+
+@pytest.mark.parametrize("window", [(8, 16), (11, 11)])
+def test_significance_in_large_windows_does_not_spill(window):
+    q = torch.empty(1, 22, 32, 2, 64, device="meta", dtype=torch.bfloat16)
+    with recording() as written:
+        ops.significance(q, q, window, impl="triton")
+    (launch,) = written
+    costs = [compile(launch, "sm_90", config) for config in configurations(launch)]
+    assert len(costs) > 1 and all(cost.fits and not cost.spilled for cost in costs), table(costs)
 
 
 def ranks(*shape, dtype=torch.float32):

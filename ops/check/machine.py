@@ -113,13 +113,13 @@ def packed_gradients(device: str) -> str:
 
 def ranked(device: str) -> str:
     """Tokens are ranked in the order of torch's stable sort: -0 equals 0, NaN comes last."""
-    for size in ((14, 14), (28, 28), (40, 50)):
+    for size in ((14, 14), (28, 28), (40, 50), (80, 80)):  # sorted, counted, and by a sort of PyTorch
         values = torch.randn(2, *size, device=device).mul(4).round().div(2)
         values[:, 1, :4] = torch.tensor([float("nan"), -0.0, 0.0, float("-inf")], device=device)
         for given in (values, values.transpose(1, 2), values.half()):
             if not torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference")):
                 raise Failed(f"the order of {size[0]} x {size[1]} tokens differs from torch's")
-    return "14 x 14, 28 x 28 and 40 x 50 tokens, in both orders"
+    return "14 x 14, 28 x 28, 40 x 50 and 80 x 80 tokens, in both orders"
 
 
 def far_apart(device: str) -> str:

@@ -70,15 +70,15 @@ def receive_kernel(
 @tuned(SIZES, PAIR)
 def receive_window_kernel(
     Q, K, Out, strides_q, strides_k, columns, windows, heads, H, W, scale,
-    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The attention that each token receives in its window, averaged over heads and queries; Out is (B, H, W)."""
     window, image = tl.program_id(0) % windows, tl.program_id(0) // windows
-    lane = tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK_N)
     y, x = window // columns * WH + lane // WW, window % columns * WW + lane % WW
     inside = (lane < WH * WW) & (y < H) & (x < W)
-    sums = tl.zeros([BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK_N], tl.float32)
     for number in range(heads):
         head = tl.full([], number, tl.int32)
         q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)

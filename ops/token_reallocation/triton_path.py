@@ -74,7 +74,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     wh, ww = window
     columns, windows = -(-W // ww), -(-H // wh) * -(-W // ww)
     out = q.new_empty((B, H, W), dtype=torch.float32)
-    tiles = dict(BLOCK=max(power_of_two(wh * ww), 16), BLOCK_D=max(power_of_two(D), 16))
+    tiles = dict(BLOCK_N=max(power_of_two(wh * ww), 16), BLOCK_D=max(power_of_two(D), 16))
     given = (q, k, out, *strides(q, k), columns, windows, heads, H, W, scale)
     launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
     return out

@@ -159,7 +159,6 @@ def test_tangents_go_by_the_reference_or_nowhere(monkeypatch):
         (torch.float32, 64, 64, "torch"),
         (torch.float32, 64, 99, "triton"),
         (torch.float32, 65, 99, "torch"),
-        (torch.float32, 128, 163, "triton"),
         (torch.bfloat16, 64, 64, "triton"),
         (torch.bfloat16, 128, 64, "torch"),
         (torch.bfloat16, 128, 99, "triton"),
@@ -183,6 +182,19 @@ def test_kernels_are_for_gpus_that_they_were_made_for(monkeypatch, capability, r
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose("auto", GPU, op="op", has=ALL) == runs
     assert choose("triton", GPU, op="op", has=ALL) == "triton"
+
+
+@pytest.mark.parametrize(
+    ("channels", "how", "runs"), [(64, "ieee", "triton"), (65, "ieee", "torch"), (128, "tf32", "triton")]
+)
+def test_wide_heads_in_exact_float32_run_no_kernel_unless_named(monkeypatch, channels, how, runs):
+    """It would hold its tiles in memory, for lack of registers."""
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "_shared_memory", lambda device: 227)
+    monkeypatch.setattr(dispatch, "precision", lambda: how)
+    x = SimpleNamespace(**vars(GPU) | {"dtype": torch.float32, "shape": (1, channels)})
+    assert choose("auto", x, op="op", has=ALL) == runs
+    assert choose("auto", x, op="op", has=ALL, channels=None) == choose("triton", x, op="op", has=ALL) == "triton"
 
 
 @pytest.mark.parametrize(("channels", "given", "runs"), [(64, 99, "torch"), (64, 163, "triton"), (128, 163, "torch")])

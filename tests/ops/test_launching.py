@@ -22,8 +22,8 @@ class Kernel:
 
     def __init__(self, choices=None, fn=None):
         self.choices, self.fn, self.launched, self.chosen = choices, fn, [], {}
-        self.best_config = choice(2, 3)
-        self.configs_timings = {
+        self.best_config, self.configs_timings = choice(2, 3), {}
+        self.timings = {
             choice(4, 3): [2.0, 2.0, 2.0],
             choice(4, 2): [2.0, 2.0, 2.0],
             choice(8, 2): [2.0, 2.0, 2.0],
@@ -31,7 +31,13 @@ class Kernel:
         }
 
     def __getitem__(self, grid):
-        return lambda *values, **constants: self.launched.append((grid, values, constants))
+        return lambda *values, **constants: self.launch(grid, values, constants)
+
+    def launch(self, grid, values, constants):
+        known = constants in [before for *_, before in self.launched]
+        self.launched.append((grid, values, constants))
+        if not known:  # as a tuner does, whatever device its tensors are on
+            self.configs_timings = self.timings
 
 
 @pytest.fixture
@@ -142,11 +148,22 @@ def test_nothing_is_measured_while_a_graph_is_captured(kernel, monkeypatch):
 
 @pytest.mark.parametrize(("times", "warps"), [([1.04, 1.0, 1.0], 4), ([1.06, 1.0, 1.0], 2)])
 def test_the_first_configuration_runs_unless_another_is_clearly_faster(kernel, times, warps):
-    kernel.configs_timings[choice(4, 3)] = times
+    kernel.timings[choice(4, 3)] = times
     x = torch.zeros(2, dtype=torch.bfloat16)
     launch(kernel, 3, x, D=32)
     launch(kernel, 3, x, D=32)
     assert kernel.fn.launched[-1][2]["num_warps"] == warps
+
+
+def test_what_is_known_from_another_gpu_is_not_judged_by_later_times(kernel):
+    here = torch.zeros(2, dtype=torch.bfloat16)
+    launch(kernel, 3, here, D=32)
+    kernel.timings = {choice(4, 3): [1.0, 1.0, 1.0], choice(2, 3): [1.0, 1.0, 1.0]}
+    launch(kernel, 3, here, D=16)
+    there = here.to("meta")
+    for _ in range(2):
+        launch(kernel, 3, there, D=32)
+    assert kernel.fn.launched[-1][2]["num_warps"] == 2
 
 
 def test_the_tuner_is_asked_by_constants_alone_and_remembers():
