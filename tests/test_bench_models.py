@@ -187,6 +187,12 @@ def test_a_model_that_does_not_take_the_size(name, side, capsys):
     assert said.startswith(f"error: {name} takes no images of {side} x {side}: ")
 
 
+def test_too_few_values_for_batch_norms_in_training(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["stvit_s", "--batch", "1", "--repeats", "1", "--size", "32", "32", "--train"])
+    assert "stvit_s takes no images of 32 x 32: Expected more than 1 value per channel" in capsys.readouterr().err
+
+
 def test_memory_that_runs_out_is_no_refusal(monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -214,6 +220,7 @@ def test_cost_at_a_size():
     ("arguments", "message"),
     [
         (["davit_tiniest"], "no model is called davit_tiniest"),
+        (["test_vit.nosuch"], "test_vit.nosuch: Invalid pretrained tag"),
         (["maxvit_t.timm_tf_in1k"], "expected models of the zoo without a tag, such as maxvit_t, and --size"),
         (["--batch", "0"], "argument --batch: 0: expected at least 1"),
         (["--size", "32", "-1"], "argument --size: -1: expected at least 1"),

@@ -72,6 +72,13 @@ def test_models_without_a_classifier_give_features():
     assert np.array_equal(sides, [8, 8])
 
 
+def test_any_number_of_images():
+    model = small("davit_t").eval()
+    made = export.program(model, torch.randn(2, 3, 32, 32), dynamic=True).module()
+    images = torch.randn(1, 3, 32, 32).expand(5000, -1, -1, -1)
+    torch.testing.assert_close(made(images)[-1], model(images[:1])[0], rtol=1e-4, atol=1e-5)
+
+
 def test_sizes_that_a_model_does_not_take(tmp_path, capsys):
     out = str(tmp_path / "x.pt2")
     assert export.main(["vit_tiny_patch16_224", out, "--size", "64", "64"]) == 2

@@ -266,6 +266,18 @@ class Backbone(nn.Module):
         self.min_img_size = self.min_img_size_for(len(self.stages))
         return take
 
+    def init_layers(self) -> None:
+        """Initialise, as published, what torch initialises in another way. Constructors call this last."""
+        self.apply(init_linear)
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initialise all parameters and buffers as in a new model: for one from the meta device, after `to_empty`."""
+        for module in reversed(list(self.modules())):  # some set values in the layers that they contain
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        self.init_layers()
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in any module; if names differ, as with timm's `checkpoint_path`, the error says how to convert them."""
         try:

@@ -124,12 +124,10 @@ def told(model: str, args: argparse.Namespace, refusals: tuple[type[Exception], 
 
 
 def place(model: nn.Module, size: tuple[int, int], args: argparse.Namespace) -> None:
-    """Moves a model to where it is timed; at a size that was asked for, it is tried there with one image."""
-    model.to(args.device, getattr(torch, args.dtype), memory_format=torch.channels_last).eval()
-    if args.size is not None:
-        with torch.no_grad():  # not inference_mode: what a model keeps of this run may be needed for a backward
-            model(batch(1, size, args))
-    model.train(args.train)
+    """Moves a model to where it is timed; at a size that was asked for, it is tried there."""
+    model.to(args.device, getattr(torch, args.dtype), memory_format=torch.channels_last).train(args.train)
+    if args.size is not None:  # one image may be too few for batch norms in training
+        step(model, batch(args.batch if args.train else 1, size, args), args.train)
 
 
 def batch(count: int, size: tuple[int, int], args: argparse.Namespace) -> Tensor:
@@ -227,6 +225,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"no model is called {', '.join(unknown)}: expected models of timm, or some of {', '.join(variants())}"
         )
+    for name in args.models:
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            parser.error(f"{name}: {error}")
     tagged = [name for name in args.models if "." in name and name.partition(".")[0] in variants()]
     if tagged:
         parser.error(

@@ -241,10 +241,6 @@ class BiFormer(Backbone):
         )
         self.init_layers()
 
-    def init_layers(self) -> None:
-        """Initialise the parameters as published."""
-        self.apply(init_linear)
-
 
 class BiFormerSTL(BiFormer):
     """BiFormer in the layout of Swin-T: patches instead of overlapping convolutions, wider MLPs, no positions.

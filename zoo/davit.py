@@ -21,7 +21,6 @@ from .blocks import (
     WindowAttention,
     check_model,
     drop_path_rates,
-    init_linear,
     pad_to_multiple,
 )
 from .registry import register
@@ -142,7 +141,7 @@ class DaViT(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.apply(init_linear)
+        self.init_layers()
 
 
 register(DaViT, VARIANTS)

@@ -22,7 +22,6 @@ from .blocks import (
     check_heads,
     check_model,
     drop_path_rates,
-    init_linear,
     init_normal,
 )
 from .registry import register
@@ -112,6 +111,10 @@ class NeighborhoodAttention(PaddedAttention):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.rpb = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
         self.proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the table; the projections are modules of their own."""
         init_normal(self.rpb)
 
     def covers(self, x: Tensor) -> bool:
@@ -191,7 +194,7 @@ class DiNAT(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.apply(init_linear)
+        self.init_layers()
 
 
 def expand(

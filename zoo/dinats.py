@@ -19,7 +19,6 @@ from .blocks import (
     check_model,
     drop_path_rates,
     image_sides,
-    init_linear,
     map_sides,
     pad_to_multiple,
 )
@@ -137,7 +136,7 @@ class Isotropic(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.apply(init_linear)
+        self.init_layers()
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return NeighborhoodAttention(dim, dim // 32, window, dilation)

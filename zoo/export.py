@@ -31,7 +31,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shapes_config
 
 from ops.onnx_export import tracing_for_onnx
-from ops.tool import tool
+from ops.tool import positive, tool
 
 from .errors import CheckpointError, first_line, plain_warnings
 from .exportable import build
@@ -102,7 +102,7 @@ def program(model: nn.Module, image: Tensor, *, dynamic: bool = False, any_size:
         raise ValueError(f"torch is {torch.__version__}: programs for any size need {SIZES_SINCE}, which pools any map")
     if model.training:  # its batch norms and dropout would be part of the program
         raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
-    dims = {0: Dim(DIMS[0], max=4096)} if dynamic else {}
+    dims = {0: Dim(DIMS[0])} if dynamic else {}
     if any_size:
         # large enough for several windows everywhere: torch would specialise on a single one
         image = image.new_zeros(*image.shape[:2], 4 * image.shape[2] + 32, 4 * image.shape[3] + 96)
@@ -155,7 +155,7 @@ def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
     parser.add_argument("out", type=Path, metavar="OUT", help="a file whose name ends in .onnx or .pt2")
     parser.add_argument("--weights", choices=("auto", "raw", "ema"), default="auto", help="which of the file's weights")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: the model's own")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=1, help="images at once (%(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="any number of images at once")
     parser.add_argument(
         "--any-size", action="store_true", help=f"images of any height and width from {LEAST_OF_ANY} pixels"
@@ -167,8 +167,8 @@ def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
         parser.error(f"--size {args.size}: with --any-size, expected at least {LEAST_OF_ANY} pixels a side")
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {' or '.join(SUFFIXES)}")
-    if args.batch < 1 or min(args.size or (LEAST,)) < LEAST:
-        parser.error(f"--batch {args.batch}, --size {args.size}: expected at least 1 image, of {LEAST} pixels a side")
+    if min(args.size or (LEAST,)) < LEAST:
+        parser.error(f"--size {args.size}: expected at least {LEAST} pixels a side")
     if not args.tolerance >= 0:  # neither is nan
         parser.error(f"--tolerance {args.tolerance:g}: expected a share from 0")
     if args.out.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):

@@ -39,7 +39,7 @@ def shared_out(path: Path) -> str:
         what, folder = "is a part of a sharded checkpoint", path.parent
     else:
         # recipes/checkpoint.py puts the parts into a folder inside the step's
-        folder = next((place for place in (path, path / "sharded") if (place / INDEX).is_file()), None)
+        folder = next((place for place in (path, path / "sharded") if os.path.isfile(place / INDEX)), None)
         if folder is None:
             return ""
         what = "is a sharded checkpoint"

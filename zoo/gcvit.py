@@ -25,7 +25,6 @@ from .blocks import (
     check_model,
     drop_path_rates,
     image_sides,
-    init_linear,
     map_sides,
     plain,
     window_sides,
@@ -256,7 +255,7 @@ class GCViT(Backbone):
             feature_norms=feature_norms,
         )
         self.set_input_size(window_size=window_size)
-        self.apply(init_linear)
+        self.init_layers()
 
     @staticmethod
     def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

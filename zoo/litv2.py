@@ -28,7 +28,6 @@ from .blocks import (
     check_heads,
     check_model,
     drop_path_rates,
-    init_linear,
     number,
     pad_to_multiple,
 )
@@ -149,6 +148,10 @@ class DeformableMerge(nn.Module):
         self.conv = DeformableConv(dim, dim_out, 2, 2)
         self.norm = nn.BatchNorm2d(dim_out)
         self.act = nn.GELU()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Offsets of zero: it starts as a convolution."""
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
 
@@ -289,7 +292,7 @@ class LITv2(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
-        self.apply(init_linear)
+        self.init_layers()
 
     @staticmethod
     def min_img_size_for(stages: int) -> int:

@@ -242,10 +242,13 @@ class MaxViT(Backbone):
             feature_norms=feature_norms,
         )
         self.partition_ratio = partition_ratio
-        self.apply(init_fan_out)
+        self.init_layers()
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
+
+    def init_layers(self) -> None:
+        self.apply(init_fan_out)
 
     def block(
         self, dim: int, dim_out: int, stride: int, windows: dict[str, tuple[int, int]], drop_path: float

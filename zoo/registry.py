@@ -92,8 +92,8 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
     img_size    default: that of the images of the tag in `pretrained_cfg`, without a tag the variant's own
     Raises CheckpointError if the weights cannot be read or do not fit this model, and ValueError for an invalid size or
-    number of channels or classes, or for an unsupported `feature_cls` ('getter', 'hook' and 'fx' work; with
-    `feature_norms` only 'getter').
+    number of channels or classes, for weights on the meta device, or for an unsupported `feature_cls` ('getter', 'hook'
+    and 'fx' work; with `feature_norms` only 'getter').
     """
     from .checkpoint import adapt, overlay_with_weights
 
@@ -105,6 +105,8 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
     released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
     if pretrained:
+        if torch.device(kwargs.get("device") or torch.get_default_device()).type == "meta":
+            raise ValueError("pretrained=True on the meta device, without memory for weights: build it on another one")
         kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
         fitted = partial(fitted, layout=layout)
     args = {**_VARIANTS[name], **_size(name, kwargs.get("pretrained_cfg")), **kwargs}

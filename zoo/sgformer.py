@@ -258,6 +258,9 @@ class SGFormer(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
+        self.init_layers()
+
+    def init_layers(self) -> None:
         self.apply(init_fan_out)
 
     @staticmethod

@@ -195,6 +195,10 @@ class STViT(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
+        self.init_layers()
+
+    def init_layers(self) -> None:
+        """Only the classifier: torch's initialisation is the published one of convolutions."""
         init_linear(self.head.fc)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ..precision import HOW, multiply_float32
-from ..tool import ToolError, overwrite, positive, tool
+from ..tool import ToolError, amount, overwrite, positive, tool
 from .bound import ErrorBound, broken
 from .cases import Case
 from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--float32", choices=HOW, default="ieee", help="on a GPU: how float32 is multiplied")
     parser.add_argument("--cases", default="", help="only cases whose name, <op>-<name>, contains this")
     parser.add_argument("--jobs", type=positive, default=1, help="processes that compile and compare; default: 1")
-    parser.add_argument("--minutes", type=float, help="start no check after this many minutes; default: no limit")
+    parser.add_argument("--minutes", type=amount, help="start no check after this many minutes; default: no limit")
     parser.add_argument("--json", type=Path, help="write the findings to this file, after each check")
     args = parser.parse_args(argv)
     if args.device == "cpu" and args.float32 != "ieee":

@@ -122,8 +122,8 @@ def test_what_matters_most_is_checked_first():
 
 def test_no_check_is_started_when_time_is_over(capsys, tmp_path):
     arguments = ["--cases", "channel_attention-", "--dtypes", "float32", "--json", str(tmp_path / "found.json")]
-    assert main([*arguments, "--minutes", "-1"]) == 0
-    assert "not run: 2 of 2 checks, as --minutes -1 were over" in capsys.readouterr().out
+    assert main([*arguments, "--minutes", "1e-9"]) == 0
+    assert "not run: 2 of 2 checks, as --minutes 1e-09 were over" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["findings"] == []
     groups = command.tasks(command.parse(arguments))
     (found,) = command.verdicts(groups, chain([[{"output": 0.5}]], repeat(None)))

@@ -116,8 +116,12 @@ class WindowAttention(PaddedAttention):
         rpb = nn.Parameter(torch.empty(heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1)) if rel_pos_bias else None
         self.register_parameter("rpb", rpb)
         self.proj = nn.Linear(dim, dim)
-        if rpb is not None:
-            init_normal(rpb)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the table; the projections are modules of their own."""
+        if self.rpb is not None:
+            init_normal(self.rpb)
 
     @torch.jit.ignore
     def set_window(self, window: tuple[int, int]) -> None:

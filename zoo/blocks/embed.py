@@ -83,6 +83,16 @@ class PositionTable(nn.Module):
         self.grid = grid
         self.table = nn.Parameter(sines(dim, grid))
 
+    def reset_parameters(self) -> None:
+        """Make the table sines and cosines again; it may be sharded."""
+        values = sines(self.table.shape[2], self.grid).to(self.table.device)
+        if hasattr(self.table, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor  # imports much
+
+            values = distribute_tensor(values, self.table.device_mesh, self.table.placements)
+        with torch.no_grad():
+            self.table.copy_(values)
+
     @torch.jit.ignore
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Change the grid; the table is interpolated, and is then a new parameter."""
