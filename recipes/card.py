@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ others.
 
 {begins}
 
+{starts}
+"""
+STARTS = """\
 {sessions}
 
 `config.yaml` has every option, `metrics.jsonl` every line of the log, `sessions.jsonl` the versions and git state of
-each start. At the last one: Python {python}, {versions}, git {git}, on {machine} ({device}).
-"""
+each start. At the last one: Python {python}, {versions}, git {git}, on {machine} ({device})."""
 USE = """\
 ```python
 import timm
@@ -58,7 +61,7 @@ model = timm.create_model(
     {arguments},
     pretrained=True,
     pretrained_cfg_overlay=dict(
-        file="{file}",
+        file={file},
         num_classes={classes},
         {prepared},
     ),
@@ -67,7 +70,7 @@ model = timm.create_model(
 
 Input: RGB images of {size} pixels, {interpolation} interpolation, crop {crop_pct}, mean {mean}, standard deviation
 {std}. These values are in the model's `pretrained_cfg`, which `timm.data.resolve_data_config` and `zoo.save_for_hf`
-read. `zoo.save_for_hf(recipes.export.build(Path("{folder}")), "shared")` also shares the names of the classes."""
+read. `zoo.save_for_hf(recipes.export.build(Path({folder})), "shared")` also shares the names of the classes."""
 
 USE_HEADS = """\
 ```python
@@ -77,7 +80,7 @@ from zoo.heads import {function}
 model = {function}(
     {arguments},
 )
-model.load_state_dict(load_file("{file}"))
+model.load_state_dict(load_file({file}))
 model.eval()
 ```
 
@@ -86,14 +89,16 @@ Input: RGB images of any size, mean {mean}, standard deviation {std}. {measured}
 {classes}
 
 ![ground truth and predictions](validation.png)"""
+GONE = ("Its best weights are gone.", "An evaluation takes the weights of its newest checkpoint.")
 MOST = 100  # classes up to which a card lists their names
 KINDS = {"classify": "image-classification", "segment": "image-segmentation", "detect": "object-detection"}
 
 
-def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint | None) -> str:
-    """The card in Markdown; `best` is the checkpoint that it describes, if there already is one."""
-    starts = sessions(folder)
-    last, typed = starts[-1], "- {started}, from step {from_step}: `python {command}`"
+def text(
+    folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint | None, *, evaluated: bool
+) -> str:
+    """The card in Markdown; `best` is the checkpoint that it describes, if there is one; there was if `evaluated`."""
+    lacking = GONE if evaluated else ("It has not been evaluated yet.", "Available after its first evaluation.")
     return CARD.format(
         task=KINDS.get(cfg.task.name, cfg.task.name),
         dataset=cfg.data.hub or cfg.data.name,
@@ -104,9 +109,22 @@ def text(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
         train=len(data.train),
         val=len(data.val),
         classes=data.num_classes,
-        results=_results(best) if best else "It has not been evaluated yet.",
-        use=_use(folder, cfg, data, model, best) if best else "Available after its first evaluation.",
+        results=_results(best) if best else lacking[0],
+        use=_use(folder, cfg, data, model, best) if best else lacking[1],
         begins=begins(cfg),
+        starts=_starts(sessions(folder)),
+    )
+
+
+def _starts(starts: list[dict[str, Any]]) -> str:
+    """What was typed at every start, and the versions at the last; the file of them may have been removed."""
+    if not starts:
+        return (
+            "`config.yaml` has every option, `metrics.jsonl` every line of the log. What was typed is not known: "
+            "`sessions.jsonl` is gone."
+        )
+    last, typed = starts[-1], "- {started}, from step {from_step}: `python {command}`"
+    return STARTS.format(
         sessions="\n".join(typed.format(**start) for start in starts),
         python=last["python"],
         versions=", ".join(f"{name} {version}" for name, version in last["versions"].items()),
@@ -144,14 +162,19 @@ def _use(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Chec
     name = given.pop("model_name")
     arguments = ",\n    ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())])
     seen: dict[str, Any] = vars(preprocessing(cfg)).copy()
-    file = best.path / f"{best.state['weights']}.safetensors"
+    file, here = _quoted(best.path / f"{best.state['weights']}.safetensors"), _quoted(folder)
     if model.created_by != "create_model":
         given = {"function": model.created_by, "arguments": arguments, "file": file, "classes": _classes(data)}
         return USE_HEADS.format(**given, measured=_measured(create_task(cfg).preparation()), **seen)
     size = seen.pop("size")
     prepared = ",\n        ".join(f"{key}={value!r}" for key, value in {"input_size": (3, *size), **seen}.items())
-    given = {"arguments": arguments, "prepared": prepared, "folder": folder, "file": file, "classes": data.num_classes}
+    given = {"arguments": arguments, "prepared": prepared, "folder": here, "file": file, "classes": data.num_classes}
     return USE.format(**given, size=" x ".join(map(str, size)), **seen)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a string of Python."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _measured(prep: dict[str, Any]) -> str:

@@ -406,13 +406,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @tool
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    # runs/* also matches pictures of sweeps, and may repeat what was named before it
-    given = [path for path in args.runs if not path.is_file()]
+    # runs/* also matches pictures of sweeps, and may repeat what was named before it; a name may be too long for Path
+    given = [path for path in args.runs if not os.path.isfile(path)]
     folders: dict[Path, Path] = {}
     for run in (run for path in given for run in _runs(path)):
         folders.setdefault(run.resolve(), run)
     CONSOLE.optional = True  # picture and JSON are written though nobody reads the tables
     try:
+        check_file(args.out)
+        if args.out.suffix.lower() != ".png":
+            raise ToolError(f"--out {args.out}: the curves are a PNG, so give a name that ends in .png")
         for path in (args.out, args.json):
             if path is not None:
                 check_file(path)

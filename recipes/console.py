@@ -44,7 +44,7 @@ class Output(Console):
         _discard(self.file)
 
 
-CONSOLE = Output(highlight=False, soft_wrap=True)
+CONSOLE = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names may have brackets and colons
 
 
 replace_what_cannot_be_encoded()
@@ -68,7 +68,7 @@ def _discard(file: TextIO) -> None:
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line, above the progress bar where there is one."""
-    CONSOLE.print(text, style=style, markup=False)
+    CONSOLE.print(text, style=style)
 
 
 def tracked(items: Iterable[T], total: int, text: str) -> Iterable[T]:

@@ -20,7 +20,7 @@ from recipes.data.build import SPLITS, WORDS, preprocessing
 from recipes.data.files import Packed
 from recipes.data.shards import Shards
 from recipes.json_file import NUMBER
-from recipes.settings import RunError
+from recipes.settings import RunError, load_config
 from zoo.errors import listed
 
 FILE = "data.json"
@@ -30,6 +30,7 @@ KINDS = {  # of what it holds; older runs lack what may be None, and have number
     "images": ({"train": int, "val": int}, None), "labels": ({"train": str, "val": str}, None),
     "shards": ([[str, int]], None),
 }  # fmt: skip
+DRAWN = ("val_fraction", "split_seed")  # keys of `data` by which images are held out that no reader lists, as of scenes
 COUNTING = ("arrow", "tar", "parquet")  # readers that may have to count the classes
 
 
@@ -187,6 +188,24 @@ def check_classes(run: Path, data: Data, name: str) -> None:
         raise RunError(
             f"run={run} cannot be evaluated on data={name}: {said}. Give data with the run's classes, in its order; "
             "a file of weights, checkpoint=, is evaluated whatever its classes are called"
+        )
+
+
+def say_other_images(run: Path, data: Data, cfg: DictConfig) -> None:
+    """Warn if a run is evaluated on other images of its own data set, `cfg`, than while it trained: some may be those
+    that it learned from. Older runs recorded less.
+    """
+    stored = load_config(run).data
+    if cfg.name != stored.name or data.subset is not None or data.truths is not None:
+        return
+    recorded, current = read(run), of(data)
+    pairs = [((recorded.get(what) or current[what])["val"], current[what]["val"]) for what in ("images", "labels")]
+    pairs += [(stored.get(key, cfg.get(key)), cfg.get(key)) for key in DRAWN]
+    if any(then != now for then, now in pairs):
+        say(
+            f"these validation images of data={cfg.name}, or their labels or order, are not those that {run} was "
+            "evaluated on as it trained: the scores are not comparable, and it may have been trained on some of them",
+            "yellow",
         )
 
 

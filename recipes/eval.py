@@ -226,6 +226,7 @@ def built(task: Task, data: Data, kept: Kept | None, run: Path | None) -> tuple[
     if run is not None:
         data = data_record.with_classes_of(run, data)
         data_record.check_classes(run, data, task.cfg.data.name)
+        data_record.say_other_images(run, data, task.cfg.data)
     return data, load(task, data, kept)
 
 
@@ -293,7 +294,7 @@ def answer(cfg: DictConfig, pattern: str, out: Path, run: Path | None = None) ->
             predictions = task.predict_with(model, images, [{"size": (image.height, image.width)}])
         table, picture = task.answer(image, predictions, data, printable(path))
         CONSOLE.optional = picture is not None  # which is written, whoever reads the table
-        CONSOLE.print(table, markup=False)  # names may have brackets
+        CONSOLE.print(table)
         if picture is not None:
             predict.write(picture, out / name)
     if unread:

@@ -156,7 +156,7 @@ class Results:
 
     def check_writable(self) -> None:
         """Raise RunError if nothing could be written to the folder, which may not exist yet."""
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.exists(path))
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise RunError(f"results cannot be written to {self.folder}: give out=<a writable folder>")
 

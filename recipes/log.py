@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from recipes import distributed
 from recipes.clock import STARTUP
@@ -252,12 +253,12 @@ def epoch_table(history: list[dict[str, Any]], score: str, rows: int = 30) -> Ta
     best = max(rankable(history, score), key=lambda line: line[f"val_{score}"], default=None)
     for line, losses, train in found[-rows:]:
         weight = sum(steps for _, steps in losses)
-        mark = "[bold]{:.2f}[/] *" if line is best else "{:.2f}"
+        value = f"{line[f'val_{score}']:.2f}"
         table.add_row(
             _number(line.get("epoch"), ".2f"),
             str(line["step"]),
             _number(sum(loss * steps for loss, steps in losses) / weight if weight else None, ".4f"),
-            mark.format(line[f"val_{score}"]),
+            Text.assemble((value, "bold"), " *") if line is best else value,
             _number(line.get("val_loss"), ".4f"),
             _number(train.get("lr"), ".2e"),
             _number(train.get("images_per_s"), ".1f"),

@@ -245,7 +245,7 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
             if not options.get("pretrained"):
                 raise
             raise ConfigError(_not_released(name, error, _as_file(make))) from error
-        except ValueError as error:
+        except (AssertionError, ValueError) as error:  # timm asserts what a size of images is a multiple of
             raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
 
 

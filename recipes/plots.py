@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,16 @@ SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
-    with replaced(path) as temporary:
+    with replaced(path) as temporary, _boxes_for_letters():
         FigureCanvasAgg(figure).print_png(temporary)
+
+
+@contextmanager
+def _boxes_for_letters() -> Iterator[None]:
+    """Within, letters that the font lacks, as in Chinese names, are drawn as boxes without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        yield
 
 
 @AS_WRITTEN
@@ -123,7 +134,8 @@ def draw_found(path: Path, picture: Image.Image | None, values: dict[str, float]
 
 def _drawn(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with _boxes_for_letters():
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def matching(pattern: str) -> list[str]:
     Images are recognised by their suffixes, or by that of the pattern; hidden files, and pictures of the predictions
     for other matches, are left out. Raises RunError if there is none.
     """
-    folder = Path(pattern).is_dir()
-    if Path(pattern).exists() and not folder:
+    folder = os.path.isdir(pattern)  # Path's own test fails where a name is too long for a file
+    if os.path.exists(pattern) and not folder:
         return [pattern]
     there = [str(path) for path in Path(pattern).iterdir()] if folder else glob.glob(pattern, recursive=True)
     suffixes = SUFFIXES if folder else {*SUFFIXES, Path(pattern).suffix.lower()} - {""}

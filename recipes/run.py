@@ -28,9 +28,9 @@ from recipes import card, config, data_record, distributed, shell
 from recipes.checkpoint import Checkpoint, CheckpointError, Store, flush
 from recipes.config.quoting import key_of
 from recipes.console import CONSOLE, say
-from recipes.data import BadImage, Data, DataError
+from recipes.data import BadImage, Data, DataError, Misread
 from recipes.hardware import is_of_the_compiler
-from recipes.log import Jsonl, LogError, Sink, epoch_table, history
+from recipes.log import Jsonl, LogError, Sink, epoch_table, history, rankable
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
 from recipes.settings import (
@@ -47,6 +47,7 @@ from recipes.state import State
 from recipes.stop import Stop, saving
 from recipes.task import Task
 from recipes.trackers import trackers
+from zoo.errors import printable
 
 LOCK = ".lock"
 CARD = "README.md"
@@ -156,9 +157,18 @@ class Run:
             raise CheckpointError(f"{error}\nand then {unsaved}") from error
         if stop.signal and (isinstance(error, DataError) or is_of_the_compiler(error)):
             return
-        past = " data.on_bad_image=replace" if isinstance(error, BadImage) else ""
-        saved = f"the state after step {now.step} is saved; resume with: {self.resume_command}{past}"
+        saved = f"the state after step {now.step} is saved{self._way_on(error)}"
         raise type(error)(f"{error}\n{saved}") from error
+
+    def _way_on(self, error: Exception) -> str:
+        past = "data.on_bad_image=replace"
+        if isinstance(error, Misread):
+            return (
+                "; a resumed run keeps its configuration, so start a new one as said (another name=), or, if only few "
+                f"images are like this one, resume with: {self.resume_command} {past}"
+            )
+        replaces = isinstance(error, BadImage) and past in str(error)  # as it advises
+        return f"; resume with: {self.resume_command}{f' {past}' if replaces else ''}"
 
     def list_images(self, step: int, names: list[str]) -> str:
         """Write the names of the images of a step to nonfinite/step-<step>.txt, one per line; returns where that is.
@@ -209,14 +219,18 @@ class Run:
     def report(self, task: Task, data: Data, model: nn.Module, *, finished: bool) -> None:
         """Write the card, print where everything is and what to type next, and draw the curves."""
         found, _ = self.store.newest("best")
-        table = epoch_table(history(self.metrics), task.score)
+        lines = history(self.metrics)
+        table, evaluated = epoch_table(lines, task.score), bool(rankable(lines, task.score))
         with _writing(self.folder):
-            _replace(self.folder / CARD, card.text(self.folder, self.cfg, data, model, found))
+            text = card.text(self.folder, self.cfg, data, model, found, evaluated=evaluated)
+            _replace(self.folder / CARD, text)
         if table.row_count:
             CONSOLE.print(table)
         if found:
             value, step = found.state["metrics"][task.score], found.state["step"]
             say(f"best {task.score} {value:.2f} after step {step} ({found.state['weights']} weights)", "bold")
+        elif evaluated:
+            say(f"the best weights are gone from {self.store.folder}: an evaluation takes the newest", "yellow")
         say(f"run folder: {self.folder}")
         if not finished:
             say(f"resume with: {self.resume_command}")
@@ -316,6 +330,7 @@ def _is_same_kind(folder: Path, cfg: DictConfig) -> bool:
 def _new(cfg: DictConfig) -> Run:
     made = f"{cfg.model.name}-{cfg.data.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = Path(cfg.out) / (made if cfg.name is None else _name(cfg))
+    _refuse_bytes(folder)
     _refuse_used(folder)
     return Run(folder, cfg, Store(folder / "checkpoints", cfg.train.keep))
 
@@ -331,6 +346,17 @@ def _name(cfg: DictConfig) -> str:
     return cfg.name if number is None else f"{cfg.name}-{number}"
 
 
+def _refuse_bytes(folder: Path) -> None:
+    """Raise RunError for a path that is not UTF-8: the weights in it could be written, but not read."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"{printable(str(folder))}: the name of a run folder must be UTF-8, or its weights cannot be read: pass "
+            "another name= or out="
+        ) from error
+
+
 def _refuse_used(folder: Path) -> None:
     if has_config(folder):
         advice = (
@@ -339,14 +365,15 @@ def _refuse_used(folder: Path) -> None:
             else "pass resume=auto to resume it, or another name= for a new one"
         )
         raise RunError(f"{folder} already holds a run: {advice}")
-    if (folder / "checkpoints").exists():
+    # Path's own test fails where a name is too long for a file, which is reported where the folder is made
+    if os.path.exists(folder / "checkpoints"):
         raise RunError(
             f"{folder} holds checkpoints but no config.yaml, without which they cannot be resumed: move or remove the "
             "folder, or pass another name="
         )
     # a start that failed leaves its lock, and may leave any of these but a card
-    others = () if (folder / LOCK).exists() else WRITTEN_OVER
-    there = [name for name in (CARD, *others) if (folder / name).exists()]
+    others = () if os.path.exists(folder / LOCK) else WRITTEN_OVER
+    there = [name for name in (CARD, *others) if os.path.exists(folder / name)]
     if there:
         raise RunError(
             f"{folder} holds no run, but {', '.join(there)}, which a new run would write over: pass another name=, or "

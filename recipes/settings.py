@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from recipes import config, shell
 from recipes.config.checks import base, flat, is_in, task_defaults
-from recipes.config.idle import SIDES, WHOLE, is_size_of_images, resized_by
+from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, resized_by
 from recipes.config.quoting import key_of, written
 from recipes.console import note, say
 from recipes.data.build import preprocessing
@@ -134,7 +134,10 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
             + "\n  ".join(f"{key}: the run has {old}, now {new}" for key, (old, new) in refused.items())
             + f"\n{_way_on(refused, overrides)}, or start a new run (another name=, no resume)"
         )
+    typed = {key_of(text) for text in overrides}
     for key, (old, new) in changed.items():
+        if key in typed and (said := needed(asked, key)):
+            raise RunError(f"{key}={written(new)} would have no effect: it needs {said}")
         if is_in(key, REPORTED):
             say(f"{key} changes from {old} to {new}: {EFFECTS.get(key, LAST_DIGITS)}", "yellow")
     return asked

@@ -93,18 +93,6 @@ class Task(ABC):
     def prepare(self, image: Image.Image) -> Any:
         """A user's image as a batch for `predict`."""
 
-    def check_takes(self, model: nn.Module, image: Image.Image, said: Callable[[Exception], str]) -> None:
-        """Raise ConfigError, with what is `said` of the model's error, if it does not take an image as an evaluation
-        prepares it: in training that would only be known at the first evaluation.
-        """
-        mode = model.training
-        try:
-            with torch.no_grad():
-                self.predict(model.eval(), self.prepare(image))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(said(error)) from error
-        model.train(mode)
-
     @abstractmethod
     def answer(self, image: Image.Image, predictions: Any, data: Data, name: str) -> tuple[Table, Image.Image | None]:
         """What `predict` found in that image, as a table and, for dense tasks, drawn into the image."""
@@ -124,6 +112,20 @@ class Task(ABC):
     def remarks(self, data: Data, metrics: Metrics) -> list[str]:
         """What makes the numbers of an evaluation doubtful, as messages."""
         return []
+
+
+def check_takes(model: nn.Module, call: Callable[[], Any], said: Callable[[Exception], str]) -> None:
+    """Raise ConfigError, with what is `said` of the error, if `call`, of the model on images, fails in evaluation mode:
+    in training that would only be known at the first step or evaluation.
+    """
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            call()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(said(error)) from error
+    model.train(mode)
 
 
 def some_of(names: Sequence[str], count: int) -> str:

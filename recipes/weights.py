@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,9 +93,10 @@ def names_a_folder(given: str) -> bool:
     folder = Path(given)
     if why := shared_out(folder):
         raise ConfigError(f"{folder} {why}. The run folder works as well")
-    if folder.is_dir() and not has_config(folder) and (found := files([folder])):
+    is_one = os.path.isdir(folder)  # Path's own test fails where a name is too long for a file
+    if is_one and not has_config(folder) and (found := files([folder])):
         raise ConfigError(f"{folder} is not a run folder but holds weights: give one of its files, {found[0]}")
-    return folder.is_dir()
+    return is_one
 
 
 def of_run(given: str, weights: str = "auto") -> reader.Checkpoint:

@@ -151,6 +151,9 @@ def test_a_category_of_one_file(objects):
         ),
         ("segmentation", [[2, 3, float("nan"), 3, 12, 11]], "annotations", "a polygon is not a finite number"),
         ("segmentation", [], "annotations", "without a segmentation; task.head=faster_rcnn"),
+        ("segmentation", True, "annotations", "cannot be read: it is True: expected polygons, or a run-length code, "),
+        ("segmentation", "x", "annotations", "cannot be read: it is 'x': expected polygons"),
+        ("segmentation", {"size": [20, 30]}, "annotations", "it is {'size': [20, 30]}: expected polygons, or"),
         ("segmentation", {"size": [9, 9], "counts": [0, 81]}, "annotations", "whose mask has 9 x 9 pixels"),
         (
             "segmentation",
@@ -321,6 +324,12 @@ def test_a_file_of_boxes_has_no_masks_to_learn(objects, split, said):
     assert coco(objects, masks=False).train.sample(0, 0)[1]["labels"].tolist() == [1, 0]
     write(objects / f"{split}.json", {**content, "annotations": [*bare[:3], things[3]]})
     assert len(coco(objects).val) == 3
+
+
+@pytest.mark.parametrize("key", ["train_json", "val_images"])
+def test_files_and_folders_that_are_not_named(objects, key):
+    with pytest.raises(DataError, match=f"data=coco_json needs data.{key}=<a path below data.root>"):
+        coco(objects, f"data.{key}=null")
 
 
 def test_nothing_to_learn_or_to_find(objects):

@@ -277,10 +277,18 @@ def full_disk(picture, curves, score):
     raise OSError(f"no space for {picture}")
 
 
-def test_nothing_to_compare(tmp_path):
+@pytest.mark.parametrize("name", ["nothing", pytest.param(300 * "x", id="too long for a file")])
+def test_nothing_to_compare(tmp_path, name):
     with pytest.raises(SystemExit, match="none of these folders") as error:
-        compare.main([str(tmp_path / "nothing")])
+        compare.main([str(tmp_path / name)])
     assert error.value.code not in (0, None)
+
+
+def test_a_picture_is_called_what_it_is(two_runs, tmp_path):
+    for name in ("curves.pdf", "curves"):
+        with pytest.raises(SystemExit, match=rf"--out {tmp_path}/{name}: .* ends in \.png"):
+            compare.main([str(two_runs / "one"), "--out", str(tmp_path / name)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_file_is_not_replaced(two_runs, tmp_path):

@@ -458,6 +458,9 @@ def test_help_is_printed(tmp_path):
 
 WRONG = [
     (["optim.lrr=1"], "did you mean optim.lr"),
+    (["optim.=1"], "optim. is not a key"),
+    (["recipe/by_task=foo"], "unknown recipe/by_task 'foo'"),
+    (["name=${seed}"], "expected a string, as ${...} gives with text around it: 'name=text-${seed}'"),
     (["seed=5"], "seed 5 is wrong"),
     (["hydra/launcher=basic"], "hydra/launcher=basic has an effect only in a sweep: add -m, or leave it out"),
     (["hydra.sweep.dir=a"], "hydra.sweep.dir=a has an effect only in a sweep"),

@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from recipes import console, train
+from recipes import compare, console, eval_results, train
 from zoo.errors import first_line
 
 
@@ -31,6 +33,21 @@ def test_what_cannot_be_encoded_is_replaced(tmp_path, monkeypatch):
         console.replace_what_cannot_be_encoded()
         console.say("shortened… ±")
     assert (tmp_path / "log").read_text("latin-1") == "shortened? ±\n"
+
+
+def test_names_are_printed_whole(monkeypatch):
+    """Brackets are no markup, and words between colons no pictures: in lines, in titles and in cells."""
+    name = "[b]:car:"
+    monkeypatch.setattr(console.CONSOLE, "_file", file := io.StringIO())
+    monkeypatch.setattr(console.CONSOLE, "quiet", False)
+    console.say(name)
+    console.CONSOLE.print(Table(name, title=name))
+    figures = {"name": name, "model": "m", "img_size": 64, "top1": 80.0, "top1_interval": (79.0, 81.0)}
+    for several in ([figures], [figures, figures]):
+        eval_results.show(several, ["top1"], name)
+    line = {"step": 1, "val_top1": 1.0}
+    compare._print([compare.Row(Path(), {}, [line], "top1", line, name=name)], [], name)
+    assert file.getvalue().count(name) == 9
 
 
 def test_a_note_is_not_worth_an_error(monkeypatch):

@@ -175,6 +175,26 @@ def test_a_run_goes_on_with_the_same_labels(begun, capsys):
     data_record.check_same(run, replace(data(ANIMALS), train=Images(12, label=1)))  # an older run recorded no labels
 
 
+@pytest.mark.parametrize(
+    ("measured", "typed"),
+    [(data(ANIMALS, val=5), {}), (replace(data(ANIMALS), val=Images(4, label=1)), {}), (None, {"split_seed": 7})],
+    ids=["other number", "other labels", "otherwise drawn"],
+)
+def test_images_that_a_run_may_have_learned_from(begun, capsys, measured, typed):
+    """Of its own data set: another is not what it was trained on."""
+    run, cfg = begun(ANIMALS), config.compose(["data=digits"])
+    OmegaConf.save(cfg, run / "config.yaml")
+    data_record.say_other_images(run, data(ANIMALS), cfg.data)
+    for other in ({"name": "mine"}, {}):
+        assert capsys.readouterr().out == ""
+        data_record.say_other_images(run, measured or data(ANIMALS), OmegaConf.merge(cfg.data, typed, other))
+    said = f"of data=digits, or their labels or order, are not those that {run} was evaluated on as it trained"
+    assert said in capsys.readouterr().out
+    (run / data_record.FILE).unlink()  # an older run recorded nothing
+    data_record.say_other_images(run, data(ANIMALS, val=5), cfg.data)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_shard_that_is_another_is_named(begun):
     def shards(labels, **counts):
         return replace(data(ANIMALS), train=in_shards(labels, **counts))

@@ -208,6 +208,8 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
     ("more", "said"),
     [
         (["data.root=null"], "needs data.root=<folder with images/train and masks/train>"),
+        (["data.train_images=null"], "data=masks needs data.train_images=<a path below data.root>"),
+        (["data.val_masks=null"], "data=masks needs data.val_masks=<a path below data.root>"),
         (["data.train_masks=labels"], "has no folder labels"),
         (["data.mask_suffix=_mask.png"], "3 of 3 images in"),
         (["data.image_suffix=.tif"], "has no image (*.tif)"),
@@ -360,6 +362,32 @@ def test_a_run_without_batches_is_not_to_be_resumed(folder, tmp_path, workers):
     assert str(error.value) == said
     if not workers:
         train_here(tmp_path / "runs", *given, "train.micro_batch=1", "name=one")
+
+
+KEEPS = r"a resumed run keeps its configuration, so start a new one .* resume=\S*/one data\.on_bad_image=replace"
+
+
+@pytest.mark.parametrize(
+    ("more", "advice", "way_on"),
+    [
+        ([], r"set data\.exif_orientation=true", KEEPS),
+        (["data.num_classes=2"], r"Set data\.num_classes= or data\.class_names= .*", KEEPS),
+        (["data.mask_suffix=.jpg"], "Make the masks anew .*", r"resume with: .* resume=\S*/one"),
+    ],
+)
+def test_how_to_go_on_where_all_images_are_bad(folder, tmp_path, more, advice, way_on):
+    """Replacing them is not the way; and a run that is resumed keeps its configuration."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("a", "b", "deep/c"):
+        if not more:
+            Image.new("RGB", (20, 30)).save(folder / "images" / "train" / f"{name}.jpg", exif=exif)
+        for split in ("train", "val"):
+            Image.new("L", (30, 20)).save(folder / "masks" / split / f"{name}.jpg")
+    given = ["task=segment", "task.head=fcn", "task.channels=8", "task.auxiliary=false", "model=timm", "data=masks"]
+    given += ["model.name=test_resnet", f"data.root={folder}", "data.num_classes=3", "train.steps=1", "data.workers=0"]
+    with pytest.raises(BadImage, match=rf"{advice}\nthe state after step 0 is saved; {way_on}$"):
+        train_here(tmp_path / "runs", *given, "data.batch_size=3", *more, "name=one")
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,9 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
     draw_found(tmp_path / "found.png", None, dict.fromkeys(names, 50.0), "$^$")
     draw_together(tmp_path / "together.png", {name: [{"step": 1, "loss": 2.0}] for name in names}, "top1")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_letters_that_the_font_lacks_are_no_warnings(tmp_path, recwarn):
+    draw_confusion(tmp_path / "eval.png", torch.eye(2, dtype=torch.long), ["日本", "中国"])
+    draw_found(tmp_path / "found.png", None, {"日本": 50.0}, "IoU")
+    assert not recwarn.list

@@ -89,6 +89,15 @@ def test_pictures_of_earlier_predictions(folder, capsys):
     assert predict.matching(str(folder / "a-found.png")) == [str(folder / "a-found.png")]
 
 
+def test_names_that_are_too_long_for_a_file(tmp_path):
+    name = 300 * "x"
+    with pytest.raises(RunError, match=f"predict={name} matches no file"):
+        predict.matching(name)
+    Results(tmp_path / name).check_writable()  # its folder is; what cannot be made is said when it is written
+    with pytest.raises(RunError, match="File name too long"):
+        Results(tmp_path / name).write_list("eval", [])
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     Results(tmp_path / "to" / "be" / "made").check_writable()
     assert not (tmp_path / "to").exists()

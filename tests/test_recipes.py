@@ -181,6 +181,34 @@ def test_a_model_of_one_size_is_refused_before_it_trains():
 
 
 @pytest.mark.parametrize(
+    ("name", "typed", "said"),
+    [
+        ("test_vit", ["data.img_size=40"], r"40 x 40 pixels \(.*\): set data\.img_size= to a size that it takes$"),
+        ("test_vit", ["data.img_size=40", "data.eval_img_size=48"], "40 x 40 pixels"),
+        ("vit_tiny_patch16_224", ["model.img_size=48"], r"32 x 32 pixels .*, or leave out model\.img_size=$"),
+        ("test_convnext", ["data.img_size=[16,32]"], "16 x 32 pixels"),
+    ],
+)
+def test_a_model_that_does_not_take_the_size_is_refused(tmp_path, name, typed, said):
+    """Before there is a run folder."""
+    with pytest.raises(ConfigError, match=f"^model.name={name} does not take images of {said}"):
+        train_here(tmp_path, *SMALL, f"model.name={name}", *typed, "name=run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("typed", [["img_size=40"], ["data.eval_img_size=40"]])
+def test_a_model_that_does_not_take_the_size_is_not_measured(tmp_path, typed):
+    with pytest.raises(ConfigError, match=r"does not take images of 40 x 40 pixels|only takes images of the size"):
+        evaluate_here("model=timm", "model.name=test_vit", "data=digits", *typed, f"out={tmp_path}")
+
+
+def test_a_model_that_cannot_be_built_for_the_size():
+    """As timm asserts where it builds one."""
+    with pytest.raises(ConfigError, match=r"xcit_nano_12_p8_224 could not be built with .*'img_size': 41"):
+        models.build(timm.create_model, "xcit_nano_12_p8_224", {}, {"img_size": 41})
+
+
+@pytest.mark.parametrize(
     ("name", "refused"), [("hrnet_w18_small", ["img_size", "drop_path_rate"]), ("poolformer_s12", ["img_size"])]
 )
 def test_a_model_is_built_with_what_it_takes(name, refused, capsys):
@@ -236,6 +264,12 @@ def test_recipes_run(first, tmp_path, recipe):
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert len(losses) == 3 and all(map(math.isfinite, losses))
     assert losses[0] < 1 if recipe in ("a3", "a2", "deit3") else losses[0] > 1  # log 2 of a class, or log 10
+
+
+def test_nothing_is_published_for_a_task_of_ones_own():
+    said = "no published recipe for nat_m, task=number: none is for this task, choose another recipe="
+    with pytest.raises(ConfigError, match=said):
+        papers.recipe("nat_m", None, "number")
 
 
 @pytest.fixture(scope="module")

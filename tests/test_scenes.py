@@ -88,6 +88,8 @@ def test_scans_can_be_told_from_the_ground(splits):
     [
         ({"things": "[0,3]"}, (64, 64), "expected [fewest,most] scans per scene"),
         ({"things": "[5,3]"}, (64, 64), "expected [fewest,most] scans per scene"),
+        ({"things": "null"}, (64, 64), "data.things=null: expected [fewest,most] scans per scene"),
+        ({"train_count": "null"}, (64, 64), "data.train_count=null: expected at least one scene"),
         ({"val_count": 0}, (64, 64), "data.val_count=0: expected at least one scene"),
         ({}, (16, 64), "too small for scenes: expected at least 32 pixels"),
     ],

@@ -1,5 +1,6 @@
 """What can be seen of a run: trackers, evaluations, the card, pictures, where the time goes."""
 
+import ast
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +29,7 @@ from recipes.clock import Startup, Timed
 from recipes.config import ConfigError
 from recipes.data.build import preprocessing
 from recipes.log import epoch_table
+from recipes.run import Run
 from recipes.settings import RunError
 from recipes.trackers import TensorBoard
 from zoo import show
@@ -250,6 +253,32 @@ def test_the_card_loads_the_model(two_runs, monkeypatch):
     assert f"| top1 | {best.state['metrics']['top1']:.4f} |" in card
     prepared = resolve_data_config({}, model=said["model"])
     assert prepared["mean"] == (0.5,) * 3 and prepared["input_size"] == (3, 32, 32)  # of digits, not of ImageNet
+
+
+def test_the_card_is_of_what_is_left(tmp_path, monkeypatch, capsys):
+    """Of a run whose best weights, and the record of whose starts, were removed as it trained."""
+    report = Run.report
+
+    def of_what_is_left(self, *args, **how):
+        shutil.rmtree(*(self.folder / "checkpoints").glob("best-*"))
+        (self.folder / "sessions.jsonl").unlink()
+        report(self, *args, **how)
+
+    monkeypatch.setattr(Run, "report", of_what_is_left)
+    train_here(tmp_path, *QUICK, "name=run")
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "Its best weights are gone." in text and "`sessions.jsonl` is gone." in text and "At the last" not in text
+    assert f"the best weights are gone from {tmp_path}/run/checkpoints: an evaluation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("typed", [[], ["task=segment", "data.train_count=32", "data.val_count=4"]])
+def test_the_card_of_any_name_is_python(tmp_path, typed):
+    name = 'a"b\\c é'
+    train_here(tmp_path, *QUICK, *typed, "data.batch_size=8", "train.steps=1", config.quote("name", name))
+    text = (tmp_path / name / "README.md").read_text()
+    code = ast.parse(re.search(r"```python\n(.*?)```", text, re.S)[1])
+    names = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+    assert any(str(name).endswith(".safetensors") and Path(name).is_file() for name in names)
 
 
 @pytest.mark.parametrize(

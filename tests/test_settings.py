@@ -1,6 +1,7 @@
 """The configuration of a run met with what is typed to evaluate it, and run folders found again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,15 @@ def test_going_on_says_what_a_change_does(tmp_path, capsys, typed):
     config_to_resume(run, [f"resume={run}", typed])
     said = " ".join(capsys.readouterr().out.split())
     assert said == f"{typed.partition('=')[0]} changes from {EFFECTS[typed]}"
+
+
+def test_going_on_refuses_what_nothing_reads(tmp_path):
+    run = begun(tmp_path / "run")
+    for typed in ("data.root=there", "data.on_bad_image=replace", "data.cache_gb=8"):
+        with pytest.raises(RunError, match=rf"^{re.escape(typed)}(\.0)? would have no effect: it needs "):
+            config_to_resume(run, [f"resume={run}", typed])
+    note_session(run, ["data.root=there"], 0, "cpu")  # as was accepted once
+    assert config_to_resume(run, [f"resume={run}"]).data.root == "there"
 
 
 def test_runs_lie_at_any_depth(tmp_path):

@@ -128,11 +128,13 @@ def test_archives_that_are_wrong(tmp_path, name):
         make("webdataset", root=str(tmp_path))
 
 
-def test_an_archive_that_was_cut_between_members(tmp_path):
+@pytest.mark.parametrize("place", [3, 4])
+def test_an_archive_that_was_cut_between_members(tmp_path, place):
+    """Of two samples, or of one."""
     root = tars(tmp_path / "good")
     file = tmp_path / "good" / "set-train-003.tar"
     with tarfile.open(file) as archive:
-        cut = archive.getmembers()[3].offset
+        cut = archive.getmembers()[place].offset
     os.truncate(file, cut)
     with pytest.raises(DataError, match=r"set-train-003.tar: the block that ends an archive is missing"):
         make("webdataset", root=root)
@@ -222,6 +224,14 @@ def test_counted_classes(tmp_path, capsys):
     assert make("webdataset", root=labelled(tmp_path, (0, 1))).num_classes == 2
     assert "training image" not in capsys.readouterr().err
     assert len(make("webdataset", root=labelled(tmp_path, (1200,)), num_classes=1201).class_names) == 1201
+
+
+def test_labels_of_no_class(tmp_path):
+    with pytest.raises(DataError, match=r"label -1 at row 0, expected numbers from 0 on: is this a split without"):
+        make("webdataset", root=labelled(tmp_path, (-1,), (-1,)))
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(DataError, match=r"label 2 at row 1, expected 0 \.\.\. 1 for 2 classes: .* classes\.txt of"):
+        make("webdataset", root=labelled(tmp_path, (1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -377,8 +377,10 @@ def test_what_datasets_saved_to_a_disk(tmp_path):
     data = make("cifar10", **given)
     assert data.class_names == ["ant", "bee"] and data.val.records.labels.tolist() == [1, 0]
     assert data.train.image(0).getpixel((0, 0)) == (40, 0, 0)
-    with pytest.raises(DataError, match=r"Read the output of save_to_disk of `datasets` with data\.source=arrow"):
-        make("cifar10", source="parquet", hub=None, **given)
+    said = rf"Read the output of save_to_disk of `datasets` with data\.source=arrow data\.root={tmp_path / 'saved'}$"
+    for root in (tmp_path, tmp_path / "saved"):
+        with pytest.raises(DataError, match=said):
+            make("cifar10", source="parquet", hub=None, **{**given, "root": str(root)})
     with pytest.raises(DataError, match=r"has no split 'more', only test, train: set data\.train_split="):
         make("cifar10", val_split="more", **given)
     (tmp_path / "saved" / "test" / "data-00000-of-00001.arrow").write_bytes(b"no table")

@@ -75,7 +75,7 @@ def test_processes_count_bad_images_only_where_they_are_replaced(tmp_path, monke
     monkeypatch.setattr(distributed, "total", lambda number: counts.append(number) or number)
     for how, expected in (("raise", 1), ("replace", 1 + 3)):
         counts.clear()
-        train_here(tmp_path, *QUICK, "train.steps=3", f"data.on_bad_image={how}", f"name={how}")
+        train_here(tmp_path, *QUICK, "train.steps=3", f"++data.on_bad_image={how}", f"name={how}")
         assert counts == [0] * expected
 
 

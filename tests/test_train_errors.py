@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from omegaconf import OmegaConf
 from PIL import Image
 from torch._inductor.exc import InductorError
 
@@ -14,7 +15,7 @@ import zoo
 from children import QUICK, lines, poisoned, train_here
 from recipes import checkpoint, config, console, data, log, models, stop, train
 from recipes.data import DataError
-from recipes.run import Run
+from recipes.run import Run, open_run
 from recipes.settings import RunError
 from recipes.tasks import classify
 
@@ -27,6 +28,22 @@ def test_a_name_of_no_folder_below_out_is_refused(tmp_path, typed):
     with pytest.raises(RunError, match=f"does not name a folder below out={out}: "):
         train_here(out, *QUICK, *typed.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", ["name", "out"])
+def test_a_folder_from_which_no_weights_could_be_read_is_refused(tmp_path, typed):
+    given = {"out": str(tmp_path), "name": "run"}
+    cfg = OmegaConf.merge(config.compose(QUICK), {**given, typed: f"{given[typed]}\udcff"})
+    with pytest.raises(RunError, match=r"\\udcff.*: the name of a run folder must be UTF-8, .* another name= or out="):
+        open_run(cfg, [])
+
+
+@pytest.mark.parametrize("typed", ["name", "resume=auto out"])
+def test_a_name_that_is_too_long_for_a_file(tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"cannot write to the run folder .*: .*File name too long"):
+        train.main.__wrapped__(config.compose([*QUICK, *f"{typed}={300 * 'x'}".split()]))
+    assert not list(tmp_path.rglob("config.yaml"))
 
 
 @pytest.mark.parametrize("file", ["README.md", "data.json", "metrics.jsonl", "curves.png"])
@@ -134,6 +151,18 @@ def test_bad_options(tmp_path, override, message):
         train_here(tmp_path, *QUICK, "train.accumulate=2", override)
     assert isinstance(error.value, (config.ConfigError, RuntimeError))
     assert not list(tmp_path.iterdir()), "an experiment that cannot begin leaves no folder"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["model.checkpoint"], "does not exist .*; expected a weights file"),
+        (["teacher.kind=soft", "teacher.checkpoint"], "is not a run folder: give one, or teacher.name= beside a file"),
+    ],
+)
+def test_weights_whose_name_is_too_long_for_a_file(tmp_path, typed, said):
+    with pytest.raises((config.ConfigError, zoo.CheckpointError), match=said):
+        train_here(tmp_path, *QUICK, *typed[:-1], f"{typed[-1]}={300 * 'x'}")
 
 
 def test_a_batch_norm_on_one_value_is_explained(tmp_path, monkeypatch):

@@ -22,15 +22,18 @@ NONSENSE = [
     "data.interpolation=foo", "augment.interpolation=foo", "augment.auto_augment=bogus",
     "augment.auto_augment=rand-mx9-n2-mstdoops9x", "data.val_fraction=1.5", "hardware.threads=0", "data.mean=[0.5]",
     "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0", "train.epochs=inf", "data.short_side=[]",
-    "data.split_seed=4294967296", "hardware.threads=100000", "data.img_size=100000000", "data.img_size=[32,65536]",
+    "data.split_seed=4294967296", "model.num_classes=10000001", "data.workers=100000", "data.crop_pct=1e-300",
+    "optim.eps=0", "model.drop_rate=1", "hardware.threads=100000", "data.img_size=100000000",
+    "data.img_size=[32,65536]",
 ]  # fmt: skip
 
 
 # with task=segment
 NONSENSE_OF_A_TASK = [
     "task.jitter=[2.0,0.5]", "task.jitter=[1.0]", "task.jitter=[0.0,1.0]", "task.dropout=1.5", "task.category_cap=0.0",
-    "task.channels=0", "task.left_out_weight=-1", "data.things=[a,b]", "data.short_side=[a,b]",
-    "task.scales=[a]", "task.scales=[nan]", "task.stride=[8,a]", "data.short_side=true",
+    "task.channels=0", "task.dropout=1", "task.left_out_weight=-1", "data.things=[a,b]", "data.short_side=[a,b]",
+    "task.scales=[a]", "task.scales=[nan]", "task.stride=[8,a]", "data.short_side=true", "task.stride=[32.5,32]",
+    "data.short_side=1.5", "data.short_side=[32.5,64]", "data.things=[1.5,3]", "data.img_size=[64.5,64]",
 ]  # fmt: skip
 
 
@@ -71,6 +74,9 @@ def test_every_range_is_of_a_key():
 IDLE = [
     (["data=imagefolder", "data.hub=foo"], "data.hub=foo has no effect here: it needs data.source=arrow or parquet"),
     (["data=imagefolder", "data.num_classes=7"], "but data=imagefolder has folder"),
+    (["data.max_pixels=1"], "data.max_pixels=1 has no effect here: it needs image files to decode, and data=digits"),
+    (["task=segment", "data.on_bad_image=replace"], "it needs image files to decode, and data=scenes has none"),
+    (["task=segment", "data=ade20k", "data.jpeg=full"], "it needs task=classify; images with dense labels are decoded"),
     (["data=cifar10", "data.val_fraction=0.5"], "needs data.source=digits or scenes"),
     (["data.val_split=test"], "data.val_split=test has no effect here"),
     (["data.image_key=null"], "data.image_key=null has no effect here"),
@@ -123,6 +129,21 @@ IDLE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["predict=a.png", "save_predictions=true"], "predict=a.png answers for images of your own, and save_predicti"),
+        (["img_size=64", "data.eval_img_size=40"], "img_size= and data.eval_img_size= both give the size of images"),
+        (["img_size=[32,48]", "data.img_size=48"], "img_size= and data.img_size= both give the size of images"),
+    ],
+)
+def test_two_things_of_which_an_evaluation_would_do_one(typed, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose(["run=runs/first", *typed], "eval")
+    for fine in (["img_size=48", "data.img_size=48"], ["img_size=48", "data.eval_img_size=null"], ["predict=a.png"]):
+        compose(["run=runs/first", *fine], "eval")
+
+
 @pytest.mark.parametrize("typed, said", IDLE, ids=[" ".join(typed) for typed, _ in IDLE])
 def test_what_nothing_reads_is_refused(typed, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
@@ -142,6 +163,64 @@ def test_what_nothing_reads_is_refused(typed, said):
 def test_values_of_no_type_that_a_key_has(typed, said):
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
         compose([typed])
+
+
+@pytest.mark.parametrize("key", ["optim.", "optim..lr", ".optim.lr", "1", "ünï", "data/", "/data", "optim./lr"])
+def test_keys_that_cannot_be(key):
+    """Such as from optim.$KEY where the variable is not set."""
+    for sign, quoted in (("", ""), ("+", ""), ("~", ""), ("", "'")):
+        typed = f"{quoted}{sign}{key}=3{quoted}"
+        with pytest.raises(ConfigError, match=rf"^{re.escape(typed)}: {re.escape(key)} is not a key; `.*--cfg job` pr"):
+            compose([typed])
+
+
+def test_no_key_at_all():
+    for typed in ("=3", "+=3", "~=3", "~"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(typed)} has no key, .*: expected key=value$"):
+            compose([typed])
+    with pytest.raises(ConfigError, match=r"did you mean optim\.lr or optim\.opt or"):  # `optim.` is none
+        compose(["optim.lr.x=3"])
+
+
+OPTIONS = [
+    ("hydra/launcher=3", "hydra/launcher=3 is not an option of hydra/launcher: expected hydra/launcher=<option>"),
+    ("hydra/launcher=[basic,1]", "hydra/launcher=[basic,1] is not an option of hydra/launcher: expected"),
+    ("+recipe/by_task=3", "+recipe/by_task=3 is not an option of recipe/by_task: expected recipe/by_task=<option>"),
+    ("recipe/by_task=[1]", "recipe/by_task=[1] is not an option of recipe/by_task"),
+    ("recipe/by_task=quick_detekt", "unknown recipe/by_task 'quick_detekt' (did you mean quick_detect or"),
+    ("optim@x=3", "optim@x=3 is not an option of optim: expected adamw, lamb, recipe, sgd"),
+    ("~optim@x=3", "~optim@x=3 is not an option of optim: expected adamw"),
+    ("~data=3", "~data=3 would leave out data, which is read: choose another option, data=<option>"),
+    ("~recipe", "~recipe would leave out recipe, which is read"),
+    ("~hardware", "~hardware would leave out hardware, which is read"),
+]
+
+
+@pytest.mark.parametrize("typed, said", OPTIONS)
+def test_options_that_cannot_be(typed, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        compose([typed])
+
+
+def test_what_a_recipe_of_ones_own_sets_for_a_task(own):
+    given = {"searched": [str(own)]}
+    assert compose(["recipe/by_task=mine_classify"], **given).train.steps == 5
+    assert compose(["recipe/by_task=[mine_classify]"], **given).train.steps == 5
+    with pytest.raises(ConfigError, match=r"^unknown recipe/by_task 'mine': expected mine_classify, paper_classify"):
+        compose(["recipe/by_task=mine"], **given)
+
+
+def test_names_that_are_a_number_where_they_are_resolved():
+    with pytest.raises(ConfigError, match=r"as \$\{\.\.\.\} gives with text around it: 'name=text-\$\{seed\}'$"):
+        compose(["name=${seed}"])
+    assert compose(["name=text-${seed}"]).name == "text-0"
+
+
+def test_nothing_to_freeze_is_refused():
+    for typed in ("train.freeze=", "train.freeze=[]"):
+        with pytest.raises(ConfigError, match=r"^train\.freeze= is empty: give a name, or leave it out$"):
+            compose([typed])
+        compose([typed], typed=["train.keep=1"])  # a run that was begun with it goes on
 
 
 @pytest.mark.parametrize(
@@ -211,6 +290,7 @@ def own(tmp_path):
         "train: {steps: '${sizes.big}'}\nmodel: {act_layer: silu}\n",
         "recipe/mistyped": "# @package _global_\ntrain: {stps: 2}\n",
         "recipe/misplaced": "train: {steps: 2}\n",
+        "recipe/by_task/mine_classify": "# @package _global_\ntrain: {steps: 5}\n",
         "recipe/wild": "# @package _global_\ntrain: {clip_grad: -1.0}\n",
         "recipe/strong": "# @package _global_\naugment: {auto_augment: bogus}\n",
         "experiment/misplaced": "train: {stps: 2}\n",
@@ -218,7 +298,7 @@ def own(tmp_path):
         "data/mine": "name: mine\nsource: folder\nrot: here\n",
     }
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     return tmp_path
 

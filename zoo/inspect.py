@@ -154,7 +154,7 @@ def show(found: list[dict[str, Any]]) -> None:
         from rich.console import Console
     except ModuleNotFoundError:
         raise ToolError("tables need rich: pip install rich, or use --json") from None
-    console = Console()
+    console = Console(emoji=False)  # of names with colons
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160  # there is no screen with a width
     console.print(_one(found[0]) if len(found) == 1 else _several(found))

@@ -19,11 +19,11 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.clock import STARTUP
-from recipes.config.checks import check, check_options, check_shadowed
+from recipes.config.checks import check, check_by_task, check_options, check_shadowed
 from recipes.config.errors import ConfigError
 from recipes.config.given import expanded, with_task_of_run
 from recipes.config.groups import register
@@ -54,6 +54,7 @@ def compose(
     """
     register()
     check_options(overrides if typed is None else typed, name)
+    check_by_task(overrides if typed is None else typed, searched)
     found = [f"hydra.searchpath={written([f'file://{folder}' for folder in searched])}"] if searched else []
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
@@ -67,6 +68,11 @@ def compose(
 def overrides() -> list[str]:
     """The key=value arguments of the running command; empty outside of one."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _unresolved() -> list[str]:
+    """`overrides()` with the `${...}` that were typed: Hydra keeps them in a configuration, which resolves them."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
 def searched() -> list[str]:
@@ -113,7 +119,8 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
             with plain_warnings(), _noted(name, errors) if _sweeping() else reported(name, errors):
                 _refuse_no_sweep()
                 check_shadowed(searched())
-                check(cfg, name, overrides())
+                check_by_task(overrides(), searched())
+                check(cfg, name, _unresolved())
                 score = function(cfg)
                 if score is None and is_search():
                     _UNSCORED.add(job_number())

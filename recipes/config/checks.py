@@ -72,7 +72,7 @@ NAMES = {"optim.decay", "optim.no_decay"}
 NEEDED = {"data.name", "data.source"}  # not null, though no file has a default for them
 SIZES = {"data.img_size", "data.eval_img_size", "model.img_size", "teacher.img_size", "img_size"}
 TEXTS = {"checkpoint", "train.freeze"}
-FULL = {*TEXT, "checkpoint"} - {"data.image_suffix", "name"}  # not empty; a run says why its own is not
+FULL = {*TEXT, *TEXTS} - {"data.image_suffix", "name"}  # not empty; a run says why its own is not
 EMPTY = "{}= is empty: give a name, or leave it out"  # as from a shell variable that is not set
 PATHS = (
     "out", "resume", "run", "predict", "checkpoint", "model.checkpoint", "model.backbone", "teacher.checkpoint",
@@ -84,6 +84,8 @@ NO_MODEL = {
 }
 FURTHER = ("model", "optim")  # groups that take keys beside those in our files: arguments of what is built
 SEVERAL = ("logger",)  # groups of which several options can be chosen at once
+BY_TASK = "recipe/by_task"  # what a recipe sets for a task, if it sets anything
+WITHIN = ("hydra/", BY_TASK)  # groups within others, Hydra's and ours, begin so
 PHASE = "paper.phase"  # a key that only a recipe has, in no base file
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 SAID = {
@@ -96,6 +98,7 @@ SAID = {
     "size": "a whole number or [height,width]",
     "texts": "a string or a list of strings, {key}=[a,b]",
 }
+INTERPOLATED = "a string, as ${{...}} gives with text around it: {quoted}"
 
 
 def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: bool = False) -> None:
@@ -122,6 +125,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     _resolve_home(cfg)
     typed = {key_of(text): text.partition("=")[2] for text in overrides}
     _check_task(cfg, typed)
+    if name == "eval":
+        _check_evaluation(cfg, [key_of(text) for text in overrides if not text.startswith("++")])
     values, usual = flat(cfg), _usual(name, cfg.task.name)
     for key in usual.keys() - values.keys():  # it has keys of its own
         if isinstance(OmegaConf.select(cfg, key), Mapping | DictConfig):
@@ -129,7 +134,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
     for key, value in values.items():
         accepted = begun and key not in typed  # when the run was started
         unread = value is None and usual.get(key) is not None and needed(cfg, key)
-        if value in (None, "") and (accepted or unread):
+        if value in (None, "", []) and (accepted or unread):
             continue
         _check_value(key, value, usual.get(key), typed.get(key, str(value)))
     for key in ("model.name", "teacher.name"):
@@ -164,8 +169,6 @@ def _check_kept(name: str, overrides: Sequence[str]) -> None:
         key, removes = key_of(text), text.startswith("~")
         if not any(is_in(known, (key,)) for known in defaults):
             continue
-        if removes and key in chosen_groups(name):
-            raise ConfigError(f"{text} would leave out {key}, which is read: choose another option, {key}=<option>")
         if key not in defaults and (removes or not isinstance(reads_as(text), str | dict | list)):
             raise ConfigError(f"{text} would leave out {key}, which is read: set its keys, {key}.<key>=")
         if removes:
@@ -174,20 +177,40 @@ def _check_kept(name: str, overrides: Sequence[str]) -> None:
 
 
 def check_options(overrides: Sequence[str], name: str) -> None:
-    """Raise ConfigError for a choice that names no option of its group, `data=null`, or several where one is chosen."""
-    for text in (text for text in overrides if "=" in text and not text.startswith("~")):
-        group, values = key_of(text), readings(text)
-        if group in chosen_groups(name) and not all(_is_option(group, value) for value in values):
+    """Raise ConfigError for a choice that names no option of its group, `data=null`, or several where one is chosen.
+
+    The same for a value without a key, and for a group that is to be left out, `~data`.
+    """
+    for text in overrides:
+        key, values = key_of(text), readings(text) if "=" in text else []
+        group, chosen = key.partition("@")[0], chosen_groups(name)
+        if text and not key:
+            raise ConfigError(f"{text} has no key, as where a variable of the shell is not set: expected key=value")
+        if text.startswith("~") and key in chosen:
+            raise ConfigError(f"{text} would leave out {key}, which is read: choose another option, {key}=<option>")
+        if all(_is_option(group, value) for value in values):
+            continue
+        if group in chosen:
             bracketed = any(isinstance(value, list) for value in values)
             runs = "; for one run each add -m and leave out the brackets" if bracketed else ""
             raise ConfigError(f"{text} is not an option of {group}: expected {listed(options(group), name)}{runs}")
-        if "/" in group and None in values:
+        if group.startswith(WITHIN):
             raise ConfigError(f"{text} is not an option of {group}: expected {group}=<option>")
 
 
 def _is_option(group: str, value: object) -> bool:
-    several = value if group in SEVERAL and isinstance(value, list) else [value]
-    return all(isinstance(one, str) for one in several)
+    several = isinstance(value, list) and (group in SEVERAL or group.startswith(WITHIN))
+    return all(isinstance(one, str) for one in (value if several else [value]))
+
+
+def check_by_task(overrides: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise ConfigError for a `recipe/by_task=` that neither we nor one of these folders have: Hydra passes it over."""
+    own = {path.stem for folder in folders for path in Path(folder, BY_TASK).glob("*.yaml")}
+    there = sorted(own.union(options(BY_TASK)))
+    values = [value for text in overrides if text.lstrip("+").startswith(f"{BY_TASK}=") for value in readings(text)]
+    for one in (one for value in values for one in (value if isinstance(value, list) else [value])):
+        if one not in there:
+            raise ConfigError(f"unknown {BY_TASK} {one!r}{near(one, there)}: expected {', '.join(there)}")
 
 
 def listed(names: Sequence[str], name: str) -> str:
@@ -272,6 +295,19 @@ def _check_task(cfg: DictConfig, typed: Container[str]) -> None:
         raise ConfigError("a teacher is named, but not what to learn from it: set teacher.kind=soft, hard or feature")
 
 
+def _check_evaluation(cfg: DictConfig, typed: Container[str]) -> None:
+    """Check that eval.py was not asked for two things of which it would do one."""
+    if cfg.predict is not None and cfg.save_predictions:
+        raise ConfigError(
+            f"predict={cfg.predict} answers for images of your own, and save_predictions=true is for the images of an "
+            "evaluation: leave out one of them"
+        )
+    sizes = [key for key in ("data.img_size", "data.eval_img_size") if key in typed]
+    other = next((key for key in sizes if OmegaConf.select(cfg, key) not in (None, cfg.img_size)), None)
+    if cfg.img_size is not None and other is not None:
+        raise ConfigError(f"img_size= and {other}= both give the size of images: leave out one of them")
+
+
 def _usual(name: str, task: str) -> dict[str, Any]:
     """The default of every key, of a group of options that of the first with this key; None where it is "not given"."""
     found = base(name) | task_defaults(task)
@@ -288,7 +324,7 @@ def _check_value(key: str, value: Any, default: Any, typed: str) -> None:
     if kind is None and isinstance(value, dict) and not _is_argument(key):
         raise ConfigError(f"{key}={typed} was read as dict: expected a single value or a list")
     if kind is not None and not (value is None and _nullable(key, default)) and not _fits(value, kind):
-        said = SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
+        said = _expected(key, kind, typed)
         read = "" if value is None else f" was read as {type(value).__name__}"
         raise ConfigError(f"{key}={'null' if value is None else typed}{read}: expected {said}")
     if value in ("", []) and key in FULL:
@@ -296,6 +332,13 @@ def _check_value(key: str, value: Any, default: Any, typed: str) -> None:
     if key in CHOICES and value not in CHOICES[key]:
         said = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
         raise ConfigError(f"{key}={value} is unknown{near(value, filter(None, CHOICES[key]))}: expected {said}")
+
+
+def _expected(key: str, kind: str, typed: str) -> str:
+    if kind == "text" and "${" in typed:
+        bare = typed.strip("\"'")
+        return INTERPOLATED.format(quoted=shlex.quote(quote(key, f"text-{bare}")))
+    return SAID[kind].format(key=key, quoted=shlex.quote(quote(key, typed)))
 
 
 def _nullable(key: str, default: object) -> bool:
@@ -402,7 +445,7 @@ def flat(cfg: DictConfig) -> dict[str, Any]:
         if isinstance(value, Mapping) and value:
             for key, item in value.items():
                 walk(f"{prefix}.{key}".lstrip("."), item)
-        else:
+        elif prefix:
             found[prefix] = value
 
     walk("", OmegaConf.to_container(cfg, resolve=False))

@@ -30,10 +30,7 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     """
     if "--hydra-help" in arguments:
         return ["--hydra-help"]  # which is not about our configuration, and knows no key of it
-    if nameless := [text for text in arguments if text.startswith("=")]:
-        raise ConfigError(f"{nameless[0]} has no key, as where a variable of the shell is not set: expected key=value")
     _refuse_dashes(arguments, name)
-    checks.check_options(arguments, name)
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
     chosen = [text for text in others if key_of(text) in checks.groups()]
@@ -42,6 +39,7 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
             f"{KEY} already sets every key, including those of {' and '.join(key_of(text) for text in chosen)}: leave "
             f"out {' '.join(chosen)} and give the single keys to change, or leave out {KEY}"
         )
+    checks.check_options(arguments, name)
     return [text for text in _placed(found, arguments) if not text.startswith(KEY)]
 
 

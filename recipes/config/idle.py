@@ -30,6 +30,8 @@ READ = {
     "class_names": _MASKS, "reduce_zero_label": _MASKS, "label_ids": _MASKS, "left_out": (*_MASKS, "scenes"),
     "train_json": ("coco",), "val_json": ("coco",),
 }  # fmt: skip
+MADE = ("digits", "scenes")  # sources without image files
+DECODED = ("on_bad_image", "max_pixels", "exif_orientation", "jpeg")  # how files are decoded
 SOURCES = {source for sources in READ.values() for source in sources}  # nothing is known here of others
 WHOLE = ("interpolation", "crop_pct", "crop_mode")  # how an image to be classified gets the model's size
 SIDES = ("short_side", "long_side", "side_multiple", "antialias")  # how an image with dense labels is resized
@@ -77,8 +79,12 @@ def needed(cfg: DictConfig, key: str) -> str | None:
     group, _, rest = key.partition(".")
     if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):
         return f"data.source={' or '.join(READ[rest])}, but data={cfg.data.name} has {cfg.data.source}"
+    if group == "data" and rest in DECODED and cfg.data.source in MADE:
+        return f"image files to decode, and data={cfg.data.name} has none"
     if group == "data" and rest in WHOLE and cfg.task.name != "classify":
         return "task=classify; in other tasks images are resized to data.short_side and data.long_side, bilinearly"
+    if key == "data.jpeg" and cfg.task.name != "classify":
+        return "task=classify; images with dense labels are decoded in full"
     if group == "data" and rest in SIDES and cfg.task.name == "classify":
         return "dense labels, task=segment or detect; the size of images to classify is data.img_size"
     if key == "img_size" and not is_size_of_images(cfg):

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from recipes import to_install
 from recipes.config import checks
 from recipes.config.errors import near
-from recipes.config.quoting import quote
+from recipes.config.quoting import key_of, quote, reads_as
 from recipes.shell import command
 from zoo.errors import first_line
 
@@ -28,7 +28,7 @@ OWNERS = 4  # options that are named where a key belongs to one of them
 def explain(error: Exception, overrides: Sequence[str], name: str) -> str:
     """What was wrong with the command line, what was expected, and the corrected form where there is one."""
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _unreadable(error.override, name)
     if isinstance(error, MissingConfigException) and (extra := PLUGINS.get(error.missing_cfg_file)):
         return f"{error.missing_cfg_file} needs the packages of the extra `{extra}`: {to_install(extra)}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
@@ -82,9 +82,11 @@ def _is_sweep(override: str) -> bool:
         return False
 
 
-def _unreadable(override: str) -> str:
+def _unreadable(override: str, name: str) -> str:
     key, equals, value = override.partition("=")
     bare = key.lstrip("\"'")
+    if equals and KEY.fullmatch(bare) and reads_as(f"{bare}=x") is None:
+        return f"{override}: {key_of(bare)} is not a key; `{command(name)} --cfg job` prints every key"
     if equals and bare != key and KEY.fullmatch(bare):  # quotes that a shell took for text
         typed = quote(bare, value.removesuffix(key[: len(key) - len(bare)]))
         return f"Hydra received {override} with quotes around key and value: type {shlex.quote(typed)}, and no others"

@@ -8,7 +8,7 @@ what was read before changes it. Nothing here uses the network unless a data set
 """
 
 from recipes.data.build import Data, build
-from recipes.data.errors import BadImage, DataError, NoBatch
+from recipes.data.errors import BadImage, DataError, Misread, NoBatch
 from recipes.data.loader import batches, batches_per_epoch, worker_count
 from recipes.data.mix import Mix
 from recipes.data.position import check_position, stream_state
@@ -18,6 +18,7 @@ __all__ = [
     "BadImage",
     "Data",
     "DataError",
+    "Misread",
     "Mix",
     "NoBatch",
     "Source",

@@ -18,7 +18,7 @@ from recipes.console import say
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
 from recipes.data.files import Packed, content_of, stamp
-from recipes.data.masks import safe
+from recipes.data.masks import places, safe
 from zoo.errors import listed
 
 REACH = 10  # a corner may lie this many sides of an image outside it
@@ -81,6 +81,8 @@ def outlined(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
         if isinstance(shape, list):
             _check_corners(shape, size)
             return mask.decode(mask.merge(mask.frPyObjects(shape, *size))).astype(bool)
+        if not isinstance(shape, dict) or not shape.keys() >= {"size", "counts"}:
+            raise ValueError(f"it is {reprlib.repr(shape)}: expected polygons, or a run-length code, size and counts")
         if tuple(shape["size"]) == size:
             return mask.decode(_encoded(shape["counts"], size)).astype(bool)
     # pycocotools raises plain Exceptions, and there may be missing keys
@@ -201,11 +203,7 @@ def _listed(folder: Path) -> set[str]:
 
 def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
     """The folder of the images, the annotations of each, and the categories."""
-    if cfg.root is None:
-        there = f"{cfg[f'{split}_json']} and {cfg[f'{split}_images']}"
-        raise DataError(f"data={cfg.name} needs data.root=<folder with {there}>")
-    root = Path(cfg.root).expanduser()
-    file, images = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("json", "images"))
+    root, (file, images) = places(cfg, split, ("json", "images"))
     if not (root / images).is_dir():
         raise DataError(f"{root} has no folder {images}: give data.root= or data.{split}_images=")
     content = _content(root / file)

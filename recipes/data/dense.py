@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import SPLITS, Data, Preprocessing, preprocessing, source_options
 from recipes.data.encoded import Encoded
-from recipes.data.errors import BadImage, DataError, NoBatch
+from recipes.data.errors import BadImage, DataError, Misread, NoBatch
 from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
@@ -93,14 +93,14 @@ class Dense(Source, ABC):
 
     def misfit(self, index: int, message: str, size: tuple[int, int], labelled: tuple[int, int]) -> BadImage:
         """The error for labels of another size (H, W) than the image, with advice if the image is rotated."""
-        error = BadImage(message)
         if size == labelled[::-1] and isinstance(self.records, Encoded) and self.records.orientation(index) != 1:
             followed = self.records.decoding.exif_orientation
-            error.advice = (
+            return Misread(
+                message,
                 f"Its EXIF tag says that it is rotated, which is {'' if followed else 'not '}applied: "
-                f"set data.exif_orientation={str(not followed).lower()}"
+                f"set data.exif_orientation={str(not followed).lower()}",
             )
-        return error
+        return BadImage(message)
 
     def collate(self, samples: list[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
         """Lists: images may have different sizes."""
@@ -125,7 +125,7 @@ class Semantic(Dense):
         wrong = (labels != IGNORE) & ((labels < 0) | (labels >= self.classes))
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
-            raise BadImage(
+            raise Misread(
                 f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}: expected "
                 f"0 ... {self.classes - 1}, or {IGNORE} for unlabelled pixels",
                 masks.ADVICE,

@@ -21,5 +21,9 @@ class BadImage(DataError):
         self.advice = advice
 
 
+class Misread(BadImage):
+    """A BadImage that another configuration would read, as `advice` says; a resumed run keeps its own."""
+
+
 class NoBatch(DataError):
     """Images cannot form a batch as the configuration prepares them, which a resumed run keeps."""

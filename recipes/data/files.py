@@ -49,8 +49,9 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
     )
     if not chosen:
         found = ", ".join(str(file.relative_to(base)) for file in (*files[:5], *compressed[:5])) or "none"
-        if next(base.rglob("*/state.json"), None):
-            found += f". Read the output of save_to_disk of `datasets` with data.source=arrow, from {base / split}"
+        if saved := next(base.rglob("*/state.json"), None):
+            there = saved.parent.parent  # with a folder for each split
+            found += f". Read the output of save_to_disk of `datasets` with data.source=arrow data.root={there}"
         raise DataError(
             f"data.root={cfg.root} has no {suffix} files of the split {split!r}: expected names such as "
             f"{split}-00000{suffix} or a folder {split}/, or other names in data.train_split= and data.val_split=; "

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from recipes.data.errors import BadImage, DataError
+from recipes.data.errors import BadImage, DataError, Misread
 from recipes.data.files import check_kind
 from zoo.errors import printable
 from zoo.images import formats, to_rgb
@@ -161,14 +161,14 @@ def _opened(file: File, name: str, decoding: Decoding) -> Image.Image:
     try:
         image = _header(file)
     except Image.DecompressionBombError as error:
-        raise BadImage(
+        raise Misread(
             f"cannot read the image {name}: {type(error).__name__}: {error}",
             "Set data.max_pixels= to its pixels or more to read it, or data.on_bad_image=replace",
         ) from error
     width, height = image.size
     if width * height > decoding.max_pixels:
         image.close()
-        raise BadImage(
+        raise Misread(
             f"{name}: {width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}",
             f"Set data.max_pixels={width * height} or more to read it, or data.on_bad_image=replace",
         )

@@ -20,7 +20,7 @@ import numpy as np
 
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
-from recipes.data.errors import BadImage, DataError
+from recipes.data.errors import DataError, Misread
 from recipes.data.files import Packed, content_of, stamp
 from recipes.data.folder import SUFFIXES, images_below
 from recipes.data.images import open_labels
@@ -49,12 +49,12 @@ class Classes:
             return labels
         if labels.size and (labels.min() < 0 or labels.max() > 255):
             beyond = labels.min() if labels.min() < 0 else labels.max()
-            raise BadImage(f"the mask of {where} has label {beyond}: expected 0 ... 255", advice=ADVICE)
+            raise Misread(f"the mask of {where} has label {beyond}: expected 0 ... 255", ADVICE)
         found = self.table[labels]
         beyond = (found >= self.count) & (found != IGNORE)
         if beyond.any():
             row, column = np.argwhere(beyond)[0].tolist()
-            raise BadImage(
+            raise Misread(
                 f"the mask of {where} has label {labels[row, column]} at row {row}, column {column}, which stands for "
                 f"class {found[row, column]}: expected classes 0 ... {self.count - 1}",
                 ADVICE,
@@ -185,11 +185,7 @@ def _names_of_file(path: Path) -> list[str]:
 
 
 def _files(cfg, split: str, classes: Classes) -> MaskFiles:
-    if cfg.root is None:
-        there = f"{cfg[f'{split}_images']} and {cfg[f'{split}_masks']}"
-        raise DataError(f"data={cfg.name} needs data.root=<folder with {there}>")
-    root = Path(cfg.root).expanduser()
-    images, masks = (safe(cfg[f"{split}_{what}"], f"data.{split}_{what}") for what in ("images", "masks"))
+    root, (images, masks) = places(cfg, split, ("images", "masks"))
     for folder in (images, masks):
         if not (root / folder).is_dir():
             raise DataError(f"{root} has no folder {folder}: expected {images} and {masks} for data={cfg.name}")
@@ -225,6 +221,18 @@ def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
     if lost:
         raise DataError(f"{path} names {lost[0].rpartition('.')[0]}, but {root / images / lost[0]} does not exist")
     return found
+
+
+def places(cfg, split: str, kinds: Sequence[str]) -> tuple[Path, list[str]]:
+    """data.root, and the path below it in data.<split>_<kind> for each of the kinds. Raises DataError without one."""
+    keys = [f"{split}_{kind}" for kind in kinds]
+    for key in keys:
+        if cfg[key] is None:
+            raise DataError(f"data={cfg.name} needs data.{key}=<a path below data.root>")
+    paths = [safe(cfg[key], f"data.{key}") for key in keys]
+    if cfg.root is None:
+        raise DataError(f"data={cfg.name} needs data.root=<folder with {' and '.join(paths)}>")
+    return Path(cfg.root).expanduser(), paths
 
 
 def safe(name: str, where: str) -> str:

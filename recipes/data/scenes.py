@@ -182,8 +182,10 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
 def _check(cfg, size: tuple[int, int]) -> None:
     if min(size) < SMALLEST:
         raise DataError(f"data.img_size={cfg.img_size} is too small for scenes: expected at least {SMALLEST} pixels")
-    if len(cfg.things) != 2 or not 1 <= cfg.things[0] <= cfg.things[1] <= MOST:
-        raise DataError(f"data.things={list(cfg.things)}: expected [fewest,most] scans per scene, 1 to {MOST}")
+    things = [] if cfg.things is None else list(cfg.things)
+    if len(things) != 2 or not 1 <= things[0] <= things[1] <= MOST:
+        raise DataError(f"data.things={things or 'null'}: expected [fewest,most] scans per scene, 1 to {MOST}")
     for key in ("train_count", "val_count"):
-        if cfg[key] < 1:
-            raise DataError(f"data.{key}={cfg[key]}: expected at least one scene")
+        if cfg[key] is None or cfg[key] < 1:
+            given = "null" if cfg[key] is None else cfg[key]
+            raise DataError(f"data.{key}={given}: expected at least one scene")

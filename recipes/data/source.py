@@ -119,7 +119,7 @@ class Source(Dataset):
                 drawn = self._drawn(chosen, (epoch, index, copy), finish)
             except BadImage as error:
                 if not self.replace:
-                    raise BadImage(f"{error}. {error.advice}") from error
+                    raise type(error)(f"{error}. {error.advice}") from error
                 why = why or str(error)
                 continue
             if why:
@@ -187,9 +187,10 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         row = int(np.argmax((labels < 0) | (labels >= num_classes)))
-        more = "set data.num_classes= to the right number, or name all classes in the column's ClassLabel, if it is one"
-        hint = "is this a split without labels?" if low < 0 else more
-        raise DataError(
-            f"{name} has label {int(labels[row])} at row {row}, "
-            f"expected 0 ... {num_classes - 1} for {num_classes} classes: {hint}"
+        expected = f"0 ... {num_classes - 1} for {num_classes} classes" if num_classes else "numbers from 0 on"
+        more = (
+            "set data.num_classes= to the right number, or name all classes in the column's ClassLabel, if it is one, "
+            "or in the classes.txt of shards"
         )
+        hint = "is this a split without labels?" if low < 0 else more
+        raise DataError(f"{name} has label {int(labels[row])} at row {row}, expected {expected}: {hint}")

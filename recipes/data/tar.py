@@ -166,9 +166,9 @@ def _scan(archive: tarfile.TarFile, label_key: str, found: _Found) -> None:
             sample = _Sample(key)
         _take(archive, member, extension.lower(), sample)
         archive.members.clear()  # or all of them would be kept
+    _check_end(archive)  # before the last sample, which may be without the members that were cut off
     if sample is not None:
         found.add(archive, sample, label_key)
-    _check_end(archive)
 
 
 def _check_end(archive: tarfile.TarFile) -> None:

@@ -18,9 +18,14 @@ from recipes.config.errors import ConfigError, near
 
 @cache
 def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
-    """A task's phases: {"maxvit/imagenet1k": {"source": ..., "published": ..., "chosen": ..., "models": ...}}."""
-    found = {}
+    """A task's phases: {"maxvit/imagenet1k": {"source": ..., "published": ..., "chosen": ..., "models": ...}}.
+
+    A task of one's own, without a folder, has none.
+    """
+    found: dict[str, dict[str, Any]] = {}
     folder = files(__package__) / task
+    if not folder.is_dir():
+        return found
     common = folder / "_common.yaml"  # anchors for all tables of the folder
     anchors = common.read_text("utf-8") if common.is_file() else ""
     for file in sorted((f for f in folder.iterdir() if not f.name.startswith("_")), key=lambda file: file.name):
@@ -70,9 +75,8 @@ def recipe(model: str, phase: str | None = None, task: str = "classify") -> Reci
     if not known:
         models = sorted({name for table in tables(task).values() for name in table["models"]})
         why = f" ({unpublished(task)[model]})" if model in unpublished(task) else ""
-        raise ConfigError(
-            f"recipe=paper has no published recipe for {model}, task={task}{why}: expected one of {', '.join(models)}"
-        )
+        others = f"expected one of {', '.join(models)}" if models else "none is for this task, choose another recipe="
+        raise ConfigError(f"recipe=paper has no published recipe for {model}, task={task}{why}: {others}")
     found = next((key for key in known if phase in (None, key, key.split("/")[1])), None)
     if found is None:
         there = ", ".join(known)

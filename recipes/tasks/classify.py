@@ -25,6 +25,8 @@ from recipes.data.build import preprocessing
 from recipes.data.transforms import eval_transform
 from recipes.metrics.confusion import Confusion
 from recipes.plots import draw_confusion
+from zoo import Backbone
+from zoo.errors import first_line
 
 BOLD = 0.3  # mean probability of the most likely class above which a model counts as confident
 MOST = 5_000  # classes up to which a confusion matrix is kept, 200 MB of them; ImageNet-21k's would have 3.8 GB
@@ -145,25 +147,34 @@ class Task(task.Task):
     def build_model(self, data: data.Data, *, pretrained: bool = True) -> nn.Module:
         with weights.at_a_size(self.cfg):
             model = models.create(self.cfg, data, pretrained=pretrained)
+        self._check_sizes(model)
         if "augment" in self.cfg:
-            self._check_size(model)
             self.teacher = distill.create(self.cfg, data, model)
         return model
 
-    def _check_size(self, model: nn.Module) -> None:
-        """Check that the model takes images of `data.eval_img_size`, before an epoch has been trained."""
-        size = preprocessing(self.cfg).size
-        if size == preprocessing(self.cfg, train=True).size:
-            return
-        self.check_takes(
-            model,
-            Image.new("RGB", size[::-1]),
-            lambda error: (
-                f"data.eval_img_size={self.cfg.data.eval_img_size}: {self.cfg.model.name} only takes images of the "
-                f"size that it is built for ({error}): set data.eval_img_size=null, or, for timm's ViTs, "
-                "+model.dynamic_img_size=true"
-            ),
-        )
+    def _check_sizes(self, model: nn.Module) -> None:
+        """Check that the model takes images of the sizes that it will see, before anything is trained or evaluated."""
+        name, other = self.cfg.model.name, ", or leave out model.img_size=" if self.cfg.model.img_size else ""
+        size, learned = preprocessing(self.cfg).size, preprocessing(self.cfg, train=True).size
+        if not isinstance(model, Backbone) and ("augment" in self.cfg or size == learned):
+            task.check_takes(
+                model,
+                lambda: model(torch.zeros(1, 3, *learned)),
+                lambda error: (
+                    f"model.name={name} does not take images of {learned[0]} x {learned[1]} pixels "
+                    f"({first_line(error)}): set data.img_size= to a size that it takes{other}"
+                ),
+            )
+        if size != learned:
+            task.check_takes(
+                model,
+                lambda: model(torch.zeros(1, 3, *size)),
+                lambda error: (
+                    f"data.eval_img_size={self.cfg.data.eval_img_size}: {name} only takes images of the size that it "
+                    f"is built for ({error}): set data.eval_img_size=null, or, for timm's ViTs, "
+                    "+model.dynamic_img_size=true"
+                ),
+            )
 
     def learner(self, model: nn.Module) -> nn.Module:
         return model if self.teacher is None else self.teacher.learner(model)

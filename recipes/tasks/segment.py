@@ -242,7 +242,7 @@ def check_size(owner: task.Task, model: nn.Module, data: Data) -> None:
             f"evaluation, such as {source.where(0)} ({error}): give {given}{window}"
         )
 
-    owner.check_takes(model, image, said)
+    task.check_takes(model, lambda: owner.predict(model, owner.prepare(image)), said)
 
 
 def resized(cfg) -> dict[str, Any]:
