@@ -27,7 +27,8 @@ from rich.table import Column, Table
 from ops.tool import ToolError, check_file, tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
-from recipes.config.checks import base, flat, is_in
+from recipes.config.checks import is_in
+from recipes.config.contents import base, flat
 from recipes.console import CONSOLE, note, say
 from recipes.eval_results import write_json
 from recipes.log import history, rankable

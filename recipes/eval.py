@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict, predict_weights
-from recipes.config.checks import flat, is_in
+from recipes.config.checks import is_in
+from recipes.config.contents import flat
 from recipes.config.idle import check_answers
 from recipes.config.quoting import key_of
 from recipes.console import CONSOLE, say, tracked

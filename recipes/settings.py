@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from recipes import config, shell
-from recipes.config.checks import base, flat, is_in, task_defaults
+from recipes.config.checks import is_in
+from recipes.config.contents import base, flat, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, resized_by
 from recipes.config.quoting import key_of, written
 from recipes.console import note, say

@@ -10,7 +10,7 @@ import json
 import sys
 
 from recipes import papers
-from recipes.config import checks, compose
+from recipes.config import compose, contents
 
 DATA = {"classify": "imagenet", "segment": "ade20k", "detect": "coco"}
 
@@ -22,7 +22,7 @@ def main():
         recipe = papers.recipe(model, phase, task)
         keys, chosen = recipe.values.keys(), recipe.chosen
         kinds = {"published": sorted(keys - chosen), "chosen": sorted(chosen)}
-        found.append({"cfg": checks.flat(compose(["recipe=paper", *case])), **kinds})
+        found.append({"cfg": contents.flat(compose(["recipe=paper", *case])), **kinds})
     json.dump(found, sys.stdout)
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import zoo
 from recipes import config, papers
-from recipes.config import ConfigError, checks, compose, help_text, main, quote
+from recipes.config import ConfigError, checks, compose, contents, help_text, main, quote
 from recipes.config import overrides as given
 from recipes.config.groups import register
 from recipes.config.messages import PLUGINS, explain
@@ -27,7 +27,7 @@ from zoo.releases import RELEASES, UNRELEASED
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes" / "conf"
 register()
-GROUPS = [group for group in checks.groups() if group != "model"]
+GROUPS = [group for group in contents.groups() if group != "model"]
 
 
 @pytest.mark.parametrize("model", sorted(zoo.variants()))
@@ -40,7 +40,7 @@ def test_every_model_composes(model):
     assert {key: composed[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("group, option", [(group, option) for group in GROUPS for option in checks.options(group)])
+@pytest.mark.parametrize("group, option", [(group, option) for group in GROUPS for option in contents.options(group)])
 def test_every_option_composes(group, option):
     alone = [] if group == "recipe" else ["~recipe/by_task"]  # which changes keys of the task
     cfg = compose([f"{group}={option}", *alone])
@@ -57,7 +57,7 @@ FILES = [
     "by_task/quick_segment",
     "by_task/quick_detect",
     *(f"by_task/paper_{task}" for task in TASKS),
-    *checks.options("recipe"),
+    *contents.options("recipe"),
 ]
 
 
@@ -65,21 +65,21 @@ FILES = [
 def test_recipes_invent_no_keys(name):
     """The struct flag guards the command line only: a mistyped key in a file would be a new key."""
     keys = {
-        key for key in checks.flat(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")) if not key.startswith("paper.")
+        key for key in contents.flat(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")) if not key.startswith("paper.")
     }
     task = OmegaConf.load(CONF / "task" / f"{name.partition('_')[2].partition('_')[2] or 'classify'}.yaml")
     hardware = OmegaConf.load(CONF / "hardware" / "auto.yaml")
     models = {key for model in zoo.variants() for key in inspect.signature(zoo.registry.class_of(model)).parameters}
     groups = {"task": task, "hardware": hardware, "model": models}
-    assert keys <= set(checks.base("train")) | {f"{group}.{key}" for group, own in groups.items() for key in own}
+    assert keys <= set(contents.base("train")) | {f"{group}.{key}" for group, own in groups.items() for key in own}
 
 
 def test_a_task_brings_its_data_and_its_quick_recipe():
     for task in ("segment", "detect"):
         cfg = compose([f"task={task}"])
-        quick = checks.flat(OmegaConf.load(CONF / "recipe" / "by_task" / f"quick_{task}.yaml"))
+        quick = contents.flat(OmegaConf.load(CONF / "recipe" / "by_task" / f"quick_{task}.yaml"))
         assert cfg.data.name == "scenes" and len(quick) >= 5
-        assert {key: checks.flat(cfg)[key] for key in quick} == quick
+        assert {key: contents.flat(cfg)[key] for key in quick} == quick
         assert compose([f"task={task}", "model=maxvit_t"], name="eval").data.name == "scenes"
     cfg = compose(["data=ade20k", "task=segment", "data.batch_size=4", "task.head=fcn"])
     assert (cfg.data.name, cfg.data.batch_size, cfg.task.head) == ("ade20k", 4, "fcn")
@@ -89,7 +89,7 @@ def test_a_task_brings_its_data_and_its_quick_recipe():
 def asked(task):
     """The keys that recipe=paper takes from the tables of a task."""
     files = [CONF / "recipe" / "paper.yaml", CONF / "recipe" / "by_task" / f"paper_{task}.yaml"]
-    found = [checks.flat(OmegaConf.load(file)).items() for file in files]
+    found = [contents.flat(OmegaConf.load(file)).items() for file in files]
     return {key for items in found for key, value in items if str(value).startswith("${paper:")}
 
 
@@ -128,7 +128,7 @@ def test_every_paper_value_can_be_given_another():
         other = words[key] if key in words else value + 1 if number is None else number
         others[key] = 0.37 if refused(key, other) else other
     typed = [f"{key}={str(value).replace(' ', '')}" for key, value in others.items()]
-    cfg = checks.flat(compose(["recipe=paper", "model=dinat_t", *typed]))
+    cfg = contents.flat(compose(["recipe=paper", "model=dinat_t", *typed]))
     assert {key: cfg[key] for key in others} == others
     assert not [key for key in others if others[key] == recipe[key]]
 
@@ -315,7 +315,7 @@ def test_names_that_no_message_can_guess():
 def test_help_lists_everything():
     text = help_text("train")
     for group in ("model", *GROUPS):
-        for option in checks.options(group):
+        for option in contents.options(group):
             assert option in text, f"{group}={option}"
     assert len(next(line for line in text.splitlines() if line.startswith("  maxvit ")).split()) == 1 + sum(
         name.startswith("maxvit") for name in zoo.variants()

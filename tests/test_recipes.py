@@ -15,7 +15,7 @@ import zoo
 from children import SMALL, evaluate_here, lines, train_here
 from pages import everywhere
 from recipes import config, data, distributed, models, optim, papers, plan, schedule
-from recipes.config import ConfigError, checks
+from recipes.config import ConfigError, contents
 from recipes.data import imagenet
 from recipes.data.build import preprocessing
 from recipes.tasks import classify
@@ -55,17 +55,17 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_recipes_say_what_their_papers_say(recipe):
-    cfg = checks.flat(config.compose([f"recipe={recipe}", *IMAGENET]))
+    cfg = contents.flat(config.compose([f"recipe={recipe}", *IMAGENET]))
     assert {key: cfg[key] for key in PUBLISHED[recipe]} == PUBLISHED[recipe]
 
 
 @pytest.mark.parametrize("recipe", MODERN)
 def test_recipes_go_with_every_model(recipe):
     """A recipe sets nothing of a model, and leaves every choice of group to the command line."""
-    own = checks.flat(OmegaConf.load(CONF / f"{recipe}.yaml"))
+    own = contents.flat(OmegaConf.load(CONF / f"{recipe}.yaml"))
     assert not [key for key in own if key.startswith(("model.", "hardware.", "logger."))]
     for model in (["model=davit_t"], ["model=timm", "model.name=resnet50"]):
-        flat = checks.flat(config.compose([f"recipe={recipe}", *model, *IMAGENET, "optim.lr=0.123"]))
+        flat = contents.flat(config.compose([f"recipe={recipe}", *model, *IMAGENET, "optim.lr=0.123"]))
         assert {key: flat[key] for key in own if key != "optim.lr"} == {k: own[k] for k in own if k != "optim.lr"}
         assert flat["optim.lr"] == 0.123
     assert config.compose([f"recipe={recipe}", "optim=sgd"]).optim.lr == 0.1
@@ -80,7 +80,7 @@ def test_headers_say_command_hardware_and_what_to_expect(recipe):
 
 
 @pytest.mark.parametrize("task", ["classify", "segment", "detect"])
-@pytest.mark.parametrize("recipe", checks.options("recipe"))
+@pytest.mark.parametrize("recipe", contents.options("recipe"))
 def test_every_recipe_is_accepted_where_it_is_for(recipe, task):
     try:
         config.compose([f"recipe={recipe}", f"task={task}", "model=davit_t"])

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from children import ROOT, SMALL, fork
 from recipes import config, shell
 from recipes.config import ConfigError, compose
-from recipes.config.checks import flat
+from recipes.config.contents import flat
 from recipes.config.given import expanded, with_task_of_run
 from recipes.settings import RunError
 

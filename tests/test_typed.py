@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import recipes
-from recipes.config import ConfigError, checks, compose
+from recipes.config import ConfigError, compose, contents
 from recipes.config.idle import READ
 from recipes.config.ranges import LENGTHS, RANGES
 
@@ -67,7 +67,7 @@ def test_what_makes_sense_is_not():
 
 
 def test_every_range_is_of_a_key():
-    keys = {*checks.keys("train"), *checks.keys("eval"), "model.drop_path_rate"}
+    keys = {*contents.keys("train"), *contents.keys("eval"), "model.drop_path_rate"}
     assert RANGES.keys() <= keys and LENGTHS.keys() <= RANGES.keys()
 
 
@@ -276,7 +276,7 @@ def test_sources_read_what_is_said_of_them():
 
 
 def test_options_set_what_their_source_reads():
-    for option in checks.options("data"):
+    for option in contents.options("data"):
         own = OmegaConf.load(CONF / "data" / f"{option}.yaml")
         unread = [key for key in own if own.source not in READ.get(key, (own.source,))]
         assert unread == [], option

@@ -4,16 +4,15 @@ import os
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import timm
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipes import papers
+from recipes.config.contents import base, chosen_groups, flat, groups, keys, option_keys, options, task_defaults
 from recipes.config.errors import ConfigError, near
 from recipes.config.idle import check_answers, check_read, needed
 from recipes.config.quoting import key_of, quote, readings, reads_as
@@ -314,7 +313,7 @@ def _usual(name: str, task: str) -> dict[str, Any]:
     for group in chosen_groups(name):
         if group not in ("model", "task", "recipe"):  # each model has arguments of its own
             for option in options(group):
-                for key, value in _option(group, option).items():
+                for key, value in option_keys(group, option).items():
                     found.setdefault(f"{group}.{key}", value)
     return {key: None if value == "???" else value for key, value in found.items()}
 
@@ -367,86 +366,3 @@ def _fits(value: object, kind: str) -> bool:
     if kind in ("integer", "number"):
         return isinstance(value, int if kind == "integer" else int | float) and not isinstance(value, bool)
     return isinstance(value, {"text": str, "switch": bool, "list": list}[kind])
-
-
-@cache
-def base(name: str) -> dict[str, Any]:
-    """Every key of common.yaml and `name`.yaml with its default, flat."""
-    conf = files("recipes.conf")
-    tree = OmegaConf.merge(*(OmegaConf.create((conf / f"{file}.yaml").read_text("utf-8")) for file in ("common", name)))
-    for key in ("defaults", "hydra"):
-        tree.pop(key, None)
-    return flat(tree)
-
-
-def task_defaults(name: str) -> dict[str, Any]:
-    """Every key of the file of a task with its default, flat."""
-    return {f"task.{key}": value for key, value in _option("task", name).items()}
-
-
-def keys(name: str) -> list[str]:
-    """Every key that can be given on the command line of `name`.py."""
-    own = chosen_groups(name)
-    found = [*base(name), *own]
-    for group in own:
-        if group != "recipe":  # a recipe sets keys of the other groups
-            found += [f"{group}.{key}" for option in options(group) for key in _option(group, option)]
-    return list(dict.fromkeys(found))
-
-
-@cache
-def chosen_groups(name: str) -> list[str]:
-    """The configuration groups of which `name`.py takes an option."""
-    defaults = OmegaConf.to_container(
-        OmegaConf.create((files("recipes.conf") / f"{name}.yaml").read_text("utf-8")).defaults
-    )
-    chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
-    return [group for group in groups() if group in chosen]
-
-
-def groups() -> list[str]:
-    """The configuration groups, without Hydra's own."""
-    found = [entry.name for entry in files("recipes.conf").iterdir() if entry.is_dir() and entry.name[0].isalpha()]
-    folders = [name for name in found if name != "hydra"]
-    return ["model", *sorted(folders)]
-
-
-def options(group: str) -> list[str]:
-    """The options of a group, sorted."""
-    names = ConfigStore.instance().list("model") if group == "model" else _files(group)
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-
-
-def having(key: str) -> list[str]:
-    """The options of its group that have a key."""
-    group, _, rest = key.partition(".")
-    return [option for option in options(group) if rest in _option(group, option)]
-
-
-def _files(group: str) -> list[str]:
-    return [entry.name for entry in (files("recipes.conf") / group).iterdir()]
-
-
-@cache
-def _option(group: str, option: str) -> dict[str, Any]:
-    """Every key of an option, flat. Kept, since reading all of them takes as long as composing a configuration."""
-    if group == "model":
-        return flat(ConfigStore.instance().load(f"model/{option}.yaml").node)
-    found = OmegaConf.create((files("recipes.conf") / group / f"{option}.yaml").read_text("utf-8"))
-    found.pop("defaults", None)  # of the options of other groups
-    return flat(found)
-
-
-def flat(cfg: DictConfig) -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}, without resolving anything."""
-    found: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, item in value.items():
-                walk(f"{prefix}.{key}".lstrip("."), item)
-        elif prefix:
-            found[prefix] = value
-
-    walk("", OmegaConf.to_container(cfg, resolve=False))
-    return found

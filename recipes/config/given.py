@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.config import checks
+from recipes.config import checks, contents
 from recipes.config.errors import ConfigError
 from recipes.config.groups import register
 from recipes.config.quoting import key_of, quote, readings, written
@@ -33,7 +33,7 @@ def expanded(arguments: Sequence[str], name: str = "train") -> list[str]:
     _refuse_dashes(arguments, name)
     found = [override for text in arguments if text.startswith(KEY) for override in _overrides(text[len(KEY) :], name)]
     others = [text for text in arguments if not text.startswith(KEY)]
-    chosen = [text for text in others if key_of(text) in checks.groups()]
+    chosen = [text for text in others if key_of(text) in contents.groups()]
     if found and chosen:
         raise ConfigError(
             f"{KEY} already sets every key, including those of {' and '.join(key_of(text) for text in chosen)}: leave "
@@ -62,7 +62,8 @@ def with_task_of_run(arguments: Sequence[str], name: str = "eval") -> list[str]:
         return list(arguments)
     there = [Path(folder) for folder in folders if len(folders) == 1 or has_config(folder)]
     tasks = {OmegaConf.select(load_config(folder), "task.name") for folder in there}
-    return _placed([f"task={task}" for task in tasks if len(tasks) == 1 and task in checks.options("task")], arguments)
+    chosen = [task for task in tasks if len(tasks) == 1 and task in contents.options("task")]
+    return _placed([f"task={task}" for task in chosen], arguments)
 
 
 def _refuse_dashes(arguments: Sequence[str], name: str) -> None:
@@ -70,7 +71,7 @@ def _refuse_dashes(arguments: Sequence[str], name: str) -> None:
     register()  # the models, of whose group there are keys as well
     for text in (text for text in arguments if text.startswith("--") and text not in FLAGS):
         flag, _, value = text.removeprefix("--").partition("=")
-        known = [KEY.rstrip("="), *checks.keys(name)]
+        known = [KEY.rstrip("="), *contents.keys(name)]
         same = [flag] if flag in known else [key for key in known if key.rpartition(".")[2] == flag]
         if same:
             typed = " or ".join(f"{key}={value or '<value>'}" for key in same)
@@ -105,10 +106,10 @@ def _overrides(file: str, name: str) -> list[str]:
             f"{KEY}{file} is not a configuration: it has no model.name; {EXPECTED}. A file with only some keys is a "
             "recipe: put it into the subfolder recipe/ of a folder and pass that as --config-dir="
         )
-    group = cfg.model.name if cfg.model.name in checks.options("model") else "timm"
+    group = cfg.model.name if cfg.model.name in contents.options("model") else "timm"
     task = OmegaConf.select(cfg, "task.name")  # a group has keys that another lacks
-    groups = [f"model={group}", *([f"task={task}"] if task in checks.options("task") else [])]
-    return [*groups, *(f"++{key}={written(value)}" for key, value in checks.flat(cfg).items() if key not in OWN)]
+    groups = [f"model={group}", *([f"task={task}"] if task in contents.options("task") else [])]
+    return [*groups, *(f"++{key}={written(value)}" for key, value in contents.flat(cfg).items() if key not in OWN)]
 
 
 def _beside_run(cfg: DictConfig) -> list[str]:
@@ -121,7 +122,7 @@ def _beside_run(cfg: DictConfig) -> list[str]:
     typed = [quote("run", cfg.run)]
     for group in ("task", "data"):  # the second follows from the first
         option, usual = OmegaConf.select(cfg, f"{group}.name"), compose(typed, "eval")[group].name
-        typed += [f"{group}={option}"] if option != usual and option in checks.options(group) else []
-    usual = checks.flat(compose(typed, "eval"))
-    other = {key: value for key, value in checks.flat(cfg).items() if key not in usual or value != usual[key]}
+        typed += [f"{group}={option}"] if option != usual and option in contents.options(group) else []
+    usual = contents.flat(compose(typed, "eval"))
+    other = {key: value for key, value in contents.flat(cfg).items() if key not in usual or value != usual[key]}
     return [*typed, *(f"++{key}={written(value)}" for key, value in other.items())]

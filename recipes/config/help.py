@@ -7,7 +7,7 @@ from importlib.resources import files
 from itertools import groupby
 
 from recipes import shell
-from recipes.config import checks
+from recipes.config import contents
 from recipes.config.groups import register
 
 USAGE = {
@@ -45,7 +45,7 @@ def text(name: str) -> str:
     command = shell.command(name)
     lines = [USAGE[name], "", f"    {command} [group=option ...] [key=value ...]", "", *_commands(name, command)]
     lines += ["", "model="]
-    models = [option for option in checks.options("model") if option not in ("timm", "auto")]
+    models = [option for option in contents.options("model") if option not in ("timm", "auto")]
     for family, names in groupby(models, key=lambda model: model.split("_")[0]):
         lines.append(f"  {family:14} {' '.join(names)}")
     lines.append(f"  {'timm':14} any timm model: model=timm model.name=resnet50")
@@ -53,7 +53,7 @@ def text(name: str) -> str:
         lines.append(f"  {'auto':14} recognised from the file that checkpoint= names (the default)")
     for group in _used(name):
         lines += ["", f"{group}="]
-        lines += [f"  {option:14} {_first_comment(group, option)}" for option in checks.options(group)]
+        lines += [f"  {option:14} {_first_comment(group, option)}" for option in contents.options(group)]
     closing = CLOSING + (COMPLETES if command.endswith(".py") else "")  # Hydra completes commands of files alone
     said = closing.format(command=command, **WORDS[name])
     return "\n".join(lines) + "\n" + said

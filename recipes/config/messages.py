@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from recipes import to_install
-from recipes.config import checks
+from recipes.config import checks, contents
 from recipes.config.errors import near
 from recipes.config.quoting import key_of, quote, reads_as
 from recipes.shell import command
@@ -70,7 +70,7 @@ def _single(several: str, name: str) -> str:
     a_list = f"for a list: {shlex.quote(f'{key}=[{value}]')}"
     if key in checks.SEVERAL:
         return f"{a_list[0].upper()}{a_list[1:]}; for one run each: add -m"
-    if key in checks.chosen_groups(name):
+    if key in contents.chosen_groups(name):
         return "For one run each: add -m"
     return f"For one string: {shlex.quote(quote(key, value))}; {a_list}; for one run each: add -m"
 
@@ -93,7 +93,7 @@ def _unreadable(override: str, name: str) -> str:
     if equals and KEY.fullmatch(key):
         how = "With the whole path" if value.startswith("~") else "With quotes"
         return f"Hydra cannot parse {override}. {how} it can: {shlex.quote(quote(key, os.path.expanduser(value)))}"
-    models = checks.options("model")
+    models = contents.options("model")
     model = key if key in models else models[0]
     return f"{override} is not of the form key=value: type, for example, model={model} optim.lr=0.001"
 
@@ -106,10 +106,10 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
 
 
 def _unknown_key(key: str, name: str) -> str:
-    if key in checks.keys(name):
+    if key in contents.keys(name):
         return f"unknown key {key!r} here: it belongs to {_owners(key)}; `{command(name)} --cfg job` prints every key"
-    keys = [known for known in checks.keys(name) if ("." in known) == ("." in key)]
-    same = [known for known in checks.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    keys = [known for known in contents.keys(name) if ("." in known) == ("." in key)]
+    same = [known for known in contents.keys(name) if known.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = near(key, keys) if not same else f" (did you mean {' or '.join(same)}?)"
     advice = f"; pass a further constructor argument of the model as +{key}=" if key.startswith("model.") else ""
     return f"unknown key {key!r}{hint}{advice}; `{command(name)} --cfg job` prints every key"
@@ -117,6 +117,6 @@ def _unknown_key(key: str, name: str) -> str:
 
 def _owners(key: str) -> str:
     """The options that a key belongs to; none of them is chosen."""
-    group, found = key.split(".")[0], checks.having(key)
+    group, found = key.split(".")[0], contents.having(key)
     said = " or ".join(f"{group}={option}" for option in found[:OWNERS])
     return said + (f" or {len(found) - OWNERS} more" if len(found) > OWNERS else "")
