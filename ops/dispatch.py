@@ -235,7 +235,7 @@ def _is_made_for(x: Tensor, channels: int | None) -> bool:
 
 def _multiplied(x: Tensor) -> torch.dtype:
     """The dtype that kernels multiply in: autocast's where it is enabled."""
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def _held(channels: int, dtype: torch.dtype) -> int:

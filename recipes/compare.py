@@ -414,13 +414,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders.setdefault(run.resolve(), run)
     CONSOLE.optional = True  # picture and JSON are written though nobody reads the tables
     try:
-        check_file(args.out)
+        written = [path for path in (args.out, args.json) if path is not None]
+        for path in written:
+            check_file(path)
         if args.out.suffix.lower() != ".png":
             raise ToolError(f"--out {args.out}: the curves are a PNG, so give a name that ends in .png")
-        for path in (args.out, args.json):
-            if path is not None:
-                check_file(path)
-                path.parent.mkdir(parents=True, exist_ok=True)
+        for path in written:
+            path.parent.mkdir(parents=True, exist_ok=True)
         shown = show(list(folders.values()), args.out, args.score, args.json)
     except OSError as error:
         raise ToolError(f"could not write {args.out}{f' or {args.json}' if args.json else ''}: {error}") from error
