@@ -23,11 +23,11 @@ oldest:
 	$(OLDEST)/bin/python -m pytest -q -n 2
 
 docs:
-	$(PYTHON) -m zoo.releases > checkpoints.md
+	$(PYTHON) -m zoo.releases > checkpoints.md.new && mv checkpoints.md.new checkpoints.md
 	$(PYTHON) tests/measure_golden.py
 	$(PYTHON) -m zoo.table docs/models.md
 	$(PYTHON) -m recipes.shell
-	$(PYTHON) -m recipes.papers > docs/recipes.md
+	$(PYTHON) -m recipes.papers > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
 	$(PYTHON) -m docs.draw
 	$(PYTHON) -m docs.render
 	$(PYTHON) -m mkdocs build --strict

@@ -1,4 +1,4 @@
-"""Attention without its projections, one public function per op. Needs only torch."""
+"""Attention without its projections: the public functions of all ops. Needs only torch."""
 
 from .channel_attention import channel_attention
 from .dispatch import implementation

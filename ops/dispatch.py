@@ -178,6 +178,14 @@ def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in given)
 
 
+def like_maps(x: Tensor, *tables: Tensor | None) -> list[Tensor | None]:
+    """Learned tables cast to the dtype of the map `x` where autocast is enabled; None stays None.
+
+    Parameters are float32 there: kernels would have other binaries than those of a model that is in one dtype.
+    """
+    return [t if t is None or not autocasts(x) else t.to(x.dtype) for t in tables]
+
+
 def ordered(x: Tensor) -> bool:
     """Whether torch refuses, for tensors on this device, operators that add in no fixed order; on CPUs all have one."""
     return not x.is_cpu and torch.are_deterministic_algorithms_enabled()

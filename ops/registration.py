@@ -42,8 +42,10 @@ def register(
                    if the operator has no gradient
     specification  (*arguments) -> the result, in ordinary operators: what runs on CPU tensors, so that the operator can
                    be traced and checked there
-    as_given       like backward, but the gradients of arguments that are packed are packed too. It runs where no
-                   operator is needed, since operators may not return views of one tensor. None: backward itself
+    as_given       (for each argument whether its gradient is needed, gradient of the result, *arguments, *outputs) like
+                   backward, but the gradients of arguments that are packed are packed too, and one that is not needed
+                   may be None. It runs where no operator is needed, since operators may not return views of one tensor
+                   and have to return every gradient. None: backward itself
     results        how many tensors forward returns; if one, the operator returns that tensor, not a tuple
     reads_result   (*arguments) -> whether backward reads the result. If not, backward gets None in its place: the
                    result is not saved and may be changed in place
@@ -112,9 +114,9 @@ class Kernels:
         return self.forward(*args) if is_recording() else self.outputs(*args)
 
     def gradients(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        """A tensor for every tensor argument, as an operator has to return: an empty one for a missing gradient."""
+        """A tensor for every tensor argument, as an operator has to return: an empty one for what is not learned."""
         made = zip(args[: self.count], self.backward(grad, *args), strict=True)
-        return tuple(grad.new_empty(0) if t is None else t.to(x.dtype).contiguous() for x, t in made)
+        return tuple(returned(x, t) if learned(x) else grad.new_empty(0) for x, t in made)
 
     def like_arguments(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         together((grad, *args[: self.count]), self.name)
@@ -150,7 +152,9 @@ class Kernels:
         given, made, nothing = kept[: self.count], kept[self.count :], [None] * len(ctx.others)
         # a second derivative has to reach the operator, which raises the error
         if not torch.is_grad_enabled() and unseen((grad, *given)):
-            return (*(self.as_given or self.backward)(grad, *given, *ctx.others, *made), *nothing)
+            inputs = (grad, *given, *ctx.others, *made)
+            found = self.as_given(ctx.needs_input_grad, *inputs) if self.as_given else self.backward(*inputs)
+            return (*found, *nothing)
         if grad.device.type == "cpu" and not interpreted():
             # not through an operator: autograd is disabled inside one
             return (*self.by_specification(grad, *given, *ctx.others), *nothing)
@@ -211,6 +215,13 @@ def together(given: Sequence[Tensor | None], name: str) -> None:
 def learned(argument: Tensor | None) -> bool:
     """Whether an argument can have a gradient: it is given, and not a tensor of indices."""
     return argument is not None and argument.is_floating_point()
+
+
+def returned(argument: Tensor, gradient: Tensor | None) -> Tensor:
+    """A gradient as an operator returns it: like its argument, contiguous, zeros where there is none."""
+    if gradient is None:
+        return argument.new_zeros(argument.shape)
+    return gradient.to(argument.dtype).contiguous()
 
 
 def alone(function: Callable[..., tuple[Tensor]]) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""What commands share: how they and their processes end, how they write files, and the numbers that they are given."""
+"""What commands share: how they and their processes start and end, how they write files, and their options."""
 
 import argparse
 import functools
@@ -6,6 +6,7 @@ import io
 import math
 import os
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -65,6 +66,11 @@ def tool(main: Callable[Given, Result]) -> Callable[Given, Result]:
         raise _told(f"standard output cannot be written: {broken.strerror}")
 
     return wrapper
+
+
+def command(module: str) -> str:
+    """How this run of `module` was started, as it can be pasted into a shell: a peer's name may have a space."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def replace_what_cannot_be_encoded() -> None:

@@ -34,8 +34,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ops.bench.report import command
-from ops.tool import ToolError, overwrite, positive, tool, writable
+from ops.tool import ToolError, command, overwrite, positive, tool, writable
 from recipes import config, hardware, log, optim, plan, train
 from recipes.config import ConfigError
 from recipes.data import Source, worker_count

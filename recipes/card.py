@@ -137,8 +137,7 @@ def _starts(starts: list[dict[str, Any]]) -> str:
 def begins(cfg: DictConfig) -> str:
     """A sentence on the weights that training started from, with their licence where it is known."""
     name, overlay = cfg.model.name, cfg.model.get("pretrained_cfg_overlay") or {}
-    # older runs lack the second
-    if given := cfg.model.checkpoint or cfg.model.get("backbone") or (cfg.model.pretrained and overlay.get("file")):
+    if given := cfg.model.checkpoint or cfg.model.backbone or (cfg.model.pretrained and overlay.get("file")):
         release = releases.find(name, filename=given)
         what, licence = given, release and release.licence
     elif cfg.model.pretrained:

@@ -144,12 +144,12 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
         json.dump({**whole, CHECKSUM: _checksum(whole)}, file, indent=1)
         flush(file)
     for folder in {file.parent for file in found} | {temporary}:
-        flush_folder(folder)
+        _sync(folder)
     before = temporary.with_name(temporary.name + REPLACED)
     if path.exists():  # a folder cannot be renamed over another; killed in between, `Store.clean` does the rest
         path.rename(before)
     os.rename(temporary, path)
-    flush_folder(path.parent)
+    _sync(path.parent)
     shutil.rmtree(before, ignore_errors=True)
 
 
@@ -306,17 +306,11 @@ def flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def flush_folder(path: Path) -> None:
-    """Push a folder's entries to the disk, so that a rename in it survives a power cut."""
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _sync(path: Path) -> None:
+    """Push a file's contents, or a folder's entries, to the disk: a rename in it survives a power cut then."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield descriptor
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -331,8 +325,7 @@ def _write_part(path: Path, tree: Any) -> None:
         tensors[name] = flat.clone() if flat.data_ptr() in seen else flat
         seen.add(flat.data_ptr())
     save_tensors(tensors, path, {"tree": plan})
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
+    _sync(path)
 
 
 def _checksum(state: dict[str, Any]) -> int:

@@ -28,11 +28,11 @@ from ops.tool import ToolError, check_file, tool
 from recipes import data_record
 from recipes.config import SWEEP_ENDS
 from recipes.config.checks import is_in
-from recipes.config.contents import base, flat
+from recipes.config.contents import flat
 from recipes.console import CONSOLE, note, say
 from recipes.eval_results import write_json
 from recipes.log import history, rankable
-from recipes.names import apart
+from recipes.names import apart, part
 from recipes.plots import draw_together
 from recipes.provenance import SWEEP, sessions
 from recipes.settings import FREE, RunError, has_config, load_config, runs_in
@@ -82,8 +82,7 @@ class Row:
     @property
     def images(self) -> tuple[Any, ...]:
         """What identifies the validation images, as far as a run records it: their number and a digest first."""
-        defaults = base("train")  # for keys that an older run lacks
-        keys = (str(self.cfg.get(key, defaults.get(key))) for key in IMAGES)  # some are lists
+        keys = (str(self.cfg.get(key)) for key in IMAGES)  # some are lists
         count, digest = ((self.data.get(key) or {}).get("val") for key in ("images", "labels"))
         return count, digest and digest[:8], *keys
 
@@ -221,7 +220,7 @@ def _suffixes(tables: Sequence[Sequence[Row]]) -> list[str]:
     columns = [
         [row.score for row in firsts],
         [row.task for row in firsts],
-        [str(row.cfg.get("data.name")) for row in firsts],
+        [part(str(row.cfg.get("data.name"))) for row in firsts],
         [f"{row.data.get('num_classes', 'unknown')}-classes" for row in firsts],
     ]
     for count in range(1, len(columns) + 1):

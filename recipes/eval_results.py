@@ -19,6 +19,7 @@ from torch import Tensor
 from ops.tool import replaced
 from recipes import distributed
 from recipes.console import CONSOLE, say
+from recipes.json_file import finite
 from recipes.settings import RunError, writing
 from recipes.tasks.classify import among, likeliest, of_model
 
@@ -204,7 +205,7 @@ def _asked(content: Any) -> Any:
         return sorted(json.dumps(_asked(one), sort_keys=True) for one in content)
     if not isinstance(content, dict) or not content.keys() >= set(SAME):
         return None
-    return json.loads(json.dumps({key: content[key] for key in SAME}))
+    return json.loads(json.dumps(finite({key: content[key] for key in SAME})))
 
 
 def _label(data: Any, label: int) -> int | str:
@@ -278,7 +279,7 @@ def _size(size: int | Sequence[int]) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     with replaced(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(finite(content), indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Record]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,12 @@ def fits(value: Any, kind: Any) -> bool:
             fits(value.get(key), kind.get(key, others)) for key in (kind.keys() | value.keys()) - {...}
         )
     return value is None if kind is None else kind in (type(value), object)
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has no infinity and no NaN: numbers that are not finite are null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

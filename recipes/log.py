@@ -22,7 +22,7 @@ from rich.text import Text
 from recipes import distributed
 from recipes.clock import STARTUP
 from recipes.console import CONSOLE, say
-from recipes.json_file import NUMBER, fits
+from recipes.json_file import NUMBER, finite, fits
 from recipes.pictures import save_picture
 from recipes.plan import Plan
 
@@ -73,9 +73,8 @@ class Jsonl:
             self.file = Through(path, "ab")
 
     def write(self, line: dict[str, Any]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
         with writing(self.path):
-            self.file.write((json.dumps(finite) + "\n").encode())
+            self.file.write((json.dumps(finite(line)) + "\n").encode())
 
     def picture(self, step: int, image: Image.Image) -> None:
         """Written to a file beside it, as a line of text cannot hold it."""

@@ -58,14 +58,14 @@ def create(
     if options.get("in_chans", 3) != 3:
         raise ConfigError(
             f"model.in_chans={options['in_chans']}: all images have three channels here, greyscale ones too. Leave it "
-            "out; models with another number of channels are for your own code"
+            "out, or give a file of a model for three; models with another number of channels are for your own code"
         )
     model = build(make, cfg.model.name, options, {key: wishes[key] for key in wishes if key not in options})
     if cfg.model.checkpoint is not None and pretrained:
         _load(model, cfg)
     elif options["pretrained"] and "train" not in cfg:
         _check_answers(model, cfg)
-    if cfg.model.get("backbone") is not None and pretrained:
+    if cfg.model.backbone is not None and pretrained:
         start_backbone(model, cfg.model.backbone, cfg.model.weights)
     if pretrained and "paper" in cfg:
         _say_start(cfg)
@@ -74,7 +74,7 @@ def create(
 
 def _say_start(cfg: DictConfig) -> None:
     """Warn if the published training started from weights, and this one does not."""
-    given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.get("backbone")  # older runs lack the last
+    given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.backbone
     begins = papers.recipe(cfg.model.name, cfg.paper.phase, cfg.task.name).starts
     if begins and not given:
         other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=<run or file>"
@@ -163,7 +163,7 @@ def _say_seen_otherwise(cfg: DictConfig, run: Path) -> None:
 
 def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     """Warn if the backbone of a released file was built differently from this one, into which it loads nevertheless,
-    unless that was asked for: GC ViT's windows, as its tables show, DiNAT's dilations, as its authors have them, or
+    unless that was asked for: windows, as tables show them, DiNAT's dilations, as its authors have them, or
     LITv2's windows, as the name of the file tells.
     """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
@@ -245,8 +245,10 @@ def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]
             if not options.get("pretrained"):
                 raise
             raise ConfigError(_not_released(name, error, _as_file(make))) from error
-        except (AssertionError, ValueError) as error:  # timm asserts what a size of images is a multiple of
-            raise ConfigError(f"{name} could not be built with {options | wishes}: {error}") from error
+        # timm asserts what a size of images is a multiple of, looks up layers by name, and has models without weights
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            raise ConfigError(f"{name} could not be built with {options | wishes}: {why}") from error
 
 
 def _as_file(make: Make) -> str:

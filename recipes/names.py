@@ -22,6 +22,11 @@ def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
     return [os.path.join(*own[: len(own) - back]) for own in parts]
 
 
+def part(name: str) -> str:
+    """A path or an address, hf-hub:user/name, as a part of a file's name."""
+    return re.sub(r"[/\\:]", "-", name)
+
+
 def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
     """Names for files about each path: its `own`, the path where two of these are equal, and a number where two paths
     give the same.
@@ -30,7 +35,7 @@ def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
     times = Counter(own)
     for path, name in zip(paths, own, strict=True):
         # without leading dots and slashes, which would hide the file or make its name look like an option
-        name = re.sub(r"[/\\:]", "-", (path if times[name] > 1 else name).lstrip("./"))
+        name = part((path if times[name] > 1 else name).lstrip("./"))
         numbered = (f"{name}-{number}" for number in count(2))
         taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
     return list(taken)

@@ -87,9 +87,9 @@ def make(cfg: DictConfig, source: data.Source, micro_batches: int | None = None)
     Raises ConfigError if the batch does not divide or the training set does not fill one step.
     """
     size, accumulate, world = cfg.data.batch_size, cfg.train.accumulate, distributed.size()
-    least = micro_batches or max(accumulate, 1)
+    least = micro_batches or accumulate
     count = math.lcm(least, world)
-    if accumulate < 1 or size < 1 or size % count:
+    if size % count:
         raise ConfigError(
             f"data.batch_size={size} images per step cannot be split into train.accumulate={accumulate} micro-batches "
             f"on {world} process(es); choose a multiple of {count}{_sharing(size, least, world)}"
@@ -103,10 +103,11 @@ def make(cfg: DictConfig, source: data.Source, micro_batches: int | None = None)
             f"data.batch_size={size} exceeds one epoch ({len(source)} training images); lower data.batch_size"
         )
     steps = round(cfg.train.epochs * per_epoch if cfg.train.steps is None else cfg.train.steps)
-    counts = {f"train.{key}": cfg.train[key] for key in ("save_every", "log_every")}
-    for key, value in {"steps of the run": steps, **counts}.items():
-        if value < 1:
-            raise ConfigError(f"{key}: {value} is too few; expected at least 1")
+    if steps < 1:
+        raise ConfigError(
+            f"train.epochs={cfg.train.epochs} comes to {steps} steps of {size} images, expected at least one: give "
+            "more epochs, or train.steps="
+        )
     every = cfg.train.eval_every * per_epoch if cfg.train.eval_steps is None else cfg.train.eval_steps
     return Plan(micro, count // world, world, per_epoch, steps, max(1, round(every)))
 
@@ -123,8 +124,6 @@ def _small_enough(size: int, count: int, most: int | None) -> int:
     """The smallest multiple of `count` that a batch divides into with at most `most` images each."""
     if most is None:
         return count
-    if most < 1:
-        raise ConfigError(f"train.micro_batch={most} is too few; expected at least 1")
     return next(n for n in range(count, size + 1, count) if size % n == 0 and size // n <= most)
 
 

@@ -68,7 +68,7 @@ def note_session(folder: Path, overrides: list[str], step: int, device: str, tau
         "git": _git(),
         "teacher": taught,
     }
-    if step and (before := first_session(folder).get("threads")) != line["threads"]:
+    if step and (before := first_session(folder).get("threads")) not in (None, line["threads"]):
         say(f"started with {before} CPU threads, resumed with {line['threads']}: last digits may differ", "yellow")
     if step and sessions(folder)[-1].get("teacher") not in (None, taught):
         say("the teacher's weights are not those of the last start: the result differs from here on", "yellow")

@@ -1,10 +1,12 @@
 """The run folder: made once, locked while in use, and found again to resume or to evaluate.
 
-    runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  checkpoints/  nonfinite/
+    runs/<name>/  README.md  config.yaml  data.json  sessions.jsonl  metrics.jsonl  curves.png  validation.png
+                  checkpoints/  nonfinite/
 
 README.md is the model card; config.yaml is the resolved configuration; data.json has the names of the classes, the
-numbers of images and digests of their names and labels; sessions.jsonl has a line for every start; nonfinite/, if
-there is one, lists the images of every step whose loss or gradient was not finite.
+numbers of images and digests of their names and labels; sessions.jsonl has a line for every start; validation.png, of
+dense tasks, shows predictions of the last evaluation; nonfinite/, if there is one, lists the images of every step whose
+loss or gradient was not finite.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from recipes.console import CONSOLE, say
 from recipes.data import BadImage, Data, DataError, Misread
 from recipes.hardware import is_of_the_compiler
 from recipes.log import Jsonl, LogError, Sink, epoch_table, history, rankable
+from recipes.names import part
 from recipes.plots import draw_curves
 from recipes.provenance import SESSIONS, note_session, sessions
 from recipes.settings import (
@@ -109,8 +112,11 @@ class Run:
         _replace(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))  # from here on this is a run
 
     def withdraw(self) -> None:
-        """What turns out not to be trainable as configured need not be resumed, and may begin again under its name."""
-        if not self.known and self.store.newest()[0] is None:
+        """What turns out not to be trainable as configured need not be resumed, and may begin again under its name.
+
+        Not so where there are weights already: they could not be evaluated without their configuration.
+        """
+        if not self.known and not any(self.store.newest(kind)[0] for kind in ("step", "best")):
             for file in (self.folder / "config.yaml", self.metrics):
                 file.unlink(missing_ok=True)
 
@@ -133,7 +139,7 @@ class Run:
         """Raise CheckpointError if the folder is not the one that was locked: another run may train there by now."""
         try:
             there = os.stat(self.folder / LOCK)
-            if any(os.path.samestat(os.fstat(file.fileno()), there) for file in reversed(_LOCKS)):
+            if any(os.path.samestat(os.fstat(file.fileno()), there) for file in _LOCKS):
                 return
             cause = f"another {LOCK} is in it"
         except OSError as error:
@@ -328,7 +334,8 @@ def _is_same_kind(folder: Path, cfg: DictConfig) -> bool:
 
 
 def _new(cfg: DictConfig) -> Run:
-    made = f"{cfg.model.name}-{cfg.data.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    what = part(f"{cfg.model.name}-{cfg.data.name}")
+    made = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = Path(cfg.out) / (made if cfg.name is None else _name(cfg))
     _refuse_bytes(folder)
     _refuse_used(folder)
@@ -390,8 +397,10 @@ def _writing(folder: Path) -> AbstractContextManager[None]:
 
 
 def _lock(folder: Path) -> None:
+    while _LOCKS:  # of an earlier run of this process, as in a sweep: others may resume that one by now
+        _LOCKS.pop().close()
     # a POSIX lock: it is released however this process ends, and forked data workers do not hold it
-    file = open(folder / LOCK, "w")  # noqa: SIM115 (held open as long as the process lives)
+    file = open(folder / LOCK, "w")  # noqa: SIM115 (held open until the next run, or as long as the process lives)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from recipes import config, shell
 from recipes.config.checks import is_in
-from recipes.config.contents import base, flat, task_defaults
+from recipes.config.contents import base, flat, option_keys, options, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, resized_by
 from recipes.config.quoting import key_of, written
 from recipes.console import note, say
@@ -60,7 +60,21 @@ def writing(failed: str, advice: str = "") -> Iterator[None]:
 
 
 def load_config(folder: Path) -> DictConfig:
-    """The resolved configuration of a run. Raises RunError if there is none, or something else in its place."""
+    """The resolved configuration of a run, with the defaults of all keys that it lacks; see `_younger`.
+
+    Whole groups, which one written by hand may do without, are not added. Raises RunError if there is no configuration,
+    or something else in its place.
+    """
+    cfg = _stored(folder)
+    for key, value in _younger(cfg).items():
+        group, dot, _ = key.partition(".")
+        if value != MISSING and (not dot or isinstance(cfg.get(group), DictConfig)):
+            OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def _stored(folder: Path) -> DictConfig:
+    """The configuration as it was written, with the present names of its keys. Raises RunError."""
     path = folder / "config.yaml"
     if not has_config(folder):
         raise RunError(f"{folder} holds no run: {path} does not exist; give a folder made by train.py (runs/<name>)")
@@ -123,7 +137,7 @@ def resume_command(folder: Path) -> str:
 
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's configuration with the harmless changes that were asked for; raises RunError for others."""
-    stored = load_config(folder)
+    stored = _stored(folder)
     asked = _compose(folder, overrides)
     was, now = flat(stored), flat(asked)
     was |= _younger(stored)
@@ -155,7 +169,7 @@ def _compose(folder: Path, typed: list[str]) -> DictConfig:
     finally:
         GlobalHydra.instance().hydra = outer
     named = [key_of(text) for text in typed]  # keys, or groups, which set theirs
-    for key, value in _younger(load_config(folder)).items():
+    for key, value in _younger(_stored(folder)).items():
         if not is_in(key, named):
             OmegaConf.update(cfg, key, value)
     return cfg
@@ -172,7 +186,9 @@ def _way_on(refused: dict[str, tuple[Any, Any]], typed: list[str]) -> str:
 
 def _younger(stored: DictConfig) -> dict[str, Any]:
     """Keys that did not exist when a run was started, with their defaults, whatever its recipe sets now."""
-    known, defaults = flat(stored), base("train") | task_defaults(stored.task.name)
+    known, name = flat(stored), stored.task.get("name")
+    defaults = base("train") | {f"hardware.{key}": value for key, value in option_keys("hardware", "auto").items()}
+    defaults |= task_defaults(name) if name in options("task") else {}
     return {key: value for key, value in defaults.items() if key not in known}
 
 
@@ -256,8 +272,8 @@ def _keep_preparation(cfg: DictConfig, stored: DictConfig, typed: set[str]) -> N
 def _preparation(cfg: DictConfig) -> dict[str, Any]:
     """The preprocessing of images, by key of `data`."""
     found = vars(preprocessing(cfg, train=True)).copy()
-    found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.get("eval_img_size")}
+    found |= {"img_size": found.pop("size"), "eval_img_size": cfg.data.eval_img_size}
     if cfg.task.name != "classify":
         found = {key: value for key, value in found.items() if key not in WHOLE}
-        found |= {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
+        found |= {key: cfg.data[key] for key in SIDES}
     return {f"data.{key}": list(value) if isinstance(value, tuple) else value for key, value in found.items()}

@@ -7,13 +7,31 @@ from timm.models import create_model
 import zoo
 from families import CROPPED, ISOTROPIC, ROUNDED_DOWN, SMALL
 from zoo.checkpoint import load_checkpoint
+from zoo.export import SIZES_SINCE
+from zoo.registry import class_of, variants
+from zoo.releases import RELEASES
 
 NAME = "maxvit_t"
+FAMILIES = {class_of(name).__name__: class_of(name) for name in variants()}
+# where a model may call an op
+MODULES = {family.__module__ for family in FAMILIES.values()} | {"zoo.blocks.attention"}
 
 
 def small(name, **kwargs):
     torch.manual_seed(0)
     return create_model(name, **{"num_classes": 7, **SMALL[name], **kwargs})
+
+
+def bare(name, **kwargs):
+    """A small model as its class makes it, without timm."""
+    return class_of(name)(**variants()[name] | SMALL[name] | kwargs)
+
+
+def smallest(family):
+    """The released variant of a class with the fewest parameters."""
+    released = {release.model for release in RELEASES}
+    names = [name for name in variants() if class_of(name) is family and name in released]
+    return min(names, key=lambda name: sum(p.numel() for p in create_model(name, device="meta").parameters()))
 
 
 def trained(model):
@@ -28,6 +46,7 @@ def trained(model):
 
 
 every_small = pytest.mark.parametrize("name", SMALL)
+since_sizes = pytest.mark.skipif(torch.__version__ < SIZES_SINCE, reason=f"torch {SIZES_SINCE} pools maps of any size")
 
 
 def map_side(name, side, halvings):

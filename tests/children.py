@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from rich.console import Console
 
-from recipes import config, train
+from flags import flags_restored
+from recipes import checkpoint, config, train
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["recipes.train"])
-SMALL = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", "train.log_every=1"]
+PLAIN = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]  # eval.py takes it too
+SMALL = [*PLAIN, "train.log_every=1"]
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")  # what a log has that two runs do not share
 PATIENCE = 800  # seconds until what does not end has hung, on a machine that has much else to do
@@ -70,15 +73,6 @@ def _train(cwd: Path, said: Path, overrides: tuple[str, ...]) -> None:
     train.main()
 
 
-def until(child: Forked, happened: Callable[[], bool]) -> None:
-    """Look, often, until something has happened; the child must still be running then."""
-    limit = time.monotonic() + PATIENCE
-    while not happened():
-        assert child.is_alive(), f"ended too early:\n{child.output()}"
-        assert time.monotonic() < limit, f"waited for {PATIENCE} s"
-        time.sleep(0.001)
-
-
 def finish(child: subprocess.Popen) -> str:
     """Wait for the end and give back what it said; `child.returncode` is set."""
     output, _ = child.communicate(timeout=PATIENCE)
@@ -102,11 +96,12 @@ def fail(script: str, *overrides: str, cwd: Path) -> str:
     return output
 
 
-def wait_for(child: subprocess.Popen, happened: Callable[[], bool]) -> None:
+def wait_for(child: subprocess.Popen | Forked, happened: Callable[[], bool]) -> None:
     """Look, often, until something has happened; the child must still be running then."""
-    limit = time.monotonic() + PATIENCE
+    forked, limit = isinstance(child, Forked), time.monotonic() + PATIENCE
     while not happened():
-        assert child.poll() is None, f"ended too early:\n{finish(child)}"
+        runs = child.is_alive() if forked else child.poll() is None
+        assert runs, f"ended too early:\n{child.output() if forked else finish(child)}"
         assert time.monotonic() < limit, f"waited for {PATIENCE} s"
         time.sleep(0.001)
 
@@ -118,13 +113,40 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def poisoned(loss: Callable[..., Any], at: int) -> Callable[..., Any]:
-    """A task's loss, of images that are no numbers at draw `at`: running statistics of the norms are hit as well."""
+def newest(run: Path, kind: str = "step") -> checkpoint.Checkpoint:
+    """A run's newest checkpoint; none may be damaged."""
+    found, problems = checkpoint.Store(run / "checkpoints").newest(kind)
+    assert problems == []
+    return found
+
+
+def poisoned(loss: Callable[..., Any], steps: Container[int], accumulate: int = 1) -> Callable[..., Any]:
+    """A task's loss, of images that are no numbers in these steps: running statistics of the norms are hit as well.
+
+    accumulate  draws of a step
+    """
 
     def function(self, model, images, targets, *, draw):
-        return loss(self, model, images * math.nan if draw == at else images, targets, draw=draw)
+        no_numbers = draw // accumulate in steps
+        return loss(self, model, images * math.nan if no_numbers else images, targets, draw=draw)
 
     return function
+
+
+def no_space(*_: Any, **__: Any) -> NoReturn:
+    """Stands for what writes, to a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: the system's own error, as from a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def rendered(table: Any) -> str:
@@ -159,17 +181,6 @@ def assert_same(run: Path, other: Path, damaged: tuple[str, ...] = ()) -> None:
         assert file.read_bytes() == (folders[0] / file.relative_to(folders[1])).read_bytes(), file
     logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines(path)] for path in (run, other)]
     assert logs[0] == logs[1]
-
-
-@contextlib.contextmanager
-def flags_restored() -> Iterator[None]:
-    """What a run sets for its process, deterministic algorithms, must not reach other tests."""
-    filling = torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 def train_here(folder: Path, *overrides: str) -> None:

@@ -34,7 +34,7 @@ user = getattr(os, "getuid", getpass.getuser)()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{user}_{cpu_kind()}")))
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()
-pytest.register_assert_rewrite("published", "builds")
+pytest.register_assert_rewrite("builds", "children", "elsewhere", "published", "ranks")
 
 # TorchScript knows operators by the id of a function, also of one that is gone: whatever gets its id is taken for it
 KEPT, register = [], _builtins._register_builtin

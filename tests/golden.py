@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+FOLDER = Path(__file__).with_name("golden")
+
 
 def fill(key: str, shape: tuple) -> np.ndarray:
     """float64 values for one entry of a state dict: the same on every machine, scaled to keep activations finite."""

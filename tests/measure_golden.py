@@ -17,12 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import golden  # noqa: E402
 from families import RECORDS  # noqa: E402
-from test_golden import FOLDER, answer, pretrained  # noqa: E402
+from golden_cases import answer, pretrained, recorded  # noqa: E402
 
 
 def errors(stem: str) -> list[float]:
     """Relative errors of what a record's checkpoint answers in our model, float64 and float32."""
-    record = golden.load(FOLDER / f"{stem}.json") | {"file": stem, "model": RECORDS[stem]}
+    record = recorded(stem)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "released.pth"
         torch.save({"model": golden.official_state_dict(record)}, path)

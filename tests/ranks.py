@@ -14,8 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from children import ROOT, SMALL, lines
-from recipes import checkpoint
+from children import ROOT, SMALL, lines, newest
 
 # the default recipe (Mixup, drop path, EMA, clipping) in four parts; 181 validation images do not divide by anything
 SHARED = [
@@ -55,9 +54,7 @@ def curve(run: Path) -> list[dict]:
 
 
 def weights(run: Path, kind: str = "step") -> dict[str, torch.Tensor]:
-    found, problems = checkpoint.Store(run / "checkpoints").newest(kind)
-    assert problems == []
-    return found.tensors("model")
+    return newest(run, kind).tensors("model")
 
 
 def assert_bits(two: list[dict], one: list[dict], *, val_loss: float = 1e-12) -> None:

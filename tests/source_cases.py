@@ -10,6 +10,8 @@ from PIL import Image
 from recipes.config import compose
 from recipes.data import Data, batches, build
 
+MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
+
 
 @cache
 def config(name: str = "digits") -> DictConfig:

@@ -4,22 +4,35 @@ import pytest
 import timm
 import torch
 
-from builds import every_small, map_side, small
+from builds import bare, every_small, map_side, small
 from families import FOUR_STAGES, ISOTROPIC, MOST_STAGES, PER_STAGE, SMALL
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "says"),
     [
-        *({"in_chans": 0}, {"in_chans": 2.0}, {"img_size": 0}, {"img_size": (224,)}),
-        *({"in_chans": -1}, {"num_classes": -1}, {"num_classes": 10.0}, {"num_classes": float("nan")}),
+        ({"img_size": 0}, "img_size is 0: expected pixels a side"),
+        ({"img_size": (224,)}, r"img_size is \(224,\): expected pixels a side"),
+        ({"in_chans": 0}, "in_chans is 0: expected the number of channels of an image, 1 or more"),
+        ({"in_chans": 2.0}, "in_chans is 2.0: expected the number of channels of an image, 1 or more"),
+        ({"in_chans": -1}, "in_chans is -1: expected the number of channels of an image, 1 or more"),
+        ({"num_classes": -1}, "num_classes is -1: expected the number of classes"),
+        ({"num_classes": 10.0}, "num_classes is 10.0: expected the number of classes"),
+        ({"num_classes": float("nan")}, "num_classes is nan: expected the number of classes"),
     ],
 )
+@pytest.mark.parametrize("make", [small, bare])
 @every_small
-def test_images_and_classes_that_there_are_not(name, given):
-    (key,) = given
-    with pytest.raises(ValueError, match=f"{key} is .*: expected"):
-        small(name, **given)
+def test_images_and_classes_that_there_are_not(name, make, given, says):
+    with pytest.raises(ValueError, match=says):
+        make(name, **given)
+
+
+@pytest.mark.parametrize("key", ["attn_drop_rate", "proj_drop_rate", "norm_layer", "act_layer"])
+@every_small
+def test_arguments_of_timm_s_models_that_these_do_not_have(name, key):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{key}'"):
+        small(name, **{key: 0.1})
 
 
 @pytest.mark.parametrize("dim", [16, 112])  # no head of 32 channels; three that are not as wide as each other
@@ -53,11 +66,18 @@ def test_widths_that_give_no_heads(name, dim):
         ),
         ("litv2_s", {"windows": (0, 0, (2, 2), 1)}, "expected pixels a side of each stage, or 0"),
         ("litv2_s", {"heads": (1, 2, 0, 4)}, "dim 128 does not divide into 0 heads"),
+        ("litv2_s", {"heads": (1, 2, 3, 4), "dims": (32, 64, 32, 128)}, "dim 32 does not divide into 3 heads"),
         ("biformer_t", {"heads": (0, 2, 2, 2)}, "dim 32 does not divide into 0 heads"),
+        ("biformer_t", {"heads": (3, 2, 2, 2)}, "dim 32 does not divide into 3 heads"),
         ("stvit_b", {"layer_scale_stages": (7,)}, r"stages is \(7,\): expected numbers of stages, from 0 to 3"),
+        ("stvit_b", {"layer_scale_stages": 2}, r"stages is 2: expected numbers of stages, from 0 to 3"),
         ("stvit_b", {"layer_scale_stages": (2, -1)}, r"stages is \(2, -1\): expected numbers of stages, from 0 to 3"),
         ("stvit_b", {"heads": (-1, 1, 2, 2)}, "dim 32 does not divide into -1 heads"),
+        ("stvit_b", {"heads": (1, 5, 2, 2)}, "dim 32 does not divide into 5 heads"),
         ("sgformer_b", {"heads": (0, 2, 4, 2)}, "dim is 32, heads 0: expected an even number of heads"),
+        ("sgformer_b", {"heads": (1, 2, 2, 2)}, "dim is 32, heads 1: expected an even number of heads"),
+        ("sgformer_b", {"heads": (3, 2, 2, 2)}, "dim is 32, heads 3: expected an even number of heads"),
+        ("sgformer_b", {"heads": (6, 2, 2, 2)}, "dim is 32, heads 6: expected an even number of heads"),
         ("sgformer_b", {"dims": (32,) * 5, "depths": (1,) * 5, "heads": (2,) * 5}, "expected at most 4 stages"),
         ("gcvit_s", {"mlp_ratio": "3"}, "mlp_ratio is '3': expected hidden units of an MLP per channel"),
         ("dinat_b", {"mlp_ratio": float("inf")}, "mlp_ratio is inf: expected hidden units of an MLP per channel"),
@@ -77,9 +97,8 @@ def test_arguments_that_fit_no_layer(name, given, says):
 
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - ISOTROPIC))
 def test_stages_of_different_numbers(name):
-    with pytest.raises(
-        ValueError, match=r"depths is \(1, 1\).*: expected (one number per stage in each|a number for each of 4 stages)"
-    ):
+    says = "a number for each of 4 stages" if name in FOUR_STAGES else "one number per stage in each"
+    with pytest.raises(ValueError, match=rf"depths is \(1, 1\).*: expected {says}"):
         small(name, depths=(1, 1))
 
 
@@ -89,7 +108,8 @@ def test_other_numbers_of_stages(name, stages):
     given = {key: (*value, value[-1])[:stages] for key, value in SMALL[name].items() if isinstance(value, tuple)}
     given |= PER_STAGE.get(name, lambda stages: {})(stages)
     if stages > MOST_STAGES.get(name, stages) or name in FOUR_STAGES:
-        with pytest.raises(ValueError, match=r"expected (a number for each of|at most) 4 stages"):
+        says = "a number for each of" if name in FOUR_STAGES else "at most"
+        with pytest.raises(ValueError, match=f"expected {says} 4 stages"):
             small(name, **given)
         return
     x = torch.randn(1, 3, 64, 96)

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 import ops
+from builds import MODULES
 from ops.bench.cases import MODELS, SMALL, call, calls, windows
 from zoo.registry import class_of, variants
-
-# where a model may call an op
-MODULES = {class_of(name).__module__ for name in variants()} | {"zoo.blocks.attention"}
 
 
 def window_attention(module, q, k, v, bias, window, partition="block", scale=None, outside=None):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from children import SMALL, flags_restored
+from children import SMALL
+from flags import flags_restored
 from recipes import bench, config
 
 CAUSES = {"imports": 4.0, "configuration": 0.5, "data": 0.2, "model": 0.1, "first batch": 0.1, "first step": 0.1}

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import pickle
-import resource
-import signal
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageColor
 
-from children import FORKS
+from children import FORKS, files_up_to
 from recipes.data import DataError
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
@@ -136,14 +134,8 @@ def test_a_full_disk_costs_time_alone(tmp_path, decoded, capfd):
     root = str(photos(tmp_path / "photos"))
     plain = all_of(make("imagefolder", root=root).val, train=False)
     source = make("imagefolder", root=root, cache="disk").val
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 4320 + 2000, limits[1]))
-    try:
+    with files_up_to(3 * 4320 + 2000):
         found = all_of(source, train=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
     assert same(plain, found) and "takes no more images: [Errno" in capfd.readouterr().err
     del decoded[:]
     assert same(plain, all_of(make("imagefolder", root=root, cache="disk").val, train=False)) and 5 <= len(decoded) <= 6

@@ -9,10 +9,9 @@ from PIL import ExifTags, Image
 from pycocotools import mask as tools
 
 from children import lines, train_here
+from dense_cases import all_of, build, picture
 from recipes.data import BadImage, DataError
 from recipes.data.coco import outlined
-from test_dense_data import all_of, build
-from test_masks import picture
 
 
 @pytest.fixture

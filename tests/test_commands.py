@@ -4,9 +4,7 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import stat
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,8 +20,8 @@ import golden
 import hostile
 import zoo
 from builds import small, state_of
+from children import files_up_to
 from families import RECORDS
-from test_golden import FOLDER
 from zoo import export, fetch, inspect, show
 from zoo.convert import command
 from zoo.files import save_tensors
@@ -33,11 +31,11 @@ GCVIT = "gc_vit_xxtiny_224x224"
 
 
 def official(stem, dtype=torch.float32):
-    return golden.official_state_dict(golden.load(FOLDER / f"{stem}.json"), dtype)
+    return golden.official_state_dict(golden.load(golden.FOLDER / f"{stem}.json"), dtype)
 
 
 def learned(stem):
-    return [key for key, _, kind in golden.load(FOLDER / f"{stem}.json")["entries"] if kind == "value"]
+    return [key for key, _, kind in golden.load(golden.FOLDER / f"{stem}.json")["entries"] if kind == "value"]
 
 
 @pytest.fixture
@@ -127,6 +125,10 @@ def test_release_and_licence_of_a_converted_file(released, tmp_path, monkeypatch
     torch.save(official("timm_davit_tiny_224x224"), other)
     assert command.main([str(other), str(twice), "--force"]) == 0
     assert inspect.inspect(twice)["release"] is None and "license" not in inspect.inspect(twice)["meta"]
+    tuned = tmp_path / "gcvit_1k_xxtiny.pth.tar"
+    torch.save(timm.create_model("gcvit_xxt", num_classes=10).state_dict(), tuned)
+    assert command.main([str(tuned), str(once), "--force"]) == 0
+    assert not {"release", "license"} & inspect.inspect(once)["meta"].keys()
 
 
 def test_the_only_part_of_a_file(tmp_path, capsys):
@@ -238,20 +240,9 @@ def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask, mode):
     assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == mode
 
 
-@contextmanager
-def full_disk():
-    """No file gets more than a thousand bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("name", ["out.pth", "out.safetensors"])
 def test_a_full_disk(released, tmp_path, capsys, name):
-    with full_disk():
+    with files_up_to(1000):
         assert command.main([str(released), str(tmp_path / name)]) == 2
     assert f"could not write {tmp_path / name}: " in (said := capsys.readouterr().err) and "File too large" in said
     assert list(tmp_path.iterdir()) == [released]
@@ -266,7 +257,7 @@ def test_a_full_disk_under_a_program_and_a_picture(tmp_path, capsys):
         (export.main, ["test_resnet", str(tmp_path / "out.pt2")], tmp_path / "out.pt2"),
         (show.command.main, drawn, picture),
     ):
-        with full_disk():
+        with files_up_to(1000):
             assert main(given) == 2
         assert f"could not write {file}: [Errno 27] File too large" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [picture] and picture.read_bytes() == b"of before"
@@ -425,6 +416,11 @@ def test_what_is_exported(released, tmp_path, capsys):
     assert export.main(["test_vit", str(tmp_path / "out.onnx"), "--any-size"]) == 2
     assert "takes no images of 201 x 181, so leave out --any-size: Input height" in capsys.readouterr().err
     assert not (tmp_path / "out.onnx").exists()
-    for wrong in (["a", "b.pth"], ["a", "b.pt2", "--model", "x"], ["a", "b.pt2", "--size", "8", "8"]):
-        with pytest.raises(SystemExit):
+    for wrong, said in (
+        (["a", "b.pth"], "OUT is b.pth: its name must end in .onnx or .pt2"),
+        (["a", "b.pt2", "--model", "x"], "no model is called x: expected one of biformer_t, "),
+        (["a", "b.pt2", "--size", "8", "8"], "--size [8, 8]: expected at least 32 pixels a side"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
             export.parse(wrong)
+        assert said in capsys.readouterr().err

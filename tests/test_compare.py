@@ -101,6 +101,13 @@ def test_runs_on_other_classes_have_a_table_of_their_own(two_runs, tmp_path, cap
     assert "not evaluated on the same images" not in said
 
 
+def test_runs_on_data_with_a_slash_in_its_name_have_a_plot_each(two_runs, tmp_path):
+    for name in ("birds", "trees"):
+        as_measured(two_runs / "one", tmp_path / name, class_names=[name], cfg={"name": f"own/{name}"})
+    assert compare.show([tmp_path / "birds", tmp_path / "trees"], tmp_path / "all.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"all-own-birds.png", "all-own-trees.png"}
+
+
 def test_runs_of_which_some_classes_do_not_count_have_a_table_of_their_own(two_runs, tmp_path, capsys):
     fewer = as_measured(two_runs / "one", tmp_path / "fewer", left_out=[0])
     compare.main([str(fewer), str(two_runs / "one"), "--out", str(tmp_path / "all.png")])

@@ -49,7 +49,8 @@ def test_every_option_composes(group, option):
     if group != "recipe":
         assert {key: cfg[group][key] for key in own} == own
     if f"- {group}: " in (CONF / "eval.yaml").read_text():
-        assert compose([f"{group}={option}", "checkpoint=x.pth"], name="eval")[group] == cfg[group] or group == "data"
+        found = compose([f"{group}={option}", "checkpoint=x.pth"], name="eval")[group]
+        assert {key: found[key] for key in own} == own and (found == cfg[group] or group == "data")
 
 
 TASKS = ("classify", "segment", "detect")

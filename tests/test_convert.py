@@ -9,7 +9,7 @@ import torch
 import golden
 import zoo
 from families import BUILT_WITH, HEADLESS, RECORDS, TIMM_MODELS
-from test_golden import FOLDER, is_dense
+from golden_cases import is_dense
 from zoo.checkpoint import layouts_of
 from zoo.convert import Group, Layout, command
 from zoo.files import whole
@@ -22,7 +22,7 @@ def cases():
     """(layout, state dict in it, our class, arguments of the model) of every record, and of `TIMM_MODELS`."""
     states = []
     for stem, model in RECORDS.items():
-        record = golden.load(FOLDER / f"{stem}.json")
+        record = golden.load(golden.FOLDER / f"{stem}.json")
         args = variants()[model] | BUILT_WITH.get(stem, {}) | {"feature_norms": is_dense(stem)}
         states.append((stem, model, args, record["entries"]))
         if stem in HEADLESS:
@@ -76,7 +76,7 @@ def transformers(name, prefix):
 def convolutional():
     """Names and shapes of BiFormer's NCHW code: linear layers are convolutions, two of them are called otherwise."""
     entries = []
-    for key, shape, kind in golden.load(FOLDER / "biformer_stl_224x224.json")["entries"]:
+    for key, shape, kind in golden.load(golden.FOLDER / "biformer_stl_224x224.json")["entries"]:
         key = key.replace(".attn.qkv.qkv.", ".attn.qkv_linear.").replace(".attn.wo.", ".attn.output_linear.")
         linear = len(shape) == 2 and not key.startswith("head.")
         entries.append([key, [*shape, 1, 1] if linear else shape, kind])
@@ -155,6 +155,8 @@ def test_strictness():
     (official,) = LAYOUTS["ViTRPB"]
     with pytest.raises(ValueError, match=r"expects another shape for layers\.0\.attn\.rpb than \(3, 25\)"):
         official.to_theirs({"stages.0.blocks.0.attn.fn.rpb": torch.zeros(3, 25)}, constants=True)
+    with pytest.raises(ValueError, match="a table of 9 x 25 relative positions is not for square windows"):
+        official.to_theirs({"stages.0.blocks.0.attn.fn.rpb": torch.zeros(3, 9, 25)}, constants=True)
 
 
 def test_groups():

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from recipes import compare, config, log
 from recipes.checkpoint import CheckpointError, Store, read
+from recipes.provenance import note_session
 from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_resume, load_config
 
@@ -143,6 +144,13 @@ def test_lines_of_starts_that_are_none(tmp_path, line):
     path.write_bytes(line)
     with pytest.raises(RunError, match="has lost the command that started it"):
         config_to_resume(run, [])
+
+
+def test_a_start_without_a_number_of_threads(tmp_path, capsys):
+    """As older versions wrote it: nothing is known that could differ."""
+    run = begun(tmp_path / "run", "train.steps=3")
+    note_session(run, [], 2, "cpu")
+    assert "CPU threads" not in capsys.readouterr().out
 
 
 CONFIGS = {

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
 from children import FORKS
-from recipes import plan
+from recipes import plan, stop
 from recipes.config import compose
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, loader, worker_count
 from recipes.data.digits import Digits, load
@@ -23,9 +23,7 @@ from recipes.data.loader import plan_batches
 from recipes.data.seeding import Stream, preserved, reseed, seed_of
 from recipes.data.speed import Plain, timm_loader
 from recipes.data.stream_order import Batch
-from source_cases import all_of, config, make, same
-
-MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
+from source_cases import MIX, all_of, config, make, same
 
 
 @pytest.fixture(scope="module")
@@ -335,22 +333,23 @@ def test_speed_of_dense_data_is_printed_alone(monkeypatch, capsys):
     assert all("ours" in line and "timm" not in line for line in lines)
 
 
-def test_signals_wait_until_workers_are_set_up():
+@pytest.mark.parametrize("number", stop.SIGNALS)
+def test_signals_wait_until_workers_are_set_up(number):
     """A worker that is not forked would die by one, while this process fills its pipe."""
     arrived, started = [], []
 
     class Loader:
         def __iter__(self):
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(number)
             started.append(list(arrived))
             return iter(())
 
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: arrived.append(number))
+    before = signal.signal(number, lambda number, frame: arrived.append(number))
     try:
         loader._started(Loader())
     finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert (started, arrived) == ([[]], [signal.SIGUSR1])
+        signal.signal(number, before)
+    assert (started, arrived) == ([[]], [number])
 
 
 @pytest.mark.parametrize("chosen, taken", [(None, "fork"), ("spawn", None), ("forkserver", None)])

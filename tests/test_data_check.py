@@ -6,11 +6,11 @@ import pytest
 from PIL import ExifTags, Image
 
 import recipes.data.__main__ as command
+from dense_cases import mask, picture
 from recipes.data import check
 from recipes.data.source import Source
 from shard_cases import members, write_tar
 from source_cases import all_of, make, photos
-from test_masks import mask, picture
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 

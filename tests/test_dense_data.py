@@ -14,23 +14,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from recipes.config import compose
-from recipes.data import batches, dense, paired
+from dense_cases import all_of, build
+from recipes.data import dense, paired
 from recipes.data.seeding import reseed
 from recipes.data.transforms import Normalize
-
-KINDS = {"segment": "semantic", "detect": "instances"}
-
-
-def build(task, *overrides, **options):
-    if task == "detect":
-        options = {"masks": True, **options}
-    return dense.build(compose([f"task={task}", *overrides]), KINDS[task], **options)
-
-
-def all_of(source, **options):
-    options = {"batch_size": 4, "seed": 0, "epoch": 0, "train": True, "workers": 0} | options
-    return list(batches(source, **options))
 
 
 def equal(one, other):

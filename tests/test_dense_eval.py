@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from children import evaluate_here, train_here
-from dense_cases import TASKS, TINY
+from dense_cases import TASKS, TINY, mask, picture
 from recipes import config, hardware
 from recipes.evaluate import evaluate
 from recipes.task import create
 from recipes.tasks import detect, segment
-from test_masks import mask, picture
 
 
 def test_what_is_found_does_not_depend_on_the_batch():

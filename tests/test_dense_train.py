@@ -16,6 +16,7 @@ from PIL import Image
 from torch._export.serde.serialize import SerializeError
 
 import zoo
+from builds import FAMILIES, smallest
 from children import evaluate_here, lines, lost_after, note_overrides, train_here
 from dense_cases import TASKS, TINY
 from ranks import on_ranks
@@ -28,7 +29,6 @@ from recipes.settings import RunError
 from recipes.task import create
 from recipes.tasks import detect, segment
 from recipes.weights import find_checkpoint, find_weights
-from test_families_train import FAMILIES, smallest
 
 SCORE = {"segment": "miou", "detect": "box_ap", "masks": "box_ap", "cascade": "box_ap"}
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("masks", "cascade")]

@@ -22,10 +22,10 @@ def test_layers_of_our_backbones(make):
     found = scales(model)
     assert found.keys() == dict(model.named_parameters()).keys()
     inner = "backbone.model."
-    order = ["stem.", "stages.0.blocks.0.", "stages.1.", "stages.1.blocks.1.", "stages.2.", "stages.3."]
+    order = ["stem.", "stages.0.blocks.0.", "stages.1.blocks.0.", "stages.1.blocks.1.", "stages.2.", "stages.3."]
     for number, prefix in enumerate(order):
         part = {name: scale for name, scale in found.items() if name.startswith(inner + prefix)}
-        assert part and (set(part.values()) == {0.5 ** (6 - number)} or prefix == "stages.1."), prefix
+        assert part and set(part.values()) == {0.5 ** (6 - number)}, prefix
     assert found[f"{inner}stages.1.downsample.reduction.weight"] == 0.5**4
     assert found[f"{inner}feature_norms.3.weight"] == 0.5
     assert {scale for name, scale in found.items() if not name.startswith("backbone.")} == {1.0}

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 import golden
 import zoo
 from detector_cases import Pools
-from test_heads import DIMS, Given, inputs, load
+from head_records import DIMS, Given, inputs, load
 from zoo.heads import Detector, detector
 from zoo.heads.anchors import AlignedPooler, Anchors, BestMatcher
 from zoo.heads.fpn import FPN

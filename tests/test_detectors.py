@@ -292,6 +292,8 @@ def test_bad_calls():
         ("cascade_mask_rcnn", "box_score_thresh"),
         ("retinanet", "score_tresh"),
         ("fcos", "min_size"),
+        ("fcos", "anchor_generator"),
+        ("cascade_mask_rcnn", "rpn_anchor_generator"),
     ):
         with pytest.raises(ValueError, match=f"head_kwargs has {name}, which {head} does not read; it reads "):
             detector(Pools(), 5, head=head, channels=32, head_kwargs={name: 0.3})

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from children import SMALL, lines, lost_after, note_overrides, train_here
+from children import SMALL, lines, lost_after, newest, note_overrides, train_here
 from ranks import on_ranks
 from recipes import checkpoint, config, distill, models, schedule
 from recipes.config import ConfigError
@@ -139,12 +139,6 @@ def runs(tmp_path_factory):
         train_here(out, *options, f"name={kind}")
         note_overrides(out / kind, options)
     return out
-
-
-def newest(run):
-    found, problems = checkpoint.Store(run / "checkpoints").newest()
-    assert problems == []
-    return found
 
 
 def student(out, kind):

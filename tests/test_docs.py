@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 import zoo
-from pages import everywhere
+from pages import ROOT, everywhere
 from recipes import config
 from recipes.papers.render import render as recipes_page
 from zoo import table
@@ -23,7 +23,6 @@ from zoo.heads import segmenter
 from zoo.published import DIFFERS, GFLOPS
 from zoo.releases import RELEASES, UNRELEASED, render
 
-ROOT = Path(__file__).parents[1]
 MODELS = (ROOT / "docs" / "models.md").read_text()
 COUNT = "run `python -m zoo.table docs/models.md`"
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from children import SMALL, flags_restored, lines, train_here
+from children import SMALL, TIMES, lines, train_here
+from dense_cases import TASKS, TINY
 from elsewhere import DEVICE, Device, Mixed
+from flags import flags_restored
 from recipes import hardware
-from test_dense_train import TASKS, TINY
 
 SHORT = ["train.steps=2", "train.save_every=2", "train.eval_every=1", "data.workers=0", "sched.warmup=0"]
 RUNS = {
@@ -45,8 +46,7 @@ def test_a_run_elsewhere_is_the_run_here(tmp_path, request, kind):
 
 def learned(run) -> list[dict]:
     """What a run wrote about its losses and scores."""
-    times = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")
-    return [{key: value for key, value in line.items() if key not in times} for line in lines(run)]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines(run)]
 
 
 def test_what_is_left_behind_is_found(elsewhere):

@@ -1,6 +1,7 @@
 """An evaluation finds the number that training printed; a model says what it sees in an image."""
 
 import json
+import math
 import shlex
 import shutil
 import time
@@ -15,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import zoo
-from children import SMALL, evaluate_here, lines, note_overrides, succeed, train_here
+from children import PLAIN, SMALL, evaluate_here, lines, note_overrides, succeed, train_here
 from recipes import checkpoint, config, console, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
@@ -48,6 +49,22 @@ def test_finds_the_number_of_the_training(run):
         assert picture.width > 400
 
 
+def test_a_run_that_is_older_than_many_keys_is_evaluated(run, tmp_path):
+    old = shutil.copytree(run, tmp_path / "old")
+    cfg = OmegaConf.load(old / "config.yaml")
+    for group, keys in (
+        ("hardware", ("parallel", "sync_bn", "timeout")),
+        ("data", ("on_bad_image", "max_pixels", "exif_orientation", "cache", "eval_img_size", "real_labels", "subset")),
+    ):
+        for key in keys:
+            del cfg[group][key]
+    OmegaConf.save(cfg, old / "config.yaml")
+    evaluate_here(f"run={old}")
+    evaluate_here(f"run={run}")
+    found, whole = (json.loads((folder / "eval.json").read_text()) for folder in (old, run))
+    assert all(found[key] == whole[key] for key in ("top1", "loss", "images", "preprocessing"))
+
+
 def test_what_is_measured_is_written_though_it_cannot_be_printed(run, tmp_path, monkeypatch, capfd):
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr(console.CONSOLE, "_file", full)
@@ -70,8 +87,7 @@ def test_ctrl_c_ends_an_evaluation_without_a_traceback(run, monkeypatch):
 def test_a_file_of_the_run_gives_the_same(run, tmp_path):
     evaluate_here(f"run={run}")
     file = find_checkpoint(run).path / "ema.safetensors"
-    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]
-    evaluate_here(*small, f"checkpoint={file}", f"out={tmp_path / 'there'}")
+    evaluate_here(*PLAIN, f"checkpoint={file}", f"out={tmp_path / 'there'}")
     there, here = (json.loads((path / "eval.json").read_text()) for path in (tmp_path / "there", run))
     assert (there["top1"], there["loss"]) == (here["top1"], pytest.approx(here["loss"]))
 
@@ -127,6 +143,19 @@ def test_all_that_a_command_moves_lies_together(tmp_path):
     assert (tmp_path / "earlier" / "3" / "eval.json").read_text() == '{"top1": 1.0}'
 
 
+def test_numbers_that_json_has_not_are_null(tmp_path):
+    """And do not make it another evaluation."""
+    record = {
+        "weights": "a", "images": 4, "amp": None, "config": {"data.mean": (math.nan, 0.5)}, "loss": math.inf,
+    }  # fmt: skip
+    eval_results.write_json(tmp_path / "a.json", record)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
+    assert json.loads(text) == {**record, "config": {"data.mean": [None, 0.5]}, "loss": None}
+    eval_results.Results(tmp_path).make_way("a", record)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_runs_in_a_list_are_measured_as_they_were_trained(run, tmp_path, capsys):
     """Each as run= does; one that cannot be does not stop the others."""
     evaluate_here(f"run={run}", f"out={tmp_path / 'alone'}")
@@ -156,9 +185,8 @@ def test_an_evaluation_that_cannot_be_written_is_printed(run, tmp_path, capsys):
     whole, out = find_checkpoint(run).path / "ema.safetensors", tmp_path / "several"
     files = [shutil.copy(whole, tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
     (out / "one.safetensors.json").mkdir(parents=True)
-    small = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]
     with pytest.raises(RunError, match=r"1 of 2 could not be evaluated or written, see above: \S*one\.safetensors$"):
-        evaluate_here(*small, f"checkpoint=[{','.join(map(str, files))}]", f"out={out}")
+        evaluate_here(*PLAIN, f"checkpoint=[{','.join(map(str, files))}]", f"out={out}")
     table = json.loads((out / "eval.json").read_text())
     assert [one["name"] for one in table] == ["one.safetensors", "two.safetensors"]
     assert "two.safetensors: 180 images of digits" in capsys.readouterr().out
@@ -168,7 +196,7 @@ def test_an_evaluation_that_cannot_be_written_is_printed(run, tmp_path, capsys):
 @pytest.mark.parametrize("how", ["amp=bfloat16", "channels_last=true", "compile=true"])
 def test_faster_ways_find_the_same(run, tmp_path, how):
     file = find_checkpoint(run).path / "ema.safetensors"
-    given = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32", f"checkpoint={file}"]
+    given = [*PLAIN, f"checkpoint={file}"]
     evaluate_here(*given, f"out={tmp_path / 'plain'}")
     evaluate_here(*given, f"out={tmp_path / 'faster'}", f"hardware.{how}")
     plain, faster = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("plain", "faster"))

@@ -21,6 +21,7 @@ import golden
 import zoo
 from children import evaluate_here
 from families import BUILT_WITH, RECORDS
+from golden_cases import is_dense
 from ranks import on_ranks
 from recipes import config, eval_dense_models, eval_models, eval_results
 from recipes import eval as evaluation
@@ -29,7 +30,6 @@ from recipes.config.quoting import written
 from recipes.data import DataError, imagenet
 from recipes.data.build import preprocessing
 from recipes.settings import RunError
-from test_golden import FOLDER, is_dense
 from zoo import fetch, releases
 
 FAST = ("torchvision_maxvit_t_224x224", "gc_vit_xxtiny_224x224", "nat_mini_224x224")
@@ -51,7 +51,7 @@ def images(tmp_path_factory):
 def released(folder, stem, name=None):
     """The record's weights as a file in the layout that it was published in."""
     path = folder / (name or f"{stem}.pth")
-    torch.save({"model": golden.official_state_dict(golden.load(FOLDER / f"{stem}.json"))}, path)
+    torch.save({"model": golden.official_state_dict(golden.load(golden.FOLDER / f"{stem}.json"))}, path)
     return path
 
 
@@ -124,7 +124,7 @@ def small(tmp_path_factory):
     """Two files, named after nothing: of GC ViT's authors and of timm's port."""
     folder = tmp_path_factory.mktemp("files")
     released(folder, "gc_vit_xxtiny_224x224", "one.pth")
-    state = golden.official_state_dict(golden.load(FOLDER / "timm_gcvit_xxtiny_224x224.json"))
+    state = golden.official_state_dict(golden.load(golden.FOLDER / "timm_gcvit_xxtiny_224x224.json"))
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, folder / "two.pt")
     return folder
 
@@ -178,6 +178,8 @@ def test_a_file_of_other_windows_is_no_release(tmp_path, images, capsys):
         ("maxvit_tiny_tf_224", {"img_size": (224, 320)}, "maxvit_t", {"img_size": [224, 320]}),
         ("gcvit_xxt", {"window_size": (3, (3, 4), 5, 4)}, "gcvit_xxt", {"window_size": [3, [3, 4], 5, 4]}),
         ("maxvit_t_tv", {"window_size": 3, "grid_size": 5}, "maxvit_t_tv", {"window_size": 3, "grid_size": 5}),
+        ("nat_s", {"window_size": 9}, "nat_s", {"window_size": 9}),
+        ("vitrpb_s", {"img_size": (384, 320)}, "vitrpb_s", {"img_size": [384, 320]}),
     ],
 )
 def test_windows_are_those_of_the_file(tmp_path, name, built, model, shown):
@@ -185,6 +187,12 @@ def test_windows_are_those_of_the_file(tmp_path, name, built, model, shown):
     assert found.cfg.model.name == model and found.published() is None
     assert {key: found.cfg.model[key] for key in shown} == shown
     assert preprocessing(found.cfg).size == tuple(shown.get("img_size", (224, 224)))
+
+
+def test_a_file_for_images_of_one_channel(tmp_path, images):
+    path = saved(tmp_path / "mine.pth", "gcvit_xxt", in_chans=1)
+    with pytest.raises(ConfigError, match=r"model\.in_chans=1: all images have three .* give a file of a model"):
+        evaluated(tmp_path, f"checkpoint={path}", "data=imagenet", f"data.root={images}")
 
 
 def test_windows_that_the_file_does_not_show(tmp_path):

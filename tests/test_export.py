@@ -17,14 +17,14 @@ from timm.data import create_transform, resolve_data_config
 
 import recipes.export
 import zoo
-from builds import every_small, small, trained
+from builds import every_small, since_sizes, small, trained
 from children import SMALL as DIGITS
 from children import train_here
 from families import SMALL
 from pages import ROOT, blocks
 from rankings import Ranked, ranking, rankings
 from zoo import export
-from zoo.export import SIZES_SINCE, program
+from zoo.export import program
 from zoo.exportable import build
 from zoo.exported import about, name_classes
 from zoo.heads import segmenter
@@ -121,9 +121,6 @@ def in_their_order(*args):
         return torch.arange(args[0].shape[1] * args[0].shape[2]).expand(args[0].shape[0], 2, -1)
     q, _, (rows, cols), topk = args
     return torch.arange(topk).expand(q.shape[0], rows * cols, -1)
-
-
-since_sizes = pytest.mark.skipif(torch.__version__ < SIZES_SINCE, reason=f"torch {SIZES_SINCE} pools maps of any size")
 
 
 @since_sizes

@@ -83,8 +83,6 @@ def test_sizes_that_a_model_does_not_take(tmp_path, capsys):
     out = str(tmp_path / "x.pt2")
     assert export.main(["vit_tiny_patch16_224", out, "--size", "64", "64"]) == 2
     assert "vit_tiny_patch16_224 takes no images of 64 x 64: " in capsys.readouterr().err
-    assert export.main(["vit_tiny_patch16_224", out, "--any-size"]) == 2
-    assert "so leave out --any-size: " in capsys.readouterr().err
 
 
 def test_programs_that_refuse_a_size_and_that_torch_cannot_save(tmp_path, monkeypatch, capsys):

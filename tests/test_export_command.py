@@ -6,7 +6,7 @@ import torch
 from timm.models._input import get_model_input_config
 
 import zoo
-from builds import every_small, small, trained
+from builds import every_small, since_sizes, small, trained
 from rankings import ranks
 from zoo import export
 from zoo.heads import detector, segmenter
@@ -29,7 +29,15 @@ def test_export_program(shared, tmp_path, capsys):
     torch.testing.assert_close(torch.export.load(out).module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(torch.__version__ < export.SIZES_SINCE, reason=f"torch {export.SIZES_SINCE} pools maps of any size")
+def test_files_say_the_channels_of_images(tmp_path, capsys):
+    """Such a file is no release, also under the name of one."""
+    file = tmp_path / "maxvit_t-bc5ab103.pth"
+    torch.save(timm.create_model("maxvit_t_tv", in_chans=1).state_dict(), file)
+    assert export.build(str(file)).in_chans == 1
+    assert "matches no known release" in capsys.readouterr().out
+
+
+@since_sizes
 def test_features_for_any_size(tmp_path, monkeypatch, capsys):
     folder = zoo.save_for_hf(trained(small("stvit_b", depths=(1, 1, 1, 1))), tmp_path / "shared")
     out = tmp_path / "maps.pt2"

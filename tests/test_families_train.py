@@ -3,21 +3,9 @@
 from statistics import fmean
 
 import pytest
-from timm.models import create_model
 
-import zoo
+from builds import FAMILIES, smallest
 from children import lines, train_here
-from zoo.registry import class_of
-from zoo.releases import RELEASES
-
-FAMILIES = {class_of(name).__name__: class_of(name) for name in zoo.variants()}
-
-
-def smallest(family):
-    """The released variant of a class with the fewest parameters."""
-    released = {release.model for release in RELEASES}
-    names = [name for name in zoo.variants() if class_of(name) is family and name in released]
-    return min(names, key=lambda name: sum(p.numel() for p in create_model(name, device="meta").parameters()))
 
 
 @pytest.mark.slow

@@ -30,8 +30,12 @@ def test_a_trace_is_the_same_without_gradients(name, features):
 
 @pytest.mark.parametrize("kind", ["getter", "hook", "fx", "FX"])
 def test_classes_of_features(kind):
-    net = small("davit_t", features_only=True, feature_cls=kind)
-    assert len(net(torch.randn(1, 3, 32, 32))) == 4
+    net, usual = small("davit_t", features_only=True, feature_cls=kind), small("davit_t", features_only=True)
+    x = torch.randn(1, 3, 32, 32)
+    channels_last = net.output_fmt.value == "NHWC"
+    found = [maps.permute(0, 3, 1, 2) if channels_last else maps for maps in net.eval()(x)]
+    torch.testing.assert_close(found, usual.eval()(x))
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("kind", ["dict", "list", "lists", FeatureListNet])

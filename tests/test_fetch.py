@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +92,11 @@ def site(tmp_path):
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_any(path):
+    """Write a small weights file."""
+    torch.save({"weight": torch.zeros(3)}, path)
 
 
 def kept(cache):
@@ -195,7 +201,7 @@ def test_one_process_downloads_and_the_others_wait(monkeypatch, site, cache):
     monkeypatch.setattr(fetch, "digest_of", digest)
     with ThreadPoolExecutor(3) as ranks:
         for file, expected in ((good, cache / good.name), (bad, zoo.CheckpointError)):
-            file.write_bytes(b"weights")
+            save_any(file)
             assert list(ranks.map(outcome, [f"{site.url}/{file.name}"] * 3)) == [expected] * 3
     assert site.asked == [f"/{good.name}"] + [f"/{bad.name}"] * 3
     assert found == [False] * 3 and kept(cache) == [cache / good.name]
@@ -205,7 +211,7 @@ HOLDER = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LO
 
 
 def test_waiting_for_a_download_ends_with_ctrl_c_or_with_the_process_that_downloads(site, cache):
-    (site.folder / "a.pth").write_bytes(b"weights")
+    save_any(site.folder / "a.pth")
     cache.mkdir(parents=True)
     command = [sys.executable, "-c", HOLDER, str(cache / ".a.pth.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -219,7 +225,52 @@ def test_waiting_for_a_download_ends_with_ctrl_c_or_with_the_process_that_downlo
             ctrl_c.cancel()
         assert not site.asked
         holder.kill()
-    assert fetch.locate({"url": f"{site.url}/a.pth"}, MODEL).read_bytes() == b"weights"
+    assert sha256(fetch.locate({"url": f"{site.url}/a.pth"}, MODEL)) == sha256(site.folder / "a.pth")
+
+
+def broken_off(listener, response):
+    """Answer one request with a response that ends before it is complete."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(2**16)
+        connection.sendall(response)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("Content-Length: 1000000", r"what {url} sent \([\d,]+ bytes\) is a truncated .*; the download was deleted"),
+        ("Transfer-Encoding: chunked", r"could not download {url} \(IncompleteRead: .*Download it by other means"),
+    ],
+    ids=["length", "chunked"],
+)
+def test_a_download_that_breaks_off_is_not_kept(header, said, tmp_path, cache):
+    """Also where nobody knows the file's SHA-256, as of most releases."""
+    save_any(tmp_path / "whole.pth")
+    sent = (tmp_path / "whole.pth").read_bytes()[:-200]
+    start = b"%x\r\n" % (len(sent) + 200) if "chunked" in header else b""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/w.pth"
+        response = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s%s" % (header.encode(), start, sent)
+        server = threading.Thread(target=broken_off, args=(listener, response))
+        server.start()
+        with pytest.raises(zoo.CheckpointError, match=said.format(url=re.escape(url))):
+            fetch.locate({"url": url}, MODEL)
+        server.join()
+    assert not kept(cache)
+
+
+def test_what_is_no_url():
+    with pytest.raises(zoo.CheckpointError, match=r"could not download gcvit\.pth \(ValueError: unknown url type"):
+        fetch.locate({"url": "gcvit.pth"}, MODEL)
+
+
+def test_files_of_models_that_are_not_ours_are_verified_as_of_no_release(hub):
+    """The row of timm's own model has another file's digest."""
+    files, _ = hub
+    files["timm/maxvit_tiny_rw_224.sw_in1k/model.safetensors"] = lambda path: save_file({"a": torch.zeros(1)}, path)
+    assert any(r.foreign and r.sha256 and r.hub_id == "timm/maxvit_tiny_rw_224.sw_in1k" for r in RELEASES)
+    assert fetch.locate({"hf_hub_id": "timm/maxvit_tiny_rw_224.sw_in1k"}, MODEL).name == "model.safetensors"
 
 
 def test_names_that_only_look_like_digests(site):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import zoo.blocks.resize
 import zoo.litv2
 from builds import small
-from children import flags_restored
+from flags import deterministic
 from ops.dispatch import ordered
 from zoo.blocks import bicubic
 from zoo.blocks.resize import by_matmuls
@@ -16,8 +16,7 @@ from zoo.litv2 import sample_2x2
 
 @pytest.fixture
 def strict():
-    with flags_restored():
-        torch.use_deterministic_algorithms(True)
+    with deterministic():
         yield
 
 

@@ -9,10 +9,9 @@ import timm
 import torch
 from PIL import Image
 
-from children import SMALL, lines, lost_after, note_overrides, train_here
+from children import SMALL, lines, lost_after, newest, note_overrides, train_here
 from ranks import on_ranks
 from recipes import config, weights
-from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.freeze import freeze
 from recipes.settings import RunError
@@ -42,12 +41,6 @@ def probe(first):
     train_here(first.parent, *options, "name=probe")
     note_overrides(first.parent / "probe", options)
     return first.parent / "probe"
-
-
-def newest(run):
-    found, problems = Store(run / "checkpoints").newest()
-    assert problems == []
-    return found
 
 
 @pytest.mark.parametrize("name", ["maxvit_t", "davit_t", "test_resnet", "test_vit", "deit_tiny_distilled_patch16_224"])

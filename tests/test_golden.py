@@ -1,20 +1,14 @@
-"""The published code's answers: logits and input gradients in float64, through timm's pretrained path.
-
-Records of dense-prediction backbones hold, for logits, the means over space of their four normed features.
-"""
-
-from pathlib import Path
+"""The published code's answers: logits and input gradients in float64, through timm's pretrained path."""
 
 import pytest
-import timm
 import torch
 
 import golden
 import zoo
-from families import ALIKE, BUILT_WITH, PUBLISHED_FLOAT32, RECORDS, SLOW_RECORDS
+from builds import small
+from families import ALIKE, PUBLISHED_FLOAT32, RECORDS, SLOW_RECORDS
+from golden_cases import answer, build, is_dense, pretrained, recorded
 from rankings import given, rankings, ranks
-
-FOLDER = Path(__file__).parent / "golden"
 
 
 # of the whole module, so that a file is made once for the tests of its record, which then follow one another
@@ -22,27 +16,7 @@ FOLDER = Path(__file__).parent / "golden"
     scope="module", params=[pytest.param(r, marks=pytest.mark.slow) if r in SLOW_RECORDS else r for r in RECORDS]
 )
 def record(request):
-    return golden.load(FOLDER / f"{request.param}.json") | {"file": request.param, "model": RECORDS[request.param]}
-
-
-def is_dense(stem):
-    return stem.startswith(("seg_", "det_"))
-
-
-def build(record, **kwargs):
-    kwargs |= BUILT_WITH.get(record["file"], {})
-    if is_dense(record["file"]):
-        kwargs |= {"features_only": True, "feature_norms": True}
-    return timm.create_model(record["model"], **kwargs).eval()
-
-
-def pretrained(record, path, **kwargs):
-    return build(record, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
-
-
-def answer(model, record, x):
-    out = model(x)
-    return torch.cat([feature.mean((2, 3)) for feature in out], 1) if is_dense(record["file"]) else out
+    return recorded(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +29,24 @@ def released(record, tmp_path_factory):
 
 
 def test_every_record_is_used():
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(RECORDS)
+    assert {path.stem for path in golden.FOLDER.glob("*.json")} == set(RECORDS)
+
+
+def test_recording(tmp_path):
+    """A record holds what a model answers, and a new one filled by its names answers the same."""
+    golden.record(small("dinat_b"), tmp_path / "dinat_b.json", name="dinat_b", source="here@now", size=(64, 96))
+    record = golden.load(tmp_path / "dinat_b.json")
+    model = small("dinat_b").double().eval()
+    model.load_state_dict(golden.official_state_dict(record))
+    x = golden.image(*record["size"]).requires_grad_(True)
+    logits = model(x)
+    (logits * golden.probe(logits.shape)).sum().backward()
+    assert golden.relative_error(logits.detach(), golden.unpack(record["logits"])) == 0
+    gradient = golden.samples(x.grad, record["input_grad_positions"])
+    assert golden.relative_error(gradient, golden.unpack(record["input_grad_samples"])) == 0
+    assert {name: float(p.grad.norm()) for name, p in model.named_parameters()} == record["grad_norms"]
+    assert record["size"] == [64, 96] and record["unused_parameters"] == []
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_parameters(record):

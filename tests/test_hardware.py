@@ -1,17 +1,16 @@
 """What a run does on a GPU, as far as a machine without one can tell."""
 
 import copy
-import math
 import os
 import platform
-import shutil
 import subprocess
 
 import pytest
 import torch
 from torch import nn
 
-from children import SMALL, flags_restored, lines, lost_after, note_overrides, train_here
+from children import SMALL, lines, lost_after, note_overrides, poisoned, train_here
+from flags import flags_restored
 from recipes import config, data, hardware, provenance, train
 from recipes.checkpoint import read
 from recipes.config import ConfigError
@@ -64,12 +63,11 @@ def test_a_run_goes_on_with_scaled_losses_or_without(tmp_path, monkeypatch, befo
     options = [*SMALL, "train.steps=2", "train.save_every=1", "sched.warmup=0"]
     scaled(monkeypatch, before)
     train_here(tmp_path, *options, "name=run")
-    for name in ("best-00000002", "step-00000002"):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
-    note_overrides(tmp_path / "run", options)
+    cut = lost_after(1, tmp_path / "run", tmp_path / "cut")
+    note_overrides(cut, options)
     scaled(monkeypatch, not before)
-    train_here(tmp_path, f"resume={tmp_path / 'run'}")
-    steps = [read(path).state for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
+    train_here(tmp_path, f"resume={cut}")
+    steps = [read(path).state for path in sorted((cut / "checkpoints").glob("step-*"))]
     assert [bool(state["scaler"]) for state in steps] == [before, not before]
 
 
@@ -158,12 +156,7 @@ def test_a_gradient_alone_that_is_not_finite_may_be_its_precision(tmp_path, monk
 def test_overflows_are_no_steps_that_skip_nonfinite_counts(tmp_path, monkeypatch):
     """Three of them, before and between a loss that is no number at steps 2 and 4, of which one may be passed over."""
     scaled(monkeypatch, True)
-    bare = classify.Task.loss
-
-    def poisoned(self, model, images, targets, *, draw):
-        return bare(self, model, images * math.nan if draw in (2, 4) else images, targets, draw=draw)
-
-    monkeypatch.setattr(classify.Task, "loss", steep(poisoned, {0, 1, 3}))
+    monkeypatch.setattr(classify.Task, "loss", steep(poisoned(classify.Task.loss, {2, 4}), {0, 1, 3}))
     options = [*SCALED, "train.skip_nonfinite=1", "name=run", f"out={tmp_path}"]
     said = r"at step 4 .* the loss is nan .*, after 4 steps that were skipped \(3 because float16 overflowed\); "
     with pytest.raises(train.NotFinite, match=said):

@@ -1,16 +1,16 @@
 """Heads of segmentation: the published answers in float64, losses, inference."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import golden
 import zoo
+from flags import deterministic
+from head_records import DIMS, Given, inputs, load
 from zoo.heads import Segmenter, inference, segmenter
 from zoo.heads.fpn import FPN
 from zoo.heads.layers import PixelHead, averages, masked_averages
@@ -18,28 +18,8 @@ from zoo.heads.segmenter import AUXILIARY_WEIGHT, auxiliary_head, pixel_loss
 from zoo.heads.semantic_fpn import SemanticFPN
 from zoo.heads.upernet import UPerNet
 
-FOLDER = Path(__file__).parent / "golden"
-DIMS = (64, 128, 256, 512)
 RECORDS = ("uperhead_c64_60x84", "fcnhead_aux_c64_128x160", "semfpn_64x64")
 WHOLE = "inference_tiny"
-
-
-def load(stem):
-    return golden.load(FOLDER / "heads" / f"{stem}.json")
-
-
-class Given(nn.Module):
-    """A backbone without weights: it gives the maps that it was made with, whatever the images."""
-
-    def __init__(self, dims=DIMS, maps=()):
-        super().__init__()
-        self.maps = maps
-        self.feature_info = timm.models._features.FeatureInfo(
-            [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"maps.{i}"} for i, dim in enumerate(dims)], (0, 1, 2, 3)
-        )
-
-    def forward(self, images):
-        return list(self.maps)
 
 
 class Tiny(Given):
@@ -61,14 +41,6 @@ class Tiny(Given):
             images = F.gelu(conv(images))
             features.append(images)
         return features
-
-
-def inputs(record):
-    maps = [
-        torch.from_numpy(golden.np.random.default_rng(i).standard_normal(s))
-        for i, s in enumerate(record["input_shapes"])
-    ]
-    return [x.requires_grad_() for x in maps]
 
 
 def head_of(record):
@@ -93,7 +65,7 @@ def record(request):
 
 
 def test_every_head_record_is_used():
-    stems = {path.stem for path in (FOLDER / "heads").glob("*.json") if not path.stem.startswith("det_")}
+    stems = {path.stem for path in (golden.FOLDER / "heads").glob("*.json") if not path.stem.startswith("det_")}
     assert stems == {*RECORDS, WHOLE}
 
 
@@ -153,14 +125,11 @@ def test_averages_without_atomics(side, monkeypatch):
     weights = torch.randn_like(exact)
     one, other = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (parts, exact))
     assert torch.allclose(one, other, rtol=1e-12)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         with monkeypatch.context() as patched:
             patched.setattr(F, "adaptive_avg_pool2d", lambda *_: pytest.fail("its backward on a GPU is refused"))
             assert averages(x.to("meta"), side).shape == (2, 3, side, side)
         assert torch.equal(averages(x, side), exact)  # a CPU's is deterministic
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("side", [1, 6])

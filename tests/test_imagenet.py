@@ -3,6 +3,8 @@
 import json
 import shutil
 from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,9 +17,11 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 import recipes.data
+from flags import deterministic
 from recipes import config
 from recipes.data import DataError, batches, imagenet
 from recipes.eval_results import Answers, write_csv
+from recipes.settings import load_config
 from recipes.tasks.classify import MOST, Metrics, RealMetrics, Task, likeliest
 
 CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
@@ -65,6 +69,34 @@ def test_a_split_of_another_name(tmp_path):
         make("imagenet", "data.val_split=mine", root=tmp_path)
     (tmp_path / "val").rename(tmp_path / "mine")
     assert labels(make("imagenet", "data.val_split=mine", root=tmp_path)) == dict(enumerate(CLASSES))
+
+
+def test_a_split_that_is_one_of_several_folders(tmp_path):
+    val(tmp_path / "val", SYNSETS[:1])
+    val(tmp_path / "valid", SYNSETS[1:2])
+    assert make("imagenet", "data.val_split=valid", root=tmp_path).val.records.labels.tolist() == [6, 6]
+    assert make("imagenet", "data.val_split=val", root=tmp_path).val.records.labels.tolist() == [0, 0]
+    with pytest.raises(DataError, match=r"has val/ and valid/: give data.val_split=val or valid, or move all but one"):
+        make(root=tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    assert make("imagenet", "data.val_split=val", root=tmp_path).val.records.labels.tolist() == [6, 6]
+
+
+def test_what_folders_have_no_use_for_is_told(tmp_path, capsys):
+    val(tmp_path / "val", SYNSETS)
+    make(root=tmp_path)
+    assert "not used" not in capsys.readouterr().err
+    make("imagenet", "data.num_classes=10", "data.label_key=fine", root=tmp_path)
+    said = "not used for folders that are named after the classes of ImageNet-1k: "
+    assert f"{said}data.num_classes=10, data.label_key=fine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["val", "only", "."])
+def test_folders_of_synsets_are_not_searched_for_tables(tmp_path, monkeypatch, place):
+    val(tmp_path / place, SYNSETS)
+    monkeypatch.setattr(imagenet, "files_below", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("searched"))
+    assert labels(make(root=tmp_path)) == dict(enumerate(CLASSES))
 
 
 def test_training_needs_its_folder(tmp_path):
@@ -219,9 +251,12 @@ def answered(data):
 
 
 def test_runs_that_are_older_than_a_key(tmp_path):
-    cfg = config.compose(["model=gcvit_xxt", "data=imagenet", f"data.root={val(tmp_path, SYNSETS)}"], "eval")
+    root = val(tmp_path / "photos", SYNSETS)
+    cfg = config.compose(["model=gcvit_xxt", "data=imagenet", f"data.root={root}"], "eval")
     del cfg.data.real_labels
-    assert recipes.data.build(cfg).truths is None
+    (tmp_path / "run").mkdir()
+    OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
+    assert recipes.data.build(load_config(tmp_path / "run")).truths is None
 
 
 def test_the_likeliest_class_is_that_of_argmax():
@@ -231,6 +266,16 @@ def test_the_likeliest_class_is_that_of_argmax():
     assert (most.indices[:, 0] != logits.argmax(1)).any() and torch.equal(found[:, 0], logits.argmax(1))
     assert torch.equal(found.sort(1).values, most.indices.sort(1).values)
     assert torch.equal(logits.gather(1, found), most.values) and likeliest(logits[:, :3], 5).shape == (2000, 3)
+
+
+def test_of_classes_that_are_equally_likely_the_first_is_named_first():
+    task = Task(config.compose(["model=gcvit_xxt", "data=imagenet"], "eval"))
+    data = SimpleNamespace(subset=None, class_names=[str(index) for index in range(1000)])
+    table, _ = task.answer(None, torch.zeros(1, 1000), data, "a.jpg")
+    assert [*table.columns[0].cells] == ["0", "1", "2", "3", "4"] and {*table.columns[1].cells} == {"0.10 %"}
+    few = SimpleNamespace(subset=None, class_names=["a", "b"])
+    table, _ = task.answer(None, torch.tensor([[0.0, 1.0]]), few, "a.jpg")
+    assert [*table.columns[0].cells] == ["b", "a"]
 
 
 def test_real_labels_of_files(tmp_path):
@@ -283,26 +328,20 @@ class Largest(TorchDispatchMode):
         return found
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("classes", [1000, 21841])
-def test_a_batch_is_counted_in_the_memory_of_its_logits(deterministic, classes):
+def test_a_batch_is_counted_in_the_memory_of_its_logits(classes):
     """Also with deterministic algorithms, with which torchmetrics' matrix has 128 times its own size."""
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(32, classes, generator=generator), torch.randint(classes, (32,), generator=generator)
     targets[0] = 255  # in masks this is no class
     metrics = Metrics(classes)
-    with Largest(*([] if metrics.confusion is None else [metrics.confusion.counts])) as largest:
-        metrics.update(logits, targets)
-    assert largest.elements == logits.numel()
-    assert metrics.compute()["top1"] == round(100 * (logits.argmax(1) == targets).double().mean().item(), 4)
+    known = [] if metrics.confusion is None else [metrics.confusion.counts]
+    with deterministic():
+        with Largest(*known) as largest:
+            metrics.update(logits, targets)
+        assert largest.elements == logits.numel()
+        assert metrics.compute()["top1"] == round(100 * (logits.argmax(1) == targets).double().mean().item(), 4)
     if classes <= MOST:
-        torch.use_deterministic_algorithms(False)
         expected = multiclass_confusion_matrix(logits, targets, classes)
         assert torch.equal(metrics.confusion.compute(), expected) and metrics.confusion.counts.sum() == 32
 

@@ -53,8 +53,18 @@ def test_weights_on_the_meta_device_are_refused(tmp_path, place):
     with pytest.raises(ValueError, match="pretrained=True on the meta device, without memory for weights"):
         if place == "device":
             small(NAME, device="meta", **given)
-        with torch.device("meta"):
-            create_model(NAME, **given)
+        else:
+            with torch.device("meta"):
+                create_model(NAME, **given)
+
+
+def test_a_device_by_its_number():
+    """The first one too: without a GPU that is an error, not the CPU."""
+    if torch.cuda.is_available():
+        assert next(small(NAME, device=0).parameters()).device == torch.device("cuda", 0)
+    else:
+        with pytest.raises((AssertionError, RuntimeError)):
+            small(NAME, device=0)
 
 
 def positions_of_shards():

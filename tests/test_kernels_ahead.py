@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton")
@@ -19,20 +20,20 @@ from ops.ahead import TARGETS, Absent, Cost, compile, configurations, distinct, 
 from ops.dispatch import SHARED
 from ops.recording import recording
 from zoo import kernels
-from zoo.registry import variants
+from zoo.registry import class_of, variants
 
 FAST = ["biformer_t", "davit_t", "gcvit_xxt", "maxvit_t", "nat_m", "sgformer_s", "stvit_s"]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.fixture(scope="module")
-def launches():
-    return kernels.launches(FAST)
-
-
 @functools.cache
 def launched_in(dtype):
     return kernels.launches(FAST, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return launched_in("bfloat16")
 
 
 def test_every_kernel_of_a_model_is_written_down(launches):
@@ -142,6 +143,22 @@ def test_only_what_spilled_is_explained():
 def test_explained_kernels_exist(launches):
     words = {name(launch) for launch in launches} | {*TARGETS, *kernels.DTYPES}
     assert set(kernels.SPILLS) <= words
+
+
+@pytest.mark.parametrize("model", ["davit_t", "gcvit_xxt", "stvit_s"])
+def test_training_under_autocast_launches_what_is_compiled_ahead(model, monkeypatch):
+    """A CPU stands in for the GPU, and no tensor has data: parameters stay float32, and so do results of norms."""
+    ahead = {str(specialised(launch)) for dtype in ("bfloat16", "float32") for launch in launched_in(dtype)}
+    monkeypatch.setattr("ops.dispatch.interprets", lambda: True)
+    monkeypatch.setattr("ops.registration.interpreted", lambda: True)
+    args = variants()[model]
+    with FakeTensorMode(allow_non_fake_inputs=True), recording() as written:
+        built = class_of(model)(**args | {"depths": [2] * len(args["depths"])})
+        for side in (args["img_size"], args["img_size"] + 13):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = built(torch.empty(2, 3, side, side))
+            out.float().sum().backward()
+    assert written and {str(specialised(launch)) for launch in written} <= ahead
 
 
 def test_processes_find_and_compile_the_same():

@@ -142,7 +142,9 @@ def test_linear_layers_may_be_quantised(name):
     model = trained(small(name))
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     x = torch.randn(1, 3, 80, 80)
-    assert quantised(x).isfinite().all() and not torch.equal(quantised(x), model(x))
+    want = model(x)
+    assert not torch.equal(quantised(x), want)
+    assert (quantised(x) - want).norm() < 0.5 * want.norm()  # 0.3 where it moves routes or offsets, else below 0.1
 
 
 def test_layers_that_merge_tokens_may_be_wrapped():

@@ -1,7 +1,6 @@
 """Whatever stops a run, it goes on, and ends with the weights, bit for bit, of one that was left alone."""
 
 import contextlib
-import math
 import os
 import random
 import resource
@@ -15,7 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from children import SMALL, Forked, assert_same, fork, lines, lost_after, note_overrides, train_here, trained, until
+from children import (
+    SMALL,
+    Forked,
+    assert_same,
+    fork,
+    lines,
+    lost_after,
+    note_overrides,
+    poisoned,
+    train_here,
+    trained,
+    wait_for,
+)
 from recipes import config, train
 from recipes.checkpoint import CheckpointError, Store
 from recipes.run import open_run
@@ -89,7 +100,7 @@ def test_killed_at_random_moments(tmp_path, undisturbed, kills):
 @pytest.mark.parametrize("number, readers", [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
 def test_a_scheduler_stops_it(tmp_path, undisturbed, number, readers):
     child = fork(*RUN, "train.save_every=1000", f"data.workers={readers}", "name=run", "out=.", cwd=tmp_path)
-    until(child, lambda: trained(tmp_path / "run", 3))
+    wait_for(child, lambda: trained(tmp_path / "run", 3))
     for pid in (*workers(child), child.pid):  # a scheduler signals every process
         os.kill(pid, number)
     output = stopped(child, REQUEUE)
@@ -105,7 +116,7 @@ def workers(child: Forked) -> list[int]:
 
 def test_a_data_worker_is_killed(tmp_path, undisturbed):
     child = fork(*RUN, "train.save_every=1000", "data.workers=2", "name=run", "out=.", cwd=tmp_path)
-    until(child, lambda: trained(tmp_path / "run", 3))
+    wait_for(child, lambda: trained(tmp_path / "run", 3))
     os.kill(workers(child)[0], signal.SIGKILL)
     output = stopped(child, 2)
     assert "a process reading the training set of digits died" in output and "is saved; resume with" in output
@@ -115,7 +126,7 @@ def test_a_data_worker_is_killed(tmp_path, undisturbed):
 
 def test_the_disk_takes_no_more(tmp_path, undisturbed):
     child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
-    until(child, lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
+    wait_for(child, lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
     # no file may grow beyond 100 kB from here on: the system's own error, as of a full disk
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     output = stopped(child, 2)
@@ -169,7 +180,7 @@ def read_only(folder: Path):
 def test_a_folder_that_becomes_read_only(tmp_path, undisturbed):
     run = tmp_path / "run"
     child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
-    until(child, lambda: trained(run, 3))
+    wait_for(child, lambda: trained(run, 3))
     with read_only(run / "checkpoints"):
         output = stopped(child, 2)
     assert "could not write the checkpoint" in output and "Read-only file system" in output and "is intact" in output
@@ -224,7 +235,7 @@ def test_a_folder_in_whose_place_another_run_trains(tmp_path, undisturbed):
     """The first process holds the lock of a folder that is elsewhere by now: nothing of it gets into the new one."""
     run, moved = tmp_path / "run", tmp_path / "moved"
     child = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
-    until(child, lambda: trained(run, 3))
+    wait_for(child, lambda: trained(run, 3))
     os.kill(child.pid, signal.SIGSTOP)
     run.rename(moved)
     second = fork(*RUN, "name=run", "out=.", cwd=tmp_path)
@@ -284,7 +295,7 @@ def test_the_data_vanishes(tmp_path, photos, photographed, split, workers):
     child = fork(
         *_photo_run(data), f"data.workers={workers}", "train.save_every=1000", "name=run", "out=.", cwd=tmp_path
     )
-    until(child, lambda: trained(tmp_path / "run", 3))
+    wait_for(child, lambda: trained(tmp_path / "run", 3))
     (data / split).rename(data / "away")
     output = stopped(child, 2)
     assert f"{data / split}" in output and "is saved; resume with" in output
@@ -316,20 +327,11 @@ def test_better_weights_are_found_before_the_step_of_the_best(tmp_path, monkeypa
     assert find_checkpoint(tmp_path / "run").path == checkpoints / "best-00000001"
 
 
-def poisoned(loss, steps):
-    """The same loss, of images that are no numbers in these steps: running statistics of the norms are hit as well."""
-
-    def function(self, model, images, targets, *, draw):
-        return loss(self, model, images * math.nan if draw // 2 in steps else images, targets, draw=draw)
-
-    return function
-
-
 SKIP = [*RUN, "train.skip_nonfinite=2"]
 
 
 def test_steps_without_a_gradient_are_skipped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 6}))
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 6}, accumulate=2))
     options = [*SKIP, "train.keep=9", f"out={tmp_path}"]
     train_here(tmp_path, *options, "name=whole")
     assert capsys.readouterr().out.count("this step is skipped") == 3
@@ -347,7 +349,7 @@ def test_steps_without_a_gradient_are_skipped(tmp_path, monkeypatch, capsys):
 
 
 def test_too_many_steps_without_a_gradient(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 5}))
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {3, 4, 5}, accumulate=2))
     with pytest.raises(train.NotFinite, match=r"(?s)at step 5 .*after 2 steps that were skipped.*saved; resume with"):
         train_here(tmp_path, *SKIP, "name=run")
     newest, _ = Store(tmp_path / "run" / "checkpoints").newest()

@@ -9,7 +9,7 @@ import zoo
 from builds import small, trained
 from zoo.blocks import WindowAttention
 
-every_small = pytest.mark.parametrize("name", ["maxvit_t", "maxvit_t_tv"])
+every_maxvit = pytest.mark.parametrize("name", ["maxvit_t", "maxvit_t_tv"])
 
 
 def windows(model):
@@ -23,14 +23,14 @@ def test_windows(name):
     assert windows == {(zoo.variants()[name]["img_size"] // 32,) * 2}
 
 
-@every_small
+@every_maxvit
 def test_tables_do_not_decay(name):
     model = small(name)
     tables = {key for key, _ in model.named_parameters() if key.endswith(".rpb")}
     assert model.no_weight_decay() == tables and len(tables) == 10
 
 
-@every_small
+@every_maxvit
 def test_windows_for_another_size(name):
     model = trained(small(name, img_size=64))
     x = torch.randn(1, 3, 96, 128)
@@ -52,14 +52,7 @@ def test_windows_for_another_size(name):
     assert windows(small(name, img_size=64, window_size=5)) == {("block", (5, 5)), ("grid", (2, 2))}
 
 
-def test_drop_path_ramps():
-    rates = [m.drop_prob for m in create_model("maxvit_t", drop_path_rate=0.2).modules() if hasattr(m, "drop_prob")]
-    assert rates == [0.2 * b / 11 for b in range(11) for _ in range(5)]
-    rates = [m.drop_prob for m in create_model("maxvit_t_tv", drop_path_rate=0.2).modules() if hasattr(m, "drop_prob")]
-    assert rates == [0.2 * b / 10 for b in range(11) for _ in range(5)]
-
-
-@every_small
+@every_maxvit
 def test_sync_batch_norm(name):
     """torch's conversion finds the batch norms and, outside a process group's training, changes nothing."""
     model = trained(small(name))
@@ -70,7 +63,7 @@ def test_sync_batch_norm(name):
     torch.testing.assert_close(model.eval()(x), before)
 
 
-@every_small
+@every_maxvit
 def test_momentum_of_batch_norms(name):
     for given, momentum in (({}, 0.1), ({"bn_momentum": 0.01}, 0.01)):
         norms = [m for m in small(name, **given).modules() if isinstance(m, nn.BatchNorm2d)]
@@ -82,8 +75,3 @@ def test_logits_are_scaled_by_the_width_of_a_head():
     model = create_model("maxvit_t", stem_dim=8, dims=(64, 48, 80), depths=(1, 1, 1), device="meta")
     found = {(m.qkv.in_features, m.heads, m.scale) for m in model.modules() if isinstance(m, WindowAttention)}
     assert found == {(64, 2, 32**-0.5), (48, 1, 48**-0.5), (80, 2, 40**-0.5)}
-
-
-def test_lengths_that_differ():
-    with pytest.raises(ValueError, match=r"depths is \(2, 2\): expected one number per stage in each"):
-        create_model("maxvit_t", depths=(2, 2))

@@ -24,6 +24,7 @@ def test_every_variant_builds(name):
     assert cfg["input_size"] == (3, args["img_size"], args["img_size"])
     assert cfg["classifier"] + ".weight" in model.state_dict()
     assert cfg["first_conv"] + ".weight" in model.state_dict()
+    assert model.num_classes == (21_843 if name == "maxvit_xl" else 1000)
 
 
 def test_variants_are_plain_data():
@@ -359,6 +360,17 @@ def test_inner_windows_do_not_see_the_padding():
     # nor do windows at the border see anything but the map: they attend as if cut off, wherever the map ends
     corner = x[:, 28:, 28:]
     torch.testing.assert_close(attention(x)[:, 28:, 28:], attention(corner), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("litv2_s", {}), ("sgformer_b", {}), ("stvit_b", {"differentiable": True})]
+)
+def test_trains_under_autocast(name, given):
+    model = small(name, **given).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(2, 3, 70, 90))
+    logits.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 @every_small

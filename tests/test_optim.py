@@ -1,14 +1,13 @@
 """The learning rate of every step and every parameter."""
 
 import math
-import shutil
 
 import pytest
 import torch
 from torch import nn
 
-from children import SMALL, note_overrides, train_here
-from recipes import checkpoint, config, optim
+from children import SMALL, lost_after, newest, note_overrides, train_here
+from recipes import config, optim
 from recipes.config import ConfigError
 from recipes.plan import Plan
 from recipes.tasks import classify
@@ -343,20 +342,17 @@ def test_a_model_of_timm_s_has_one_rate():
 def test_offsets_learn_at_their_rate_and_a_resumed_run_keeps_it(tmp_path):
     options = [*LITV2, "train.steps=3", "train.save_every=1", "train.keep=9"]
     train_here(tmp_path, *options, "name=whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for name in ("best-00000003", "step-00000002", "step-00000003"):
-        shutil.rmtree(tmp_path / "cut" / "checkpoints" / name)
-    note_overrides(tmp_path / "cut", options)
-    first, _ = checkpoint.Store(tmp_path / "cut" / "checkpoints").newest()
+    cut = lost_after(1, tmp_path / "whole", tmp_path / "cut")
+    note_overrides(cut, options)
+    first = newest(cut)
     for name in OFFSETS:  # all zeros at first, and Adam's first update of a parameter is its rate
         assert first.tensors("model")[name].abs().max() == pytest.approx(1e-5, rel=1e-3)
         assert first.tensors("model")[name.replace("weight", "bias")].abs().max() == pytest.approx(1e-3, rel=1e-3)
-    train_here(tmp_path, f"resume={tmp_path / 'cut'}")
+    train_here(tmp_path, f"resume={cut}")
     for file in (tmp_path / "whole" / "checkpoints" / "step-00000003").glob("*.safetensors"):
-        assert file.read_bytes() == (tmp_path / "cut" / file.relative_to(tmp_path / "whole")).read_bytes(), file
+        assert file.read_bytes() == (cut / file.relative_to(tmp_path / "whole")).read_bytes(), file
     model, optimizer = made(*LITV2)
-    saved, _ = checkpoint.Store(tmp_path / "cut" / "checkpoints").newest()
-    optim.load_state(optimizer, saved.tree("optimizer"))
+    optim.load_state(optimizer, newest(cut).tree("optimizer"))
     scales = by_name(model, optimizer, "lr_scale")
     assert scales == {name: 0.01 if name in OFFSETS else 1 for name in scales}
 

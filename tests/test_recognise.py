@@ -280,6 +280,30 @@ def test_windows_tell_variants_for_other_images_apart(model, given, said, shown)
     assert ("name the model" in found.message) == (said is None)
 
 
+# model, how it is built -> what its shapes show of that, for each model that they fit
+WINDOW = {"window_size": 9}
+SHOWN = [
+    ("nat_m", {}, {"nat_m": {}, "dinat_m": {}}),
+    ("nat_m", WINDOW, {"nat_m": WINDOW, "dinat_m": WINDOW}),
+    ("dinats_t", {"window_size": 5, "in_chans": 4}, {"dinats_t": {"window_size": 5, "in_chans": 4}}),
+    ("dinat_l_384_k11", {}, {"dinat_l_384_k11": {}}),
+    ("dinat_l", WINDOW, dict.fromkeys(("dinat_l", "dinat_l_384", "dinat_l_384_k11"), WINDOW)),
+    ("vitrpb_s", {"img_size": (384, 320)}, {"vitrpb_s": {"img_size": (384, 320)}}),  # no neighborhood has such windows
+    ("vitrpb_s", {"img_size": 384}, {"vitrpb_s": {"img_size": 384}}),
+    ("vitrpb_s", {"img_size": 144}, {"nat_iso_s": WINDOW, "dinat_iso_s": WINDOW, "vitrpb_s": {"img_size": 144}}),
+    ("sgformer_s", {"img_size": 448}, {"sgformer_s": {"img_size": 448}}),
+    ("sgformer_s", {"img_size": (112, 456)}, {"sgformer_s": {}}),  # of no square image
+    ("gcvit_xxt", {"in_chans": 1}, {"gcvit_xxt": {"in_chans": 1, "img_size": 224}}),
+]
+
+
+@pytest.mark.parametrize(("model", "given", "shown"), SHOWN, ids=str)
+def test_shapes_show_windows_images_and_channels(model, given, shown):
+    found = recognise(built(model, "zoo", **given))
+    assert {name: found.arguments(name) for name, _ in found.candidates} == shown
+    assert found.model == (model if len(shown) == 1 else None)
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import ops
+from builds import MODULES
 from ops.check.tables import RELEASED
 from zoo.registry import class_of, variants
 
-# where a model may call an op
-MODULES = {class_of(name).__module__ for name in variants()} | {"zoo.blocks.attention"}
 # one variant for each set of windows, dilations and channels of a head
 FAST = [
     *("maxvit_t", "gcvit_t", "davit_t", "nat_m", "dinat_t", "dinats_t", "nat_iso_s", "dinat_iso_s", "biformer_t"),

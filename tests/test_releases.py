@@ -11,7 +11,6 @@ import torchvision
 import golden
 import zoo
 from families import RECORDS, TIMM_MODELS
-from test_golden import FOLDER
 from zoo import fetch
 from zoo.checkpoint import layouts_of
 from zoo.published import GFLOPS, PARAMETERS
@@ -82,7 +81,7 @@ def test_noncommercial_weights_are_nvidias():
 def verified():
     """(class, layout) of every layout that a list of names from its source fits: records, and timm's own models."""
     keys = [
-        (model, [entry[0] for entry in golden.load(FOLDER / f"{stem}.json")["entries"]])
+        (model, [entry[0] for entry in golden.load(golden.FOLDER / f"{stem}.json")["entries"]])
         for stem, model in RECORDS.items()
     ]
     keys += [(ours, timm.create_model(name, device="meta").state_dict()) for name, ours in TIMM_MODELS.items()]
@@ -192,6 +191,8 @@ FILES = {
     ),
     "hub/models--timm--davit_tiny.msft_in1k/snapshots/0a1b/model.safetensors": "davit_t.timm_msft_in1k",
     "https://huggingface.co/timm/davit_tiny.msft_in1k/resolve/main/model.safetensors": "davit_t.timm_msft_in1k",
+    "litv2_s.ckpt": "litv2_s.ziplab_in1k",
+    "litv2_s (1).ckpt": "litv2_s.ziplab_in1k",
     "model.safetensors": None,
     "best.pth": None,
     "gcvit_1k_tiny3.pth.tar": None,
@@ -258,6 +259,9 @@ def test_every_row_is_on_the_page_once():
         cells = [cell.strip() for cell in row.split("|")]
         assert str(r.img_size) in cells and r.data in cells
         assert r.top1 is None or float(cells[2]) == pytest.approx(r.top1, abs=0.005)
+    for r in UNRELEASED:
+        (row, *_) = [row for row in rows if f"`{r.model}`" in row and r.source in row and r.method in row]
+        assert r.img_size is None or str(r.img_size) in [cell.strip() for cell in row.split("|")]
 
 
 def pretrained():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from children import assert_same, evaluated, finish, start, succeed, train_here, trained, wait_for
+from children import assert_same, evaluated, finish, no_space, start, succeed, train_here, trained, wait_for
 from recipes import checkpoint, optim
 from recipes.data.seeding import seed_all
 from recipes.packing import unpack
@@ -187,11 +187,7 @@ def test_what_a_state_dict_holds_beside_tensors(tmp_path):
 def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     store = checkpoint.Store(tmp_path)
     store.save(1, {"model": {"w": torch.zeros(1)}}, {})
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(checkpoint.json, "dump", full)
+    monkeypatch.setattr(checkpoint.json, "dump", no_space)
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
         store.save(2, {"model": {"w": torch.zeros(1)}}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -147,16 +147,22 @@ def test_tables_and_factors_that_are_no_vectors_are_there(report):
 
 @pytest.mark.parametrize("model, phase", CASES)
 def test_drop_path_of_every_block(model, phase, report):
-    """A straight line over all blocks from 0 to the rate; the authors' MaxViT ends a block's share before it."""
+    """A straight line over all blocks from 0 to the rate, in each branch of a block its value.
+
+    The authors' MaxViT ends a block's share before the rate.
+    """
     fact, made = FACTS[model, phase], report(model, phase)
     rate = made.cfg.train.drop_path_rate if fact["drop_path"] is None else fact["drop_path"]
     blocks = {}
     for name, drop in made.drop_path.items():
-        blocks.setdefault(BLOCK.match(name)[0], set()).add(round(drop, 12))
+        blocks.setdefault(BLOCK.match(name)[0], []).append(round(drop, 12))
     depths = made.cfg.model.get("depths", [12])  # the isotropic models do not list them
     count = sum(depths) * (2 if model.startswith("davit") else 1)
     last = count if model.startswith("maxvit") and model != "maxvit_t_tv" else count - 1
-    assert list(blocks.values()) == [{round(rate * block / last, 12)} for block in range(count)]
+    branches = [5 if model.startswith("maxvit") else 2] * count  # a convolution, two attentions, two MLPs
+    if model.startswith("litv2"):  # no attention in two stages
+        branches[: sum(depths[:2])] = [1] * sum(depths[:2])
+    assert list(blocks.values()) == [[round(rate * block / last, 12)] * n for block, n in enumerate(branches)]
 
 
 def test_command(tmp_path, capsys, monkeypatch):
@@ -300,8 +306,14 @@ def test_parts_are_no_larger_than_asked():
     assert parts("train.micro_batch=128", "train.accumulate=16") == (16, 64)
     assert parts("train.micro_batch=2000") == (1, 1024)
     assert parts("data.batch_size=900", "train.micro_batch=128") == (9, 100)
-    with pytest.raises(ConfigError, match=r"train.micro_batch=0 is too few"):
+    with pytest.raises(ConfigError, match=r"train.micro_batch=0: expected a number in \[1, infinity\)"):
         parts("train.micro_batch=0")
+
+
+def test_epochs_that_are_no_step():
+    for epochs in (0, 0.1):  # of 4 steps
+        with pytest.raises(ConfigError, match=rf"^train.epochs={epochs} comes to 0 steps of 1024 images, expected "):
+            planned(f"train.epochs={epochs}")
 
 
 def test_a_constant_rate_cools_down_for_as_many_steps():

@@ -1,7 +1,6 @@
 """What can be seen of a run: trackers, evaluations, the card, pictures, where the time goes."""
 
 import ast
-import errno
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 import zoo
-from children import QUICK, lines, note_overrides, rendered, train_here, trained
+from children import QUICK, lines, no_space, note_overrides, rendered, train_here, trained
 from families import SMALL as SMALL_MODELS
 from recipes import card, compare, config, export, log
 from recipes.checkpoint import Store
@@ -59,7 +58,7 @@ def test_a_log_that_fails_stops_the_run_and_loses_nothing(two_runs, tmp_path, mo
 
     def full(self, data):
         if file in str(self.name) and trained(tmp_path / "run", 2):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            no_space()
         return write(self, data)
 
     options = [*QUICK, "train.save_every=100", "logger=tensorboard", f"out={tmp_path}", "name=run"]
@@ -79,10 +78,7 @@ def test_a_log_that_fails_stops_the_run_and_loses_nothing(two_runs, tmp_path, mo
 
 
 def test_curves_that_cannot_be_written_lose_no_step(tmp_path, monkeypatch):
-    def full(path, *_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("recipes.run.draw_curves", full)
+    monkeypatch.setattr("recipes.run.draw_curves", no_space)
     said = r"(?s)could not write \S+curves.png: .*No space left on device\nthe state after step 5 is saved; resume with"
     with pytest.raises(RunError, match=said):
         train_here(tmp_path, *QUICK, "train.save_every=100", f"out={tmp_path}", "name=run")

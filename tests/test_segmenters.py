@@ -1,6 +1,7 @@
 """Whole segmenters: files in the published layout and in ours, any backbone, any size, learning."""
 
-from pathlib import Path
+import pickle
+from copy import deepcopy
 
 import pytest
 import timm
@@ -11,13 +12,13 @@ from torch import nn
 import golden
 import zoo
 from dense_cases import tiny
+from head_records import load
 from steps import losses_of
 from zoo.heads import detector, inference, segmenter
 from zoo.heads.plain import pyramid_of
 from zoo.heads.recognise import recognise_dense
 from zoo.heads.segmenter import auxiliary_head
 
-FOLDER = Path(__file__).parent / "golden"
 # record of a backbone, and how the model is built
 FILES = {
     "dinat": ("dinat_tiny_seg_256x320", "dinat_t", {"channels": 32, "dilations": "segmentation"}),
@@ -51,7 +52,7 @@ def answer(record, maps):
 def test_files_of_segmenters_load(family, tmp_path):
     """The backbone within then gives its record's maps, and the file that we write of it is theirs again."""
     stem, name, kwargs = FILES[family]
-    record = golden.load(FOLDER / f"{stem}.json")
+    record = golden.load(golden.FOLDER / f"{stem}.json")
     model = segmenter(name, 150, dtype=torch.float64, **kwargs).double().eval()
     theirs = model.layouts()[0].theirs
     heads = [(theirs(k), v) for k, v in model.state_dict().items() if not k.startswith("backbone.")]
@@ -71,7 +72,7 @@ def test_whole_files_have_the_published_names():
     for stem, kwargs in (("semfpn_64x64", {"head": "semantic_fpn"}), ("uperhead_c64_60x84", {"channels": 64})):
         model = segmenter("resnet18", 150, auxiliary=False, **kwargs)
         names = {model.layouts()[0].theirs(k): list(v.shape) for k, v in model.state_dict().items()}
-        want = {key: shape for key, shape, _ in golden.load(FOLDER / "heads" / f"{stem}.json")["entries"]}
+        want = {key: shape for key, shape, _ in load(stem)["entries"]}
         assert {k: v for k, v in names.items() if not k.startswith("backbone.")} == want
 
 
@@ -165,11 +166,18 @@ def test_classifiers_for_other_classes_are_made_anew(small):
     assert torch.equal(model.decode_head.fuse.conv.weight, small[0].decode_head.fuse.conv.weight)
 
 
-@pytest.mark.parametrize("kwargs", [{"channels": 24}, {"feature_norms": False}, {"head": "semantic_fpn"}])
-def test_files_of_other_segmenters_are_refused(small, kwargs):
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"channels": 24}, r"60 of another shape: decode_head\.pools\.0\.conv\.weight \(16, .* instead of \(24, "),
+        ({"feature_norms": False}, r"8 left over: backbone\.model\.feature_norms\.0\.weight, "),
+        ({"head": "semantic_fpn"}, "Its head is of another kind: give that kind as head="),
+    ],
+)
+def test_files_of_other_segmenters_are_refused(small, kwargs, said):
     model = tiny(**kwargs)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(zoo.CheckpointError) as error:
+    with pytest.raises(zoo.CheckpointError, match=said) as error:
         zoo.load_checkpoint(model, small[1])
     assert "auxiliary=False" not in str(error.value)  # which would not help
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -334,9 +342,11 @@ def test_norms_where_the_published_dense_models_have_them():
 
 @pytest.mark.parametrize("build", [segmenter, detector])
 @pytest.mark.parametrize("count", [0, 2.5, "3", True])
-def test_what_is_no_number_of_classes(build, count):
+def test_what_is_no_number_of_classes_or_channels(build, count):
     with pytest.raises(ValueError, match=f"^num_classes is {count!r}: expected the number of classes, 1 or more$"):
         build("nat_m", count)
+    with pytest.raises(ValueError, match=f"^channels is {count!r}: expected channels of the .*, 1 or more$"):
+        build("nat_m", 3, channels=count)
 
 
 def test_wrong_arguments():
@@ -388,6 +398,20 @@ def test_what_trainers_ask_for():
     model = segmenter("litv2_s", 3, head="semantic_fpn", channels=16)
     names = dict(model.named_parameters())
     assert model.lr_scales() and model.lr_scales().keys() <= names.keys()
-    assert segmenter("swin_tiny_patch4_window7_224", 3, channels=8, depths=(1, 1, 1, 1)).no_weight_decay() is not None
     model.set_grad_checkpointing()
     assert all(stage.grad_checkpointing for stage in model.backbone.model.stages)
+
+
+@pytest.mark.parametrize("kind", [{}, {"feature_cls": "hook"}, {"feature_cls": "fx"}], ids=["list", "hook", "fx"])
+def test_tables_of_a_model_that_timm_took_apart_do_not_decay(kind):
+    model = segmenter("swin_tiny_patch4_window7_224", 3, channels=8, depths=(1, 1, 1, 1), out_indices=(1, 2, 3), **kind)
+    tables = {name for name, _ in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 4 and model.no_weight_decay() == tables
+    assert deepcopy(model).no_weight_decay() == pickle.loads(pickle.dumps(model)).no_weight_decay() == tables
+
+
+def test_rates_of_a_traced_model():
+    model = segmenter("litv2_s", 3, channels=16, feature_cls="fx", feature_norms=False)
+    want = segmenter("litv2_s", 3, channels=16).lr_scales()
+    scales = {name.replace("backbone.graph_module", "backbone.model"): s for name, s in model.lr_scales().items()}
+    assert scales == want and model.lr_scales().keys() <= dict(model.named_parameters()).keys()

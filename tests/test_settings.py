@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from children import no_space
 from recipes import config, distributed
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
+from recipes.config.contents import flat
 from recipes.config.given import expanded, with_task_of_run
 from recipes.data.build import preprocessing
 from recipes.provenance import note_session, sessions
@@ -299,15 +302,56 @@ def test_a_run_with_a_key_that_has_another_name_now(tmp_path):
     assert config_to_resume(run, []).data.real_labels is False
 
 
+def test_a_run_is_read_with_the_keys_that_it_lacks(tmp_path, capsys):
+    """With their defaults, whatever sets them otherwise: data=scenes leaves the background out."""
+    younger = {
+        "hardware.sync_bn": False, "data.left_out": [], "data.max_pixels": 89478485, "data.cache": None,
+        "task.left_out_weight": 1.0, "model.backbone": None, "seed": 0,
+    }  # fmt: skip
+    run = begun(tmp_path / "run", "task=segment")
+    cfg = OmegaConf.load(run / "config.yaml")
+    for key in younger:
+        group, _, rest = f".{key}".rpartition(".")
+        del (OmegaConf.select(cfg, group[1:]) if group else cfg)[rest]
+    OmegaConf.save(cfg, run / "config.yaml")
+    for found in (load_config(run), config_to_evaluate(run, []), config_to_resume(run, [])):
+        assert {key: OmegaConf.select(found, key) for key in younger} == younger
+    assert "changes from" not in capsys.readouterr().out
+
+
+def test_a_configuration_written_by_hand_keeps_its_groups(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {name: test_resnet}\ndata: {name: own}\ntask: {name: own}\n")
+    cfg = load_config(tmp_path)
+    assert (cfg.model.weights, cfg.data.img_size, cfg.seed) == ("auto", None, 0) and "source" not in cfg.data
+    assert "train" not in cfg and "augment" not in cfg and flat(cfg.task) == {"name": "own"}
+
+
+@pytest.mark.parametrize("name", ["local-dir:../../../models/x", "hf-hub:timm/resnet18"])
+def test_a_run_of_an_address_lies_in_its_folder(tmp_path, name):
+    """The slashes of neither name make folders."""
+    cfg = config.compose(SMALL)
+    cfg.out, cfg.model.name, cfg.data.name = str(tmp_path), name, "own/birds"
+    folder = open_run(cfg, []).folder
+    assert folder.parent == tmp_path and folder.name.startswith(f"{re.sub('[/:]', '-', name)}-own-birds-")
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_cannot_go_on_keeps_the_configuration_of_its_weights(tmp_path, known, best):
+    folder = begun(tmp_path / "run")
+    run = Run(folder, load_config(folder), Store(folder / "checkpoints"), known=known)
+    run.metrics.touch()
+    if best:
+        run.store.save(1, {"model": {"w": torch.zeros(1)}}, {"metrics": {"top1": 50.0}}, best=True)
+    run.withdraw()
+    assert run.metrics.exists() == (folder / "config.yaml").exists() == (known or best)
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     folder = begun(tmp_path / "run")
     run = Run(folder, load_config(folder), Store(folder / "checkpoints"))
     listed = folder / "nonfinite" / "step-00000003.txt"
     assert str(listed) in run.list_images(3, ["a.png"])
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("recipes.run.flush", full)
+    monkeypatch.setattr("recipes.run.flush", no_space)
     assert "could not be written" in run.list_images(3, ["b.png"])
     assert listed.read_text() == "a.png\n" and list(listed.parent.iterdir()) == [listed]

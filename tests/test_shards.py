@@ -1,10 +1,12 @@
 """Training sets in shards that are not as expected: archives, names, files of two splits, columns, the hub."""
 
+import errno
 import io
 import os
 import re
 import tarfile
 import time
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -181,6 +183,67 @@ def test_a_file_is_of_one_split(tmp_path, train, val):
         write_tar(tmp_path / f"{name}.tar", {str(number): members(number) for number in range(count)})
     data = make("webdataset", root=str(tmp_path))
     assert (len(data.train), len(data.val)) == (12, 6)
+
+
+def test_folders_that_are_links(tmp_path):
+    """One leads back into itself, which is read once; hidden ones are not read."""
+    tars(tmp_path / "disk")
+    for split in ("train", "validation"):
+        (tmp_path / "elsewhere" / split).mkdir(parents=True)
+        for number, file in enumerate(sorted((tmp_path / "disk").glob(f"*{split}*.tar"))):
+            file.rename(tmp_path / "elsewhere" / split / f"{number}.tar")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "train").symlink_to(tmp_path / "elsewhere" / "train")
+    (tmp_path / "elsewhere" / "train" / "again").symlink_to(tmp_path / "elsewhere" / "train")
+    (tmp_path / "root" / "validation").symlink_to(tmp_path / "elsewhere" / "validation")
+    (tmp_path / "elsewhere" / "validation" / ".hidden").mkdir()
+    (tmp_path / "elsewhere" / "validation" / ".hidden" / "7.tar").write_bytes(b"no archive")
+    data = make("webdataset", root=str(tmp_path / "root"))
+    assert len(data.train) == 113 and number_of(data.train.image(0)) == 0 and len(data.val) == 20
+
+
+def test_folders_that_may_not_be_read(tmp_path, monkeypatch, capsys):
+    """The rest is read, but not silently without them; the folder itself must be readable."""
+    root, scandir = Path(tars(tmp_path / "tars")), os.scandir
+    (root / "lost+found").mkdir()
+    closed = root / "lost+found"
+
+    def refused(path):
+        if str(path) == str(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        assert len(make("webdataset", root=str(root)).train) == 113
+        said = "webdataset, split 'train': a folder is left out: "
+        assert f"{said}[Errno 13] Permission denied: '{closed}'" in capsys.readouterr().err
+        closed = root
+        with pytest.raises(DataError, match=rf"cannot list data.root={root}: .*Permission denied"):
+            make("webdataset", root=str(root))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "parquet_stream"])
+def test_a_folder_that_is_called_a_file(tmp_path, name):
+    """As Spark, Dask and Polars write a table."""
+    rows = {"img": [{"bytes": picture(0), "path": None}] * 3, "label": [0, 1, 2]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").mkdir()
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(tmp_path / f"{split}.parquet" / "part-00000.parquet")
+        (tmp_path / f"{split}.parquet" / "_SUCCESS").touch()
+    data = make(name, root=str(tmp_path), image_key="img", val_split="test", num_classes=None)
+    assert data.train.records.labels.tolist() == data.val.records.labels.tolist() == [0, 1, 2]
+
+
+def test_compressed_files_are_said_once(tmp_path, capsys):
+    root = Path(parquets(tmp_path))
+    for file in root.rglob("*.parquet"):
+        file.with_name(f"{file.name}.gz").touch()
+    (root / "data" / "train-9.parquet.gz").touch()
+    make("parquet_stream", root=str(root), source="arrow")
+    assert capsys.readouterr().err.count("1 compressed files are left out, such as data/train-9.parquet.gz") == 1
 
 
 def test_compressed_archives_beside_others(tmp_path, capsys):

@@ -9,6 +9,7 @@ from torch import nn
 
 import zoo
 from builds import every_small, small, trained
+from children import files_up_to
 from families import SMALL
 
 
@@ -175,6 +176,13 @@ def test_what_cannot_be_shared(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(zoo.CheckpointError, match="could not write"):
         zoo.save_for_hf(small("davit_t"), tmp_path / "file")
+
+
+def test_a_full_disk(tmp_path):
+    model = small("davit_t")
+    with files_up_to(10_000), pytest.raises(zoo.CheckpointError, match=r"could not write .*shared: "):
+        zoo.save_for_hf(model, tmp_path / "shared")
+    assert not any((tmp_path / "shared").iterdir())
 
 
 def test_names_of_classes_are_kept(tmp_path):

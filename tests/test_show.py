@@ -307,6 +307,8 @@ def test_the_least_that_makes_up_most_of_a_field():
 def test_other_models_have_fields():
     model = timm.create_model("resnet10t", num_classes=0)
     assert [picture.name for picture in show.pictures(model, noise(), img_size=64, stage=1)] == ["field"]
+    model = timm.create_model("efficientvit_m0")  # it gives the size of its images as one number
+    assert show.image.size_of(model) == (224, 224)
 
 
 WRAPPERS = {
@@ -364,8 +366,9 @@ def test_what_is_not_there(name, given, said):
 
 
 def test_heads_and_blocks():
-    both = [one("dinat_b", "neighborhoods", head=head).data["weights_1_query"] for head in (0, None)]
-    assert both[0].shape == both[1].shape
+    weights = [one("dinat_b", "neighborhoods", stage=2, head=head).data["weights_1_query"] for head in (0, 1, None)]
+    assert not torch.allclose(weights[0], weights[1], rtol=0.01)
+    torch.testing.assert_close(weights[2], (weights[0] + weights[1]) / 2)
     last = one("dinat_b", "neighborhoods", block=-1, stage=0)
     assert [key for key in last.data if "query" in key] == ["weights_8_query", "reach_8_query"]
 

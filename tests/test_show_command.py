@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 import zoo
+from pages import ROOT
 from test_show import noise
 from zoo import export, show
 from zoo.show import command, families, source
@@ -120,7 +120,6 @@ def test_photographs_are_there():
     assert zoo.show is show
 
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/inside.md").read_text()
 CELLS = json.loads((ROOT / "docs/inside.ipynb").read_text())["cells"]
 

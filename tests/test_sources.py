@@ -63,7 +63,7 @@ def test_listing_is_kept_and_follows_changes(tmp_path, monkeypatch, settled):
     root = photos(tmp_path / "photos")
     make("imagefolder", root=str(root))
     with monkeypatch.context() as unchanged:
-        unchanged.setattr(folder, "images_below", lambda *_: pytest.fail("scanned again though nothing changed"))
+        unchanged.setattr(folder, "files_below", lambda *_: pytest.fail("scanned again though nothing changed"))
         assert len(make("imagefolder", root=str(root)).train) == 9
     shutil.copy(root / "train" / "ant" / "0.jpg", root / "train" / "ant" / "new.jpg")
     assert len(make("imagefolder", root=str(root)).train) == 10

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from children import train_here
+from children import lost_after, note_overrides, train_here
 from recipes import distributed, plan
 from recipes.config import compose
 from recipes.data import DataError, batches, build, check_position, parquet, stream_order, stream_state, tar
@@ -240,28 +240,19 @@ def test_training_goes_on_exactly(kind, tmp_path, workers):
     given = [*SMALL, f"data={kind}", f"data.root={root}", f"data.workers={workers}"]
     train_here(tmp_path, *given, "name=whole", "train.keep=99")
     for step in (9, 18):
-        part = broken_off(tmp_path / "whole", tmp_path / f"from{step}", step, given)
+        part = lost_after(step, tmp_path / "whole", tmp_path / f"from{step}")
+        note_overrides(part, given)
         train_here(tmp_path, *given, f"resume={part}")
         file = "checkpoints/step-00000028/model.safetensors"
         assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     more = [*given[:-1], f"data.workers={workers + 1}"]
-    part = broken_off(tmp_path / "whole", tmp_path / "other", 9, more)
+    part = lost_after(9, tmp_path / "whole", tmp_path / "other")
+    note_overrides(part, more)
     said = rf"workers: started with {workers}, now {workers + 1} \(set data.workers={workers}\)"
     with pytest.raises(DataError, match=said):
         train_here(tmp_path, *more, f"resume={part}")
     state = json.loads((part / "checkpoints" / "step-00000009" / "state.json").read_text())["data"]
     assert state["batch"] == 9 and len(state["readers"]) == workers
-
-
-def broken_off(whole, part, step, given):
-    """A copy of a run's folder as a kill after `step` steps leaves it."""
-    shutil.copytree(whole, part)
-    for folder in (part / "checkpoints").iterdir():
-        if folder.name.startswith("best") or int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    session = json.loads((part / "sessions.jsonl").read_text())
-    (part / "sessions.jsonl").write_text(json.dumps({**session, "overrides": given}) + "\n")
-    return part
 
 
 def test_shards_that_are_wrong(kind, tmp_path):

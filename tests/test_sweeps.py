@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import runpy
 import subprocess
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from children import ROOT, SMALL, fork
 from recipes import config, shell
-from recipes.config import ConfigError, compose
+from recipes.config import ConfigError, compose, groups
 from recipes.config.contents import flat
 from recipes.config.given import expanded, with_task_of_run
 from recipes.settings import RunError
@@ -116,6 +117,15 @@ def test_a_search_without_a_score(tmp_path):
     code, output = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=2", *lost, "name=s", cwd=tmp_path)
     assert code == 2 and "Traceback" not in output, output
     assert output.endswith("error: the search has no best run: none ended with a finite loss in its best evaluation\n")
+
+
+def test_a_user_without_a_name_may_sweep(monkeypatch):
+    """As in a container that is started with a number for a user."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    groups.register()
+    assert str(os.getuid()) in OmegaConf.create({"dir": "${scratch:}"}).dir
 
 
 def test_a_search_is_for_one_process(monkeypatch, capsys):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from children import (
     finish,
     fork,
     lines,
+    no_space,
     note_overrides,
     poisoned,
     renumber,
@@ -127,6 +129,18 @@ def test_a_folder_in_use_is_refused(tmp_path, run):
             train_here(tmp_path, f"resume={tmp_path / 'copy'}")
     finally:
         holder.kill()
+
+
+def test_a_run_is_in_use_until_the_next_of_its_process(tmp_path):
+    """As in a sweep, whose finished runs may be resumed elsewhere."""
+    lock = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    for name in ("first", "second"):
+        train_here(tmp_path, *QUICK, "train.steps=1", f"name={name}")
+    taken = [
+        subprocess.run([sys.executable, "-c", lock, tmp_path / name / ".lock"], stderr=subprocess.DEVNULL).returncode
+        for name in ("first", "second")
+    ]
+    assert taken == [0, 1]
 
 
 def test_resume_takes_the_run_s_configuration_and_refuses_another(run):
@@ -234,7 +248,7 @@ def test_a_run_that_failed_in_its_first_step_goes_on_as_a_new_one(tmp_path, monk
     """Nothing is measured before something is learned."""
     options = [*QUICK, f"out={tmp_path}", "name=run"]
     with monkeypatch.context() as patch, pytest.raises(train.NotFinite, match=r"the state after step 0 is saved"):
-        patch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
+        patch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {0}))
         train_here(tmp_path, *options)
     note_overrides(tmp_path / "run", options)
     train_here(tmp_path, f"resume={tmp_path / 'run'}")
@@ -258,10 +272,7 @@ def test_a_report_is_whole_without_its_curves(run, tmp_path, monkeypatch, capsys
     task = classify.Task(begun.cfg)
     made = task.build_data()
 
-    def failing(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("recipes.run.draw_curves", failing)
+    monkeypatch.setattr("recipes.run.draw_curves", no_space)
     unwritten = f"could not write {folder / 'curves.png'}: [Errno 28] No space left on device"
     for finished, then in ((True, ""), (False, f"; then resume with: {begun.resume_command}")):
         (folder / "README.md").unlink()

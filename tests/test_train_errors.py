@@ -12,7 +12,7 @@ from PIL import Image
 from torch._inductor.exc import InductorError
 
 import zoo
-from children import QUICK, lines, poisoned, train_here
+from children import QUICK, lines, no_space, poisoned, train_here
 from recipes import checkpoint, config, console, data, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, open_run
@@ -59,12 +59,8 @@ def test_a_start_that_failed_can_be_repeated(tmp_path, monkeypatch):
     """As on a full disk, before the configuration is written; other files that are there stay."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patched, pytest.raises(RunError, match="No space left on device"):
-        patched.setattr("recipes.run.OmegaConf.to_yaml", full)
+        patched.setattr("recipes.run.OmegaConf.to_yaml", no_space)
         train_here(tmp_path, *QUICK, "name=run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "data.json", "notes.txt", "sessions.jsonl"}
     train_here(tmp_path, *QUICK, "train.steps=2", "name=run")
@@ -72,7 +68,7 @@ def test_a_start_that_failed_can_be_repeated(tmp_path, monkeypatch):
 
 
 def test_nan_stops_with_the_good_state_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=4))
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {4}))
     with pytest.raises(train.NotFinite, match=r"at step 4 .* the loss is nan") as error:
         train_here(tmp_path, *QUICK, "name=poisoned")
     saved, _ = checkpoint.Store(tmp_path / "poisoned" / "checkpoints").newest()
@@ -106,7 +102,7 @@ def test_what_cannot_be_trained_as_configured_begins_again_under_its_name(tmp_pa
 
 
 def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, at=0))
+    monkeypatch.setattr(classify.Task, "loss", poisoned(classify.Task.loss, {0}))
     path = tmp_path / "run" / "nonfinite"
     path.parent.mkdir()
     path.write_text("in the way")
@@ -138,7 +134,7 @@ def test_images_that_lie_in_files_are_called_by_them(tmp_path):
         ("data.batch_size=4000", "fewer than one batch"),
         ("sched.cooldown=1", "cooldown of 50 steps does not fit into 6"),
         ("hardware.device=cuda:9", "hardware.device=cuda:9"),
-        ("train.save_every=0", "train.save_every: 0 is too few"),
+        ("train.save_every=0", "train.save_every=0: expected a number in .1, infinity"),
         ("model.num_classes=7", "model.num_classes=7 is less than the 10 classes"),
         ("optim.opt=adamwx", "is not an optimiser of timm .did you mean adamw"),
         ("+model.kwargs={no_such: 1}", "could not be built"),
@@ -237,7 +233,7 @@ def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch
         with log.writing(self.path):
             if "val_top1" in line:
                 os.kill(os.getpid(), signal.SIGTERM)
-                raise OSError(28, "No space left on device")
+                no_space()
         written(self, line)
 
     def noted(*args):

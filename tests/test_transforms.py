@@ -10,9 +10,7 @@ from recipes.config import compose
 from recipes.data import Mix, build
 from recipes.data.images import to_rgb
 from recipes.data.transforms import eval_transform
-from source_cases import config, make, photos
-
-MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
+from source_cases import MIX, config, make, photos
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])

@@ -1,5 +1,6 @@
 """What is typed is held to ranges, and refused where nothing would read it, as in files of one's own."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 import recipes
 from recipes.config import ConfigError, compose, contents
 from recipes.config.idle import READ
+from recipes.config.quoting import quote, reads_as
 from recipes.config.ranges import LENGTHS, RANGES
 
 CONF = Path(recipes.__file__).parent / "conf"
@@ -24,7 +26,8 @@ NONSENSE = [
     "task.target_threshold=1.0", "data.crop_pct=87.5", "train.keep=0", "train.epochs=inf", "data.short_side=[]",
     "data.split_seed=4294967296", "model.num_classes=10000001", "data.workers=100000", "data.crop_pct=1e-300",
     "optim.eps=0", "model.drop_rate=1", "hardware.threads=100000", "data.img_size=100000000",
-    "data.img_size=[32,65536]",
+    "data.img_size=[32,65536]", "train.steps=0", "train.accumulate=0", "train.micro_batch=0", "train.save_every=0",
+    "train.log_every=0", "data.batch_size=0",
 ]  # fmt: skip
 
 
@@ -34,6 +37,7 @@ NONSENSE_OF_A_TASK = [
     "task.channels=0", "task.dropout=1", "task.left_out_weight=-1", "data.things=[a,b]", "data.short_side=[a,b]",
     "task.scales=[a]", "task.scales=[nan]", "task.stride=[8,a]", "data.short_side=true", "task.stride=[32.5,32]",
     "data.short_side=1.5", "data.short_side=[32.5,64]", "data.things=[1.5,3]", "data.img_size=[64.5,64]",
+    "data.side_multiple=65536",
 ]  # fmt: skip
 
 
@@ -49,6 +53,26 @@ def test_what_makes_no_sense_is_refused(typed):
     key = typed.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"(?s)^{re.escape(key)}=.*: expected "):
         compose([typed])
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["model.name=maxvit_t.tf_in1k"], "maxvit_t has no such tag (did you mean maxvit_t.timm_tf_in1k?): expected "),
+        (["model=timm", "model.name=cspresnet50d.ra_in1k"], "cspresnet50d has no such tag: expected cspresnet50d"),
+        (["teacher.kind=soft", "teacher.name=resnet10t.a1"], "no such tag (did you mean resnet10t.c3_in1k?): expected"),
+    ],
+)
+def test_a_tag_that_a_model_does_not_have(typed, said):
+    with pytest.raises(ConfigError) as error:
+        compose(typed)
+    assert str(error.value).startswith(f"{typed[-1]}: ") and said in str(error.value)
+
+
+def test_any_text_can_be_written():
+    for letters in itertools.chain(*(itertools.product("a ,\\'\"", repeat=length) for length in range(4))):
+        text = "".join(letters)
+        assert reads_as(quote("out", text)) == text
 
 
 FINE = [

@@ -137,7 +137,7 @@ def select(
     """
     if weights not in ("auto", "raw", "ema"):
         raise ValueError(f"weights is {weights!r}; it must be 'auto', 'raw' or 'ema'")
-    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
+    states = _states(checkpoint)
     first = next(iter(states))
     if layouts is None and not issubclass(cls, Backbone):
         entry = first if weights == "auto" else weights
@@ -157,7 +157,7 @@ def part_of(checkpoint: File, part: str | None) -> tuple[File, dict[str, int]]:
     """The checkpoint reduced to one part, of those entries that have it, and the sizes of the others."""
     if part is None:
         return checkpoint, {}
-    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
+    states = _states(checkpoint)
     having = {kind: parts(state) for kind, state in states.items() if part in parts(state)}
     if not having:
         raise CheckpointError(
@@ -199,7 +199,7 @@ def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoin
     """The checkpoint without the parts that `model` was built without, and the sizes of these."""
     if not isinstance(model, OverBackbone):
         return checkpoint, {}
-    states = {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
+    states = _states(checkpoint)
     unused = {part: count for part, count in parts(next(iter(states.values()))).items() if model.unused(part)}
     entries = {k: {n: t for n, t in state.items() if n.partition(".")[0] not in unused} for k, state in states.items()}
     return replace(checkpoint, entries=entries), unused
@@ -210,6 +210,11 @@ def _advice(checkpoint: Checkpoint, model: nn.Module) -> str:
     if isinstance(model, FeatureGraphNet):
         return "A graph (feature_cls='fx') takes weights as it is built: pretrained_cfg_overlay=dict(file=...)"
     return model.advice(without_prefix(checkpoint.first)) if isinstance(model, OverBackbone) else ""
+
+
+def _states(checkpoint: Checkpoint | Description) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of a file by kind, their names without prefixes."""
+    return {kind: without_prefix(state) for kind, state in checkpoint.entries.items()}
 
 
 def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dict[str, Tensor]:

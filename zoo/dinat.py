@@ -7,6 +7,7 @@ spreads the window of every second block over the whole map, NAT never does.
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from numbers import Integral
+from typing import Any
 
 import torch
 from timm.models import register_notrace_function
@@ -195,6 +196,21 @@ class DiNAT(Backbone):
             feature_norms=feature_norms,
         )
         self.init_layers()
+
+    @staticmethod
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The window, as tables of relative positions show it; dilations have no weights."""
+        return window_shown(shapes)
+
+
+def window_shown(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """`window_size`, as tables of neighborhoods show it: square, and of an odd window, the same in all blocks."""
+    tables = {tuple(shape[1:]) for key, shape in shapes.items() if key.endswith(".rpb")}
+    sides = {side for table in tables for side in table}
+    if any(len(table) != 2 for table in tables) or len(sides) != 1:
+        return {}
+    (side,) = sides
+    return {"window_size": (side + 1) // 2} if side % 4 == 1 else {}
 
 
 def expand(

@@ -4,8 +4,9 @@ DiNAT-s is Swin with neighborhoods instead of windows. The isotropic models have
 throughout, with neighborhoods, dilated ones, or full attention and the same table of relative positions (vitrpb).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from timm.models._input import update_model_input_size
@@ -21,8 +22,9 @@ from .blocks import (
     image_sides,
     map_sides,
     pad_to_multiple,
+    plain,
 )
-from .dinat import PRESETS, DiNAT, NeighborhoodAttention
+from .dinat import PRESETS, DiNAT, NeighborhoodAttention, window_shown
 from .registry import register
 
 fx.wrap(pad_to_multiple)
@@ -141,6 +143,11 @@ class Isotropic(Backbone):
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return NeighborhoodAttention(dim, dim // 32, window, dilation)
 
+    @staticmethod
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """As in `DiNAT`."""
+        return window_shown(shapes)
+
 
 class ViTRPB(Isotropic):
     """The isotropic model with full attention: one window, as large as the map of `img_size`, and its table.
@@ -180,6 +187,15 @@ class ViTRPB(Isotropic):
 
     def attention(self, dim: int, window: int | tuple[int, int], dilation: int) -> nn.Module:
         return WindowAttention(dim, dim // 32, window)
+
+    @staticmethod
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The image size, in whole patches, whose map is the window that tables of relative positions show."""
+        tables = {tuple(shape[1:]) for key, shape in shapes.items() if key.endswith(".rpb")}
+        sides = next(iter(tables)) if len(tables) == 1 else ()
+        if len(sides) != 2 or not all(side % 2 for side in sides):
+            return {}
+        return {"img_size": plain([ViTRPB.reduction * (side + 1) // 2 for side in sides])}
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:

@@ -15,7 +15,7 @@ from .errors import CheckpointError
 from .fetch import fetching, releases_in
 from .heads import segmenter
 from .heads.recognise import KINDS, TASKS, DenseRecognition, recognise_dense, task_of_own
-from .reader import read
+from .reader import Checkpoint, read
 from .recognise import Recognition, State, hint, part_hint, recognise
 
 DENSE = 512  # default side, in pixels, of the images of released segmenters
@@ -81,12 +81,12 @@ def _of_features(stages: tuple[int, ...], name: str, **kwargs: Any) -> nn.Module
 
 
 def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, weights: str) -> nn.Module:
-    checkpoint = read(path)
-    checkpoint, _ = part_of(checkpoint, only_part(checkpoint))
+    given = read(path)
+    checkpoint, _ = part_of(given, only_part(given))
     state = checkpoint.first
     dense = recognise_dense(state, hint(str(path), checkpoint.meta))
     if dense and dense.task == "segment" and create is timm.create_model:
-        return _segmenter_from_file(dense, path, model, weights)
+        return _segmenter_from_file(dense, given, model, weights)
     if said := _dense_not_taken(dense, state, path):
         raise CheckpointError(said)
     found = recognise(state, hint(str(path), checkpoint.meta))
@@ -104,8 +104,7 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
         print(f"{path} is exported as {fits[0].name}{'' if named else ', judging by its tensors'}")
         if not named:  # of releases with the same tensors, another may be meant, and the licences differ
             built.pretrained_cfg["license"] = None
-    report = load_checkpoint(built, path, weights=weights)
-    print(report.message)
+    print(load_checkpoint(built, given, weights=weights).message)
     return built
 
 
@@ -136,9 +135,9 @@ def _written_by(path: Path, found: Recognition, call: str) -> str:
     )
 
 
-def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None, weights: str) -> nn.Module:
+def _segmenter_from_file(found: DenseRecognition, given: Checkpoint, model: str | None, weights: str) -> nn.Module:
     """A segmenter without the auxiliary head, which only training uses."""
-    name = model or found.backbone.model
+    path, name = Path(given.path), model or found.backbone.model
     if name is None:
         raise CheckpointError(f"the backbone of {path} is {found.backbone.message}. Give --model")
     arguments = {"num_classes": found.classes, "head": found.head, **found.options}
@@ -159,5 +158,5 @@ def _segmenter_from_file(found: DenseRecognition, path: Path, model: str | None,
         print(UNKNOWN.format(path=path, model=name))
     else:
         built.pretrained_cfg |= {key: release.cfg()[key] for key in ("mean", "std", "license")}
-    print(load_checkpoint(built, path, weights=weights).message)
+    print(load_checkpoint(built, given, weights=weights).message)
     return built

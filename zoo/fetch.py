@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +17,11 @@ from ops.tool import replaced
 
 from .errors import CheckpointError, LicenceWarning
 from .files import sha256 as digest_of
-from .recognise import Recognition, State, recognise
+from .reader import describe
+from .recognise import BY_TIMM, Recognition, State, recognise
 from .releases import RELEASES, Release, candidates, find
 
-NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+NAMES_IN_FOLDER = (*BY_TIMM, "pytorch_model.pth", "model.pth")
 # the first digits of a SHA-256 in a file's name, as torch.hub writes them; decimal digits alone are a date
 DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")
 WHOLE = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +34,8 @@ def locate(cfg: Mapping[str, Any], model: str, cache_dir: str | Path | None = No
 
     Order: file (or folder), hub id, URL. A file that must be downloaded by hand is looked for in `cache_dir` (default:
     the cache of torch.hub). Every file but the user's own is verified where its SHA-256 is known: from the table of
-    releases, from the hub, or its first digits from the name in the URL.
+    releases, from the hub, or its first digits from the name in the URL. Of any other download it is verified that it
+    is a weights file, and complete.
     Raises CheckpointError if there is nothing to load, the download fails, or the file is not what was released.
     """
     if cfg.get("file"):
@@ -74,12 +77,13 @@ def releases_in(
     """The releases that can be loaded and that a file may be, the most likely first; and whether a name says so: the
     file's, one in its metadata, or `model`. Otherwise its tensors do, which several releases may fit.
 
-    found  what the tensors are: they are no release with other windows or another number of classes
+    found  what the tensors are: they are no release with other windows or another number of classes or channels
     model  the variant, or the release, that was asked for, if one was
     """
 
     def may_be(release: Release) -> bool:
         same = found.exact and found.classes in (None, release.num_classes)
+        same = same and "in_chans" not in found.arguments(release.model)
         return release.loadable and same and release.model in dict(found.candidates)
 
     tagged = model is not None and "." in model
@@ -113,9 +117,11 @@ def warn_of_licence(release: Release | None) -> None:
 
 
 def _release(cfg: Mapping[str, Any], model: str) -> Release | None:
-    """The release that `cfg` points to; one that must be downloaded by hand is found by its tag."""
+    """The release that `cfg` points to, of those that are ours to load; one that must be downloaded by hand is found by
+    its tag.
+    """
     hub_id, file = (cfg.get("hf_hub_id") or "").partition("@")[0], cfg.get("hf_hub_filename")
-    for r in RELEASES:
+    for r in (r for r in RELEASES if not r.foreign):
         if hub_id and r.hub_id == hub_id and file == (r.file or None):
             return r
         if not hub_id and cfg.get("url") == r.url:
@@ -181,7 +187,7 @@ def _from_url(url: str | tuple[str, str], sha256: str | None, cache_dir: str | P
                     return path
     except CheckpointError:
         raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # ValueError: it is no URL
         raise CheckpointError(_failed(address, error, path)) from error
     _verify(path, sha256)
     return path
@@ -191,6 +197,8 @@ def _download(address: str, path: Path, sha256: str | None) -> None:
     with replaced(path) as temporary:
         torch.hub.download_url_to_file(address, str(temporary), progress=False)
         _verify(temporary, sha256, address)
+        if not sha256:
+            _check_whole(temporary, address)
 
 
 def _from_person(release: Release, cache_dir: str | Path | None) -> Path:
@@ -225,6 +233,17 @@ def _verify(path: Path, sha256: str | None, address: str | None = None) -> None:
         f"{sha256}{'' if len(sha256) == 64 else '...'}. Nothing was loaded; "
         + ("the download was deleted" if address else "delete it to download it again")
     )
+
+
+def _check_whole(path: Path, address: str) -> None:
+    """Raise CheckpointError unless `path`, just downloaded, is a weights file: torch.hub takes what it gets before a
+    connection breaks off for the whole.
+    """
+    try:
+        describe(path)
+    except CheckpointError as error:
+        said = str(error).replace(str(path), f"what {address} sent")
+        raise CheckpointError(f"{said}. Nothing was loaded; the download was deleted") from error
 
 
 def _failed(where: str, error: Exception, path: Path | None = None) -> str:

@@ -3,8 +3,8 @@
     python -m zoo.inspect gcvit_1k_tiny.pth.tar
     python -m zoo.inspect downloads --json
 
-Only names and shapes are read, not the tensors, and nothing in a file is run. The exit code is 1 if a file cannot be
-read.
+No tensor is loaded and nothing in a file is run; a file is read once, for its SHA-256. The exit code is 1 if a file
+cannot be read.
 """
 
 import argparse

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ops.bench.report import command
 from ops.recording import Launch, recording
-from ops.tool import ToolError, end_with, overwrite, positive, tool, writable
+from ops.tool import ToolError, command, end_with, overwrite, positive, tool, writable
 
 from .registry import class_of, variants
 
@@ -48,16 +48,24 @@ def _launches_of(model: str, most: int | None, dtype: torch.dtype) -> list[Launc
     from ops.ahead import distinct
 
     args, found = dict(variants()[model]), []
-    if "depths" in args and most is not None:
+    if most is not None:
         args["depths"] = tuple(min(depth, most) for depth in args["depths"])
     with torch.device("meta"):
         built = class_of(model)(**args).to(dtype)
+        for module in built.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(_as_on_gpus)
         # how tokens are ranked depends on their number in all images
         for size, batch in ((args["img_size"], 2), (args["img_size"] + 13, 64)):
             with recording() as written:
                 built(torch.empty(batch, 3, size, size, dtype=dtype)).sum().backward()
             found += distinct(written)
     return found
+
+
+def _as_on_gpus(module: nn.Module, given: tuple, out: Tensor) -> Tensor:
+    """A convolution's result in the layout of its input, which is another on the meta device."""
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def binaries(written: Sequence[Launch], targets: Sequence[str], every: bool) -> list[tuple[Launch, str, Any]]:

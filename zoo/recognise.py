@@ -48,8 +48,8 @@ class Recognition:
                 differ in it alone, or the one that the file's own name picks; else None
     by_name     whether the name had to pick
     classes     outputs of the classifier; None if there is none
-    model_args  arguments of the model beyond its name, as far as shapes show them: windows of GC ViT and MaxViT; the
-                value is None for one that must be given, since the shapes do not show it
+    model_args  candidate -> its arguments beyond its name, as far as shapes show them: channels of the images, windows,
+                sides of tables; the value is None for one that must be given, since the shapes do not show it
     """
 
     candidates: tuple[tuple[str, str], ...]
@@ -57,7 +57,7 @@ class Recognition:
     model: str | None = None
     by_name: bool = False
     classes: int | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
+    model_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -71,16 +71,16 @@ class Recognition:
         if not settled:
             said += ", which differ only in what has no weights"
             said += f": {self.model} by its name" if self.by_name else ": name the model"
-        return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in self._missing())
+        missing = self.missing_args(self.candidates[0][0])
+        return said + "".join(f"; {NAMED[key]} are not in it: give {key}=" for key in missing)
 
     def arguments(self, model: str) -> dict[str, Any]:
         """Arguments beyond name and classes that build `model` as the file's was; none if the file does not fit it."""
-        shown = {key: value for key, value in self.model_args.items() if value is not None}
-        return shown if model in dict(self.candidates) else {}
+        return {key: value for key, value in self.model_args.get(model, {}).items() if value is not None}
 
     def missing_args(self, model: str) -> list[str]:
         """Arguments that `model` must be built with to be the file's, and that the file does not show."""
-        return self._missing() if model in dict(self.candidates) else []
+        return [key for key, value in self.model_args.get(model, {}).items() if value is None]
 
     def in_python(self, model: str, function: str = "timm.create_model", **arguments: Any) -> str:
         """For commands that do not take such arguments: the call of `function` that builds `model`, with `arguments`
@@ -91,9 +91,6 @@ class Recognition:
         given = [f"{key}={value!r}" for key, value in (arguments | self.arguments(model)).items()]
         return f"{function}({', '.join([repr(model), *given, *(f'{key}=...' for key in missing)])})"
 
-    def _missing(self) -> list[str]:
-        return [key for key, value in self.model_args.items() if value is None]
-
 
 def recognise(state: State, name: str = "") -> Recognition:
     """What a bare state dict is; a file's `name` only decides between models that fit equally."""
@@ -102,9 +99,11 @@ def recognise(state: State, name: str = "") -> Recognition:
     if not fitting:
         return Recognition((), exact=False)
     candidates = tuple((model, layout) for model, layout, _ in fitting)
-    first, layout, shapes = fitting[0]  # class, layout and shapes are the same for all that fit
-    classes, model_args = _classes(state, first, layout), class_of(first).args_from_shapes(shapes)
-    models = _distinct([model for model, _ in candidates], model_args)
+    conv, weight = (_entry(state, *candidates[0], name) for name in (CONV, "head.fc.weight"))
+    channels = {"in_chans": conv[1]} if len(conv) == 4 and conv[1] not in (0, 3) else {}
+    classes = weight[0] if weight else None
+    model_args = {model: channels | _args(model, shapes) for model, _, shapes in fitting}
+    models = _distinct(model_args)
     model = models[0] if len(models) == 1 else _named(name, models)
     by_name = model is not None and len(models) > 1
     return Recognition(candidates, exact, model, by_name, classes, model_args)
@@ -222,7 +221,14 @@ def _candidates(state: State) -> tuple[list[tuple[str, str, Shapes]], bool]:
         found += [(name, layout, shapes) for name in names if _may_be(name, *counts)]
     exact = [case for case in found if case[2] == _shapes_of(case[0])]
     trunks = [case for case in found if _trunk(case[2]) in _trunks(case[0])]
-    return exact or trunks, bool(exact)
+    return exact or _of_their_windows(trunks), bool(exact)
+
+
+def _of_their_windows(found: list[tuple[str, str, Shapes]]) -> list[tuple[str, str, Shapes]]:
+    """Of cases, as `_candidates` returns them, those of classes that tables show windows of, if there are any: others
+    cannot have tables of these sides.
+    """
+    return [case for case in found if class_of(case[0]).args_from_shapes(case[2])] or found
 
 
 def _cases() -> list[tuple[list[str], Layout]]:
@@ -255,10 +261,19 @@ def _under_our_names(state: State) -> list[tuple[list[str], str, Shapes]]:
     return found
 
 
-def _classes(state: State, model: str, layout: str) -> int | None:
+def _entry(state: State, model: str, layout: str, name: str) -> tuple[int, ...]:
+    """The shape of the tensor that we call `name`; empty if there is none."""
     known = next(known for known in layouts_of(class_of(model)) if known.name == layout)
-    weight = state.get(known.theirs("head.fc.weight") or "")
-    return weight.shape[0] if weight is not None and weight.shape else None
+    tensor = state.get(known.theirs(name) or "")
+    return () if tensor is None else tuple(tensor.shape)
+
+
+def _args(model: str, shapes: Shapes) -> dict[str, Any]:
+    """What shapes show of how a variant was built, without windows that it has by itself."""
+    defaults = {key: parameter.default for key, parameter in signature(class_of(model)).parameters.items()}
+    own, shown = defaults | variants()[model], class_of(model).args_from_shapes(shapes)
+    # commands that build models for the images of their data ask for the file's size, whichever it is
+    return {key: value for key, value in shown.items() if key == "img_size" or value is None or value != own[key]}
 
 
 def _meta(value: Tensor | TensorInfo) -> Tensor:
@@ -282,14 +297,17 @@ def _named(file: str, models: Sequence[str]) -> str | None:
     return best[0] if len(best) == 1 else None
 
 
-def _distinct(models: list[str], shown: Mapping[str, Any]) -> list[str]:
-    """`models`, or only one of them if they are the same once built with the arguments that shapes show: the one that
+def _distinct(shown: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The models, or only one of them if they are the same once built with the arguments that shapes show: the one that
     has these itself, else the first.
+
+    shown  model -> these arguments
     """
-    own = [variants()[model] for model in models]
-    if not shown or any(args | shown != own[0] | shown for args in own):
+    models, own = list(shown), {model: variants()[model] for model in shown}
+    built = {model: (class_of(model), own[model] | args) for model, args in shown.items()}
+    if not all(shown.values()) or any(one != built[models[0]] for one in built.values()):
         return models
-    return [next((model for model, args in zip(models, own, strict=True) if args == args | shown), models[0])]
+    return [next((model for model in models if own[model] | shown[model] == own[model]), models[0])]
 
 
 def _depths(shapes: Shapes) -> dict[str, int]:

@@ -105,7 +105,7 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
     released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
     if pretrained:
-        if torch.device(kwargs.get("device") or torch.get_default_device()).type == "meta":
+        if _device(kwargs.get("device")).type == "meta":
             raise ValueError("pretrained=True on the meta device, without memory for weights: build it on another one")
         kwargs["pretrained_cfg_overlay"], displaced, layout = overlay_with_weights(cls, name, kwargs)
         fitted = partial(fitted, layout=layout)
@@ -163,8 +163,13 @@ def _is_getter(kind: Any) -> bool:
 
 def _constructor(cls: type[Backbone]):
     def construct(*, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> Backbone:
-        with torch.device(device or torch.get_default_device()):
+        with _device(device):
             model = cls(**kwargs)
         return model if dtype is None else model.to(dtype)
 
     return construct
+
+
+def _device(given: Any) -> torch.device:
+    """The device that is given, possibly as a number, 0 among them, else torch's default."""
+    return torch.get_default_device() if given is None else torch.device(given)

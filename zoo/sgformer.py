@@ -4,8 +4,10 @@ Blocks come in pairs. The first attends to a reduced map and inside windows, and
 receives; the second merges tokens by that rank, more of them the less they matter, and attends to the merged tokens.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -265,7 +267,16 @@ class SGFormer(Backbone):
 
     @staticmethod
     def min_img_size_for(stages: int) -> int:
-        return 29  # the first stage's map, a quarter of that, is halved three times without padding
+        return 29  # the first stage's map, a quarter of that, is reduced by 8 without padding
+
+    @staticmethod
+    def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The image size, in whole pixels of the first map, whose table of positions has as many entries; empty if no
+        square one has.
+        """
+        shape = shapes.get("stem.position.table", ())
+        side = math.isqrt(shape[1]) if len(shape) == 3 else 0
+        return {"img_size": 4 * side} if side and side * side == shape[1] else {}
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:

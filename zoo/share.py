@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import create_model, get_model_args, get_model_input_config, push_to_hf_hub
 from timm.models import save_for_hf as save_by_timm
 from timm.models._hub import generate_readme
@@ -36,7 +37,8 @@ def save_for_hf(
 
     description  what the card says about the training of the model
     licence      of the weights, as the hub spells it; default: that of the release that the model was built from, by
-                 tag or `pretrained`, else "unknown"
+                 tag or `pretrained`, else "unknown". Models of timm's own do not tell whether they were built from one:
+                 theirs are shared with the licence and the tag of their configuration, unless another is given
     kwargs       of `timm.models.save_for_hf`: model_config (label_names and the like; default: those in the model's
                  `pretrained_cfg`), model_args, data_config (default: the image size that the model was built for)
     Each file is written completely or not at all. Raises ValueError for a model that `timm.create_model` did not build
@@ -55,7 +57,7 @@ def save_for_hf(
             for file in sorted(Path(temporary).iterdir()):
                 file.chmod(mode)  # safetensors lets nobody but the owner read its files
                 os.replace(file, folder / file.name)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter if the disk is full
         raise CheckpointError(f"could not write {folder}: {error}") from error
     return folder
 
@@ -94,7 +96,9 @@ def _check(model: nn.Module, model_args: dict[str, Any] | None) -> None:
 
 
 def licence_of(model: nn.Module) -> str | None:
-    """The licence of the release that a model was built from; None for weights of one's own."""
+    """The licence of the release that a model was built from; None for weights of one's own, which timm's own models do
+    not tell apart.
+    """
     cfg = getattr(model, "pretrained_cfg", {})
     return (cfg.get("license") or None) if getattr(model, "of_release", True) else None
 

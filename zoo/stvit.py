@@ -6,7 +6,7 @@ pixel gets back the results of its cells, in the same shares.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from timm.models import register_notrace_function
 from torch import Tensor, fx, nn
@@ -173,8 +173,9 @@ class STViT(Backbone):
         feature_norms: bool = False,
     ) -> None:
         check_model(in_chans, num_classes, dims=dims, depths=depths, heads=heads, cells=cells)
-        if not set(layer_scale_stages) <= set(range(len(dims))):
-            given = f"layer_scale_stages is {tuple(layer_scale_stages)}"
+        several = isinstance(layer_scale_stages, Collection)
+        if not several or not all(stage in range(len(dims)) for stage in layer_scale_stages):
+            given = f"layer_scale_stages is {layer_scale_stages}"
             raise ValueError(f"{given}: expected numbers of stages, from 0 to {len(dims) - 1}")
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []

@@ -8,7 +8,6 @@ Counting takes a second or two per model.
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -51,9 +50,8 @@ def gflops(name: str, img_size: int | tuple[int, int] | None = None) -> float:
     with torch.device("meta"):
         model, size = at_size(name, img_size)
         image = torch.empty(1, 3, *size)
-    formulas = {torch.ops.torchvision.deform_conv2d: _deformable}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    # the references do what the equations say; a fast path may compute more than it needs
+    counter = FlopCounterMode(display=False)
+    # the references do what the equations say, and are counted whole; a fast path may compute more than needed
     with implementation("reference"), counter, torch.no_grad():
         model.eval()(image)
     return counter.get_total_flops() / 2e9
@@ -73,11 +71,6 @@ def at_size(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[n
         model = timm.create_model(name)
     own = model.pretrained_cfg["input_size"][-2:] if img_size is None else to_2tuple(img_size)
     return model, tuple(own)
-
-
-def _deformable(x, weight, offset, *args, out_shape=None, **kwargs) -> int:
-    """Operations of a deformable convolution, those of an ordinary one, by the shapes of its arguments."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def row(name: str, errors: Mapping[str, tuple[float, float]]) -> str:

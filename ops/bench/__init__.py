@@ -85,7 +85,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="start no further call after this many minutes, including compilation; default: no limit",
     )
     parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file, after each call")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks"), help="folder for ops_<device>.md, .json and .png"
     )
@@ -134,12 +134,13 @@ def main(argv: list[str] | None = None) -> None:
         named = f"no call has this in its name (--cases {args.cases}, {calls})"
         raise ToolError(f"nothing to time: {named if args.cases else f'there are no calls {calls}'}")
     writable(args.out, args.json)
-    started, rows, machines = time.monotonic(), [], {}
+    end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    rows, machines = [], {}
     stem = ("ops" if len(args.ops) == len(CONTESTS) else "-".join(args.ops)) + f"_{args.device}"
     stem += f"_{args.float32}" * (args.float32 != "ieee")
     done = 0
-    for job in prepared(jobs, args):
-        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+    for job in prepared(jobs, args, end):
+        if end is not None and time.monotonic() > end:
             break
         if job.dtype not in machines:
             machines[job.dtype] = reached(args, job.dtype)
@@ -147,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
         rows, done = rows + made, done + 1
         facts = settings(args, done, len(jobs))
         write(args.out / stem, rows, facts, machines)
+        if args.json is not None:
+            overwrite(args.json, numbers(rows, facts, machines))
         for row in made:
             print(f"{row.op} {row.call} {row.image} {row.dtype} {row.mode}: {said(row)}", flush=True)
         if context_lost():
@@ -177,7 +180,7 @@ def settings(args: argparse.Namespace, done: int, asked: int) -> dict[str, str]:
 def finish(
     args: argparse.Namespace, stem: str, rows: list[Row], facts: dict[str, str], machines: dict[str, Machine | None]
 ) -> None:
-    if args.json is not None:
+    if args.json is not None and not rows:
         overwrite(args.json, numbers(rows, facts, machines))
     timed = {name for row in rows for name in (*row.ms, *row.missing)}
     if rows and (unknown := sorted(set(args.peers or ()) - timed)):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import neighborhood_attention, unpack
+from ..neighborhood_attention.reference import neighbors
 from ..partition import extend
 from .cases import Call
 from .contest import Contest, Peer, flex_attention, heads_first
@@ -41,7 +42,7 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
 
         return on_whole
 
-    near = [neighbors(*axis, device) for axis in zip(whole, (wh, ww), dilation, strict=True)]
+    near = [neighbors(*axis, torch.device(device)) for axis in zip(whole, (wh, ww), dilation, strict=True)]
     peers = {
         "unfold": Peer(extended(partial(unfolded, near=near))),
         "flex": Peer(extended(flex(whole, (wh, ww), dilation, near))),
@@ -51,16 +52,6 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
         ),
     }
     return Contest(inputs, op, peers)
-
-
-def neighbors(size: int, window: int, dilation: int, device: str) -> tuple[Tensor, Tensor]:
-    """(size, window) on one axis: the neighbors of each position, and their indices in a bias table."""
-    place = torch.arange(size, device=device)
-    line, step = place % dilation, place // dilation
-    length = (size - line + dilation - 1) // dilation
-    first = torch.minimum((step - window // 2).clamp(min=0), length - window)
-    steps = first[:, None] + torch.arange(window, device=device)
-    return steps * dilation + line[:, None], steps - step[:, None] + window - 1
 
 
 def unfolded(packed: Tensor, bias: Tensor, near: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -9,7 +10,6 @@ from functools import partial
 import torch
 
 from ..check.workers import DIED, workers
-from ..launching import configuration, most
 from ..precision import multiply_float32
 from .contest import COMPILED
 from .contests import CONTESTS
@@ -17,17 +17,19 @@ from .jobs import Job, asked
 from .measure import answer, attempt
 
 
-def prepared(jobs: list[Job], args: argparse.Namespace) -> Iterator[Job]:
+def prepared(jobs: list[Job], args: argparse.Namespace, end: float | None = None) -> Iterator[Job]:
     """Yields the jobs in order; what the next ones need is first compiled in several processes and then found on disk.
 
     It compiles for as many jobs at a time as there are processes, and never while one is timed, so that an interrupted
-    run has measured what it compiled.
+    run has measured what it compiled. From `end` on, on the clock `time.monotonic`, it compiles for no more jobs.
     """
     if args.jobs is None or args.device != "cuda":
         yield from jobs
         return
     with workers(args.jobs, alone) as run:
         for i in range(0, len(jobs), args.jobs):
+            if end is not None and time.monotonic() > end:
+                return
             some = jobs[i : i + args.jobs]
             for _ in run(partial(warm, args=args), some, died):
                 pass
@@ -45,6 +47,8 @@ def alone() -> None:
 
 def warm(job: Job, args: argparse.Namespace) -> None:
     """Runs ours in all configurations, without tuning, and each compiled peer once."""
+    from ..launching import configuration, most  # needs triton, which is not everywhere where ops are timed
+
     multiply_float32(args.float32)
     dtype, op = getattr(torch, job.dtype), CONTESTS[job.call.op]
     for mode in args.modes:

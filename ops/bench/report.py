@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..tool import overwrite
+from ..tool import command, overwrite
 from .measure import Machine, Row
 
 ABOUT = """Every call of an op that a stage of these models makes, without the projections around it. `ours` is what
@@ -26,11 +25,6 @@ copies of all three maps. `sdpa`, `flex` (FlexAttention, compiled, with the bias
 module without its projections) get windows as if the map had been partitioned before its projection, and copy one map
 into windows and one back. `unfold`, `gather`, `gathered` and `softmax` follow the authors' code step by step.
 """
-
-
-def command(module: str) -> str:
-    """How this run of `module` was started, as it can be pasted into a shell: a peer's name may have a space."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def circumstances(device: str, module: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import route_regions, routed_attention
+from ..routed_attention.reference import cut, join
 from .cases import Call
 from .contest import Contest, Peer, flex_attention, products
 
@@ -21,22 +22,13 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
     def op(packed: Tensor, impl: str = "auto") -> Tensor:
         return routed_attention(*packed.unbind(3), regions, topk, route, impl=impl)
 
-    def cut(x: Tensor) -> Tensor:  # (B, H, W, heads, D) -> (B, R, P, heads, D)
-        x = x.reshape(batch, rows, h, cols, w, call.heads, call.dim).transpose(2, 3)
-        return x.reshape(batch, rows * cols, h * w, call.heads, call.dim)
-
-    def join(x: Tensor) -> Tensor:
-        return (
-            x.reshape(batch, rows, cols, h, w, call.heads, call.dim).transpose(2, 3).reshape(batch, H, W, *x.shape[3:])
-        )
-
     image = torch.arange(batch, device=device)[:, None, None]
 
     def gathered(packed: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        q, k, v = (cut(t) for t in packed.unbind(3))
+        q, k, v = (cut(t, regions) for t in packed.unbind(3))
         k, v = (t[image, route].flatten(2, 3) for t in (k, v))  # (B, R, topk * P, heads, D)
         q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * R, heads, P or topk * P, D)
-        return join(attend(q, k, v).transpose(1, 2).unflatten(0, (batch, -1)))
+        return join(attend(q, k, v).transpose(1, 2).unflatten(0, (batch, -1)), regions, H, W)
 
     attention = flex_attention()
 
@@ -50,8 +42,9 @@ def contest(call: Call, batch: int, device: str, dtype: torch.dtype) -> Contest:
             return chosen[b, i // (h * w), j // (h * w)]
 
         mask = create_block_mask(attended, batch, None, H * W, H * W, device, _compile=device != "cpu")
-        q, k, v = (cut(t).flatten(1, 2).transpose(1, 2) for t in packed.unbind(3))
-        return join(attention(q, k, v, block_mask=mask).transpose(1, 2).unflatten(1, (rows * cols, -1)))
+        q, k, v = (cut(t, regions).flatten(1, 2).transpose(1, 2) for t in packed.unbind(3))
+        out = attention(q, k, v, block_mask=mask).transpose(1, 2)  # (B, H * W, heads, D)
+        return join(out.unflatten(1, (rows * cols, -1)), regions, H, W)
 
     peers = {
         "gathered": Peer(partial(gathered, attend=partial(products, scale=call.dim**-0.5))),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import rank_tokens, reallocate_tokens, scatter_super_tokens, significance, super_tokens
+from .. import reallocate_tokens, scatter_super_tokens, significance, super_tokens
 from .cases import Call
 from .contest import Contest, Peer, heads_first
 from .windows import Partition
@@ -55,7 +55,7 @@ def reallocation_contest(call: Call, batch: int, device: str, dtype: torch.dtype
         return [merge[f"weight{i}"] for i in range(len(runs))], [merge[f"bias{i}"] for i in range(len(runs))]
 
     def op(x: Tensor, impl: str = "auto", **merge: Tensor) -> tuple[Tensor, Tensor]:
-        return reallocate_tokens(x, None, *learned(merge), list(shares), rank_tokens(given), impl=impl)
+        return reallocate_tokens(x, given, *learned(merge), list(shares), impl=impl)
 
     def gathered(x: Tensor, **merge: Tensor) -> tuple[Tensor, Tensor]:
         weights, biases = learned(merge)

@@ -1,6 +1,5 @@
 """Channel attention with Triton: launches the kernels and registers them as a torch operator."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -66,8 +65,7 @@ def by_rows(kernel: Any, sums: Tensor, *tensors: Tensor, scale: float) -> None:
     groups, B, heads, D, _ = sums.shape
     width = max(power_of_two(D), 16)
     rows, height = B * heads * D, max(NUMBERS // width, 1)
-    # as a float: an integer scale of 1 would be specialised to a constant
-    given = (sums, *tensors, groups, rows, float(scale))
+    given = (sums, *tensors, groups, rows, scale)
     launch(kernel, -(-rows // height), *given, D=D, ROWS=height, BLOCK_D=width)
 
 
@@ -89,7 +87,7 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
-    as_given=partial(backward, lay=as_given),
+    as_given=lambda needed, *given: backward(*given, lay=as_given),
     specification=reference.attend,
     reads_result=lambda *args: False,
 )

@@ -56,7 +56,7 @@ class ErrorBound:
 
 
 def root_mean_square(case: Case, inputs: dict[str, Tensor], name: str) -> Tensor:
-    """The largest of the elements of the gradient of an input, over all that `gradients` could draw as probe."""
+    """The largest root mean square of an element of an input's gradient, over probes that `gradients` could draw."""
 
     def call(given: Tensor) -> Tensor:
         return case.call(impl="reference", **inputs | {name: given})

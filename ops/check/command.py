@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -168,7 +168,6 @@ Answer = list[dict[str, float] | str] | None  # what `shares_of` returns
 def shares_of(task: Task) -> Answer:
     """For each configuration, the shares of the allowed error, or how the implementation failed; None: not run."""
     from ..bench.measure import told
-    from ..launching import configuration
 
     if task.end is not None and time.time() > task.end:
         return None
@@ -181,11 +180,20 @@ def shares_of(task: Task) -> Answer:
             continue
         try:
             held = held or ErrorBound(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
-            with configuration(place):
+            with configured(task.impl, place):
                 found.append(held.shares(task.impl))
         except Exception as error:  # a kernel may fail in any way, and the others are still checked
             found.append(told(error))
     return found
+
+
+def configured(impl: str, place: int) -> AbstractContextManager[None]:
+    """Context in which kernels, if the implementation has them, run in their configuration number `place`."""
+    if impl != "triton":
+        return nullcontext()
+    from ..launching import configuration
+
+    return configuration(place)
 
 
 def died(task: Task) -> Answer:

@@ -4,12 +4,12 @@ If each line is one window, the op is window attention on a grid, and that op's 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..dispatch import under_autocast
+from ..dispatch import like_maps, under_autocast
 from ..launching import launch, power_of_two
 from ..packing import apart, as_given
 from ..precision import precision
@@ -37,7 +37,7 @@ def attend(
 ) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.neighborhood_attention`, pairs for both axes."""
     q, k, v = under_autocast(q, k, v)
-    k0, v0 = (None, None) if outside is None else outside
+    bias, k0, v0 = like_maps(k, bias, *((None, None) if outside is None else outside))
     return operator(q, k, v, bias, k0, v0, list(window), list(dilation), scale)[0]
 
 
@@ -128,10 +128,10 @@ def forward(q, k, v, bias, k0, v0, window, dilation, scale):
     return out, lse
 
 
-def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay=apart):
+def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay=apart, table=True):
     plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
     if plan.one_window:
-        return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay)
+        return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay, table)
     tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))
     given, steps = (q, k, v, *tables, grad), strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
@@ -145,7 +145,9 @@ def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay
     outside = lse.new_empty((total, plan.heads, 2, k.shape[4])) if plan.outside else None
     last = (lse, delta, inverse, dk, dv, outside, *steps, pitch, plan.heads, *axes, scale)
     launch(backward_keys_kernel, total * plan.heads, *given, *last, **plan.constants)
-    dbias = None if bias is None else bias_gradient(plan, bias, given, steps, (lse, delta, inverse), scale)
+    dbias = None
+    if bias is not None and table:
+        dbias = bias_gradient(plan, bias, given, steps, (lse, delta, inverse), scale)
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
 
 
@@ -173,6 +175,6 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
-    as_given=partial(backward, lay=as_given),
+    as_given=lambda needed, *given: backward(*given, lay=as_given, table=needed[3]),
     specification=specification,
 )

@@ -38,7 +38,8 @@ def routed_attention(
 
     `torch` gathers keys and values for a few regions at a time, and again in its backward, so that memory grows with
     the map, not with the map times `topk`. On a CPU, up to 8 MiB are gathered at once, and kept for the backward but in
-    half precision. In a scripted, compiled or exported graph all are kept.
+    half precision. With `topk` 1 they are as large as the map, and kept. In a scripted, compiled or exported graph all
+    are kept.
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: BiFormer, https://arxiv.org/abs/2303.08810, section 3.2.
     """

@@ -2,17 +2,18 @@
 
 Keys and values of a few images at a time are copied once into regions, head by head. They are then gathered for a block
 of regions, as many as fit into the cache, and not kept: the backward gathers them again. If all fit, on a CPU, they are
-gathered at once for PyTorch's fused attention, and kept.
+gathered at once for PyTorch's fused attention, and kept. They are kept too if each region is routed to a single one.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import eager, learning, under_autocast
+from ..dispatch import autocasts, eager, learning, under_autocast
 from ..partition import matmul_keys, sdpa
 from ..sizes import laid_out, surely, varies
 from .reference import cut, join
@@ -109,7 +110,7 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         q, k, v, route = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
+        with torch.autocast(q.device.type, enabled=False) if autocasts(q) else nullcontext():
             q, k, v, grad = (t.to(q.dtype) for t in (q, k, v, grad))
             dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
             for b, rows, cols in blocks(q, ctx.regions, route):

@@ -113,10 +113,12 @@ def average_forward(x, affinity, cell, learned):
 
 
 def average_backward(grad, x, affinity, cell, learned, tokens, total):
-    grad = grad / (total + 1e-12)[..., None]
-    extra = -(grad * tokens).sum(-1)  # a larger share of one pixel makes the others count less
-    grad = grad.to(x.dtype)
-    return spread(affinity, grad, cell), relate(x, grad, cell, 1.0, extra, softmax=False) if learned else None
+    exact = grad / (total + 1e-12)[..., None]
+    grad = exact.to(x.dtype)
+    if not learned:
+        return spread(affinity, grad, cell), None
+    extra = -(exact * tokens).sum(-1)  # a larger share of one pixel makes the others count less
+    return spread(affinity, grad, cell), relate(x, grad, cell, 1.0, extra, softmax=False)
 
 
 def average_specification(x, affinity, cell, learned):
@@ -153,6 +155,7 @@ average = register(
     forward=average_forward,
     backward=average_backward,
     specification=average_specification,
+    reads_result=lambda x, affinity, cell, learned: learned,
 )
 distribute = register(
     "super_token_distribute",

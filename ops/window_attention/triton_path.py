@@ -1,11 +1,11 @@
 """Window attention with Triton: launches the kernels and registers them as a torch operator."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..dispatch import NARROW, under_autocast
+from ..dispatch import NARROW, like_maps, under_autocast
 from ..launching import launch, power_of_two
 from ..packing import apart, as_given
 from ..precision import precision
@@ -40,7 +40,7 @@ def attend(
 ) -> Tensor:
     """(B, H, W, heads, D); the arguments are those of `ops.window_attention`, `grid` for its partition."""
     q, k, v = under_autocast(q, k, v)
-    k0, v0 = (None, None) if outside is None else outside
+    bias, k0, v0 = like_maps(k, bias, *((None, None) if outside is None else outside))
     return operator(q, k, v, bias, k0, v0, list(window), grid, scale)[0]
 
 
@@ -114,15 +114,16 @@ def forward(q, k, v, bias, k0, v0, window, grid, scale):
     return out, lse
 
 
-def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apart):
+def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apart, table=True):
     window = tuple(window)
     plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision())
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), grad)
     steps = strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)
     if plan.shared:
-        # one query serves all windows: its gradient is stored per window, then summed
-        dq = q.new_zeros((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
+        # one query serves all windows: its gradient is stored per window, but for tokens beyond the map, then summed
+        make = q.new_zeros if plan.constants["EDGE"] else q.new_empty
+        dq = make((q.shape[0], plan.windows, *q.shape[1:]), dtype=torch.float32)
     summed = plan.outside or (bias is not None and plan.parts == 1)
     groups, share = plan.total, 1
     if summed:
@@ -131,7 +132,7 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
     cut = (pitch, plan.total, share, *plan.sizes, scale)
     pairs = None
     if plan.parts == 1:
-        if bias is not None:
+        if bias is not None:  # needed or not: without these sums the kernel would be another binary
             pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
         made = (lse, dq, dk, dv, pairs, outside, *steps, pitch_q)
         launch(backward_kernel, groups * plan.heads, *given, *made, *cut, **plan.constants)
@@ -145,13 +146,13 @@ def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apa
         programs = groups * plan.parts * plan.heads
         made = (lse, delta, inverse, dk, dv, outside, *steps)
         launch(backward_keys_kernel, programs, *given, *made, *cut, **plan.constants)
-    if bias is not None and plan.parts > 1:
+    if bias is not None and plan.parts > 1 and table:
         groups, share = plan.groups(plan.heads * plan.parts**2, PROGRAMS["tiles"])
         pairs = lse.new_empty((groups, plan.heads, plan.lanes, plan.lanes))
         last = (lse, delta, inverse, pairs, *steps, plan.total, share, *plan.sizes, scale)
         launch(backward_bias_kernel, groups * plan.parts**2 * plan.heads, *given, *last, **plan.constants)
     dbias = None
-    if pairs is not None:
+    if pairs is not None and table:
         dbias = table_gradient(pairs, bias, window, (0, 0, *window), plan.pack, plan.lanes // plan.pack)
     dq = dq.sum(1).to(q.dtype) if plan.shared else dq
     return dq, dk, dv, dbias, *outside_gradients(outside, k0, v0)
@@ -168,7 +169,7 @@ operator = register(
     outputs=outputs,
     forward=forward,
     backward=backward,
-    as_given=partial(backward, lay=as_given),
+    as_given=lambda needed, *given: backward(*given, lay=as_given, table=needed[3]),
     specification=specification,
     reads_result=lambda q, k, v, bias, k0, v0, window, grid, scale: window[0] * window[1] > TILE,
 )

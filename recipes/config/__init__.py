@@ -52,16 +52,17 @@ def compose(
     typed     the new ones, where the others were accepted when a run was started; None = all
     searched  folders with configuration files beside ours, see `searched()`
     """
+    given = overrides if typed is None else typed
     register()
-    check_options(overrides if typed is None else typed, name)
-    check_by_task(overrides if typed is None else typed, searched)
+    check_options(given, name)
+    check_by_task(given, searched)
     found = [f"hydra.searchpath={written([f'file://{folder}' for folder in searched])}"] if searched else []
     try:
         with hydra.initialize_config_module("recipes.conf", version_base="1.3"):
             cfg = hydra.compose(name, [*overrides, *found])
     except UNREADABLE as error:
         raise ConfigError(explain(error, overrides, name)) from error
-    check(cfg, name, overrides if typed is None else typed, begun=typed is not None)
+    check(cfg, name, given, begun=typed is not None)
     return cfg
 
 

@@ -137,9 +137,8 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
             continue
         _check_value(key, value, usual.get(key), typed.get(key, str(value)))
     for key in ("model.name", "teacher.name"):
-        model = values.get(key)
-        if model is not None and not model.startswith(REMOTE) and not timm.is_model(model):
-            raise ConfigError(f"{key}={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
+        if values.get(key) is not None and not values[key].startswith(REMOTE):
+            _check_model(key, values[key])
     for key, value in values.items():
         if key in typed or not begun:
             check_range(key, value)
@@ -305,6 +304,19 @@ def _check_evaluation(cfg: DictConfig, typed: Container[str]) -> None:
     other = next((key for key in sizes if OmegaConf.select(cfg, key) not in (None, cfg.img_size)), None)
     if cfg.img_size is not None and other is not None:
         raise ConfigError(f"img_size= and {other}= both give the size of images: leave out one of them")
+
+
+def _check_model(key: str, model: str) -> None:
+    """Raise ConfigError for a model that neither the zoo nor timm has, or one with a tag that it does not have."""
+    if not timm.is_model(model):
+        raise ConfigError(f"{key}={model} is not a model of this zoo or of timm{near(model, timm.list_models())}")
+    try:
+        timm.get_pretrained_cfg(model)
+    except RuntimeError as error:
+        name = model.partition(".")[0]
+        tagged = timm.list_pretrained(f"{name}.*")
+        expected = ", ".join([name, *tagged])
+        raise ConfigError(f"{key}={model}: {name} has no such tag{near(model, tagged)}: expected {expected}") from error
 
 
 def _usual(name: str, task: str) -> dict[str, Any]:

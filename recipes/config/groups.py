@@ -32,4 +32,5 @@ def _copied_no_more(store: ConfigStore) -> None:
 
 def _scratch() -> str:
     """Where Hydra may leave what it insists on writing in a sweep."""
-    return os.path.join(tempfile.gettempdir(), f"multirun-{getpass.getuser()}")
+    user = getattr(os, "getuid", getpass.getuser)()  # in a container a user may have no name
+    return os.path.join(tempfile.gettempdir(), f"multirun-{user}")

@@ -14,6 +14,7 @@ USAGE = {
     "train": "Train an image model.",
     "eval": "Evaluate weights on a data set, beside the published figure, or predict on images.",
 }
+ORDER = ("data", "recipe", "task", "optim", "hardware", "logger")  # of the groups below the models
 WORDS = {
     "train": {
         "keys": "(optim.lr=3e-4 model.depths=[2,2,5,2]); it overrides the recipe",
@@ -51,7 +52,8 @@ def text(name: str) -> str:
     lines.append(f"  {'timm':14} any timm model: model=timm model.name=resnet50")
     if name == "eval":
         lines.append(f"  {'auto':14} recognised from the file that checkpoint= names (the default)")
-    for group in _used(name):
+    used = contents.chosen_groups(name)
+    for group in (group for group in ORDER if group in used):
         lines += ["", f"{group}="]
         lines += [f"  {option:14} {_first_comment(group, option)}" for option in contents.options(group)]
     closing = CLOSING + (COMPLETES if command.endswith(".py") else "")  # Hydra completes commands of files alone
@@ -64,12 +66,6 @@ def _commands(name: str, command: str) -> list[str]:
     given = f"# python {name}.py"
     lines = (files("recipes.conf") / f"{name}.yaml").read_text("utf-8").splitlines()
     return [f"    {command}{line.removeprefix(given)}" for line in lines if line.startswith(given)]
-
-
-def _used(name: str) -> list[str]:
-    written = (files("recipes.conf") / f"{name}.yaml").read_text("utf-8")
-    order = ("data", "recipe", "task", "optim", "hardware", "logger")
-    return [group for group in order if f"- {group}: " in written]
 
 
 def _first_comment(group: str, option: str) -> str:

@@ -1,5 +1,6 @@
 """Keys and values of Hydra's overrides: how they are read, and how to write those that it would misread."""
 
+import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,4 +57,6 @@ def readings(override: str) -> list[object]:
 
 
 def _escape(text: str, quote: str) -> str:
-    return text.replace(quote, "\\" + quote)
+    # a backslash stands for itself, unless a quote follows, or the end of the text and with it the closing quote
+    doubled = re.sub(rf"(\\+)(?={quote}|\Z)", r"\1\1", text)
+    return doubled.replace(quote, "\\" + quote)

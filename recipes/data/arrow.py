@@ -6,7 +6,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,11 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
     Raises DataError if there is neither a network nor a local copy, and for a missing split or column.
     """
     chosen = [cfg[f"{split}_split"] for split in splits]
-    tables = [table_of(cfg, name) for name in chosen]
-    found = [_rows(*table, cfg, name) for table, name in zip(tables, chosen, strict=True)]
+    packages, tables, files = zip(*(table_of(cfg, name) for name in chosen), strict=True)
+    found = [_rows(datasets, table, cfg, name) for datasets, table, name in zip(packages, tables, chosen, strict=True)]
     if cfg.root:  # a data set on the hub has a single list of names
-        check_agreed(
-            itertools.chain(*(_declarations(cfg, name, table) for (_, table), name in zip(tables, chosen, strict=True)))
-        )
-    if names := getattr(tables[0][1].features[cfg.label_key], "names", None):
+        check_agreed(itertools.chain(*map(partial(_declarations, cfg), chosen, tables, files)))
+    if names := getattr(tables[0].features[cfg.label_key], "names", None):
         return found, named(list(names), cfg)
     return found, counted(cfg.num_classes, np.concatenate([part.labels for part in found]))
 
@@ -107,13 +105,12 @@ def named(names: list[str], cfg) -> list[str]:
     return names
 
 
-def _declarations(cfg, split: str, table: Any) -> list[tuple[str, list[str] | None]]:
+def _declarations(cfg, split: str, table: Any, files: Sequence[str]) -> list[tuple[str, list[str] | None]]:
     """Files of a split and the class names that each declares: `datasets` uses those of the first for all."""
     from pyarrow.parquet import read_schema
 
-    if saved := _saved(cfg, split):
-        return [(str(saved), getattr(table.features[cfg.label_key], "names", None))]
-    files = files_of(cfg, split, ".parquet")
+    if not files:
+        return [(str(_saved(cfg, split)), getattr(table.features[cfg.label_key], "names", None))]
     return [(path, declared(read_schema(path), cfg.label_key, path)) for path in files]
 
 
@@ -157,13 +154,14 @@ def package(cfg) -> Any:
     return datasets
 
 
-def table_of(cfg, split: str) -> tuple[Any, Any]:
-    """The package `datasets` and its table of a split, from the folder cfg.root or from the hub.
+def table_of(cfg, split: str) -> tuple[Any, Any, list[str]]:
+    """The package `datasets`, its table of a split, from the folder cfg.root or from the hub, and the parquet files
+    that the table was read from: none on the hub, or where `datasets` saved it.
 
-    Raises DataError if either is missing.
+    Raises DataError if the package or the split is missing.
     """
     datasets = package(cfg)
-    return datasets, _local(datasets, cfg, split) if cfg.root else _from_hub(datasets, cfg, split)
+    return datasets, *(_local(datasets, cfg, split) if cfg.root else (_from_hub(datasets, cfg, split), []))
 
 
 def check_column(table, cfg, option: str, split: str) -> None:
@@ -192,7 +190,7 @@ def _from_hub(datasets, cfg, split: str):
         ) from error
 
 
-def _local(datasets, cfg, split: str):
+def _local(datasets, cfg, split: str) -> tuple[Any, list[str]]:
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import read_metadata
 
@@ -215,7 +213,7 @@ def _local(datasets, cfg, split: str):
         raise DataError(f"cannot read the {kind} files of {split!r} under {cfg.root}: {said}") from error
     if table is None or len(table) == 0:
         raise DataError(f"{cfg.name}, split {split!r}, under {cfg.root} has no rows: expected at least one image")
-    return table
+    return table, chosen
 
 
 def _check_readable(path: str) -> None:

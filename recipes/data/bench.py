@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ops.bench.report import command
-from ops.tool import amount, overwrite, positive, tool, writable
+from ops.tool import amount, command, overwrite, positive, tool, writable
 from recipes.config import compose, reported
 from recipes.data import build
 from recipes.data.speed import Rates, measure

@@ -142,12 +142,11 @@ def source_options(cfg: DictConfig, records: Any, split: str) -> dict[str, Any]:
 
 def _meaning(data: DictConfig, val: Records, splits: Sequence[str]) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
     """The meaning of labels of ImageNet's variants: `truths` and `subset` of Data."""
-    real = data.get("real_labels")  # older runs lack it
-    if data.source != "imagenet" or not (real or data.subset):
+    if data.source != "imagenet" or not (data.real_labels or data.subset):
         return None, None
     if "train" in splits:
         raise DataError(f"data={data.name} is for evaluation only: train on data=imagenet and give it to eval.py")
-    truths = imagenet.truths(val) if real else None
+    truths = imagenet.truths(val) if data.real_labels else None
     if truths is not None:
         val.labels = np.arange(len(truths))
     return truths, imagenet.subset(data)
@@ -168,7 +167,7 @@ def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
     }
     values = {key: value if cfg.data[key] is None else cfg.data[key] for key, value in default.items()}
     values |= {key: tuple(values[key]) for key in ("mean", "std")}
-    size = None if train else cfg.data.get("eval_img_size")  # older runs lack it
+    size = None if train else cfg.data.eval_img_size
     size = size or cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
     return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
     if not base.is_dir():
         raise DataError(f"data.root={cfg.root} is not a folder: expected one with the {suffix} files of {cfg.name}")
     splits = {cfg.train_split, cfg.val_split, split}
-    there = sorted(file for file in base.rglob(f"*{suffix}*") if not file.name.startswith("."))
+    there = _there(cfg, base, split, suffix)
     files = [file for file in there if file.suffix == suffix]
     others = [file for file in there if file.suffix in COMPRESSED and file.with_suffix("") not in files]
     chosen, compressed = (
@@ -83,6 +84,66 @@ def _split_of(file: Path, splits: Collection[str]) -> str | None:
         if named:
             return named[0]
     return None
+
+
+def _there(cfg, base: Path, split: str, suffix: str) -> list[Path]:
+    """The files below a folder with a suffix, compressed ones too, sorted; notes which folders cannot be read.
+
+    There may be others' below `base`, or lost+found.
+    """
+    unread: list[OSError] = []
+    suffixes = (suffix, *(suffix + end for end in COMPRESSED))
+    try:
+        found = files_below(base, "", suffixes, unread=unread)
+    except OSError as error:
+        raise DataError(f"cannot list data.root={cfg.root}: {error}") from error
+    for error in unread:
+        note_once(f"{cfg.name}, split {split!r}: a folder is left out: {error}")
+    return sorted(base / name for name in found)
+
+
+def files_below(
+    folder: Path,
+    below: str,
+    suffixes: tuple[str, ...],
+    folders: dict[str, int] | None = None,
+    parents: frozenset[tuple[int, int]] = frozenset(),
+    others: Counter[str] | None = None,
+    unread: list[OSError] | None = None,
+) -> list[str]:
+    """The files under folder/below, relative to that; links are followed, but not back to a parent folder.
+
+    suffixes  of the files, in lower case; names may be in upper case
+    folders   filled with every folder that is read, relative to `folder` -> its change time in ns
+    others    counts the suffixes of the files that are left out
+    unread    filled with the errors of folders that may not be read; without it they are raised
+    """
+    status = os.stat(folder / below)
+    if (status.st_dev, status.st_ino) in parents:
+        return []
+    parents |= {(status.st_dev, status.st_ino)}
+    if folders is not None:
+        folders[below] = status.st_ctime_ns
+    found = []
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                child = os.path.join(below, entry.name)
+                try:
+                    inside = files_below(folder, child, suffixes, folders, parents, others, unread)
+                except PermissionError as error:
+                    if unread is None:
+                        raise
+                    unread.append(error)
+                    continue
+                found += [os.path.join(entry.name, name) for name in inside]
+            elif entry.name.lower().endswith(suffixes):
+                found.append(entry.name)
+            elif others is not None:
+                others[os.path.splitext(entry.name.lower())[1]] += 1
+    return found
 
 
 def check_kind(path: str | Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import Packed, note_once, replace_file, sidecar, stamp
+from recipes.data.files import Packed, files_below, note_once, replace_file, sidecar, stamp
 from zoo.errors import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -139,45 +139,11 @@ def _scan(folder: Path) -> Listing:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.name.startswith(".") and entry.is_dir():
             listing.classes[entry.name] = sorted(
-                images_below(folder, entry.name, listing.folders, others=listing.others)
+                files_below(folder, entry.name, SUFFIXES, listing.folders, others=listing.others)
             )
     if max(listing.folders.values()) < listing.scanned - RACY:
         _keep(folder, listing)
     return listing
-
-
-def images_below(
-    folder: Path,
-    below: str,
-    folders: dict[str, int],
-    suffixes: tuple[str, ...] = SUFFIXES,
-    parents: frozenset[tuple[int, int]] = frozenset(),
-    others: Counter[str] | None = None,
-) -> list[str]:
-    """The images under folder/below, relative to that; links are followed, but not back to a parent folder.
-
-    folders   filled with every folder that is read, relative to `folder` -> its change time in ns
-    suffixes  of images, in lower case; names may be in upper case
-    others    counts the suffixes of the files that are left out
-    """
-    status = os.stat(folder / below)
-    if (status.st_dev, status.st_ino) in parents:
-        return []
-    parents |= {(status.st_dev, status.st_ino)}
-    folders[below] = status.st_ctime_ns
-    found = []
-    with os.scandir(folder / below) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                inside = images_below(folder, os.path.join(below, entry.name), folders, suffixes, parents, others)
-                found += [os.path.join(entry.name, name) for name in inside]
-            elif entry.name.lower().endswith(suffixes):
-                found.append(entry.name)
-            elif others is not None:
-                others[os.path.splitext(entry.name.lower())[1]] += 1
-    return found
 
 
 def _sidecar(folder: Path) -> Path:

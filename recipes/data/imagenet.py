@@ -21,12 +21,13 @@ from timm.data import ImageNetInfo
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.folder import Folder, list_classes
+from recipes.data.files import files_below, note_once
+from recipes.data.folder import VALIDATION, Folder, list_classes
 from zoo.errors import listed
 
-PLACES = {"train": ("train",), "val": ("val", "validation", "valid")}
+PLACES = {"train": ("train",), "val": ("val", VALIDATION, "valid")}
 SYNSET, NUMBER = re.compile(r"n\d{8}"), re.compile(r"\d{1,4}")
-VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")  # the name that a validation image was published under
+PUBLISHED = re.compile(r"ILSVRC2012_val_(\d{8})")  # the name that a validation image was published under
 
 
 @cache
@@ -43,7 +44,7 @@ def class_names() -> tuple[str, ...]:
 
 def subset(cfg) -> tuple[int, ...] | None:
     """The classes, of the thousand, that `data.subset` restricts predictions to; None for all."""
-    if cfg.get("subset") is None:  # older runs lack it
+    if cfg.subset is None:
         return None
     return tuple(int(line) for line in _carried(f"imagenet_{cfg.subset}_indices.txt").split())
 
@@ -67,7 +68,7 @@ def _carried(name: str) -> str:
 
 def _number(records: Encoded, index: int, count: int) -> int:
     name = records.name_of(index)
-    match = VALIDATION.search(name)
+    match = PUBLISHED.search(name)
     if match is None or not 0 < int(match[1]) <= count:
         raise DataError(
             f"{records.where(index)}: ReaL identifies images by their published names, ILSVRC2012_val_00000001.JPEG to "
@@ -86,17 +87,36 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
         raise DataError(f"data={cfg.name} needs data.root=<the folder with its images by class>")
     if cfg.root is not None and not Path(cfg.root).expanduser().is_dir():
         raise DataError(f"data.root={cfg.root} is not a folder: expected one with images by class, or parquet files")
-    if cfg.root is None or next(Path(cfg.root).expanduser().rglob("*.parquet"), None):
+    if cfg.root is None or _has_tables(Path(cfg.root).expanduser()):
         found, names = arrow.load(cfg, splits)
         _check_order(names, cfg.name)
     else:
         found = [_folder(Path(cfg.root).expanduser(), split, cfg[f"{split}_split"]) for split in splits]
+        _note_unused(cfg)
     chosen = subset(cfg)
     if chosen is None:
         return found, list(class_names())
     for records in found:
         records.labels = _within(records, chosen, cfg)
     return found, [class_names()[index] for index in chosen]
+
+
+def _has_tables(root: Path) -> bool:
+    """Whether there are parquet files; where there are folders of synsets, their million images are not searched."""
+    if any(SYNSET.fullmatch(path.name) for pattern in ("n*", "*/n*") for path in root.glob(pattern)):
+        return False
+    try:
+        return bool(files_below(root, "", (".parquet",), unread=[]))
+    except OSError as error:
+        raise DataError(f"cannot list data.root={root}: {error}") from error
+
+
+def _note_unused(cfg) -> None:
+    """Note what was given that only parquet files have a use for."""
+    own = {"num_classes": len(synsets()), "image_key": "image", "label_key": "label"}
+    given = [f"data.{key}={cfg[key]}" for key, value in own.items() if cfg[key] not in (None, value)]
+    if given:
+        note_once(f"not used for folders that are named after the classes of ImageNet-1k: {', '.join(given)}")
 
 
 def _folder(root: Path, split: str, name: str) -> Folder:
@@ -111,12 +131,16 @@ def _folder(root: Path, split: str, name: str) -> Folder:
 def _place(root: Path, split: str, name: str) -> Path:
     """The folder of class folders: a split's own, the root itself, or the only folder in the root (archives).
 
-    A `name` of the split that is not one of the common ones must be its folder.
+    A `name` of the split that is one of the common ones stands for the others too, unless there is its folder;
+    `validation`, the default for all sources, must leave no choice. Any other name must be its folder.
     """
     places = PLACES[split] if name in PLACES[split] else (name,)
-    for folder in (root / place for place in places):
-        if folder.is_dir():
-            return folder
+    there = [place for place in places if (root / place).is_dir()]
+    if name == VALIDATION and len(there) > 1:
+        others = " or ".join(place for place in there if place != VALIDATION)
+        raise DataError(f"{root} has {'/ and '.join(there)}/: give data.val_split={others}, or move all but one away")
+    if there:
+        return root / (name if name in there else there[0])
     inside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if split == "val" and inside and places == PLACES["val"]:
         if any(map(_is_class, inside)):

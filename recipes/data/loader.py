@@ -31,7 +31,8 @@ from recipes.data.source import Replaced, Source
 from recipes.data.stream_order import Batch, Streamed, StreamOrder
 from zoo.allocator import give_freed_memory_back
 
-HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}  # those that stop a run, see `recipes.stop`
+# those that stop a run, see `recipes.stop`
+HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 TINY = 5_000  # number of images below which worker processes are not worth their cost
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError, Misread
-from recipes.data.files import Packed, content_of, stamp
-from recipes.data.folder import SUFFIXES, images_below
+from recipes.data.files import Packed, content_of, files_below, stamp
+from recipes.data.folder import SUFFIXES
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
 
@@ -204,7 +204,7 @@ def _files(cfg, split: str, classes: Classes) -> MaskFiles:
 
 def _walked(folder: Path, suffix: str | None) -> list[str]:
     try:
-        return sorted(images_below(folder, "", {}, (suffix.lower(),) if suffix else SUFFIXES))
+        return sorted(files_below(folder, "", (suffix.lower(),) if suffix else SUFFIXES))
     except OSError as error:
         raise DataError(f"cannot list the images: {error}") from error
 
@@ -251,7 +251,7 @@ def _stem(name: str, suffix: str | None) -> str:
 
 def _rows(cfg, split: str, classes: Classes) -> MaskRows:
     name = cfg[f"{split}_split"]
-    datasets, table = arrow.table_of(cfg, name)
+    datasets, table, _ = arrow.table_of(cfg, name)
     for option in ("image_key", "mask_key"):
         arrow.check_column(table, cfg, option, name)
     where = f"{cfg.name}, split {name!r}"

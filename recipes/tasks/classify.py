@@ -206,10 +206,11 @@ class Task(task.Task):
 
     def answer(self, image: Image.Image, predictions: Tensor, data: data.Data, name: str) -> tuple[Table, None]:
         """The five most likely classes."""
-        (shares,) = among(predictions.float(), data.subset).softmax(-1)
+        logits = among(predictions.float(), data.subset)
+        (shares,), (best,) = logits.softmax(-1), likeliest(logits, 5)
         table = Table("class", "probability", title=name)
-        for share, index in zip(*(t.tolist() for t in shares.topk(min(5, len(shares)))), strict=True):
-            table.add_row(data.class_names[index], f"{100 * share:.2f} %")
+        for index in best.tolist():
+            table.add_row(data.class_names[index], f"{100 * shares[index]:.2f} %")
         return table, None
 
     def picture(self, path: Path, data: data.Data, metrics: Metrics | RealMetrics) -> None:

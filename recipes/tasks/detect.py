@@ -43,8 +43,7 @@ class Task(task.Task):
                 "train.eval_mode=true: a detector only gives losses in training mode. task.norm_eval=true freezes the "
                 "statistics of its backbone's batch norms"
             )
-        keys = ("head", "channels", "norm_eval")  # older runs lack the last two
-        head = {key: self.cfg.task.get(key) for key in keys}
+        head = {key: self.cfg.task[key] for key in ("head", "channels", "norm_eval")}
         model = models.create(self.cfg, data, pretrained=pretrained, make=detector, **head)
         check_size(self, model, data)
         return model

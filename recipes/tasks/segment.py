@@ -203,7 +203,7 @@ class Task(task.Task):
 
 def class_weights(cfg, data: Data) -> list[float] | None:
     """The weight of each class in the loss; None: all the same."""
-    weight = cfg.task.get("left_out_weight", 1.0)  # older runs lack it
+    weight = cfg.task.left_out_weight
     if weight == 1 or not data.left_out:
         return None
     if not 0 < weight < math.inf:
@@ -247,7 +247,7 @@ def check_size(owner: task.Task, model: nn.Module, data: Data) -> None:
 
 def resized(cfg) -> dict[str, Any]:
     """The preprocessing of an evaluation, for its record; `size` is that of crops and windows."""
-    prep, sides = preprocessing(cfg), {key: cfg.data.get(key) for key in SIDES}  # older runs lack the last two
+    prep, sides = preprocessing(cfg), {key: cfg.data[key] for key in SIDES}
     sides["antialias"] = antialiased(cfg.data)
     return {"size": prep.size, "mean": prep.mean, "std": prep.std, "interpolation": "bilinear"} | {
         key: list(value) if isinstance(value, Sequence) else value for key, value in sides.items()

@@ -55,6 +55,15 @@ def test_without_gradients(case):
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_without_data(case, impl):
+    """On the meta device, where only shapes are computed; it has no autocast."""
+    inputs = {name: t.to("meta") for name, t in case.make().items()}
+    out, *found = gradients(case, inputs, impl)
+    assert out.is_meta and [t.shape for t in found] == [t.shape for t in inputs.values()]
+
+
 NONE = {
     "routed_attention": lambda x, impl: ops.routed_attention(x, x, x, (3, 2), 2, impl=impl),
     "super_tokens": lambda x, impl: ops.super_tokens(x[..., 0, :], (2, 4), 2, True, impl=impl)[0],

@@ -17,6 +17,7 @@ from ops.bench.contests import CONTESTS
 from ops.bench.jobs import asked
 from ops.bench.measure import MODES, Machine, Row, disagreement, held, measure, traffic
 from ops.bench.report import circumstances, render
+from ops.recording import recording
 
 prepare = importlib.import_module("ops.bench.prepare")  # a function of the package has its name
 timing = importlib.import_module("ops.bench.measure")
@@ -110,14 +111,25 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", FEW, ids=lambda case: f"{case.op} {case}")
+# of significance nothing is learned
+TIMED = [(case, mode) for case in FEW for mode in MODES if mode == "forward" or case.op != "significance"]
+
+
+@pytest.mark.parametrize(("case", "mode"), TIMED, ids=lambda value: f"{getattr(value, 'op', 'for')} {value}")
 def test_peers_agree(case, mode):
     contest = CONTESTS[case.op](case, 2, "cpu", torch.float32)
-    if mode != "forward" and not contest.learned:
-        return
+    assert contest.learned == (case.op != "significance")
     found = measured(case, contest, mode)
     assert not found.missing and set(found.ms) == {"ours", *(set(contest.peers) & set(QUICK))} and len(found.ms) > 1
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: f"{case.op} {case}")
+def test_the_torch_path_launches_no_kernel(case):
+    """In no part of the call, for which `auto` would: without data it takes tensors for those of a GPU."""
+    contest = CONTESTS[case.op](case, 2, "meta", torch.float32)
+    with recording() as launched:
+        contest.op(**contest.inputs, impl="torch")
+    assert not launched
 
 
 @pytest.mark.parametrize("case", [FEW[i] for i in (1, 4, 6, 7, 8, -1)], ids=lambda case: f"{case.op} {case}")
@@ -249,6 +261,17 @@ def test_stops_when_its_minutes_are_over(tmp_path, monkeypatch):
     assert "1 of 6 calls" in json.loads((tmp_path / "ops_cpu.json").read_text())["settings"]
 
 
+def test_numbers_are_on_disk_when_a_run_ends_early(tmp_path, monkeypatch):
+    def lost():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "context_lost", lost)
+    monkeypatch.setattr(bench, "run", lambda job, args: [row(job.call)])
+    with pytest.raises(SystemExit, match="130"):
+        bench.main(["pooled_attention", "--out", str(tmp_path), "--json", str(tmp_path / "numbers.json")])
+    assert json.loads((tmp_path / "numbers.json").read_text())["rows"]
+
+
 def test_the_most_important_comes_first():
     jobs = bench.plan(bench.parse(["--device", "cuda"]))
     assert {job.call.op for job in jobs[: len(CONTESTS)]} == set(CONTESTS)
@@ -314,6 +337,10 @@ def test_a_run_that_is_cut_off_has_timed_what_it_compiled(monkeypatch):
         timed.append(job)
         assert timed == compiled[: len(timed)] and len(compiled) - len(timed) < 3
     assert timed == compiled == jobs and len(jobs) % 3  # the last of them are fewer
+    compiled.clear()
+    clock = iter([1, 2, 3.1])
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
+    assert list(prepare.prepared(jobs, args, end=3)) == compiled == jobs[:6]  # compilers take their minutes too
     args.jobs, compiled[:] = None, []
     assert list(prepare.prepared(jobs, args)) == jobs and not compiled
 

@@ -211,7 +211,7 @@ def test_plain_attention_is_fused():
 
 def test_plain_attention_that_is_not_fused_is_found(monkeypatch):
     monkeypatch.setattr(ops, "pooled_attention", lambda q, k, v, impl: q.new_zeros(()).requires_grad_().refuse())
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="has no attribute 'refuse'"):
         machine.plain_attention("cpu")
     unfused = torch.nn.functional.scaled_dot_product_attention
 

@@ -1,19 +1,18 @@
 """What surrounds a kernel: autograd, modes, autocast, refusals; under Triton's interpreter as test_kernels.py."""
 
-import os
 from contextlib import nullcontext
 
 import pytest
 import torch
+from devices import DEVICE, needs_kernels
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import ops
 from ops.check.cases import packed, random
+from ops.recording import recording
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU; test_interpreter.py runs these")
+pytestmark = needs_kernels
 
 
 def window_call(q, bias):
@@ -48,6 +47,18 @@ def test_gradients_have_the_dtypes_of_their_tensors():
     assert [t.dtype for t in found] == [torch.float32, torch.float16]
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_gradient_that_is_not_computed_has_the_shape_that_a_compiler_is_told(learned):
+    from ops import operators  # noqa: F401  registers them; these tests are skipped where triton is not installed
+
+    x, affinity = random(1, 8, 8, 4).to(DEVICE, torch.float32), random(1, 8, 8, 9).to(DEVICE, torch.float32)
+    out = torch.ops.attention_backbones.super_token_average(x, affinity, [4, 4], learned)
+    backward = torch.ops.attention_backbones.super_token_average_backward.default
+    torch.library.opcheck(backward, (out[0], x, affinity, [4, 4], learned, *out), test_utils="test_faketensor")
+    found = backward(out[0], x, affinity, [4, 4], learned, *out)
+    assert [t.shape for t in found] == [x.shape, affinity.shape] and found[1].any() == learned
+
+
 def pixels_by_tokens(q):
     x = q.flatten(3)
     return ops.scatter_super_tokens(x[:, :2, :2], x[..., :9], (3, 3), impl="triton")
@@ -61,6 +72,7 @@ def merged_tokens(q):
 UNREAD = {
     "window_attention": lambda q: window_call(q, None),
     "channel_attention": lambda q: ops.channel_attention(q, q, q, impl="triton"),
+    "super_tokens": lambda q: ops.super_tokens(q.flatten(3), (3, 3), impl="triton")[0],
     "scatter_super_tokens": pixels_by_tokens,
     "reallocate_tokens": merged_tokens,
 }
@@ -74,6 +86,35 @@ def test_a_result_that_no_backward_reads_may_be_changed(call, seen):
         (got,) = torch.autograd.grad(call(q).mul_(2).square().sum(), q)
     (want,) = torch.autograd.grad((call(q) * 2).square().sum(), q)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("size, zeroed", [(6, False), (5, True)])
+def test_what_is_written_anyway_is_not_filled_with_zeros_before(size, zeroed, monkeypatch):
+    """The gradient of a query that all windows share, whose tokens are all on the map if windows divide it."""
+    made, zeros = [], torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda x, *given, **rest: made.append(x) or zeros(x, *given, **rest))
+    q, k = (random(1, n, n, 1, 8).to(DEVICE, torch.float32).requires_grad_() for n in (3, size))
+    found = []
+    for impl in ("reference", "triton"):
+        made.clear()
+        out = ops.window_attention(q, k, k, None, 3, impl=impl)
+        found.append(torch.autograd.grad(out.square().sum(), (q, k)))
+    assert bool(made) == zeroed
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("which", ["window", "tiles", "neighborhood"])
+@pytest.mark.parametrize("seen", [False, True], ids=["alone", "operator"])
+def test_the_gradient_of_a_table_is_computed_where_it_is_needed(which, seen):
+    """By kernels of its own, but for the sums of one tile; an operator returns every gradient."""
+
+    def launched(frozen):
+        with recording() as written, Names() if seen else nullcontext():
+            learned(which, torch.float32, torch.float32, frozen)
+        return [launch.kernel.fn.__name__ for launch in written]
+
+    own = ["backward_table_kernel"] if which == "window" else ["backward_bias_kernel", "backward_table_kernel"]
+    assert launched(False) == launched(True) + own * (not seen)
 
 
 def test_no_gradient_of_the_result():
@@ -136,6 +177,56 @@ def test_autocast_decides_the_dtype():
         got, want = window_call(q, bias), ops.window_attention(q, q, q, bias, window=(4, 4), impl="torch")
     assert got.dtype == want.dtype == torch.float16
     torch.testing.assert_close(got, want, rtol=0, atol=4e-3)
+
+
+# with a table and keys beyond the map: windows of one tile, of several with and without an edge; neighborhoods
+LEARNED = {
+    "window": (5, 5, 4, ops.window_attention),
+    "tiles": (12, 10, 9, ops.window_attention),
+    "kept": (9, 9, 9, ops.window_attention),
+    "neighborhood": (4, 9, 3, lambda *given, **options: ops.neighborhood_attention(*given, dilation=2, **options)),
+}
+
+
+def learned(which, maps, tables, frozen=False):
+    """The result and the gradients of a call with maps and tables of these dtypes; all values are of float16.
+
+    If `frozen`, the table of relative positions needs no gradient.
+    """
+    H, W, window, op = LEARNED[which]
+    made = [(random(1, H, W, 2, 8, seed=i), maps) for i in range(3)]
+    made += [(t, tables) for t in (random(2, 2 * window - 1, 2 * window - 1), random(2, 8), random(2, 8, seed=1))]
+    q, k, v, bias, k0, v0 = given = [t.half().to(DEVICE, dtype).requires_grad_() for t, dtype in made]
+    out = op(q, k, v, bias.requires_grad_(not frozen), window, outside=(k0, v0), impl="triton")
+    return out, *torch.autograd.grad(out, [t for t in given if t.requires_grad], torch.ones_like(out))
+
+
+@pytest.mark.parametrize("which", LEARNED)
+def test_under_autocast_the_kernels_of_its_dtype_are_launched(which):
+    """Those of a model in that dtype, although its parameters are float32."""
+    with recording() as alone:
+        learned(which, torch.float16, torch.float16)
+    with recording() as written, torch.autocast(DEVICE, torch.float16):
+        learned(which, torch.float32, torch.float32)
+    assert written == alone
+    assert any(which in f"{launch.kernel.fn.__module__}.{launch.kernel.fn.__name__}" for launch in alone)
+
+
+@pytest.mark.parametrize("which", LEARNED)
+def test_under_autocast_gradients_of_tables_have_their_own_dtype(which):
+    with torch.autocast(DEVICE, torch.float16):
+        cast = learned(which, torch.float32, torch.float32)
+    assert [t.dtype for t in cast] == [torch.float16] + [torch.float32] * 6
+    alone = learned(which, torch.float16, torch.float16)
+    assert all(torch.equal(got.half(), want) for got, want in zip(cast, alone, strict=True))
+
+
+@pytest.mark.parametrize("which", ["window", "neighborhood"])
+def test_tables_may_have_another_dtype_than_maps(which):
+    """They are read as they are, and the same values give the same result."""
+    mixed, alike = (learned(which, torch.float16, tables) for tables in (torch.float32, torch.float16))
+    assert [t.dtype for t in mixed] == [torch.float16] * 4 + [torch.float32] * 3
+    assert all(torch.equal(got.half(), want) for got, want in zip(mixed, alike, strict=True))
 
 
 def test_autocast_decides_how_significance_is_rounded():

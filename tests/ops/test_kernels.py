@@ -1,24 +1,22 @@
 """The Triton kernels: on a GPU where there is one, else under Triton's interpreter (test_interpreter.py)."""
 
 import importlib
-import os
 
 import numpy as np
 import pytest
 import torch
-from test_neighborhood_recorded import RECORD, answers, unpack
-from test_neighborhood_recorded import name as recorded_name
+from devices import DEVICE, INTERPRETED, needs_kernels
+from neighborhood_record import RECORD, answers, case_id
 from torch.nn import functional as F
 
 import ops
+from golden import unpack
 from ops.check import machine
 from ops.check.bound import ErrorBound, broken, share
 from ops.check.cases import Case, neighborhood_case, packed, random, reallocate_case, window_case
 from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU; test_interpreter.py runs these")
+pytestmark = needs_kernels
 
 # the interpreter multiplies bfloat16 wrongly
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
@@ -151,7 +149,7 @@ def test_each_gradient_where_logits_are_large(seed):
     assert not broken(found), broken(found)
 
 
-@pytest.mark.parametrize("case", RECORD["cases"], ids=recorded_name)
+@pytest.mark.parametrize("case", RECORD["cases"], ids=case_id)
 def test_neighborhood_attention_recorded(case):
     eager, got = (answers(case, impl, torch.float32, DEVICE) for impl in ("reference", "triton"))
     found = {name: share(unpack(case[name]).to(DEVICE), eager[name], got[name]) for name in got}
@@ -233,7 +231,6 @@ def test_a_program_takes_several_windows(name, most, monkeypatch):
     assert not broken(found), broken(found)
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter has one order only")
 @pytest.mark.parametrize("case", SUITE, ids=str)
 def test_same_bits_twice(case):
@@ -246,7 +243,6 @@ def test_compiled_as_one_graph(case):
     machine.compiled(case, DEVICE)
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_captured_in_a_graph(case):

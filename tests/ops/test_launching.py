@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
+from flags import deterministic
 from ops.dispatch import interprets
 from ops.launching import choice, configuration, launch, power_of_two
 from ops.precision import multiply_float32, precision
@@ -52,11 +53,8 @@ def test_of_one_configuration_nothing_is_measured(kernel):
     for _ in range(2):
         launch(kernel, 3, x, D=32)
     (only,) = kernel.choices.float32
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         launch(kernel, 3, x, D=32)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert kernel.fn.launched == [((3,), (x,), {"D": 32} | only.all_kwargs())] * 3 and not kernel.launched
     assert only.num_warps == 8
     assert list(kernel.chosen.values()) == [only.all_kwargs()]
@@ -67,11 +65,8 @@ def test_deterministic_algorithms_leave_nothing_to_the_tuner(kernel, dtype, warp
     x = torch.zeros(2, dtype=dtype)
     launch(kernel, 3, x, D=32)
     assert kernel.launched == [((3,), (x,), {"D": 32})] and not kernel.fn.launched
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         launch(kernel, 3, x, D=32)
-    finally:
-        torch.use_deterministic_algorithms(False)
     ((grid, _, constants),) = kernel.fn.launched
     assert grid == (3,) and constants["D"] == 32 and constants["num_warps"] == warps
     assert len(kernel.launched) == 1

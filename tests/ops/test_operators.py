@@ -113,11 +113,12 @@ def test_flops(name):
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
-def test_export_sees_one_operator():
-    class Attention(torch.nn.Module):
-        def forward(self, q):
-            return window_attend(q, q, q, None, (4, 4), False, 0.3, None)
+class Attention(torch.nn.Module):
+    def forward(self, q):
+        return window_attend(q, q, q, None, (4, 4), False, 0.3, None)
 
+
+def test_export_sees_one_operator():
     q = packed(1, 5, 6, 2, 8).select(3, 0).float()
     program = torch.export.export(Attention(), (q,))
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
@@ -126,10 +127,6 @@ def test_export_sees_one_operator():
 
 
 def test_a_program_is_loaded_where_no_op_has_run(tmp_path):
-    class Attention(torch.nn.Module):
-        def forward(self, q):
-            return window_attend(q, q, q, None, (4, 4), False, 0.3, None)
-
     q = packed(1, 5, 6, 2, 8).select(3, 0).float()
     torch.export.save(torch.export.export(Attention(), (q,)), tmp_path / "program.pt2")
     torch.save((q, Attention()(q)), tmp_path / "answer.pt")

@@ -139,3 +139,18 @@ def test_import_needs_torch_alone():
         "ops.window_attention(q, q, q, None, window=(2, 2)); assert not {'zoo', 'recipes'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_commands_do_without_triton():
+    """Which is installed on Linux alone: the one that compiles says so, the others start."""
+    code = (
+        "from importlib.machinery import PathFinder; find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *given: None if name == 'triton' else find(name, *given)\n"
+        "import ops.bench, zoo.bench, recipes.bench, recipes.data.bench\n"
+        "from ops.check import main; from zoo import kernels\n"
+        "assert main(['--cases', 'window_attention-one_pixel', '--dtypes', 'float32']) == 0\n"
+        "kernels.main(['davit_t'])"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 2 and "zoo.kernels needs the package triton" in child.stderr, child.stdout + child.stderr
+    assert "ok      torch float32" in child.stdout

@@ -1,6 +1,7 @@
 """The shared block library. Maps are (B, H, W, C) between modules.
 
-What only one family uses lives in its own file. `PositionTable` is here since the loading of weights knows it too.
+What only one family uses lives in its own file, except for `PositionTable`, which the loading of weights knows too, and
+`GELUTanh`, an activation like torch's.
 """
 
 from .activation import GELUTanh

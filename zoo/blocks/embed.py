@@ -45,8 +45,6 @@ class PatchStem(nn.Module):
         return self.norm(self.conv1(pad_to_multiple(x, self.patch)).permute(0, 2, 3, 1))
 
 
-@fx.wrap
-@register_notrace_function
 def resize_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A table of positions (1, h * w, C), interpolated from its grid h x w to another, bicubic, half-pixel centres."""
     x = table.to(wide(table.dtype)).unflatten(1, [grid[0], grid[1]]).permute(0, 3, 1, 2)

@@ -4,14 +4,11 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_function
-from torch import Tensor, fx
+from torch import Tensor
 
 from ops.dispatch import autocasts, ordered, wide
 
 
-@fx.wrap
-@register_notrace_function
 def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     """`F.interpolate` with half-pixel centres, (B, C, H, W) -> (B, C, *size); by matmuls where deterministic algorithms
     forbid its backward, which uses atomics on GPUs.

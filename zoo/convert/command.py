@@ -27,7 +27,7 @@ from ops.tool import tool
 
 from ..checkpoint import only_part, part_of, select
 from ..errors import CheckpointError, listed, plain_warnings, printable
-from ..fetch import by_name, warn_of_licence
+from ..fetch import by_name, releases_in, warn_of_licence
 from ..files import SUFFIXES, save_tensors, sha256, whole, write_whole
 from ..fitting import fit
 from ..layouts import LAYOUTS
@@ -83,7 +83,9 @@ def convert(
         raise CheckpointError(f"{checkpoint.path} cannot be written in layout {to!r}: {error}") from error
     if named is not None:
         _check_model(checkpoint.path, ours, named)
-    release = next((r for r in by_name(checkpoint.path, checkpoint.meta) if r.model == model), None)
+    rows, _ = releases_in(checkpoint.path, checkpoint.meta, found, model)
+    named = [r for r in by_name(checkpoint.path, checkpoint.meta) if r.model == model]
+    release = next((r for r in named if r in rows or not r.loadable), None)  # those of dense models are parts of files
     warn_of_licence(release)
     # parts of one tensor share its memory, which safetensors does not write
     return Converted({key: value.clone().contiguous() for key, value in state.items()}, model, layout, entry, release)

@@ -26,14 +26,12 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from ..backbone import Backbone
 from ..blocks import check_count
 from ..convert import Layout
-from ..layouts.detectors import CASCADE, NO_RELEASE, RCNN, RETINANET, detector_layouts
-from ..recognise import OURS, layouts_of
+from ..layouts.detectors import CASCADE, NO_RELEASE, OUR_HEADS, RCNN, RETINANET
 from .cascade import cascade_heads
 from .dense_detectors import FCOSHeads, RetinaNetHeads, Targets
-from .features import OverBackbone, backbone_of, maps, unread
+from .features import OverBackbone, backbone_of, maps
 from .fpn import FPN
 from .paste import paste
 from .plain import pyramid_of
@@ -57,6 +55,7 @@ TAKES = {
 }
 # arguments of that class that are given by other means, or that resize images, which is left to the caller
 OURS_TO_SAY = {"backbone", "num_classes", "kwargs", "min_size", "max_size", "image_mean", "image_std"}
+OURS_TO_SAY |= {"anchor_generator", "rpn_anchor_generator"}
 
 
 def detector(
@@ -84,12 +83,13 @@ def detector(
     head_kwargs  arguments of torchvision's class, such as `score_thresh` (`box_score_thresh` for an R-CNN; for Cascade,
                  whose stages are as published, only those of the region proposal network, `rpn_...`)
     R-CNNs read four maps, or all three of a backbone that has no more, and the others three. Raises ValueError for an
-    unknown head, no classes, arguments that the head does not read, anchors for FCOS, or a backbone whose maps do not
-    halve from one to the next.
+    unknown head, no classes or channels, arguments that the head does not read, anchors for FCOS, or a backbone whose
+    maps do not halve from one to the next.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
     check_count("num_classes", num_classes, "the number of classes")
+    check_count("channels", channels, "channels of the pyramid")
     levels, layout = HEADS[head]
     features = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)
     dims, strides = (
@@ -193,11 +193,7 @@ class Detector(OverBackbone):
 
     def layouts(self) -> tuple[Layout, ...]:
         """How files name a whole detector with this backbone: mmdet's names around each of its layouts, then ours."""
-        model = getattr(self.backbone, "model", None)
-        if not isinstance(model, Backbone):
-            return detector_layouts(self.layout, [], None, "backbone.")
-        *released, _ = layouts_of(type(model))
-        return detector_layouts(self.layout, released, OURS, "backbone.model.", unread(model))
+        return self.layouts_around(self.layout, OUR_HEADS)
 
     @property
     def has_masks(self) -> bool:

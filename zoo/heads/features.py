@@ -2,18 +2,23 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
 import torch
+from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet
 from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..convert import Layout
 from ..layouts import LAYOUTS
+from ..layouts.segmenters import layouts_over
+from ..recognise import layouts_of
 from ..registry import class_of, variants
 
 WRAPPED = ("model", "body")  # what timm's wrappers for features call the whole model
+REBUILT = (FeatureDictNet, FeatureHookNet, FeatureGraphNet)  # wrappers that may keep parts of the model, not the whole
 FEWEST = 3  # maps with which heads that read more make do, if a backbone has no more: LeViT, NesT, PiT, Visformer
 
 
@@ -40,12 +45,20 @@ class OverBackbone(nn.Module):
         """What helps with a file that does not fit, its tensors as it names them; empty if that is not known."""
         return ""
 
+    def layouts_around(self, heads: Layout, own_heads: Layout) -> tuple[Layout, ...]:
+        """The layouts of the whole model, from those of its heads, see `layouts_over`."""
+        model = getattr(self.backbone, "model", None)
+        if isinstance(model, Backbone):
+            return layouts_over(heads, own_heads, layouts_of(type(model)), "backbone.model.", unread(model))
+        return layouts_over(heads, own_heads, (), "backbone.")
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for _, method in self._inner("set_grad_checkpointing"):
             return method(enable)
         raise ValueError(f"{type(self.backbone).__name__} has no gradient checkpointing: build it without feature_cls")
 
     def no_weight_decay(self) -> set[str]:
+        """The backbone's own; of one that timm took apart, as Swin, only if it was created here, from its name."""
         return {f"{prefix}{name}" for prefix, model in self._inner("no_weight_decay") for name in model()}
 
     def lr_scales(self) -> dict[str, float]:
@@ -88,9 +101,12 @@ def backbone_of(backbone: str | nn.Module, levels: int, *, pretrained: bool = Fa
     `out_indices` that name maps in another order, or twice (timm returns each once, fine to coarse), or that it lacks.
     """
     if isinstance(backbone, str):
-        if normed(backbone):
+        name = backbone
+        if normed(name):
             kwargs.setdefault("feature_norms", True)
-        backbone = _created(backbone, levels, pretrained=pretrained, **kwargs)
+        backbone = _created(name, levels, pretrained=pretrained, **kwargs)
+        if isinstance(backbone, REBUILT) and not any(child in WRAPPED for child, _ in backbone.named_children()):
+            _restore_methods(backbone, name, **kwargs)
     elif pretrained or kwargs:
         given = ", ".join([*(["pretrained"] if pretrained else []), *kwargs])
         raise ValueError(f"the backbone is a module, so {given} cannot be given: build it with them")
@@ -128,6 +144,25 @@ def _created(name: str, levels: int, **kwargs: Any) -> nn.Module:
             said = f"out_indices are {list(indices)}; {name} has {count} maps: expected 0 to {count - 1}"
             raise ValueError(said) from error
         return timm.create_model(name, features_only=True, out_indices=tuple(range(count)), **kwargs)
+
+
+def _restore_methods(backbone: nn.Module, name: str, **kwargs: Any) -> None:
+    """Give a model that timm took apart what the whole one says of its parameters, under the names they have now."""
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("out_indices", "feature_cls", "device")}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # what trains afterwards draws as if without it
+        whole = timm.create_model(name, **{**kwargs, "checkpoint_path": None})
+    own = dict(backbone.named_parameters()).keys()
+    undecayed = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else set()
+    scales = whole.lr_scales() if hasattr(whole, "lr_scales") else {}
+    # partial: a model with a lambda could not be pickled
+    backbone.no_weight_decay = partial(set, own & {key for name in undecayed for key in _rebuilt_names(name)})
+    named = {key: scale for name, scale in scales.items() for key in _rebuilt_names(name) if key in own}
+    backbone.lr_scales = partial(dict, named)
+
+
+def _rebuilt_names(name: str) -> tuple[str, ...]:
+    """What a parameter is called in timm's wrappers that rebuild a model: some flatten its outermost sequences."""
+    return name, name.replace(".", "_", 1), f"graph_module.{name}"
 
 
 def divisor_of(backbone: nn.Module) -> int:

@@ -60,9 +60,9 @@ class DenseRecognition:
         return f"{self.head} on {trunk}, {self.classes} class{'es' * (self.classes != 1)}"
 
     def arguments(self, model: str) -> dict[str, Any]:
-        """What a backbone is built with beyond its name: windows of GC ViT and MaxViT, as the file shows them, and
-        DiNAT's dilations, which no file shows, as its authors use them for this task. `backbone.missing_args` lists
-        what the file should show but does not.
+        """What a backbone is built with beyond its name: windows and channels, as the file shows them, and DiNAT's
+        dilations, which no file shows, as its authors use them for this task. `backbone.missing_args` lists what the
+        file should show but does not.
         """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
         return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})

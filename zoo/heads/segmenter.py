@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from ops.dispatch import wide
 from ops.sizes import covering
 
-from ..backbone import Backbone
 from ..blocks import check_count, number
 from ..convert import Layout
 from ..errors import CheckpointError
-from ..layouts.segmenters import segmenter_layouts
-from ..recognise import OURS, layouts_of
+from ..layouts.segmenters import HEADS as MMSEG
+from ..layouts.segmenters import OUR_HEADS
 from .fcn import FCN
-from .features import OverBackbone, backbone_of, divisor_of, maps, unread
+from .features import OverBackbone, backbone_of, divisor_of, maps
 from .fpn import FPN
 from .layers import resize
 from .plain import pyramid_of
@@ -183,11 +182,7 @@ class Segmenter(OverBackbone):
 
     def layouts(self) -> tuple[Layout, ...]:
         """How files name a whole segmenter with this backbone: mmseg's names around each of its layouts, then ours."""
-        model = getattr(self.backbone, "model", None)
-        if isinstance(model, Backbone):
-            *released, _ = layouts_of(type(model))
-            return segmenter_layouts(released, OURS, "backbone.model.", unread(model))
-        return segmenter_layouts([], None, "backbone.")
+        return self.layouts_around(MMSEG, OUR_HEADS)
 
     def unused(self, part: str) -> bool:
         """Whether to leave out a part of a file: the auxiliary head, if the model was built without one."""
@@ -280,11 +275,14 @@ def segmenter(
     dropout       of whole channels, before the classifiers
     ignore_index  the label of pixels that do not count
     class_weights factors on the losses of each class's pixels, above 0; None: all the same
-    Raises ValueError for a head of another name, no classes, or a backbone without the levels that the head reads.
+    Raises ValueError for a head of another name, no classes or channels, or a backbone without the levels that the head
+    reads.
     """
     if head not in HEADS:
         raise ValueError(f"head is {head!r}; it must be one of {', '.join(HEADS)}")
     check_count("num_classes", num_classes, "the number of classes")
+    if channels is not None:
+        check_count("channels", channels, "channels of the head")
     auxiliary = auxiliary and head != "semantic_fpn"
     levels = 1 + auxiliary if head == "fcn" else 4
     backbone = backbone_of(backbone, levels, pretrained=pretrained, **backbone_kwargs)

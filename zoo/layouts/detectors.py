@@ -4,15 +4,13 @@ Background is the last class in mmdetection and the first in torchvision's heads
 its mask: these rows are zeros.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..convert import Change, Layout
-from .segmenters import NECK, around, without_norms
+from .segmenters import NECK
 
 
 # no lambdas: a detector holds its layout, and must be picklable
@@ -81,21 +79,3 @@ RETINANET = Layout(
 )
 NO_RELEASE = Layout("mmdet", rules={})
 OUR_HEADS = Layout("zoo", rules={part: part for part in ("pyramid", "neck", "heads")})
-
-
-def detector_layouts(
-    heads: Layout, released: Iterable[Layout], own: Layout | None, prefix: str, unread: Collection[int] = ()
-) -> tuple[Layout, ...]:
-    """The layouts of a detector: mmdet's around each layout `released` for its backbone, and ours around its `own`.
-
-    heads   mmdet's neck and heads
-    prefix  what stands before the backbone's names in the model. A backbone without layouts, one of timm, has the same
-            names in files as in the model
-    unread  the levels that the detector does not read, see `without_norms`
-    """
-    if own is None:
-        same = {prefix.rstrip("."): prefix.rstrip(".")}
-        return replace(heads, rules=same | heads.rules), Layout("zoo", rules=same | OUR_HEADS.rules)
-    read = without_norms(released, unread)
-    theirs = [around(layout, f"mmdet-{layout.name}", "backbone.", prefix, heads) for layout in read]
-    return *theirs, around(own, own.name, prefix, prefix, OUR_HEADS)

@@ -1,6 +1,6 @@
 """Segmenters in mmsegmentation's names: `backbone.` in a layout of the backbone's class, `neck.` and the heads."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -32,26 +32,23 @@ HEADS = Layout("mmseg", rules=NECK | _head("decode_head") | _head("auxiliary_hea
 OUR_HEADS = Layout("zoo", rules={ours: ours for ours in (*HEADS.rules.values(), "pyramid", "class_weights")})
 
 
-def segmenter_layouts(
-    released: Iterable[Layout], own: Layout | None, prefix: str, unread: Collection[int] = ()
+def layouts_over(
+    heads: Layout, own_heads: Layout, layouts: Sequence[Layout], prefix: str, unread: Collection[int] = ()
 ) -> tuple[Layout, ...]:
-    """The layouts of a segmenter: mmseg's around each layout `released` for its backbone, and ours around its `own`.
+    """The layouts of a whole model: its heads' around each of its backbone's, ours, which is the last, around ours.
 
-    prefix  what stands before the backbone's names in the model. A backbone without layouts, one of timm, has the same
-            names in files as in the model
-    unread  the levels that the segmenter does not read, see `without_norms`
+    heads, own_heads  of all but the backbone: mmseg's or mmdet's, and ours
+    layouts           of the backbone. One without any, of timm, has the same names in files as in the model
+    prefix            what stands before the backbone's names in the model
+    unread            the levels that the model does not read: files have norms of them, which are dropped
     """
-    if own is None:
+    if not layouts:
         same = {prefix.rstrip("."): prefix.rstrip(".")}
-        return Layout("mmseg", rules=same | HEADS.rules), Layout("zoo", rules=same | OUR_HEADS.rules)
-    read = without_norms(released, unread)
-    theirs = [around(layout, f"mmseg-{layout.name}", "backbone.", prefix, HEADS) for layout in read]
-    return *theirs, around(own, own.name, prefix, prefix, OUR_HEADS)
-
-
-def without_norms(released: Iterable[Layout], unread: Collection[int]) -> list[Layout]:
-    """The layouts of a backbone of which some levels are not read: files have norms of them, which are dropped."""
-    return [_without_norms(layout, unread) for layout in released]
+        return tuple(replace(layout, rules=same | layout.rules) for layout in (heads, own_heads))
+    *released, own = layouts
+    read = [_without_norms(layout, unread) for layout in released]
+    theirs = [around(layout, f"{heads.name}-{layout.name}", "backbone.", prefix, heads) for layout in read]
+    return *theirs, around(own, own.name, prefix, prefix, own_heads)
 
 
 def _without_norms(layout: Layout, levels: Collection[int]) -> Layout:

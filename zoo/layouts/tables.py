@@ -23,12 +23,18 @@ def to_swin_table(table: Tensor) -> Tensor:
 
 
 def swin_index(table: Tensor) -> Tensor:
-    """Swin's index table for ((2w-1)**2, heads) relative positions, (w*w, w*w): where query - key is in that table."""
+    """Swin's index table for ((2w-1)**2, heads) relative positions, (w*w, w*w): where query - key is in that table.
+
+    The windows are taken to be square: 9 x 25 positions, of windows of 5 x 13, are as many as 15 x 15.
+    """
     return _index(table.shape[0]).T.contiguous()
 
 
 def natten_index(table: Tensor) -> Tensor:
-    """The same for a table (heads, 2w-1, 2w-1) by key - query."""
+    """The same for a table (heads, 2w-1, 2w-1) by key - query. Raises ValueError for windows that are not square."""
+    if table.shape[1] != table.shape[2]:
+        sides = f"{table.shape[1]} x {table.shape[2]}"
+        raise ValueError(f"a table of {sides} relative positions is not for square windows, as this layout's are")
     return _index(table.shape[1] * table.shape[2])
 
 

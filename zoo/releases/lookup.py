@@ -10,7 +10,7 @@ from .table import SUFFIXES, Release
 
 # what browsers, file managers and wget put into the name of a second copy, before a suffix or at the end
 COPY = re.compile(
-    r"(?:\s*\(\d{1,3}\)|(?:\s-\s|\s|_|-)copy(?:\s*\(?\d{1,3}\)?)?|-\d{1,2})(?=\.(?:pth|pt|tar|bin|safetensors|pkl)\b|$)"
+    r"(?:\s*\(\d{1,3}\)|(?:\s-\s|\s|_|-)copy(?:\s*\(?\d{1,3}\)?)?|-\d{1,2})(?=\.(?:pth|pt|tar|bin|safetensors|ckpt|pkl)\b|$)"
     r"|(?<=[a-z])\.\d{1,2}$"
 )
 HUB = re.compile(r"(?:hf[-_]hub:|https?://(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:@[\w./-]+)?(?:/tree/.*|/)?")

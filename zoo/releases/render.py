@@ -178,6 +178,8 @@ def _unreleased(rows: Iterable[Unreleased]) -> Iterator[str]:
     for task, title in TASKS.items():
         group = [r for r in rows if r.task == task]
         columns = {"model": [f"`{r.model}`" for r in group], **_figures(group)}
+        if any(r.img_size for r in group):
+            columns["pixels"] = [f"{r.img_size or ''}" for r in group]
         columns |= {"trained on": [r.data for r in group], "figures from": [r.source for r in group]}
         yield from ("", f"### {title} without weights", "")
         yield from _lines(columns)

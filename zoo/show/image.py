@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from ..blocks import image_sides
 from ..images import formats, to_rgb
 from .picture import ShowError
 
@@ -61,7 +62,8 @@ def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def size_of(model: nn.Module) -> tuple[int, int]:
     """(height, width) of the images that a model was built for."""
-    return getattr(model, "img_size", None) or tuple(resolve_data_config({}, model=model)["input_size"][1:])
+    own = getattr(model, "img_size", None)  # of a model of timm's it may be one number
+    return image_sides(own or resolve_data_config({}, model=model)["input_size"][1:])
 
 
 def as_input(image: Image.Image, model: nn.Module) -> Tensor:
