@@ -12,7 +12,8 @@ falls back to another: where it cannot run, an error says why.
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,6 +169,11 @@ def watched(*given: Tensor | None) -> bool:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is enabled for the device of `x`."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Context in which autocast is disabled for the device of `x`; the meta device has none."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def under_autocast(*given: Tensor) -> tuple[Tensor, ...]:

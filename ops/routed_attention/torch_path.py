@@ -6,14 +6,13 @@ gathered at once for PyTorch's fused attention, and kept. They are kept too if e
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import autocasts, eager, learning, under_autocast
+from ..dispatch import eager, learning, under_autocast, without_autocast
 from ..partition import matmul_keys, sdpa
 from ..sizes import laid_out, surely, varies
 from .reference import cut, join
@@ -110,7 +109,7 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         q, k, v, route = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False) if autocasts(q) else nullcontext():
+        with without_autocast(q):
             q, k, v, grad = (t.to(q.dtype) for t in (q, k, v, grad))
             dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
             for b, rows, cols in blocks(q, ctx.regions, route):

@@ -1,12 +1,10 @@
 """Resizing of maps, with gradients of a fixed order where these are asked for."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.dispatch import autocasts, ordered, wide
+from ops.dispatch import ordered, wide, without_autocast
 
 
 def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -23,7 +21,7 @@ def by_matmuls(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The same, a matmul for each axis."""
     dtype = wide(x.dtype)
     rows, columns = (_weights(x.shape[2 + axis], size[axis], x.device, dtype) for axis in (0, 1))
-    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
+    with without_autocast(x):
         return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
 
 

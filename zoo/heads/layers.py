@@ -1,12 +1,10 @@
 """What the segmentation heads share. Maps are (B, C, H, W) here, as timm's `features_only` returns them."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.dispatch import autocasts, ordered, wide
+from ops.dispatch import ordered, wide, without_autocast
 from ops.sizes import alike, ceil, varies
 
 
@@ -53,7 +51,7 @@ def averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, si
 def masked_averages(x: Tensor, side: int) -> Tensor:  # (B, C, H, W) -> (B, C, side, side)
     dtype = wide(x.dtype)  # as pooling accumulates; the weights of a mean are no halves
     rows, columns = (_parts(x.shape[dim], side, x.device, dtype) for dim in (2, 3))
-    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
+    with without_autocast(x):
         return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
 
 
