@@ -64,8 +64,16 @@ def _launches_of(model: str, most: int | None, dtype: torch.dtype) -> list[Launc
 
 
 def _as_on_gpus(module: nn.Module, given: tuple, out: Tensor) -> Tensor:
-    """A convolution's result in the layout of its input, which is another on the meta device."""
-    return out.contiguous(memory_format=torch.channels_last)
+    """A convolution's result, and the gradient of its input, in the layout of that input: on the meta device they have
+    others, the gradient with torch 2.9.
+    """
+    if given[0].requires_grad:
+        given[0].register_hook(_channels_last)
+    return _channels_last(out)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def binaries(written: Sequence[Launch], targets: Sequence[str], every: bool) -> list[tuple[Launch, str, Any]]:
