@@ -5,7 +5,7 @@ needs. Attention is PyTorch's fused attention where that is faster, and matmuls 
 op that uses it; what only one op needs is in its own folder.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,28 @@ from .sizes import compiled_for_any, covering, laid_out, surely
 
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # from which fused attention gains
-MATMUL_KEYS = 32 if HAS_AVX512 else 64  # keys up to which several threads are faster with matmuls
+HAS_TILES = HAS_AVX512 and torch.cpu._is_amx_tile_supported()  # AMX, which multiplies tiles in half precision
+HAS_BFLOAT16 = HAS_AVX512 and torch.cpu._is_avx512_bf16_supported()  # vectors of bfloat16 are multiplied
+
+
+class FewKeys(NamedTuple):
+    """Numbers of keys up to which matmuls are faster on a CPU than fused attention."""
+
+    serial: int  # without gradients, on one thread or in a graph
+    threads: int  # without gradients, on several threads
+    learnt: int  # with gradients
+
+
+def few_keys(dtype: torch.dtype) -> FewKeys:
+    """What was measured on CPUs like this one, for heads of 32 and 64 channels."""
+    vectors = HAS_BFLOAT16 and not HAS_TILES  # AMD's CPUs since Zen 4
+    if dtype not in (torch.bfloat16, torch.float16):
+        return FewKeys(16, 144 if vectors else 32 if HAS_AVX512 else 64, 64)
+    if HAS_TILES:
+        return FewKeys(16, 32, 384)
+    if dtype == torch.float16 or not HAS_AVX512:
+        return FewKeys(0, 0, 0)  # matmuls convert each number by itself there
+    return FewKeys(576, 576, 384) if vectors else FewKeys(16, 16, 196)
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:
@@ -101,7 +122,10 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keys: int, repea
 
 def learnt_keys(x: Tensor) -> int:
     """The number of keys up to which matmuls are faster if gradients are needed."""
-    return 384 if x.element_size() == 2 else 64
+    if torch.jit.is_scripting():
+        return 384 if x.element_size() == 2 else 64
+    else:
+        return few_keys(x.dtype).learnt
 
 
 def matmul_keys(x: Tensor) -> int:
@@ -109,7 +133,8 @@ def matmul_keys(x: Tensor) -> int:
     if torch.jit.is_scripting():
         return 16
     else:
-        return MATMUL_KEYS if on_threads(x) else 16
+        few = few_keys(x.dtype)
+        return few.threads if on_threads(x) else few.serial
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

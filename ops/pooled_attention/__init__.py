@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..checks import check_dtypes, check_map, factor
 from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, HAS_AVX512, by_matmuls, learnt_keys, sdpa
+from ..partition import CACHED, HAS_AVX512, by_matmuls, learnt_keys, matmul_keys, sdpa
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -26,9 +26,9 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     returns    (B, H, W, heads, D)
 
     `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU it is two
-    matmuls and a softmax where gradients are needed for up to 64 keys (384 in half precision), or, without AVX-512,
-    where several threads process a small map with up to 64 keys. With AVX-512, keys may be padded to whole registers,
-    and the padding masked.
+    matmuls and a softmax where these are faster: if gradients are needed, for up to 64 keys (in half precision 384, 196
+    or none, as the CPU multiplies it); without gradients and without AVX-512, where several threads process a small map
+    with up to 64 keys in float32. With AVX-512, keys may be padded to whole registers, and the padding masked.
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
@@ -77,7 +77,7 @@ def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     else:
         fits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
-        return surely(k.shape[2] <= 64) and fits and not HAS_AVX512 and on_threads(q)
+        return surely(k.shape[2] <= matmul_keys(k)) and fits and not HAS_AVX512 and on_threads(q)
 
 
 def ragged(q: Tensor, k: Tensor, v: Tensor) -> bool:

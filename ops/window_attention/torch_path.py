@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import eager, learning
-from ..partition import CACHED, by_head, by_matmuls, extend, fused, hide, sdpa, tiles
+from ..partition import CACHED, by_head, by_matmuls, extend, fused, hide, matmul_keys, sdpa, tiles
 from ..sizes import alike, covering, cropped, laid_out, surely
 
 
@@ -30,7 +30,7 @@ def attend(
     Hx, Wx = covering(H, wh), covering(W, ww)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if eager(k) and not learning(q, k, v, bias):
-            step = at_once(k)
+            step = at_once(k, wh * ww)
             if step < B:
                 out = k.new_empty(B, Hx, Wx, heads, D)
                 placed = tiles(out, wh, ww, grid)
@@ -43,10 +43,14 @@ def attend(
     return cropped(laid_out(out).reshape(B, Hx, Wx, heads, D), H, W)
 
 
-def at_once(k: Tensor) -> int:
-    """How many images the caches of all threads hold, with q, k, v and the result, split as evenly as possible."""
-    B = max(k.shape[0], 1)
-    shares = -(-4 * k.numel() * k.element_size() // (CACHED * torch.get_num_threads()))
+def at_once(k: Tensor, keys: int) -> int:
+    """How many images the caches of all threads hold, with q, k, v and the result, split as evenly as possible.
+
+    For matmuls that includes the logits and their softmax: these would be of fresh memory in each pass otherwise.
+    """
+    B, D = max(k.shape[0], 1), k.shape[-1]
+    held = k.numel() * 4 if keys > matmul_keys(k) else k.numel() // D * (4 * D + 2 * keys)
+    shares = -(-held * k.element_size() // (CACHED * torch.get_num_threads()))
     return -(-B // min(max(shares, 1), B))
 
 

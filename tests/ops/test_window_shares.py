@@ -9,13 +9,16 @@ import ops
 from ops.check.cases import packed, random
 
 path = importlib.import_module("ops.window_attention.torch_path")
-IMAGE = 4 * 9 * 8 * 2 * 8 * 8  # bytes of the four maps of an image, float64
+TOKENS = 9 * 8 * 2  # of the heads of an image
 
 
 @pytest.mark.parametrize(("fit", "shares"), [(0.3, 5), (1, 5), (2, 3), (3, 2), (4.5, 2), (5, 1), (70, 1)])
 @pytest.mark.parametrize("partition", ["block", "grid"])
-def test_shares(fit, shares, partition, monkeypatch):
-    monkeypatch.setattr(path, "CACHED", int(fit * IMAGE / torch.get_num_threads()))
+@pytest.mark.parametrize(("few", "held"), [(11, 4 * 8), (12, 4 * 8 + 2 * 12)], ids=["fused", "matmuls"])
+def test_shares(few, held, fit, shares, partition, monkeypatch):
+    """Of matmuls a share has logits and softmax too, beside its four maps."""
+    monkeypatch.setattr(path, "matmul_keys", lambda k: few)
+    monkeypatch.setattr(path, "CACHED", int(fit * TOKENS * held * 8 / torch.get_num_threads()))
     came, whole = [], path.attend_tiles
     monkeypatch.setattr(path, "attend_tiles", lambda q, *rest: came.append(len(q)) or whole(q, *rest))
     q, k, v = packed(5, 9, 8, 2, 8).unbind(3)
