@@ -1,5 +1,6 @@
 """Argument checks shared by several ops."""
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -54,7 +55,7 @@ def both(name: str, value: Any) -> tuple[int, int]:
         return value
     numbers = value if isinstance(value, Sequence) else (value, value)
     if len(numbers) != 2 or not all(map(is_whole, numbers)):
-        raise ValueError(f"{name} is {value!r}: expected one whole number, or two: (rows, columns)")
+        raise ValueError(f"{name} is {shown(value)}: expected one whole number, or two: (rows, columns)")
     return pythons(numbers[0]), pythons(numbers[1])
 
 
@@ -69,8 +70,16 @@ def whole(name: str, value: int) -> int:
 def one(name: str, value: Any) -> int:
     """`whole` outside TorchScript."""
     if not is_whole(value):
-        raise ValueError(f"{name} is {value!r}: expected a whole number")
+        raise ValueError(f"{name} is {shown(value)}: expected a whole number")
     return pythons(value)
+
+
+def shown(value: Any) -> str:
+    """A wrong argument for a message; of a tensor or an array with more than two numbers its shape."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and math.prod(shape) > 2:
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    return repr(value)
 
 
 def is_whole(number: Any) -> bool:

@@ -17,7 +17,8 @@ from .sizes import compiled_for_any, covering, laid_out, surely
 CACHED = 2**22  # bytes of a thread's cache for the images that are processed at a time without gradients
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # from which fused attention gains
 HAS_TILES = HAS_AVX512 and torch.cpu._is_amx_tile_supported()  # AMX, which multiplies tiles in half precision
-HAS_BFLOAT16 = HAS_AVX512 and torch.cpu._is_avx512_bf16_supported()  # vectors of bfloat16 are multiplied
+# vectors of bfloat16 are multiplied, and no tiles, as by AMD's CPUs since Zen 4
+HAS_BFLOAT16 = HAS_AVX512 and not HAS_TILES and torch.cpu._is_avx512_bf16_supported()
 
 
 class FewKeys(NamedTuple):
@@ -30,14 +31,13 @@ class FewKeys(NamedTuple):
 
 def few_keys(dtype: torch.dtype) -> FewKeys:
     """What was measured on CPUs like this one, for heads of 32 and 64 channels."""
-    vectors = HAS_BFLOAT16 and not HAS_TILES  # AMD's CPUs since Zen 4
     if dtype not in (torch.bfloat16, torch.float16):
-        return FewKeys(16, 144 if vectors else 32 if HAS_AVX512 else 64, 64)
+        return FewKeys(16, 144 if HAS_BFLOAT16 else 32 if HAS_AVX512 else 64, 64)
     if HAS_TILES:
         return FewKeys(16, 32, 384)
     if dtype == torch.float16 or not HAS_AVX512:
         return FewKeys(0, 0, 0)  # matmuls convert each number by itself there
-    return FewKeys(576, 576, 384) if vectors else FewKeys(16, 16, 196)
+    return FewKeys(576, 576, 384) if HAS_BFLOAT16 else FewKeys(16, 16, 196)
 
 
 def extend(x: Tensor, down: int, right: int, token: Tensor | None) -> Tensor:

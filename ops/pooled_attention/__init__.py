@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_dtypes, check_map, factor
-from ..dispatch import choose, eager, learning, on_threads
-from ..partition import CACHED, HAS_AVX512, by_matmuls, learnt_keys, matmul_keys, sdpa
+from ..dispatch import choose, eager, learning
+from ..partition import CACHED, HAS_AVX512, HAS_BFLOAT16, by_matmuls, learnt_keys, matmul_keys, sdpa
 from ..sizes import laid_out, surely
 from . import reference
 
@@ -27,8 +27,9 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 
     `torch` is scaled_dot_product_attention, which uses the fused kernel wherever there is one. On a CPU it is two
     matmuls and a softmax where these are faster: if gradients are needed, for up to 64 keys (in half precision 384, 196
-    or none, as the CPU multiplies it); without gradients and without AVX-512, where several threads process a small map
-    with up to 64 keys in float32. With AVX-512, keys may be padded to whole registers, and the padding masked.
+    or none, as the CPU multiplies it); without gradients for small maps and up to 64 keys, without AVX-512 or with its
+    instructions for bfloat16, in float32 on several threads. With AVX-512, keys may be padded to whole registers, and
+    the padding masked.
     Raises ValueError for invalid shapes and dtypes, and what `ops.dispatch.choose` raises for `impl`.
     Source: LITv2's Lo-Fi, https://arxiv.org/abs/2205.13213, section 3.2; SG-Former, https://arxiv.org/abs/2308.12216.
     """
@@ -68,16 +69,15 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def divided(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether matmuls are faster for few keys: for gradients, and without wide registers, on several threads, if the
-    logits fit in the cache.
-    """
+    """Whether matmuls are faster for few keys: for gradients, and on some CPUs without, if logits fit in the cache."""
     if learning(q, k, v, None):
         return surely(k.shape[2] <= learnt_keys(k))
     if torch.jit.is_scripting():
         return False
     else:
-        fits = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() <= CACHED
-        return surely(k.shape[2] <= matmul_keys(k)) and fits and not HAS_AVX512 and on_threads(q)
+        if not eager(q) or (HAS_AVX512 and not HAS_BFLOAT16) or k.shape[2] > min(matmul_keys(k), 64):
+            return False
+        return 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= CACHED
 
 
 def ragged(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -1,5 +1,7 @@
 """The torch paths on CPUs: matmuls or fused attention, as the CPU multiplies the dtype."""
 
+import importlib
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,14 +11,16 @@ from ops import partition
 from ops.check.bound import share
 from ops.check.cases import packed, random
 
-# AVX-512, AMX, vectors of bfloat16; the numbers of keys that matmuls attend to without and with gradients
+pooled = importlib.import_module("ops.pooled_attention")
+
+# AVX-512, AMX, vectors of bfloat16 and no AMX; the numbers of keys that matmuls attend to without and with gradients
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 ANY = [FLOAT32, BFLOAT16, FLOAT16]
 CPUS = {
     "AVX2": ((False, False, False), {FLOAT32: (9, 16, 49), BFLOAT16: (), FLOAT16: ()}),
     "AVX-512": ((True, False, False), {FLOAT32: (9, 16), BFLOAT16: (9, 16), FLOAT16: ()}),
     "Zen 4": ((True, False, True), {FLOAT32: (9, 16, 49, 121), BFLOAT16: (9, 16, 49, 121), FLOAT16: ()}),
-    "AMX": ((True, True, True), {FLOAT32: (9, 16), BFLOAT16: (9, 16), FLOAT16: (9, 16)}),
+    "AMX": ((True, True, False), {FLOAT32: (9, 16), BFLOAT16: (9, 16), FLOAT16: (9, 16)}),
 }
 
 
@@ -36,6 +40,8 @@ def keys(monkeypatch):
 def becomes(cpu, monkeypatch):
     for name, has in zip(("HAS_AVX512", "HAS_TILES", "HAS_BFLOAT16"), CPUS[cpu][0], strict=True):
         monkeypatch.setattr(partition, name, has)
+        if hasattr(pooled, name):
+            monkeypatch.setattr(pooled, name, has)
 
 
 @pytest.mark.parametrize("dtype", ANY, ids=str)
@@ -77,3 +83,25 @@ def test_one_thread(dtype, keys, monkeypatch):
         q, k, v = packed(1, window, window, 2, 8).to(dtype).unbind(3)
         ops.window_attention(q, k, v, None, window, impl="torch")
     assert keys == {FLOAT32: [49], BFLOAT16: [], FLOAT16: [16, 49]}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ANY, ids=str)
+@pytest.mark.parametrize("cpu", CPUS)
+def test_pooled(cpu, dtype, keys, monkeypatch):
+    """Logits that do not fit in the cache are never made whole, nor those of a large set of keys."""
+    becomes(cpu, monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    q, (k, v) = random(2, 6, 7, 2, 8).to(dtype), random(2, 65, 2, 2, 8).to(dtype).unbind(2)
+    got = ops.pooled_attention(q, k[:, :49], v[:, :49])
+    few = not keys
+    assert few == (49 in CPUS[cpu][1][dtype])
+    want, eager = (
+        ops.pooled_attention(*(t.to(d) for t in (q, k[:, :49], v[:, :49])), impl="reference")
+        for d in (torch.double, dtype)
+    )
+    assert share(want, eager, got) <= 1
+    keys.clear()
+    ops.pooled_attention(q, k, v)
+    monkeypatch.setattr(pooled, "CACHED", 4 * 2 * 2 * 6 * 7 * 49 - 1)
+    ops.pooled_attention(q, k[:, :49], v[:, :49])
+    assert len(keys) == 2

@@ -55,6 +55,14 @@ BAD = {
     "pooled q without axes": (lambda: ops.pooled_attention(NUMBER, Q, Q), "expected q .* both"),
     "pooled k without axes": (lambda: ops.pooled_attention(Q, NUMBER, NUMBER), "expected q .* both"),
     "topk of a truth value": (lambda: ops.routed_attention(Q, Q, Q, 1, True), "topk is True: expected a whole number"),
+    "arguments mixed up": (
+        lambda: ops.routed_attention(Q, Q, Q, torch.zeros(2, 6, 2), (3, 2)),
+        r"regions is a Tensor of shape \(2, 6, 2\): expected one whole number, or two",
+    ),
+    "topk of an array": (
+        lambda: ops.routed_attention(Q, Q, Q, 1, np.ones(3)),
+        r"is a ndarray of shape \(3,\): expected",
+    ),
     "iterations of a truth value": (lambda: ops.super_tokens(X, 2, True), "iterations is True: expected a whole"),
     "complex significance": (lambda: ops.rank_tokens(X[..., 0] * 1j), "significance is torch.complex128: expected"),
     "8-bit significance": (
