@@ -169,4 +169,4 @@ class Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        raise RuntimeError(f"PyTorch's fused attention, which is used at this size, {NO_SECOND}")
+        raise RuntimeError(f"PyTorch's fused attention, which is used at this size and precision, {NO_SECOND}")
