@@ -51,6 +51,7 @@ class Cost:
     registers: int
     spilled: int
     shared: int
+    multiplies: bool = True  # whether it has matmuls
 
     @property
     def fits(self) -> bool:
@@ -88,7 +89,7 @@ def compile(launch: Launch, target: str, config: triton.Config | None = None) ->
     else:
         registers, spilled = (number(binary.asm["amdgcn"], key) for key in ("vgpr_count", "private_segment_fixed_size"))
     sizes = (config.num_warps, config.num_stages, registers, spilled, binary.metadata.shared)
-    return Cost(name(launch), target, dtype(launch), *sizes)
+    return Cost(name(launch), target, dtype(launch), *sizes, multiplies="PRECISION" in dict(launch.constants))
 
 
 @dataclass(frozen=True)

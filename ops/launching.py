@@ -27,8 +27,9 @@ class Choices:
 
         Drops those that cannot work: more than two stages for heads of more than 32 channels D, and in half precision
         more than one for more than 64 in windows that end beyond the map, EDGE, whose keys may be given (both for lack
-        of shared memory); fewer than four warps for tiles of more than 64 keys BLOCK_N (registers); and register limits
-        with three matmuls in the place of one.
+        of shared memory); fewer than four warps for tiles of more than 64 keys BLOCK_N, or for tiles BLOCK_M of a
+        region whose heads have more than 64 channels (registers); more than one stage for such tiles of more than 64
+        keys with more than 32 channels (both); and register limits with three matmuls in the place of one.
         """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
         found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
@@ -39,7 +40,10 @@ class Choices:
         stages = 3 if channels <= NARROW else 2
         if channels > 2 * NARROW and constants.get("EDGE") and found is self.half:
             stages = 1
-        warps = 4 if constants.get("BLOCK_N", 0) > 64 else 1
+        regions, many = "BLOCK_M" in constants, constants.get("BLOCK_N", 0) > 64
+        if regions and many and channels > NARROW:
+            stages = 1
+        warps = 4 if many or (regions and channels > 2 * NARROW) else 1
         return tuple(config for config in found if config.num_stages <= stages and config.num_warps >= warps)
 
 
@@ -94,7 +98,9 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
     on disk. The first launch that fills the GPU measures it; until then the first configuration runs.
     `sizes` names arguments that change with the map, and may name some that the kernel does not have. Binaries are not
     specialised to their values; otherwise a new map size might have to wait for a compiler. (Values in a tuple are
-    specialised: tuples hold strides, and numbers that belong to the model.)
+    specialised: tuples hold numbers that belong to the model, and strides of maps whose channels are a multiple of 16,
+    which makes strides multiples too.) Blocks may still depend on sizes, rounded to a power of two: those of tokens
+    that one program sorts, and of a region's pixels.
     """
 
     def decorate(function: Callable) -> Any:

@@ -21,11 +21,14 @@ def multiply_float32(how: str) -> None:
     torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
 
 
-def precision() -> str:
-    """How `tl.dot` multiplies float32: in IEEE precision, unless the user allows TF32 for torch's own matmuls.
+def precision(dtype: torch.dtype = torch.float32) -> str:
+    """How `tl.dot` multiplies data of this dtype: in IEEE precision, unless the user allows TF32 for torch's own
+    matmuls, which only float32 follows: binaries of other dtypes, and what was tuned for them, serve in both cases.
 
     `fp32_precision` reflects both of torch's APIs; the older getter raises an error once the newer API has been used.
     """
+    if dtype != torch.float32:
+        return "ieee"
     if _float32 is not None:
         return _float32
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and has_tf32() else "ieee"

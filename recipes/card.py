@@ -70,7 +70,16 @@ model = timm.create_model(
 
 Input: RGB images of {size} pixels, {interpolation} interpolation, crop {crop_pct}, mean {mean}, standard deviation
 {std}. These values are in the model's `pretrained_cfg`, which `timm.data.resolve_data_config` and `zoo.save_for_hf`
-read. `zoo.save_for_hf(recipes.export.build(Path({folder})), "shared")` also shares the names of the classes."""
+read. To share it with the names of its classes:
+
+```python
+from pathlib import Path
+
+import zoo
+from recipes import export
+
+zoo.save_for_hf(export.build(Path({folder})), "shared")
+```"""
 
 USE_HEADS = """\
 ```python
@@ -91,6 +100,7 @@ Input: RGB images of any size, mean {mean}, standard deviation {std}. {measured}
 ![ground truth and predictions](validation.png)"""
 GONE = ("Its best weights are gone.", "An evaluation takes the weights of its newest checkpoint.")
 MOST = 100  # classes up to which a card lists their names
+STARTED = ("pretrained", "pretrained_cfg_overlay")  # arguments that say what training started from
 KINDS = {"classify": "image-classification", "segment": "image-segmentation", "detect": "object-detection"}
 
 
@@ -157,7 +167,7 @@ def _results(best: Checkpoint) -> str:
 
 
 def _use(folder: Path, cfg: DictConfig, data: Data, model: nn.Module, best: Checkpoint) -> str:
-    given = {key: value for key, value in model.created_with.items() if key != "pretrained"}
+    given = {key: value for key, value in model.created_with.items() if key not in STARTED}
     name = given.pop("model_name")
     arguments = ",\n    ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in given.items())])
     seen: dict[str, Any] = vars(preprocessing(cfg)).copy()

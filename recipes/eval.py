@@ -32,7 +32,7 @@ from recipes.task import Task
 from recipes.task import create as create_task
 from recipes.weights import Kept, find_weights
 from zoo import Backbone, CheckpointError, load_checkpoint
-from zoo.errors import printable
+from zoo.errors import first_line, printable
 
 # errors that say that one set of weights cannot be evaluated
 UNMEASURED = (CheckpointError, config.ConfigError, RunError)
@@ -48,7 +48,20 @@ def main(cfg: DictConfig) -> None:
 
 
 def answer_or_measure(cfg: DictConfig) -> None:
-    """Predict for images, or evaluate a run or weights, as configured."""
+    """Predict for images, or evaluate a run or weights, as configured. Raises RunError if the memory of a GPU is full.
+
+    That ends the evaluation of several sets of weights too: other processes would wait for this one.
+    """
+    try:
+        _answer_or_measure(cfg)
+    except torch.OutOfMemoryError as error:
+        fewer = "a smaller data.eval_batch_size=" if cfg.predict is None else "a smaller img_size="
+        raise RunError(
+            f"out of memory in an evaluation: {first_line(error)}\ngive {fewer}, or hardware.amp=bfloat16"
+        ) from error
+
+
+def _answer_or_measure(cfg: DictConfig) -> None:
     # what is measured is written to files as well, and pictures are where a folder is named for them
     CONSOLE.optional = cfg.predict is None or cfg.out is not None
     distributed.join(cfg)

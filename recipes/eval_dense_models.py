@@ -73,7 +73,7 @@ def published(cfg: DictConfig, release: Release) -> float | None:
 
 def sides(release: Release) -> tuple[int, int] | None:
     """The short side and the longest long one, in pixels, of the images that its published figure is for."""
-    if release.task == "detection":
+    if release.test_size is not None or release.task == "detection":
         return release.test_size
     return release.img_size and (release.img_size, 4 * release.img_size)
 

@@ -24,11 +24,13 @@ from zoo.errors import first_line
 from zoo.heads.recognise import recognise_dense
 from zoo.reader import Checkpoint
 from zoo.recognise import hint, parts, without_prefix
+from zoo.releases import Release, candidates, find
 
 # keys of cfg.model that mean something here; the others are arguments of the model's constructor
 HANDLED = {"name", "pretrained", "checkpoint", "backbone", "weights", "num_classes", "img_size", "drop_path_rate"}
 NOTHING = "there is nothing to evaluate. Give the data that it was trained for"
 PARTS = ("head", "channels", "auxiliary")  # keys of cfg.task by which dense models differ
+SOURCES = ("file", "url", "hf_hub_id", "hf_hub_filename")  # keys of an overlay that say where weights are
 OVERLAY = "pretrained_cfg_overlay=dict(file=...)"  # how a file is given to the zoo outside of recipes
 
 Make = Callable[..., nn.Module]  # called with a name and arguments
@@ -43,9 +45,12 @@ def create(
 
     If null, `model.img_size` and `model.drop_path_rate` become the data's size and the recipe's rate for models that
     take them. Raises ConfigError for a constructor argument, or a value of one, that the model does not take, for a
-    checkpoint of another model, for released weights that are not available, and, in an evaluation, for weights without
-    a classifier for these classes; RunError for a folder without a checkpoint.
+    checkpoint of another model, for released weights that are not available, for an overlay that names some without
+    `model.pretrained`, and, in an evaluation, for weights without a classifier for these classes; RunError for a folder
+    without a checkpoint.
     """
+    if pretrained:
+        _check_overlay(cfg)
     given = OmegaConf.to_container(cfg.model, resolve=True)
     options = {key: value for key, value in given.items() if key not in HANDLED and value is not None}
     options["num_classes"] = data.num_classes if cfg.model.num_classes is None else cfg.model.num_classes
@@ -72,17 +77,53 @@ def create(
     return model
 
 
+def _check_overlay(cfg: DictConfig) -> None:
+    """Raise ConfigError for weights in an overlay that timm does not read without `model.pretrained`."""
+    if (given := _overlaid(cfg)) and not cfg.model.pretrained:
+        typed = " ".join(f"+model.pretrained_cfg_overlay.{key}={value}" for key, value in given.items())
+        raise ConfigError(f"{typed} has no effect with model.pretrained=false: give model.pretrained=true as well")
+
+
+def _overlaid(cfg: DictConfig) -> dict[str, Any]:
+    """Where an overlay says that released weights are, instead of where their release says so."""
+    overlay = cfg.model.get("pretrained_cfg_overlay")
+    overlay = overlay if isinstance(overlay, DictConfig) else {}
+    return {key: overlay[key] for key in SOURCES if overlay.get(key)}
+
+
 def _say_start(cfg: DictConfig) -> None:
-    """Warn if the published training started from weights, and this one does not."""
-    given = cfg.model.pretrained or cfg.model.checkpoint or cfg.model.backbone
-    begins = papers.recipe(cfg.model.name, cfg.paper.phase, cfg.task.name).starts
-    if begins and not given:
-        other = "model.checkpoint=<file>" if cfg.task.name == "classify" else "model.backbone=<run or file>"
-        say(
-            f"this recipe of {cfg.model.name} starts from {begins}, but none are given: the model starts from scratch. "
-            f"Give model.pretrained=true or {other}",
-            "yellow",
-        )
+    """Warn if the published training started from weights, and this one from none, or from another release."""
+    recipe = papers.recipe(cfg.model.name, cfg.paper.phase, cfg.task.name)
+    if recipe.starts is None:
+        return
+    begins = recipe.starts + (f" ({recipe.release})" if recipe.release else "")
+    given = cfg.model.checkpoint or cfg.model.backbone or _overlaid(cfg)
+    loaded = find(cfg.model.name) if cfg.model.pretrained and not given else None
+    if not (given or cfg.model.pretrained):
+        said = "but none are given: the model starts from scratch"
+    elif loaded is not None and not _is_start(loaded, recipe, cfg.task.name):
+        said = f"but model.pretrained=true loads {loaded.name}, trained on {loaded.data} at {loaded.img_size} pixels"
+    else:
+        return
+    say(f"this recipe of {cfg.model.name} starts from {begins}, {said}. Give {_starts(cfg, recipe)}", "yellow")
+
+
+def _is_start(loaded: Release, recipe: papers.Recipe, task: str) -> bool:
+    """Whether a release is what a recipe starts from; the backbone of a dense model, from any classifier of it."""
+    return loaded.name == recipe.release if recipe.release or task == "classify" else True
+
+
+def _starts(cfg: DictConfig, recipe: papers.Recipe) -> str:
+    """How to start as the recipe does: from its release by name, if it is of this model, or from a file."""
+    classify, variant = cfg.task.name == "classify", cfg.model.name.partition(".")[0]
+    names = [found.name for found in candidates(variant) if found.loadable]  # the default one first
+    release = recipe.release or next((name for name in names if not classify), None)
+    file = f"<file of {release}>" if release and release not in names else "<file>"
+    other = f"model.checkpoint={file}" if classify else "model.backbone=<run or file>"
+    if release not in names:
+        return other
+    named = f"model.name={release} " if release != names[0] else ""
+    return f"{named}model.pretrained=true or {other}"
 
 
 def check_classes(cfg: DictConfig, data: Data) -> None:

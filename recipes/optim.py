@@ -49,7 +49,7 @@ class Schedule:
     begins        step from which the decay is counted: None = the end of the warmup; 0, as in timm: the warmup replaces
                   the first part of the decay. It ends where the cooldown begins
     every         steps for which the rate keeps its value at the first of them
-    shared        parameters with a factor on the rate have the same `warmup_lr` and `min_lr`; else scaled by the factor
+    shared        a model's own factor on the rate leaves `warmup_lr` and `min_lr` as they are; else all multiply them
     """
 
     steps: int
@@ -67,29 +67,33 @@ class Schedule:
     every: int = 1
     shared: bool = False
 
-    def __call__(self, step: int, scale: float = 1.0) -> float:
-        """The rate at a step for parameters with a peak of `scale` times the usual one."""
-        return self._rate(step, scale * self.lr) if self.shared else scale * self._rate(step, self.lr)
+    def __call__(self, step: int, scale: float = 1.0, ends: float = 1.0) -> float:
+        """The rate at a step for parameters with a peak of `scale` times the usual one.
 
-    def _rate(self, step: int, peak: float) -> float:
+        ends  factor on `warmup_lr` and `min_lr` where they are shared: `scale` without the model's own factor
+        """
+        return self._rate(step, scale * self.lr, ends) if self.shared else scale * self._rate(step, self.lr)
+
+    def _rate(self, step: int, peak: float, ends: float = 1.0) -> float:
+        start, last = ends * self.warmup_lr, ends * self.min_lr
         step -= step % self.every
         warm = step / self.warmup if step < self.warmup else 1.0
         if self.warmup_ratio is not None:
-            return self._decayed(step, 0, peak) * (self.warmup_ratio + (1 - self.warmup_ratio) * warm)
+            return self._decayed(step, 0, peak, last) * (self.warmup_ratio + (1 - self.warmup_ratio) * warm)
         if warm < 1:
-            return self.warmup_lr + (peak - self.warmup_lr) * warm
-        return self._decayed(step, self.warmup if self.begins is None else self.begins, peak)
+            return start + (peak - start) * warm
+        return self._decayed(step, self.warmup if self.begins is None else self.begins, peak, last)
 
-    def _decayed(self, step: int, begin: int, peak: float) -> float:
+    def _decayed(self, step: int, begin: int, peak: float, last: float) -> float:
         if step >= self.steps - self.cooldown:
-            return self.min_lr
+            return last
         if self.shape == "constant":
             return peak
         if self.shape == "step":
-            return max(self.min_lr, peak * self.gamma ** bisect_right(self.milestones, step))
+            return max(last, peak * self.gamma ** bisect_right(self.milestones, step))
         done = (step - begin) / (self.steps - begin - self.cooldown)
         left = (1 + math.cos(math.pi * done)) / 2 if self.shape == "cosine" else 1 - done
-        return self.min_lr + (peak - self.min_lr) * (left**self.power if self.shape == "poly" else left)
+        return last + (peak - last) * (left**self.power if self.shape == "poly" else left)
 
 
 def base_lr(cfg: DictConfig) -> float:
@@ -141,12 +145,23 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
         every={"step": 1, "epoch": plan.per_epoch}[sched.per],
         shared=sched.shared_floor,
     )
+    if _rises(made):
+        say(
+            f"the learning rate rises to sched.min_lr, {made.min_lr:.3g}, from a peak of {made.lr:.3g} with "
+            f"data.batch_size={cfg.data.batch_size}: lower sched.min_lr"
+        )
     if made.every > 1 and (warmup % made.every or cooldown % made.every):
         say(
             f"sched.per=epoch keeps the learning rate for an epoch, {made.every} steps: {made(0):.3g} in the first, as "
             f"the warmup takes {warmup} steps and the cooldown {cooldown}; give both in whole epochs"
         )
     return made
+
+
+def _rises(made: Schedule) -> bool:
+    """Whether the rate ends above its peak; rounding aside."""
+    reached = made.shape != "constant" or made.cooldown
+    return bool(reached) and made.min_lr > made.lr * (1 + 1e-9)
 
 
 def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -175,12 +190,15 @@ def create(cfg: DictConfig, model: nn.Module, beside: nn.Module | None = None) -
     decays = dict.fromkeys(_named(model, cfg.optim.decay, "optim.decay"), cfg.optim.weight_decay)
     decays |= dict.fromkeys(_named(model, cfg.optim.no_decay, "optim.no_decay"), 0.0)
     regroup(optimizer, lambda group, parameter: {"weight_decay": decays.get(parameter, group["weight_decay"])})
-    scales = lr_scales(cfg, model)
-    if scales:
-        regroup(optimizer, lambda group, p: {"lr_scale": group.get("lr_scale", 1.0) * scales.get(p, 1.0)})
+    scales, own = lr_scales(cfg, model), own_scales(cfg, model)
+    if cfg.sched.shared_floor and (scales or cfg.optim.layer_decay is not None):
+        regroup(optimizer, lambda group, p: {"ends_scale": group.get("lr_scale", 1.0) * scales.get(p, 1.0)})
+    if scales or own:
+        regroup(optimizer, lambda group, p: {"lr_scale": factors(group)[0] * own.get(p, 1.0) * scales.get(p, 1.0)})
     if beside is not None:
-        own = {"params": list(beside.parameters()), "lr_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
-        optimizer.param_groups.append({**optimizer.param_groups[0], **own})  # in place, see regroup
+        whole = {"lr_scale": 1.0, "ends_scale": 1.0, "weight_decay": cfg.optim.weight_decay}
+        group = {**optimizer.param_groups[0], **whole, "params": list(beside.parameters())}
+        optimizer.param_groups.append(group)  # in place, see regroup
     return optimizer
 
 
@@ -239,15 +257,20 @@ def _plain(*modules: nn.Module | None) -> bool:
 
 
 def lr_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
-    """Factors on the learning rate: those of the backbone and of the head, times the model's own."""
+    """Factors on the learning rate: those of the backbone and of the head."""
     backbone, head = cfg.optim.backbone_lr_scale, cfg.optim.head_lr_scale
-    named, scales = dict(model.named_parameters()), {}
-    if (backbone, head) != (1, 1):
-        inside = set(backbone_names(model))
-        scales = {parameter: backbone if name in inside else head for name, parameter in named.items()}
-    if cfg.optim.model_lr_scales and hasattr(model, "lr_scales"):  # timm's models have no such method
-        scales |= {named[name]: scale * scales.get(named[name], 1.0) for name, scale in model.lr_scales().items()}
-    return scales
+    if (backbone, head) == (1, 1):
+        return {}
+    inside = set(backbone_names(model))
+    return {parameter: backbone if name in inside else head for name, parameter in model.named_parameters()}
+
+
+def own_scales(cfg: DictConfig, model: nn.Module) -> dict[Tensor, float]:
+    """The model's own factors on the learning rate, unless `optim.model_lr_scales` is false."""
+    if not (cfg.optim.model_lr_scales and hasattr(model, "lr_scales")):  # timm's models have no such method
+        return {}
+    named = dict(model.named_parameters())
+    return {named[name]: scale for name, scale in model.lr_scales().items()}
 
 
 def _named(model: nn.Module, patterns: list[str] | None, key: str) -> list[Tensor]:
@@ -274,11 +297,17 @@ def regroup(optimizer: torch.optim.Optimizer, own: Callable[[dict[str, Any], Ten
 def set_lr(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
     """Set the learning rates of a step and return the rate of parameters without a factor.
 
-    A group's `lr_scale` (layer decay, a model's own factors) multiplies its peak; see `Schedule`.
+    A group's `lr_scale` (layer decay, a model's own factors) multiplies its peak, `ends_scale` what is shared; see
+    `Schedule`.
     """
     for group in optimizer.param_groups:
-        group["lr"] = schedule(step, group.get("lr_scale", 1.0))
+        group["lr"] = schedule(step, *factors(group))
     return schedule(step)
+
+
+def factors(group: dict[str, Any]) -> tuple[float, float]:
+    """A group's factors on the peak of the rate, and on ends that are shared."""
+    return group.get("lr_scale", 1.0), group.get("ends_scale", 1.0)
 
 
 def clip(model: nn.Module, limit: float | None) -> Tensor:

@@ -39,12 +39,15 @@ SHOWN = 12  # rows of the printed table of rates
 
 @dataclass(frozen=True)
 class Parameter:
-    """What the optimiser does with a parameter: `lr_scale` is its factor on the peak of the learning rate."""
+    """What the optimiser does with a parameter: `lr_scale` is its factor on the peak of the learning rate, `ends_scale`
+    that on the ends of a schedule that shares them (sched.shared_floor).
+    """
 
     name: str
     shape: tuple[int, ...]
     weight_decay: float
     lr_scale: float
+    ends_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,16 @@ class Report:
     @cached_property
     def scales(self) -> list[float]:
         """The factors on the learning rate, the largest first."""
-        return sorted({parameter.lr_scale for parameter in self.parameters}, reverse=True)
+        return [scale for scale, _ in self._factors]
+
+    @cached_property
+    def _factors(self) -> list[tuple[float, float]]:
+        """Those on the peak, each with that on shared ends."""
+        return sorted({(parameter.lr_scale, parameter.ends_scale) for parameter in self.parameters}, reverse=True)
 
     def rates(self, step: int) -> list[float]:
         """The learning rates of a step, one for each of `scales`."""
-        return [self.schedule(step, scale) for scale in self.scales]
+        return [self.schedule(step, *factors) for factors in self._factors]
 
     def save(self, folder: Path) -> None:
         """Write steps.csv, parameters.csv, blocks.csv and schedule.json."""
@@ -166,7 +174,7 @@ def parameters(model: nn.Module, optimizer: torch.optim.Optimizer, beside: nn.Mo
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     others = [] if beside is None else beside.named_parameters(prefix="beside")
     return [
-        Parameter(name, tuple(p.shape), groups[p]["weight_decay"], groups[p].get("lr_scale", 1.0))
+        Parameter(name, tuple(p.shape), groups[p]["weight_decay"], *optim.factors(groups[p]))
         for name, p in (*model.named_parameters(), *others)
         if p in groups
     ]

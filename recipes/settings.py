@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from recipes import config, shell
 from recipes.config.checks import is_in
-from recipes.config.contents import base, flat, option_keys, options, task_defaults
-from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, resized_by
+from recipes.config.contents import base, flat, hardware_defaults, options, task_defaults
+from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, needed_to_evaluate, resized_by
 from recipes.config.quoting import key_of, written
 from recipes.console import note, say
 from recipes.data.build import preprocessing
@@ -187,7 +187,7 @@ def _way_on(refused: dict[str, tuple[Any, Any]], typed: list[str]) -> str:
 def _younger(stored: DictConfig) -> dict[str, Any]:
     """Keys that did not exist when a run was started, with their defaults, whatever its recipe sets now."""
     known, name = flat(stored), stored.task.get("name")
-    defaults = base("train") | {f"hardware.{key}": value for key, value in option_keys("hardware", "auto").items()}
+    defaults = base("train") | hardware_defaults()
     defaults |= task_defaults(name) if name in options("task") else {}
     return {key: value for key, value in defaults.items() if key not in known}
 
@@ -232,6 +232,7 @@ def config_to_evaluate(folder: Path, overrides: list[str]) -> DictConfig:
     sized = [text for text in overrides if key_of(text) in ("img_size", "data.img_size") and _sized(text)]
     if sized and not is_size_of_images(cfg):
         raise RunError(f"{sized[0]} would have no effect: it needs {resized_by(cfg)}")
+    _refuse_training(stored, cfg, asked)
     if cfg.data.name != stored.data.name:
         _keep_preparation(cfg, stored, {key_of(text) for text in asked})
     return cfg
@@ -248,6 +249,13 @@ def _refuse_idle(folder: Path, stored: DictConfig, overrides: list[str]) -> None
             f"run={folder} is evaluated as it was trained, task={task}: {' '.join(idle)} would have no effect. Leave "
             f"it out; what can be given is {', '.join(free)}"
         )
+
+
+def _refuse_training(stored: DictConfig, cfg: DictConfig, typed: list[str]) -> None:
+    was, now = flat(stored), flat(cfg)
+    for key in (key_of(text) for text in typed if not text.startswith("++")):  # as config= writes all keys
+        if was.get(key) != now.get(key) and (said := needed_to_evaluate(cfg, key)):
+            raise RunError(f"{key}={written(now[key])} would have no effect: it needs {said}")
 
 
 def _sized(text: str) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from omegaconf import DictConfig
@@ -35,6 +35,7 @@ from recipes.state import State
 from recipes.stop import Stop, Stopped, requeued
 from recipes.task import Task
 from recipes.task import create as create_task
+from zoo.errors import first_line
 
 NAMED = 5  # images that a message names; a batch may have thousands
 
@@ -90,6 +91,8 @@ def train(cfg: DictConfig) -> float | None:
                 raise
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
+            except torch.OutOfMemoryError as error:
+                end_out_of_memory(run, now, task, stop, error)
             except Exception as error:
                 # alone: other processes may have compiled, and wait for this one
                 if not (stop.noted and distributed.size() == 1 and hardware.is_of_the_compiler(error)):
@@ -102,6 +105,30 @@ def train(cfg: DictConfig) -> float | None:
         if not finished or (stop.signal and config.job_number() is not None):  # else a sweep would go on
             stop.end()
     return now.best
+
+
+def end_out_of_memory(run: Run, now: State, task: Task, stop: Stop, error: torch.OutOfMemoryError) -> NoReturn:
+    """Raise RunError, which says what to do, where the device has no memory left.
+
+    One process saves the weights that it evaluated. Those of a step are not saved: it may have changed some of them.
+    """
+    amp = "" if run.cfg.hardware.amp else "hardware.amp=bfloat16 or "
+    if now.due:
+        size = run.cfg.data.eval_batch_size or task.eval_batch_size
+        said = RunError(
+            f"out of memory in the evaluation after step {now.step}: {first_line(error)}\nresume with {amp}a smaller "
+            f"data.eval_batch_size than {size}, and, if that is not enough, start a new run with smaller images"
+        )
+        if distributed.size() == 1:  # else the others wait for this one
+            run.rescue(now, said, stop)
+        raise said from error
+    if distributed.rank() == 0:
+        run.withdraw()
+    fewer = f"train.micro_batch={now.plan.micro // 2} or " if now.plan.micro > 1 else ""
+    raise RunError(
+        f"out of memory at step {now.step}, with {now.plan.micro} images at a time: {first_line(error)}\nstart a new "
+        f"run with {amp}{fewer}a smaller data.batch_size; what this one has saved stays in {run.folder}/checkpoints"
+    ) from error
 
 
 @dataclass(frozen=True)

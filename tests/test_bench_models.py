@@ -235,10 +235,12 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
 
 @pytest.mark.parametrize("name", bench.TWINS)
 def test_twins_have_the_same_parameters(name):
-    """But for classifiers and buffers, a twin is the same architecture."""
+    """But for classifiers and buffers, a twin is the same architecture, for images of the same size."""
     with torch.device("meta"):
         twin = bench.twin_of(name)
     assert sum(p.numel() for p in twin.parameters()) == pytest.approx(parameters(name), rel=2e-3)
+    if bench.TWINS[name][0] == "timm":
+        assert twin.default_cfg["input_size"] == (3, *2 * [variants()[name]["img_size"]])
 
 
 def test_default_models_exist():

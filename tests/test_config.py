@@ -151,13 +151,15 @@ def test_dense_tables_say_what_was_published():
         "coco_cascade_maskrcnn_paper": "Cascade Mask R-CNN, 896 pixels",
         "coco_cascade_maskrcnn_modelgarden": "Cascade Mask R-CNN, 640 pixels",
     }  # fmt: skip
+    larger = dict.fromkeys(("maxvit_s", "maxvit_b"), "Cascade Mask R-CNN, 896 pixels, 200 epochs")
     known = [(found.model, found.method, found.metrics) for found in (*RELEASES, *UNRELEASED)]
     for task in TASKS[1:]:
         for phase, table in papers.tables(task).items():
             method = methods[phase.split("/")[1].partition("_ws")[0]]
             assert table["results"].keys() == table["models"].keys()
             for model, metrics in table["results"].items():
-                assert (model, method, metrics) in known, (phase, model)
+                own = larger.get(model, method) if phase.endswith("_modelgarden") else method
+                assert (model, own, metrics) in known, (phase, model)
 
 
 def test_paper_phases():

@@ -252,7 +252,7 @@ def test_parts_are_drawn_within_limits():
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_parts_are_resized_as_often_as_asked_for(share):
     """What is resized whole keeps its shape, 1 : 2; of a part at 400 to 600 pixels at most 600 are left."""
-    data = OmegaConf.create({"short_side": [40, 48], "long_side": 133, "hflip": 0.0})
+    data = OmegaConf.create({"short_side": [40, 48], "long_side": 1333, "hflip": 0.0})
     task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": share})
     transform = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False)
     reseed(0)
@@ -268,6 +268,14 @@ def test_parts_are_resized_as_often_as_asked_for(share):
         assert (target["boxes"] >= 0).all() and (target["boxes"][:, 2] <= width).all()
     assert {0.0: whole == 60, 0.5: 15 < whole < 45, 1.0: whole == 0}[share]
     assert (0 in kept) == (share > 0)
+
+
+def test_parts_are_of_images_of_at_most_the_long_side():
+    data = OmegaConf.create({"short_side": [480, 800], "long_side": 1333, "hflip": 0.0})
+    task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": 1.0})
+    rescale, _ = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False).transforms[0].transforms
+    image = tv_tensors.Image(torch.zeros(3, 30, 120, dtype=torch.uint8))
+    assert {tuple(rescale(image).shape) for _ in range(20)} == {(3, 333, 1333)}
 
 
 @pytest.mark.parametrize("unlabelled", [[], [0, 2]], ids=["labelled", "half of it unlabelled"])

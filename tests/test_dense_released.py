@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import functional as F
 
 import zoo
 from children import evaluate_here
-from recipes import config, predict_weights
+from recipes import config, eval_dense_models, papers, predict_weights
 from recipes.config import ConfigError
 from recipes.task import create
 from test_eval_models import find
 from zoo.heads import detector, segmenter
 from zoo.heads.recognise import recognise_dense
-from zoo.releases import RELEASES
+from zoo.releases import RELEASES, candidates
 
 SIZES = ((64, 96), (75, 53))  # (height, width)
 AS_THEY_ARE = ["data.short_side=null", "data.long_side=null", "data.img_size=64", "data.workers=0"]
@@ -144,7 +144,8 @@ def test_images_are_resized_as_published_where_no_data_is_named(ade, tmp_path, c
 
     root, path = ade
     assert sides(path, "task=segment") == (512, 2048, False, None)
-    assert sides(of_detector("mask_rcnn", tmp_path)[1], "task=detect") == (800, 1333, False, None)
+    for head in DETECTORS:
+        assert sides(of_detector(head, tmp_path)[1], "task=detect") == (800, 1333, False, None)
     said = "images are not resized: give data.short_side= and data.long_side="
     assert said not in capsys.readouterr().out
     unnamed = path.rename(root / "weights.pth")
@@ -281,9 +282,30 @@ def test_published_figures_of_dense_models(ade):
         assert typed.published() == figure, dilations
 
 
+def test_published_figures_are_of_images_as_in_the_recipes():
+    for task, word in (("segment", "segmentation"), ("detect", "detection")):
+        for model in {model for phase in papers.tables(task).values() for model in phase["models"]}:
+            values = papers.recipe(model, task=task).values
+            short = values["data.short_side"]
+            sides = short if isinstance(short, int) else max(short or [0]), values["data.long_side"]
+            for release in candidates(model, "official", task=word):
+                assert eval_dense_models.sides(release) == sides, release
+
+
+@pytest.mark.parametrize(("model", "figure"), [("dinat_l", 54.0), ("dinats_l", 53.4)])
+def test_large_models_whose_configurations_are_named_otherwise(model, figure):
+    (release,) = candidates(model, "official", task="segmentation")
+    cfg = config.compose(
+        [f"model={model}", "task=segment", "data=ade20k", "data.root=x", "data.antialias=false"], "eval"
+    )
+    assert eval_dense_models.published(cfg, release) == figure
+    cfg.data.short_side = 640
+    assert eval_dense_models.published(cfg, release) is None
+
+
 DETECTORS = {
     "mask_rcnn": ("nat_m", "nat_mini_maskrcnn.pth", 46.5),
-    "retinanet": ("litv2_s", "retinanet_litv2_s_fpn_1x_coco_ws_4.pth", None),
+    "retinanet": ("litv2_s", "retinanet_litv2_s_fpn_1x_coco_ws_4.pth", 43.7),
 }
 
 
@@ -324,6 +346,7 @@ def annotate(model, root):
 
 @pytest.mark.parametrize("head", [pytest.param("mask_rcnn", marks=pytest.mark.slow), "retinanet"])
 def test_a_detector_is_found_from_its_file(head, tmp_path, capsys):
+    """Its published figure is of images of 800 to 1333 pixels: for LITv2 only its authors' configurations say so."""
     model, path = of_detector(head, tmp_path)
     annotate(model, tmp_path)
     here = [f"checkpoint={path}", "task=detect", "data=coco", f"data.root={tmp_path}"]

@@ -12,6 +12,7 @@ from zoo.blocks import WindowAttention
 from zoo.dinat import NeighborhoodAttention
 from zoo.dinats import PatchMerging
 from zoo.recognise import recognise
+from zoo.registry import class_of
 
 
 def dilations(model):
@@ -34,6 +35,7 @@ PRINTED = {
         [1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5],
         [1, 2, 1, 2, 1],
     ],
+    ("dinat_l", "mask2former"): [[1, 14, 1], [1, 4, 1, 7], [1, 2, 1, 3] * 4 + [1, 3], [1] * 5],
     ("dinats_t", None): [[1, 8], [1, 4], [1, 2] * 3, [1, 1]],
     ("dinats_l_384", None): [[1, 13], [1, 6], [1, 3] * 9, [1, 1]],
     ("dinats_s", "detection"): [[1, 28], [1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3]],
@@ -148,11 +150,42 @@ def test_names_of_transformers_tell_nat_from_dinat(layout, name, other, tmp_path
     state = known.to_theirs(model.state_dict())
     assert recognise(state, "pytorch_model.bin").model == name
     torch.save(state, tmp_path / "pytorch_model.bin")
-    assert zoo.load_checkpoint(create_model(name), tmp_path / "pytorch_model.bin").others == ""
+    for same in (create_model(name), class_of(name)(**zoo.variants()[name])):  # the second does not know its name
+        assert zoo.load_checkpoint(same, tmp_path / "pytorch_model.bin").others == ""
     report = zoo.load_checkpoint(create_model(other), tmp_path / "pytorch_model.bin")
     family = name.partition("_")[0]
     assert report.others == f"{family}_"
     assert f"of a model called {family}_..., from which {other} differs in what has no weights" in report.message
+
+
+@pytest.mark.parametrize(
+    "built", [{}, {"features_only": True}, {"features_only": True, "feature_norms": True}], ids=str
+)
+def test_dilations_of_a_dense_backbone_are_asked_for(built, tmp_path, caplog):
+    """Its tensors, such as those of Mask2Former's, fit a model with a classifier's dilations too."""
+    source = create_model("dinat_m", dims=[32] * 4, depths=[1] * 4, feature_norms=True, dilations="mask2former")
+    known = next(known for known in zoo.layouts.LAYOUTS["DiNAT"] if known.name == "official")
+    names = known.to_theirs({key: x for key, x in source.state_dict().items() if not key.startswith("head.")})
+    inside = {f"backbone.{key}": x for key, x in names.items()} | {"sem_seg_head.query.weight": torch.zeros(2)}
+    torch.save({"model": inside}, tmp_path / "mask2former.pth")
+    torch.save(names, tmp_path / "backbone.pth")
+    said = "the authors' dilations for that, which no tensor shows, are not 'classification', as this model's: give"
+    for own, asked in (({}, True), ({"dilations": "mask2former"}, False), ({"dilations": [[1]] * 4}, False)):
+        model = create_model("dinat_m", dims=[32] * 4, depths=[1] * 4, **built, **own)
+        report = zoo.load_checkpoint(model, tmp_path / "mask2former.pth", part="backbone")
+        assert (said in report.message) == asked and report.left_out["sem_seg_head"] == 1
+        overlay = {"file": str(tmp_path / "backbone.pth")}
+        caplog.clear()
+        sizes = {"dims": [32] * 4, "depths": [1] * 4}
+        create_model("dinat_m", pretrained=True, pretrained_cfg_overlay=overlay, **sizes, **built, **own)
+        assert any(said in row.message and row.levelname == "WARNING" for row in caplog.records) == asked
+
+
+def test_weights_of_classifiers_ask_for_no_dilations(tmp_path):
+    torch.save(small("dinat_b").state_dict(), tmp_path / "weights.pth")
+    for given in ({}, {"feature_norms": True}, {"num_classes": 0}):
+        model = small("dinat_b", dilations="classification", **given)
+        assert "dilations" not in zoo.load_checkpoint(model, tmp_path / "weights.pth").message
 
 
 def test_merging_goes_column_by_column():

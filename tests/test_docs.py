@@ -81,6 +81,17 @@ def test_cost_is_as_printed():
     assert {name for name, printed in GFLOPS.items() if abs(counted[name] / printed - 1) >= 0.02} == DIFFERS.keys()
 
 
+@pytest.mark.parametrize("size", [384, 512])
+def test_cost_of_a_port_that_looks_positions_up_by_products(size):
+    """A one-hot matrix for the rows of a table of positions and one for its columns, in every attention of MaxViT-T."""
+    name, window, heads = f"maxvit_t_{size}", size // 32, 2 * (2 * 2 + 2 * 4 + 5 * 8 + 2 * 16)
+    side, tokens = 2 * window - 1, window**2
+    lookup = heads * (side * side * tokens + side * tokens**2) / 1e9
+    port = table.gflops(f"maxvit_tiny_tf_{size}")
+    assert port == pytest.approx(table.gflops(name) + lookup, abs=1e-6) and abs(port / GFLOPS[name] - 1) < 0.02
+    assert "one-hot" in DIFFERS[name] and f"{port:.2f}" in MODELS
+
+
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.page)
 def test_python_examples(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

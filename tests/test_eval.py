@@ -65,6 +65,15 @@ def test_a_run_that_is_older_than_many_keys_is_evaluated(run, tmp_path):
     assert all(found[key] == whole[key] for key in ("top1", "loss", "images", "preprocessing"))
 
 
+def test_a_gpu_without_memory_left_is_explained(run, monkeypatch, tmp_path):
+    def filling(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory\nof which")
+
+    monkeypatch.setattr(Task, "predict", filling)
+    with pytest.raises(RunError, match=r"^out of memory in an evaluation: CUDA out of memory\ngive a smaller data\."):
+        evaluate_here(f"run={run}", f"out={tmp_path}")
+
+
 def test_what_is_measured_is_written_though_it_cannot_be_printed(run, tmp_path, monkeypatch, capfd):
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr(console.CONSOLE, "_file", full)

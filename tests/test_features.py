@@ -122,6 +122,23 @@ def test_torch_fx_traces(name):
 
 
 @every_small
+def test_a_graph_is_scripted(name):
+    model, x = trained(small(name)), torch.randn(2, 3, 70, 97)
+    torch.testing.assert_close(torch.jit.script(torch.fx.symbolic_trace(model))(x), model(x))
+
+
+@every_small
+def test_gradients_through_a_graph(name):
+    model, x = small(name).train(), torch.randn(2, 3, 64, 96)
+    named = dict(model.named_parameters())
+    want, found = (
+        dict(zip(named, torch.autograd.grad(one(x).square().sum(), list(named.values())), strict=True))
+        for one in (model, torch.fx.symbolic_trace(model))
+    )
+    torch.testing.assert_close(found, want)
+
+
+@every_small
 def test_layers_of_a_graph_may_be_hooked_or_replaced(name):
     """Also where the graph calls them for the zeros that pad windows."""
     model, x = trained(small(name)), torch.randn(1, 3, 80, 80)

@@ -241,11 +241,16 @@ def test_a_run_of_one_s_own_goes_on_with_other_classes(first, photos, tmp_path, 
     assert max(scores) > 60
 
 
-def test_layers_of_a_fine_tuned_model_learn_slower_the_deeper_they_are():
+@pytest.mark.parametrize("least", [0, 0.03])
+def test_layers_of_a_fine_tuned_model_learn_slower_the_deeper_they_are(least):
     from recipes import optim
 
-    cfg = config.compose(["recipe=finetune", "model=nat_m"])
+    cfg = config.compose(["recipe=finetune", "model=nat_m", f"optim.layer_decay_min_scale={least}"])
+    assert config.compose(["recipe=finetune", "model=nat_m"]).optim.layer_decay_min_scale == 0.03
     model = timm.create_model("nat_m", device="meta")
     scales = {group["lr_scale"] for group in optim.create(cfg, model).param_groups}
     depth = sum(len(stage.blocks) for stage in model.stages)
-    assert max(scales) == 1 and min(scales) < 0.75**depth and len(scales) > depth
+    if least:
+        assert max(scales) == 1 and min(scales) == least and len(scales) > 12
+    else:
+        assert max(scales) == 1 and min(scales) < 0.75**depth and len(scales) > depth

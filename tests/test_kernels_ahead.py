@@ -18,6 +18,7 @@ import triton
 import ops
 from ops.ahead import TARGETS, Absent, Cost, compile, configurations, distinct, name, specialised, table
 from ops.dispatch import SHARED
+from ops.precision import multiply_float32
 from ops.recording import recording
 from zoo import kernels
 from zoo.registry import class_of, variants
@@ -140,6 +141,38 @@ def test_only_what_spilled_is_explained():
     assert kernels._reasons([fine]) == []
 
 
+def test_matmuls_are_no_reason_for_kernels_without_any():
+    fields = {"dtype": "float32", "warps": 4, "stages": 1, "registers": 72, "spilled": 8, "shared": 0}
+    kernel = "token_reallocation.backward_tokens_kernel"
+    without, with_some, elsewhere = (
+        Cost(kernel, target, multiplies=multiplies, **fields)
+        for target, multiplies in (("sm_90", False), ("sm_90", True), ("sm_80", False))
+    )
+    assert kernels.unexplained([without, with_some, elsewhere]) == [without]
+    assert kernels._reasons([without]) == []
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_spill_needs_a_reason_where_nothing_is_measured(place, monkeypatch):
+    """In the first configuration, that is. No kernel is compiled: the costs are made up."""
+    kernel = "window_attention.backward_bias_kernel"
+    fields = {"target": "sm_90", "dtype": "bfloat16", "warps": 4, "stages": 1, "registers": 72, "shared": 0}
+
+    def costs(work, jobs):
+        spills = [name(launch) == kernel and config == configurations(launch)[place] for launch, _, config in work]
+        assert any(spills) and len(set(map(str, (config for *_, config in work)))) > 1
+        return [
+            Cost(name(launch), spilled=8 * spill, **fields) for (launch, *_), spill in zip(work, spills, strict=True)
+        ]
+
+    monkeypatch.setattr(kernels, "compile_all", costs)
+    given = ["maxvit_t_384", "--targets", "sm_90", "--dtypes", "bfloat16", "--all"]
+    if place == -1:
+        return kernels.main(given)
+    with pytest.raises(SystemExit, match=f"spill on sm_90 for no known reason.*{kernel}"):
+        kernels.main(given)
+
+
 def test_explained_kernels_exist(launches):
     words = {name(launch) for launch in launches} | {*TARGETS, *kernels.DTYPES}
     assert set(kernels.SPILLS) <= words
@@ -159,6 +192,54 @@ def test_training_under_autocast_launches_what_is_compiled_ahead(model, monkeypa
                 out = built(torch.empty(2, 3, side, side))
             out.float().sum().backward()
     assert written and {str(specialised(launch)) for launch in written} <= ahead
+
+
+def every_op(dtype):
+    """The launches of kernels with matmuls, of every op."""
+    x, few = (torch.empty(1, side, side, 64, device="meta", dtype=dtype, requires_grad=True) for side in (16, 2))
+    heads, keys = (t.detach().unflatten(3, (2, 32)) for t in (x, few))
+    with recording() as written, ops.implementation("triton"):
+        ops.scatter_super_tokens(*ops.super_tokens(x, (8, 8)), (8, 8)).sum().backward()
+        ops.significance(heads, heads, (8, 8))
+        ops.significance(heads, keys)
+    return [launch for launch in [*recorded(32, dtype), *written] if "PRECISION" in dict(launch.constants)]
+
+
+@pytest.mark.parametrize(("dtype", "same"), [(torch.bfloat16, True), (torch.float16, True), (torch.float32, False)])
+def test_allowing_tf32_changes_the_binaries_of_float32_alone(dtype, same):
+    exact = every_op(dtype)
+    try:
+        multiply_float32("tf32")
+        allowed = every_op(dtype)
+    finally:
+        multiply_float32("ieee")
+    assert len({name(launch).split(".")[0] for launch in exact}) == 6
+    assert {str(here) == str(there) for here, there in zip(exact, allowed, strict=True)} == {same}
+
+
+@pytest.mark.parametrize("how", ["ieee", "tf32"])
+def test_float32_is_compiled_ahead_as_the_command_says(how, monkeypatch):
+    """No kernel is compiled: the costs are made up."""
+    found = set()
+
+    def costs(work, jobs):
+        found.update(dict(launch.constants).get("PRECISION") for launch, *_ in work)
+        return [Cost(name(launch), target, "float32", 8, 1, 128, 0, 0) for launch, target, _ in work]
+
+    monkeypatch.setattr(kernels, "compile_all", costs)
+    try:
+        kernels.main(["gcvit_xxt", "--targets", "sm_90", "--dtypes", "float32", "--float32", how])
+    finally:
+        multiply_float32("ieee")
+    assert found - {None} == {how}
+
+
+def test_models_released_with_other_arguments_are_compiled_too():
+    builds = kernels.built_as(["litv2_s", "davit_t"])
+    assert list(builds) == ["litv2_s", "litv2_s with windows=(0, 0, 4, 1)", "davit_t"]
+    written = kernels.launches(["litv2_s"])
+    assert {dict(launch.constants)["WH"] for launch in written if name(launch).startswith("window")} == {2, 4}
+    assert len(distinct(written)) == len(written)
 
 
 def test_processes_find_and_compile_the_same():
@@ -232,6 +313,21 @@ def test_significance_in_large_windows_has_registers(window):
     assert len(costs) > 1 and all(cost.fits and cost.spilled <= left for cost in costs), table(costs)
 
 
+@pytest.mark.parametrize("channels", [64, 128])
+def test_routing_with_wide_heads_has_registers(channels):
+    """Regions of more pixels than a tile has. Two warps left 1,760 bytes a thread for 128 channels in a backward pass,
+    and two stages took more shared memory for 64 than dispatch expects."""
+    q = torch.empty(1, 27, 27, 2, channels, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with recording() as written:
+        ops.routed_attention(q, q, q, 3, 2, impl="triton").sum().backward()
+    routed = [launch for launch in distinct(written) if name(launch).startswith("routed")]
+    costs = [compile(launch, target) for launch in routed for target in ("sm_80", "sm_90")]
+    held = min(kib for most, kib in SHARED["half"] if channels <= most)
+    assert len(costs) == 6 and all(cost.shared <= held * 1024 for cost in costs), table(costs)
+    spilled = max(cost.spilled for cost in costs if cost.target == "sm_90")
+    assert spilled <= 256, table(costs)  # 104 with Triton 3.8
+
+
 def ranks(*shape, dtype=torch.float32):
     """The launches that rank the tokens of a map."""
     with recording() as written:
@@ -270,6 +366,30 @@ def test_no_binary_is_special_to_a_map():
     for here, there in zip(windows(9), windows(16 * 7 + 1), strict=True):
         assert str(specialised(here)) == str(specialised(there))
     assert len(distinct([launch for size in (3, 9, 20, 128) for launch in windows(size)])) == 2
+
+
+def on_tokens(H, W):
+    """The launches of the ops on super tokens, and of those that merge tokens, forward and backward."""
+    x = torch.empty(2, H, W, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weights, biases = [x.new_empty(1, 4), x.new_empty(1, 1)], [x.new_empty(1), x.new_empty(1)]
+    with recording() as written, ops.implementation("triton"):
+        ops.scatter_super_tokens(*ops.super_tokens(x, (8, 8)), (8, 8)).sum().backward()
+        merged = ops.reallocate_tokens(x, torch.empty(2, H, W, device="meta"), weights, biases, [1, 1])
+        torch.cat(merged, 1).sum().backward()
+    return written
+
+
+@pytest.mark.parametrize(
+    ("launched", "sizes"),
+    [
+        (on_tokens, ((33, 37), (40, 48), (64, 48), (56, 60))),
+        (functools.partial(ranks, 2), ((28, 28), (29, 31), (32, 32))),  # which one program sorts, in as many lanes
+        (functools.partial(ranks, 2), ((200, 336), (171, 401))),
+    ],
+)
+def test_strides_that_follow_the_map_make_no_binary_special(launched, sizes):
+    found = [{str(specialised(launch)) for launch in launched(*size)} for size in sizes]
+    assert found[0] and all(binaries == found[0] for binaries in found)
 
 
 def test_float32_takes_eight_warps():

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from children import SMALL, lost_after, newest, note_overrides, train_here
 from recipes import config, optim
 from recipes.config import ConfigError
 from recipes.plan import Plan
+from recipes.settings import load_config
 from recipes.tasks import classify
 from recipes.tasks import detect as detection
 from recipes.tasks import segment as segmentation
@@ -117,6 +119,57 @@ def test_ends_are_scaled_or_shared():
     assert [shared(step) for step in range(100)] == [scaled(step) for step in range(100)]
 
 
+SHARED = ["sched.shared_floor=true", "sched.min_lr=1e-4", "sched.warmup_lr=1e-4", "sched.warmup=2", "optim.lr=1e-2"]
+
+
+def rates_by_name(*overrides):
+    """The rate of each parameter in three steps: the first, the peak and the last."""
+    model, optimizer = made(*overrides)
+    rate = optim.schedule(config.compose(overrides), Plan(8, 1, 1, 10, 50, 10))
+    found = []
+    for step in (0, 20, 49):
+        optim.set_lr(optimizer, rate, step)
+        found.append(by_name(model, optimizer, "lr"))
+    return {name: [rates[name] for rates in found] for name in found[0]}, by_name(model, optimizer, "lr_scale")
+
+
+def test_only_a_model_s_own_factor_leaves_shared_ends_alone():
+    """timm's schedulers multiply a whole rate by layer decay, its floor too."""
+    alone, _ = rates_by_name(*LITV2, *SHARED)
+    decayed, scales = rates_by_name(*LITV2, *SHARED, "optim.layer_decay=0.5", "optim.backbone_lr_scale=0.01")
+    assert len(set(scales.values())) > 6
+    for name, rates in decayed.items():
+        outer = scales[name] / (0.01 if name in OFFSETS else 1)
+        assert rates == pytest.approx([outer * rate for rate in alone[name]]), name
+        assert name in OFFSETS or rates[2] < rates[1], name
+    assert {tuple(alone[name]) for name in OFFSETS} == {(1e-4, 1e-4, 1e-4)}  # a hundredth of the peak is that floor
+
+
+def test_a_backbone_without_a_rate_has_none_at_the_ends():
+    rates, scales = rates_by_name(*LITV2, *SHARED, "optim.backbone_lr_scale=0")
+    assert {name for name in rates if not any(rates[name])} == {name for name in scales if not scales[name]} != set()
+
+
+def test_a_state_without_a_factor_on_the_ends_keeps_them():
+    """Of a run that was begun when all factors left them alone: it goes on with its rates."""
+    _, optimizer = made(*LITV2, *SHARED, "optim.layer_decay=0.5")
+    for group in optimizer.param_groups:
+        del group["ends_scale"]
+    optim.set_lr(optimizer, optim.Schedule(10, 1.0, min_lr=0.25, cooldown=5, shared=True), 9)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize(("typed", "rises"), [
+    (["data.batch_size=8"], True), (["data.batch_size=16"], False),
+    (["data.batch_size=8", "sched.sched=constant"], False),
+])  # fmt: skip
+def test_a_rate_that_rises_to_its_floor_is_said(typed, rises, capsys):
+    """BiFormer's peak follows the batch, its floor does not."""
+    optim.schedule(config.compose(["recipe=paper", "model=biformer_t", *typed]), Plan(8, 1, 1, 10, 3000, 10))
+    expected = "the learning rate rises to sched.min_lr, 1e-05, from a peak of 7.81e-06 with data.batch_size=8: lower"
+    assert (expected in " ".join(capsys.readouterr().out.split())) == rises
+
+
 def test_ends_follow_the_batch():
     options = ["data.batch_size=64", "sched.warmup_lr=1e-3", "sched.min_lr=1e-2", "sched.warmup=1"]
     plans = Plan(64, 1, 1, 10, 30, 10)
@@ -181,6 +234,19 @@ def test_optimizer_groups():
     for (shape, scale), group in by_shape.items():
         assert group["lr"] == pytest.approx(2e-3 * scale)
         assert group["weight_decay"] == (0 if len(shape) == 1 else cfg.optim.weight_decay)
+
+
+def test_no_layer_learns_at_less_than_the_smallest_factor(tmp_path):
+    """Deep models have so many that layer decay alone would freeze the lowest, as where a run began without a floor."""
+    deep = ["model=nat_m", "model.depths=[2,2,14,2]", "model.dims=[32,32,32,32]", "data.img_size=32", "recipe=finetune"]
+    scales = by_name(*made(*deep), "lr_scale")
+    alone = by_name(*made(*deep, "optim.layer_decay_min_scale=0"), "lr_scale")
+    assert min(alone.values()) == pytest.approx(0.75**21) and max(scales.values()) == 1
+    assert scales == {name: max(0.03, scale) for name, scale in alone.items()}
+    cfg = config.compose(deep)
+    del cfg.optim.layer_decay_min_scale
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    assert load_config(tmp_path).optim.layer_decay_min_scale == 0
 
 
 def made(*overrides):

@@ -18,6 +18,7 @@ from recipes import config, data, distributed, models, optim, papers, plan, sche
 from recipes.config import ConfigError, contents
 from recipes.data import imagenet
 from recipes.data.build import preprocessing
+from recipes.papers.render import render
 from recipes.tasks import classify
 
 MODERN = ("a3", "a2", "deit3", "finetune", "linear_probe", "distill")
@@ -288,6 +289,23 @@ def test_nothing_is_published_for_a_task_of_ones_own():
     said = "no published recipe for nat_m, task=number: none is for this task, choose another recipe="
     with pytest.raises(ConfigError, match=said):
         papers.recipe("nat_m", None, "number")
+
+
+def test_what_has_no_recipe_is_on_the_page():
+    """With its reason, and nothing of it has a table."""
+    page = render()
+    for task in ("classify", "segment", "detect"):
+        assert papers.left_out(task)
+        assert all(f"- {what}: {why}." in page for what, why in papers.left_out(task).items())
+    assert not papers.left_out("number")
+
+
+def test_every_phase_of_maxvit_says_how_fast_its_statistics_move():
+    """No key of the configuration does."""
+    for task in ("classify", "detect"):
+        for phase, table in papers.tables(task).items():
+            if phase.startswith("maxvit/"):
+                assert any("+model.bn_momentum=0." in line for line in table["differs"]), phase
 
 
 @pytest.fixture(scope="module")

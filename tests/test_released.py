@@ -2,28 +2,43 @@
 
 import importlib
 import inspect
+from math import prod
 
 import pytest
 import torch
 
 import ops
 from builds import MODULES
-from ops.check.tables import RELEASED
+from ops.check.tables import RELEASED, SIMILAR
 from zoo.registry import class_of, variants
+from zoo.releases import RELEASES
 
-# one variant for each set of windows, dilations and channels of a head
+
+def windows(q, k, bias, window, partition, outside, **_):
+    """Nothing is outside windows that divide the map: how it is cut into them then only changes addresses."""
+    edge = any(side % step for side, step in zip(k.shape[1:3], window, strict=True))
+    shared = q.shape != k.shape  # a query of another size is shared by all windows
+    return (*window, k.shape[-1], bias is not None, shared, *([partition, outside is not None] if edge else []))
+
+
+def regions(q, regions, topk, **_):
+    """The queries of a tile, at most 64, of which a region may have several, determine the keys of a tile."""
+    pixels = prod(side // count for side, count in zip(q.shape[1:3], regions, strict=True))
+    tile = next(lanes for lanes in (16, 32, 64) if pixels <= lanes or lanes == 64)
+    return topk, q.shape[-1], tile, pixels > tile
+
+
+# one variant for each set of windows, dilations and channels of a head; and what releases were trained with instead
 FAST = [
     *("maxvit_t", "gcvit_t", "davit_t", "nat_m", "dinat_t", "dinats_t", "nat_iso_s", "dinat_iso_s", "biformer_t"),
     *("biformer_stl", "litv2_s", "sgformer_s", "sgformer_m", "stvit_s", "stvit_b"),
+    *("maxvit_t_384", "maxvit_t_512", "davit_l_384", "gcvit_l_384", "gcvit_l_512", "vitrpb_s"),
 ]
+OTHERWISE = [release for release in RELEASES if release.arguments and release.model in variants()]
 KINDS = {
-    # a query of another size is shared by all windows
-    "window_attention": lambda q, k, v, bias, window, partition, outside, **_: (
-        *(tuple(window), partition, k.shape[-1], bias is not None, outside is not None),
-        q.shape != k.shape,
-    ),
+    "window_attention": windows,
     "neighborhood_attention": lambda q, window, dilation, bias, **_: (widest(window), widest(dilation), q.shape[-1]),
-    "routed_attention": lambda q, topk, **_: (topk, q.shape[-1]),
+    "routed_attention": regions,
     "channel_attention": lambda q, **_: q.shape[-1],
     "super_tokens": lambda x, cell, **_: (tuple(cell), x.shape[-1]),
     "significance": lambda q, window, **_: (window, q.shape[-1]),
@@ -59,20 +74,21 @@ def called(monkeypatch):
     return found
 
 
-def run(model):
-    args = variants()[model]
+def run(model, **otherwise):
+    args = {**variants()[model], **otherwise}
     with torch.device("meta"), torch.no_grad():
+        built = class_of(model)(**args)
         # what no window divides shows which query is shared: where the map is one window its shape does not
-        class_of(model)(**args)(torch.empty(1, 3, args["img_size"] + 13, args["img_size"] + 13))
-        class_of(model)(**args)(torch.empty(1, 3, args["img_size"], args["img_size"]))
+        for side in (args["img_size"] + 13, args["img_size"]):
+            built(torch.empty(1, 3, side, side))
 
 
 def check(called):
     needed = set(called)
     called.clear()
     with torch.no_grad():
-        for case in RELEASED:
-            case.call(impl="reference", **case.make())
+        for case in (*RELEASED, *SIMILAR):
+            case.call(impl="reference", **{name: t.to("meta") for name, t in case.make().items()})
     assert needed, "no op was called"
     assert not needed - called
 
@@ -80,6 +96,12 @@ def check(called):
 @pytest.mark.parametrize("model", FAST)
 def test_a_case_for_all_that_a_model_uses(model, called):
     run(model)
+    check(called)
+
+
+def test_a_case_for_all_that_a_release_uses_in_place_of_its_model(called):
+    for model, arguments in {(release.model, tuple(release.arguments.items())) for release in OTHERWISE}:
+        run(model, **dict(arguments))
     check(called)
 
 

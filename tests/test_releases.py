@@ -1,6 +1,7 @@
 """The table of releases is whole, says what timm and torchvision say, and is found by every name that people have."""
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,7 +12,7 @@ import torchvision
 import golden
 import zoo
 from families import RECORDS, TIMM_MODELS
-from zoo import fetch
+from zoo import fetch, inspect
 from zoo.checkpoint import layouts_of
 from zoo.published import GFLOPS, PARAMETERS
 from zoo.registry import class_of
@@ -229,6 +230,13 @@ def test_candidates():
     assert candidates("davit_l") == [] and candidates("davit_t", "torchvision") == []
     (row,) = [r for r in candidates("dinat_t", task="detection") if r.method == "Mask R-CNN 3x"]
     assert (row.metrics, row.benchmark) == ({"box_ap": 48.6, "mask_ap": 43.5}, "COCO")
+
+
+def test_a_file_that_is_not_ours_to_load_says_why():
+    file = Path("mask2former_dinat_large_ade20k_semantic.pth")
+    found = inspect.release(file, {}, ["dinat_l"], "")
+    assert found.startswith("dinat_l (SHI-Labs: detectron2's Mask2Former; ") and "dilations='mask2former'" in found
+    assert inspect.release(Path("nat_tiny.pth"), {}, ["nat_t"], "") == "nat_t.shilabs_in1k (SHI-Labs)"
 
 
 def test_preference():

@@ -184,6 +184,17 @@ def test_command(tmp_path, capsys, monkeypatch):
         assert len((tmp_path / file).read_text().splitlines()) == 1 + len(record[key]) > 20
 
 
+def test_rates_by_layer_are_those_of_the_run():
+    """Shared ends shrink with layer decay, but not with the factor of LITv2's offsets."""
+    given = ["recipe=paper", "model=litv2_s", "data=imagenet", "train.epochs=30", "optim.layer_decay=0.5"]
+    made = schedule.describe(compose(given), 4100)
+    last = made.rates(made.plan.steps - 1)
+    assert len(last) == len(made.scales) > 8
+    floors = {p.lr_scale: p.ends_scale * 1e-5 for p in made.parameters}
+    assert last == pytest.approx([floors[scale] for scale in made.scales], rel=0.02)
+    assert {round(p.ends_scale / p.lr_scale, 9) for p in made.parameters} == {1.0, 100.0}
+
+
 @pytest.mark.parametrize("images", ["-5", "0"])
 def test_a_run_has_images(capsys, images):
     with pytest.raises(SystemExit, match="2"):

@@ -272,9 +272,23 @@ def test_the_card_of_any_name_is_python(tmp_path, typed):
     name = 'a"b\\c é'
     train_here(tmp_path, *QUICK, *typed, "data.batch_size=8", "train.steps=1", config.quote("name", name))
     text = (tmp_path / name / "README.md").read_text()
-    code = ast.parse(re.search(r"```python\n(.*?)```", text, re.S)[1])
+    code = ast.parse("".join(re.findall(r"```python\n(.*?)```", text, re.S)))
     names = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
     assert any(str(name).endswith(".safetensors") and Path(name).is_file() for name in names)
+
+
+def test_the_card_of_a_run_that_started_from_a_file_loads_its_own(two_runs, tmp_path, monkeypatch):
+    """It has one overlay, which names the run's weights, and what it says of sharing runs as it stands."""
+    (file,) = (two_runs / "one" / "checkpoints").glob("best-*/ema.safetensors")
+    overlay = [f"+model.pretrained_cfg_overlay.{one}" for one in (f"file={file}", "num_classes=10")]
+    train_here(tmp_path, *QUICK, "train.steps=1", "model.pretrained=true", *overlay, "name=run")
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    said: dict = {}
+    exec(blocks[0], said)
+    assert said["model"].pretrained_cfg["file"].startswith(str(tmp_path / "run"))
+    exec(blocks[1], {})
+    assert json.loads(Path("shared/config.json").read_text())["label_names"] == [str(digit) for digit in range(10)]
 
 
 @pytest.mark.parametrize(

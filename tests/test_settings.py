@@ -107,6 +107,19 @@ def test_what_would_change_nothing_is_refused(tmp_path, typed):
         config_to_evaluate(run, ["weights=ema"])
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["data.batch_size=8", "data.hflip=0.3", "hardware.parallel=fsdp", "hardware.sync_bn=true"],
+)
+def test_what_only_training_reads_is_refused(tmp_path, typed):
+    run = begun(tmp_path / "run")
+    with pytest.raises(RunError, match=rf"^{typed} would have no effect: it needs train\.py, as only training reads"):
+        config_to_evaluate(run, [f"run={run}", typed])
+    given = ["hardware.amp=bfloat16", "hardware.timeout=60", "data.eval_batch_size=8"]
+    found = config_to_evaluate(run, [f"run={run}", *given, f"++{typed}"])  # as of config=
+    assert (found.hardware.amp, found.data.eval_batch_size) == ("bfloat16", 8)
+
+
 def test_another_data_set_is_prepared_as_the_run_s(tmp_path, capsys):
     run = begun(tmp_path / "run", "data=digits", "data.crop_mode=squash")
     cfg = config_to_evaluate(run, ["data=cifar10", "data.std=[0.1,0.2,0.3]"])

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from recipes.config import compose
 from recipes.data import DataError, folder, imagenet
+from recipes.data.build import preprocessing
 from recipes.data.errors import BadImage
 from recipes.data.files import replace_file
 from recipes.data.images import Decoding, open_labels, open_rgb
@@ -309,6 +311,15 @@ def test_parquet_errors(tmp_path):
         make("cifar10", root=str(tmp_path / "broken"))
 
 
+def test_tables_of_ones_own(tmp_path):
+    """Images are prepared as for the model, and flipped."""
+    data, cfg = make("arrow", root=parquet(tmp_path / "files", "imagenet")), compose(["data=arrow", "model=nat_m"])
+    assert len(data.train) == len(data.val) == 6 and data.class_names == list(imagenet.synsets())
+    assert (cfg.data.name, cfg.data.hflip, preprocessing(cfg).size) == ("arrow", 0.5, (224, 224))
+    with pytest.raises(DataError, match=r"^data=arrow needs data\.root=<folder with \*\.parquet .*, or data\.hub=<"):
+        make("arrow")
+
+
 @pytest.mark.parametrize("source", ["arrow", "parquet"])
 @pytest.mark.parametrize(
     "values, said",
@@ -374,7 +385,9 @@ def test_what_datasets_saved_to_a_disk(tmp_path):
     table = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "saved")
     given = {"root": str(tmp_path / "saved"), "num_classes": None}
+    own = make("arrow", root=given["root"], image_key="img", val_split="test")
     data = make("cifar10", **given)
+    assert own.class_names == data.class_names and own.val.image(1).tobytes() == data.val.image(1).tobytes()
     assert data.class_names == ["ant", "bee"] and data.val.records.labels.tolist() == [1, 0]
     assert data.train.image(0).getpixel((0, 0)) == (40, 0, 0)
     said = rf"Read the output of save_to_disk of `datasets` with data\.source=arrow data\.root={tmp_path / 'saved'}$"

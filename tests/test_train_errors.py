@@ -1,18 +1,20 @@
 """What the loop says when something is wrong, and what is left then: losses, options, folders, logs, disks."""
 
+import contextlib
 import json
 import os
 import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
 from torch._inductor.exc import InductorError
 
 import zoo
-from children import QUICK, lines, no_space, poisoned, train_here
+from children import QUICK, lines, no_space, note_overrides, poisoned, train_here
 from recipes import checkpoint, config, console, data, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, open_run
@@ -99,6 +101,48 @@ def test_what_cannot_be_trained_as_configured_begins_again_under_its_name(tmp_pa
             train_here(tmp_path, *QUICK, "name=run")
         assert (tmp_path / "run" / "config.yaml").is_file() == stays
     assert [line["step"] for line in lines(tmp_path / "run")][:4] == [1, 2, 3, 4]
+
+
+def test_a_step_without_memory_left_says_what_needs_less(tmp_path, monkeypatch):
+    """Of a new run: this one keeps its batches, and what it has saved."""
+    loss, full = classify.Task.loss, [4]
+
+    def filling(self, *args, draw):
+        if draw in full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nof which")
+        return loss(self, *args, draw=draw)
+
+    monkeypatch.setattr(classify.Task, "loss", filling)
+    with pytest.raises(RunError) as error:
+        train_here(tmp_path, *QUICK, "name=run")
+    assert str(error.value) == (
+        "out of memory at step 4, with 32 images at a time: CUDA out of memory. Tried to allocate 2 GiB\nstart a new "
+        "run with hardware.amp=bfloat16 or train.micro_batch=16 or a smaller data.batch_size; what this one has saved "
+        f"stays in {tmp_path}/run/checkpoints"
+    )
+    assert checkpoint.Store(tmp_path / "run" / "checkpoints").newest()[0].state["step"] == 3
+    for full[0] in (0, None):  # what has saved nothing begins again under its name
+        with contextlib.suppress(RunError):
+            train_here(tmp_path, *QUICK, "name=other", "train.micro_batch=16")
+    assert lines(tmp_path / "other")[-1]["step"] == 6
+
+
+def test_an_evaluation_without_memory_left_can_be_repeated(tmp_path, monkeypatch):
+    predict, options = classify.Task.predict, [*QUICK, "name=run"]
+
+    def filling(self, model, images):
+        if len(images) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, model, images)
+
+    monkeypatch.setattr(classify.Task, "predict", filling)
+    with pytest.raises(RunError, match=r"after step 5: CUDA out of memory\nresume .*eval_batch_size than 128") as error:
+        train_here(tmp_path, *options)
+    assert f"the state after step 5 is saved; resume with: python train.py resume={tmp_path}/run" in str(error.value)
+    note_overrides(tmp_path / "run", options)
+    monkeypatch.setattr(config, "overrides", lambda: [f"resume={tmp_path / 'run'}", "data.eval_batch_size=64"])
+    train_here(tmp_path, *config.overrides())
+    assert [line["step"] for line in lines(tmp_path / "run") if "val_top1" in line] == [5, 6]
 
 
 def test_a_list_of_images_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):

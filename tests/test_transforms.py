@@ -5,6 +5,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torchvision import transforms as tv
 
 from recipes.config import compose
 from recipes.data import Mix, build
@@ -64,6 +65,16 @@ def test_every_policy_runs(policy):
     images = torch.stack([source.sample(index, 0)[0] for index in range(8)])
     assert images.isfinite().all() and images.shape == (8, 3, 32, 32)
     assert not torch.equal(source.sample(0, 0)[0], source.sample(0, 1)[0])
+
+
+def test_trivial_augment_moves_in_black():
+    """As in torchvision's script, which gives it no colour; timm's policies have the mean."""
+    asked = {"augment": {"auto_augment": "ta_wide"}, "data": {"mean": [0.2, 0.4, 0.6]}}
+    source = build(OmegaConf.merge(config(), asked)).train
+    policy = next(each for each in source.transform.transforms if isinstance(each, tv.TrivialAugmentWide))
+    torch.manual_seed(0)
+    seen = {tuple(pixel) for _ in range(50) for pixel in np.asarray(policy(Image.new("RGB", (8, 8), "white")))[0]}
+    assert (0, 0, 0) in seen and (51, 102, 153) not in seen
 
 
 def test_crops_mirrors_and_erasing_are_as_configured():

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import recipes
 from recipes.config import ConfigError, compose, contents
-from recipes.config.idle import READ
+from recipes.config.idle import READ, TRAINING
 from recipes.config.quoting import quote, reads_as
 from recipes.config.ranges import LENGTHS, RANGES
 
@@ -27,7 +27,7 @@ NONSENSE = [
     "data.split_seed=4294967296", "model.num_classes=10000001", "data.workers=100000", "data.crop_pct=1e-300",
     "optim.eps=0", "model.drop_rate=1", "hardware.threads=100000", "data.img_size=100000000",
     "data.img_size=[32,65536]", "train.steps=0", "train.accumulate=0", "train.micro_batch=0", "train.save_every=0",
-    "train.log_every=0", "data.batch_size=0",
+    "train.log_every=0", "data.batch_size=0", "optim.layer_decay_min_scale=2",
 ]  # fmt: skip
 
 
@@ -147,6 +147,11 @@ IDLE = [
         ["augment.auto_augment=ta_wide", "augment.color_jitter=0.4"],
         "augment.auto_augment=null or 3a, but it is ta",
     ),
+    (["sched.sched=constant", "sched.decay_from=start"], "needs a schedule that changes, but sched.sched is constant"),
+    (["sched.sched=step", "sched.decay_from=start"], "it needs a value of sched.sched other than step"),
+    (["model.drop_path_rate=0.1", "train.drop_path_rate=0.2"], "needs model.drop_path_rate=null, but it is 0.1"),
+    (["augment.hflip=0.2", "data.hflip=0.3"], "it needs augment.hflip=${data.hflip}, its default, but that is 0.2"),
+    (["optim.layer_decay_min_scale=0.1"], "it needs a value of optim.layer_decay other than null"),
     (["sched.sched=constant", "sched.min_lr=1e-4"], "needs a schedule that changes, but sched.sched is constant"),
     (["sched.sched=constant", "sched.warmup=0", "sched.per=epoch"], "sched.per=epoch has no effect here"),
     (["task=detect", "model.drop_rate=0.5"], "maxvit_t has no dropout but before its classifier"),
@@ -166,6 +171,39 @@ def test_two_things_of_which_an_evaluation_would_do_one(typed, said):
         compose(["run=runs/first", *typed], "eval")
     for fine in (["img_size=48", "data.img_size=48"], ["img_size=48", "data.eval_img_size=null"], ["predict=a.png"]):
         compose(["run=runs/first", *fine], "eval")
+
+
+UNEVALUATED = [
+    (["data.batch_size=8"], "data.batch_size=8 has no effect here: it needs train.py, as only training reads it; in "),
+    (["data.batch_size=8"], "in an evaluation there is data.eval_batch_size="),
+    (["data.hflip=0.3"], "data.hflip=0.3 has no effect here: it needs train.py, as only training reads it"),
+    (["data=imagefolder", "data.jpeg=full"], "data.jpeg=full has no effect here: it needs train.py"),
+    (["data=imagefolder", "data.train_split=learn"], "in an evaluation there is data.val_split="),
+    (["data=coco", "task=detect", "data.train_json=a.json"], "in an evaluation there is data.val_json="),
+    (["seed=3"], "it needs data.on_bad_image=replace: nothing else in an evaluation is random"),
+    (["hardware.parallel=fsdp"], "hardware.parallel=fsdp has no effect here: it needs train.py"),
+    (["model.drop_rate=0.3"], "model.drop_rate=0.3 has no effect here: it needs train.py"),
+    (["task.loss=binary_cross_entropy"], "task.loss=binary_cross_entropy has no effect here: it needs train.py"),
+    (["task=segment", "data.hflip=0.3"], "in an evaluation there is task.flip="),
+    (["task=segment", "task.jitter=[1,1]"], "in an evaluation there is task.scales="),
+    (["task=segment", "task.photometric=false"], "it needs train.py, as only training reads it"),
+    (["task=detect", "task.norm_eval=true"], "it needs train.py, as only training reads it"),
+]
+
+
+@pytest.mark.parametrize("typed, said", UNEVALUATED, ids=[" ".join(typed) for typed, _ in UNEVALUATED])
+def test_what_only_training_reads_is_refused_in_an_evaluation(typed, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose(["checkpoint=a.pth", *typed], "eval")
+    compose(typed)
+    groups = [text for text in typed if text.partition("=")[0] in contents.groups()]
+    compose(["checkpoint=a.pth", *groups, *(f"++{text}" for text in typed if text not in groups)], "eval")  # of config=
+
+
+def test_what_only_training_reads_is_said_of_keys_that_there_are():
+    tables = [contents.base("train"), contents.base("eval"), contents.hardware_defaults()]
+    known = set().union(*tables, *(contents.task_defaults(task) for task in contents.options("task")))
+    assert {*TRAINING, *filter(None, TRAINING.values())} <= known
 
 
 @pytest.mark.parametrize("typed, said", IDLE, ids=[" ".join(typed) for typed, _ in IDLE])
@@ -285,6 +323,11 @@ def test_what_is_read_is_not():
     compose(["task=segment", "++augment.mixup=0.8"])  # as config= writes a recipe's
     compose(["train.steps=3", "train.epochs=2", "resume=runs/a"])
     compose(["run=runs/a", "data.val_split=test"], "eval")  # its data is another
+    for read in (["data.on_bad_image=replace", "seed=3"], ["data.train_split=learn", "data.root=a"]):
+        compose(["checkpoint=a.pth", "data=webdataset", *read], "eval")
+    compose(["checkpoint=a.pth", "task=segment", "task.auxiliary=false", "hardware.timeout=60"], "eval")
+    compose(["data.hflip=0.3", "train.drop_path_rate=0.2", "optim.layer_decay=0.8", "optim.layer_decay_min_scale=0.1"])
+    compose(["task=segment", "++augment.hflip=0.2", "data.hflip=0.3"])
     compose(["data=imagefolder", "data.hub=foo", "seed=-1"], typed=["data.root=photos"])  # a run that was begun before
 
 

@@ -41,6 +41,12 @@ TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
     "maxvit_t": ("timm", "maxvit_tiny_tf_224"),
     "maxvit_s": ("timm", "maxvit_small_tf_224"),
     "maxvit_b": ("timm", "maxvit_base_tf_224"),
+    "maxvit_l": ("timm", "maxvit_large_tf_224"),  # timm's XL of this size has as many classes as ImageNet-21k
+    **{
+        f"maxvit_{size}_{pixels}": ("timm", f"maxvit_{name}_tf_{pixels}")
+        for size, name in (("t", "tiny"), ("s", "small"), ("b", "base"), ("l", "large"), ("xl", "xlarge"))
+        for pixels in (384, 512)
+    },
     "maxvit_t_tv": ("torchvision", torchvision.models.maxvit_t),
     "gcvit_xxt": ("timm", "gcvit_xxtiny"),
     "gcvit_xt": ("timm", "gcvit_xtiny"),
@@ -50,6 +56,9 @@ TWINS: dict[str, tuple[str, str | Callable[[], nn.Module]]] = {
     "davit_t": ("timm", "davit_tiny"),
     "davit_s": ("timm", "davit_small"),
     "davit_b": ("timm", "davit_base"),
+    "davit_l": ("timm", "davit_large"),
+    "davit_h": ("timm", "davit_huge"),
+    "davit_g": ("timm", "davit_giant"),
 }
 
 # what models of other libraries raise for images of a size that they do not take

@@ -245,7 +245,8 @@ class BiFormer(Backbone):
 class BiFormerSTL(BiFormer):
     """BiFormer in the layout of Swin-T: patches instead of overlapping convolutions, wider MLPs, no positions.
 
-    Arguments as in `BiFormer`. Incomplete patches at the bottom and right are dropped.
+    Arguments as in `BiFormer`; the authors' code for it pads no map. Incomplete patches at the bottom and right are
+    dropped.
     """
 
     stem_class = StlStem
@@ -258,7 +259,10 @@ class BiFormerSTL(BiFormer):
 
 
 class BiFormerSTLNchw(BiFormerSTL):
-    """The second published BiFormer-STL, which computes differently; see its two kinds of attention."""
+    """The second published BiFormer-STL, which computes differently; see its two kinds of attention.
+
+    If `n_win` does not divide a map, there are more regions than that a side: see `FloorRoutedAttention`.
+    """
 
     routed_class = FloorRoutedAttention
     full_class = ValueFullAttention

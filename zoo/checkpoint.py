@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timm.models import FeatureGraphNet, FeatureHookNet, get_model_args, resolve_pretrained_cfg
+from timm.models import FeatureGraphNet, FeatureHookNet, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .fitting import LoadReport, check_channels, classifier_of, fit, fit_channel
 from .heads.features import OverBackbone
 from .reader import Checkpoint, Description, read, where
 from .recognise import AS_IS, CONV, OURS, layouts_of, parts, sole_part, what_it_is, without_prefix
-from .registry import class_of, variants
+from .registry import class_of
 from .releases import RELEASES
 
 File = TypeVar("File", Checkpoint, Description)
@@ -121,8 +121,9 @@ def adapt(
         report.head_remade, report.remade = False, []
         report.new = [name for name in report.new if not name.startswith("head.")]
     fresh = report.head_remade or report.others or any(name.startswith("head.") for name in report.new)
+    unlike = _other_dilations(report, model)
     # leaving out a head that was not asked for is no loss
-    level = logging.WARNING if fresh or report.left_out.keys() - {"head"} else logging.INFO
+    level = logging.WARNING if fresh or unlike or report.left_out.keys() - {"head"} else logging.INFO
     _logger.log(level, "%s", "; ".join(["pretrained weights", *_notes(report, model)]))
     # timm expects every name: what the file lacks stays as the model has it
     return model.state_dict() | state
@@ -246,18 +247,21 @@ def _others(layout: str, model: nn.Module) -> str:
     """`LoadReport.others`."""
     known = layouts_of(type(model)) if isinstance(model, Backbone) else ()
     models = next((one.models for one in known if one.name == layout), "")
-    return models if models and not model.pretrained_cfg.get("architecture", models).startswith(models) else ""
+    cfg = getattr(model, "pretrained_cfg", {})  # a model that timm did not build has none, and no name
+    return models if models and not cfg.get("architecture", models).startswith(models) else ""
 
 
-def _other_dilations(layout: str, model: nn.Module) -> str:
-    """The task for whose dilations a dense DiNAT in its authors' names is made, where the model has a classifier's."""
-    backbone = getattr(getattr(model, "backbone", None), "model", None)
-    task = DENSE.get(layout.partition("-")[0])
-    if task is None or not isinstance(backbone, Backbone):
+def _other_dilations(report: LoadReport, model: nn.Module) -> str:
+    """What there is to say of a file of a dense DiNAT, where the model has a classifier's dilations."""
+    task = DENSE.get(report.layout.partition("-")[0])
+    backbone = getattr(getattr(model, "backbone", None), "model", None) if task else model
+    own = getattr(backbone, "dilations", "")
+    if not str(own).startswith("classification"):
         return ""
-    own = variants().get(backbone.pretrained_cfg.get("architecture"), {})
-    built = own | (get_model_args(model.backbone) or {})
-    return task if built.get("dilations") == "classification" else ""
+    if task:
+        return f"the authors' are built with dilations={task!r}, which no tensor shows, and this model is not"
+    said = "of a backbone for dense prediction: the authors' dilations for that, which no tensor shows, are not"
+    return f"{said} {own!r}, as this model's: give dilations=" if report.dense else ""
 
 
 def _message(report: LoadReport, checkpoint: Checkpoint, part: str | None, model: nn.Module) -> str:
@@ -293,8 +297,8 @@ def _notes(report: LoadReport, model: nn.Module) -> list[str]:
     if report.others:
         name = model.pretrained_cfg["architecture"]
         notes.append(f"of a model called {report.others}..., from which {name} differs in what has no weights")
-    if task := _other_dilations(report.layout, model):
-        notes.append(f"the authors' are built with dilations={task!r}, which no tensor shows, and this model is not")
+    if other := _other_dilations(report, model):
+        notes.append(other)
     if report.left_out:
         notes.append(f"left out: {', '.join(f'{part} ({count} tensors)' for part, count in report.left_out.items())}")
     return notes

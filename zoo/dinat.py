@@ -62,6 +62,7 @@ PRESETS = {
     "detection":          ((1, 28), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3)),
     "segmentation":       ((1, 16), (1, 4, 1, 8),  (1, 2, 1, 3, 1, 4), (1, 2)),
     "segmentation_640":   ((1, 20), (1, 5, 1, 10), (1, 2, 1, 3, 1, 4, 1, 5) * 2 + (1, 5), (1, 2)),
+    "mask2former":        ((1, 14), (1, 4, 1, 7),  (1, 2, 1, 3) * 4 + (1, 3), (1,)),
 }  # fmt: skip
 
 
@@ -138,8 +139,9 @@ class DiNAT(Backbone):
     layer_scale     initial value of the factor on every branch; None: no factor
     window_size     neighbors a side, odd
     dilations       one number for all blocks; a list per stage, repeated over its blocks; or the authors' for a task:
-                    "classification", "detection" or "segmentation" (which at 192 channels is "segmentation_640"), and
-                    "classification_384", "segmentation_640" for images of these sizes
+                    "classification", "detection" or "segmentation" (which at 192 channels is "segmentation_640"), or
+                    "classification_384", "segmentation_640" for images of these sizes, or "mask2former", of the large
+                    model with window_size=11
     img_size        image that the model is meant for, pixels a side or (height, width). Nothing in it depends on that:
                     it runs at any size. Convolutions round up; maps smaller than window_size * dilation are padded as
                     in the authors' code, see `NeighborhoodAttention`
@@ -195,6 +197,7 @@ class DiNAT(Backbone):
             img_size=img_size,
             feature_norms=feature_norms,
         )
+        self.dilations = dilations
         self.init_layers()
 
     @staticmethod

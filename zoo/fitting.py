@@ -35,6 +35,7 @@ class LoadReport:
                  entries: the file does not say whether its own have other sides
     left_out     parts of the file that were not asked for or that the model was built without, such as the head of a
                  model of features, and how many tensors each has
+    dense        the file is of a backbone for dense prediction: it has norms on features, and no head
     others       what the names of the models begin with that the file is of, by its layout, where the model's does not:
                  "dinat_", for a NAT; they differ in what has no weights
     message      all this in one line
@@ -49,6 +50,7 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
     in_order: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    dense: bool = False
     others: str = ""
     message: str = ""
 
@@ -66,7 +68,8 @@ def fit(
     """
     want, classifier = model.state_dict(), classifier_of(model)
     headless = not any(k.startswith(("head.", *classifier)) for k in state)
-    report = LoadReport(left_out=_leave_out(state, want, model))
+    dense = headless and any(k.startswith("feature_norms.") for k in state)
+    report = LoadReport(left_out=_leave_out(state, want, model), dense=dense)
     for layer in classifier:
         theirs, ours = ({k: v.shape for k, v in tensors.items() if k.startswith(layer)} for tensors in (state, want))
         for name in theirs if theirs != ours else ():  # a part of it is not a classifier

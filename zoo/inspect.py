@@ -93,13 +93,14 @@ def _prefix(wrapped: Mapping[str, TensorInfo], state: Mapping[str, TensorInfo]) 
 
 
 def release(path: Path, meta: Mapping[str, Any], models: Sequence[str], digest: str) -> str | None:
-    """The release that a file is, or was converted from, by its names, and whether the SHA-256 is the same, as far as
-    the source gives it; None if the file holds other `models`.
+    """The release that a file is, or was converted from, by its names, why it is not ours to load, if it is not, and
+    whether the SHA-256 is the same, as far as the source gives it; None if the file holds other `models`.
     """
     found = next((r for r in by_name(path, meta) if not models or r.model in models), None)
     if found is None:
         return None
-    said, source = f"{found.name} ({found.source})", meta.get("source_sha256")
+    about = f"{found.source}: {found.foreign}" if found.foreign else found.source
+    said, source = f"{found.name} ({about})", meta.get("source_sha256")
     if isinstance(source, str):  # possibly of a file that was itself converted
         same = found.sha256 and source.startswith(found.sha256)
         return f"{said}, converted{' from the same SHA-256' if same else ''}"

@@ -220,10 +220,11 @@ class SGFormer(Backbone):
     drop_rate       probability of dropout before the classifier
     feature_norms   see `Backbone`; the authors published no version for dense prediction
 
-    A built model runs at any size; the published code takes sides that are multiples of 112. If the table has as many
-    entries as the map has tokens it is read in order, as published, else interpolated. Windows at the border are cut
-    off. The reduced map drops incomplete pixels at the bottom and right, as published. The last run of a group is
-    padded with zeros, and groups end at their shares of the tokens, rounded down.
+    A built model runs at any size; the published code takes sides that are multiples of 112, and only if the number of
+    tokens in the third stage is a multiple of 4: neither 112 x 112 nor 336 x 336. If the table has as many entries as
+    the map has tokens it is read in order, as published, else interpolated. Windows at the border are cut off. The
+    reduced map drops incomplete pixels at the bottom and right, as published. The last run of a group is padded with
+    zeros, and groups end at their shares of the tokens, rounded down.
 
     Raises ValueError for arguments that fit no layer, or not each other.
     """

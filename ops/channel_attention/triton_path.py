@@ -56,7 +56,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     groups = -(-tiles // share)
     sums = x.new_empty((groups, B, heads, D, D), dtype=torch.float32)
     given = (x, y, sums, *strides(x, y), B, share, heads, H, W)
-    launch(gram_kernel, groups * B * heads, *given, **constants(D))
+    launch(gram_kernel, groups * B * heads, *given, **constants(x))
     return sums
 
 
@@ -71,14 +71,15 @@ def by_rows(kernel: Any, sums: Tensor, *tensors: Tensor, scale: float) -> None:
 
 def mix(x: Tensor, matrix: Tensor, out: Tensor, pitch: int) -> None:
     """Fills `out`, whose tokens are `pitch` heads apart, with x times the matrix (B, heads, D, D) of each head."""
-    B, H, W, heads, D = x.shape
+    B, H, W, heads, _ = x.shape
     tiles = -(-H * W // TILE)
     given = (x, matrix, out, *strides(x), matrix.stride(), pitch, tiles, heads, H, W)
-    launch(mix_kernel, B * tiles * heads, *given, **constants(D))
+    launch(mix_kernel, B * tiles * heads, *given, **constants(x))
 
 
-def constants(D: int) -> dict[str, int | str]:
-    return dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision())
+def constants(x: Tensor) -> dict[str, int | str]:
+    D = x.shape[4]
+    return dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision(x.dtype))
 
 
 operator = register(

@@ -27,7 +27,7 @@ from ..precision import HOW, multiply_float32
 from ..tool import ToolError, amount, overwrite, positive, tool
 from .bound import ErrorBound, broken
 from .cases import Case
-from .tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
+from .tables import BY_NAME, with_kernels
 from .workers import DIED, LOST, context_lost, workers
 
 # What imports kernels (launching, and bench for its measurements) is imported where it is used, after --interpret is
@@ -227,7 +227,7 @@ def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str
 def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
     """The requested cases, by op."""
     found: dict[str, list[Case]] = {}
-    for case in (*CASES, *RELEASED, *EXTREME):
+    for case in BY_NAME.values():
         if args.cases in str(case) and (impl != "triton" or with_kernels(case)):
             found.setdefault(case.op, []).append(case)
     return found

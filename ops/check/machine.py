@@ -5,6 +5,7 @@ Every check returns what it found in words and raises Failed if it does not pass
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,11 +29,19 @@ def inputs_of(case: Case, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def same_bits(case: Case, device: str) -> str:
-    """No kernel adds with atomics, so nothing may depend on the order in which programs run."""
-    inputs = inputs_of(case, device, torch.float32)
-    first, second = gradients(case, inputs, "triton"), gradients(case, inputs, "triton")
-    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise Failed("two runs differ")
+    """No kernel adds with atomics, so nothing may depend on the order in which programs run.
+
+    Under `torch.use_deterministic_algorithms` no operator may refuse; the kernels' first configurations run.
+    """
+    inputs, before = inputs_of(case, device, torch.float32), torch.are_deterministic_algorithms_enabled()
+    try:
+        for only in (False, True):
+            torch.use_deterministic_algorithms(only)
+            first, second = gradients(case, inputs, "triton"), gradients(case, inputs, "triton")
+            if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+                raise Failed("two runs differ" + " under use_deterministic_algorithms" * only)
+    finally:
+        torch.use_deterministic_algorithms(before)
     return "equal"
 
 
@@ -67,7 +76,11 @@ def captured(case: Case, device: str) -> str:
 
 
 def forward_memory(device: str) -> str:
-    """The forward passes of softmax attention hold their result and one float32 for each query and head."""
+    """The forward passes of softmax attention hold their result and one float32 for each query and head.
+
+    Significance in windows and the spreading of super tokens hold their result alone. Not among these are super tokens
+    and channel attention, whose sums lie in memory, and significance for one set of keys, of which a section sums each.
+    """
     B, H, W, heads, D = shape = (1, 28, 28, 2, 32)
     q, k, v = torch.randn(B, H, W, 3, heads, D, device=device).unbind(3)
     bias, route = torch.randn(heads, 13, 13, device=device), ops.route_regions(q, k, (7, 7), 4)
@@ -77,13 +90,18 @@ def forward_memory(device: str) -> str:
         "neighborhood": lambda: ops.neighborhood_attention(q, k, v, bias, 7, 2, impl="triton"),
         "routed": lambda: ops.routed_attention(q, k, v, (7, 7), 4, route, impl="triton"),
     }
-    needed = 4 * (B * H * W * heads * D + B * H * W * heads)
+    tokens, affinity = ops.super_tokens(q.flatten(3), (7, 7))
+    alone = {
+        "significance": lambda: ops.significance(q, k, (7, 7), impl="triton"),
+        "scattering": lambda: ops.scatter_super_tokens(tokens, affinity, (7, 7), impl="triton"),
+    }
     with torch.no_grad():
-        for name, call in calls.items():
-            call()  # compiles
+        for name, call in (calls | alone).items():
+            needed = call().nbytes + 4 * B * H * W * heads * (name in calls)  # this also compiles
             if (most := held(call, device) * MiB) > needed:
-                raise Failed(f"{name} attention of {shape} holds {most:.0f} bytes; result and log-sum-exp: {needed}")
-    return f"{', '.join(calls)}: only the result and a log-sum-exp"
+                what = "result" + " and log-sum-exp" * (name in calls)
+                raise Failed(f"{name}, for {shape}, holds {most:.0f} bytes; {what}: {needed}")
+    return f"{', '.join(calls)}: only the result and a log-sum-exp; {', '.join(alone)}: only the result"
 
 
 def packed_gradients(device: str) -> str:
@@ -128,9 +146,23 @@ def far_apart(device: str) -> str:
     Results and gradients must equal those of the same tokens stored close together, bit by bit: kernels compute offsets
     differently there.
     """
-    near, order = torch.randn(1, 4, 8, 1, 16, device=device).half(), ops.rank_tokens(torch.randn(1, 4, 8)).to(device)
+    small, large = calls_of_small_maps(device), calls_of_large_windows(device)
+    for calls, size, row in ((small, (4, 8), 2**30), (large, (9, 9), 2**28)):
+        near = torch.randn(1, *size, 1, 16, device=device).half()
+        for what, strides in (("tokens", (2**32, row, 16, 16, 1)), ("channels", (2**32, size[1], 1, 1, 2**28))):
+            far = spread_out(near, strides)
+            for name, call in calls.items():
+                if not all(map(torch.equal, with_gradient(call, far), with_gradient(call, near))):
+                    raise Failed(f"{name}: wrong where {what} are {max(strides[1:])} elements apart")
+            del far
+    return f"{', '.join([*small, *large])}: tokens, and channels, more than 2**31 elements apart"
+
+
+def calls_of_small_maps(device: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Of (1, 4, 8, 1, 16), by name: the small windows, cells and regions of each op, without tables."""
+    order = ops.rank_tokens(torch.randn(1, 4, 8)).to(device)
     merge = [torch.ones(1, 2, device=device).half()], [torch.zeros(1, device=device).half()], [1]
-    calls = {
+    return {
         "window": lambda t: ops.window_attention(t, t, t, None, (2, 2), impl="triton"),
         "neighborhood": lambda t: ops.neighborhood_attention(t, t, t, None, 3, impl="triton"),
         "routed": lambda t: ops.routed_attention(t, t, t, (2, 2), 2, impl="triton"),
@@ -139,13 +171,18 @@ def far_apart(device: str) -> str:
         "super tokens": lambda t: ops.super_tokens(t[..., 0, :], (2, 2), impl="triton")[0],
         "merged tokens": lambda t: ops.reallocate_tokens(t[..., 0, :], None, *merge, order, impl="triton")[0],
     }
-    for what, strides in (("tokens", (2**32, 2**30, 16, 16, 1)), ("channels", (2**32, 8, 1, 1, 2**28))):
-        far = spread_out(near, strides)
-        for name, call in calls.items():
-            if not all(map(torch.equal, with_gradient(call, far), with_gradient(call, near))):
-                raise Failed(f"{name}: wrong where {what} are {max(strides[1:])} elements apart")
-        del far
-    return f"{', '.join(calls)}: tokens, and channels, more than 2**31 elements apart"
+
+
+def calls_of_large_windows(device: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Of (1, 9, 9, 1, 16), by name: several tiles of keys, a query of all windows, keys outside the map, and tables."""
+    table, query = torch.randn(1, 17, 17, device=device).half(), torch.randn(1, 9, 8, 1, 16, device=device).half()
+    near, outside = table[:, :5, :5].contiguous(), (query[0, 0, 0], query[0, 0, 1])
+    return {
+        "large window": lambda t: ops.window_attention(t, t, t, table, 9, impl="triton"),
+        "shared query": lambda t: ops.window_attention(query, t, t, None, (9, 8), outside=outside, impl="triton"),
+        "window with a table": lambda t: ops.window_attention(t, t, t, near, 3, impl="triton"),
+        "neighborhood with a table": lambda t: ops.neighborhood_attention(t, t, t, near, 3, impl="triton"),
+    }
 
 
 def with_gradient(call: Callable[[Tensor], Tensor], t: Tensor) -> list[Tensor]:
@@ -178,18 +215,34 @@ def large_map(device: str) -> str:
 
 
 def plain_attention(device: str) -> str:
-    """Pooled attention is scaled_dot_product_attention: its fused kernel must support the models' shapes."""
+    """Pooled attention is scaled_dot_product_attention: its fused kernel must support the models' shapes.
+
+    A CPU multiplies matrices where keys are as few as the 49 of a classifier. Detectors have so many that none does.
+    """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    fused = [SDPBackend.FLASH_ATTENTION]
-    for D in (24, 32, 48, 64, 96):
-        q, kv = (torch.randn(2, *size, 2, D, device=device, dtype=dtype) for size in ((14, 14, 1), (7, 7, 2)))
+    sizes = ((7, 7), (25, 42)) if device == "cuda" else ((25, 42),)
+    for D, size in product((24, 32, 48, 64, 96), sizes):
+        q, kv = (torch.randn(2, *shape, 2, D, device=device, dtype=dtype) for shape in ((14, 14, 1), (*size, 2)))
         q, (k, v) = q.squeeze(3).requires_grad_(), kv.unbind(3)
         try:
-            with sdpa_kernel(fused):
-                ops.pooled_attention(q, k, v, impl="torch").sum().backward()
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+                out = ops.pooled_attention(q, k, v, impl="torch")
+                out.sum().backward()
         except RuntimeError as error:
             raise Failed(f"heads of {D} channels: {error}") from error
+        if not any("FlashAttention" in step for step in steps_of(out)):
+            raise Failed(f"heads of {D} channels, {size[0] * size[1]} keys: PyTorch's fused attention was not called")
     return "the fused kernel takes heads of 24, 32, 48, 64 and 96 channels, views of a packed map"
+
+
+def steps_of(out: Tensor) -> set[str]:
+    """The names of the operations that a result's gradient passes through."""
+    found, left = set(), [out.grad_fn]
+    while left:
+        if (node := left.pop()) is not None:
+            found.add(node.name())
+            left += [before for before, _ in node.next_functions]
+    return found
 
 
 def routed_memory(device: str) -> str:

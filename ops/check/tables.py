@@ -1,8 +1,8 @@
 """The table of calls that are checked: an op takes part by having rows here.
 
 CASES cover what an op promises. RELEASED are the windows, channels, dilations, numbers of regions, runs and cells of
-the released models, each on the smallest map that has a border and an interior; a test compares them with the models.
-EXTREME are the limits of what kernels support.
+the released models, each on the smallest map that has a border and an interior; SIMILAR are more of them, which differ
+little from those. A test compares both with the models. EXTREME are the limits of what kernels support.
 """
 
 from .cases import (
@@ -86,19 +86,24 @@ RELEASED = [
     *(
         window_case(f"gcvit_{w}_shared", H, W, (w, w), D=32, heads=1, B=1, outside=True, shared=True)
         for w, H, W in WINDOWS
+        if w < 32
     ),
     # windows that divide the map: one and a half tiles of keys, two tiles, and two or three tiles plus a few keys
     *(window_case(f"whole_{n}", 2 * n, n, (n, n), D=32, heads=1, B=1, partition="grid") for n in (9, 11, 12)),
     window_case("whole_14", 14, 14, (14, 14), D=32),
+    window_case("whole_12_shared", 12, 24, (12, 12), D=32, heads=1, B=1, shared=True),
     window_case("whole_14_shared", 14, 28, (14, 14), D=17, heads=1, B=1, outside=True, shared=True),
     window_case("davit", 15, 15, (7, 7), D=32, heads=3, B=1, bias=False, outside=True),
     window_case("davit_12", 13, 12, (12, 12), D=32, heads=1, B=1, bias=False, outside=True),
-    window_case("hilo", 9, 15, (2, 2), D=32, bias=False, outside=True),
+    *(window_case(f"hilo_{w}", 9, 15, (w, w), D=32, bias=False, outside=True) for w in (2, 4)),
     window_case("sgformer", 15, 15, (7, 7), D=32, heads=1, bias=False),
     window_case("sgformer_24", 15, 15, (7, 7), D=24, bias=False),
     channel_case("davit", 13, 14, 3, 32),
-    routed_case("biformer_1", 14, 21, (7, 7), 1, D=32, heads=1, B=1),
+    # regions of a tile of 64 queries, of more, of a tile of 16, and of 32
+    routed_case("biformer_1", 14, 16, (2, 2), 1, D=32, heads=1, B=1),
+    routed_case("biformer_1_large", 18, 9, (2, 1), 1, D=32, heads=1, B=1),
     routed_case("biformer_4", 14, 14, (7, 7), 4, D=32, heads=1, B=1),
+    routed_case("biformer_4_large", 10, 15, (2, 3), 4, D=32, heads=1, B=1),
     routed_case("biformer_16", 7, 14, (7, 7), 16, D=32, heads=1, B=1),
     reallocate_case("sgformer_1", 21, 28, [196, 56, 28], [1, 2, 1]),
     reallocate_case("sgformer_2", 15, 14, [49, 14, 7], [1, 2, 1]),
@@ -117,6 +122,17 @@ RELEASED = [
     neighborhood_case("dinat_small_map", 13, 14, (7, 7), 2, D=32, heads=1, B=1, outside=True),
     neighborhood_case("dinat_small_rows", 9, 15, (7, 7), 2, D=32, heads=1, outside=True),
     neighborhood_case("dinat_small_both", 5, 8, (7, 7), 2, D=32, heads=1, outside=True),
+]
+
+# interpreted, these are run in one precision
+SIMILAR = [
+    # what is outside is masked, or there is nothing outside, since windows divide the map
+    window_case("vitrpb_14", 14, 13, (14, 14), D=32, heads=1, B=1),
+    *(window_case(f"whole_{n}", n, n, (n, n), D=32, heads=1, B=1) for n in (7, 16, 24, 32)),
+    *(window_case(f"whole_{n}_no_bias", n, n, (n, n), D=32, heads=1, B=1, bias=False) for n in (2, 4, 7, 12)),
+    *(window_case(f"whole_{n}_shared", n, 2 * n, (n, n), D=32, heads=1, B=1, shared=True) for n in (7, 16)),
+    window_case("whole_7_narrow", 7, 7, (7, 7), D=24, heads=1, B=1, bias=False),
+    window_case("gcvit_32_shared", 32, 31, (32, 32), D=32, heads=1, B=1, outside=True, shared=True),
 ]
 
 # the largest and most unusual sizes that kernels support, and rows with one large weight
@@ -148,7 +164,7 @@ LARGE = {
     "window_attention-grid_odd",
 }
 
-BY_NAME = {str(case): case for case in (*CASES, *RELEASED, *EXTREME)}
+BY_NAME = {str(case): case for case in (*CASES, *RELEASED, *SIMILAR, *EXTREME)}
 
 
 def with_kernels(case: Case) -> bool:

@@ -117,7 +117,7 @@ plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each 
 
 
 def forward(q, k, v, bias, k0, v0, window, dilation, scale):
-    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
+    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision(k.dtype))
     if plan.one_window:
         return windows.forward(q, k, v, bias, k0, v0, window, True, scale)
     out, lse = outputs(q, k, v)
@@ -129,7 +129,7 @@ def forward(q, k, v, bias, k0, v0, window, dilation, scale):
 
 
 def backward(grad, q, k, v, bias, k0, v0, window, dilation, scale, out, lse, lay=apart, table=True):
-    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision())
+    plan = plan_of(k.shape, tuple(window), tuple(dilation), precision(k.dtype))
     if plan.one_window:
         return windows.backward(grad, q, k, v, bias, k0, v0, window, True, scale, out, lse, lay, table)
     tables = contiguous(bias, *((k0, v0) if plan.outside else (None, None)))

@@ -51,7 +51,7 @@ def plan(k: Tensor, regions: list[int], route: Tensor) -> tuple[int, tuple, dict
     keys = 32 if lanes == 32 else TILE
     if height * width > TILE and k.element_size() == 2 and channels <= 64:
         keys = 2 * TILE
-    tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=keys, BLOCK_D=channels, PRECISION=precision())
+    tiles = dict(D=D, BLOCK_M=lanes, BLOCK_N=keys, BLOCK_D=channels, PRECISION=precision(k.dtype))
     return B * rows * columns * parts * heads, sizes, tiles
 
 

@@ -11,7 +11,8 @@ from triton import language as tl
 from ..launching import PLAIN, SMALL, tuned
 from ..tiles import wide
 
-SIZES = ("H", "W", "h", "w", "count")  # arguments that change with the map
+# arguments that change with the map, the strides of the affinity included: nine shares are no multiple of 16
+SIZES = ("H", "W", "h", "w", "count", "image_step", "row_step", "pixel_step", "share_step")
 
 
 @triton.jit
@@ -81,7 +82,7 @@ def relate_kernel(
 
 @tuned(SIZES, SMALL)
 def contribute_kernel(
-    X, Affinity, Parts, Totals, strides_x, strides_a, C, H, W, h, w,
+    X, Affinity, Parts, Totals, strides_x, image_step, row_step, pixel_step, share_step, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the pixels of a cell add to the nine tokens around it: sum_i affinity[i, n] x[i].
@@ -89,7 +90,7 @@ def contribute_kernel(
     Parts (B, h, w, 9, C) and, if given, Totals (B, h, w, 9), the sums of the affinities, are contiguous float32. Pixels
     of a cell that are beyond the map are zeros, shared evenly among the nine tokens, and count in the totals.
     """
-    sizes = H, W, h, w
+    sizes, strides_a = (H, W, h, w), (image_step, row_step, pixel_step, share_step, strides_x[4])
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
     block, flat = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -143,11 +144,11 @@ def collect_kernel(
 
 @tuned(SIZES, PLAIN)
 def spread_kernel(
-    Affinity, Tokens, Out, strides_a, strides_t, C, H, W, h, w,
+    Affinity, Tokens, Out, image_step, row_step, pixel_step, share_step, strides_t, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Out[i] = sum over the nine tokens of affinity[i, n] token[n]; Out (B, H, W, C) is contiguous."""
-    sizes = H, W, h, w
+    sizes, strides_a = (H, W, h, w), (image_step, row_step, pixel_step, share_step, strides_t[4])
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks

@@ -40,7 +40,7 @@ def relate(x: Tensor, tokens: Tensor, cell: list[int], scale: float, extra: Tens
     h, w = tokens.shape[1:3]
     out, rows = x.new_empty((B, H, W, 9)), pixels(cell)
     given = (x, tokens, extra, out, *strides(x, tokens, out)[:2], C, H, W, h, w, scale)
-    tiles = dict(BLOCK_P=rows, BLOCK_C=CHANNELS, PRECISION=precision())
+    tiles = dict(BLOCK_P=rows, BLOCK_C=CHANNELS, PRECISION=precision(x.dtype))
     launch(relate_kernel, B * h * w * parts(cell), *given, CH=cell[0], CW=cell[1], SOFTMAX=softmax, **tiles)
     return out
 
@@ -51,8 +51,8 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
     h, w = -(-H // cell[0]), -(-W // cell[1])
     sums = x.new_empty((B, h, w, 9, C), dtype=torch.float32)
     totals = x.new_empty((B, h, w, 9), dtype=torch.float32) if averaged else None
-    given = (x, affinity, sums, totals, *strides(x, affinity), C, H, W, h, w)
-    tiles, blocks = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision()), -(-C // CHANNELS)
+    given = (x, affinity, sums, totals, strides(x, affinity)[0], *affinity.stride(), C, H, W, h, w)
+    tiles, blocks = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision(x.dtype)), -(-C // CHANNELS)
     launch(contribute_kernel, B * h * w * blocks, *given, CH=cell[0], CW=cell[1], **tiles)
     out, count = x.new_empty((B, h, w, C)), B * h * w
     total = x.new_empty((B, h, w), dtype=torch.float32) if averaged else None
@@ -66,8 +66,8 @@ def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
     B, H, W, _ = affinity.shape
     h, w, C = tokens.shape[1:]
     out = tokens.new_empty((B, H, W, C))
-    given = (affinity, tokens, out, *strides(affinity, tokens, out)[:2], C, H, W, h, w)
-    tiles = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision())
+    given = (affinity, tokens, out, *affinity.stride(), strides(tokens, affinity, out)[0], C, H, W, h, w)
+    tiles = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision(tokens.dtype))
     programs = B * h * w * parts(cell) * -(-C // CHANNELS)
     launch(spread_kernel, programs, *given, CH=cell[0], CW=cell[1], **tiles)
     return out

@@ -6,13 +6,13 @@ No two programs write to the same location. The gradient of the tokens is gather
 import triton
 from triton import language as tl
 
-from ..launching import FORWARD, PAIR, SMALL, tuned
+from ..launching import FORWARD, PAIR, SMALL, Choices, choice, tuned
 from ..tiles import LOG2E, load_tokens, offset, wide
 
-# arguments that change with the map
+# arguments that change with the map, the strides of the order of its tokens included
 SIZES = (
     *("heads", "H", "W", "keys", "columns", "parts", "images", "share", "windows", "tiles", "merged"),
-    "sections",
+    *("sections", "image_step", "order_step", "rank_step"),
 )
 
 
@@ -145,7 +145,7 @@ def members_of(ranked, step, first, last, number, start, run, runs, RUNS: tl.con
 
 @tuned(SIZES, SMALL)
 def merge_kernel(
-    X, Order, Weights, Biases, Out, strides_x, strides_o, runs, ends, images, merged, H, W, C,
+    X, Order, Weights, Biases, Out, strides_x, image_step, order_step, rank_step, runs, ends, images, merged, H, W, C,
     GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """RUNS runs of one group, in one order: weight @ run + bias. Out is a contiguous (B, 2, merged, C).
@@ -163,13 +163,13 @@ def merge_kernel(
     tile, rest = rest % tl.cdiv(count, RUNS), rest // tl.cdiv(count, RUNS)
     order, image = rest % 2, rest // 2
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
+    ranked = Order + image.to(tl.int64) * image_step + order * order_step
     weighed = tl.zeros([RUNS * MEMBERS, BLOCK_C], tl.float32)
-    member, _, pixel, known = members_of(ranked, strides_o[2], first, last, tile * RUNS, 0, run, count, RUNS, MEMBERS)
+    member, _, pixel, known = members_of(ranked, rank_step, first, last, tile * RUNS, 0, run, count, RUNS, MEMBERS)
     for start in range(0, run, MEMBERS):
         # the next members are loaded before these are used, or each iteration would wait for two loads in a row
         ahead, _, next_pixel, next_known = members_of(
-            ranked, strides_o[2], first, last, tile * RUNS, start + MEMBERS, run, count, RUNS, MEMBERS
+            ranked, rank_step, first, last, tile * RUNS, start + MEMBERS, run, count, RUNS, MEMBERS
         )
         weight = tl.load(Weights + weights + member, mask=member < run, other=0.0).to(tl.float32)
         weighed += weight[:, None] * load_pixels(X, strides_x, image, pixel, W, known, channel, C).to(tl.float32)
@@ -183,7 +183,7 @@ def merge_kernel(
 
 @tuned(SIZES, SMALL)
 def backward_weight_kernel(
-    X, Order, Grad, Sums, strides_x, strides_o, strides_g, runs, ends, parts, sections, H, W, C,
+    X, Order, Grad, Sums, strides_x, image_step, order_step, rank_step, strides_g, runs, ends, parts, sections, H, W, C,
     GROUPS: tl.constexpr, RUNS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradients of MEMBERS weights of one group, and of its bias, over a section of its runs in one order.
@@ -201,12 +201,12 @@ def backward_weight_kernel(
     count = tl.cdiv(last - first, run)
     tiles = tl.cdiv(count, RUNS)
     share = tl.cdiv(tiles, sections)
-    ranked = Order + image.to(tl.int64) * strides_o[0] + order * strides_o[1]
+    ranked = Order + image.to(tl.int64) * image_step + order * order_step
     begin = image.to(tl.int64) * strides_g[0] + order * strides_g[1]
     weighed, total = tl.zeros([RUNS * MEMBERS], tl.float32), tl.zeros([RUNS * MEMBERS], tl.float32)
     for tile in range(section * share, tl.minimum(section * share + share, tiles)):
         _, number, pixel, known = members_of(
-            ranked, strides_o[2], first, last, tile * RUNS, part * MEMBERS, run, count, RUNS, MEMBERS
+            ranked, rank_step, first, last, tile * RUNS, part * MEMBERS, run, count, RUNS, MEMBERS
         )
         start_g = wide(place + number, strides_g[4]) * strides_g[2]
         for start in range(0, C, BLOCK_C):
@@ -225,7 +225,8 @@ def backward_weight_kernel(
     tl.store(out + (width - GROUPS + group), total, mask=part == 0)
 
 
-@tuned(SIZES, SMALL)
+# with four warps float32 needs so many registers that the compiler spills an address
+@tuned(SIZES, Choices(SMALL.half, (choice(8, 1),)))
 def backward_tokens_kernel(
     Rank, Weights, Grad, DX, strides_g, runs, ends, tiles, H, W, C,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -9,7 +9,8 @@ from triton import language as tl
 from ..launching import Choices, choice, tuned
 from ..tiles import wide
 
-SIZES = ("H", "W", "blocks")  # arguments that change with the map
+# arguments that change with the map, its strides included: no layout of it lets a thread load several values at once
+SIZES = ("H", "W", "blocks", "image_step", "row_step", "column_step")
 # two orders of a few images do not fill a GPU: programs have many threads, and there is nothing to tune
 MANY = Choices(half=(choice(16, 1),), float32=(choice(16, 1),))
 ONE_EACH = Choices(half=(choice(4, 1),), float32=(choice(4, 1),))
@@ -43,8 +44,9 @@ def ordered(value, known):
 
 
 @tuned(SIZES, MANY)
-def sort_kernel(Values, Out, strides, H, W, BLOCK: tl.constexpr):
+def sort_kernel(Values, Out, image_step, row_step, column_step, far, H, W, BLOCK: tl.constexpr):
     """Pixels of one image by value, ties in the given order, NaN last; Out (B, 2, H * W) is contiguous."""
+    strides = image_step, row_step, column_step, far
     order, image = tl.program_id(0) % 2, tl.program_id(0) // 2
     lane = tl.arange(0, BLOCK)
     value = load_values(Values, strides, image, order, lane, H, W)
@@ -61,11 +63,14 @@ def keys(Values, strides, image, lane, H, W):
 
 
 @tuned(SIZES, ONE_EACH)
-def count_kernel(Values, Out, strides, blocks, H, W, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
+def count_kernel(
+    Values, Out, image_step, row_step, column_step, far, blocks, H, W, BLOCK: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
     """What `sort_kernel` stores, by counting: the place of a pixel in an order is the number of smaller keys.
 
     A program places a block of pixels of one image in both orders. No two pixels have the same place.
     """
+    strides = image_step, row_step, column_step, far
     block, image = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     lane = block * BLOCK + tl.arange(0, BLOCK)
     by_rows, by_columns = keys(Values, strides, image, lane, H, W)
@@ -81,8 +86,9 @@ def count_kernel(Values, Out, strides, blocks, H, W, BLOCK: tl.constexpr, OTHERS
 
 
 @tuned(SIZES, ONE_EACH)
-def lay_kernel(Values, Out, strides, blocks, H, W, BLOCK: tl.constexpr):
+def lay_kernel(Values, Out, image_step, row_step, column_step, far, blocks, H, W, BLOCK: tl.constexpr):
     """Out (B, 2, H * W), contiguous: the values of each image in both orders."""
+    strides = image_step, row_step, column_step, far
     block, row = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     lane = block * BLOCK + tl.arange(0, BLOCK)
     value = load_values(Values, strides, row // 2, row % 2, lane, H, W)

@@ -56,7 +56,7 @@ def significance_forward(q, k, window, scale):
     B, H, W, heads, D = q.shape
     keys, parts = k.shape[1] * k.shape[2], -(-H * W // TILE)
     lse = q.new_empty((B, heads, H * W), dtype=torch.float32)
-    tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision())
+    tiles = dict(D=D, BLOCK=TILE, BLOCK_D=max(power_of_two(D), 16), PRECISION=precision(q.dtype))
     sizes, steps = (heads, H, W), strides(q, k)
     launch(normalise_kernel, B * heads * parts, q, k, lse, *steps, keys, k.shape[2], parts, *sizes, scale, **tiles)
     tiles_of_keys = -(-keys // TILE)
@@ -76,7 +76,7 @@ def received_in_windows(q: Tensor, k: Tensor, window: list[int], scale: float) -
     out = q.new_empty((B, H, W), dtype=torch.float32)
     tiles = dict(BLOCK_N=max(power_of_two(wh * ww), 16), BLOCK_D=max(power_of_two(D), 16))
     given = (q, k, out, *strides(q, k), columns, windows, heads, H, W, scale)
-    launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision())
+    launch(receive_window_kernel, B * windows, *given, D=D, WH=wh, WW=ww, **tiles, PRECISION=precision(q.dtype))
     return out
 
 
@@ -90,17 +90,18 @@ def ranked_forward(significance):
     B, H, W = significance.shape
     if significance.numel() == 0:
         return ranked_outputs(significance)
+    (steps,) = strides(significance)
     if H * W <= SORTED:
         (out,) = ranked_outputs(significance)
-        launch(sort_kernel, B * 2, significance, out, *strides(significance), H, W, BLOCK=max(power_of_two(H * W), 16))
+        launch(sort_kernel, B * 2, significance, out, *steps, H, W, BLOCK=max(power_of_two(H * W), 16))
         return (out,)
     if B * (H * W) ** 2 <= COUNTED:
         (out,), blocks = ranked_outputs(significance), -(-H * W // RANKED)
-        given = (significance, out, *strides(significance), blocks, H, W)
+        given = (significance, out, *steps, blocks, H, W)
         launch(count_kernel, B * blocks, *given, BLOCK=RANKED, OTHERS=OTHERS)
         return (out,)
     laid, blocks = significance.new_empty((B, 2, H * W)), -(-H * W // LANES)
-    launch(lay_kernel, B * 2 * blocks, significance, laid, *strides(significance), blocks, H, W, BLOCK=LANES)
+    launch(lay_kernel, B * 2 * blocks, significance, laid, *steps, blocks, H, W, BLOCK=LANES)
     order = reference.ascending(laid).contiguous()
     launch(number_kernel, B * blocks, order, blocks, H, W, BLOCK=LANES)
     return (order,)
@@ -136,7 +137,7 @@ def merged_forward(x, order, weights, biases, runs, shares):
     tile = tile_of(runs)
     tiles = sum(-(-count // tile["RUNS"]) for count in runs_of(H * W, runs, shares))
     groups = (tuple(runs), ends_of(H * W, shares))
-    given = (x, order, weights, biases, out, *strides(x), order.stride(), *groups)
+    given = (x, order, weights, biases, out, *strides(x), *order.stride(), *groups)
     if programs := B * 2 * tiles * -(-C // CHANNELS):
         launch(merge_kernel, programs, *given, B, out.shape[2], H, W, C, **tile)
     return (out,)
@@ -157,7 +158,7 @@ def merged_backward(grad, x, order, weights, biases, runs, shares, out):
     sections = max(min(PROGRAMS // max(B * 2 * parts, 1), most), 1)
     sums = x.new_empty((B * 2 * sections, sum(runs) + len(runs)), dtype=torch.float32)
     steps_x, steps_g = strides(x, grad)
-    given = (x, order, grad, sums, steps_x, order.stride(), steps_g, *groups, parts, sections, H, W, C)
+    given = (x, order, grad, sums, steps_x, *order.stride(), steps_g, *groups, parts, sections, H, W, C)
     if B:
         launch(backward_weight_kernel, B * 2 * sections * parts, *given, **tile)
     dweights, dbiases = sums.sum(0).split([sum(runs), len(runs)])

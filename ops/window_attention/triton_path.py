@@ -97,7 +97,7 @@ plan_of = lru_cache(maxsize=1024)(Plan)  # models make few kinds of calls, each 
 
 def forward(q, k, v, bias, k0, v0, window, grid, scale):
     out, lse = outputs(q, k, v)
-    plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision())
+    plan = plan_of(q.shape, k.shape, tuple(window), grid, k0 is not None, precision(k.dtype))
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), out, lse)
     given += tuple(strides(q, k, v))
     last = (*plan.sizes, scale)
@@ -116,7 +116,7 @@ def forward(q, k, v, bias, k0, v0, window, grid, scale):
 
 def backward(grad, q, k, v, bias, k0, v0, window, grid, scale, out, lse, lay=apart, table=True):
     window = tuple(window)
-    plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision())
+    plan = plan_of(q.shape, k.shape, window, grid, k0 is not None, precision(k.dtype))
     given = (q, k, v, *contiguous(bias, *((k0, v0) if plan.outside else (None, None))), grad)
     steps = strides(q, k, v, grad)
     (dq, dk, dv), (pitch_q, pitch, _) = lay(q, k, v)

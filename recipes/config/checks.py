@@ -12,7 +12,17 @@ import timm
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipes import papers
-from recipes.config.contents import base, chosen_groups, flat, groups, keys, option_keys, options, task_defaults
+from recipes.config.contents import (
+    base,
+    chosen_groups,
+    flat,
+    groups,
+    hardware_defaults,
+    keys,
+    option_keys,
+    options,
+    task_defaults,
+)
 from recipes.config.errors import ConfigError, near
 from recipes.config.idle import check_answers, check_read, needed
 from recipes.config.quoting import key_of, quote, readings, reads_as
@@ -144,7 +154,7 @@ def check(cfg: DictConfig, name: str, overrides: Sequence[str] = (), *, begun: b
             check_range(key, value)
     forced = {key_of(text) for text in overrides if text.startswith("++")}
     mine = {key: values[key] for key in typed if key in values and key not in forced}
-    check_read(cfg, mine, base(name) | task_defaults(cfg.task.name))
+    check_read(cfg, mine, base(name) | hardware_defaults() | task_defaults(cfg.task.name))
 
 
 def _resolve_home(cfg: DictConfig) -> None:

@@ -24,6 +24,11 @@ def task_defaults(name: str) -> dict[str, Any]:
     return {f"task.{key}": value for key, value in option_keys("task", name).items()}
 
 
+def hardware_defaults() -> dict[str, Any]:
+    """Every key of `hardware` with its default, flat."""
+    return {f"hardware.{key}": value for key, value in option_keys("hardware", "auto").items()}
+
+
 def keys(name: str) -> list[str]:
     """Every key that can be given on the command line of `name`.py."""
     own = chosen_groups(name)

@@ -46,16 +46,28 @@ WITH = {
     "sched.decay_from": {"sched.warmup_ratio": None}, "teacher.temperature": {"teacher.kind": "soft"},
     "task.target_threshold": {"task.loss": "binary_cross_entropy"}, "task.stride": {"task.inference": "slide"},
     "task.category_cap": {"task.crop": True}, "data.cache_dir": {"data.cache": "disk"},
+    "train.drop_path_rate": {"model.drop_path_rate": None},
 }  # fmt: skip
 # keys that have an effect with every value but one of another key
 WITHOUT = {
     "train.ema_warmup": {"train.ema": None}, "train.ema_every": {"train.ema": None},
     "train.ema_evaluated": {"train.ema": None},
     "sched.warmup_lr": {"sched.warmup": 0}, "sched.warmup_ratio": {"sched.warmup": 0},
-    "sched.decay_from": {"sched.warmup": 0}, "optim.lr_scaling": {"optim.lr_base_batch": None},
+    "sched.decay_from": {"sched.warmup": 0, "sched.sched": "step"},
+    "optim.lr_scaling": {"optim.lr_base_batch": None}, "optim.layer_decay_min_scale": {"optim.layer_decay": None},
     "augment.re_mode": {"augment.re_prob": 0}, "augment.switch_prob": {"augment.mixup": 0, "augment.cutmix": 0},
     "task.auxiliary": {"task.head": "semantic_fpn"}, "task.left_out_weight": {"data.left_out": []},
     "data.cache_gb": {"data.cache": None},
+}  # fmt: skip
+# keys that only training reads, each with the one that has its effect in an evaluation, if the task has such a key
+TRAINING = {
+    "data.batch_size": "data.eval_batch_size", "data.hflip": "task.flip", "data.jpeg": None,
+    "data.shuffle_buffer": None, "data.train_count": "data.val_count", "data.train_images": "data.val_images",
+    "data.train_masks": "data.val_masks", "data.train_list": "data.val_list", "data.train_json": "data.val_json",
+    "data.train_split": "data.val_split", "model.drop_rate": None, "model.drop_path_rate": None,
+    "hardware.parallel": None, "hardware.sync_bn": None, "task.loss": None, "task.target_threshold": None,
+    "task.dropout": None, "task.left_out_weight": None, "task.jitter": "task.scales", "task.crop": None,
+    "task.category_cap": None, "task.photometric": None, "task.precrop": None, "task.norm_eval": None,
 }  # fmt: skip
 OFF = {"task.auxiliary": False}  # the value that switches a key off, where it is on by default
 
@@ -77,6 +89,8 @@ def check_read(cfg: DictConfig, typed: dict[str, Any], defaults: dict[str, Any])
 def needed(cfg: DictConfig, key: str) -> str | None:
     """What a key needs to have an effect; None where it has one."""
     group, _, rest = key.partition(".")
+    if "train" not in cfg and (said := needed_to_evaluate(cfg, key)):
+        return said
     if group == "data" and cfg.data.source in SOURCES and cfg.data.source not in READ.get(rest, SOURCES):
         return f"data.source={' or '.join(READ[rest])}, but data={cfg.data.name} has {cfg.data.source}"
     if group == "data" and rest in DECODED and cfg.data.source in MADE:
@@ -96,6 +110,8 @@ def needed(cfg: DictConfig, key: str) -> str | None:
     if group == "augment" and rest != "repeats" and cfg.task.name in DENSE:
         said = "flipped by data.hflip" if rest == "hflip" else "augmented by the keys of task and by data.hflip"
         return f"task=classify; images with dense labels are {said}"
+    if key == "data.hflip" and cfg.task.name == "classify" and cfg.augment.hflip != cfg.data.hflip:
+        return f"augment.hflip=${{data.hflip}}, its default, but that is {cfg.augment.hflip}"
     if key == "augment.label_smoothing":
         return _needed_to_smooth(cfg)
     if key == "model.weights" and "train" in cfg and cfg.model.checkpoint is None and cfg.model.backbone is None:
@@ -104,13 +120,24 @@ def needed(cfg: DictConfig, key: str) -> str | None:
         return "augment.mixup or augment.cutmix, but both are 0"
     if key == "augment.color_jitter" and (given := cfg.augment.auto_augment) and "3a" not in given:
         return f"augment.auto_augment=null or 3a, but it is {given}"
-    if key in ("sched.min_lr", "sched.per") and _is_constant(cfg, warmup=key == "sched.per"):
+    if key in ("sched.min_lr", "sched.per", "sched.decay_from") and _is_constant(cfg, warmup=key == "sched.per"):
         return "a schedule that changes, but sched.sched is constant"
     if key == "model.drop_rate" and cfg.task.name in DENSE and cfg.model.name in zoo.variants():
         return f"task=classify: {cfg.model.name} has no dropout but before its classifier"
     if key == "data.left_out" and cfg.task.name == "detect":
         return "task=segment, which leaves these classes out of its means"
     return _other_value(cfg, key)
+
+
+def needed_to_evaluate(cfg: DictConfig, key: str) -> str | None:
+    """What a key needs that has no effect in an evaluation; None for others."""
+    if key == "seed" and cfg.data.on_bad_image != "replace":  # which draws the substitutes
+        return "data.on_bad_image=replace: nothing else in an evaluation is random"
+    if key not in TRAINING or (key == "data.train_split" and cfg.data.source != "folder"):  # it tells files apart
+        return None
+    group, _, rest = (TRAINING[key] or "").partition(".")
+    instead = f"; in an evaluation there is {TRAINING[key]}=" if group and rest in cfg[group] else ""
+    return f"train.py, as only training reads it{instead}"
 
 
 def _other_value(cfg: DictConfig, key: str) -> str | None:

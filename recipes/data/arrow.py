@@ -174,6 +174,11 @@ def check_column(table, cfg, option: str, split: str) -> None:
 
 
 def _from_hub(datasets, cfg, split: str):
+    if cfg.hub is None:
+        raise DataError(
+            f"data={cfg.name} needs data.root=<folder with *.parquet files named after their splits, or one that "
+            "`datasets` wrote with save_to_disk>, or data.hub=<name on the Hugging Face hub>"
+        )
     try:
         return datasets.load_dataset(cfg.hub, split=split)
     except ValueError as error:

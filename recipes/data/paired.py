@@ -212,7 +212,7 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
     antialias = antialiased(data)
     steps = [Rescale(short, data.long_side, task.jitter, antialias=antialias)]
     if task.get("precrop"):  # detection: the second of DETR's two variants, https://arxiv.org/abs/2005.12872, A.4
-        part = [Rescale([400, 500, 600], antialias=antialias), PartOf(384, 600)]
+        part = [Rescale([400, 500, 600], data.long_side, antialias=antialias), PartOf(384, 600)]
         steps.insert(0, v2.RandomApply(part, task.precrop))
     if task.crop:
         steps.append(Crop(size, task.category_cap if semantic else 1.0))

@@ -23,17 +23,17 @@ LONGEST = 64  # times the short side; longer images are centre-cropped before th
 def train_transform(augment, *, size: tuple[int, int], mean: tuple, std: tuple, interpolation: str) -> Transform:
     """Random resized crop, flip, colours and erasing with the settings of `augment`; source: timm's create_transform.
 
-    augment.auto_augment takes timm's notation (rand-m9-mstd0.5-inc1, augmix-..., original) or `ta_wide`, torchvision's
-    TrivialAugment. The transform also takes an undecoded Jpeg.
+    augment.auto_augment takes timm's notation (rand-m9-mstd0.5-inc1, augmix-..., original), with the mean colour where
+    an image is moved away, or `ta_wide`, torchvision's TrivialAugment, with black there, as in torchvision's scripts.
+    The transform also takes an undecoded Jpeg.
     """
     given = timm_options(augment, interpolation)
     primary, secondary, final = create_transform(
         (3, *size), is_training=True, separate=True, mean=mean, std=std, **given
     )
     if augment.auto_augment == "ta_wide":
-        fill = [round(255 * m) for m in mean]
         mode = str_to_interp_mode("bilinear" if given["interpolation"] == "random" else given["interpolation"])
-        secondary = tv.TrivialAugmentWide(interpolation=mode, fill=fill)
+        secondary = tv.TrivialAugmentWide(interpolation=mode)
     allow_no_bits(secondary)
     crop, *mirror = primary.transforms
     _, _, *erase = final.transforms

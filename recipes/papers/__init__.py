@@ -1,9 +1,10 @@
 """How the authors of each family trained: one folder per task, one table per family, resolved by `recipe=paper`.
 
 A table maps a phase to `source`, `published` values, `chosen` values (no source has them) and `models`, each with its
-own values; `starts` says which weights training starts from, `differs` where sources disagree (the source of the
-released weights is followed) and what keys cannot express. Keys are those of the configuration. A new family needs a
-table, but no code.
+own values; `starts` says which weights training starts from, and `releases` which release of timm's names that is, by
+model, if there is one, and, in dense tasks, if it is not the default one; `differs` where sources disagree (the source
+of the released weights is followed) and what keys cannot express. Keys are those of the configuration. A new family
+needs a table, but no code.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,17 @@ def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
 @cache
 def unpublished(task: str = "classify") -> dict[str, str]:
     """Models of the zoo whose training was never described, with the reason."""
-    file = files(__package__) / task / "_unpublished.yaml"
+    return _reasons(task, "_unpublished.yaml")
+
+
+@cache
+def left_out(task: str = "classify") -> dict[str, str]:
+    """Published trainings that no table has, in words, with the reason."""
+    return _reasons(task, "_left_out.yaml")
+
+
+def _reasons(task: str, name: str) -> dict[str, str]:
+    file = files(__package__) / task / name
     return OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8"))) if file.is_file() else {}
 
 
@@ -52,16 +63,18 @@ def phases(model: str, task: str = "classify") -> list[str]:
 class Recipe:
     """How a model was trained.
 
-    phase   as named in `tables`
-    values  by configuration key
-    chosen  the keys whose values no source has
-    starts  which weights the training starts from, None if from none
+    phase    as named in `tables`
+    values   by configuration key
+    chosen   the keys whose values no source has
+    starts   which weights the training starts from, None if from none
+    release  "model.tag" of these weights, None if they were not released or, in dense tasks, are the default ones
     """
 
     phase: str
     values: dict[str, Any]
     chosen: set[str]
     starts: str | None
+    release: str | None
 
 
 @cache
@@ -83,7 +96,8 @@ def recipe(model: str, phase: str | None = None, task: str = "classify") -> Reci
         raise ConfigError(f"paper.phase={phase} is not published for {model}{near(phase, known)}: expected {there}")
     table = tables(task)[found]
     chosen, published, own = table["chosen"], table["published"], table["models"][model]
-    return Recipe(found, chosen | published | own, chosen.keys() - published.keys() - own.keys(), table.get("starts"))
+    starts, release = table.get("starts"), table.get("releases", {}).get(model)
+    return Recipe(found, chosen | published | own, chosen.keys() - published.keys() - own.keys(), starts, release)
 
 
 def resolve(key: str, *, _root_: Any) -> Any:

@@ -11,9 +11,10 @@ TASKS = {"classify": "Classification", "segment": "Segmentation", "detect": "Det
 HEADER = """\
 # How the authors trained
 
-This page lists what `recipe=paper` sets, for every model with a published recipe. It is rendered from the tables in
-`recipes/papers` (`make docs`). You can override every value on the command line. Where a paper and the repository of
-its released weights differ, the recipe follows the repository, and the other value is listed below the table.
+This page lists what `recipe=paper` sets, for every model with a published recipe, and at the end of each task what has
+no recipe here. It is rendered from the tables in `recipes/papers` (`make docs`). You can override every value on the
+command line. Where a paper and the repository of its released weights differ, the recipe follows the repository, and
+the other value is listed below the table.
 
 A value with \\* is chosen: no source gives it. Where the models of a column differ, their values are listed one below
 the other, in the order of the first row. Keys are those of the configuration; `null` means off, or not given.
@@ -74,6 +75,8 @@ def _text(value: Any) -> str:
 def _remarks(phase: str, table: dict[str, Any]) -> Iterator[str]:
     name = f"`{phase.split('/')[1]}`"
     yield f"- {name}: {table['source']}." + (f" It starts from {table['starts']}." if "starts" in table else "")
+    if "releases" in table:
+        yield f"    - Released: {', '.join(f'`{to}` starts from `{name}`' for to, name in table['releases'].items())}."
     for line in table.get("differs", []):
         yield f"    - {line}"
     for model, metrics in table.get("results", {}).items():
@@ -82,7 +85,7 @@ def _remarks(phase: str, table: dict[str, Any]) -> Iterator[str]:
 
 
 def _unpublished(task: str) -> Iterator[str]:
-    found = papers.unpublished(task)
+    found = {f"`{model}`": why for model, why in papers.unpublished(task).items()} | papers.left_out(task)
     if found:
         yield "### Without a recipe"
-        yield "\n".join(f"- `{model}`: {why}." for model, why in found.items())
+        yield "\n".join(f"- {what}: {why}." for what, why in found.items())

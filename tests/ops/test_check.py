@@ -14,7 +14,9 @@ import ops
 from ops.check import command, machine, main
 from ops.check.bound import ErrorBound, broken, eps_of, share
 from ops.check.cases import Case, gradients, random
+from ops.check.tables import BY_NAME
 from ops.check.workers import DIED, LOST, workers
+from ops.partition import FewKeys
 
 channel = sys.modules["ops.channel_attention"]
 
@@ -153,6 +155,19 @@ def test_without_a_gpu_nothing_more_is_run(monkeypatch):
     assert (found.check, found.ok, found.found) == ("same_bits", False, LOST)
 
 
+def test_bits_are_compared_where_torch_must_be_deterministic_too(monkeypatch):
+    answers = []
+
+    def answer(*_):
+        answers.append(float(torch.are_deterministic_algorithms_enabled() and len(answers)))
+        return [torch.tensor(answers[-1])]
+
+    monkeypatch.setattr(machine, "gradients", answer)
+    with pytest.raises(machine.Failed, match="two runs differ under use_deterministic_algorithms"):
+        machine.same_bits(BY_NAME["channel_attention-small"], "cpu")
+    assert answers == [0, 0, 2, 3] and not torch.are_deterministic_algorithms_enabled()
+
+
 def test_findings_are_on_disk_when_a_run_ends_early(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -205,8 +220,31 @@ def test_what_is_no_number_is_broken():
     assert broken({"output": float("nan"), "q": 1.0}) == "output: nan of the allowed error"
 
 
-def test_plain_attention_is_fused():
+@pytest.fixture
+def keys(monkeypatch):
+    """How many keys each call of fused attention got."""
+    counts, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(q, k, *rest, **options):
+        counts.append(k.shape[2])
+        return attend(q, k, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    return counts
+
+
+@pytest.mark.parametrize("few", [0, 384])
+def test_plain_attention_is_fused(few, keys, monkeypatch):
+    """On any CPU: with gradients 384 keys are the most for which one multiplies matrices instead."""
+    monkeypatch.setattr("ops.partition.few_keys", lambda dtype: FewKeys(576, 576, few))
     assert "heads of 24, 32, 48, 64 and 96" in machine.plain_attention("cpu")
+    assert len(keys) == 5
+
+
+def test_plain_attention_by_matmuls_is_found(monkeypatch):
+    monkeypatch.setattr("ops.partition.few_keys", lambda dtype: FewKeys(0, 0, 2000))
+    with pytest.raises(machine.Failed, match="24 channels, 1050 keys: PyTorch's fused attention was not called"):
+        machine.plain_attention("cpu")
 
 
 def test_plain_attention_that_is_not_fused_is_found(monkeypatch):

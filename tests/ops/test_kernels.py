@@ -14,15 +14,15 @@ from golden import unpack
 from ops.check import machine
 from ops.check.bound import ErrorBound, broken, share
 from ops.check.cases import Case, neighborhood_case, packed, random, reallocate_case, window_case
-from ops.check.tables import BY_NAME, CASES, EXTREME, RELEASED, with_kernels
+from ops.check.tables import BY_NAME, EXTREME, RELEASED, with_kernels
 
 pytestmark = needs_kernels
 
 # the interpreter multiplies bfloat16 wrongly
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-SUITE = [case for case in [*CASES, *RELEASED, *EXTREME] if with_kernels(case)]
+SUITE = [case for case in BY_NAME.values() if with_kernels(case)]
 FIRST = list({case.op: case for case in reversed(SUITE)}.values())
-# interpreted, what no released model uses is run in one precision
+# interpreted, what no released model uses, or much like another case, is run in one precision
 PAIRS = [
     (case, dtype) for case in SUITE for dtype in DTYPES if DEVICE == "cuda" or dtype.itemsize == 4 or case in RELEASED
 ]

@@ -15,6 +15,7 @@ from flags import deterministic
 from ops.dispatch import interprets
 from ops.launching import choice, configuration, launch, power_of_two
 from ops.precision import multiply_float32, precision
+from ops.routed_attention import kernels as routed
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -114,6 +115,18 @@ def test_heads_of_many_channels_have_no_third_stage(constants, stages):
 def test_windows_beyond_the_map_have_no_second_stage_for_wide_heads(dtype, channels, edge, stages):
     of = forward_kernel.choices.of([dtype], {"D": channels, "EDGE": edge})
     assert max(config.num_stages for config in of) == stages
+
+
+@pytest.mark.parametrize(
+    ("channels", "keys", "warps", "stages"),
+    [(32, 64, 2, 3), (32, 128, 4, 3), (64, 64, 2, 2), (64, 128, 4, 1), (65, 64, 4, 2)],
+)
+def test_regions_with_wide_heads_have_more_warps_and_fewer_stages(channels, keys, warps, stages):
+    of = routed.backward_keys_kernel.choices.of([torch.bfloat16], {"D": channels, "BLOCK_M": 64, "BLOCK_N": keys})
+    assert min(config.num_warps for config in of) == warps and max(config.num_stages for config in of) == stages
+    # windows, whose tiles have BLOCK_N too
+    of = routed.backward_keys_kernel.choices.of([torch.bfloat16], {"D": channels, "BLOCK_N": 64})
+    assert min(config.num_warps for config in of) == 2
 
 
 def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monkeypatch):

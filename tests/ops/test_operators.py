@@ -71,6 +71,8 @@ CALLS = {
     "channel_attention": lambda: (*leaves(*packed(2, 5, 6, 2, 8).unbind(3)), 0.1),
     "window_attention": lambda: window_arguments(True, True),
     "window_attention-plain": lambda: window_arguments(False, False),
+    "window_attention-shared": lambda: (leaves(random(1, 4, 4, 2, 8))[0], *window_arguments(False, False)[1:]),
+    "ranked_tokens": lambda: (random(2, 4, 6).float(),),
 }
 
 

@@ -160,6 +160,7 @@ def _mmpretrain(size: str) -> Release:
 def _dense(method: str, size: str) -> Release:
     params, gflops, metrics, share, drive = DENSE[method, size]
     scenes = method.startswith(UPERNET)
+    stated = size == "t" and not scenes  # detectors of other sizes have no published configuration
     return Release(
         model=f"davit_{size}",
         source="the authors",
@@ -168,6 +169,7 @@ def _dense(method: str, size: str) -> Release:
         task="segmentation" if scenes else "detection",
         method=method,
         metrics=metrics,
+        test_size=(800, 1333) if stated else None,
         params=params,
         gflops=gflops,
         url=SHARE + share,

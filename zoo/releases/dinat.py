@@ -210,17 +210,19 @@ def _detector(file: str, size: str) -> Release:
 def _segmenter(file: str, size: str) -> Release:
     params, gflops, single, several = SEGMENTERS[file][size]
     row = _dense(file, size)
-    if size == "l":
+    large = size == "l"
+    if large:
         row["note"] = "; ".join(
-            filter(None, ("its configuration says 640 pixels but inherits crops of 512", row["note"]))
+            filter(None, ("its configuration is named 640 pixels but trains and evaluates with 512", row["note"]))
         )
     return Release(
         **row,
-        data=f"{IN22K if size == 'l' else IN1K}, then {ADE20K}",
-        img_size=640 if size == "l" else 512,
+        data=f"{IN22K if large else IN1K}, then {ADE20K}",
+        img_size=640 if large else 512,
         task="segmentation",
         method=UPERNET,
         metrics={"miou": single, "miou_ms": several},
+        test_size=(512, 2048) if large else None,
         params=params,
         gflops=gflops,
     )
@@ -242,7 +244,7 @@ def _mask2former(name: str) -> Release:
         wrapper="model",
         licence=None,
         code_licence="mit",
-        foreign="detectron2's Mask2Former; its backbone has windows of 11",
+        foreign="detectron2's Mask2Former; its backbone has windows of 11, and dilations='mask2former'",
         note=REPLACED,
     )
 

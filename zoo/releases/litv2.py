@@ -1,6 +1,6 @@
 """LITv2's releases: its authors' own files, with the ablation of alpha, and their models for dense prediction.
 
-Published figures: the README of ziplab/LITv2.
+Published figures: the README of ziplab/LITv2; sizes of detectors' images: its detection/configs.
 """
 
 from .table import ADE20K, COCO, IN1K, Release, cost, named
@@ -84,6 +84,7 @@ def _dense(method: str, size: str, window: int) -> Release:
         task="detection" if detector else "segmentation",
         method=method,
         metrics=metrics,
+        test_size=(800, 1333) if detector else None,
         params=params,
         gflops=gflops,
         url=f"{FILES}v1.0/{file}.pth",

@@ -83,7 +83,7 @@ python eval.py checkpoint=nat_mini_maskrcnn.pth task=detect data=coco data.root=
   ADE20K or Cityscapes. *mIoU, multi-scale* is with several scales and horizontal flips.
 - **params**, in millions, are counted here. **GFLOPs**, billions of multiply-adds for one image, are as printed by the
   source. For whole detectors and segmenters, both are the source's.
-- **pixels** per side; for a detector, of the short side and at most of the long side.
+- **pixels** per side; of two numbers, of the short side and at most of the long side.
 - **evaluation**: the fraction of the image's side that the centre crop keeps; *squash* resizes to a square instead.
   Interpolation is always bicubic. *½* marks a mean and standard deviation of 0.5 instead of ImageNet's.
 - **licence** is that of the weights. *Not stated* means that no licence was granted. Non-commercial weights warn when
@@ -217,7 +217,7 @@ def _number(value: float | None, least: int, most: int) -> str:
 
 
 def _pixels(r: Release) -> str:
-    return f"{r.img_size}" if r.img_size else "{}/{}".format(*r.test_size) if r.test_size else ""
+    return "{}/{}".format(*r.test_size) if r.test_size else f"{r.img_size or ''}"
 
 
 def _evaluation(r: Release) -> str:

@@ -30,7 +30,8 @@ class Release:
     metrics     published figures in percent by name, the headline first: top1, top5, box_ap, mask_ap, miou, miou_ms
                 (several scales), pq; of the ImageNet-1k validation set, or of `benchmark`
     img_size    pixels a side that it was trained and evaluated at, None where that varies
-    test_size   (short side, most of the long side) that a detector is evaluated at, where the source states it
+    test_size   (short side, most of the long side) that a detector is evaluated at, where the source states it; of a
+                segmenter only where these are not `img_size` and four times that
     params, gflops  10^6 parameters and 10^9 multiply-adds for one image: of a variant counted and as its authors print
                 them, of anything else (heads, other classes or pixels, a port that counts otherwise) as the source says
     url, hub_id where it is; a hub id is preferred for loading

@@ -4,7 +4,7 @@ python -m zoo.show model=biformer_t image=cat.jpg
 python -m zoo.show model=maxvit_t.timm_tf_in1k image=cat.jpg query=120,90 stage=1 out=pictures
 python -m zoo.show checkpoint=gcvit_1k_tiny.pth.tar img_size=256,320 only=query
 
-model       a name of the zoo or of timm; with a tag its weights are downloaded, without one they are random
+model       a name of the zoo or of timm; with a tag its weights are downloaded where possible, without one random
 checkpoint  a weights file, a run, or a folder of zoo.save_for_hf: the model is recognised unless model= names it
 image       a file; default: flower, which like china comes with scikit-learn
 query       y,x: the pixel whose attention is shown, in the image as the model sees it; default: the middle
