@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 # torch remembers which functions `with torch.device(...)` acts on when it first asks: before they are patched, then
 with torch.device("meta"):
@@ -44,3 +45,16 @@ def marked_reference(monkeypatch):
     reference = importlib.import_module("ops.window_attention.reference")
     attend = reference.attend
     monkeypatch.setattr(reference, "attend", lambda *args: attend(*args) + 1)
+
+
+@pytest.fixture
+def fused_keys(monkeypatch):
+    """How many keys each call of PyTorch's fused attention got."""
+    counts, attend = [], F.scaled_dot_product_attention
+
+    def noted(q, k, *rest, **options):
+        counts.append(k.shape[2])
+        return attend(q, k, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    return counts

@@ -4,7 +4,6 @@ import importlib
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import ops
 from ops import partition
@@ -13,7 +12,7 @@ from ops.check.cases import packed, random
 
 pooled = importlib.import_module("ops.pooled_attention")
 
-# AVX-512, AMX, vectors of bfloat16 and no AMX; the numbers of keys that matmuls attend to without and with gradients
+# AVX-512, AMX, vectors of bfloat16 and no AMX; then, by dtype, of which numbers of keys matmuls are taken
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 ANY = [FLOAT32, BFLOAT16, FLOAT16]
 CPUS = {
@@ -22,19 +21,6 @@ CPUS = {
     "Zen 4": ((True, False, True), {FLOAT32: (9, 16, 49, 121), BFLOAT16: (9, 16, 49, 121), FLOAT16: ()}),
     "AMX": ((True, True, False), {FLOAT32: (9, 16), BFLOAT16: (9, 16), FLOAT16: (9, 16)}),
 }
-
-
-@pytest.fixture
-def keys(monkeypatch):
-    """How many keys each call of fused attention got."""
-    counts, attend = [], F.scaled_dot_product_attention
-
-    def noted(q, k, *rest, **options):
-        counts.append(k.shape[2])
-        return attend(q, k, *rest, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    return counts
 
 
 def becomes(cpu, monkeypatch):
@@ -46,7 +32,7 @@ def becomes(cpu, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ANY, ids=str)
 @pytest.mark.parametrize("cpu", CPUS)
-def test_without_gradients(cpu, dtype, keys, monkeypatch):
+def test_without_gradients(cpu, dtype, fused_keys, monkeypatch):
     becomes(cpu, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for window in (3, 4, 7, 11):
@@ -58,12 +44,12 @@ def test_without_gradients(cpu, dtype, keys, monkeypatch):
             for d in (torch.double, dtype)
         )
         assert share(want, eager, got) <= 1
-    assert [n for n in (9, 16, 49, 121) if n not in keys] == list(CPUS[cpu][1][dtype])
+    assert [n for n in (9, 16, 49, 121) if n not in fused_keys] == list(CPUS[cpu][1][dtype])
 
 
 @pytest.mark.parametrize("dtype", ANY, ids=str)
 @pytest.mark.parametrize("cpu", CPUS)
-def test_with_gradients(cpu, dtype, keys, monkeypatch):
+def test_with_gradients(cpu, dtype, fused_keys, monkeypatch):
     """Fused attention has gradients in half precision that are slow, but not as slow as matmuls of single numbers."""
     becomes(cpu, monkeypatch)
     q, k, v = packed(1, 11, 11, 2, 8).to(dtype).unbind(3)
@@ -71,37 +57,37 @@ def test_with_gradients(cpu, dtype, keys, monkeypatch):
     for window in (7, 11):
         ops.window_attention(q, k, v, None, window, impl="torch").sum().backward()
     single = (dtype == FLOAT16 and cpu != "AMX") or (dtype == BFLOAT16 and cpu == "AVX2")
-    assert (49 in keys) == single and (121 in keys) == (single or dtype == FLOAT32)
+    assert (49 in fused_keys) == single and (121 in fused_keys) == (single or dtype == FLOAT32)
 
 
 @pytest.mark.parametrize("dtype", ANY, ids=str)
-def test_one_thread(dtype, keys, monkeypatch):
+def test_one_thread(dtype, fused_keys, monkeypatch):
     """A second thread helps matmuls more, in float32 of any CPU."""
     becomes("Zen 4", monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for window in (4, 7):
         q, k, v = packed(1, window, window, 2, 8).to(dtype).unbind(3)
         ops.window_attention(q, k, v, None, window, impl="torch")
-    assert keys == {FLOAT32: [49], BFLOAT16: [], FLOAT16: [16, 49]}[dtype]
+    assert fused_keys == {FLOAT32: [49], BFLOAT16: [], FLOAT16: [16, 49]}[dtype]
 
 
 @pytest.mark.parametrize("dtype", ANY, ids=str)
 @pytest.mark.parametrize("cpu", CPUS)
-def test_pooled(cpu, dtype, keys, monkeypatch):
+def test_pooled(cpu, dtype, fused_keys, monkeypatch):
     """Logits that do not fit in the cache are never made whole, nor those of a large set of keys."""
     becomes(cpu, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     q, (k, v) = random(2, 6, 7, 2, 8).to(dtype), random(2, 65, 2, 2, 8).to(dtype).unbind(2)
     got = ops.pooled_attention(q, k[:, :49], v[:, :49])
-    few = not keys
+    few = not fused_keys
     assert few == (49 in CPUS[cpu][1][dtype])
     want, eager = (
         ops.pooled_attention(*(t.to(d) for t in (q, k[:, :49], v[:, :49])), impl="reference")
         for d in (torch.double, dtype)
     )
     assert share(want, eager, got) <= 1
-    keys.clear()
+    fused_keys.clear()
     ops.pooled_attention(q, k, v)
     monkeypatch.setattr(pooled, "CACHED", 4 * 2 * 2 * 6 * 7 * 49 - 1)
     ops.pooled_attention(q, k[:, :49], v[:, :49])
-    assert len(keys) == 2
+    assert len(fused_keys) == 2

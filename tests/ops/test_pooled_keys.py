@@ -4,26 +4,12 @@ import importlib
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import ops
 from ops.check.bound import share
 from ops.check.cases import random
 
 path = importlib.import_module("ops.pooled_attention")
-
-
-@pytest.fixture
-def given(monkeypatch):
-    """How many keys each call of fused attention got."""
-    counts, attend = [], F.scaled_dot_product_attention
-
-    def noted(q, k, *rest, **options):
-        counts.append(k.shape[2])
-        return attend(q, k, *rest, **options)
-
-    monkeypatch.setattr(path.F, "scaled_dot_product_attention", noted)
-    return counts
 
 
 def inputs(keys, dtype=torch.float32):
@@ -34,13 +20,13 @@ CASES = [(3, 3), (5, 16), (16, 16), (20, 20), (21, 32), (60, 64), (69, 80), (75,
 
 
 @pytest.mark.parametrize(("keys", "count"), CASES)
-def test_padded_keys_have_no_weight(keys, count, given, monkeypatch):
+def test_padded_keys_have_no_weight(keys, count, fused_keys, monkeypatch):
     monkeypatch.setattr(path, "HAS_AVX512", True)
     monkeypatch.setattr(path, "HAS_BFLOAT16", False)
     q, k, v = inputs(keys)
     q[0], v[1] = 40 * q[0], v[1] - 100  # sharp rows, and values far from the zeros of padding
     got = ops.pooled_attention(q, k, v)
-    assert given == [count]
+    assert fused_keys == [count]
     truth, eager = (
         ops.pooled_attention(*(t.to(d) for t in (q, k, v)), impl="reference") for d in (torch.double, q.dtype)
     )
@@ -48,7 +34,7 @@ def test_padded_keys_have_no_weight(keys, count, given, monkeypatch):
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_only_float32_without_gradients_is_padded(wide, given, monkeypatch):
+def test_only_float32_without_gradients_is_padded(wide, fused_keys, monkeypatch):
     monkeypatch.setattr(path, "HAS_AVX512", wide)
     q, k, v = inputs(69)
     ops.pooled_attention(q, k, v)
@@ -56,7 +42,7 @@ def test_only_float32_without_gradients_is_padded(wide, given, monkeypatch):
     ops.pooled_attention(*inputs(69, torch.float64))
     with torch.autocast("cpu"):
         ops.pooled_attention(q, k, v)
-    assert given == [80 if wide else 69, 69, 69, 69]
+    assert fused_keys == [80 if wide else 69, 69, 69, 69]
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])
