@@ -325,7 +325,7 @@ def test_routing_with_wide_heads_has_registers(channels):
     held = min(kib for most, kib in SHARED["half"] if channels <= most)
     assert len(costs) == 6 and all(cost.shared <= held * 1024 for cost in costs), table(costs)
     spilled = max(cost.spilled for cost in costs if cost.target == "sm_90")
-    assert spilled <= 256, table(costs)  # 104 with Triton 3.8
+    assert spilled <= (384 if TorchVersion(triton.__version__) < "3.6" else 256), table(costs)  # 336; 104 with 3.8
 
 
 def ranks(*shape, dtype=torch.float32):
