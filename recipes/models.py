@@ -110,7 +110,7 @@ def _say_start(cfg: DictConfig) -> None:
 
 def _is_start(loaded: Release, recipe: papers.Recipe, task: str) -> bool:
     """Whether a release is what a recipe starts from; the backbone of a dense model, from any classifier of it."""
-    return loaded.name == recipe.release if recipe.release or task == "classify" else True
+    return loaded.name == recipe.release or (recipe.release is None and task != "classify")
 
 
 def _starts(cfg: DictConfig, recipe: papers.Recipe) -> str:

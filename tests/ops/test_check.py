@@ -220,25 +220,12 @@ def test_what_is_no_number_is_broken():
     assert broken({"output": float("nan"), "q": 1.0}) == "output: nan of the allowed error"
 
 
-@pytest.fixture
-def keys(monkeypatch):
-    """How many keys each call of fused attention got."""
-    counts, attend = [], torch.nn.functional.scaled_dot_product_attention
-
-    def noted(q, k, *rest, **options):
-        counts.append(k.shape[2])
-        return attend(q, k, *rest, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
-    return counts
-
-
 @pytest.mark.parametrize("few", [0, 384])
-def test_plain_attention_is_fused(few, keys, monkeypatch):
+def test_plain_attention_is_fused(few, fused_keys, monkeypatch):
     """On any CPU: with gradients 384 keys are the most for which one multiplies matrices instead."""
     monkeypatch.setattr("ops.partition.few_keys", lambda dtype: FewKeys(576, 576, few))
     assert "heads of 24, 32, 48, 64 and 96" in machine.plain_attention("cpu")
-    assert len(keys) == 5
+    assert len(fused_keys) == 5
 
 
 def test_plain_attention_by_matmuls_is_found(monkeypatch):
