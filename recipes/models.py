@@ -263,6 +263,20 @@ def _copy(model: nn.Module, found: Checkpoint, kind: str) -> str:
     return entry
 
 
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """Let a model compute its blocks again in the backward pass.
+
+    Raises ConfigError for one that cannot, as some of timm's.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError, ValueError) as error:
+        raise ConfigError(
+            f"train.grad_checkpointing=true: {name} cannot compute parts of itself again ({error}): leave it out, and "
+            "give train.micro_batch=, with which fewer images take memory at a time"
+        ) from error
+
+
 def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
     """Build with as many of the wishes as the model's constructor takes, and report those that it does not take."""
     wishes = {key: value for key, value in wishes.items() if value is not None}

@@ -29,7 +29,10 @@ FREE = (
     "data.workers", "data.on_bad_image", "data.cache_gb", "data.cache_dir",
 )  # fmt: skip
 LASTING = ("data.root", "data.on_bad_image")  # what is typed to resume a run holds for its evaluations too
-REPORTED = ("hardware", "data.root", "data.eval_batch_size", "train.eval_every", "train.eval_steps")
+REPORTED = (
+    "hardware", "data.root", "data.eval_batch_size",
+    "train.eval_every", "train.eval_steps", "train.grad_checkpointing",
+)  # fmt: skip
 LAST_DIGITS = "the result may differ in its last digits"
 OTHER_BEST = "the weights of other steps are evaluated, so that another checkpoint may be the best"
 EFFECTS = {  # where it is more than the last digits
@@ -37,6 +40,7 @@ EFFECTS = {  # where it is more than the last digits
     "hardware.sync_bn": "on several GPUs batch norms take statistics over other images, and the result differs",
     "train.eval_every": OTHER_BEST,
     "train.eval_steps": OTHER_BEST,
+    "train.grad_checkpointing": f"{LAST_DIGITS}; batch norms of timm's models record their statistics twice with it",
 }
 
 RENAMED = (("data", "real", "real_labels"),)  # (group, key, its present name), in runs that were started before

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from recipes import distributed, optim, sharding
+from recipes import distributed, models, optim, sharding
 from recipes.checkpoint import SHARDED, Checkpoint
 from recipes.config import ConfigError
 from recipes.data import Source, check_position
@@ -74,9 +74,11 @@ class State:
 
         make_learner  called with the model, returns what is to be trained, see recipes.task
 
-        Raises ConfigError for what cannot be frozen or sharded.
+        Raises ConfigError for what cannot be frozen, sharded or computed again.
         """
         model = hardware.synced(model)
+        if cfg.train.grad_checkpointing:
+            models.checkpoint_gradients(model, cfg.model.name)
         frozen = [*freeze(model, cfg.train.freeze), *([model] if cfg.train.eval_mode else [])]
         learner = hardware.place(make_learner(model))
         if learner is not model and hardware.parallel == "fsdp":

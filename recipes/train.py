@@ -124,10 +124,12 @@ def end_out_of_memory(run: Run, now: State, task: Task, stop: Stop, error: torch
         raise said from error
     if distributed.rank() == 0:
         run.withdraw()
+    again = "" if run.cfg.train.grad_checkpointing else "train.grad_checkpointing=true or "
     fewer = f"train.micro_batch={now.plan.micro // 2} or " if now.plan.micro > 1 else ""
     raise RunError(
         f"out of memory at step {now.step}, with {now.plan.micro} images at a time: {first_line(error)}\nstart a new "
-        f"run with {amp}{fewer}a smaller data.batch_size; what this one has saved stays in {run.folder}/checkpoints"
+        f"run with {amp}{again}{fewer}a smaller data.batch_size; what this one has saved stays in "
+        f"{run.folder}/checkpoints"
     ) from error
 
 

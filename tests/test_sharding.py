@@ -90,8 +90,11 @@ def test_blocks_of_our_models():
         assert len(found) == sum(small["depths"]), name
 
 
-def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
-    """How far the logits and the norm of the gradient of a sharded model are from the whole one's."""
+def sharded_as_whole(name: str, amp: str | None, again: bool = False) -> tuple[float, float]:
+    """How far the logits and the norm of the gradient of a sharded model are from the whole one's.
+
+    again  the sharded one computes its blocks again in the backward pass
+    """
     distributed.join(config.compose([]))
     small = FAMILIES.get(name, {"num_classes": 10})
     torch.manual_seed(0)
@@ -103,6 +106,7 @@ def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
         if shard:
             machine.shard(model)
             model.zero_grad()
+            model.set_grad_checkpointing(again)
         with machine.autocast():
             logits = model(images)
         logits.float().square().mean().backward()
@@ -113,15 +117,15 @@ def sharded_as_whole(name: str, amp: str | None) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "amp", "limit"),
+    ("name", "amp", "again", "limit"),
     [
-        ("maxvit_t", "bfloat16", 0.05),
-        ("test_resnet", None, 1e-4),
-        pytest.param("test_resnet", "bfloat16", 0.05, marks=pytest.mark.slow),
+        ("maxvit_t", "bfloat16", True, 0.05),
+        ("test_resnet", None, False, 1e-4),
+        pytest.param("test_resnet", "bfloat16", False, 0.05, marks=pytest.mark.slow),
     ],
 )
-def test_a_sharded_model_computes_as_a_whole_one(name, amp, limit):
-    assert max(map(max, on_ranks(2, sharded_as_whole, name, amp))) < limit
+def test_a_sharded_model_computes_as_a_whole_one(name, amp, again, limit):
+    assert max(map(max, on_ranks(2, sharded_as_whole, name, amp, again))) < limit
 
 
 @pytest.mark.slow

@@ -117,8 +117,8 @@ def test_a_step_without_memory_left_says_what_needs_less(tmp_path, monkeypatch):
         train_here(tmp_path, *QUICK, "name=run")
     assert str(error.value) == (
         "out of memory at step 4, with 32 images at a time: CUDA out of memory. Tried to allocate 2 GiB\nstart a new "
-        "run with hardware.amp=bfloat16 or train.micro_batch=16 or a smaller data.batch_size; what this one has saved "
-        f"stays in {tmp_path}/run/checkpoints"
+        "run with hardware.amp=bfloat16 or train.grad_checkpointing=true or train.micro_batch=16 or a smaller "
+        f"data.batch_size; what this one has saved stays in {tmp_path}/run/checkpoints"
     )
     assert checkpoint.Store(tmp_path / "run" / "checkpoints").newest()[0].state["step"] == 3
     for full[0] in (0, None):  # what has saved nothing begins again under its name

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, fx, nn
 
 from ops.sizes import surely
 
-from .blocks import check_classes, image_sides, init_linear, number
+from .blocks import check_classes, image_sides, init_linear, number, recomputed
 
 OTHER_NAMES = (
     "to load a file with other names than the zoo's, give pretrained=True, pretrained_cfg_overlay=dict(file=...) to "
@@ -57,7 +56,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
+            for block in self.blocks:
+                x = recomputed(block, x)
         else:
             x = self.blocks(x)
         return self.norm(x)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import SqueezeExcite
-from timm.models import checkpoint, register_notrace_function
+from timm.models import register_notrace_function
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, fx, nn
 
@@ -27,6 +27,7 @@ from .blocks import (
     image_sides,
     map_sides,
     plain,
+    recomputed,
     window_sides,
 )
 from .registry import register
@@ -185,7 +186,7 @@ class GlobalStage(Stage):
         query = x if self.query is None else self.query(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, query)
+                x = recomputed(block, x, query)
             else:
                 x = block(x, query)
         return x

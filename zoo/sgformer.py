@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import checkpoint, register_notrace_function
+from timm.models import register_notrace_function
 from timm.models._input import update_model_input_size
 from torch import Tensor, fx, nn
 
@@ -31,6 +31,7 @@ from .blocks import (
     init_fan_out,
     is_plain,
     map_sides,
+    recomputed,
 )
 from .registry import register
 
@@ -201,7 +202,7 @@ class GuidedStage(Stage):
         significance = x[..., 0]  # not read before a block has computed it
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, significance = checkpoint(block, x, significance)
+                x, significance = recomputed(block, x, significance)
             else:
                 x, significance = block(x, significance)
         return self.norm(x)

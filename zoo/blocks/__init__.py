@@ -21,6 +21,7 @@ from .checks import (
 from .conv import ConvPosition, Halve, Nhwc, pad_to_multiple
 from .embed import ChainStem, PatchStem, PositionTable, map_sides, resize_positions
 from .init import init_fan_out, init_linear, init_normal
+from .recompute import recomputed
 from .resize import bicubic
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "number",
     "pad_to_multiple",
     "plain",
+    "recomputed",
     "resize_positions",
     "resize_table",
     "window_sides",
