@@ -18,13 +18,12 @@ from torch import nn
 from recipes import config, data_record, distributed, eval_models, eval_results, hardware, predict, predict_weights
 from recipes.config.checks import is_in
 from recipes.config.contents import flat
-from recipes.config.idle import check_answers
 from recipes.config.quoting import key_of
 from recipes.console import CONSOLE, say, tracked
 from recipes.data import Data, DataError
 from recipes.data.build import decoding
 from recipes.data.images import not_applied, open_rgb, orientation
-from recipes.eval_results import Answers, Entry, Measurement, Results
+from recipes.eval_results import Entry, Measurement, Results
 from recipes.evaluate import evaluate
 from recipes.provenance import named, versions
 from recipes.settings import RunError, config_to_evaluate, has_config
@@ -101,8 +100,6 @@ def config_of(run: Path, overrides: list[str]) -> DictConfig:
 
 def measure_run(run: Path, name: str, own: DictConfig, *, answers: bool) -> Measurement:
     """Evaluate a run's best checkpoint with the run's classes; its name in tables is `name`."""
-    if answers:
-        check_answers(own)
     data_record.count_classes(run, own.data)
     return measure(own, {"name": name, "model": own.model.name}, run=run, answers=answers)
 
@@ -189,9 +186,9 @@ def measure(
     data, model = distributed.everywhere(partial(built, task, data, kept, run), (DataError, *UNMEASURED))
     del kept  # which is as large as the model
     model = machine.place(model)
-    answered = Answers(data.subset)
+    answered = task.answers(data) if answers else None
     called = hardware.compiled(model) if machine.compile else model
-    noted = {"note": answered.note} if answers else {}
+    noted = {} if answered is None else {"note": answered.note}
     values, metrics = evaluate(cfg, task, called, data, machine, watch, **noted)
     data.val.end_workers()
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in task.preparation().items()}
@@ -206,7 +203,8 @@ def measure(
     record = eval_results.record({**about, **where}, values, count, published, task.score) | how
     record["config"] = asked(cfg)
     keys = [key for key in values if "/" not in key]  # without those of single classes
-    return Measurement(record, keys, task, data, metrics, answered.table(data) if answers else [])
+    files = {} if answered is None else answered.files(data, metrics)
+    return Measurement(record, keys, task, data, metrics, files)
 
 
 def asked(cfg: DictConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -14,19 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Column, Table
-from torch import Tensor
 
 from ops.tool import replaced
-from recipes import distributed
 from recipes.console import CONSOLE, say
 from recipes.json_file import finite
 from recipes.settings import RunError, writing
-from recipes.tasks.classify import among, likeliest, of_model
 
 Record = dict[str, Any]
-FILES = ("{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")  # of an evaluation; the last identifies it
+# of an evaluation, the last of which identifies it; labels are a folder
+FILES = ("{}-labels", "{}-objects.json", "{}-images.csv", "{}-classes.csv", "{}.png", "{}.json")
 SAME = ("weights", "images", "amp", "config")  # what two evaluations of the same thing have in common
-LIKELIEST = 5  # classes of an image that are recorded
 NORMAL = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -41,46 +39,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
     middle = (p + square / (2 * count)) / (1 + square / count)
     width = NORMAL / (1 + square / count) * math.sqrt(p * (1 - p) / count + square / (4 * count**2))
     return max(100 * (middle - width), 0.0), min(100 * (middle + width), 100.0)  # rounding may exceed both ends
-
-
-class Answers:
-    """The most likely classes of every image, in the order of the data set; each process records those that it saw.
-
-    subset  the model's classes that are predicted, as in the metrics; None for all
-    """
-
-    def __init__(self, subset: tuple[int, ...] | None = None):
-        self.subset, self.rows, self.seen = subset, [], 0
-
-    def note(self, predictions: Tensor, targets: Tensor) -> None:
-        """Logits (B, the model's classes) and labels (B,) of the next batch of this process."""
-        logits = among(predictions.float().cpu(), self.subset)
-        places = likeliest(logits, LIKELIEST)
-        classes, shares = of_model(places, self.subset), logits.softmax(-1).gather(1, places)
-        for label, chosen, share in zip(targets.tolist(), classes.tolist(), shares.tolist(), strict=True):
-            index = distributed.rank() + self.seen * distributed.size()  # how an evaluation distributes images
-            self.rows.append((index, label, chosen, [round(each, 6) for each in share]))
-            self.seen += 1
-
-    def table(self, data: Any) -> list[Record]:
-        """One row per image, with its label; all processes must call this.
-
-        An image that was replaced, as it could not be decoded, has no answer: the one recorded is of another image.
-        """
-        own = [_without_answer(data, *row) if row[0] in data.val.named else row for row in self.rows]
-        rows = sorted(row for part in distributed.gathered(own) for row in part)
-        return [_answer(data, *row) for row in rows]
-
-
-def _without_answer(data: Any, index: int, _: int, chosen: list[int], shares: list[float]) -> tuple[Any, ...]:
-    return index, data.val.label(index), [""] * len(chosen), [""] * len(shares)
-
-
-def _answer(data: Any, index: int, label: int, chosen: list[int | str], shares: list[float | str]) -> Record:
-    row = {"image": data.val.where(index), "label": _label(data, label)}
-    for place, (cls, share) in enumerate(zip(chosen, shares, strict=True), 1):
-        row |= {f"class{place}": cls, f"share{place}": share}
-    return row
 
 
 class Entry(NamedTuple):
@@ -101,7 +59,7 @@ class Measurement:
 
     keys     the values of `record` that a table shows
     task     the recipes.task.Task that was evaluated, with its data and its metrics
-    answers  one row per image, if they were asked for
+    answers  what was predicted for each image, if that was asked for, as recipes.task.Answers has it
     """
 
     record: Record
@@ -109,7 +67,7 @@ class Measurement:
     task: Any
     data: Any
     metrics: Any
-    answers: list[Record]
+    answers: dict[str, bytes]
 
     def show(self) -> None:
         show([self.record], self.keys, self.title)
@@ -125,15 +83,16 @@ class Measurement:
         return f"{self.record['name']}: {self.record['images']} images of {self.record['data']}"
 
     def write(self, results: Results, stem: str) -> None:
-        """Write <stem>.json, .png and, if there are any, -classes.csv and -images.csv. Raises RunError."""
+        """Write <stem>.json, .png and, if there are any, -classes.csv and the answers. Raises RunError."""
         folder = results.folder
         with _writing(folder):
             results.make_way(stem, self.record)
             write_json(folder / f"{stem}.json", self.record)
             self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
-            for what, rows in (("classes", self.task.classes(self.data, self.metrics)), ("images", self.answers)):
-                if rows:
-                    write_csv(folder / f"{stem}-{what}.csv", rows)
+            if rows := self.task.classes(self.data, self.metrics):
+                write_csv(folder / f"{stem}-classes.csv", rows)
+            for ending, content in self.answers.items():
+                _write(folder / f"{stem}{ending}", content)
         say(f"written to {folder}: {', '.join(sorted(_there(folder, stem)))}")
 
 
@@ -188,7 +147,7 @@ def _writing(folder: Path) -> AbstractContextManager[None]:
 
 
 def _there(folder: Path, stem: str) -> list[str]:
-    return [name for name in (form.format(stem) for form in FILES) if (folder / name).is_file()]
+    return [name for name in (form.format(stem) for form in FILES) if (folder / name).exists()]
 
 
 def _read(path: Path) -> Any:
@@ -206,13 +165,6 @@ def _asked(content: Any) -> Any:
     if not isinstance(content, dict) or not content.keys() >= set(SAME):
         return None
     return json.loads(json.dumps(finite({key: content[key] for key in SAME})))
-
-
-def _label(data: Any, label: int) -> int | str:
-    """A label as a class of the model; all labels of the image, separated by spaces, if it has several."""
-    if data.truths is not None:
-        return " ".join(str(truth) for truth in data.truths[label] if truth >= 0)
-    return label if data.subset is None else data.subset[label]
 
 
 def record(
@@ -283,11 +235,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Record]) -> None:
-    """Write a CSV file atomically; the columns are those of the first row."""
-    rows = list(rows)
-    # a path may contain bytes that are not UTF-8: they are escaped
-    how = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-    with replaced(path) as temporary, open(temporary, "w", **how) as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write a CSV file atomically; see `as_csv`."""
+    _write(path, as_csv(rows))
+
+
+def as_csv(rows: Iterable[Record]) -> bytes:
+    """A CSV file, whose columns are those of the first row."""
+    rows, file = list(rows), io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode(errors="backslashreplace")  # a path may contain bytes that are not UTF-8
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)

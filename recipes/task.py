@@ -34,6 +34,20 @@ class Metrics(Protocol):
     def compute(self) -> dict[str, float]: ...
 
 
+class Answers(ABC):
+    """What an evaluation predicts for each image, to be written; each process has the images that it saw.
+
+    An image that was replaced, as it could not be decoded, has no answer: what was predicted is of another image.
+    """
+
+    def note(self, predictions: Any, targets: Any) -> None:  # noqa: B027 (nothing to do where the metrics keep them)
+        """The predictions and targets of the next batch, as the metrics take them."""
+
+    @abstractmethod
+    def files(self, data: Data, metrics: Metrics) -> dict[str, bytes]:
+        """The contents of files by what their names end with; all processes must call this, after `metrics.compute`."""
+
+
 class Task(ABC):
     """One kind of learning problem. A new task is one module in `recipes/tasks` with a subclass named `Task`."""
 
@@ -96,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def answer(self, image: Image.Image, predictions: Any, data: Data, name: str) -> tuple[Table, Image.Image | None]:
         """What `predict` found in that image, as a table and, for dense tasks, drawn into the image."""
+
+    def answers(self, data: Data) -> Answers:
+        """Where the predictions of an evaluation are noted, to be saved. Raises ConfigError unless a task has them."""
+        raise ConfigError(f"save_predictions=true: task={self.cfg.task.name} saves none: leave it out")
 
     def show(self, data: Data, metrics: Metrics) -> Image.Image | None:
         """Predictions beside the ground truth for a few validation images; None for classification."""

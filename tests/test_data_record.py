@@ -50,11 +50,13 @@ def test_names_and_boxes_are_part_of_what_processes_compare(tmp_path):
         return Folder(tmp_path, Listing({"ant": [name]}, {}, 0))
 
     def coco(file, x):
-        return Coco(tmp_path, [{"file": file, "size": [8, 8], "objects": [{"bbox": [x, 0, 1, 1], "label": 1}]}])
+        row = {"id": 7, "file": file, "size": [8, 8], "objects": [{"bbox": [x, 0, 1, 1], "label": 1}]}
+        return Coco(tmp_path, [row], [])
 
     given = [folder("a.png"), folder("b.png"), coco("a.png", 0), coco("b.png", 0), coco("a.png", 1)]
     assert len({digest(records) for records in given}) == len(given)
     assert digest(coco("a.png", 0)) == digest(given[2])
+    assert digest(given[2]).startswith("23412ee4606ac34c")  # runs have recorded it
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from ranks import on_ranks
 from recipes import checkpoint, config, distributed
 from recipes.config import ConfigError
 from recipes.data import DataError
+from recipes.metrics.classification import Metrics
 from recipes.run import RunError
 from recipes.tasks import classify
 from recipes.weights import find_checkpoint, find_weights
@@ -62,7 +63,7 @@ def test_an_evaluation_counts_every_image_once(runs, tmp_path, ranks, batch):
 
 def counted() -> tuple[int, list[int]]:
     distributed.join(config.compose([]))
-    metrics = classify.Metrics(8)
+    metrics = Metrics(8)
     if distributed.rank() < 2:  # the third has no image at all
         metrics.update(torch.eye(8)[: 3 + distributed.rank()], torch.arange(3 + distributed.rank()))
     metrics.compute()

@@ -20,11 +20,12 @@ from children import PLAIN, SMALL, evaluate_here, lines, note_overrides, succeed
 from recipes import checkpoint, config, console, eval_results, models, weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
+from recipes.metrics.classification import Metrics
 from recipes.metrics.segmentation import Segmentation
 from recipes.plots import draw_confusion
 from recipes.settings import RunError
 from recipes.tasks import segment
-from recipes.tasks.classify import Metrics, Task
+from recipes.tasks.classify import Task
 from recipes.weights import Kept, find_checkpoint
 
 
@@ -247,16 +248,6 @@ def test_run_without_a_checkpoint(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {name: test_resnet}\ndata: {source: digits}\n")
     with pytest.raises(RunError, match="has no intact checkpoint yet"):
         evaluate_here(f"run={tmp_path}")
-
-
-def test_answers_of_dense_tasks(tmp_path):
-    """Refused before anything is looked for or read."""
-    said = r"save_predictions=true only works with task=classify; for dense tasks give predict=path/\*\.jpg"
-    with pytest.raises(ConfigError, match=said):
-        config.compose(["checkpoint=a.pth", "task=segment", "save_predictions=true"], "eval")
-    (tmp_path / "config.yaml").write_text("task: {name: detect}\nmodel: {name: test_resnet}\ndata: {source: scenes}\n")
-    with pytest.raises(ConfigError, match=said):
-        evaluate_here(f"run={tmp_path}", "save_predictions=true")
 
 
 def test_data_of_other_classes(run):

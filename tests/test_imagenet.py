@@ -19,10 +19,12 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 import recipes.data
 from flags import deterministic
 from recipes import config
+from recipes.answers import MostLikely
 from recipes.data import DataError, batches, imagenet
-from recipes.eval_results import Answers, write_csv
+from recipes.eval_results import write_csv
+from recipes.metrics.classification import MOST, Metrics, RealMetrics, likeliest
 from recipes.settings import load_config
-from recipes.tasks.classify import MOST, Metrics, RealMetrics, Task, likeliest
+from recipes.tasks.classify import Task
 
 CLASSES = (0, 6, 20, 999)  # of which 6 is one of ImageNet-A's, 20 none of ImageNet-R's
 
@@ -175,7 +177,7 @@ def test_a_subset_is_the_only_choice(tmp_path):
     assert metrics.compute()["top1"] == 100
     table, _ = task.answer(None, logits, data, "a.jpg")
     assert next(iter(table.columns[0].cells)) == imagenet.class_names()[11]
-    answered = Answers(data.subset)
+    answered = MostLikely(data.subset)
     answered.note(logits, torch.tensor([data.subset.index(11)]))
     (row,) = answered.table(data)
     assert (row["label"], row["class1"]) == (11, 11)
@@ -244,7 +246,7 @@ def test_an_image_that_is_replaced_has_no_answer(tmp_path, name):
 
 def answered(data):
     """The table of a model that sees the same in every image."""
-    answers = Answers()
+    answers = MostLikely()
     for images, targets in batches(data.val, batch_size=3, seed=0, epoch=0, train=False):
         answers.note(torch.eye(1000)[7].expand(len(images), -1), targets)
     return answers.table(data)

@@ -24,7 +24,7 @@ from recipes.config.contents import (
     task_defaults,
 )
 from recipes.config.errors import ConfigError, near
-from recipes.config.idle import check_answers, check_read, needed
+from recipes.config.idle import check_read, needed
 from recipes.config.quoting import key_of, quote, readings, reads_as
 from recipes.config.ranges import check_range
 from recipes.shell import command
@@ -296,8 +296,6 @@ def _check_task(cfg: DictConfig, typed: Container[str]) -> None:
         raise ConfigError(
             f"task={cfg.task.name} has no {', '.join(asked)}: expected a recipe for this task, not for classification"
         )
-    if cfg.get("save_predictions"):
-        check_answers(cfg)
     teacher = cfg.get("teacher")
     if teacher is not None and teacher.kind is None and (teacher.name or teacher.checkpoint):
         raise ConfigError("a teacher is named, but not what to learn from it: set teacher.kind=soft, hard or feature")

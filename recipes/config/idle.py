@@ -172,14 +172,6 @@ def check_smoothing(cfg: DictConfig, classes: int) -> None:
         )
 
 
-def check_answers(cfg: DictConfig) -> None:
-    """Raise ConfigError unless `cfg`, to be evaluated with save_predictions=true, is of classification."""
-    if cfg.task.name != "classify":
-        raise ConfigError(
-            "save_predictions=true only works with task=classify; for dense tasks give predict=path/*.jpg"
-        )
-
-
 def is_size_of_images(cfg: DictConfig) -> bool:
     """Whether `data.img_size` is the size of what the model sees in an evaluation: the whole image, or windows."""
     return cfg.task.name == "classify" or cfg.data.source == "scenes" or cfg.task.get("inference") == "slide"

@@ -23,15 +23,22 @@ from zoo.errors import listed
 
 REACH = 10  # a corner may lie this many sides of an image outside it
 DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits
+ROW = ("file", "size", "objects")  # what is known of an image
 PARTS = ("images", "annotations", "categories")
 LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
 class Coco(Encoded):
-    """The images of one split; what is known of each is JSON."""
+    """The images of one split; what is known of each is JSON.
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]):
-        self.folder, self.rows = folder, Packed([json.dumps(row).encode() for row in rows])
+    rows        of each image `id`, `file`, `size` (H, W) and `objects`
+    categories  the ids of the classes, in the order of these
+    """
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], categories: Sequence[Any]):
+        self.folder, self.numbers, self.categories = folder, [row["id"] for row in rows], categories
+        # without the id: runs record a digest of these
+        self.rows = Packed([json.dumps({key: row[key] for key in ROW}).encode() for row in rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -170,7 +177,7 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
         raise DataError(f"no validation image of {cfg.name} has an object: there is nothing to evaluate")
     for split, (folder, rows, _) in found.items():
         _check_files(folder, [row["file"] for row in rows], cfg[f"{split}_json"])
-    return [Coco(folder, rows) for folder, rows, _ in found.values()], list(names.values())
+    return [Coco(folder, rows, list(names)) for folder, rows, _ in found.values()], list(names.values())
 
 
 def _to_learn_from(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -276,7 +283,7 @@ def _rows(content: dict[str, Any], categories: list[int], file: str) -> dict[Any
             size, name = [int(image["height"]), int(image["width"])], safe(image["file_name"], file)
             if image["id"] in rows:
                 raise DataError(f"{file}: several images have the id {image['id']!r}: expected different ones")
-            rows[image["id"]] = {"file": name, "size": size, "objects": []}
+            rows[image["id"]] = {"id": image["id"], "file": name, "size": size, "objects": []}
     boxless = cornerless = 0
     for place, entry in enumerate(content["annotations"]):
         with _complete(f"{file}: annotations[{place}]", entry):

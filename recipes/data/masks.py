@@ -39,7 +39,7 @@ class Classes:
     """
 
     def __init__(self, ids: list[int] | None):
-        self.table, self.count = None, IGNORE
+        self.ids, self.table, self.count = ids, None, IGNORE
         if ids is not None:
             self.table = np.full(256, IGNORE, np.uint8)
             self.table[list(map(int, ids))] = np.arange(len(ids))
@@ -99,6 +99,11 @@ class MaskRows(arrow.Arrow):
     def semantic(self, index: int) -> np.ndarray:
         where = self.where(index)
         return self.classes(open_labels(self.file(index, self.mask_key), f"the mask of {where}", self.decoding), where)
+
+
+def values_of(records: Any) -> list[int] | None:
+    """The values that stand for class 0, 1, ... in the masks of `records`; None for the numbers themselves."""
+    return records.classes.ids if isinstance(records, MaskFiles | MaskRows) else None
 
 
 def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[list[Any], list[str]]:

@@ -1,1 +1,1 @@
-"""What dense predictions are measured by."""
+"""What predictions are measured by."""

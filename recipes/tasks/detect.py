@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from recipes import models, task
+from recipes.answers import Objects
 from recipes.config import ConfigError
 from recipes.data import Data, dense
 from recipes.metrics.detection import Detection, at_size, boxes_at, pycocotools
@@ -97,6 +98,9 @@ class Task(task.Task):
 
     def preparation(self) -> dict[str, Any]:
         return resized(self.cfg)
+
+    def answers(self, data: Data) -> Objects:
+        return Objects()
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]

@@ -20,10 +20,12 @@ from torchvision.transforms.v2 import functional as F
 
 import zoo
 from recipes import distributed, models, plan, task
+from recipes.answers import LabelMaps
 from recipes.config import ConfigError
 from recipes.config.idle import SIDES
 from recipes.data import BadImage, Data, dense
 from recipes.data.build import preprocessing
+from recipes.data.masks import values_of
 from recipes.data.paired import IGNORE, antialiased, evaluation, mapped
 from recipes.data.transforms import Normalize
 from recipes.metrics.segmentation import Segmentation, at_size
@@ -182,6 +184,9 @@ class Task(task.Task):
         return resized(self.cfg) | {
             key: OmegaConf.to_object(self.cfg.task)[key] for key in ("inference", "stride", "scales", "flip")
         }
+
+    def answers(self, data: Data) -> LabelMaps:
+        return LabelMaps(values_of(data.val.records))
 
     def prepare(self, image: Image.Image) -> list[Tensor]:
         return [prepared(self.cfg, image)]
