@@ -69,11 +69,13 @@ def train(cfg: DictConfig) -> float | None:
     for line in plans.describe(machine.parallel, run.micro_batches):
         say(line)
     seed_all(cfg.seed, INIT)
-    model = machine.place(task.build_model(data, pretrained=run.resumed is None))
     schedule = optim.schedule(cfg, plans)
-    now = State.create(cfg, model, machine, plans, data.train, task.learner)
+    with _fits(cfg, machine):
+        model = machine.place(task.build_model(data, pretrained=run.resumed is None))
+        now = State.create(cfg, model, machine, plans, data.train, task.learner)
+        if run.resumed:
+            now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
     if run.resumed:
-        now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
         now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
         if now.step >= plans.steps and not now.due:
             there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
@@ -265,6 +267,19 @@ class Loop:
         self.logs.evaluation(now.step, values, now.weights, better)  # last: a resumed run relies on it
         distributed.first(lambda: run.draw(task.score, every=60))
         distributed.first(lambda: self.logs.picture(now.step, task.show(data, metrics)))
+
+
+@contextmanager
+def _fits(cfg: DictConfig, machine: hardware.Hardware) -> Iterator[None]:
+    """Raise RunError where the device has no memory for the model, its average, or what is loaded into them."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        several = "" if machine.parallel == "fsdp" else ", hardware.parallel=fsdp on several devices"
+        raise RunError(
+            f"out of memory before the first step: {cfg.model.name}, its average and its optimiser do not fit onto "
+            f"{machine.device}: {first_line(error)}\nstop what else uses the device, or give a smaller model{several}"
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,27 @@ def test_a_search_is_for_one_process(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         config._refuse_shared_search()
     assert "a search chooses its values in one process: start it with `python`" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_keeps_no_memory(monkeypatch, capsys):
+    """Hydra holds its error until the sweep ends, and an error the variables of the functions that it passed."""
+    monkeypatch.setattr(config, "_RUNS", {})
+    left, held = [], []
+
+    def train():
+        model = torch.nn.Linear(2, 2)
+        left.append(weakref.ref(model))
+        try:
+            model(torch.zeros(3))
+        except RuntimeError as error:
+            raise RunError("it does not fit") from error
+
+    for _ in range(2):
+        with pytest.raises(RunError) as found, config._noted("train", (RunError,)):
+            train()
+        held.append(found.value)
+    assert len(held) == 2 and not any(model() for model in left)
+    assert capsys.readouterr().err.count("it does not fit") == 2
 
 
 def complete(line: str, script: str = "train.py", *flags: str) -> subprocess.CompletedProcess:

@@ -19,6 +19,7 @@ from recipes import checkpoint, config, console, data, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, open_run
 from recipes.settings import RunError
+from recipes.state import State
 from recipes.tasks import classify
 
 
@@ -125,6 +126,26 @@ def test_a_step_without_memory_left_says_what_needs_less(tmp_path, monkeypatch):
         with contextlib.suppress(RunError):
             train_here(tmp_path, *QUICK, "name=other", "train.micro_batch=16")
     assert lines(tmp_path / "other")[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("method", ["create", "load"])
+def test_a_model_without_memory_for_it(tmp_path, monkeypatch, method):
+    """As it is placed, and as a checkpoint is loaded to go on: nothing is written, so that it can be repeated."""
+    options, run = [*QUICK, "train.steps=3", "name=run"], tmp_path / "run"
+    if method == "load":
+        train_here(tmp_path, *options)
+        note_overrides(run, options)
+        options = [f"resume={run}"]
+        monkeypatch.setattr(config, "overrides", lambda: options)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    def filling(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nof which")
+
+    monkeypatch.setattr(State, method, filling)
+    with pytest.raises(RunError, match=r"^out of memory before the first step: test_resnet, its average and its optim"):
+        train_here(tmp_path, *options)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_an_evaluation_without_memory_left_can_be_repeated(tmp_path, monkeypatch):

@@ -194,7 +194,17 @@ def _noted(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
             else:
                 message = message or "".join(traceback.format_exception(error)).rstrip()
                 distributed.report(message, f"error in run {number} ({' '.join(overrides())})")
+            _release(error)
         raise
+
+
+def _release(error: BaseException) -> None:
+    """Let go of what the frames of a reported error hold: it is kept to the end of the sweep, and a model with it."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        traceback.clear_frames(error.__traceback__)
+        chain.append(error)
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager
