@@ -271,14 +271,16 @@ class Loop:
 
 @contextmanager
 def _fits(cfg: DictConfig, machine: hardware.Hardware) -> Iterator[None]:
-    """Raise RunError where the device has no memory for the model, its average, or what is loaded into them."""
+    """Raise RunError where the device has no memory for the model, its average, or a checkpoint that is loaded."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        several = "" if machine.parallel == "fsdp" else ", hardware.parallel=fsdp on several devices"
+        ways = ["a smaller model"]
+        ways += [] if cfg.train.ema is None else ["train.ema=null"]
+        ways += [] if machine.parallel == "fsdp" else ["hardware.parallel=fsdp on several devices"]
         raise RunError(
-            f"out of memory before the first step: {cfg.model.name}, its average and its optimiser do not fit onto "
-            f"{machine.device}: {first_line(error)}\nstop what else uses the device, or give a smaller model{several}"
+            f"out of memory before the first step: {cfg.model.name} and what is kept beside it do not fit onto "
+            f"{machine.device}: {first_line(error)}\nstop what else uses the device, or give {' or '.join(ways)}"
         ) from error
 
 
