@@ -102,8 +102,8 @@ class Blocks:
         return {**labels, "masks": masks, "size": self.size}
 
 
-def blocks(kind, crop=(40, 64), train=True, jitter=(0.5, 2.0), **options):
-    data = OmegaConf.create({"short_side": None, "long_side": None, "hflip": 0.5})
+def blocks(kind, crop=(40, 64), train=True, jitter=(0.5, 2.0), vflip=0.0, **options):
+    data = OmegaConf.create({"short_side": None, "long_side": None, "hflip": 0.5, "vflip": vflip})
     task = OmegaConf.create({"jitter": list(jitter), "crop": True, "category_cap": 0.75, "photometric": False})
     transform = paired.evaluation(data) if not train else None
     transform = transform or paired.training(data, task, crop, (0, 0, 0), semantic=kind == "semantic")
@@ -113,8 +113,9 @@ def blocks(kind, crop=(40, 64), train=True, jitter=(0.5, 2.0), **options):
     )
 
 
-def test_label_maps_move_with_their_image():
-    source, mirrored, padded = blocks("semantic"), 0, 0
+@pytest.mark.parametrize("vflip", [0.0, 1.0])
+def test_label_maps_move_with_their_image(vflip):
+    source, mirrored, padded = blocks("semantic", vflip=vflip), 0, 0
     for epoch in range(20):
         image, target = source.sample(0, epoch)
         labels, shown = target["labels"], image[0] * 255 / 16
@@ -125,6 +126,8 @@ def test_label_maps_move_with_their_image():
         assert right.float().mean() > 0.7 and (image[0][~inside] == 0).all()
         row = labels[0][inside[0]]
         mirrored += bool(row[0] > row[-1])
+        column = labels[:, 32][inside[:, 32]]
+        assert (column[0] >= column[-1] and vflip) or (column[0] <= column[-1] and not vflip)
     assert 3 < mirrored < 17 and 0 < padded < 17
 
 
@@ -252,7 +255,7 @@ def test_parts_are_drawn_within_limits():
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_parts_are_resized_as_often_as_asked_for(share):
     """What is resized whole keeps its shape, 1 : 2; of a part at 400 to 600 pixels at most 600 are left."""
-    data = OmegaConf.create({"short_side": [40, 48], "long_side": 1333, "hflip": 0.0})
+    data = OmegaConf.create({"short_side": [40, 48], "long_side": 1333, "hflip": 0.0, "vflip": 0.0})
     task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": share})
     transform = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False)
     reseed(0)
@@ -271,7 +274,7 @@ def test_parts_are_resized_as_often_as_asked_for(share):
 
 
 def test_parts_are_of_images_of_at_most_the_long_side():
-    data = OmegaConf.create({"short_side": [480, 800], "long_side": 1333, "hflip": 0.0})
+    data = OmegaConf.create({"short_side": [480, 800], "long_side": 1333, "hflip": 0.0, "vflip": 0.0})
     task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": 1.0})
     rescale, _ = paired.training(data, task, (1, 1), (0, 0, 0), semantic=False).transforms[0].transforms
     image = tv_tensors.Image(torch.zeros(3, 30, 120, dtype=torch.uint8))
@@ -364,7 +367,7 @@ def test_pixels_that_a_smaller_image_is_made_of():
     middle = ((middle[..., 1::4] + middle[..., 2::4]) / 2).as_subclass(Tensor)
     task = OmegaConf.create({"jitter": [1, 1], "crop": False, "photometric": False, "precrop": 0.0})
     for value, plain in ((False, True), (True, False), (None, False), ("older", False)):
-        data = OmegaConf.create({"short_side": 8, "long_side": None, "hflip": 0.0})
+        data = OmegaConf.create({"short_side": 8, "long_side": None, "hflip": 0.0, "vflip": 0.0})
         if value != "older":
             data.antialias = value
         boxes = tv_tensors.BoundingBoxes([[0.0, 0.0, 40.0, 32.0]], format="XYXY", canvas_size=(32, 40))

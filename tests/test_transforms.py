@@ -78,13 +78,14 @@ def test_trivial_augment_moves_in_black():
 
 
 def test_crops_mirrors_and_erasing_are_as_configured():
-    asked = {"scale": [0.5, 0.8], "ratio": [0.9, 1.1], "hflip": 0.3, "re_prob": 0.7, "re_mode": "pixel"}
+    flips = {"hflip": 0.3, "vflip": 0.2}
+    asked = {"scale": [0.5, 0.8], "ratio": [0.9, 1.1], **flips, "re_prob": 0.7, "re_mode": "pixel"}
     source = build(OmegaConf.merge(config(), {"augment": asked})).train
-    crop, mirror, *_, erase = source.transform.transforms
+    crop, mirror, over, *_, erase = source.transform.transforms
     assert (crop.crop.scale, crop.crop.ratio) == ((0.5, 0.8), (0.9, 1.1))
-    assert (mirror.p, erase.probability, erase.per_pixel) == (0.3, 0.7, True)
+    assert (mirror.p, over.p, erase.probability, erase.per_pixel) == (0.3, 0.2, 0.7, True)
     never = build(OmegaConf.merge(config(), {"augment": {"hflip": 0.0, "re_prob": 0.0}})).train.transform.transforms
-    assert len(never) == len(source.transform.transforms) - 2
+    assert len(never) == len(source.transform.transforms) - 3
 
 
 EVALUATED = {"size": (32, 32), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 1.0}

@@ -151,6 +151,8 @@ IDLE = [
     (["sched.sched=step", "sched.decay_from=start"], "it needs a value of sched.sched other than step"),
     (["model.drop_path_rate=0.1", "train.drop_path_rate=0.2"], "needs model.drop_path_rate=null, but it is 0.1"),
     (["augment.hflip=0.2", "data.hflip=0.3"], "it needs augment.hflip=${data.hflip}, its default, but that is 0.2"),
+    (["augment.vflip=0.2", "data.vflip=0.3"], "it needs augment.vflip=${data.vflip}, its default, but that is 0.2"),
+    (["task=detect", "augment.vflip=0.3"], "images with dense labels are flipped by data.vflip"),
     (["optim.layer_decay_min_scale=0.1"], "it needs a value of optim.layer_decay other than null"),
     (["sched.sched=constant", "sched.min_lr=1e-4"], "needs a schedule that changes, but sched.sched is constant"),
     (["sched.sched=constant", "sched.warmup=0", "sched.per=epoch"], "sched.per=epoch has no effect here"),

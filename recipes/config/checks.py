@@ -68,9 +68,9 @@ INTEGERS = {
 }  # fmt: skip
 NUMBERS = {
     "train.epochs", "train.eval_every", "train.clip_grad", "train.ema", "train.drop_path_rate", "model.drop_path_rate",
-    "augment.hflip", "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps", "optim.momentum",
-    "optim.layer_decay", "sched.warmup", "sched.cooldown", "sched.warmup_ratio", "sched.lr_base_batch",
-    "task.left_out_weight", "task.target_threshold", "hardware.timeout",
+    "augment.hflip", "augment.vflip", "data.val_fraction", "data.crop_pct", "optim.lr_base_batch", "optim.eps",
+    "optim.momentum", "optim.layer_decay", "sched.warmup", "sched.cooldown", "sched.warmup_ratio",
+    "sched.lr_base_batch", "task.left_out_weight", "task.target_threshold", "hardware.timeout",
 }  # fmt: skip
 SWITCHES = {"data.antialias", "hardware.channels_last", "hardware.compile", "hardware.deterministic"}
 LISTS = {

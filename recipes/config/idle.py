@@ -61,9 +61,10 @@ WITHOUT = {
 }  # fmt: skip
 # keys that only training reads, each with the one that has its effect in an evaluation, if the task has such a key
 TRAINING = {
-    "data.batch_size": "data.eval_batch_size", "data.hflip": "task.flip", "data.jpeg": None,
-    "data.shuffle_buffer": None, "data.train_count": "data.val_count", "data.train_images": "data.val_images",
-    "data.train_masks": "data.val_masks", "data.train_list": "data.val_list", "data.train_json": "data.val_json",
+    "data.batch_size": "data.eval_batch_size", "data.hflip": "task.flip", "data.vflip": None,
+    "data.jpeg": None, "data.shuffle_buffer": None, "data.train_count": "data.val_count",
+    "data.train_images": "data.val_images", "data.train_masks": "data.val_masks",
+    "data.train_list": "data.val_list", "data.train_json": "data.val_json",
     "data.train_split": "data.val_split", "model.drop_rate": None, "model.drop_path_rate": None,
     "hardware.parallel": None, "hardware.sync_bn": None, "task.loss": None, "task.target_threshold": None,
     "task.dropout": None, "task.left_out_weight": None, "task.jitter": "task.scales", "task.crop": None,
@@ -108,10 +109,11 @@ def needed(cfg: DictConfig, key: str) -> str | None:
     if group == "optim" and rest in OPTIMIZER and not _takes(cfg.optim.opt, rest):
         return f"an optimiser with {rest}, and optim.opt={cfg.optim.opt} has none"
     if group == "augment" and rest != "repeats" and cfg.task.name in DENSE:
-        said = "flipped by data.hflip" if rest == "hflip" else "augmented by the keys of task and by data.hflip"
+        flips = rest in ("hflip", "vflip")
+        said = f"flipped by data.{rest}" if flips else "augmented by the keys of task and by data.hflip and data.vflip"
         return f"task=classify; images with dense labels are {said}"
-    if key == "data.hflip" and cfg.task.name == "classify" and cfg.augment.hflip != cfg.data.hflip:
-        return f"augment.hflip=${{data.hflip}}, its default, but that is {cfg.augment.hflip}"
+    if key in ("data.hflip", "data.vflip") and cfg.task.name == "classify" and cfg.augment[rest] != cfg.data[rest]:
+        return f"augment.{rest}=${{{key}}}, its default, but that is {cfg.augment[rest]}"
     if key == "augment.label_smoothing":
         return _needed_to_smooth(cfg)
     if key == "model.weights" and "train" in cfg and cfg.model.checkpoint is None and cfg.model.backbone is None:

@@ -217,6 +217,8 @@ def training(data: Any, task: Any, size: tuple[int, int], mean: Sequence[float],
     if task.crop:
         steps.append(Crop(size, task.category_cap if semantic else 1.0))
     steps.append(v2.RandomHorizontalFlip(data.hflip))
+    if data.vflip:  # else nothing is drawn, as in runs from before there was this key
+        steps.append(v2.RandomVerticalFlip(data.vflip))
     if task.photometric:
         steps.append(Distort())
     if task.crop:

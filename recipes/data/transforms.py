@@ -46,6 +46,7 @@ def timm_options(augment, interpolation: str) -> dict[str, Any]:
         "scale": tuple(augment.scale),
         "ratio": tuple(augment.ratio),
         "hflip": augment.hflip,
+        "vflip": augment.vflip,
         "color_jitter": augment.color_jitter or None,
         "auto_augment": None if augment.auto_augment == "ta_wide" else augment.auto_augment,
         "interpolation": augment.interpolation or interpolation,
