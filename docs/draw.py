@@ -11,6 +11,7 @@ from pathlib import Path
 
 IMAGES = Path(__file__).parent / "images"
 CELL, GAP, TOP, WIDTH = 13, 44, 104, 720
+SIDE = 12  # tokens of the map that neighborhoods are drawn on
 COLOURS = {"": "#f1f5f9", "query": "#f59e0b", "key": "#93c5fd", "more": "#3b82f6", "most": "#1e3a8a"}
 FONT = 'font-family="sans-serif" font-size="12" fill="#1f2937"'
 Place = tuple[int, int]
@@ -34,11 +35,11 @@ def tile_of(query: Place, side: int) -> Callable[[int, int], bool]:
     return lambda r, c: r // side == query[0] // side and c // side == query[1] // side
 
 
-def near(query: Place, window: int, dilation: int, size: int = 12) -> Callable[[int, int], bool]:
+def near(query: Place, window: int, dilation: int) -> Callable[[int, int], bool]:
     """The rule of neighborhoods: at a border the window shifts inward along positions equal modulo the dilation."""
 
     def along(q: int, k: int) -> bool:
-        first = min(max(q // dilation - window // 2, 0), (size - q % dilation + dilation - 1) // dilation - window)
+        first = min(max(q // dilation - window // 2, 0), (SIDE - q % dilation + dilation - 1) // dilation - window)
         return k % dilation == q % dilation and first <= k // dilation < first + window
 
     return lambda r, c: along(query[0], r) and along(query[1], c)
@@ -60,9 +61,9 @@ FIGURES = {
     "nat": (
         ["neighborhood attention", "MLP", "dilated attention (DiNAT)", "MLP"],
         [
-            Panel("the nearest 5 x 5", 12, attends(Q, near(Q, 5, 1))),
-            Panel("shifted at a border", 12, attends(CORNER, near(CORNER, 5, 1))),
-            Panel("dilation 2", 12, attends(Q, near(Q, 5, 2))),
+            Panel("the nearest 5 x 5", SIDE, attends(Q, near(Q, 5, 1))),
+            Panel("shifted at a border", SIDE, attends(CORNER, near(CORNER, 5, 1))),
+            Panel("dilation 2", SIDE, attends(Q, near(Q, 5, 2))),
         ],
     ),
     "biformer": (

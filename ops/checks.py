@@ -167,12 +167,22 @@ def check_outside(outside: tuple[Tensor, Tensor] | None, x: Tensor) -> None:
     """
     if outside is not None:
         heads, D = x.shape[3], x.shape[4]
+        if not torch.jit.is_scripting():
+            check_two(outside)
         k0, v0 = outside
         if list(k0.shape) != [heads, D] or list(v0.shape) != [heads, D]:
             raise ValueError(f"outside is {k0.shape} and {v0.shape}: expected both (heads, D), ({heads}, {D})")
         check_kind("the key outside", k0)
         check_kind("the value outside", v0)
         check_devices("the map, the key and the value outside", [x, k0, v0])
+
+
+def check_two(outside: Any) -> None:
+    """`check_outside` for what TorchScript checks itself: that `outside` is two tensors."""
+    several = isinstance(outside, Sequence)
+    if not several or len(outside) != 2 or not all(isinstance(t, Tensor) for t in outside):
+        given = f"({', '.join([type(t).__name__ for t in outside])})" if several else shown(outside)
+        raise ValueError(f"outside is {given}: expected (k0, v0), a key and a value, each (heads, D)")
 
 
 def check_numbers(name: str, given: Tensor, x: Tensor, count: int) -> None:

@@ -11,7 +11,7 @@ falls back to another: where it cannot run, an error says why.
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -101,11 +101,11 @@ def choose(
     x: Tensor,
     *,
     op: str,
-    has: tuple[str, ...],
+    has: tuple[str, ...] = NAMES[1:],
     channels: int | None = KERNEL_CHANNELS,
     unfit: str | None = None,
 ) -> str:
-    """The implementation that runs: one of `has`, the implementations that `op` has.
+    """The implementation that runs: one of `has`, the implementations that `op` has, by default all three.
 
     x         one of its inputs
     channels  how many channels on the last axis its kernel supports; None: any number
@@ -157,6 +157,18 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def refuse_batched(grad: Tensor, op: str) -> None:
+    """Raises RuntimeError in a backward that is given several gradients as one, by torch.autograd's own vmap.
+
+    It is none of torch.func's transforms, so that it does not decide what runs forward.
+    """
+    if torch._C._functorch.is_legacy_batchedtensor(grad):
+        raise RuntimeError(
+            f"{op} takes no batched gradients (is_grads_batched=True or vectorize=True): use impl='reference', or "
+            "torch.func.jacrev"
+        )
+
+
 def watched(*given: Tensor | None) -> bool:
     """Whether more than autograd observes operations on these tensors: a compiler, mode, subclass or transform."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -164,6 +176,15 @@ def watched(*given: Tensor | None) -> bool:
     if torch._C._len_torch_dispatch_stack() or transformed():
         return True
     return not all(type(t) in ORDINARY for t in given)
+
+
+def unseen(given: Sequence[Tensor | None]) -> bool:
+    """Whether kernels run on these tensors now, in a call that is not `watched`.
+
+    Then no operator is needed; calling one would take more CPU time than the rest of a launch.
+    """
+    # `watched` comes first: a compiler could not trace the second condition
+    return not watched(*given) and (given[0].is_cuda or (given[0].is_cpu and interprets()))
 
 
 def autocasts(x: Tensor) -> bool:

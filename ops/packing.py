@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import interprets, watched
+from .dispatch import unseen, watched
 
 
 def unpack(packed: Tensor) -> list[Tensor]:
@@ -22,7 +22,7 @@ def unpack(packed: Tensor) -> list[Tensor]:
         return packed.unbind(3)
     else:
         learns = torch.is_grad_enabled() and packed.requires_grad
-        return list(Unpack.apply(packed) if learns and has_kernels(packed) else packed.unbind(3))
+        return list(Unpack.apply(packed) if learns and unseen([packed]) else packed.unbind(3))
 
 
 class Unpack(torch.autograd.Function):
@@ -37,11 +37,6 @@ class Unpack(torch.autograd.Function):
         # a second derivative needs operators, and so does anything else that records them
         whole = None if torch.is_grad_enabled() or watched(*parts) else whole_of(parts)
         return torch.stack(parts, 3) if whole is None else whole
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether kernels may run on `x` now, in a call that is not `watched`."""
-    return not watched(x) and (x.is_cuda or (x.is_cpu and interprets()))
 
 
 def whole_of(parts: Sequence[Tensor]) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from .dispatch import NO_SECOND, watched
+from .dispatch import NO_SECOND, refuse_batched, unseen
 from .launching import interpreted
 from .recording import is_recording
 
@@ -148,6 +148,7 @@ class Kernels:
     def differentiate(self, ctx: Any, grad: Tensor | None, *unused: None) -> tuple:
         if grad is None:  # nothing computed from the result has a gradient
             return (None,) * (self.count + len(ctx.others))
+        refuse_batched(grad, f"the 'triton' kernel of {self.name}")
         kept = ctx.saved_tensors  # unpacked once: activation checkpointing refuses a second time
         given, made, nothing = kept[: self.count], kept[self.count :], [None] * len(ctx.others)
         # a second derivative has to reach the operator, which raises the error
@@ -164,15 +165,6 @@ class Kernels:
 
     def refuse(self, ctx: Any, *grads: Tensor) -> tuple:
         raise RuntimeError(f"the 'triton' kernel of {self.name} {NO_SECOND}")
-
-
-def unseen(given: Sequence[Tensor | None]) -> bool:
-    """Whether kernels run on these tensors now, in a call that is not `watched`.
-
-    Then no operator is needed; calling one would take more CPU time than the rest of a launch.
-    """
-    # `watched` comes first: a compiler could not trace the second condition
-    return not watched(*given) and (given[0].is_cuda or (given[0].is_cpu and interpreted()))
 
 
 def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callable, on_cpu: Callable) -> OpOverload:

@@ -95,6 +95,19 @@ def load_channels(X, head, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def load_keys(
+    K, V, K0, V0, strides_k, strides_v, image, head, y, x, inside, D: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """The keys and values of a tile; K0 and V0 replace those that are not inside."""
+    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
+    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
+    if K0 is not None:
+        k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
+        v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
+    return k, v
+
+
+@triton.jit
 def look_up(table, entry):
     """Entries (M, N) of a vector, gathered from shared memory in the layout of a matmul's result.
 

@@ -35,19 +35,23 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ops.tool import ToolError, command, overwrite, positive, tool, writable
-from recipes import config, hardware, log, optim, plan, train
+from recipes import config, hardware, log, models, optim, plan, train
 from recipes.config import ConfigError
+from recipes.config.quoting import key_of
 from recipes.data import Source, worker_count
 from recipes.data.build import Data
 from recipes.data.mix import Mix
 from recipes.data.seeding import INIT, seed_all
+from recipes.freeze import freeze
 from recipes.provenance import versions
 from recipes.run import open_run
-from recipes.state import State
+from recipes.state import State, train_mode
 from recipes.stop import Stop
 from recipes.task import create as create_task
 
 NEVER = 10**9
+FOLDER = ("resume", "name", "out")  # keys of the run's folder, which a config=FILE lacks, and those of its length
+LENGTH = ("train.steps", "train.epochs", "train.save_every", "train.eval_every", "train.eval_steps")
 # trains like the command, and prints where the time went
 CHILD = (
     "import json, runpy; runpy.run_module('recipes.train', run_name='__main__'); "
@@ -70,6 +74,9 @@ class Plain(Dataset):
 
 def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardware, plans: plan.Plan) -> Iterator[None]:
     """A training loop as in timm's train.py, with nothing around it; every `next` is an optimiser step."""
+    if cfg.train.grad_checkpointing:
+        models.checkpoint_gradients(model, cfg.model.name)
+    frozen = [*freeze(model, cfg.train.freeze), *([model] if cfg.train.eval_mode else [])]
     optimizer = create_optimizer_v2(model, **options(cfg))
     ema = ModelEmaV3(model, decay=cfg.train.ema, use_warmup=cfg.train.ema_warmup) if cfg.train.ema else None
     workers = worker_count(data.train, cfg.data.workers)
@@ -77,7 +84,7 @@ def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardwa
     loader = DataLoader(Plain(data.train), batch_size=plans.micro, shuffle=True, drop_last=True, **keep)
     mixup, criterion, scaler = mixing(cfg, data.num_classes), SoftTargetCrossEntropy(), machine.scaler()
     forward, rate, step, micro = machine.wrapped(model), optim.schedule(cfg, plans), 0, 0
-    model.train()
+    train_mode(model, frozen)
     while True:
         for images, targets in loader:
             images, targets = mixup(*machine.send(images, targets))
@@ -94,8 +101,8 @@ def bare(cfg: DictConfig, data: Data, model: nn.Module, machine: hardware.Hardwa
             scaler.update()
             optimizer.zero_grad()
             step += 1
-            if ema is not None:
-                ema.update(model, step)
+            if ema is not None and step % cfg.train.ema_every == 0:
+                ema.update(model, step // cfg.train.ema_every)
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             if step % cfg.train.log_every == 0:
@@ -160,9 +167,13 @@ class Alternating(log.Log):
 
 
 def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds per step of every block of our loop and of the bare one."""
+    """Milliseconds per step of every block of our loop and of the bare one.
+
+    Raises ConfigError for what the bare loop does not compute, and for keys that are determined here.
+    """
+    _refuse_own(overrides)
     steps = block * (repeats + 1)
-    long = [f"train.steps={steps + 1}", f"train.save_every={NEVER}", f"train.eval_every={NEVER}"]
+    long = [f"train.steps={steps + 1}", f"train.save_every={NEVER}", f"train.eval_steps={NEVER}"]
     with tempfile.TemporaryDirectory() as out:
         cfg = config.compose([*overrides, *long, f"out={out}"])
         if (cfg.task.name, cfg.task.get("loss"), cfg.teacher.kind) != ("classify", "cross_entropy", None):
@@ -182,6 +193,16 @@ def compare(overrides: Sequence[str], block: int, repeats: int) -> dict[str, lis
             logs.shown, logs.turns.began = True, time.perf_counter()
             train.Loop(run, machine, task, data, optim.schedule(cfg, plans), now, logs, stop).train()
     return {name: [1000 * each / block for each in found[1:]] for name, found in logs.turns.seconds.items()}
+
+
+def _refuse_own(overrides: Sequence[str]) -> None:
+    own = [text for text in overrides if key_of(text) in FOLDER]
+    own += [text for text in overrides if key_of(text) in LENGTH and not text.startswith("++")]
+    if own:
+        raise ConfigError(
+            f"{' '.join(own)} would have no effect: a new run is timed in a temporary folder, --block and --repeats "
+            "give its steps, and nothing is saved or evaluated. Leave it out"
+        )
 
 
 def startup(overrides: Sequence[str], repeats: int) -> dict[str, float]:

@@ -41,6 +41,7 @@ TEMPORARY = ".writing-"
 REPLACED = "-before"  # the end of the temporary name of one that is being replaced
 CORRUPT = "corrupt-"
 SHARDED = "sharded"  # the folder that all processes write together
+UNFIT = ("Missing key in checkpoint", "Size mismatch between saved")  # torch's words for what is no damage
 CHECKSUM = "crc32"  # in state.json: that of everything else in it, which older checkpoints lack
 KINDS = {"step": int, "files": {...: {"bytes": int, "crc32": int}}, CHECKSUM: (int, None)}
 OLDER = {  # what is checked without a checksum
@@ -105,9 +106,11 @@ class Checkpoint:
         try:
             yield
         except (CheckpointException, sharded_reader.Refused) as error:
-            raise CheckpointError(
-                f"could not read the checkpoint {self.path}: {_cause(error)}; if you remove it, the one before is used"
-            ) from error
+            cause = _cause(error)
+            advice = "if you remove it, the one before is used"
+            if any(text in cause for text in UNFIT):
+                advice = "it is of another model, or another version of this program: resume with the one that wrote it"
+            raise CheckpointError(f"could not read the checkpoint {self.path}: {cause}; {advice}") from error
 
 
 def write(path: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
@@ -279,6 +282,13 @@ class Store:
                     return self.newest(kind)
                 problems.append(str(error))
         return None, problems
+
+    def intact(self, kind: str = "step") -> Checkpoint | None:
+        """The newest intact checkpoint of a kind; reports damaged ones."""
+        found, problems = self.newest(kind)
+        for problem in problems:
+            say(f"damaged checkpoint skipped: {problem}", "yellow")
+        return found
 
     def set_aside(self, newer_than: int) -> None:
         """Rename damaged step checkpoints newer than the one resumed, whose names will be written again."""

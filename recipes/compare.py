@@ -408,6 +408,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # runs/* also matches pictures of sweeps, and may repeat what was named before it; a name may be too long for Path
     given = [path for path in args.runs if not os.path.isfile(path)]
+    if not given:
+        raise ToolError(f"{', '.join(map(str, args.runs))}: a file is no run; give the folder that train.py made")
     folders: dict[Path, Path] = {}
     for run in (run for path in given for run in _runs(path)):
         folders.setdefault(run.resolve(), run)

@@ -171,7 +171,7 @@ def measure(
     *,
     run: Path | None = None,
     published: float | None = None,
-    answers: bool = False,
+    answers: bool,
 ) -> Measurement:
     """Evaluate the model of a configuration, with the best weights of a run if there is one.
 
@@ -191,6 +191,8 @@ def measure(
     noted = {} if answered is None else {"note": answered.note}
     values, metrics = evaluate(cfg, task, called, data, machine, watch, **noted)
     data.val.end_workers()
+    if machine.compile:
+        say("note: images_per_s includes the time to compile the model", "yellow")
     prep = {key: list(value) if isinstance(value, tuple) else value for key, value in task.preparation().items()}
     where = {"data": cfg.data.name, "images": len(data.val), "img_size": prep.pop("size"), "preprocessing": prep}
     how = {
@@ -224,7 +226,7 @@ def conclude(results: Results, found: list[Entry]) -> None:
         records = sorted((one.record for one in those), key=lambda record: -record[score])
         eval_results.show(records, those[0].keys, f"{images} images of {data}")
         ranked += records
-    distributed.first(lambda: results.write_list("eval", ranked))
+    distributed.first(lambda: results.write_list(ranked))
 
 
 def prepared(cfg: DictConfig) -> tuple[hardware.Hardware, Task, Data]:

@@ -11,7 +11,7 @@ import zoo
 from recipes.config import ConfigError
 from recipes.console import say
 from recipes.data.paired import antialiased
-from recipes.recognised import built_with, lacking, left_open, released
+from recipes.recognised import lacking, left_open
 from recipes.task import create
 from zoo.heads.recognise import DenseRecognition, recognise_dense
 from zoo.reader import Description
@@ -29,7 +29,7 @@ def configure(cfg: DictConfig, file: Description) -> tuple[Release | None, dict[
     mmseg's or mmdet's names is evaluated as the configuration describes. Raises ConfigError for a file of another task,
     and if the backbone, or how it was built, cannot be recognised.
     """
-    path, found = file.path, recognise_dense(file.first, hint(file.path, file.meta))
+    path, found = file.path, recognise_dense(file.first, hint(file))
     if found is None:
         if cfg.model.name is None:
             raise ConfigError(
@@ -44,10 +44,11 @@ def configure(cfg: DictConfig, file: Description) -> tuple[Release | None, dict[
         raise ConfigError(
             f"the backbone of {path} is {found.backbone.message}. Name it with model=, or with model=timm model.name="
         )
-    if said := lacking(cfg.model, found.backbone, model.partition(".")[0], f"the backbone of {path}"):
+    variant = model.partition(".")[0]
+    if said := lacking(cfg.model, found.backbone, variant, f"the backbone of {path}"):
         raise ConfigError(said)
-    release = released(Path(path), model, found)
-    arguments = built_with(model, found, release)
+    release = found.release(Path(path), variant)
+    arguments = found.built_with(variant, release)
     _build_as(cfg, model, found, arguments)
     title = f", {release.method} of {release.source}" if release else ""
     say(f"{path} is evaluated as {found.head} on {model}{title}")

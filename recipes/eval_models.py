@@ -207,7 +207,7 @@ def _configure(cfg: DictConfig, file: Description) -> Release | None:
     if given is not None and variant not in zoo.variants():  # a model of timm
         return None
     file, _ = part_of(file, only_part(file))
-    found = zoo.recognise(file.first, hint(file.path, file.meta))
+    found = zoo.recognise(file.first, hint(file))
     fits, named = releases_in(path, file.meta, found, given)
     model = variant or (fits[0].model if named else found.model)
     if model is None:

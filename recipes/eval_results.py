@@ -120,11 +120,11 @@ class Results:
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise RunError(f"results cannot be written to {self.folder}: give out=<a writable folder>")
 
-    def write_list(self, stem: str, records: list[Record]) -> None:
-        """Several evaluations as <stem>.json. Raises RunError."""
+    def write_list(self, records: list[Record]) -> None:
+        """Several evaluations as eval.json. Raises RunError."""
         with _writing(self.folder):
-            self.make_way(stem, records)
-            write_json(self.folder / f"{stem}.json", records)
+            self.make_way("eval", records)
+            write_json(self.folder / "eval.json", records)
 
     def make_way(self, stem: str, content: Record | list[Record]) -> None:
         """Move the files of a stem away if they belong to another evaluation than `content`, and report it.
@@ -167,9 +167,7 @@ def _asked(content: Any) -> Any:
     return json.loads(json.dumps(finite({key: content[key] for key in SAME})))
 
 
-def record(
-    about: Record, values: dict[str, float], count: int, published: float | None = None, score: str = "top1"
-) -> Record:
+def record(about: Record, values: dict[str, float], count: int, published: float | None, score: str) -> Record:
     """The record of one evaluation: `about` it, its values, intervals of its shares and the published figure.
 
     count  number of images that the shares refer to

@@ -17,7 +17,7 @@ from recipes.config.quoting import written
 from recipes.console import say
 from recipes.data import Data
 from recipes.data.build import preprocessing
-from recipes.recognised import built_with, lacking, left_open, released, typed
+from recipes.recognised import lacking, left_open, typed
 from recipes.settings import load_config
 from zoo.checkpoint import part_of, select
 from zoo.errors import first_line
@@ -209,10 +209,10 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
     """
     path, variant = Path(cfg.model.checkpoint), cfg.model.name.partition(".")[0]
     file, own = zoo.describe(path), zoo.variants().get(variant, {})
-    found = recognise_dense(file.first, hint(str(path), file.meta))
+    found = recognise_dense(file.first, hint(file))
     if found is None:
         return
-    wanted = built_with(variant, found, released(path, variant, found))
+    wanted = found.built_with(variant, found.release(path, variant))
     for key, value in left_open(cfg.model, wanted, own).items():
         given = own.get(key) if cfg.model.get(key) is None else cfg.model.get(key)
         if key == "img_size":  # which null leaves to the data, and others have the same windows
@@ -225,7 +225,7 @@ def _say_built_otherwise(model: nn.Module, cfg: DictConfig) -> None:
         say(said, "yellow")
 
 
-def start_backbone(model: nn.Module, given: str, kind: str = "auto") -> None:
+def start_backbone(model: nn.Module, given: str, kind: str) -> None:
     """Start the backbone of a dense model from that of a run's best weights, or of a file of any task.
 
     It may have norms that those lack.

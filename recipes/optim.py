@@ -128,6 +128,11 @@ def schedule(cfg: DictConfig, plan: Plan) -> Schedule:
         given = f"sched.warmup={sched.warmup} {sched.unit}"
         say(f"this run of {plan.steps} steps ends during its warmup of {warmup} ({given}): lower sched.warmup")
     milestones = tuple(sorted(round(epoch * plan.per_epoch) for epoch in sched.milestones))
+    if sched.sched == "step" and milestones[0] >= plan.steps:
+        say(
+            f"this run of {plan.steps} steps ends before the learning rate falls, at step {milestones[0]} "
+            f"(sched.milestones={list(sched.milestones)} epochs): lower sched.milestones"
+        )
     scale = cfg.data.batch_size / sched.lr_base_batch if sched.lr_base_batch else 1.0
     made = Schedule(
         steps=plan.steps,

@@ -37,7 +37,7 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * part) for part in colour) for colour in rgb]
 
 
-def with_labels(image: Image.Image, labels: Tensor, classes: int, *, bare: Sequence[int] = ()) -> Image.Image:
+def with_labels(image: Image.Image, labels: Tensor, classes: int, *, bare: Sequence[int]) -> Image.Image:
     """The image with each pixel tinted by its class, (H, W) integers, except `bare` classes and unlabelled pixels."""
     tinted = (labels < classes) & ~torch.isin(labels, torch.tensor(list(bare), dtype=labels.dtype))
     tints = np.array(colours(classes), np.uint8)[labels.clamp(max=classes - 1).numpy()]  # (H, W, 3)

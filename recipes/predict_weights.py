@@ -119,7 +119,7 @@ def _count(cfg: DictConfig, file: Description | None) -> int | None:
         file, _ = part_of(file, only_part(file))
         found, classifiers = zoo.recognise(file.first).classes, known.get("classifier") or ()
     else:
-        dense = recognise_dense(file.first, hint(file.path, file.meta))
+        dense = recognise_dense(file.first, hint(file))
         found, classifiers = dense and dense.classes, CLASSIFIERS
     return found or _rows(file, [classifiers] if isinstance(classifiers, str) else classifiers)
 

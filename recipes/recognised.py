@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from zoo import releases
-from zoo.heads.recognise import TASKS, DenseRecognition
 from zoo.recognise import Recognition
-from zoo.releases import Release
 
 WINDOWS = ("img_size", "window_size")  # arguments that both determine a model's windows
 
@@ -27,17 +23,6 @@ def is_asked(model: DictConfig, key: str, own: Mapping[str, Any]) -> bool:
 def left_open(model: DictConfig, arguments: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a file's arguments for which the configuration does not ask for another value."""
     return {key: value for key, value in arguments.items() if not is_asked(model, key, own)}
-
-
-def released(path: Path, model: str, found: DenseRecognition) -> Release | None:
-    """The release that a file of a segmenter or detector is, by its name."""
-    named = releases.find(model.partition(".")[0], filename=path.name)
-    return named if named and named.task == TASKS[found.task] else None
-
-
-def built_with(model: str, found: DenseRecognition, release: Release | None) -> dict[str, Any]:
-    """The arguments that the backbone of such a file is built with: those that tensors show, and its release's."""
-    return found.arguments(model.partition(".")[0]) | dict(release.arguments if release else {})
 
 
 def is_built_with(model: DictConfig, arguments: Mapping[str, Any]) -> bool:

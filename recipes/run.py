@@ -195,9 +195,7 @@ class Run:
 
     def best(self, score: str) -> float | None:
         """The score of the best checkpoint; reports damaged ones."""
-        found, problems = self.store.newest("best")
-        for problem in problems:
-            say(f"damaged checkpoint skipped: {problem}", "yellow")
+        found = self.store.intact("best")
         return found.state["metrics"][score] if found else None
 
     def sinks(self) -> list[Sink]:
@@ -263,11 +261,9 @@ def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
         cfg = config_to_resume(folder, overrides)
         store = Store(folder / "checkpoints", cfg.train.keep)
         store.clean()
-    resumed, problems = store.newest()
+    resumed = store.intact()
     if resumed:
         store.own.add(resumed.state["step"])
-    for problem in problems:
-        say(f"damaged checkpoint skipped: {problem}", "yellow")
     run = Run(folder, cfg, store, resumed, known=True)
     say(f"resuming {folder} from step {run.step}" + ("" if resumed else " (it has no intact checkpoint)"))
     logged = max((line["step"] for line in history(run.metrics)), default=0)

@@ -141,7 +141,7 @@ class SizeOnly:
         return self.count
 
 
-def describe(cfg: DictConfig, images: int = IMAGENET) -> Report:
+def describe(cfg: DictConfig, images: int) -> Report:
     """What the optimiser of a composed configuration will do with this number of training images."""
     source = SizeOnly(f"the training set of {cfg.data.name}", images)
     model, beside = build(cfg, source)

@@ -19,6 +19,7 @@ from recipes.config.checks import is_in
 from recipes.config.contents import base, flat, hardware_defaults, options, task_defaults
 from recipes.config.idle import SIDES, WHOLE, is_size_of_images, needed, needed_to_evaluate, resized_by
 from recipes.config.quoting import key_of, written
+from recipes.config.ranges import check_range
 from recipes.console import note, say
 from recipes.data.build import preprocessing
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
@@ -131,6 +132,8 @@ def runs_in(out: Path) -> Iterator[Path]:
         if is_run(folder):
             yield folder
         elif not folder.is_symlink() and not folder.name.startswith("."):
+            if has_config(folder) and (folder / "metrics.jsonl").is_file():
+                note(f"{folder} is left out: it has lost {SESSIONS}, with how it was started; restore it from a copy")
             yield from runs_in(folder)
 
 
@@ -140,7 +143,10 @@ def resume_command(folder: Path) -> str:
 
 
 def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
-    """The run's configuration with the harmless changes that were asked for; raises RunError for others."""
+    """The run's configuration with the harmless changes that were asked for.
+
+    Raises RunError for others, and ConfigError for a number out of range.
+    """
     stored = _stored(folder)
     asked = _compose(folder, overrides)
     was, now = flat(stored), flat(asked)
@@ -155,6 +161,7 @@ def config_to_resume(folder: Path, overrides: list[str]) -> DictConfig:
         )
     typed = {key_of(text) for text in overrides}
     for key, (old, new) in changed.items():
+        check_range(key, new)  # a file of one's own may have changed; what the run was started with was accepted then
         if key in typed and (said := needed(asked, key)):
             raise RunError(f"{key}={written(new)} would have no effect: it needs {said}")
         if is_in(key, REPORTED):

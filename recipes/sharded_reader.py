@@ -45,6 +45,7 @@ VALUES = {
 }
 
 YOUNGER = ("class_weights",)  # tensors of models that older checkpoints lack; the configuration determines them too
+YOUNGER_OPTIONS = ("ends_scale",)  # the same of an optimiser's groups, which go on without, as they were begun
 
 
 class Refused(pickle.UnpicklingError):
@@ -201,14 +202,21 @@ class Planner(dcp.DefaultLoadPlanner):
 def load(states: dict[str, Any], folder: Path) -> None:
     """Fill nested state dicts of matching names and shapes, sharded or whole, from the folder. Raises Refused.
 
-    Entries that an older checkpoint lacks (YOUNGER) are removed from them. All processes of a run must call this.
+    Entries that an older checkpoint lacks (YOUNGER, YOUNGER_OPTIONS) are removed from them. All processes of a run must
+    call this.
     """
     index = Reader(folder).read_metadata().state_dict_metadata  # torch 2.9 does not say why there is no index
     for part, state in states.items():
-        for name in YOUNGER:
-            if f"{part}.{name}" not in index:
-                state.pop(name, None)
+        _remove_younger(state, YOUNGER, part, index)
+        for place, group in enumerate(state.get("param_groups", ())):
+            _remove_younger(group, YOUNGER_OPTIONS, f"{part}.param_groups.{place}", index)
     _fill(states, folder)
+
+
+def _remove_younger(entries: dict[str, Any], younger: tuple[str, ...], path: str, index: dict[str, Any]) -> None:
+    for name in younger:
+        if f"{path}.{name}" not in index:
+            entries.pop(name, None)
 
 
 def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from recipes import distributed, optim
+from recipes.sharded_reader import YOUNGER_OPTIONS
 from zoo.backbone import Backbone
 
 
@@ -110,6 +111,10 @@ def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
     `optim.LOOPS` stay as they are.
     """
+    saved = {key for group in state["param_groups"] for key in group}
+    for group in optimizer.param_groups:  # in which torch keeps what was not saved
+        for option in set(YOUNGER_OPTIONS) - saved:
+            group.pop(option, None)
     called = {parameter: name for name, parameter in model.named_parameters()}
     names = [called[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     named = {

@@ -43,10 +43,8 @@ def _module() -> str | None:
 def answer(name: str) -> None:
     """If a shell asks `name`.py for completion, answer and end the process."""
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
-        typed, defaults = (
-            os.environ.get("COMP_LINE", "") + " ",
-            (files("recipes.conf") / f"{name}.yaml").read_text("utf-8"),
-        )
+        typed = os.environ.get("COMP_LINE", "") + " "
+        defaults = (files("recipes.conf") / f"{name}.yaml").read_text("utf-8")
         variants = json.loads(TABLE.read_text("utf-8"))
         # only the keys of the chosen model may be asked for; adding those of all others would take too long
         chosen = [model for model in variants if f"model={model} " in typed or f"- model: {model}\n" in defaults]

@@ -135,7 +135,7 @@ class State:
         """The model and its moving average by name."""
         return {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module}
 
-    def state_dicts(self, *, optimizer: bool = True) -> dict[str, Any]:
+    def state_dicts(self, *, optimizer: bool) -> dict[str, Any]:
         """State dicts by the name of their file; a sharded state with its optimiser stays sharded."""
         if sharding.is_sharded(self.model):
             if optimizer:  # without state until the first step that is not skipped

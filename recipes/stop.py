@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from recipes import distributed
+from recipes import config, distributed
 from recipes.console import note, say
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, before it ends the job
@@ -48,14 +48,17 @@ def saving() -> Iterator[None]:
 
 @contextmanager
 def requeued() -> Iterator[None]:
-    """A scheduler's warning before there is anything to save ends the process with REQUEUE, unless it has a handler."""
+    """A scheduler's warning before there is anything to save ends the process with REQUEUE, unless it has a handler.
+
+    In a sweep this holds between its runs too, and after them.
+    """
     taken = [number for number in WARNINGS if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _end_unsaved)
     try:
         yield
     finally:
-        for number in taken:
+        for number in taken if config.job_number() is None else ():
             signal.signal(number, signal.SIG_DFL)
 
 

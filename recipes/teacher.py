@@ -21,6 +21,7 @@ from recipes.data import Data
 from recipes.data.build import preprocessing
 from recipes.settings import load_config
 from zoo import releases
+from zoo.blocks import image_sides
 
 
 class Teacher(nn.Module):
@@ -81,7 +82,7 @@ class Teacher(nn.Module):
         if not _meta():
             zoo.load_checkpoint(model, weights.of_run(cfg.checkpoint))
         fixed = prep.size if _is_fixed(model) else None
-        size = _pair(cfg.img_size) or fixed
+        size = _sides(cfg) or fixed
         return cls(model, own.model.name, data, prep.mean, prep.std, size, known.class_names)
 
     @classmethod
@@ -95,7 +96,7 @@ class Teacher(nn.Module):
             say(report.message)
         prep = resolve_data_config({}, pretrained_cfg=_released(cfg) or model.pretrained_cfg)
         fixed = tuple(prep["input_size"][-2:]) if _is_fixed(model) else None
-        return cls(model, cfg.name, data, prep["mean"], prep["std"], _pair(cfg.img_size) or fixed)
+        return cls(model, cfg.name, data, prep["mean"], prep["std"], _sides(cfg) or fixed)
 
     @property
     def width(self) -> int:
@@ -145,8 +146,8 @@ def _released(cfg: DictConfig) -> dict[str, Any] | None:
     return timm.get_pretrained_cfg(found.name).to_dict() if found is not None and found.loadable else None
 
 
-def _pair(size: int | list[int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size and tuple(size)
+def _sides(cfg: DictConfig) -> tuple[int, int] | None:
+    return None if cfg.img_size is None else image_sides(cfg.img_size)
 
 
 def _is_fixed(model: nn.Module) -> bool:

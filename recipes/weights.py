@@ -17,10 +17,10 @@ import zoo
 from recipes import distributed
 from recipes.checkpoint import Checkpoint, CheckpointError, Store
 from recipes.config import ConfigError
-from recipes.console import say
 from recipes.data.build import preprocessing
 from recipes.settings import RunError, has_config, load_config, resume_command
 from zoo import reader
+from zoo.blocks import image_sides, plain
 from zoo.formats import shared_out
 from zoo.inspect import files
 
@@ -29,10 +29,7 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     """The best checkpoint of a run, or its newest if none has been evaluated. Raises RunError without any."""
     store = Store(folder / "checkpoints")
     for kind in ("best", "step"):
-        found, problems = store.newest(kind)
-        for problem in problems:
-            say(f"damaged checkpoint skipped: {problem}", "yellow")
-        if found:
+        if found := store.intact(kind):
             return found
     raise RunError(f"{folder} has no intact checkpoint yet; train it further with: {resume_command(folder)}")
 
@@ -136,9 +133,8 @@ def at_a_size(cfg: DictConfig) -> Iterator[None]:
 
 def _size(cfg: DictConfig) -> str:
     """The size that a model is built for, as it is typed."""
-    size = cfg.model.img_size or preprocessing(cfg, train=True).size
-    sides = [size, size] if isinstance(size, int) else list(size)
-    return str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
+    size = plain(image_sides(cfg.model.img_size or preprocessing(cfg, train=True).size))
+    return str(size) if isinstance(size, int) else f"[{size[0]},{size[1]}]"
 
 
 def _variant(name: str) -> str:

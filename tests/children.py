@@ -25,7 +25,8 @@ from recipes import checkpoint, config, train
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["recipes.train"])
-PLAIN = ["model=timm", "model.name=test_resnet", "data.val_fraction=0.1", "data.img_size=32"]  # eval.py takes it too
+TINY = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
+PLAIN = [*TINY, "data.val_fraction=0.1"]  # eval.py takes it too
 SMALL = [*PLAIN, "train.log_every=1"]
 QUICK = [*SMALL, "train.steps=6", "train.eval_every=0.1", "train.save_every=3", "sched.warmup=0"]
 TIMES = ("images_per_s", "val_images_per_s", "data_wait", "memory_mib")  # what a log has that two runs do not share

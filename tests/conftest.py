@@ -5,7 +5,6 @@ import os
 # two test processes on two cores, each with its own threads, would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import getpass
 import signal
 import tempfile
 import zlib
@@ -30,8 +29,8 @@ def cpu_kind():
 
 
 # inductor's cache does not tell CPUs apart: what was generated for 8 numbers at once corrupts memory where 16 are taken
-user = getattr(os, "getuid", getpass.getuser)()
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{user}_{cpu_kind()}")))
+kept = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{cpu_kind()}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 # its first pass is where autograd starts threads; among fake devices it would start some that no process can fork with
 torch.ones((), requires_grad=True).backward()
 pytest.register_assert_rewrite("builds", "children", "elsewhere", "published", "ranks")

@@ -71,9 +71,9 @@ def unpack(packed: dict) -> torch.Tensor:
     )
 
 
-def positions(numel: int, count: int = 256) -> list:
+def positions(numel: int) -> list:
     """Evenly spread positions in a flat tensor of `numel` values."""
-    count = min(count, numel)
+    count = min(256, numel)
     return [i * (numel - 1) // max(1, count - 1) for i in range(count)]
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 HUGE = 2_684_354_560  # float32 elements: 10 GiB
+DEEPEST = 40  # nested levels
 
 
 class Runs:
@@ -50,8 +51,8 @@ class Place:
 class Crafted:
     """Unpickles as a tensor with this place in its storage."""
 
-    def __init__(self, size, stride, offset=0, place=None, rebuild=torch._utils._rebuild_tensor_v2):
-        self.call = rebuild, (place or Place(), offset, size, stride, False, OrderedDict())
+    def __init__(self, size, stride, offset=0, place=None):
+        self.call = torch._utils._rebuild_tensor_v2, (place or Place(), offset, size, stride, False, OrderedDict())
 
     def __reduce__(self):
         return self.call
@@ -125,16 +126,16 @@ def laughs():
     return rows
 
 
-def doubled(end, deepest=40):
+def doubled(end):
     """Lists, each of which holds the one before twice, then opcodes that use the last: written out it has no end."""
-    lists = b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(deepest))
-    return b"]q\0" + lists + end.replace(b"LAST", b"h%c" % deepest)
+    lists = b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(DEEPEST))
+    return b"]q\0" + lists + end.replace(b"LAST", b"h%c" % DEEPEST)
 
 
-def hashed(deepest=40):
+def hashed():
     """The same of tuples, as the type of a number of numpy's."""
-    tuples = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(deepest))
-    kind = b"cnumpy\ndtype\nh%c\x85R" % deepest
+    tuples = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(DEEPEST))
+    kind = b"cnumpy\ndtype\nh%c\x85R" % DEEPEST
     return b")q\0" + tuples + b"cnumpy.core.multiarray\nscalar\n" + kind + b"N\x86R."
 
 

@@ -54,8 +54,8 @@ def tars(root: Path, counts=COUNTS, label: str = "cls") -> str:
     return str(root)
 
 
-def parquets(root: Path, counts=COUNTS, rows: int = 8) -> str:
-    """The same samples as parquet files with row groups of so many rows."""
+def parquets(root: Path, counts=COUNTS) -> str:
+    """The same samples as parquet files with row groups of eight rows."""
     kind = datasets.ClassLabel(names=list("abcde"))
     features = datasets.Features({"image": datasets.Image(), "label": kind})
     start = 0
@@ -66,7 +66,7 @@ def parquets(root: Path, counts=COUNTS, rows: int = 8) -> str:
             table = {"image": images, "label": [number % 5 for number in numbers]}
             (root / "data").mkdir(parents=True, exist_ok=True)
             file = root / "data" / f"{split}-{shard:05}-of-{len(sizes):05}.parquet"
-            datasets.Dataset.from_dict(table, features=features).to_parquet(file, batch_size=rows)
+            datasets.Dataset.from_dict(table, features=features).to_parquet(file, batch_size=8)
             start += size
         start = 0
     return str(root)

@@ -1,6 +1,7 @@
 """`python -m recipes.bench`: our loop beside a bare one, and the way to the first step."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -51,6 +52,46 @@ def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_measured(tmp
 def test_what_the_bare_loop_does_not_compute_is_refused(other):
     with pytest.raises(config.ConfigError, match="the cross entropy of a classifier"):
         bench.compare([other], 1, 1)
+
+
+@pytest.mark.parametrize(
+    "typed", ["resume=RUN", "++resume=RUN", "name=mine", "out=RUN", "train.steps=9", "train.save_every=2"]
+)
+def test_what_the_measurement_determines_is_refused_before_a_run_is_touched(tmp_path, typed):
+    typed = typed.replace("RUN", str(tmp_path))
+    with pytest.raises(config.ConfigError, match=re.escape(f"{typed} would have no effect")):
+        bench.compare([*SMALL, typed], 1, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_length_in_a_whole_configuration_is_that_of_its_run():
+    with flags_restored():
+        ms = bench.compare([*SMALL, "data.batch_size=8", "++train.steps=900", "++train.eval_steps=1"], 1, 2)
+    assert {name: len(each) for name, each in ms.items()} == {"ours": 2, "bare": 2}
+
+
+def test_both_loops_train_the_same_parts_in_the_same_mode(monkeypatch):
+    models, updates, loop = [], [], bench.bare
+
+    class Average(bench.ModelEmaV3):
+        def update(self, model, step):
+            updates.append(step)
+            super().update(model, step)
+
+    def bare(cfg, data, model, *others):
+        models.append(model)
+        return loop(cfg, data, model, *others)
+
+    monkeypatch.setattr(bench, "bare", bare)
+    monkeypatch.setattr(bench, "ModelEmaV3", Average)
+    given = ["train.freeze=[conv1]", "train.eval_mode=true", "train.ema=0.9", "train.ema_every=2"]
+    with flags_restored():
+        bench.compare([*SMALL, *given, "train.grad_checkpointing=true", "data.batch_size=8"], 2, 1)
+    (model,) = models
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert frozen and all(name.startswith("conv1.") for name in frozen)
+    assert model.grad_checkpointing and not any(module.training for module in model.modules())
+    assert updates == [1, 2]  # in four steps
 
 
 def test_ratio_is_of_medians():

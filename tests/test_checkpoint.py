@@ -17,7 +17,7 @@ from torch import nn
 import zoo
 from builds import NAME, refused, same, small, state_of, timm_state, trained, without
 from families import SMALL
-from zoo.checkpoint import load_checkpoint
+from zoo.checkpoint import layouts_of, load_checkpoint
 from zoo.reader import read
 
 WRAPPED = {
@@ -102,6 +102,26 @@ def test_raw_and_averaged(tmp_path, source):
         load_checkpoint(small(NAME), path, weights="ema")
     with pytest.raises(ValueError, match="'auto', 'raw' or 'ema'"):
         load_checkpoint(small(NAME), path, weights="best")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "entry", "warns"),
+    [(NAME, "zoo", "raw", True), ("sgformer_b", "official", "ema", False), ("stvit_b", "official", "raw", False)],
+)
+def test_which_of_two_is_pretrained(tmp_path, caplog, name, layout, entry, warns):
+    """A warning, as timm's checkpoint_path takes the average, unless the weights that are published decide."""
+    path, model = tmp_path / "both.pth", trained(small(name))
+    states = {"raw": state_of(model), "ema": state_of(trained(model))}
+    (names,) = (known for known in layouts_of(type(model)) if known.name == layout)
+    raw, averaged = (names.to_theirs(state) for state in states.values())
+    caplog.set_level("INFO", "zoo")
+    for file, taken in (({"state_dict": raw, "state_dict_ema": averaged}, entry), ({"state_dict": raw}, "raw")):
+        torch.save(file, path)
+        assert same(small(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}), states[taken])
+        (said,) = (row for row in caplog.records if f"{path}: layout '{layout}', {taken} weights" in row.getMessage())
+        assert said.levelname == ("WARNING" if warns and len(file) == 2 else "INFO")
+        assert ("weights use zoo.load_checkpoint(model, file, weights=" in said.getMessage()) == (len(file) == 2)
+        caplog.clear()
 
 
 @pytest.mark.parametrize("name", ["model_state", "model_without_ddp", "parameters", "weight"])
@@ -375,3 +395,22 @@ def test_a_folder(tmp_path, source):
     assert same(model, state_of(source))
     with pytest.raises(zoo.CheckpointError, match="has none of the files"):
         small(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path.parent)})
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "a.bin", "any.safetensors"])
+def test_a_folder_with_one_file_under_another_name(tmp_path, source, name):
+    """As timm opens it; of several files none is taken for the one that is meant."""
+    shared = zoo.save_for_hf(source, tmp_path / "shared")
+    (shared / "model.safetensors").unlink()
+    if name.endswith(".safetensors"):
+        save_file(source.state_dict(), shared / name)
+    else:
+        torch.save(source.state_dict(), shared / name)
+    assert same(timm.create_model(f"local-dir:{shared}", pretrained=True), state_of(source))
+    torch.save(source.state_dict(), shared / "other.pth")
+    with pytest.raises(zoo.CheckpointError, match=rf"several others \({name}, other\.pth\): pass .*file="):
+        timm.create_model(f"local-dir:{shared}", pretrained=True)
+    overlay = {"file": str(shared / "other.pth")}
+    assert same(timm.create_model(f"local-dir:{shared}", True, pretrained_cfg_overlay=overlay), state_of(source))
+    torch.save(source.state_dict(), shared / "pytorch_model.bin")
+    assert same(timm.create_model(f"local-dir:{shared}", pretrained=True), state_of(source))

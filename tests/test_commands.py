@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import golden
 import hostile
 import zoo
+import zoo.show.command
 from builds import small, state_of
 from children import files_up_to
 from families import RECORDS
@@ -76,6 +77,15 @@ def test_names_of_files_that_torch_saves(released, tmp_path, ending):
     found, state = torch.load(out, weights_only=True)["model"], official(GCVIT)
     assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in learned(GCVIT))
     assert inspect.inspect(out)["model"] == "gcvit_xxt" and out in zoo.files.weights_in(tmp_path)
+
+
+def test_the_newest_best_checkpoint_has_the_weights_of_a_run(tmp_path):
+    """While a run replaces its best checkpoint, there are two."""
+    files = [tmp_path / "checkpoints" / f"best-{step:08d}" / "ema.safetensors" for step in (4, 12)]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert zoo.files.weights_in(tmp_path) == files[1:]
 
 
 def layout_of(stem):

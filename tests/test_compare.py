@@ -176,6 +176,12 @@ def test_scores_have_the_decimals_that_tell_them_apart():
     assert (loss(2.3, 2.4), loss(2.30001, 2.30002), loss(2.0, 2.0 + 1e-9)) == (4, 5, 6)
 
 
+def test_files_alone_are_no_runs(two_runs, tmp_path):
+    given = [str(two_runs / "one" / "metrics.jsonl"), str(two_runs / "two" / "config.yaml")]
+    with pytest.raises(SystemExit, match=re.escape(f"{', '.join(given)}: a file is no run; give the folder")):
+        compare.main([*given, "--out", str(tmp_path / "a.png")])
+
+
 def test_a_score_that_there_is_not(two_runs, tmp_path, capsys):
     with pytest.raises(SystemExit, match="none of these folders holds a run with an evaluation with top9"):
         compare.main([str(two_runs / "one"), "--score", "top9", "--out", str(tmp_path / "a.png")])

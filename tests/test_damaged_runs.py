@@ -7,13 +7,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from children import TINY
 from recipes import compare, config, log
 from recipes.checkpoint import CheckpointError, Store, read
 from recipes.provenance import note_session
 from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_resume, load_config
 
-SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
 STATE = {  # as a run on a CPU has it
     "weights": "model", "meter": {"loss": 0.5, "count": 1}, "scaler": {}, "parts": 1, "data": None, "metrics": None,
 }  # fmt: skip
@@ -113,8 +113,8 @@ def test_checkpoints_of_long_runs_are_in_order(tmp_path):
 def begun(folder, *overrides, scores=(50.0,)):
     """A run's folder with an evaluation or more."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*SMALL, *overrides]), resolve=True))
-    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*SMALL, *overrides]}) + "\n")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*TINY, *overrides]), resolve=True))
+    (folder / "sessions.jsonl").write_text(json.dumps({"overrides": [*TINY, *overrides]}) + "\n")
     lines = [{"step": step, "epoch": step / 9, "val_top1": score} for step, score in enumerate(scores, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -178,7 +178,7 @@ def test_a_configuration_that_is_none(tmp_path, text):
 def test_resume_auto_says_which_run_it_skips(tmp_path, capsys):
     damaged, run = begun(tmp_path / "damaged"), begun(tmp_path / "run")
     (damaged / "config.yaml").write_text("model: {name: test_resnet}\ndata: {name: digits}\ntrain: {st")
-    typed = [*SMALL, f"out={tmp_path}", "resume=auto"]
+    typed = [*TINY, f"out={tmp_path}", "resume=auto"]
     assert open_run(config.compose(typed), []).folder == run
     said = " ".join(capsys.readouterr().out.split())
     assert f"resume=auto: config.yaml in {damaged} is not a run's configuration: " in said

@@ -203,10 +203,10 @@ def test_predictions_are_measured_at_the_size_of_their_image():
     assert at_size({**none, "size": (10, 20)}, (5, 5))["masks"].shape == (0, 5, 5)
 
 
-def discs(count, side=28):
+def discs(count):
     """Shares of a disc in a box, steeper than what a network gives."""
-    places = (torch.arange(side) + 0.5) / side * 2 - 1
-    return (4 * (0.9 - torch.hypot(places, places[:, None]))).sigmoid().expand(count, 1, side, side)
+    places = (torch.arange(28) + 0.5) / 28 * 2 - 1
+    return (4 * (0.9 - torch.hypot(places, places[:, None]))).sigmoid().expand(count, 1, 28, 28)
 
 
 def test_masks_in_boxes_are_pasted_once_at_the_size_of_the_image():

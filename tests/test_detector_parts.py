@@ -51,45 +51,11 @@ def test_fpn(tmp_path):
     check_gradients(maps, record)
 
 
-@pytest.mark.parametrize("extra_relu", [False, True])
-def test_levels_below_the_last_output(extra_relu):
-    """mmdetection's `on_output`, with `relu_before_extra_convs` or without: only what follows the first is cut off."""
-    torch.manual_seed(0)
-    neck = FPN(DIMS, 8, extra=3, extra_from="output", extra_relu=extra_relu).double()
-    maps = [torch.randn(2, dim, 48 // 2**i, 64 // 2**i, dtype=torch.float64) for i, dim in enumerate(DIMS)]
-    found, plain = neck(maps), FPN(DIMS, 8).double()
-    plain.load_state_dict(neck.state_dict(), strict=False)
-    assert [tuple(x.shape[2:]) for x in found[3:]] == [(6, 8), (3, 4), (2, 2), (1, 1)]
-    assert all(torch.equal(x, y) for x, y in zip(found[:4], plain(maps), strict=True))
-    last = found[3]
-    for i, conv in enumerate(neck.outputs[4:]):
-        last = conv(last.clamp(min=0) if i and extra_relu else last)
-        torch.testing.assert_close(found[4 + i], last)
-    assert all(x.min() < 0 for x in found[3:])
-
-
-def test_levels_below_the_last_lateral():
-    """mmdetection's `on_lateral`: the first reads the coarsest map as the 1 x 1 convolution leaves it."""
-    torch.manual_seed(0)
-    neck = FPN(DIMS, 8, extra=2, extra_from="lateral").double()
-    maps = [torch.randn(2, dim, 48 // 2**i, 64 // 2**i, dtype=torch.float64) for i, dim in enumerate(DIMS)]
-    found, plain = neck(maps), FPN(DIMS, 8).double()
-    plain.load_state_dict(neck.state_dict(), strict=False)
-    assert all(torch.equal(x, y) for x, y in zip(found[:4], plain(maps), strict=True))
-    last = torch.einsum("oc,bchw->bohw", neck.laterals[3].weight[:, :, 0, 0], maps[3])
-    last = last + neck.laterals[3].bias[:, None, None]
-    for conv, x in zip(neck.outputs[4:], found[4:], strict=True):
-        last = nn.functional.conv2d(last, conv.weight, conv.bias, stride=2, padding=1)
-        torch.testing.assert_close(x, last)
-    with pytest.raises(ValueError, match="'top'; it must be one of pool, input, lateral, output"):
-        FPN(DIMS, 8, extra=1, extra_from="top")
-
-
 @pytest.mark.parametrize("sides", [(1, 1), (2, 1), (2, 2), (4, 2), (16, 2), (3, 3)], ids=str)
 def test_levels_of_narrow_maps(sides):
     """PyTorch leaves such results, or gradients of weights, unwritten in part: they hold what memory held."""
     torch.manual_seed(0)
-    neck, maps = FPN([64], 64, extra=1, extra_from="input"), torch.randn(2, 64, *sides)
+    neck, maps = FPN([64], 64, extra=1, convolved=True), torch.randn(2, 64, *sides)
 
     def answers(forward):
         fill_freed_memory()

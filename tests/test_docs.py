@@ -19,8 +19,8 @@ from pages import ROOT, everywhere
 from recipes import config
 from recipes.papers.render import render as recipes_page
 from zoo import table
+from zoo.costs import DIFFERS, GFLOPS
 from zoo.heads import segmenter
-from zoo.published import DIFFERS, GFLOPS
 from zoo.releases import RELEASES, UNRELEASED, render
 
 MODELS = (ROOT / "docs" / "models.md").read_text()
@@ -141,10 +141,18 @@ def files_for(text):
 MODULES = [command for command in commands() if command[:2] == ["python", "-m"] and command[2] != "recipes.data"]
 
 
+PARSERS = {"recipes.data": "recipes.data.__main__", **{name: f"{name}.command" for name in ("zoo.convert", "zoo.show")}}
+
+
+def parser_of(module):
+    """What parses the arguments of `python -m <module>`."""
+    return importlib.import_module(PARSERS.get(module, module)).parse
+
+
 @pytest.mark.parametrize("command", MODULES, ids=" ".join)
 def test_module_commands_are_understood(command):
     _, _, module, *arguments = command
-    given = vars(importlib.import_module(module).parse(arguments))
+    given = vars(parser_of(module)(arguments))
     understood = set(flattened(given.values()))  # a command that composes a configuration takes key=value as it is
     texts = [text for text in arguments if not text.startswith("--")]
     assert all(text in understood or text.partition("=")[2] in understood for text in texts)
@@ -153,7 +161,7 @@ def test_module_commands_are_understood(command):
 @pytest.mark.parametrize("module", sorted({c[2] for c in commands() if c[:2] == ["python", "-m"]}))
 def test_module_commands_have_help(module, capsys):
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"{module}.__main__" if module == "recipes.data" else module).parse(["--help"])
+        parser_of(module)(["--help"])
     assert ended.value.code == 0 and f"usage: python -m {module}" in capsys.readouterr().out
 
 

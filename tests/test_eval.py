@@ -137,7 +137,7 @@ def test_all_that_a_command_moves_lies_together(tmp_path):
         for stem in stems:
             results.make_way(stem, record(stem, data))
             eval_results.write_json(tmp_path / f"{stem}.json", record(stem, data))
-        results.write_list("eval", [record(stem, data) for stem in stems])
+        results.write_list([record(stem, data) for stem in stems])
 
     write("imagenet")
     write("imagenet", ("b", "a"))
@@ -212,6 +212,14 @@ def test_faster_ways_find_the_same(run, tmp_path, how):
     plain, faster = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("plain", "faster"))
     assert faster["loss"] == pytest.approx(plain["loss"], rel=0.02) and abs(faster["top1"] - plain["top1"]) < 3
     assert faster["amp"] == ("bfloat16" if how.startswith("amp") else None)
+
+
+def test_a_speed_with_the_time_to_compile_is_said(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation.hardware, "compiled", lambda model: model)
+    given = [*PLAIN, f"checkpoint={find_checkpoint(run).path / 'ema.safetensors'}"]
+    for how, said in (("false", False), ("true", True)):
+        evaluate_here(*given, f"out={tmp_path / how}", f"hardware.compile={how}")
+        assert ("note: images_per_s includes the time to compile the model" in capsys.readouterr().out) == said
 
 
 def test_predict_names_the_classes(run, tmp_path, capsys):

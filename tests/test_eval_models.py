@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 import warnings
 import weakref
 from functools import cache
@@ -30,7 +29,7 @@ from recipes.config.quoting import written
 from recipes.data import DataError, imagenet
 from recipes.data.build import preprocessing
 from recipes.settings import RunError
-from zoo import fetch, releases
+from zoo import beside, fetch, releases
 
 FAST = ("torchvision_maxvit_t_224x224", "gc_vit_xxtiny_224x224", "nat_mini_224x224")
 CLASSIFIERS = [stem for stem in RECORDS if not is_dense(stem)]
@@ -384,8 +383,7 @@ def test_addresses_say_how_they_want_their_images(tmp_path, images, monkeypatch)
     prep = found["preprocessing"]
     assert found["img_size"] == [64, 96] and prep["mean"] == [0.1, 0.2, 0.3] and prep["std"] == [0.5] * 3
     assert (prep["crop_pct"], prep["interpolation"]) == (1.0, "bilinear")
-    module = sys.modules[preprocessing.__module__]
-    monkeypatch.setattr(module, "load_model_config_from_hf", lambda place: ({"mean": (0.5,) * 3}, place, {}))
+    monkeypatch.setattr(beside, "load_model_config_from_hf", lambda place: ({"mean": (0.5,) * 3}, place, {}))
     cfg = find("hf-hub:someone/something").cfg
     assert preprocessing(cfg).mean == (0.5,) * 3
     cfg.model.name = f"local-dir:{tmp_path}"

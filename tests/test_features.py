@@ -1,9 +1,13 @@
 """timm's features_only and tracers: what their users do with every backbone."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
-from timm.models import FeatureListNet, create_model
+from timm.models import FeatureHookNet, FeatureListNet, create_model
+from timm.models._features import FeatureGetterNet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import zoo.show
@@ -72,6 +76,29 @@ def test_hooked_models_are_loaded_and_trained_as_others(tmp_path):
     assert all(stage.grad_checkpointing for stage in hooked["body"].stages)
     with pytest.raises(ValueError, match="FeatureGraphNet has no gradient checkpointing"):
         segmenter(graph, 5, channels=16).set_grad_checkpointing()
+
+
+@pytest.mark.parametrize("kind", ["getter", "hook", FeatureGetterNet, FeatureHookNet])
+def test_blocks_are_computed_again_for_features(kind):
+    """Checkpointing reaches the model in the wrapper, and changes no gradient."""
+    net, x = trained(small("davit_t", features_only=True, feature_cls=kind)), torch.randn(1, 3, 64, 64)
+    calls, gradients = [], []
+    next(net.children()).stages[1].blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    for enable in (False, True, False):
+        net.set_grad_checkpointing(enable)
+        loss = sum(feature.square().sum() for feature in net(x))
+        read = [parameter for name, parameter in net.named_parameters() if ".head." not in name]
+        gradients.append(torch.autograd.grad(loss, read))
+        assert len(calls) == (2 if enable else 1)
+        calls.clear()
+    assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_of_features_checkpoints_its_own_model(copied):
+    net = small("davit_t", features_only=True)
+    copied(net).set_grad_checkpointing()
+    assert not any(stage.grad_checkpointing for stage in net.model.stages)
 
 
 def test_one_image_is_no_batch():

@@ -1,5 +1,6 @@
 """Weights made for other classes, channels, windows or positions than the model's."""
 
+import logging
 import re
 
 import pytest
@@ -225,6 +226,26 @@ def test_weights_without_a_head(tmp_path, name, caplog):
     torch.save(without(trunk, "stem.conv1."), path)
     with pytest.raises(zoo.CheckpointError, match=r"\d missing: .*stem\.conv1\.weight"):
         small(name, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_weights_that_lack_what_a_model_has(tmp_path, source, caplog):
+    """An error, unless timm's argument allows it, which no other difference does."""
+    path, before = tmp_path / "cut.pth", state_of(small(NAME))
+    kept = without(state_of(source), "stages.3.")
+    given = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    for state in (kept, without(timm_state(source), "stages.3.")):
+        torch.save(state, path)
+        with pytest.raises(zoo.CheckpointError, match=r"\d missing: .*stages\.3\."):
+            small(NAME, **given)
+        with caplog.at_level(logging.WARNING):
+            model = small(NAME, **given, pretrained_strict=False)
+        assert same(model, before | kept)
+        assert re.search(r"not in the file, newly initialised: stages\.3\..* and \d+ more", caplog.text)
+        caplog.clear()
+    for wrong, said in (("stem.conv9.bias", "1 left over: stem.conv9.bias"), ("stem.norm1.bias", "1 of another shape")):
+        torch.save(kept | {wrong: torch.zeros(3)}, path)
+        with pytest.raises(zoo.CheckpointError, match=re.escape(said)):
+            small(NAME, **given, pretrained_strict=False)
 
 
 @pytest.mark.parametrize("part", [{}, {"head.fc.bias": torch.zeros(5)}, {"head.fc.weight": torch.tensor(1.0)}])

@@ -34,10 +34,10 @@ def draw(path, shade):
     Image.new("RGB", (40, 36), (shade, 0, 0)).save(path)
 
 
-def val(root, names, count=2):
-    """Images of one class in a folder each, `names` in the order of CLASSES."""
+def val(root, names):
+    """Two images of one class in a folder each, `names` in the order of CLASSES."""
     for shade, name in enumerate(names):
-        for number in range(count):
+        for number in range(2):
             draw(root / name / f"{number}.png", 10 * shade)
     return root
 
@@ -291,9 +291,9 @@ def test_real_labels_of_files(tmp_path):
         make("imagenet_real", root=tmp_path / "named")
 
 
-def metrics_of(order, sharp=10.0, count=100):
+def metrics_of(order, sharp=10.0):
     """Metrics of a model that is right but for the order of its classes."""
-    targets = torch.arange(len(order)).repeat(count // len(order))
+    targets = torch.arange(len(order)).repeat(100 // len(order))
     logits = sharp * torch.nn.functional.one_hot(torch.tensor(order)[targets], len(order)).float()
     metrics = Metrics(len(order))
     metrics.update(logits, targets)

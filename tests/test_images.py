@@ -44,9 +44,9 @@ def header(kind, width, height):
     return bytes(data)
 
 
-def rotated(image=None, kind="JPEG", tag=6):
+def rotated(image=None, kind="JPEG"):
     exif = Image.Exif()
-    exif[0x0112] = tag
+    exif[0x0112] = 6
     return encoded(photo() if image is None else image, kind, exif=exif, quality=95)
 
 

@@ -41,8 +41,12 @@ RUN = [*SMALL, "train.steps=12", "train.eval_every=0.1", "train.save_every=2", "
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    child = fork(*RUN, "name=whole", "out=.", cwd=folder)
+    return whole(tmp_path_factory.mktemp("undisturbed"), *RUN)
+
+
+def whole(folder: Path, *overrides: str) -> Path:
+    """A run from its start to its end."""
+    child = fork(*overrides, "name=whole", "out=.", cwd=folder)
     assert child.output() and child.exitcode == 0, child.output()
     assert (folder / "whole" / "checkpoints" / "step-00000012").is_dir()
     return folder / "whole"
@@ -277,11 +281,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def photographed(photos, tmp_path_factory) -> Path:
     """An undisturbed run on the pictures."""
-    folder = tmp_path_factory.mktemp("photographed")
-    child = fork(*_photo_run(photos), "name=whole", "out=.", cwd=folder)
-    assert child.output() and child.exitcode == 0, child.output()
-    assert (folder / "whole" / "checkpoints" / "step-00000012").is_dir()
-    return folder / "whole"
+    return whole(tmp_path_factory.mktemp("photographed"), *_photo_run(photos))
 
 
 def _photo_run(photos: Path) -> list[str]:

@@ -112,6 +112,20 @@ def test_a_tag_of_another_size(name):
     assert image_sides(other.img_size) == (64, 96)
 
 
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_a_configuration_of_another_size(name):
+    """As timm's object or as its scripts give it, as a dict; what has no tag of this model's is of no release."""
+    size, own = timm.get_pretrained_cfg(name).input_size[1:], name.partition(".")[0]
+    given = timm.models.resolve_model_input_args(name, {}), {"pretrained_cfg": timm.get_pretrained_cfg(name)}
+    unknown = {"architecture": own, "tag": "mine", "input_size": (3, 64, 64)}
+    with torch.device("meta"):
+        for kwargs in given:
+            assert image_sides(timm.create_model(**{"model_name": own, **kwargs}).img_size) == size
+            assert timm.create_model(**{"model_name": own, **kwargs}, img_size=(64, 96)).img_size == (64, 96)
+        for cfg in (unknown, unknown | {"tag": None}, timm.models.PretrainedCfg(**unknown)):
+            assert timm.create_model(own, pretrained_cfg=cfg).img_size == timm.create_model(own).img_size
+
+
 @every_small
 def test_head(name):
     model = trained(small(name))
@@ -199,6 +213,25 @@ def test_reset_keeps_device_and_precision(name):
     model.reset_classifier(0)
     model.reset_classifier(5)
     assert model.head.fc.weight.dtype == torch.float64
+
+
+@every_small
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_change_adds_trains_only_if_the_model_does(name, training):
+    model = small(name, feature_norms=True).train(training)
+    changes = [lambda: model.reset_classifier(5, "max"), lambda: model.prune_intermediate_layers([1], True)]
+    if name in RESIZED:
+        changes.insert(0, lambda: model.set_input_size(256))
+    for change in changes:
+        change()
+        assert [path for path, module in model.named_modules() if module.training is not training] == []
+
+
+def test_a_frozen_norm_stays_so_under_a_new_classifier():
+    model = small("biformer_t").train()
+    model.head.before.eval()
+    model.reset_classifier(5)
+    assert model.head.fc.training and not model.head.before.training
 
 
 @every_small

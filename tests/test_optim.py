@@ -183,6 +183,13 @@ def test_a_warmup_that_does_not_end_is_told_in_its_own_unit(capsys):
     assert "this run of 8 steps ends during its warmup of 14 (sched.warmup=2 epochs)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("milestones", "said"), [("[4,6]", True), ("[3,6]", False)])
+def test_milestones_that_are_not_reached_are_said(capsys, milestones, said):
+    optim.schedule(config.compose(["sched.sched=step", f"sched.milestones={milestones}"]), Plan(64, 1, 1, 7, 28, 7))
+    expected = "this run of 28 steps ends before the learning rate falls, at step 28 (sched.milestones=[4, 6] epochs)"
+    assert (expected in " ".join(capsys.readouterr().out.split())) == said
+
+
 @pytest.mark.parametrize(("lengths", "said"), [(["sched.warmup=0.5"], True), (["sched.warmup=1"], False)])
 def test_a_rate_for_an_epoch_and_lengths_of_less(capsys, lengths, said):
     made = optim.schedule(config.compose(["sched.per=epoch", *lengths]), Plan(64, 1, 1, 4, 16, 4))

@@ -128,10 +128,8 @@ def test_every_value_is_the_published_one(model, phase, found):
 @pytest.mark.parametrize("model, phase", FACTS)
 def test_parts_are_what_a_device_had(model, phase, found):
     """So that one device does, one after the other, what theirs did side by side."""
-    cfg, stated = (
-        found[model, phase, "classify"]["cfg"],
-        re.match(r"(\d+) per GPU", FACTS[model, phase].get("note", "")),
-    )
+    cfg = found[model, phase, "classify"]["cfg"]
+    stated = re.match(r"(\d+) per GPU", FACTS[model, phase].get("note", ""))
     assert cfg["data.batch_size"] % cfg["train.micro_batch"] == 0
     if stated:
         assert cfg["train.micro_batch"] == int(stated[1])

@@ -95,7 +95,7 @@ def test_names_that_are_too_long_for_a_file(tmp_path):
         predict.matching(name)
     Results(tmp_path / name).check_writable()  # its folder is; what cannot be made is said when it is written
     with pytest.raises(RunError, match="File name too long"):
-        Results(tmp_path / name).write_list("eval", [])
+        Results(tmp_path / name).write_list([])
 
 
 def test_folders_that_cannot_be_written(tmp_path):

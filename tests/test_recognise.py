@@ -8,6 +8,7 @@ import timm
 import torch
 
 import zoo
+import zoo.show.source
 from builds import NAME, refused, small, timm_state, trained, without
 from builds import state_of as weights_of
 from families import ALIKE, SMALL

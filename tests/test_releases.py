@@ -14,7 +14,7 @@ import zoo
 from families import RECORDS, TIMM_MODELS
 from zoo import fetch, inspect
 from zoo.checkpoint import layouts_of
-from zoo.published import GFLOPS, PARAMETERS
+from zoo.costs import GFLOPS, PARAMETERS
 from zoo.registry import class_of
 from zoo.releases import RELEASES, UNRELEASED, candidates, find, preferred, render
 from zoo.releases.render import FAMILIES, METRICS, TASKS, family

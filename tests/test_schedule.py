@@ -46,7 +46,7 @@ def report():
     return make
 
 
-def closed_form(fact, step, per_epoch, scale=1.0):
+def closed_form(fact, step, per_epoch, scale):
     """The published rate of a step, of parameters that learn at `scale` times the peak."""
     images = fact["batch_size"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from children import no_space
+from children import TINY, no_space
 from recipes import config, distributed
 from recipes.checkpoint import Store
 from recipes.config import ConfigError
@@ -19,10 +19,8 @@ from recipes.provenance import note_session, sessions
 from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume, load_config, runs_in
 
-SMALL = ["model=timm", "model.name=test_resnet", "data.img_size=32"]
 
-
-def begun(folder, *overrides, job=None, agents=(), model=SMALL):
+def begun(folder, *overrides, job=None, agents=(), model=TINY):
     """A run's folder as it is before the first step."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.compose([*model, *overrides]), resolve=True))
@@ -94,6 +92,22 @@ def test_a_run_whose_recipe_has_another_value_now_is_told_how_to_go_on(tmp_path)
     assert config_to_resume(run, given).augment.hflip == 0.5
     with pytest.raises(RunError, match="leave these out to resume, or start"):
         config_to_resume(run, ["augment.hflip=0.25", "optim.betas=[0.9,0.95]"])
+
+
+def test_a_recipe_that_makes_no_sense_any_more_is_refused(tmp_path):
+    """Where the run was not started with it: what it was started with goes on."""
+    (tmp_path / "recipe").mkdir()
+    recipe, run = tmp_path / "recipe" / "own.yaml", tmp_path / "run"
+    recipe.write_text("# @package _global_\ntrain: {save_every: 5}\n")
+    run.mkdir()
+    session = {"overrides": [*TINY, "recipe=own"], "searched": [str(tmp_path)]}
+    cfg = config.compose(session["overrides"], searched=session["searched"])
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (run / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    assert config_to_resume(run, []).train.save_every == 5
+    recipe.write_text(recipe.read_text().replace("5", "0"))
+    with pytest.raises(ConfigError, match=r"^train\.save_every=0: expected a number in \[1, infinity\)"):
+        config_to_resume(run, [])
 
 
 @pytest.mark.parametrize("typed", ["seed=3", "task=segment", "task.loss=binary_cross_entropy", "++train.steps=3"])
@@ -180,7 +194,7 @@ def test_the_task_of_an_evaluation_is_that_of_its_run(tmp_path, monkeypatch, cap
     assert "error: missing holds no run: missing/config.yaml does not exist" in capsys.readouterr().err
 
 
-def test_a_home_folder_is_found_in_quotes_too(tmp_path, monkeypatch, capsys):
+def test_a_home_folder_is_found_in_quotes_too(tmp_path, monkeypatch):
     """No shell resolves its ~ there, and Hydra cannot parse it without."""
     monkeypatch.setenv("HOME", str(tmp_path))
     keys = ("out", "resume", "model.checkpoint", "teacher.checkpoint")
@@ -242,8 +256,20 @@ def test_runs_lie_at_any_depth(tmp_path):
     (tmp_path / "notes" / "config.yaml").write_text("of: something else")
     assert [str(run.relative_to(tmp_path)) for run in runs_in(tmp_path)] == ["a", "exp/b", "exp/c/d"]
     assert list(runs_in(tmp_path / "nothing")) == []
-    typed = [*SMALL, f"out={tmp_path}", "resume=auto"]
+    typed = [*TINY, f"out={tmp_path}", "resume=auto"]
     assert open_run(config.compose(typed), []).folder == tmp_path / "exp/c/d"
+
+
+def test_a_run_that_has_lost_its_starts_is_said(tmp_path, capsys):
+    for name in ("a", "b"):
+        begun(tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").touch()
+    (tmp_path / "a" / "sessions.jsonl").unlink()
+    assert list(runs_in(tmp_path)) == [tmp_path / "b"]
+    said = capsys.readouterr().err
+    assert said == (
+        f"{tmp_path / 'a'} is left out: it has lost sessions.jsonl, with how it was started; restore it from a copy\n"
+    )
 
 
 def test_a_folder_that_cannot_be_read_holds_no_runs(tmp_path, monkeypatch, capsys):
@@ -271,7 +297,7 @@ def test_a_restart_finds_its_run_in_a_folder(tmp_path, monkeypatch, name):
     begun(tmp_path / "exp" / "other", *given, job="another")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
+    assert open_run(config.compose([*TINY, *given]), [*TINY, *given]).folder == tmp_path / "exp" / "a"
 
 
 @pytest.mark.parametrize("name", ["exp/a", None])
@@ -283,13 +309,13 @@ def test_a_restart_that_torchrun_does_not_count_finds_its_run(tmp_path, monkeypa
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     monkeypatch.setattr(distributed._JOINED, "agents", ["three-7-12", "two-7-99"])
-    assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).folder == tmp_path / "exp" / "a"
+    assert open_run(config.compose([*TINY, *given]), [*TINY, *given]).folder == tmp_path / "exp" / "a"
     monkeypatch.setattr(distributed._JOINED, "agents", ["three-7-12"])
     if name is None:
-        assert open_run(config.compose([*SMALL, *given]), [*SMALL, *given]).known is False
+        assert open_run(config.compose([*TINY, *given]), [*TINY, *given]).known is False
     else:
         with pytest.raises(RunError, match="already holds a run"):
-            open_run(config.compose([*SMALL, *given]), [*SMALL, *given])
+            open_run(config.compose([*TINY, *given]), [*TINY, *given])
 
 
 def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
@@ -299,13 +325,13 @@ def test_a_start_that_the_disk_did_not_take_whole(tmp_path, monkeypatch):
     path.write_text(first + first[: len(first) // 2])
     assert config_to_resume(run, []).train.steps == 3
     note_session(run, ["train.keep=1"], 0, "cpu")
-    assert [start["overrides"] for start in sessions(run)] == [[*SMALL, "train.steps=3"], ["train.keep=1"]]
+    assert [start["overrides"] for start in sessions(run)] == [[*TINY, "train.steps=3"], ["train.keep=1"]]
     path.write_text(first[: len(first) // 2])
     with pytest.raises(RunError, match="has lost the command that started it"):
         config_to_resume(run, [])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    typed = [*SMALL, f"out={tmp_path}"]
+    typed = [*TINY, f"out={tmp_path}"]
     assert open_run(config.compose(typed), typed).known is False  # another's is passed over
 
 
@@ -344,7 +370,7 @@ def test_a_configuration_written_by_hand_keeps_its_groups(tmp_path):
 @pytest.mark.parametrize("name", ["local-dir:../../../models/x", "hf-hub:timm/resnet18"])
 def test_a_run_of_an_address_lies_in_its_folder(tmp_path, name):
     """The slashes of neither name make folders."""
-    cfg = config.compose(SMALL)
+    cfg = config.compose(TINY)
     cfg.out, cfg.model.name, cfg.data.name = str(tmp_path), name, "own/birds"
     folder = open_run(cfg, []).folder
     assert folder.parent == tmp_path and folder.name.startswith(f"{re.sub('[/:]', '-', name)}-own-birds-")

@@ -227,7 +227,7 @@ def test_a_value_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_stay_in_their_folder(written, tmp_path):
+def test_files_stay_in_their_folder(written):
     def change(index):
         next(iter(index.storage_data.values())).relative_path = "../../elsewhere"
 
@@ -250,6 +250,13 @@ def test_names_must_fit(written):
     found = {"model": {"other": torch.zeros(2)}}
     with pytest.raises(checkpoint.CheckpointError, match="other"):
         opened(written).fill(found)
+
+
+@pytest.mark.parametrize("found", [{"other": torch.zeros(2)}, {"weight": torch.zeros(2, 2)}])
+def test_what_does_not_fit_is_not_to_be_removed(written, found):
+    with pytest.raises(checkpoint.CheckpointError, match="of another model, or another version") as error:
+        opened(written).fill({"model": found})
+    assert "remove it" not in str(error.value)
 
 
 def test_another_kind_of_index(written):

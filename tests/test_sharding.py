@@ -227,6 +227,42 @@ def test_each_goes_on_in_its_own_loop(tmp_path, opt, begun):
         assert apart < 1e-6
 
 
+def begun_without_ends(folder: Path, begun: str) -> tuple[set[float], set[float], bool]:
+    """The last rates of an optimiser whose groups had no factor on the ends when it was saved, and of one that goes on.
+
+    And whether the groups of the latter have one.
+    """
+    cfg = config.compose(["optim.layer_decay=0.7", "optim.backbone_lr_scale=0.5", "sched.shared_floor=true"])
+    distributed.join(cfg)
+    made = []
+    for parallel in (begun, "fsdp"):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=10)
+        if parallel == "fsdp":
+            Hardware(torch.device("cpu"), None, torch.preserve_format, False, "fsdp").shard(model)
+        made.append((model, optim.create(cfg, model)))
+    (one, first), (two, second) = made
+    learn(one, first)
+    for group in first.param_groups:
+        del group["ends_scale"]
+    if begun == "fsdp":
+        checkpoint.write(folder / "step-1", {checkpoint.SHARDED: sharding.tree({"model": one}, first)}, {"step": 1})
+        states = sharding.tree({"model": two}, second)
+        checkpoint.read(folder / "step-1").fill(states)
+        sharding.load_tree(states, {"model": two}, second)
+    else:
+        sharding.load_whole_optimizer(two, second, deepcopy(first.state_dict()))
+    for optimizer in (first, second):
+        optim.set_lr(optimizer, optim.Schedule(10, 1.0, min_lr=0.25, cooldown=5, shared=True), 9)
+    rates, others = ({group["lr"] for group in optimizer.param_groups} for optimizer in (first, second))
+    return rates, others, any("ends_scale" in group for group in second.param_groups)
+
+
+@pytest.mark.parametrize("begun", ["ddp", "fsdp"])
+def test_groups_without_a_factor_on_the_ends_keep_them(tmp_path, begun):
+    assert on_ranks(2, begun_without_ends, tmp_path, begun) == [({0.25}, {0.25}, False)] * 2
+
+
 # the first two of four steps are skipped, so that the optimiser has no state until the third is done
 SKIPPED = [
     *SMALL, "data.batch_size=16", "data.workers=0", "sched.warmup=0", "train.accumulate=2", "train.steps=4",

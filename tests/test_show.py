@@ -44,9 +44,9 @@ def one(name, picture, size=SIZE, **kwargs):
     return show.pictures(small(name), noise(size), img_size=size, only=[picture], **kwargs)[0]
 
 
-def brute(q, k, allowed, bias=0.0, scale=None):
+def brute(q, k, allowed, bias=0.0):
     """Weights (heads, keys) of one query (heads, D) to keys (keys, heads, D), of which some are allowed."""
-    logits = torch.einsum("hd, jhd -> hj", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias
+    logits = torch.einsum("hd, jhd -> hj", q, k) * q.shape[-1] ** -0.5 + bias
     return logits.masked_fill(~allowed, float("-inf")).softmax(-1)
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from children import lines, note_overrides, train_here
 from ranks import SHARED, assert_bits, curve, on_ranks
-from recipes import checkpoint, distributed, log, stop
+from recipes import checkpoint, config, distributed, log, stop
 from recipes.run import Run
 from recipes.stop import REQUEUE, SIGNALS, Stop
 from recipes.tasks import classify
@@ -31,6 +31,21 @@ def test_a_warning_before_the_first_step_requeues(number):
         assert came == [number]
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", stop.WARNINGS)
+def test_a_warning_between_the_runs_of_a_sweep_requeues(number, monkeypatch):
+    monkeypatch.setattr(config, "job_number", lambda: 0)
+    before = {each: signal.getsignal(each) for each in stop.WARNINGS}
+    try:
+        with stop.requeued():
+            pass
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), number)
+        assert ended.value.code == REQUEUE
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def interrupted(out: Path, number: int = signal.SIGTERM) -> None:

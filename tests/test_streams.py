@@ -293,7 +293,7 @@ def test_hub(tmp_path, monkeypatch):
     """A name of the hub is resolved by `datasets` and read in place, through its file system: here one in memory."""
     memory = fsspec.filesystem("memory")
     files = {"train": [], "validation": []}
-    for path in sorted((tmp_path / "data").rglob("*.parquet") if parquets(tmp_path) else ()):
+    for path in sorted(Path(parquets(tmp_path)).rglob("*.parquet")):
         memory.pipe(f"/hub/{path.name}", path.read_bytes())
         files[path.name.split("-")[0]].append(f"memory://hub/{path.name}")
     asked = []

@@ -214,21 +214,6 @@ def test_what_nothing_reads_is_refused(typed, said):
         compose(typed)
 
 
-@pytest.mark.parametrize(
-    "typed, said",
-    [
-        ("seed={a:1}", "seed={a:1} was read as dict: expected a whole number"),
-        ("data.val_count={a:1}", "data.val_count={a:1} was read as dict: expected a whole number"),
-        ("data.class_names={a:1}", "data.class_names={a:1} was read as dict: expected a single value or a list"),
-        ("data.name=null", "data.name=null: expected a string"),
-        ("data.source=null", "data.source=null: expected a string"),
-    ],
-)
-def test_values_of_no_type_that_a_key_has(typed, said):
-    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
-        compose([typed])
-
-
 @pytest.mark.parametrize("key", ["optim.", "optim..lr", ".optim.lr", "1", "ünï", "data/", "/data", "optim./lr"])
 def test_keys_that_cannot_be(key):
     """Such as from optim.$KEY where the variable is not set."""
@@ -246,7 +231,14 @@ def test_no_key_at_all():
         compose(["optim.lr.x=3"])
 
 
-OPTIONS = [
+NO_VALUES = [
+    ("seed={a:1}", "seed={a:1} was read as dict: expected a whole number"),
+    ("data.val_count={a:1}", "data.val_count={a:1} was read as dict: expected a whole number"),
+    ("data.class_names={a:1}", "data.class_names={a:1} was read as dict: expected a single value or a list"),
+    ("data.name=null", "data.name=null: expected a string"),
+    ("data.source=null", "data.source=null: expected a string"),
+]
+NO_OPTIONS = [
     ("hydra/launcher=3", "hydra/launcher=3 is not an option of hydra/launcher: expected hydra/launcher=<option>"),
     ("hydra/launcher=[basic,1]", "hydra/launcher=[basic,1] is not an option of hydra/launcher: expected"),
     ("+recipe/by_task=3", "+recipe/by_task=3 is not an option of recipe/by_task: expected recipe/by_task=<option>"),
@@ -260,8 +252,8 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("typed, said", OPTIONS)
-def test_options_that_cannot_be(typed, said):
+@pytest.mark.parametrize("typed, said", [*NO_VALUES, *NO_OPTIONS])
+def test_values_and_options_that_cannot_be(typed, said):
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
         compose([typed])
 
@@ -292,6 +284,12 @@ def test_nothing_to_freeze_is_refused():
     [
         ("model=maxvit_t,nat_m", "this is a single run. For one run each: add -m"),
         ("logger=wandb,tensorboard", "For a list: 'logger=[wandb,tensorboard]'; for one run each: add -m"),
+        ("optim.lr=1,2", "this is a single run. Give one value; for one run each: add -m"),
+        ("data.jpeg=scaled,full", "this is a single run. For one run each: add -m"),
+        ("name=a,b", "For one string: 'name=\"a,b\"'; for one run each: add -m"),
+        ("optim.betas=0.9,0.99", "single run. For a list: 'optim.betas=[0.9,0.99]'; for one run each: add -m"),
+        ("model.depths=2,2,5,2", "single run. For a list: 'model.depths=[2,2,5,2]'; for one run each: add -m"),
+        ("+model.some=1,2", "'+model.some=\"1,2\"'; for a list: '+model.some=[1,2]'; for one run each: add -m"),
         ("~optim.lr", "give it another value"),
     ],
 )
@@ -299,6 +297,11 @@ def test_errors_suggest_nothing_that_is_refused(typed, ends):
     with pytest.raises(ConfigError) as error:
         compose([typed])
     assert str(error.value).endswith(ends)
+
+
+def test_several_images_are_a_folder_or_a_pattern():
+    with pytest.raises(ConfigError, match=r"run\. For several images: predict=<folder>, or 'predict=<folder>/\*"):
+        compose(["model=maxvit_t", "predict=a.png,b.png"], "eval")
 
 
 def test_what_is_read_is_not():

@@ -100,9 +100,12 @@ class Head(nn.Module):
 
     @torch.jit.ignore
     def reset(self, num_classes: int, pool: str | None, like: Tensor) -> None:
-        """Make a newly initialised classifier, with the device and dtype of `like`; change the pooling if given."""
-        self.pool = self.pool if pool is None else _pool(pool)
-        self.fc = self._classifier(num_classes)
+        """Make a newly initialised classifier, with the device and dtype of `like`; change the pooling if given.
+
+        What is new trains if the head does.
+        """
+        self.pool = self.pool if pool is None else _pool(pool).train(self.training)
+        self.fc = self._classifier(num_classes).train(self.training)
         init_linear(self.fc)
         self.fc.to(device=like.device, dtype=like.dtype)
 
@@ -111,6 +114,10 @@ class Head(nn.Module):
             x = self.before(x)
         x = self.drop(self.after(self.pool(x)))
         return x if pre_logits else self.fc(x)
+
+
+def _nothing(training: bool) -> nn.Identity:
+    return nn.Identity().train(training)
 
 
 def _pool(kind: str) -> SelectAdaptivePool2d:
@@ -253,14 +260,14 @@ class Backbone(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         cut = last < len(self.stages) - 1
         drops_head = prune_head or cut
-        self.stages = self.stages[: last + 1]
-        self.feature_norms = nn.ModuleList(
-            norm if i in take else nn.Identity() for i, norm in enumerate(self.feature_norms[: last + 1])
-        )
+        del self.stages[last + 1 :], self.feature_norms[last + 1 :]
+        for i in range(last + 1):
+            if i not in take:
+                self.feature_norms[i] = _nothing(self.training)
         if cut or (prune_norm if self.head.norms_features else drops_head):
-            self.head.before = nn.Identity()
+            self.head.before = _nothing(self.training)
         if drops_head:
-            self.head.after = nn.Identity()
+            self.head.after = _nothing(self.training)
             self.num_features = self.head_hidden_size = self.head.dim = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
         self.min_img_size = self.min_img_size_for(len(self.stages))

@@ -13,6 +13,7 @@ from timm.models._hub import load_model_config_from_path
 
 from .blocks import image_sides
 from .errors import CheckpointError
+from .files import checkpoints_in
 from .recognise import BY_TIMM, architecture
 
 CONFIG, DATA, STATE = "config.yaml", "data.json", "state.json"  # of a run: recipes/run.py, recipes/checkpoint.py
@@ -57,15 +58,22 @@ def locate(path: Path) -> tuple[Path, Origin | None]:
     return path, None
 
 
+def config_of(address: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """What timm reads from the config.json of an address, hf-hub:user/name or local-dir:folder: the preprocessing, the
+    name of the model, and its arguments. Raises OSError, ValueError or KeyError without one.
+    """
+    source, place = parse_model_name(address)
+    return load_model_config_from_path(place) if source == "local-dir" else load_model_config_from_hf(place)
+
+
 def _is_run(folder: Path) -> bool:
     return all(isfile(folder / name) for name in (CONFIG, DATA))
 
 
 def _checkpoint(run: Path) -> Path:
     for kind in ("best", "step"):
-        # not a user's own copy of one, such as best-before-tuning
-        if found := sorted((run / "checkpoints").glob(f"{kind}-{8 * '[0-9]'}")):
-            return found[-1]
+        if found := checkpoints_in(run, kind):
+            return found[0]
     raise CheckpointError(f"{run} is a run without a checkpoint yet: expected one in {run / 'checkpoints'}")
 
 
@@ -88,10 +96,8 @@ def _of_run(config: Path) -> Origin:
     data = json.loads(config.with_name(DATA).read_text(encoding="utf-8"))
     given = {key: value for key, value in said["model"].items() if value is not None}
     name, arguments, prepared = given["name"], {}, {}
-    source, place = parse_model_name(name)
-    if source is not None:
-        read = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
-        name, arguments, prepared = _of_timm(*read(place))
+    if ":" in name:
+        name, arguments, prepared = _of_timm(*config_of(name))
     arguments |= {key: data[key] for key in ("num_classes", "img_size")}
     arguments |= {key: value for key, value in given.items() if key not in OTHERS}
     prepared |= {key: said["data"][key] for key in ("mean", "std") if said["data"][key] is not None}

@@ -91,7 +91,7 @@ def overlay_with_weights(
     part = only_part(checkpoint, cls)
     checkpoint, _ = part_of(checkpoint, part)
     layout, entry, state = select(checkpoint, cls, "auto")
-    _logger.info("%s", printable(_read_as(checkpoint, part, layout, entry)))
+    _tell(checkpoint, part, layout, entry, _published(cls, layout))
     warn_of_file(checkpoint.path, checkpoint.meta, checkpoint.first)
     overlay |= {"state_dict": state, "file": None, "source": None}
     if "head.fc.weight" in state and state["head.fc.weight"].dim():
@@ -101,7 +101,12 @@ def overlay_with_weights(
 
 
 def adapt(
-    state: Mapping[str, Tensor], model: nn.Module, *, layout: str = OURS.name, classifies: bool = True
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    layout: str = OURS.name,
+    classifies: bool = True,
+    strict: bool = True,
 ) -> dict[str, Tensor]:
     """timm's `pretrained_filter_fn`: adapts what `overlay_with_weights` returned to the shapes of `model`.
 
@@ -109,18 +114,21 @@ def adapt(
 
     layout      the layout that the weights were in
     classifies  False: the model will lose its classifier anyway, so a file without one is not worth a warning
+    strict      False: whatever the file lacks is newly initialised, with a warning
 
     Raises CheckpointError where the weights do not fit this model.
     """
     state = dict(state)
     if isinstance(model, Backbone):
         check_channels(state, CONV, model, "the checkpoint", model.pretrained_cfg["input_size"][0])
-    report = fit(state, model, layout, ignore=(CONV,))
+    report = fit(state, model, layout, ignore=(CONV,), strict=strict)
     report.others = _others(layout, model)
     if not classifies:
         report.head_remade, report.remade = False, []
         report.new = [name for name in report.new if not name.startswith("head.")]
-    fresh = report.head_remade or report.others or any(name.startswith("head.") for name in report.new)
+    # weights for classification have no norms on features
+    lacking = [name for name in report.new if not name.startswith("feature_norms.")]
+    fresh = report.head_remade or report.others or lacking
     unlike = _other_dilations(report, model)
     # leaving out a head that was not asked for is no loss
     level = logging.WARNING if fresh or unlike or report.left_out.keys() - {"head"} else logging.INFO
@@ -146,7 +154,7 @@ def select(
     layout = _recognise(states[first], layouts or layouts_of(cls), checkpoint.path)
     entry = weights
     if weights == "auto":
-        entry = _published(cls, layout)
+        entry = _published(cls, layout.name) or "raw"
         entry = entry if entry in states and first != "ema" else first
     try:
         return layout.name, entry, layout.to_ours(_entry(states, entry, checkpoint.path))
@@ -224,10 +232,10 @@ def _entry(states: Mapping[str, dict[str, Tensor]], kind: str, path: str) -> dic
     return states[kind]
 
 
-def _published(cls: type[Backbone], layout: Layout) -> str:
-    """Which entry of a file the published results of `layout` belong to."""
-    kinds = {r.weights for r in RELEASES if r.layout == layout.name and class_of(r.model) is cls}
-    return "ema" if kinds == {"ema"} else "raw"
+def _published(cls: type[Backbone], layout: str) -> str | None:
+    """Which entry of a file the published results of `layout` belong to; None: there are none, or of either."""
+    kinds = {r.weights for r in RELEASES if r.layout == layout and class_of(r.model) is cls}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _recognise(state: Mapping[str, Tensor], layouts: tuple[Layout, ...], path: str) -> Layout:
@@ -266,6 +274,15 @@ def _other_dilations(report: LoadReport, model: nn.Module) -> str:
 
 def _message(report: LoadReport, checkpoint: Checkpoint, part: str | None, model: nn.Module) -> str:
     return printable("; ".join([_read_as(checkpoint, part, report.layout, report.entry), *_notes(report, model)]))
+
+
+def _tell(checkpoint: Checkpoint, part: str | None, layout: str, entry: str, published: str | None) -> None:
+    """Log which weights of a file were taken: a warning if it has others, and none that are `published` decide."""
+    others = [kind for kind in checkpoint.entries if kind != entry]
+    said = [_read_as(checkpoint, part, layout, entry)]
+    said += [f"for its {kind} weights use zoo.load_checkpoint(model, file, weights={kind!r})" for kind in others]
+    level = logging.WARNING if others and published is None else logging.INFO
+    _logger.log(level, "%s", printable("; ".join(said)))
 
 
 def _read_as(checkpoint: Checkpoint, part: str | None, layout: str, entry: str) -> str:

@@ -23,6 +23,7 @@ from .blocks import (
     map_sides,
     pad_to_multiple,
     plain,
+    windows_of,
 )
 from .dinat import PRESETS, DiNAT, NeighborhoodAttention, window_shown
 from .registry import register
@@ -192,10 +193,10 @@ class ViTRPB(Isotropic):
     def args_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The image size, in whole patches, whose map is the window that tables of relative positions show."""
         tables = {tuple(shape[1:]) for key, shape in shapes.items() if key.endswith(".rpb")}
-        sides = next(iter(tables)) if len(tables) == 1 else ()
-        if len(sides) != 2 or not all(side % 2 for side in sides):
+        windows = windows_of([*tables])
+        if windows is None or len(windows) != 1:
             return {}
-        return {"img_size": plain([ViTRPB.reduction * (side + 1) // 2 for side in sides])}
+        return {"img_size": plain([ViTRPB.reduction * side for side in windows[0]])}
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from . import releases
 from .beside import CONFIG, locate
 from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
 from .fetch import fetching, releases_in
 from .heads import segmenter
-from .heads.recognise import KINDS, TASKS, DenseRecognition, recognise_dense, task_of_own
+from .heads.recognise import KINDS, DenseRecognition, recognise_dense, task_of_own
 from .reader import Checkpoint, read
 from .recognise import Recognition, State, hint, part_hint, recognise
 
@@ -84,12 +83,12 @@ def _from_file(create: Callable[..., nn.Module], path: Path, model: str | None, 
     given = read(path)
     checkpoint, _ = part_of(given, only_part(given))
     state = checkpoint.first
-    dense = recognise_dense(state, hint(str(path), checkpoint.meta))
+    dense = recognise_dense(state, hint(checkpoint))
     if dense and dense.task == "segment" and create is timm.create_model:
         return _segmenter_from_file(dense, given, model, weights)
     if said := _dense_not_taken(dense, state, path):
         raise CheckpointError(said)
-    found = recognise(state, hint(str(path), checkpoint.meta))
+    found = recognise(state, hint(checkpoint))
     name = model or found.model
     if name is None:
         raise CheckpointError(f"{path}: {found.message}{part_hint(state, path) or '. Give --model'}")
@@ -143,15 +142,14 @@ def _segmenter_from_file(found: DenseRecognition, given: Checkpoint, model: str 
     arguments = {"num_classes": found.classes, "head": found.head, **found.options}
     if call := found.backbone.in_python(name, "zoo.heads.segmenter", **arguments):
         raise CheckpointError(_written_by(path, found.backbone, call))
-    named = releases.find(name, filename=path.name)
-    release = named if named and named.task == TASKS[found.task] else None
+    release = found.release(path, name)
     built = segmenter(
         name,
         found.classes,
         head=found.head,
         channels=found.options["channels"],
         auxiliary=False,
-        **{**found.arguments(name), **(release.arguments if release else {})},
+        **found.built_with(name, release),
     )
     built.pretrained_cfg["input_size"] = (3, DENSE, DENSE)
     if release is None:

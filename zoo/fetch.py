@@ -15,7 +15,8 @@ from filelock import FileLock
 
 from ops.tool import replaced
 
-from .errors import CheckpointError, LicenceWarning
+from .errors import CheckpointError, LicenceWarning, listed
+from .files import SUFFIXES, weights_in
 from .files import sha256 as digest_of
 from .reader import describe
 from .recognise import BY_TIMM, Recognition, State, recognise
@@ -145,10 +146,17 @@ def fetching(name: str) -> Iterator[None]:
 
 
 def _in_folder(folder: Path) -> Path:
+    """The weights in a folder: under one of timm's names, or the only file with the ending of one."""
     for name in NAMES_IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder} has none of the files {', '.join(NAMES_IN_FOLDER)}")
+    others = weights_in(folder)
+    if len(others) == 1:
+        return others[0]
+    which = listed(str(file.relative_to(folder)) for file in others)
+    give = f"but several others ({which}): pass pretrained_cfg_overlay=dict(file=...) with one of them"
+    none = f"nor any other that ends in {', '.join(SUFFIXES)}"
+    raise CheckpointError(f"{folder} has none of the files {', '.join(NAMES_IN_FOLDER)}, {give if others else none}")
 
 
 def _from_hub(hub_id: str, filename: str | None, cache_dir: str | Path | None) -> Path:

@@ -70,8 +70,15 @@ def weights_in(folder: Path) -> list[Path]:
 
     Raises OSError if it cannot be read.
     """
-    places = [folder, *sorted(folder.glob(f"checkpoints/best-{8 * '[0-9]'}"))]
-    return next(filter(None, map(_weights, places)), [])
+    return next(filter(None, map(_weights, [folder, *checkpoints_in(folder, "best")])), [])
+
+
+def checkpoints_in(run: Path, kind: str) -> list[Path]:
+    """The checkpoints of a run of a kind, "best" or "step", newest first: two are "best" while one replaces the other.
+
+    A user's own copy of one, such as best-before-tuning, is none.
+    """
+    return sorted((run / "checkpoints").glob(f"{kind}-{8 * '[0-9]'}"), reverse=True)
 
 
 def _weights(folder: Path) -> list[Path]:

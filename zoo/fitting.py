@@ -56,13 +56,18 @@ class LoadReport:
 
 
 def fit(
-    state: dict[str, Tensor], model: nn.Module, layout: str = OURS.name, ignore: tuple[str, ...] = ()
+    state: dict[str, Tensor],
+    model: nn.Module,
+    layout: str = OURS.name,
+    ignore: tuple[str, ...] = (),
+    strict: bool = True,
 ) -> LoadReport:
     """Adapt `state` in place to the shapes of `model`: resize tables, drop what it was built without and a classifier
     for other classes.
 
     layout  the layout that the file was in
     ignore  convolutions that may be for other channels
+    strict  False: tensors of `model` that the file lacks are new, whichever they are
     Raises CheckpointError where names, shapes or types differ in any other way, or where values are not finite, or
     would not be in the types of `model`.
     """
@@ -93,7 +98,7 @@ def fit(
     report.remade = [layer.rstrip(".") for layer in classifier if any(k.startswith(layer) for k in lacks)]
     report.head_remade = bool(report.remade)
     lacks = [k for k in lacks if not k.startswith(classifier)]
-    report.new = [k for k in lacks if _may_be_new(k, state, headless)]
+    report.new = [k for k in lacks if not strict or _may_be_new(k, state, headless)]
     _compare(state, want, sorted({*lacks} - {*report.new}), ignore, model, layout)
     return report
 

@@ -29,6 +29,7 @@ from .blocks import (
     plain,
     recomputed,
     window_sides,
+    windows_of,
 )
 from .registry import register
 
@@ -114,7 +115,7 @@ class QueryGenerator(nn.Module):
     def set_window(self, window: tuple[int, int], pool: bool) -> None:
         """Set the size of a window, and whether every step halves the map."""
         self.window = window
-        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+        self.pool = (nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()).train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, wh, ww, heads, D)
         x = x.permute(0, 3, 1, 2)
@@ -270,11 +271,9 @@ class GCViT(Backbone):
         tables = {(key.split(".")[1], tuple(shape[1:])) for key, shape in shapes.items() if key.endswith(".rpb")}
         if not tables:
             return {"rel_pos_bias": False, "window_size": None}
-        sides = [sides for _, sides in sorted(tables)]
-        # flat tables do not show their sides
-        if len(sides) != len(STAGES) or not all(len(pair) == 2 and pair[0] % 2 and pair[1] % 2 for pair in sides):
+        windows = windows_of([sides for _, sides in sorted(tables)])
+        if windows is None or len(windows) != len(STAGES):
             return {}
-        windows = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
         pixels = tuple(STAGES[2][0] * side for side in windows[2])
         dense = any(key.startswith("feature_norms.") for key in shapes)
         if windows == windows_for(pixels) and (not dense or windows[2] == UNHALVED):

@@ -42,7 +42,7 @@ def inspect(path: Path, *, keys: bool = False) -> dict[str, Any]:
     except OSError as error:
         return said | {"error": printable(f"{path} cannot be read: {error.strerror}")}
     said |= {"format": found.format, "weights": {kind: ".".join(place) for kind, place in found.places.items()}}
-    said |= _what(found.first, hint(str(path), found.meta)) | {"meta": found.meta}
+    said |= _what(found.first, hint(found)) | {"meta": found.meta}
     said["release"] = release(path, found.meta, said["models"], said["sha256"])
     return said | ({"keys": {kind: _keys(state) for kind, state in found.entries.items()}} if keys else {})
 

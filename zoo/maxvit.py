@@ -30,6 +30,7 @@ from .blocks import (
     number,
     plain,
     window_sides,
+    windows_of,
 )
 from .registry import register
 
@@ -294,10 +295,10 @@ class MaxViT(Backbone):
         found = ((TABLE.fullmatch(key), tuple(shape[1:])) for key, shape in shapes.items())
         tables = {(match[1], sides) for match, sides in found if match}
         kinds, sides = [kind for kind, _ in sorted(tables)], [sides for _, sides in sorted(tables)]
-        # flat tables do not show their sides
-        if kinds != ["block_attn", "grid_attn"] or not all(len(p) == 2 and p[0] % 2 and p[1] % 2 for p in sides):
+        windows = windows_of(sides)
+        if kinds != ["block_attn", "grid_attn"] or windows is None:
             return {}
-        block, grid = [((height + 1) // 2, (width + 1) // 2) for height, width in sides]
+        block, grid = windows
         if block == grid:
             return {"img_size": plain([RATIO * side for side in block])}
         return {"window_size": plain(block), "grid_size": plain(grid)}

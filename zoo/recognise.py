@@ -18,8 +18,10 @@ from .convert import Layout
 from .described import TensorInfo
 from .errors import listed
 from .layouts import LAYOUTS
+from .reader import Checkpoint, Description
 from .registry import class_of, variants
 from .releases import find
+from .releases.table import WORDS
 
 OURS = Layout("zoo", rules={part: part for part in ("stem", "stages", "head", "feature_norms")})
 # what wrappers of models put before every name
@@ -29,7 +31,6 @@ AS_IS = "as is"  # the layout of any other model than a backbone: its own state 
 CONV = "stem.conv1.weight"  # the first convolution in all families, (out, channels of the images, height, width)
 TABLES = (".rpb", ".position.table")  # their shapes, except for the heads, depend on windows or images
 BY_TIMM = ("model.safetensors", "pytorch_model.bin")  # what timm calls the weights beside a config.json
-SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}  # as file names spell our letters
 NAMED = {"window_size": "the windows"}  # names, for messages, of arguments that a file may not show
 RANDOM = ("normal_", "uniform_", "trunc_normal_")
 
@@ -109,13 +110,14 @@ def recognise(state: State, name: str = "") -> Recognition:
     return Recognition(candidates, exact, model, by_name, classes, model_args)
 
 
-def hint(path: str, meta: Mapping[str, Any]) -> str:
+def hint(file: Checkpoint | Description) -> str:
     """The name that may decide between models that fit equally: from the file's metadata, from timm's config.json
     beside it, or the file's own.
     """
-    said = meta.get("model") or (architecture(Path(path).parent) if Path(path).name in BY_TIMM else None)
+    path = Path(file.path)
+    said = file.meta.get("model") or (architecture(path.parent) if path.name in BY_TIMM else None)
     # whatever stands there is taken for the name of a file
-    return Path(said).name[-255:] if isinstance(said, str) else path
+    return Path(said).name[-255:] if isinstance(said, str) else file.path
 
 
 def architecture(folder: Path) -> str | None:
@@ -290,7 +292,7 @@ def _named(file: str, models: Sequence[str]) -> str | None:
     points = {}
     for model in models:
         family, *rest = model.split("_")
-        said = [word in words or SIZES.get(word, word) in words for word in rest]
+        said = [word in words or WORDS.get(word, word) in words for word in rest]
         if family in words:
             points[model] = (sum(said), -said.count(False))
     best = [model for model in points if points[model] == max(points.values())]

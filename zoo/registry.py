@@ -10,11 +10,14 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     FeatureDictNet,
+    FeatureHookNet,
     build_model_with_cfg,
     generate_default_cfgs,
+    get_arch_pretrained_cfgs,
     register_model,
     resolve_pretrained_cfg,
 )
+from timm.models._features import FeatureGetterNet
 
 from .backbone import Backbone
 from .blocks import check_stages, plain
@@ -22,6 +25,22 @@ from .releases import Release, candidates
 
 _CLASSES: dict[str, type[Backbone]] = {}
 _VARIANTS: dict[str, dict[str, Any]] = {}
+
+
+class FeatureGetter(FeatureGetterNet):
+    """timm's, with the gradient checkpointing of the model in it."""
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
+
+
+class FeatureHooks(FeatureHookNet):
+    """timm's, with the gradient checkpointing of the model in it: timm's own is of the layers between two others."""
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self["body"].set_grad_checkpointing(enable)
 
 
 def register(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]]) -> None:
@@ -89,8 +108,10 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
 
     pretrained  load the weights of the tag in `pretrained_cfg`, or those that `pretrained_cfg_overlay` names: file=,
                 url=, hf_hub_id= or state_dict=. Whatever their layout, it is recognised and converted
+    pretrained_strict  False: weights that lack some of the model's names are loaded, with a warning; those stay new
     device, dtype  of the parameters; the weights of a checkpoint are loaded at this precision
-    img_size    default: that of the images of the tag in `pretrained_cfg`, without a tag the variant's own
+    img_size    default: that of the images of the tag in `pretrained_cfg`, which may be a tag, or a configuration with
+                one; without a tag the variant's own
     Raises CheckpointError if the weights cannot be read or do not fit this model, and ValueError for an invalid size or
     number of channels or classes, for weights on the meta device, or for an unsupported `feature_cls` ('getter', 'hook'
     and 'fx' work; with `feature_norms` only 'getter').
@@ -100,7 +121,9 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     kind = kwargs.get("feature_cls", "getter")
     if kwargs.get("features_only"):
         _check_features(kind, bool(kwargs.get("feature_norms")))
-    fitted = partial(adapt, classifies=not kwargs.get("features_only"))
+        kwargs["feature_cls"] = _checkpointing(kind)
+    strict = kwargs.get("pretrained_strict", True)
+    fitted = partial(adapt, classifies=not kwargs.get("features_only"), strict=strict)
     displaced: dict[str, Any] = {}
     # without a tag timm takes the first release's configuration, licence included, whether or not it is loaded
     released = bool(kwargs.get("pretrained_cfg")) or (pretrained and not kwargs.get("pretrained_cfg_overlay"))
@@ -117,7 +140,7 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
         name,
         pretrained,
         pretrained_filter_fn=fitted,
-        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), "feature_cls": "getter", **seen},
+        feature_cfg={"out_indices": tuple(range(len(args["depths"]))), **seen},
         **args,
     )
     _forget_weights(model, displaced)
@@ -125,11 +148,16 @@ def build(cls: type[Backbone], name: str, pretrained: bool, **kwargs: Any) -> to
     return model
 
 
-def _size(name: str, tag: Any) -> dict[str, Any]:
-    """`img_size` of a tag's images; empty for a configuration that is not named by a tag, such as that of a hub."""
-    if not isinstance(tag, str) or not tag:
-        return {}
-    return {"img_size": plain(resolve_pretrained_cfg(name, pretrained_cfg=tag).input_size[1:])}
+def _size(name: str, given: Any) -> dict[str, Any]:
+    """`img_size` of the images of a tag, which is `given` as `pretrained_cfg` or is in it; empty without a tag of this
+    model's, as in the configuration of a hub.
+    """
+    if isinstance(given, str) and given:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg=given)
+    else:
+        tag = given.get("tag") if isinstance(given, Mapping) else getattr(given, "tag", None)
+        cfg = get_arch_pretrained_cfgs(name).get(f"{name}.{tag}")
+    return {"img_size": plain(cfg.input_size[1:])} if cfg else {}
 
 
 def _forget_weights(model: torch.nn.Module, displaced: Mapping[str, Any]) -> None:
@@ -159,6 +187,14 @@ def _check_features(kind: Any, normed: bool) -> None:
 
 def _is_getter(kind: Any) -> bool:
     return getattr(kind, "__name__", str(kind)).lower() in ("getter", "featuregetternet")
+
+
+def _checkpointing(kind: Any) -> Any:
+    """`feature_cls` for timm: of its getter and its hooks, ours."""
+    name = kind.lower() if isinstance(kind, str) else ""
+    if kind is FeatureGetterNet or name == "getter":
+        return FeatureGetter
+    return FeatureHooks if kind is FeatureHookNet or "hook" in name else kind
 
 
 def _constructor(cls: type[Backbone]):

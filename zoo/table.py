@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ops import implementation
 from ops.tool import ToolError, replaced, tool
 
-from .published import DIFFERS, GFLOPS
+from .costs import DIFFERS, GFLOPS
 from .registry import class_of, variants
 from .releases import candidates
 

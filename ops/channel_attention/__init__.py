@@ -10,8 +10,6 @@ from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("triton", "torch", "reference")
-
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, impl: str = "auto") -> Tensor:
     """Attention between channels: k and v form a D x D attention matrix that mixes the channels of q.
@@ -33,7 +31,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
         return torch_attend(q, k, v, scale_)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
-        return attend[choose(impl, q, op="channel_attention", has=HAS)](q, k, v, scale_)
+        return attend[choose(impl, q, op="channel_attention")](q, k, v, scale_)
 
 
 def _triton_attend(*args: Any) -> Tensor:

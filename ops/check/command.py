@@ -263,5 +263,5 @@ def tried(check: Callable[..., str], op: str, *given: object) -> Finding:
         return Finding(check.__name__, op, False, LOST)
     try:
         return Finding(check.__name__, op, True, check(*given))
-    except Exception as error:  # as above
+    except Exception as error:  # a check may fail in any way, and the others are still made
         return Finding(check.__name__, op, False, told(error))

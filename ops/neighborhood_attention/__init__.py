@@ -10,8 +10,6 @@ from ..dispatch import choose
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("triton", "torch", "reference")
-
 
 def neighborhood_attention(
     q: Tensor,
@@ -56,7 +54,7 @@ def neighborhood_attention(
         return torch_attend(q, k, v, bias, window_, dilation_, scale_, outside)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
-        name = choose(impl, q, op="neighborhood_attention", has=HAS)
+        name = choose(impl, q, op="neighborhood_attention")
         return attend[name](q, k, v, bias, window_, dilation_, scale_, outside)
 
 

@@ -12,7 +12,19 @@ import triton
 from triton import language as tl
 
 from ..launching import EASY, LIMITED, tuned, unlimited
-from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens, wide
+from ..tiles import (
+    LOG2E,
+    at,
+    balanced,
+    load_channels,
+    load_keys,
+    load_stored,
+    load_tokens,
+    look_up,
+    offset,
+    store_tokens,
+    wide,
+)
 
 LARGEST = tl.constexpr(1024)  # most entries of a table that is kept in shared memory: windows up to 15 x 15
 
@@ -129,18 +141,6 @@ def relate(q, k, Bias, table, head, scale, seen, keys, WH: tl.constexpr, WW: tl.
 
 
 @triton.jit
-def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys and values of a block; K0 and V0 replace those beyond the map."""
-    y, x, inside = keys[2], keys[3], keys[4]
-    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
-    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
-    if K0 is not None:
-        k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
-        v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
-    return k, v
-
-
-@triton.jit
 def number(image, tokens, rows, columns, strides):
     """Each token's pixel: the number of pixels in all images before its own, and its index within its image."""
     return image.to(tl.int64) * rows[0] * columns[0], wide(tokens[2], strides[5]) * columns[0] + tokens[3]
@@ -169,7 +169,7 @@ def forward_kernel(
     first_column, width = keys_of(left, columns, lengths[1], WW)
     for start in range(0, height * width, BLOCK):
         keys = near(start, lanes, (first_row, first_column, width), line, rows, columns)
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[2], keys[3], keys[4], D, BLOCK_D)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         new = tl.maximum(best, tl.max(logits, 1))
         # the first block may not contain any key of a query, and lanes that are not queries never have one
@@ -215,7 +215,7 @@ def backward_queries_kernel(
     first_column, width = keys_of(left, columns, lengths[1], WW)
     for start in range(0, height * width, BLOCK):
         keys = near(start, lanes, (first_row, first_column, width), line, rows, columns)
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[2], keys[3], keys[4], D, BLOCK_D)
         logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
         p = tl.exp2(logits - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
@@ -237,6 +237,25 @@ def backward_queries_kernel(
     store_tokens(DQ, token, head, pitch, inside, dq * scale, D, BLOCK_D)
 
 
+@triton.jit
+def differentiate(
+    Q, Bias, Grad, Lse, Delta, Inverse, strides_q, strides_g, image, head, heads, token, queries, inside,
+    lengths, k, v, keys, table, scale,
+    D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Queries, the gradients of their results, and their probabilities and gradients of logits, (queries, keys)."""
+    q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
+    grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
+    lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
+    delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
+    seen = windows(queries, inside, lengths, WH, WW)
+    logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
+    p = tl.exp2(logits - lse[:, None])
+    if Inverse is not None:
+        p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
+    return q, grad, p, p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+
+
 @tuned(SIZES, EASY)
 def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
@@ -250,7 +269,7 @@ def backward_keys_kernel(
     image, line, top, left = tile(tl.program_id(0) // heads, rows, columns)
     lengths, lanes = (length(line[0], rows), length(line[1], columns)), tl.arange(0, BLOCK)
     keys, owned = own(line, top, left, rows, columns, TW, BLOCK)
-    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[2], keys[3], keys[4], D, BLOCK_D)
     table = load_table(Bias, head, WH, WW)
     dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
     first_row, height = queries_of(top, rows, lengths[0], WH)
@@ -258,16 +277,10 @@ def backward_keys_kernel(
     for start in range(0, height * width, BLOCK):
         queries = near(start, lanes, (first_row, first_column, width), line, rows, columns)
         inside, token = queries[4], number(image, queries, rows, columns, strides_q)
-        q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
-        grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
-        delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
-        seen = windows(queries, inside, lengths, WH, WW)
-        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
-        p = tl.exp2(logits - lse[:, None])
-        if Inverse is not None:
-            p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
-        ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        q, grad, p, ds = differentiate(
+            Q, Bias, Grad, Lse, Delta, Inverse, strides_q, strides_g, image, head, heads, token, queries, inside,
+            lengths, k, v, keys, table, scale, D, WH, WW, BLOCK_D, PRECISION,
+        )  # fmt: skip
         dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
     dk *= scale
@@ -305,16 +318,11 @@ def backward_bias_kernel(
         queries, owned = own(line, y, x, rows, columns, TW, BLOCK)
         inside, token = owned & queries[4], number(image, queries, rows, columns, strides_q)
         keys = near(part * BLOCK, lanes, (y + top, x + left, width), line, rows, columns)
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        q = load_tokens(Q, offset(strides_q, image, head, queries[2], queries[3]), strides_q, inside, D, BLOCK_D)
-        grad = load_tokens(Grad, offset(strides_g, image, head, queries[2], queries[3]), strides_g, inside, D, BLOCK_D)
-        lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
-        delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
-        seen = windows(queries, inside, lengths, WH, WW)
-        logits = relate(q, k, Bias, table, head, scale, seen, keys, WH, WW, PRECISION)
-        p = tl.exp2(logits - lse[:, None])
-        if Inverse is not None:
-            p *= tl.load(at(Inverse, token, head, heads), mask=inside, other=0.0)[:, None]
-        pairs += p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[2], keys[3], keys[4], D, BLOCK_D)
+        _, _, _, ds = differentiate(
+            Q, Bias, Grad, Lse, Delta, Inverse, strides_q, strides_g, image, head, heads, token, queries, inside,
+            lengths, k, v, keys, table, scale, D, WH, WW, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        pairs += ds
     place = (group * heads + head).to(tl.int64) * BLOCK + lanes
     tl.store(DPairs + (place * (parts * BLOCK))[:, None] + (part * BLOCK + lanes)[None, :], pairs)

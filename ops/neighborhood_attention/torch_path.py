@@ -26,7 +26,8 @@ class Axis(NamedTuple):
     first  index in its line of the first tile's first query: 0, or negative, where there is no query
     start  index in its line of the first tile's first key, likewise
     keys   (tiles, reach): index of each key in its line; no query attends to indices outside the line
-    steps  (lines or 1, tiles, size, reach): the key's index in a bias table, 2 * window - 1 if it is not attended to
+    steps  (lines or 1, tiles, size, reach): the key's index in a bias table, 2 * window - 1 if it is not attended to;
+           2 * window for all keys of a query beyond its line, which is cropped later
     """
 
     first: int
@@ -151,16 +152,19 @@ def axis(
     least = torch.minimum((query - before).clamp(min=0), length - window)
     near = key.unsqueeze(1)
     attended = (near >= least) & (near < least + window)
-    # a query beyond its line, which is cropped later, may be too far away
-    step = (near - query + window - 1).clamp(0, 2 * window - 2)
-    return Axis(first, count, size, start, reach, key, torch.where(attended, step, 2 * window - 1))
+    step = torch.where(attended, near - query + window - 1, 2 * window - 1)
+    own = (query >= 0) & (query < (queries - line + dilation - 1) // dilation)
+    return Axis(first, count, size, start, reach, key, torch.where(own, step, 2 * window))
 
 
 def relative(bias: Tensor | None, wh: int, ww: int, rows: Tensor, cols: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias, or -inf: (row lines, column lines, row tiles, column tiles, heads or 1, queries, keys)."""
+    """The bias, or -inf: (row lines, column lines, row tiles, column tiles, heads or 1, queries, keys).
+
+    0 for queries beyond their line: a bias with -inf may leave them no key, and gradients 0 * NaN.
+    """
     if bias is None:
         bias = torch.zeros([1, 2 * wh - 1, 2 * ww - 1], dtype=dtype, device=rows.device)
-    table = F.pad(bias.to(dtype), [0, 1, 0, 1], value=float("-inf"))
+    table = F.pad(F.pad(bias.to(dtype), [0, 1, 0, 1], value=float("-inf")), [0, 1, 0, 1])
     # columns first: single columns are then taken from the small table, and whole rows from the larger result
     table = table.index_select(2, cols.flatten()).index_select(1, rows.flatten())
     table = table.unflatten(2, cols.shape).unflatten(1, rows.shape)  # (heads, then both axes as in `rows`)

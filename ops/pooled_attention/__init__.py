@@ -10,7 +10,6 @@ from ..partition import CACHED, HAS_AVX512, HAS_BFLOAT16, by_matmuls, learnt_key
 from ..sizes import laid_out, surely
 from . import reference
 
-HAS = ("torch", "reference")
 REGISTER = 16  # float32 in a register of AVX-512
 SPARE = 4  # keys beyond whole registers up to which padding costs more than it saves
 
@@ -49,7 +48,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     if torch.jit.is_scripting():
         return _torch(q, k, v, scale_)
     else:
-        name = choose(impl, q, op="pooled_attention", has=HAS)
+        name = choose(impl, q, op="pooled_attention", has=("torch", "reference"))
         return reference.attend(q, k, v, scale_) if name == "reference" else _torch(q, k, v, scale_)
 
 

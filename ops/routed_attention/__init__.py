@@ -11,8 +11,6 @@ from . import reference
 from .reference import rank
 from .torch_path import attend as torch_attend
 
-HAS = ("triton", "torch", "reference")
-
 
 def routed_attention(
     q: Tensor,
@@ -59,7 +57,7 @@ def routed_attention(
         return torch_attend(q, k, v, regions_, route, scale_)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
-        return attend[choose(impl, q, op="routed_attention", has=HAS)](q, k, v, regions_, route, scale_)
+        return attend[choose(impl, q, op="routed_attention")](q, k, v, regions_, route, scale_)
 
 
 def _triton_attend(*args: Any) -> Tensor:

@@ -26,10 +26,15 @@ def listed(Regions, start, lane, count, sizes):
 
 
 @triton.jit
-def own(region, lane, sizes):
-    """Rows and columns of lanes in one region, and whether they are pixels of it."""
-    _, _, _, columns, height, width = sizes
-    return region // columns * height + lane // width, region % columns * width + lane % width, lane < height * width
+def own(regions, parts, sizes, BLOCK: tl.constexpr):
+    """A program's image, head and region, rows and columns of the lanes of its tile, and whether they are pixels."""
+    heads, _, _, columns, height, width = sizes
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, rest = rest % parts, rest // parts
+    region, image = rest % regions, rest // regions
+    lane = part * BLOCK + tl.arange(0, BLOCK)
+    y, x = region // columns * height + lane // width, region % columns * width + lane % width
+    return image, head, region, y, x, lane < height * width
 
 
 @triton.jit
@@ -46,10 +51,7 @@ def forward_kernel(
 ):  # fmt: skip
     """A tile of queries of one region and head, with an online softmax over the keys of the regions it attends to."""
     sizes = heads, H, W, columns, height, width
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
-    region, image = rest % regions, rest // regions
-    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    image, head, region, y, x, inside = own(regions, parts, sizes, BLOCK_M)
     q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -79,10 +81,7 @@ def backward_queries_kernel(
 ):  # fmt: skip
     """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits."""
     sizes = heads, H, W, columns, height, width
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
-    region, image = rest % regions, rest // regions
-    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    image, head, region, y, x, inside = own(regions, parts, sizes, BLOCK_M)
     token = number(image, y, x, sizes, strides_q)
     q = load_tokens(Q, offset(strides_q, image, head, y, x), strides_q, inside, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, y, x), strides_g, inside, D, BLOCK_D)
@@ -114,10 +113,7 @@ def backward_keys_kernel(
     Readers (B, regions * topk) lists those, region after region; Starts (B, regions + 1) is where each list begins.
     """
     sizes = heads, H, W, columns, height, width
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    part, rest = rest % parts, rest // parts
-    region, image = rest % regions, rest // regions
-    y, x, inside = own(region, part * BLOCK_M + tl.arange(0, BLOCK_M), sizes)
+    image, head, region, y, x, inside = own(regions, parts, sizes, BLOCK_M)
     k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
     v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
     dk, dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

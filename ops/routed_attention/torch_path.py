@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import eager, learning, under_autocast, without_autocast
+from ..dispatch import eager, learning, refuse_batched, under_autocast, without_autocast
 from ..partition import matmul_keys, sdpa
 from ..sizes import laid_out, surely, varies
 from .reference import cut, join
@@ -108,6 +108,7 @@ class Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
+        refuse_batched(grad, "routed_attention at this size")
         q, k, v, route = ctx.saved_tensors
         with without_autocast(q):
             q, k, v, grad = (t.to(q.dtype) for t in (q, k, v, grad))

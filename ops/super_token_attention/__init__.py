@@ -15,8 +15,6 @@ from . import reference
 from .torch_path import associate as torch_associate
 from .torch_path import scatter as torch_scatter
 
-HAS = ("triton", "torch", "reference")
-
 
 def super_tokens(
     x: Tensor,
@@ -59,7 +57,7 @@ def super_tokens(
         return torch_associate(x, cell_, iterations, differentiable)
     else:
         associate = {"triton": _triton_associate, "torch": torch_associate, "reference": reference.associate}
-        name = choose(impl, x, op="super_tokens", has=HAS, channels=None)
+        name = choose(impl, x, op="super_tokens", channels=None)
         return associate[name](x, cell_, iterations, differentiable)
 
 
@@ -95,7 +93,7 @@ def scatter_super_tokens(tokens: Tensor, affinity: Tensor, cell: int | tuple[int
         return torch_scatter(tokens, affinity, cell_)
     else:
         scatter = {"triton": _triton_scatter, "torch": torch_scatter, "reference": reference.scatter}
-        name = choose(impl, tokens, op="scatter_super_tokens", has=HAS, channels=None)
+        name = choose(impl, tokens, op="scatter_super_tokens", channels=None)
         return scatter[name](tokens, affinity, cell_)
 
 

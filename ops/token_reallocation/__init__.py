@@ -11,7 +11,6 @@ from . import reference
 from .torch_path import merge as torch_merge
 from .torch_path import received as torch_received
 
-HAS = ("triton", "torch", "reference")
 WINDOW = 128  # tokens of a window at most in the kernel of `significance`, which processes it as one tile
 
 
@@ -52,7 +51,7 @@ def significance(
         if window_ is not None and window_[0] * window_[1] > WINDOW:
             unfit = f"a window has {window_[0] * window_[1]} tokens, and this kernel takes up to {WINDOW}"
         received = {"triton": _triton_received, "torch": torch_received, "reference": reference.received}
-        name = choose(impl, q, op="significance", has=HAS, unfit=unfit)
+        name = choose(impl, q, op="significance", unfit=unfit)
         return received[name](q.detach(), k.detach(), window_, scale_)
 
 
@@ -73,7 +72,7 @@ def rank_tokens(significance: Tensor, impl: str = "auto") -> Tensor:
     if torch.jit.is_scripting():
         return reference.rank(significance)
     else:
-        name = choose(impl, significance, op="rank_tokens", has=HAS, channels=None)
+        name = choose(impl, significance, op="rank_tokens", channels=None)
         return _triton_rank(significance.detach()) if name == "triton" else reference.rank(significance)
 
 
@@ -126,7 +125,7 @@ def reallocate_tokens(
     if torch.jit.is_scripting():
         merged = torch_merge(x, order, weights, biases, shares)
     else:
-        name = choose(impl, x, op="reallocate_tokens", has=HAS, channels=None)
+        name = choose(impl, x, op="reallocate_tokens", channels=None)
         if name == "reference":
             by_rows = reference.merge(x, order[:, 0], weights, biases, shares)
             return by_rows, reference.merge(x, order[:, 1], weights, biases, shares)
@@ -148,6 +147,8 @@ def _check_merge(x: Tensor, weights: list[Tensor], biases: list[Tensor], shares:
                 f"the weight of group {i} is {weight.shape} and its bias {bias.shape}: expected (1, run) and (1,), "
                 "as in a Linear(run, 1)"
             )
+        check_kind(f"the weight of group {i}", weight)
+        check_kind(f"the bias of group {i}", bias)
         check_devices(f"x, the weight and the bias of group {i}", [x, weight, bias])
 
 

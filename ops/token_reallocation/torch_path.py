@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import wide
-from ..partition import by_head, extend, hide, tiles
-from ..sizes import ceil, covering, cropped, laid_out, surely, varies
+from ..partition import by_head, hide, tiles
+from ..sizes import ceil, cropped, filled, laid_out, surely, varies
 
 
 def received(q: Tensor, k: Tensor, window: tuple[int, int] | None, scale: float, most: int = 2**19) -> Tensor:
@@ -57,10 +57,7 @@ def attention(q: Tensor, k: Tensor) -> Tensor:
 
 def split(x: Tensor, wh: int, ww: int) -> Tensor:
     """(B, H, W, heads, D) -> (B * groups * heads, wh * ww, D), padded with zeros to whole windows."""
-    down, right = covering(x.shape[1], wh) - x.shape[1], covering(x.shape[2], ww) - x.shape[2]
-    if not (surely(down == 0) and surely(right == 0)):
-        x = extend(x, down, right, None)
-    return by_head(tiles(x, wh, ww, False))
+    return by_head(tiles(filled(x, (wh, ww)), wh, ww, False))
 
 
 def merge(x: Tensor, order: Tensor, weights: list[Tensor], biases: list[Tensor], shares: list[int]) -> Tensor:

@@ -11,8 +11,6 @@ from ..sizes import alike
 from . import reference
 from .torch_path import attend as torch_attend
 
-HAS = ("triton", "torch", "reference")
-
 
 def window_attention(
     q: Tensor,
@@ -56,7 +54,7 @@ def window_attention(
         return torch_attend(q, k, v, bias, window_, partition == "grid", scale_, outside)
     else:
         attend = {"triton": _triton_attend, "torch": torch_attend, "reference": reference.attend}
-        name = choose(impl, q, op="window_attention", has=HAS)
+        name = choose(impl, q, op="window_attention")
         return attend[name](q, k, v, bias, window_, partition == "grid", scale_, outside)
 
 

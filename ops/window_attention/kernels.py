@@ -8,7 +8,7 @@ import triton
 from triton import language as tl
 
 from ..launching import AHEAD, tuned, unlimited
-from ..tiles import LOG2E, at, balanced, load_channels, load_tokens, look_up, offset, store_tokens, wide
+from ..tiles import LOG2E, at, balanced, load_keys, load_tokens, look_up, offset, store_tokens, wide
 
 # arguments that change with the map; the last is 1 if windows are grids, else 0
 SIZES = ("pitch_q", "pitch", "packs", "total", "share", "heads", "H", "W", "GH", "GW", "grid")
@@ -114,18 +114,6 @@ def relate(q, k, scale, added, inside, MASKED: tl.constexpr, PRECISION: tl.const
 
 
 @triton.jit
-def load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys and values of a tile; K0 and V0 replace those beyond the map."""
-    y, x, inside = keys[3], keys[4], keys[6]
-    k = load_tokens(K, offset(strides_k, image, head, y, x), strides_k, inside, D, BLOCK_D)
-    v = load_tokens(V, offset(strides_v, image, head, y, x), strides_v, inside, D, BLOCK_D)
-    if K0 is not None:
-        k = tl.where(inside[:, None], k, load_channels(K0, head, D, BLOCK_D).to(k.dtype)[None, :])
-        v = tl.where(inside[:, None], v, load_channels(V0, head, D, BLOCK_D).to(v.dtype)[None, :])
-    return k, v
-
-
-@triton.jit
 def load_queries(Q, strides, image, head, queries, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """The queries of a tile; if SHARED, they come from the single window of queries of the image."""
     if SHARED:
@@ -166,7 +154,7 @@ def attend(
     pack, image = flat % packs, flat // packs
     tokens = locate(tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, PACK)
     q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
-    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens[3], tokens[4], tokens[6], D, BLOCK_D)
     logits = relate(q, k, scale, added, tokens[6], EDGE and K0 is None, PRECISION)
     base = finite(tl.max(logits, 1))
     p = tl.exp2(logits * LOG2E - base[:, None])
@@ -234,7 +222,7 @@ def backward_kernel(
         tokens = locate(lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
         token, inside = number(image, tokens, sizes, strides_q), tokens[6]
         beyond = (tokens[5] & (inside == 0))[:, None]
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens, D, BLOCK_D)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, tokens[3], tokens[4], tokens[6], D, BLOCK_D)
         q = load_queries(Q, strides_q, image, head, tokens, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, tokens[3], tokens[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))

@@ -7,13 +7,23 @@ import triton
 from triton import language as tl
 
 from ..launching import AHEAD, BACKWARD, KEPT, TILES, tuned, unlimited
-from ..tiles import LOG2E, at, balanced, load_channels, load_stored, load_tokens, look_up, offset, store_tokens
+from ..tiles import (
+    LOG2E,
+    at,
+    balanced,
+    load_channels,
+    load_keys,
+    load_stored,
+    load_tokens,
+    look_up,
+    offset,
+    store_tokens,
+)
 from .kernels import (
     SIZES,
     entries,
     finish,
     finite,
-    load_keys,
     load_queries,
     load_table,
     locate,
@@ -34,7 +44,7 @@ def meet(
 ):  # fmt: skip
     """Adds KEYS keys, from lane `key` on, to the online softmax of a tile of queries: maxima, sums and results."""
     keys = locate(key + tl.arange(0, KEYS), pack, sizes, WH, WW, EDGE, PADDED, 1)
-    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+    k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[3], keys[4], keys[6], D, BLOCK_D)
     logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
     new = tl.maximum(best, tl.max(logits, 1))
     base = finite(new)
@@ -49,7 +59,7 @@ def forward_tiles_kernel(
     Q, K, V, Bias, K0, V0, Out, Lse, strides_q, strides_k, strides_v,
     packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head in one window."""
     sizes = heads, H, W, GH, GW, grid
@@ -57,12 +67,12 @@ def forward_tiles_kernel(
     head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
     query, rest = rest % parts * BLOCK, rest // parts
     pack, image = rest % packs, rest // packs
-    queries = locate(query + tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, PACK)
+    queries = locate(query + tl.arange(0, BLOCK), pack, sizes, WH, WW, EDGE, PADDED, 1)
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
     best, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
     out = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for key in range(0, PADDED, BLOCK):
-        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
+        added = shift(Bias, head, query, key, WH, WW, PADDED, 1, BLOCK)
         best, total, out = meet(
             best, total, out, q, K, V, K0, V0, strides_k, strides_v, image, head, pack, key, added, scale, sizes,
             D, WH, WW, EDGE, PADDED, BLOCK, BLOCK_D, PRECISION,
@@ -180,7 +190,7 @@ def backward_queries_kernel(
     Q, K, V, Bias, K0, V0, Grad, Out, Lse, DQ, Delta, Inverse, strides_q, strides_k, strides_v, strides_g,
     pitch_q, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and the delta that the softmax subtracts from the gradients of their logits.
 
@@ -192,7 +202,7 @@ def backward_queries_kernel(
     query, rest = rest % parts * BLOCK, rest // parts
     pack, image = rest % packs, rest // packs
     lanes = tl.arange(0, BLOCK)
-    queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
+    queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
     token, inside = number(image, queries, sizes, strides_q), queries[6]
     q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
     grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
@@ -204,9 +214,9 @@ def backward_queries_kernel(
     beyond = tl.zeros([BLOCK], tl.float32)
     dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for key in range(0, PADDED, BLOCK):
-        keys = locate(key + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
-        added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
+        keys = locate(key + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[3], keys[4], keys[6], D, BLOCK_D)
+        added = shift(Bias, head, query, key, WH, WW, PADDED, 1, BLOCK)
         logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
         p = tl.exp2(logits * LOG2E - lse[:, None])
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
@@ -234,7 +244,7 @@ def backward_keys_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DK, DV, DOutside, strides_q, strides_k, strides_v, strides_g,
     pitch, total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys in each of `share` windows, and those of K0 and V0."""
     sizes = heads, H, W, GH, GW, grid
@@ -245,18 +255,18 @@ def backward_keys_kernel(
     dk0, dv0 = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        keys = locate(part * BLOCK + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[3], keys[4], keys[6], D, BLOCK_D)
         dk, dv = tl.zeros([BLOCK, BLOCK_D], tl.float32), tl.zeros([BLOCK, BLOCK_D], tl.float32)
         for query in range(0, PADDED, BLOCK):
-            queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
+            queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
             token, inside = number(image, queries, sizes, strides_q), queries[6]
             q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
             start = offset(strides_g, image, head, queries[3], queries[4])
             grad = load_tokens(Grad, start, strides_g, inside, D, BLOCK_D)
             lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))
             delta = tl.load(at(Delta, token, head, heads), mask=inside, other=0.0)
-            added = shift(Bias, head, query, part * BLOCK, WH, WW, PADDED, PACK, BLOCK)
+            added = shift(Bias, head, query, part * BLOCK, WH, WW, PADDED, 1, BLOCK)
             logits = relate(q, k, scale, added, keys[6], EDGE and K0 is None, PRECISION)
             p = tl.exp2(logits * LOG2E - lse[:, None])
             if Inverse is not None:
@@ -281,7 +291,7 @@ def backward_bias_kernel(
     Q, K, V, Bias, K0, V0, Grad, Lse, Delta, Inverse, DPairs, strides_q, strides_k, strides_v, strides_g,
     total, share, packs, heads, H, W, GH, GW, grid, scale,
     D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SHARED: tl.constexpr, EDGE: tl.constexpr,
-    PADDED: tl.constexpr, PACK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the logits between a tile of queries and one of keys, summed over `share` windows."""
     sizes = heads, H, W, GH, GW, grid
@@ -290,14 +300,14 @@ def backward_bias_kernel(
     key, rest = rest % parts * BLOCK, rest // parts
     query, group = rest % parts * BLOCK, rest // parts
     lanes = tl.arange(0, BLOCK)
-    added = shift(Bias, head, query, key, WH, WW, PADDED, PACK, BLOCK)
+    added = shift(Bias, head, query, key, WH, WW, PADDED, 1, BLOCK)
     pairs = tl.zeros([BLOCK, BLOCK], tl.float32)
     for flat in range(group * share, tl.minimum(group * share + share, total)):
         pack, image = flat % packs, flat // packs
-        keys = locate(key + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
-        queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, PACK)
+        keys = locate(key + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
+        queries = locate(query + lanes, pack, sizes, WH, WW, EDGE, PADDED, 1)
         token, inside = number(image, queries, sizes, strides_q), queries[6]
-        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys, D, BLOCK_D)
+        k, v = load_keys(K, V, K0, V0, strides_k, strides_v, image, head, keys[3], keys[4], keys[6], D, BLOCK_D)
         q = load_queries(Q, strides_q, image, head, queries, SHARED, D, BLOCK_D)
         grad = load_tokens(Grad, offset(strides_g, image, head, queries[3], queries[4]), strides_g, inside, D, BLOCK_D)
         lse = tl.load(at(Lse, token, head, heads), mask=inside, other=float("inf"))

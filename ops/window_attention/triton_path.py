@@ -72,14 +72,15 @@ class Plan:
             SHARED=self.shared,
             EDGE=edge,
             PADDED=padded,
-            PACK=self.pack,
             BLOCK=TILE,
             BLOCK_D=max(power_of_two(D), 16),
             PRECISION=precision,
         )
+        self.kept = {name: value for name, value in self.constants.items() if name != "EDGE"}
+        if self.parts == 1:
+            self.constants["PACK"] = self.pack
         # the keys of the last tile, if they are fewer, in a number of lanes that a matmul supports
         rest = max(power_of_two(tokens % TILE or TILE), 16)
-        self.kept = {name: value for name, value in self.constants.items() if name not in ("EDGE", "PACK")}
         self.kept["TAIL"] = rest if rest < TILE else 0
         # whether the table entries of a tile of queries fit into registers: masks of keys beyond an edge need many
         self.keeps = self.parts > 1 and self.parts - (rest < TILE) <= KEPT and D <= NARROW and not edge

@@ -18,6 +18,7 @@ from recipes.config.contents import (
     flat,
     groups,
     hardware_defaults,
+    having,
     keys,
     option_keys,
     options,
@@ -336,6 +337,18 @@ def _usual(name: str, task: str) -> dict[str, Any]:
                 for key, value in option_keys(group, option).items():
                     found.setdefault(f"{group}.{key}", value)
     return {key: None if value == "???" else value for key, value in found.items()}
+
+
+def kinds(key: str, name: str) -> set[str]:
+    """The types of a key, which may differ between options of its group; "texts" where nothing is known of it."""
+    if key in SEVERAL:
+        return {"names"}
+    if key in CHOICES or key in chosen_groups(name):
+        return {"choice"}
+    group, _, rest = key.partition(".")
+    defaults = [option_keys(group, option)[rest] for option in having(key)] if group in groups() else []
+    found = {_kind(key, default) for default in (base(name).get(key), *defaults)}
+    return found - {None} or {"texts"}
 
 
 def _check_value(key: str, value: Any, default: Any, typed: str) -> None:

@@ -1,6 +1,5 @@
 """The `model` group and the resolvers: what the configuration files need before they can be read."""
 
-import getpass
 import os
 import tempfile
 from functools import cache
@@ -32,5 +31,4 @@ def _copied_no_more(store: ConfigStore) -> None:
 
 def _scratch() -> str:
     """Where Hydra may leave what it insists on writing in a sweep."""
-    user = getattr(os, "getuid", getpass.getuser)()  # in a container a user may have no name
-    return os.path.join(tempfile.gettempdir(), f"multirun-{user}")
+    return os.path.join(tempfile.gettempdir(), f"multirun-{os.getuid()}")  # in a container a user may have no name

@@ -67,12 +67,17 @@ def of_launcher(error: Exception, name: str) -> str | None:
 def _single(several: str, name: str) -> str:
     """How to write several values as one, and how to have a run of each."""
     key, value = several.split("=", 1)
-    a_list = f"for a list: {shlex.quote(f'{key}=[{value}]')}"
-    if key in checks.SEVERAL:
-        return f"{a_list[0].upper()}{a_list[1:]}; for one run each: add -m"
-    if key in contents.chosen_groups(name):
-        return "For one run each: add -m"
-    return f"For one string: {shlex.quote(quote(key, value))}; {a_list}; for one run each: add -m"
+    kinds, ways = checks.kinds(key_of(several), name), []
+    if key == "predict":
+        ways.append("for several images: predict=<folder>, or 'predict=<folder>/*.jpg'")
+    elif kinds & {"text", "texts"}:
+        ways.append(f"for one string: {shlex.quote(quote(key, value))}")
+    if kinds & {"list", "names", "texts", "size"}:
+        ways.append(f"for a list: {shlex.quote(f'{key}=[{value}]')}")
+    if not ways and kinds != {"choice"}:
+        ways.append("give one value")
+    said = "; ".join([*ways, "for one run each: add -m"])
+    return f"{said[0].upper()}{said[1:]}"
 
 
 def _is_sweep(override: str) -> bool:

@@ -87,8 +87,9 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Arrow], list[str]]:
     Raises DataError if there is neither a network nor a local copy, and for a missing split or column.
     """
     chosen = [cfg[f"{split}_split"] for split in splits]
-    packages, tables, files = zip(*(table_of(cfg, name) for name in chosen), strict=True)
-    found = [_rows(datasets, table, cfg, name) for datasets, table, name in zip(packages, tables, chosen, strict=True)]
+    datasets = package(cfg)
+    tables, files = zip(*(table_of(datasets, cfg, name) for name in chosen), strict=True)
+    found = [_rows(datasets, table, cfg, name) for table, name in zip(tables, chosen, strict=True)]
     if cfg.root:  # a data set on the hub has a single list of names
         check_agreed(itertools.chain(*map(partial(_declarations, cfg), chosen, tables, files)))
     if names := getattr(tables[0].features[cfg.label_key], "names", None):
@@ -154,14 +155,13 @@ def package(cfg) -> Any:
     return datasets
 
 
-def table_of(cfg, split: str) -> tuple[Any, Any, list[str]]:
-    """The package `datasets`, its table of a split, from the folder cfg.root or from the hub, and the parquet files
-    that the table was read from: none on the hub, or where `datasets` saved it.
+def table_of(datasets, cfg, split: str) -> tuple[Any, list[str]]:
+    """The table of a split, from the folder cfg.root or from the hub, and the parquet files that it was read from:
+    none on the hub, or where `datasets` saved it.
 
-    Raises DataError if the package or the split is missing.
+    Raises DataError if the split is missing.
     """
-    datasets = package(cfg)
-    return datasets, *(_local(datasets, cfg, split) if cfg.root else (_from_hub(datasets, cfg, split), []))
+    return _local(datasets, cfg, split) if cfg.root else (_from_hub(datasets, cfg, split), [])
 
 
 def check_column(table, cfg, option: str, split: str) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 import timm
 from omegaconf import DictConfig
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import load_model_config_from_hf, parse_model_name
-from timm.models._hub import load_model_config_from_path
 
 from recipes.data import (
     arrow,
@@ -28,7 +26,8 @@ from recipes.data.files import note_once
 from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
-from zoo.blocks import plain
+from zoo.beside import config_of
+from zoo.blocks import image_sides, plain
 from zoo.errors import first_line, listed
 
 Size = tuple[int, int]
@@ -79,7 +78,7 @@ def build(cfg: DictConfig) -> Data:
     Raises DataError if the data cannot be used as requested.
     """
     prep, learned = preprocessing(cfg), preprocessing(cfg, train=True)
-    splits = SPLITS if "augment" in cfg else SPLITS[1:]
+    splits = splits_of(cfg)
     found, names = _records(cfg.data, learned.size, splits)
     for records, split in zip(found, splits, strict=True):
         check_labels(records.labels, len(names), _split_name(cfg, split))
@@ -99,6 +98,11 @@ def build(cfg: DictConfig) -> Data:
         subset=subset,
         truths=truths,
     )
+
+
+def splits_of(cfg: DictConfig) -> tuple[str, ...]:
+    """The splits that a configuration needs: an evaluation, which has no `augment` group, only validation's."""
+    return SPLITS if "augment" in cfg else SPLITS[1:]
 
 
 def _note_unlearned(train: Records, val: Records, names: Sequence[str]) -> None:
@@ -169,7 +173,7 @@ def preprocessing(cfg: DictConfig, *, train: bool = False) -> Preprocessing:
     values |= {key: tuple(values[key]) for key in ("mean", "std")}
     size = None if train else cfg.data.eval_img_size
     size = size or cfg.data.img_size or cfg.model.img_size or tuple(known.get("input_size", (3, 224, 224))[-2:])
-    return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **values)
+    return Preprocessing(size=image_sides(size), **values)
 
 
 def decoding(cfg: DictConfig) -> Decoding:
@@ -187,10 +191,8 @@ def released(name: str) -> Mapping[str, Any]:
 
 @cache
 def _addressed(name: str) -> Mapping[str, Any]:
-    source, place = parse_model_name(name)
-    read = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
     try:
-        return read(place)[0]
+        return config_of(name)[0]
     except (OSError, ValueError, KeyError) as error:  # no network, no such folder, no configuration
         raise DataError(
             f"the preprocessing of {name} is unknown: {first_line(error)}; without its config.json, set model.name= to "

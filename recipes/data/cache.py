@@ -37,7 +37,7 @@ class Cache:
     Raises DataError if the file cannot be made.
     """
 
-    def __init__(self, count: int, limit: int, path: Path | None = None):
+    def __init__(self, count: int, limit: int, path: Path | None):
         self.count, self.limit, self.path, self.full = count, limit, path, False
         try:
             self.fd = self._anonymous() if path is None else self._open(path)

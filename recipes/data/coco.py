@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from recipes.console import say
-from recipes.data.encoded import Encoded
+from recipes.data.encoded import Files
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import Packed, content_of, stamp
+from recipes.data.files import Packed, content_of
 from recipes.data.masks import places, safe
 from zoo.errors import listed
 
@@ -28,7 +28,7 @@ PARTS = ("images", "annotations", "categories")
 LARGEST = float(np.finfo(np.float32).max)  # boxes and areas are float32
 
 
-class Coco(Encoded):
+class Coco(Files):
     """The images of one split; what is known of each is JSON.
 
     rows        of each image `id`, `file`, `size` (H, W) and `objects`
@@ -45,12 +45,6 @@ class Coco(Encoded):
 
     def where(self, index: int) -> str:
         return os.path.join(self.folder, self._row(index)["file"])
-
-    def encoded(self, index: int) -> str:
-        return self.where(index)
-
-    def stamp(self, index: int) -> str:
-        return stamp(self.where(index))
 
     def has_masks(self) -> bool:
         """Whether any object that is not a crowd has a segmentation."""

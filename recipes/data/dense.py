@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from recipes.data import coco, masks, paired, scenes
-from recipes.data.build import SPLITS, Data, Preprocessing, preprocessing, source_options
+from recipes.data.build import Data, Preprocessing, preprocessing, source_options, splits_of
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError, Misread, NoBatch
 from recipes.data.paired import IGNORE, mapped
@@ -186,13 +186,12 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
     Raises DataError if the data cannot be used as requested, or has no such labels.
     """
     if cfg.data.source not in READERS:
-        there = ", ".join(READERS)
         raise DataError(
             f"data={cfg.data.name} has one label per image, but task={cfg.task.name} needs dense labels: "
-            f"expected data.source={there.replace(', ', ' or ')}, as in data=scenes"
+            f"expected data.source={' or '.join(READERS)}, as in data=scenes"
         )
     prep = preprocessing(cfg)
-    splits = SPLITS if "augment" in cfg else SPLITS[1:]
+    splits = splits_of(cfg)
     found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
     if kind == "semantic" and len(names) > IGNORE:
         raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask can have at most {IGNORE}")

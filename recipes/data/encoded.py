@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from recipes.data.files import stamp
 from recipes.data.images import Decoding, File, Jpeg, open_late, open_rgb, orientation_of
 
 
@@ -44,3 +45,13 @@ class Encoded(ABC):
     def late(self, index: int) -> Image.Image | Jpeg:
         """As `image`, but a colour JPEG stays undecoded."""
         return open_late(self.encoded(index), self.where(index), self.decoding)
+
+
+class Files(Encoded):
+    """The base of records that are files of their own, whose paths `where` gives."""
+
+    def encoded(self, index: int) -> str:
+        return self.where(index)
+
+    def stamp(self, index: int) -> str:
+        return stamp(self.where(index))

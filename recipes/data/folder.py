@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from recipes.console import note
-from recipes.data.encoded import Encoded
+from recipes.data.encoded import Files
 from recipes.data.errors import DataError
-from recipes.data.files import Packed, files_below, note_once, replace_file, sidecar, stamp
+from recipes.data.files import Packed, files_below, note_once, replace_file, sidecar
 from zoo.errors import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -21,7 +21,7 @@ VALIDATION = "validation"  # the default of data.val_split
 RACY = 2_000_000_000  # ns; a folder changed this shortly before it was read may change again within one clock tick
 
 
-class Folder(Encoded):
+class Folder(Files):
     """The images of one split."""
 
     def __init__(self, root: Path, listing: "Listing"):
@@ -33,12 +33,6 @@ class Folder(Encoded):
 
     def where(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
-
-    def encoded(self, index: int) -> str:
-        return self.where(index)
-
-    def stamp(self, index: int) -> str:
-        return stamp(self.where(index))
 
 
 @dataclass

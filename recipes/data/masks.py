@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from recipes.data import arrow
-from recipes.data.encoded import Encoded
+from recipes.data.encoded import Files
 from recipes.data.errors import DataError, Misread
-from recipes.data.files import Packed, content_of, files_below, stamp
+from recipes.data.files import Packed, content_of, files_below
 from recipes.data.folder import SUFFIXES
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
@@ -62,7 +62,7 @@ class Classes:
         return found
 
 
-class MaskFiles(Encoded):
+class MaskFiles(Files):
     """Images and masks of one split; `names` are pairs of paths below `root`."""
 
     def __init__(self, root: Path, names: list[tuple[str, str]], classes: Classes):
@@ -74,12 +74,6 @@ class MaskFiles(Encoded):
 
     def where(self, index: int) -> str:
         return self._path(2 * index)
-
-    def encoded(self, index: int) -> str:
-        return self._path(2 * index)
-
-    def stamp(self, index: int) -> str:
-        return stamp(self._path(2 * index))
 
     def semantic(self, index: int) -> np.ndarray:
         path = self._path(2 * index + 1)
@@ -256,7 +250,8 @@ def _stem(name: str, suffix: str | None) -> str:
 
 def _rows(cfg, split: str, classes: Classes) -> MaskRows:
     name = cfg[f"{split}_split"]
-    datasets, table, _ = arrow.table_of(cfg, name)
+    datasets = arrow.package(cfg)
+    table, _ = arrow.table_of(datasets, cfg, name)
     for option in ("image_key", "mask_key"):
         arrow.check_column(table, cfg, option, name)
     where = f"{cfg.name}, split {name!r}"

@@ -85,7 +85,7 @@ class RealMetrics:
 
     confusion = None  # with several labels an image belongs to no single row
 
-    def __init__(self, truths: Tensor, subset: tuple[int, ...] | None = None):
+    def __init__(self, truths: Tensor, subset: tuple[int, ...] | None):
         self.truths, self.subset = truths, subset
         self.top = {1: MeanMetric(), 5: MeanMetric()}
         self.scored = 0

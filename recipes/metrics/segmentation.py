@@ -64,7 +64,7 @@ def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     return resize(logits[None], tuple(size))[0]
 
 
-def scores(counts: Tensor, names: Sequence[str], left_out: Sequence[int] = ()) -> dict[str, float]:
+def scores(counts: Tensor, names: Sequence[str], left_out: Sequence[int]) -> dict[str, float]:
     """`miou`, `macc`, `aacc` and `iou/<name>` in percent.
 
     IoU is right / (true + found - right). A class that is neither true nor found anywhere has none and is in no mean;

@@ -37,13 +37,13 @@ def tables(task: str = "classify") -> dict[str, dict[str, Any]]:
 
 
 @cache
-def unpublished(task: str = "classify") -> dict[str, str]:
+def unpublished(task: str) -> dict[str, str]:
     """Models of the zoo whose training was never described, with the reason."""
     return _reasons(task, "_unpublished.yaml")
 
 
 @cache
-def left_out(task: str = "classify") -> dict[str, str]:
+def left_out(task: str) -> dict[str, str]:
     """Published trainings that no table has, in words, with the reason."""
     return _reasons(task, "_left_out.yaml")
 
@@ -53,7 +53,7 @@ def _reasons(task: str, name: str) -> dict[str, str]:
     return OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8"))) if file.is_file() else {}
 
 
-def phases(model: str, task: str = "classify") -> list[str]:
+def phases(model: str, task: str) -> list[str]:
     """The phases published for a model and a task; `recipe=paper` takes the first."""
     model = model.split(".")[0]
     return [phase for phase, table in tables(task).items() if model in table["models"]]

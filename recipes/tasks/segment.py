@@ -194,10 +194,8 @@ class Task(task.Task):
     def answer(self, image: Image.Image, predictions: list[Tensor], data: Data, name: str) -> tuple[Table, Image.Image]:
         """The share of pixels of each class, in its colour in the picture, and the image tinted by classes."""
         labels = at_size(predictions[0].float(), image.size[::-1]).argmax(0).cpu()
-        shares, table = (
-            labels.flatten().bincount(minlength=data.num_classes) / labels.numel(),
-            Table("class", "pixels", title=name),
-        )
+        shares = labels.flatten().bincount(minlength=data.num_classes) / labels.numel()
+        table = Table("class", "pixels", title=name)
         tints = [f"rgb({red},{green},{blue})" for red, green, blue in colours(data.num_classes)]
         for index in shares.argsort(descending=True).tolist():
             if shares[index]:

@@ -47,6 +47,28 @@ def test_a_table_may_hide_keys_in_windows_that_do_not_divide_the_map(impl, parti
     torch.testing.assert_close(found, list(torch.autograd.grad(expected.square().sum(), (q, k, v))))
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(
+    ("H", "W", "dilation", "outside"), [(7, 7, 2, False), (17, 14, (1, 3), False), (17, 5, 2, True)]
+)
+def test_a_table_may_hide_neighbors_where_lines_and_tiles_have_other_lengths(impl, learned, H, W, dilation, outside):
+    """Of queries that are cropped no gradient hears, whether the table leaves them a key or not."""
+    q, k, v = (random(1, H, W, 1, 8, seed=seed).requires_grad_() for seed in range(3))
+    beyond = (random(1, 8, seed=3), random(1, 8, seed=4)) if outside else None
+    hidden = torch.zeros(1, 5, 5, dtype=torch.bool)
+    hidden[:, :2] = True  # the row of the query is the first that it sees
+    table = random(1, 5, 5, seed=5).masked_fill(hidden, float("-inf")).requires_grad_(learned)
+    inputs = (q, k, v, table) if learned else (q, k, v)
+    out = ops.neighborhood_attention(q, k, v, table, 3, dilation, outside=beyond, impl=impl)
+    found = torch.autograd.grad(out.square().sum(), inputs)
+    finite = table.detach().masked_fill(hidden, -1e9).requires_grad_(learned)
+    inputs = (q, k, v, finite) if learned else (q, k, v)
+    expected = ops.neighborhood_attention(q, k, v, finite, 3, dilation, outside=beyond, impl="reference")
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), inputs))
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_without_gradients(case):
     inputs = {name: t.float() for name, t in case.make().items()}

@@ -171,6 +171,15 @@ def test_second_derivative_is_refused():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("seen", [False, True], ids=["alone", "operator"])
+def test_batched_gradients_are_refused(seen):
+    q = packed(1, 5, 6, 1, 8).select(3, 0).to(DEVICE, torch.float32).requires_grad_()
+    with Names() if seen else nullcontext():
+        out = window_call(q, None)
+        with pytest.raises(RuntimeError, match=r"no batched gradients .*: use impl='reference', or torch.func.jacrev"):
+            torch.autograd.grad(out, q, torch.ones_like(out)[None], is_grads_batched=True)
+
+
 def test_autocast_decides_the_dtype():
     q, bias = random(1, 5, 6, 1, 8).to(DEVICE, torch.float32), random(1, 7, 7).to(DEVICE, torch.float32)
     with torch.autocast(DEVICE, torch.float16):

@@ -166,7 +166,14 @@ def nearest(size, window, dilation):
 
 
 @pytest.mark.parametrize(
-    ("H", "W", "window", "dilation"), [(9, 12, (7, 7), (1, 1)), (8, 7, (3, 3), (2, 2)), (7, 9, (7, 3), (1, 3))]
+    ("H", "W", "window", "dilation"),
+    [
+        (9, 12, (7, 7), (1, 1)),
+        (8, 7, (3, 3), (2, 2)),
+        (10, 12, (3, 3), (3, 3)),
+        (10, 12, (5, 3), (2, 1)),
+        (7, 9, (7, 3), (1, 3)),
+    ],
 )
 def test_neighborhood_attention_is_full_attention_with_a_mask(H, W, window, dilation):
     """The last of these covers the map."""
@@ -180,16 +187,6 @@ def test_neighborhood_attention_is_full_attention_with_a_mask(H, W, window, dila
     want = F.scaled_dot_product_attention(*(t.flatten(1, 2).transpose(1, 2) for t in (q, k, v)), mask, scale=0.7)
     out = ops.neighborhood_attention(q, k, v, bias, window, dilation, 0.7, impl="triton")
     torch.testing.assert_close(out.flatten(1, 2).transpose(1, 2), want)
-
-
-@pytest.mark.parametrize(("window", "dilation"), [((7, 7), 1), ((3, 3), 3), ((5, 3), (2, 1))])
-def test_neighborhood_attention_sees_exactly_its_number_of_keys(window, dilation):
-    H, W = 10, 12
-    values = torch.eye(H * W, device=DEVICE).view(1, H, W, 1, H * W)  # the output is then the attention itself
-    q, k = (random(1, H, W, 1, H * W, seed=seed).to(DEVICE, torch.float32) for seed in (1, 2))
-    seen = ops.neighborhood_attention(q, k, values, None, window, dilation, impl="triton")[0, :, :, 0] > 0
-    assert (seen.sum(-1) == window[0] * window[1]).all()
-    assert seen.view(H * W, H * W).diagonal().all()  # itself among them
 
 
 @pytest.mark.parametrize("programs", [1, 60, 10**6])
@@ -250,25 +247,33 @@ def test_captured_in_a_graph(case):
 
 
 # tokens up to which one program sorts, and pairs of tokens up to which places are counted; beyond, torch sorts
-RANKING = {
-    (1024, 0): [(2, 7, 9), (1, 5, 1), (1, 14, 14), (1, 32, 32), (0, 4, 4), (1, 33, 40)],
-    (0, 2**26): [(2, 7, 9), (1, 5, 1), (3, 1, 47), (1, 13, 17), (1, 16, 16), (0, 4, 4)],
-}
+RANKING = [
+    ("sort_kernel", 256, 0, [(2, 7, 9), (1, 5, 1), (1, 14, 14), (1, 16, 16)]),
+    ("sort_kernel", 1024, 0, [(1, 32, 32)] * (DEVICE == "cuda")),
+    ("number_kernel", 256, 0, [(1, 33, 40)]),
+    ("count_kernel", 0, 2**26, [(2, 7, 9), (1, 5, 1), (3, 1, 47), (1, 13, 17), (1, 16, 16)]),
+    (None, 256, 0, [(0, 4, 4)]),
+    (None, 0, 2**26, [(0, 4, 4)]),
+]
+RANKED = [(kernel, sorts, counts, shape) for kernel, sorts, counts, shapes in RANKING for shape in shapes]
 
 
-@pytest.mark.parametrize("limits, shape", [(limits, shape) for limits in RANKING for shape in RANKING[limits]], ids=str)
+@pytest.mark.parametrize(("kernel", "sorts", "counts", "shape"), RANKED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks(limits, shape, dtype, monkeypatch):
+def test_ranks(kernel, sorts, counts, shape, dtype, monkeypatch):
     """As torch sorts: equal tokens as they stand, -0 and 0 among them, infinities in their places, NaN last."""
     path = importlib.import_module("ops.token_reallocation.triton_path")
-    monkeypatch.setattr(path, "SORTED", limits[0])
-    monkeypatch.setattr(path, "COUNTED", limits[1])
+    monkeypatch.setattr(path, "SORTED", sorts)
+    monkeypatch.setattr(path, "COUNTED", counts)
+    launched, launch = [None], path.launch
+    monkeypatch.setattr(path, "launch", lambda run, *args, **rest: launched.append(run) or launch(run, *args, **rest))
     values = random(*shape).mul(4).round().div(2).to(DEVICE, dtype)
     values.flatten(1)[:, :: max(shape[1] * shape[2] // 6, 1)] = float("inf")
     for place, odd in enumerate((float("nan"), -0.0, 0.0, float("-inf"), -float("nan"))):
         values.flatten(1)[:, place : place + 1] = odd
     for given in (values, values.transpose(1, 2), values[:, ::2]):
         assert torch.equal(ops.rank_tokens(given, impl="triton"), ops.rank_tokens(given, impl="reference"))
+        assert launched[-1] is (kernel and getattr(path, kernel))
 
 
 def test_offsets_past_32_bits():

@@ -229,15 +229,37 @@ def test_a_map_has_channels_of_floating_point_numbers(call):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn])
-def test_tables_and_what_is_outside_are_of_floating_point_numbers(dtype):
+def test_what_is_learned_is_of_floating_point_numbers(dtype):
     heads, D = Q.shape[-2:]
     table, other = torch.zeros(heads, 3, 3, dtype=dtype), torch.zeros(heads, D, dtype=dtype)
+    weight, bias, shares = ONE
     for call in (
+        lambda: ops.reallocate_tokens(X, X[..., 0], [weight[0].to(dtype)], bias, shares),
+        lambda: ops.reallocate_tokens(X, X[..., 0], weight, [bias[0].to(dtype)], shares),
         lambda: ops.window_attention(Q, Q, Q, table, 2),
         lambda: ops.window_attention(Q, Q, Q, None, 2, outside=(other.float(), other)),
         lambda: ops.neighborhood_attention(Q, Q, Q, None, 3, outside=(other, other.float())),
     ):
         with pytest.raises(ValueError, match=f"is {dtype}: expected float16, bfloat16, float32 or float64"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "outside, said",
+    [
+        (Q[0, 0, 0], r"a Tensor of shape \(2, 4\)"),
+        ((Q[0, 0, 0],), r"\(Tensor\)"),
+        ((Q[0, 0, 0], None), r"\(Tensor, NoneType\)"),
+        ([Q[0, 0, 0]] * 3, r"\(Tensor, Tensor, Tensor\)"),
+        (0.0, "0.0"),
+    ],
+)
+def test_what_is_outside_is_a_key_and_a_value(outside, said):
+    for call in (
+        lambda: ops.window_attention(Q, Q, Q, None, 4, outside=outside),
+        lambda: ops.neighborhood_attention(Q, Q, Q, None, 7, outside=outside),
+    ):
+        with pytest.raises(ValueError, match=f"outside is {said}: expected \\(k0, v0\\)"):
             call()
 
 

@@ -1,10 +1,12 @@
 """The torch path of routed attention: how it is cut into blocks changes nothing but the memory that it takes."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd.functional import jacobian
 
 import ops
 from ops.bench.measure import held
@@ -100,3 +102,18 @@ def test_memory_grows_with_the_map_alone():
 
     copies = topk * qkv[:, :, :, 0].numel() * 4 / 2**20
     assert held(lambda: run("torch")) < copies < held(lambda: run("reference"))
+
+
+def test_batched_gradients_are_refused_where_a_backward_gathers_again(monkeypatch):
+    """The vmap of torch.autograd lacks views that it takes; torch.func's decides what runs forward."""
+    monkeypatch.setattr(path, "CACHED", 1)
+    q, k, v = CASE.make()["qkv"].unbind(3)
+
+    def total(q, impl="auto"):
+        return ops.routed_attention(q, k, v, (3, 5), 4, impl=impl).sum((0, 1, 2, 3))
+
+    with pytest.raises(RuntimeError, match=r"no batched gradients .*: use impl='reference', or torch.func.jacrev"):
+        jacobian(total, q, vectorize=True)
+    want = jacobian(total, q)
+    torch.testing.assert_close(jacobian(partial(total, impl="reference"), q, vectorize=True), want)
+    torch.testing.assert_close(torch.func.jacrev(total)(q), want)

@@ -5,7 +5,7 @@ What only one family uses lives in its own file, except for `PositionTable`, whi
 """
 
 from .activation import GELUTanh
-from .attention import PaddedAttention, WindowAttention, is_plain, resize_table
+from .attention import PaddedAttention, WindowAttention, is_plain, resize_table, windows_of
 from .block import Block, Mlp, Residual, drop_path_rates, hidden_units
 from .checks import (
     check_classes,
@@ -58,4 +58,5 @@ __all__ = [
     "resize_positions",
     "resize_table",
     "window_sides",
+    "windows_of",
 ]

@@ -1,5 +1,7 @@
 """Attention modules that more than one family uses; the arithmetic itself is in `ops`."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
@@ -27,6 +29,16 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") ->
         return table
     resized = F.interpolate(table[None].to(wide(table.dtype)), size=size, mode=mode, align_corners=False)
     return resized[0].to(table.dtype)
+
+
+def windows_of(tables: Sequence[Sequence[int]]) -> list[tuple[int, int]] | None:
+    """The windows of tables of relative positions, given the sides of each, (2h-1, 2w-1).
+
+    None if one of them is flat: these do not show their sides.
+    """
+    if not all(len(sides) == 2 and sides[0] % 2 and sides[1] % 2 for sides in tables):
+        return None
+    return [((height + 1) // 2, (width + 1) // 2) for height, width in tables]
 
 
 def is_plain(layer: nn.Module) -> bool:

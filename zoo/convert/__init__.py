@@ -206,10 +206,3 @@ def _regroup(state: Mapping, have: tuple[str, ...], want: tuple[str, ...], conve
                 raise ValueError(f"{key} makes {len(made)} tensors: expected {len(want)}, {listed(want)}")
             out |= {_fill(template, match): tensor for template, tensor in zip(want, made, strict=True)}
     return out
-
-
-def parse(argv: list[str] | None):
-    """The arguments of `python -m zoo.convert`, as its `--help` lists them."""
-    from .command import parse
-
-    return parse(argv)

@@ -63,7 +63,7 @@ def convert(
     recognised, is not `model`, or has no such layout, or if the file does not say enough for that layout.
     """
     first = checkpoint.first
-    found = recognise(first, hint(checkpoint.path, checkpoint.meta))
+    found = recognise(first, hint(checkpoint))
     if model is None and not found.candidates:
         how = part_hint(first, checkpoint.path) or ": give --model or --part"
         raise CheckpointError(f"{checkpoint.path} is not a model of the zoo as it is{how}")

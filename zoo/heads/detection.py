@@ -109,7 +109,7 @@ def detector(
     if head == "fcos" and channels % 32:
         raise ValueError(f"channels is {channels}; it must be a multiple of 32, since FCOS normalises 32 groups")
     dense = head in ("retinanet", "fcos")
-    neck = FPN(dims, channels, extra=2, extra_from="input") if dense else FPN(dims, channels, extra=1)
+    neck = FPN(dims, channels, extra=2 if dense else 1, convolved=dense)
     divisor = strides[-1]
     strides = [*strides, *(strides[-1] * 2**i for i in range(1, 3 if dense else 2))]
     heads = _heads(head, channels, num_classes, strides, kwargs)
@@ -213,10 +213,10 @@ class Detector(OverBackbone):
         Raises ValueError for no images, and for targets that are missing, not of this form, or given in evaluation.
         """
         if self.training != (targets is not None):
-            state, given = ("train", "no") if self.training else ("eval", "")
+            state, given = ("train", "no targets") if self.training else ("eval", "targets")
             raise ValueError(
-                f"the detector is in {state} mode and got {given} targets".replace("  ", " ")
-                + "; it returns losses in train mode with targets, and detections in eval mode without"
+                f"the detector is in {state} mode and got {given}; it returns losses in train mode with targets, and "
+                "detections in eval mode without"
             )
         if not len(images):
             raise ValueError("there are no images; expected a list of one or more, (3, h, w) each")

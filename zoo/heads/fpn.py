@@ -7,39 +7,22 @@ from torch import Tensor, nn
 
 from ops.sizes import surely
 
-EXTRAS = ("pool", "input", "lateral", "output")
-
 
 class FPN(nn.Module):
     """Maps of a backbone, fine to coarse -> as many maps of `width` channels, and `extra` coarser ones.
 
-    extra       levels after the last, each of half the size
-    extra_from  how they are computed: "pool" takes every second pixel of the level before; else by 3 x 3 convolutions
-                of stride 2, the first of which reads the last map of the backbone ("input", RetinaNet), its 1 x 1
-                convolution ("lateral"), or the last output ("output")
-    extra_relu  a ReLU before every such convolution but the first
+    extra      levels after the last, each of half the size
+    convolved  they are 3 x 3 convolutions of stride 2, the first of the last map of the backbone, each other of the
+               level before (RetinaNet, FCOS); else each takes every second pixel of the level before
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        width: int = 256,
-        *,
-        extra: int = 0,
-        extra_from: str = "pool",
-        extra_relu: bool = False,
-    ) -> None:
+    def __init__(self, channels: Sequence[int], width: int = 256, *, extra: int = 0, convolved: bool = False) -> None:
         super().__init__()
-        if extra_from not in EXTRAS:
-            raise ValueError(f"extra_from is {extra_from!r}; it must be one of {', '.join(EXTRAS)}")
-        self.extra = extra
-        self.extra_from = extra_from
-        self.extra_relu = extra_relu
+        self.extra, self.convolved = extra, convolved
         self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in channels)
         self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
-        if extra_from != "pool":
-            first = channels[-1] if extra_from == "input" else width
-            self.outputs.extend(nn.Conv2d(width if i else first, width, 3, 2, 1) for i in range(extra))
+        if convolved:
+            self.outputs.extend(nn.Conv2d(width if i else channels[-1], width, 3, 2, 1) for i in range(extra))
         for conv in (*self.laterals, *self.outputs):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -49,16 +32,13 @@ class FPN(nn.Module):
         for i in reversed(range(len(maps) - 1)):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
         outputs = [output(x) for output, x in zip(self.outputs, maps)]  # noqa: B905 (the extra levels follow)
-        if self.extra_from == "pool":
+        if not self.convolved:
             return outputs + [outputs[-1][..., :: 2**i, :: 2**i] for i in range(1, self.extra + 1)]
-        # the coarsest lateral is unchanged: no level adds to it
-        return outputs + self._coarser({"input": features, "lateral": maps, "output": outputs}[self.extra_from][-1])
-
-    def _coarser(self, last: Tensor) -> list[Tensor]:  # (B, C, H, W) -> `extra` maps
-        maps = [last]
-        for i, conv in enumerate(self.outputs[len(self.laterals) :]):
-            maps.append(halved(F.relu(maps[-1]) if i and self.extra_relu else maps[-1], conv))
-        return maps[1:]
+        last = features[-1]
+        for conv in self.outputs[len(maps) :]:
+            last = halved(last, conv)
+            outputs.append(last)
+        return outputs
 
 
 def halved(x: Tensor, conv: nn.Conv2d) -> Tensor:  # (B, C, H, W) -> (B, width, ceil(H / 2), ceil(W / 2))

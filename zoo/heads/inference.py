@@ -47,7 +47,6 @@ def augmented(
     images: Tensor,
     scales: Sequence[float | Size] = (1.0,),
     flip: bool = True,
-    infer: Infer = whole,
     size: Size | None = None,
 ) -> Tensor:
     """Probabilities (B, classes, H, W), the mean over the images at several scales, unflipped and flipped.
@@ -55,12 +54,12 @@ def augmented(
     Each scale is resized from `images`, bilinearly, without antialiasing. If `images` were shrunk before, larger scales
     do not recover what was lost: if you have the originals, resize them and use `averaged`.
 
-    scales  factors on the images' sides, or sizes (H, W)
-    The other arguments are those of `averaged`; `size` defaults to that of the images.
+    scales      factors on the images' sides, or sizes (H, W)
+    flip, size  as in `averaged`; `size` defaults to that of the images
 
     Raises ValueError if there is no scale.
     """
-    return averaged(model, scaled(images, scales), size or images.shape[-2:], flip, infer)
+    return averaged(model, scaled(images, scales), size or images.shape[-2:], flip)
 
 
 def averaged(model: nn.Module, looks: Iterable[Tensor], size: Size, flip: bool = True, infer: Infer = whole) -> Tensor:

@@ -35,12 +35,16 @@ class TwoStage(nn.Module):
         return detections if targets is None else {**losses, **more}
 
 
-class L1Proposals(RegionProposalNetwork):
-    """`made` by torchvision, with L1 instead of smooth L1 for boxes."""
+class Made:
+    """Takes over the parts and options of a module that torchvision has `made`."""
 
-    def __init__(self, made: RegionProposalNetwork) -> None:
+    def __init__(self, made: nn.Module) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(made.__dict__)
+
+
+class L1Proposals(Made, RegionProposalNetwork):
+    """`made` by torchvision, with L1 instead of smooth L1 for boxes."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -53,15 +57,11 @@ class L1Proposals(RegionProposalNetwork):
         return sought, moved / drawn.sum()
 
 
-class RegionHeads(RoIHeads):
+class RegionHeads(Made, RoIHeads):
     """`made` by torchvision, with L1 instead of smooth L1 for boxes, and target masks that are sampled as features are.
 
     Target masks are sampled at the centres of pixels, and binary.
     """
-
-    def __init__(self, made: RoIHeads) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(made.__dict__)
 
     def forward(
         self,

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from .. import releases
 from ..described import TensorInfo
 from ..recognise import Recognition, recognise, without_prefix
 from ..registry import variants
+from ..releases import Release
 from .segmenter import AUXILIARY_CHANNELS
 
 CONV = "conv.weight"
@@ -66,6 +69,15 @@ class DenseRecognition:
         """
         dilates = isinstance(variants().get(model, {}).get("dilations"), str)
         return self.backbone.arguments(model) | ({"dilations": TASKS[self.task]} if dilates else {})
+
+    def release(self, path: Path, model: str) -> Release | None:
+        """The release that the file is, by its name."""
+        named = releases.find(model, filename=path.name)
+        return named if named and named.task == TASKS[self.task] else None
+
+    def built_with(self, model: str, release: Release | None) -> dict[str, Any]:
+        """The arguments that the backbone is built with: those of `arguments`, and its release's."""
+        return self.arguments(model) | dict(release.arguments if release else {})
 
 
 def recognise_dense(state: Mapping[str, Tensor | TensorInfo], name: str = "") -> DenseRecognition | None:

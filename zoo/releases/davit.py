@@ -3,9 +3,8 @@
 Published figures: timm's results-imagenet.csv; the README of dingmyu/davit; the metafile of mmpretrain.
 """
 
-from .table import ADE20K, COCO, IN1K, Release, cost, named
+from .table import ADE20K, COCO, IN1K, WORDS, Release, cost, named
 
-WORDS = {"t": "tiny", "s": "small", "b": "base"}
 SHARE = "https://connecthkuhk-my.sharepoint.com/:u:/g/personal/u3007305_connect_hku_hk/"
 DRIVE = "https://drive.google.com/file/d/{}/view?usp=sharing"
 OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/davit/"

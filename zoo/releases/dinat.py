@@ -3,12 +3,11 @@
 Published figures: NAT.md and DiNAT.md of SHI-Labs/Neighborhood-Attention-Transformer.
 """
 
-from .table import ADE20K, COCO, IN1K, Release, cost, named
+from .table import ADE20K, COCO, IN1K, WORDS, Release, cost, named
 
 SITE = "https://shi-labs.com/projects/"
 IN22K, FINE_TUNED = "ImageNet-22k", "ImageNet-22k, then 1k"
 TAGS = {IN1K: "shilabs_in1k", IN22K: "shilabs_in22k", FINE_TUNED: "shilabs_in22k_ft_in1k"}
-WORDS = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}
 REPLACED = "file replaced under the same URL in January 2023"
 
 # (model, file) -> data, pixels, top-1, the same weights on the hub

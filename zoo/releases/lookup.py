@@ -68,11 +68,10 @@ def _strictness(release: Release) -> int:
 
 
 def _of_model(name: str, releases: Iterable[Release]) -> list[Release]:
-    rows = list(releases)
     repository = HUB.fullmatch(name)
     if repository:
-        return [r for r in rows if r.hub_id == repository[1]]
-    return [r for r in rows if name in (r.model, r.name)]
+        return [r for r in releases if r.hub_id == repository[1]]
+    return [r for r in releases if name in (r.model, r.name)]
 
 
 def _of_file(path: str) -> list[Release]:

@@ -5,9 +5,7 @@ Published figures: timm's results-imagenet.csv; torchvision's documentation; the
 tables 3 and 14 of the paper for ImageNet-21k.
 """
 
-from .table import IMAGENET, IN1K, IN21K, IN21K_FT, INCEPTION, Release, cost, named
-
-WORDS = {"t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}
+from .table import IMAGENET, IN1K, IN21K, IN21K_FT, INCEPTION, WORDS, Release, cost, named
 
 # (size, pixels, data) -> top-1, top-5 and 10^9 multiply-adds of timm's port, top-1 that the authors print
 PORTED = {

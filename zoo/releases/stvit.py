@@ -3,10 +3,9 @@
 Published figures: the README of hhb072/STViT.
 """
 
-from .table import IN1K, Release, cost, named
+from .table import IN1K, WORDS, Release, cost, named
 
 FOLDER = "https://drive.google.com/drive/folders/1uaT5OarQd9iPrnFufHocHpM3zhyTcetB"
-WORDS = {"s": "small", "b": "base", "l": "large"}
 
 # (size of the model, of the image) -> top-1, 10^9 multiply-adds
 CLASSIFIERS = {

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..published import GFLOPS, PARAMETERS
+from ..costs import GFLOPS, PARAMETERS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IN1K, IN21K, IN21K_FT = "ImageNet-1k", "ImageNet-21k", "ImageNet-21k, then 1k"
 COCO, ADE20K = "COCO", "ADE20K"
+# as file names spell the letters of our sizes
+WORDS = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}
 SUFFIXES = (".pth.tar", ".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pkl")
 NOT_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 

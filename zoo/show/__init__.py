@@ -2,7 +2,7 @@
 
     from zoo import show
 
-    model = timm.create_model("biformer_t.rayleizhu_in1k", pretrained=True)
+    model = timm.create_model("dinat_m.shilabs_in1k", pretrained=True)
     for picture in show.pictures(model, "cat.jpg", query=(120, 90)):
         display(picture)  # in a notebook; elsewhere picture.save("inside")
 
@@ -11,10 +11,9 @@ a query is the derivative of the recorded call. Nothing is computed again by a s
 """
 
 from .calls import Call, record
-from .command import parse
 from .families import names, pictures
 from .field import receptive_field
 from .image import photograph
 from .picture import Picture, ShowError
 
-__all__ = ["Call", "Picture", "ShowError", "names", "parse", "photograph", "pictures", "receptive_field", "record"]
+__all__ = ["Call", "Picture", "ShowError", "names", "photograph", "pictures", "receptive_field", "record"]

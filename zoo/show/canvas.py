@@ -21,7 +21,7 @@ SIDE = 2.6  # inches of a panel
 DPI = 100
 
 
-def panels(rows: int, columns: int, title: str, *, ratio: float = 1.0) -> tuple[Figure, np.ndarray]:
+def panels(rows: int, columns: int, title: str, *, ratio: float) -> tuple[Figure, np.ndarray]:
     """A figure with a title, also its label, and (rows, columns) axes without ticks, each of height by width `ratio`.
 
     Raises ShowError if matplotlib is not installed.

@@ -65,7 +65,7 @@ def _backbone(file: Checkpoint) -> str | None:
 
 def _recognised(file: Checkpoint, name: str | None, given: Mapping[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
     """As `_said`, from the tensors alone."""
-    said = hint(file.path, file.meta)
+    said = hint(file)
     found, part = recognise(file.first, said), None
     if not found.candidates:
         part, found = recognised_part(file.first, said) or (_backbone(file), found)
