@@ -209,7 +209,7 @@ def _show_several(records: Sequence[Record], keys: Sequence[str], title: str) ->
         table.add_column(key, justify="right", overflow="fold")
     for record in records:
         cells = [_cell(record, key) for key in (*keys, *told)]
-        table.add_row(record["name"], record["model"], _size(record["img_size"]), *cells)
+        table.add_row(record["name"], record["model"], _size(record), *cells)
     CONSOLE.print(table)
 
 
@@ -222,7 +222,13 @@ def _cell(record: Record, key: str) -> str:
     return format(record[key], {"published": ".2f", "difference": "+.2f"}.get(key, ".4g"))
 
 
-def _size(size: int | Sequence[int]) -> str:
+def _size(record: Record) -> str:
+    """The size of images; where dense tasks resize them, their short side, and the most for the long one."""
+    size, prep = record["img_size"], record.get("preprocessing", {})
+    short, long = (prep.get(key) for key in ("short_side", "long_side"))
+    if short or long:
+        short = max(short) if isinstance(short, Sequence) else short
+        return f"{short or ''}/{long or ''}"
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 

@@ -413,6 +413,18 @@ def test_the_table_of_several_keeps_their_names(capsys):
     assert "".join(row[0] for row in rows if row) == "".join(names)
 
 
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [({}, "512x512"), ({"short_side": 512, "long_side": 2048}, "512/2048"), ({"short_side": [480, 800]}, "800/")],
+)
+def test_the_table_of_several_has_the_size_that_images_get(capsys, sides, said):
+    """Not that of windows, into which images of dense tasks are not resized."""
+    record = {"name": "a.pth", "model": "nat_m", "img_size": [512, 512], "miou": 40.0, "preprocessing": sides}
+    eval_results.show([record, record], ["miou"], "9 images")
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "nat_m" in line]
+    assert [row[3].strip() for row in rows] == [said] * 2
+
+
 def test_of_five_classes_all_would_be_among_the_first_five():
     assert set(Metrics(5).top) == {1} and set(Metrics(6).top) == {1, 5}
 
