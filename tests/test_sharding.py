@@ -1,6 +1,7 @@
 """A model that processes share out: which blocks, which norms, on which devices, and that it computes the same."""
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -178,15 +179,8 @@ def handed_over(folder: Path, opt: str, begun: str) -> tuple[list, list, float]:
 
     And how far the weights of the two are apart after one more step of each.
     """
-    cfg = config.compose([f"optim.opt={opt}", "optim.layer_decay=0.9"])
-    distributed.join(cfg)
-    made = []
-    for parallel in ("ddp", "fsdp") if begun == "whole" else ("fsdp", "ddp"):
-        torch.manual_seed(0)
-        model = timm.create_model("test_resnet", num_classes=10)
-        if parallel == "fsdp":
-            Hardware(torch.device("cpu"), None, torch.preserve_format, False, "fsdp").shard(model)
-        made.append((model, optim.create(cfg, model)))
+    kinds = ("ddp", "fsdp") if begun == "whole" else ("fsdp", "ddp")
+    made = alike(kinds, f"optim.opt={opt}", "optim.layer_decay=0.9")
     (one, first), (two, second) = made
     before = loops(second)
     optim.set_lr(first, optim.Schedule(10, 0.25, "constant"), 0)
@@ -196,15 +190,34 @@ def handed_over(folder: Path, opt: str, begun: str) -> tuple[list, list, float]:
         state = deepcopy(first.state_dict())  # a file's; torch keeps the tensors of what it is given
         sharding.load_whole_optimizer(two, second, state)
     else:
-        checkpoint.write(folder / "step-1", {checkpoint.SHARDED: sharding.tree({"model": one}, first)}, {"step": 1})
-        states = sharding.tree({"model": two}, second)
-        checkpoint.read(folder / "step-1").fill(states)
-        sharding.load_tree(states, {"model": two}, second)
+        hand_over(folder, *made)
     assert loops(second) == before and [g["lr"] for g in second.param_groups] == [g["lr"] for g in first.param_groups]
     for model, optimizer in made:
         learn(model, optimizer)
     ours, theirs = ({n: sharding.whole(p.detach()) for n, p in model.named_parameters()} for model in (one, two))
     return loops(first), loops(second), max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def alike(kinds: Sequence[str], *typed: str) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+    """Equal models, whole ("ddp") or shared out ("fsdp"), each with its optimiser."""
+    cfg, made = config.compose(typed), []
+    distributed.join(cfg)
+    for kind in kinds:
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=10)
+        if kind == "fsdp":
+            Hardware(torch.device("cpu"), None, torch.preserve_format, False, "fsdp").shard(model)
+        made.append((model, optim.create(cfg, model)))
+    return made
+
+
+def hand_over(folder: Path, first: tuple, second: tuple) -> None:
+    """Load the second of two models, with their optimisers, with a sharded checkpoint of the first."""
+    (one, optimizer), (two, other) = first, second
+    checkpoint.write(folder / "step-1", {checkpoint.SHARDED: sharding.tree({"model": one}, optimizer)}, {"step": 1})
+    states = sharding.tree({"model": two}, other)
+    checkpoint.read(folder / "step-1").fill(states)
+    sharding.load_tree(states, {"model": two}, other)
 
 
 def loops(optimizer: torch.optim.Optimizer) -> list[dict]:
@@ -232,24 +245,14 @@ def begun_without_ends(folder: Path, begun: str) -> tuple[set[float], set[float]
 
     And whether the groups of the latter have one.
     """
-    cfg = config.compose(["optim.layer_decay=0.7", "optim.backbone_lr_scale=0.5", "sched.shared_floor=true"])
-    distributed.join(cfg)
-    made = []
-    for parallel in (begun, "fsdp"):
-        torch.manual_seed(0)
-        model = timm.create_model("test_resnet", num_classes=10)
-        if parallel == "fsdp":
-            Hardware(torch.device("cpu"), None, torch.preserve_format, False, "fsdp").shard(model)
-        made.append((model, optim.create(cfg, model)))
+    factors = ("optim.layer_decay=0.7", "optim.backbone_lr_scale=0.5", "sched.shared_floor=true")
+    made = alike((begun, "fsdp"), *factors)
     (one, first), (two, second) = made
     learn(one, first)
     for group in first.param_groups:
         del group["ends_scale"]
     if begun == "fsdp":
-        checkpoint.write(folder / "step-1", {checkpoint.SHARDED: sharding.tree({"model": one}, first)}, {"step": 1})
-        states = sharding.tree({"model": two}, second)
-        checkpoint.read(folder / "step-1").fill(states)
-        sharding.load_tree(states, {"model": two}, second)
+        hand_over(folder, *made)
     else:
         sharding.load_whole_optimizer(two, second, deepcopy(first.state_dict()))
     for optimizer in (first, second):
