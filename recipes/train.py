@@ -75,11 +75,10 @@ def train(cfg: DictConfig) -> float | None:
         now = State.create(cfg, model, machine, plans, data.train, task.learner)
         if run.resumed:
             now.load(run.resumed, best=distributed.first(lambda: run.best(task.score)))
-    if run.resumed:
-        now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
-        if now.step >= plans.steps and not now.due:
-            there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
-            say(f"this run is finished, all {plans.steps} steps; another starts from its weights with {there}")
+            now.due = plans.evaluates(now.step) and not distributed.first(lambda: run.evaluated(now.step, task.score))
+            if now.step >= plans.steps and not now.due:
+                there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
+                say(f"this run is finished, all {plans.steps} steps; another starts from its weights with {there}")
     distributed.first(lambda: run.begin(config.overrides(), data, task.taught()))
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}

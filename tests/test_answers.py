@@ -122,24 +122,24 @@ def test_label_maps_have_the_values_of_masks(tmp_path, typed, stored):
                 assert np.array_equal(np.asarray(drawn), np.asarray(true))
 
 
-@pytest.mark.parametrize("task", ["segment", "detect"])
-def test_an_image_that_is_replaced_has_no_answer(tmp_path, coco, task):
+REPLACING = ["data.on_bad_image=replace", "data.short_side=null", "data.long_side=null"]
+
+
+def test_an_image_that_is_replaced_has_no_label_map(tmp_path):
     """What was predicted is of another image."""
-    if task == "segment":
-        for split in ("train", "val"):
-            for k in range(4):
-                picture(tmp_path / "images" / split / f"{k}.jpg", SIZE)
-                mask(tmp_path / "masks" / split / f"{k}.png", (0, 1), SIZE)
-    bad = (tmp_path / "images" / "val" if task == "segment" else coco / "val") / "2.jpg"
-    bad.write_bytes(b"no image")
-    name = "masks" if task == "segment" else "coco_json"
-    given = [f"data.root={tmp_path}", "data.on_bad_image=replace", "data.short_side=null", "data.long_side=null"]
-    data = build(task, f"data={name}", *given, *(["data.num_classes=2"] if task == "segment" else []))
-    if task == "detect":
-        _, objects = objects_of(coco, data)
-        assert {thing["image_id"] for thing in objects} == {40, 39, 37}
-        return
+    for split in ("train", "val"):
+        for k in range(4):
+            picture(tmp_path / "images" / split / f"{k}.jpg", SIZE)
+            mask(tmp_path / "masks" / split / f"{k}.png", (0, 1), SIZE)
+    (tmp_path / "images" / "val" / "2.jpg").write_bytes(b"no image")
+    data = build("segment", "data=masks", f"data.root={tmp_path}", "data.num_classes=2", *REPLACING)
     answers = LabelMaps(None)
     for _, targets in all_of(data.val, train=False):
         answers.note([torch.zeros(2, 20, 30) for _ in targets], targets)
     assert answers.files(data, None).keys() == {f"-labels/{k}.png" for k in (0, 1, 3)}
+
+
+def test_an_image_that_is_replaced_has_no_objects(coco):
+    (coco / "val" / "2.jpg").write_bytes(b"no image")
+    _, objects = objects_of(coco, build("detect", "data=coco_json", f"data.root={coco}", *REPLACING))
+    assert {thing["image_id"] for thing in objects} == {40, 39, 37}

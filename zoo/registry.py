@@ -191,10 +191,10 @@ def _is_getter(kind: Any) -> bool:
 
 def _checkpointing(kind: Any) -> Any:
     """`feature_cls` for timm: of its getter and its hooks, ours."""
-    name = kind.lower() if isinstance(kind, str) else ""
-    if kind is FeatureGetterNet or name == "getter":
+    if _is_getter(kind):
         return FeatureGetter
-    return FeatureHooks if kind is FeatureHookNet or "hook" in name else kind
+    hooks = kind is FeatureHookNet or (isinstance(kind, str) and "hook" in kind.lower())
+    return FeatureHooks if hooks else kind
 
 
 def _constructor(cls: type[Backbone]):
