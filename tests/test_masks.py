@@ -221,6 +221,11 @@ def test_a_bad_mask_is_an_error_or_is_replaced(folder, what, capsys):
             "data.reduce_zero_label=true and data.label_ids=[0, 1, 2] both say what the values of a mask mean: set",
         ),
         (["data.num_classes=300"], "has 300 classes: a mask can have at most 255"),
+        (
+            ["data.num_classes=255", "data.reduce_zero_label=true"],
+            "data=masks has 255 classes: expected at most 254 with data.reduce_zero_label=true, which are the values 1 "
+            "... 254 of a mask",
+        ),
         (["data.left_out=[sky]"], "data.left_out names 'sky', which is not a class"),
         (["data.train_list=list.txt"], "cannot read the list of the split 'train'"),
         (["data.train_list=device.txt"], "device.txt is a pipe or a device: expected a file"),

@@ -120,6 +120,11 @@ def load(cfg, splits: Sequence[str], size: tuple[int, int], kind: str) -> tuple[
     names = class_names(cfg)  # last, as names may be in a file beside the images: a missing folder is reported first
     if not cfg.reduce_zero_label and ids is not None and len(ids) != len(names):
         raise DataError(f"data.label_ids has {len(ids)} values for {len(names)} classes: expected one value per class")
+    if cfg.reduce_zero_label and len(names) > len(ids):
+        raise DataError(
+            f"data={cfg.name} has {len(names)} classes: expected at most {len(ids)} with data.reduce_zero_label=true, "
+            f"which are the values 1 ... {ids[-1]} of a mask"
+        )
     classes.count = len(names)
     return found, names
 
