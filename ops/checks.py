@@ -31,10 +31,13 @@ def factor(scale: float | None, D: int) -> float:
 
 
 def real(scale: Any) -> float:
-    """A number of another kind as a Python float. Raises ValueError for a complex number or a text."""
-    if isinstance(scale, complex | str | bytes):
-        raise ValueError(f"scale is {scale!r}: expected a number")
-    return float(scale)
+    """A number of another kind as a Python float. Raises ValueError for anything else, complex numbers included."""
+    try:
+        if isinstance(scale, complex | str | bytes) or (isinstance(scale, Tensor) and scale.is_complex()):
+            raise TypeError("not a real number")
+        return float(scale)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"scale is {shown(scale)}: expected a number") from error
 
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -75,7 +78,12 @@ def one(name: str, value: Any) -> int:
 
 
 def shown(value: Any) -> str:
-    """A wrong argument for a message; of a tensor or an array with more than two numbers its shape."""
+    """A wrong argument for a message; of a tensor or an array with more than two numbers its shape.
+
+    A compiler cannot trace how arrays are printed, and takes NumPy's numbers for arrays: it gets the name of the type.
+    """
+    if torch.compiler.is_compiling():
+        return f"a {type(value).__name__}"
     shape = getattr(value, "shape", ())
     if isinstance(shape, tuple) and math.prod(shape) > 2:
         return f"a {type(value).__name__} of shape {tuple(shape)}"
@@ -150,6 +158,9 @@ def check_bias(bias: Tensor | None, x: Tensor, wh: int, ww: int) -> None:
     Also like `check_kind` and `check_devices`.
     """
     if bias is not None:
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+            if not isinstance(bias, Tensor):
+                raise ValueError(f"bias is {shown(bias)}: expected a table (heads, 2*wh-1, 2*ww-1)")
         heads = x.shape[3]
         if list(bias.shape) != [heads, 2 * wh - 1, 2 * ww - 1]:
             raise ValueError(

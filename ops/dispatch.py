@@ -181,10 +181,13 @@ def watched(*given: Tensor | None) -> bool:
 def unseen(given: Sequence[Tensor | None]) -> bool:
     """Whether kernels run on these tensors now, in a call that is not `watched`.
 
-    Then no operator is needed; calling one would take more CPU time than the rest of a launch.
+    Then no operator is needed; calling one would take more CPU time than the rest of a launch. Operators of torch also
+    negate what is only marked as negated, such as the imaginary part of a conjugate, which kernels would not see.
     """
-    # `watched` comes first: a compiler could not trace the second condition
-    return not watched(*given) and (given[0].is_cuda or (given[0].is_cpu and interprets()))
+    # `watched` comes first: a compiler could not trace the other conditions
+    if watched(*given) or any(t is not None and t.is_neg() for t in given):
+        return False
+    return given[0].is_cuda or (given[0].is_cpu and interprets())
 
 
 def autocasts(x: Tensor) -> bool:

@@ -139,6 +139,9 @@ def matmul_keys(x: Tensor) -> int:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Fused attention of (matrices, heads, N, D), with a mask (heads, 1 or N, K)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
+        if isinstance(scale, Tensor):  # in compiled calls, of which a graph would have to be broken to read it
+            q, scale = q * scale, 1.0
     out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(0), scale=scale)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what follows an `and`)
         if out.requires_grad and not watched(out):

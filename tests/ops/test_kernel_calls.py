@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import ops
 from ops.check.cases import packed, random
 from ops.recording import recording
+from zoo.bench_profile import by_kind
 
 pytestmark = needs_kernels
 
@@ -35,6 +36,25 @@ def test_a_mode_sees_operators_that_are_left_out_without_one():
     assert ours == [f"attention_backbones.window_attention{end}.default" for end in ("", "_backward")]
     for got, want in zip(seen, alone, strict=True):
         assert torch.equal(got, want)
+
+
+def test_a_profile_shows_kernels_as_operators_and_measures_the_ordinary_call():
+    """Which calls none: an operator would have to copy the gradients of the parts of one map."""
+    parts = ops.unpack(random(1, 8, 8, 3, 1, 16).to(DEVICE, torch.float32).requires_grad_())
+    found = []
+
+    def run():
+        out = ops.window_attention(*parts, None, (4, 4), impl="triton")
+        found.extend(torch.autograd.grad(out.sum(), parts))
+
+    with torch.profiler.profile() as seen:
+        run()
+    events = {event.key: event for event in seen.key_averages()}
+    for name in ("window_attention", "window_attention_backward"):
+        event = events[f"attention_backbones::{name}"]
+        assert event.count == 1 and event.self_cpu_time_total > 0 and not event.is_user_annotation
+    assert len({t.untyped_storage().data_ptr() for t in found}) == 1
+    assert by_kind(run, DEVICE)["attention"] > 0
 
 
 def test_gradients_have_the_dtypes_of_their_tensors():
@@ -162,6 +182,34 @@ def test_a_route_may_lie_in_any_way():
         for r, impl in ((there, "triton"), (route, "torch"))
     )
     torch.testing.assert_close(found, expected)
+
+
+NEGATED = {
+    "window": lambda q, impl: ops.window_attention(q, q, q, None, (4, 4), impl=impl),
+    "neighborhood": lambda q, impl: ops.neighborhood_attention(q, q, q, None, 3, impl=impl),
+    "routed": lambda q, impl: ops.routed_attention(q, q, q, (2, 3), 6, impl=impl),
+    "channel": lambda q, impl: ops.channel_attention(q, q, q, impl=impl),
+    "super tokens": lambda q, impl: ops.super_tokens(q.flatten(3), (2, 3), impl=impl)[0],
+    "rank": lambda q, impl: ops.rank_tokens(q[..., 0, 0], impl=impl),
+}
+
+
+@pytest.mark.parametrize("name", NEGATED)
+def test_kernels_see_what_is_only_marked_as_negated(name):
+    """torch negates it when an operator reads it, which a kernel is not."""
+    q = random(2, 4, 6, 1, 8).to(DEVICE, torch.float32)
+    marked = torch.complex(q, q).conj().imag
+    assert marked.is_neg()
+    torch.testing.assert_close(NEGATED[name](marked, "triton"), NEGATED[name](-q, "triton"), rtol=0, atol=0)
+    if name == "rank":  # has no gradient
+        return
+    q.requires_grad_()
+    grads = []
+    for impl in ("triton", "reference"):
+        out = NEGATED[name](q, impl)
+        back = torch.complex(torch.zeros_like(out), out).conj() * torch.complex(*random(2, *out.shape).to(out))
+        grads += torch.autograd.grad(back.sum().real, q)
+    torch.testing.assert_close(*grads)
 
 
 def test_second_derivative_is_refused():

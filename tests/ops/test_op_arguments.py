@@ -1,5 +1,7 @@
 """What the ops take: shapes, dtypes, devices and numbers, and what is said of any other argument."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -178,10 +180,30 @@ def test_a_scale_is_a_number(name, scale):
 
 
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize("scale", [1j, "0.5", b"1"])
+@pytest.mark.parametrize("scale", [1j, "0.5", b"1", [0.5], torch.tensor(1j), 10**400], ids=repr)
 def test_a_scale_is_a_real_number(name, scale):
-    with pytest.raises(ValueError, match=f"scale is {scale!r}: expected a number"):
+    with pytest.raises(ValueError, match=rf"scale is {re.escape(repr(scale))}: expected a number"):
         SCALED[name](scale)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scale_may_be_a_tensor_in_one_graph(name):
+    """Also where fused attention runs, which takes a number."""
+    call = torch.compile(SCALED[name], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(call(torch.tensor(0.2, dtype=torch.float64)), SCALED[name](0.2))
+
+
+def test_a_compiler_says_what_is_wrong_with_a_window():
+    """It takes NumPy's numbers for arrays, which it cannot print."""
+    call = torch.compile(lambda q, n: ops.window_attention(q, q, q, None, n), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="window is a .*: expected one whole number, or two"):
+        call(Q, np.int64(2))
+
+
+def test_a_table_is_a_tensor():
+    for op in (ops.window_attention, ops.neighborhood_attention):
+        with pytest.raises(ValueError, match=r"bias is 1\.0: expected a table \(heads, 2\*wh-1, 2\*ww-1\)"):
+            op(Q, Q, Q, 1.0, 3)
 
 
 @pytest.mark.parametrize("scale", [torch.tensor(0.5), np.float32(0.5), np.float64(0.5)], ids=repr)
