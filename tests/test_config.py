@@ -20,7 +20,6 @@ from recipes.config import ConfigError, checks, compose, contents, help_text, ma
 from recipes.config import overrides as given
 from recipes.config.groups import register
 from recipes.config.messages import PLUGINS, explain
-from recipes.config.quoting import reads_as
 from recipes.config.ranges import check_range
 from zoo.releases import RELEASES, UNRELEASED
 
@@ -281,20 +280,6 @@ def test_files_that_ours_hide_are_refused(tmp_path):
         checks.check_shadowed([str(tmp_path)])
 
 
-NAMES = [
-    "a.pth", "my file (1).pth", "a,b.pth", "[best].pth", "{a}.pth", "epoch=3.pth", "it's.pth", 'say "hi".pth', "1e3",
-    "007", "~/x.pth", "a#b", "C:\\models\\x.pth", "ends\\", "größe.pth", "a & b; c | d", "-3", "true",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_names_are_quoted_where_they_must_be(name):
-    typed = quote("model.checkpoint", name)
-    assert reads_as(typed) == name
-    if typed != f"model.checkpoint={name}":
-        assert reads_as(f"model.checkpoint={name}") != name
-
-
 @pytest.mark.parametrize("name", ["my file (1).pth", "a,b.pth", "epoch=3.pth", "[best].pth", "1e3"])
 def test_refused_names_are_shown_quoted(name):
     with pytest.raises(ConfigError) as error:
@@ -324,6 +309,9 @@ def test_help_lists_everything():
         name.startswith("maxvit") for name in zoo.variants()
     )
     assert "recipe=" not in help_text("eval")
+    for name, models in (("train", len(zoo.variants()) + 1), ("eval", len(zoo.variants()) + 2)):  # timm, auto
+        with pytest.raises(ConfigError, match=f"unknown model 'vit' .*: expected one of the {models} that .* lists"):
+            compose(["model=vit"], name=name)
 
 
 def test_help_begins_with_commands_that_compose():

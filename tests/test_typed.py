@@ -75,6 +75,20 @@ def test_any_text_can_be_written():
         assert reads_as(quote("out", text)) == text
 
 
+NAMES = [
+    "a.pth", "my file (1).pth", "a,b.pth", "[best].pth", "{a}.pth", "epoch=3.pth", "it's.pth", 'say "hi".pth', "1e3",
+    "007", "~/x.pth", "a#b", "C:\\models\\x.pth", "ends\\", "größe.pth", "a & b; c | d", "-3", "true",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_quoted_where_they_must_be(name):
+    typed = quote("model.checkpoint", name)
+    assert reads_as(typed) == name
+    if typed != f"model.checkpoint={name}":
+        assert reads_as(f"model.checkpoint={name}") != name
+
+
 FINE = [
     "optim.lr=0", "optim.betas=[0.9,0.99,0.999]", "train.clip_grad=null", "augment.auto_augment=3a",
     "data.crop_pct=1.0", "augment.auto_augment=ta_wide", "augment.auto_augment=augmix-m3-w3",

@@ -107,6 +107,8 @@ def _unknown_option(missing: str, options: Sequence[str], name: str) -> str:
     group, _, given = missing.rpartition("/")
     if group == "model" and timm.is_model(given):
         return f"{given} is a timm model: type model=timm model.name={given}"
+    if name == "train":  # it refuses a model that is to be recognised
+        options = [option for option in options if (group, option) != ("model", "auto")]
     return f"unknown {group} {given!r}{near(given, options)}: expected {checks.listed(options, name)}"
 
 

@@ -196,7 +196,7 @@ def test_a_scale_may_be_a_tensor_in_one_graph(name):
 def test_a_compiler_says_what_is_wrong_with_a_window():
     """It takes NumPy's numbers for arrays, which it cannot print."""
     call = torch.compile(lambda q, n: ops.window_attention(q, q, q, None, n), fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="window is a .*: expected one whole number, or two"):
+    with pytest.raises(Exception, match=r"window is a .*: expected one whole number, or two"):
         call(Q, np.int64(2))
 
 
