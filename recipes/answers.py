@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from recipes.eval_results import Record, as_csv
 from recipes.metrics.classification import among, likeliest, of_model
 from recipes.metrics.detection import Detection
 from recipes.metrics.segmentation import at_size
-from recipes.names import file_names
+from recipes.names import apart, file_names
 from recipes.task import Answers
 
 LIKELIEST = 5  # classes of an image that are recorded
@@ -59,7 +61,7 @@ class MostLikely(Answers):
 class LabelMaps(Answers):
     """`-labels/`, a PNG with a class for every pixel of each image, at its own size.
 
-    A file is named after its image, or by number where images are in no files.
+    A file is named after its image, or by number where images are in no files; see `_names`.
 
     values  those that stand for class 0, 1, ... in the data set's masks; None for the numbers themselves
     """
@@ -77,10 +79,8 @@ class LabelMaps(Answers):
 
     def files(self, data: Data, metrics: Any) -> dict[str, bytes]:
         maps = {index: png for part in distributed.gathered(self.maps) for index, png in part.items()}
-        records, order = data.val.records, sorted(maps)
-        own = [Path(records.name_of(index)).stem if isinstance(records, Encoded) else f"{index:06d}" for index in order]
-        names = file_names([data.val.where(index) for index in order], own)
-        return {f"-labels/{name}.png": maps[index] for index, name in zip(order, names, strict=True)}
+        names = _names(data.val.records, len(data.val))
+        return {f"-labels/{names[index]}.png": maps[index] for index in sorted(maps)}
 
 
 class Objects(Answers):
@@ -115,6 +115,22 @@ def _label(data: Data, label: int) -> int | str:
     if data.truths is not None:
         return " ".join(str(truth) for truth in data.truths[label] if truth >= 0)
     return label if data.subset is None else data.subset[label]
+
+
+def _names(records: Any, count: int) -> list[str]:
+    """Names for the label maps of all images, so that none depends on which of the others have an answer.
+
+    Images that are called alike are told apart by the folders below the one that has all of them, then by suffixes.
+    """
+    numbers = [f"{index:06d}" for index in range(count)]
+    found = [records.path_of(index) if isinstance(records, Encoded) else "" for index in range(count)]
+    below = iter(apart([path for path in found if path]))
+    whole = [next(below) if path else number for path, number in zip(found, numbers, strict=True)]
+    bare = [os.path.splitext(path)[0] for path in whole]
+    times = Counter(bare)
+    paths = [path if times[short] > 1 else short for path, short in zip(whole, bare, strict=True)]
+    own = [Path(path).stem.lstrip("./") or number for path, number in zip(whole, numbers, strict=True)]
+    return file_names(paths, own, ".png")
 
 
 def _png(labels: np.ndarray) -> bytes:

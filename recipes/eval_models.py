@@ -38,6 +38,7 @@ from zoo.recognise import Recognition, architecture, hint, part_hint
 from zoo.releases import RELEASES, Release
 
 LOADABLE = {r.name: r for r in RELEASES if r.loadable}
+OBJECTS = "-objects.json"  # the longest ending of a result file
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def stems(sources: list[str]) -> list[str]:
     number where two paths give the same. `eval` is that of the table.
     """
     names = [_name(source) if os.path.exists(source) else source for source in sources]
-    return file_names(["eval", *sources], ["eval", *names])[1:]
+    found = file_names(["eval", *sources], ["eval", *names], OBJECTS)
+    taken = [f"{stem}{OBJECTS.removesuffix('.json')}" for stem in found]  # not the record of another source
+    return file_names([*taken, *found], [*taken, *found], OBJECTS)[len(taken) + 1 :]
 
 
 def names(sources: list[str]) -> list[str]:

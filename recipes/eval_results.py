@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from ops.tool import replaced
 from recipes.console import CONSOLE, say
 from recipes.json_file import finite
 from recipes.settings import RunError, writing
+from zoo.errors import listed
 
 Record = dict[str, Any]
 # of an evaluation, the last of which identifies it; labels are a folder
@@ -91,6 +92,7 @@ class Measurement:
             self.task.picture(folder / f"{stem}.png", self.data, self.metrics)
             if rows := self.task.classes(self.data, self.metrics):
                 write_csv(folder / f"{stem}-classes.csv", rows)
+            results.move_labels(stem, {Path(ending).name for ending in self.answers if ending.startswith("-labels/")})
             for ending, content in self.answers.items():
                 _write(folder / f"{stem}{ending}", content)
         say(f"written to {folder}: {', '.join(sorted(_there(folder, stem)))}")
@@ -138,6 +140,21 @@ class Results:
         for file in files:
             os.rename(self.folder / file, self.earlier / file)
         say(f"{self.folder} held another evaluation: {', '.join(sorted(files))} moved to {self.earlier}", "yellow")
+
+    def move_labels(self, stem: str, names: Collection[str]) -> None:
+        """Move label maps of a stem away that are not among `names`, if there are any of these, and report it.
+
+        They are of images that have no answer any more, as they were renamed or cannot be decoded.
+        """
+        part = f"{stem}-labels"
+        there = sorted(path.name for path in (self.folder / part).glob("*.png"))
+        others = [name for name in there if name not in names] if names else []
+        for name in others:
+            (self.earlier / part).mkdir(exist_ok=True)
+            os.rename(self.folder / part / name, self.earlier / part / name)
+        if others:
+            said = f"{self.folder / part} held maps of images without a new answer"
+            say(f"{said}: {listed(others, 5)} moved to {self.earlier}", "yellow")
 
 
 def _writing(folder: Path) -> AbstractContextManager[None]:

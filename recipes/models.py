@@ -277,6 +277,17 @@ def checkpoint_gradients(model: nn.Module, name: str) -> None:
         ) from error
 
 
+def records_twice(model: nn.Module) -> bool:
+    """Whether a model that computes its blocks again records statistics of batch norms both times, as timm's do: those
+    in training mode.
+    """
+    if any(isinstance(module, zoo.Backbone) for module in model.modules()):
+        return False
+    kind = nn.modules.batchnorm._NormBase  # of batch norms, synchronised or not, timm's as well
+    norms = [norm for norm in getattr(model, "backbone", model).modules() if isinstance(norm, kind)]
+    return any(norm.training and norm.running_mean is not None for norm in norms)
+
+
 def build(make: Make, name: str, options: dict[str, Any], wishes: dict[str, Any]) -> nn.Module:
     """Build with as many of the wishes as the model's constructor takes, and report those that it does not take."""
     wishes = {key: value for key, value in wishes.items() if value is not None}

@@ -6,8 +6,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
+
+LONGEST = 255  # bytes of a file's name
 
 
 def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
@@ -24,21 +26,36 @@ def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
 
 def part(name: str) -> str:
     """A path or an address, hf-hub:user/name, as a part of a file's name."""
-    return re.sub(r"[/\\:]", "-", name)
+    return re.sub(r"[/\\:\0]", "-", name)
 
 
-def file_names(paths: Sequence[str], own: Sequence[str]) -> list[str]:
+def file_names(paths: Sequence[str], own: Sequence[str], ending: str = "") -> list[str]:
     """Names for files about each path: its `own`, the path where two of these are equal, and a number where two paths
-    give the same.
+    give the same. A name that is too long for a file loses its beginning.
+
+    ending  the longest that is to follow a name
     """
     taken: dict[str, None] = {}
+    own, longest = [_plain(name) for name in own], LONGEST - len(ending)
     times = Counter(own)
     for path, name in zip(paths, own, strict=True):
-        # without leading dots and slashes, which would hide the file or make its name look like an option
-        name = part((path if times[name] > 1 else name).lstrip("./"))
-        numbered = (f"{name}-{number}" for number in count(2))
-        taken[name if name not in taken else next(other for other in numbered if other not in taken)] = None
+        name = _plain(path) if times[name] > 1 else name
+        numbers = chain([""], (f"-{number}" for number in count(2)))
+        possible = (f"{_end(name, longest - len(number))}{number}" for number in numbers)
+        taken[next(each for each in possible if each not in taken)] = None
     return list(taken)
+
+
+def _plain(name: str) -> str:
+    """Without leading dots and slashes, which would hide a file or make its name look like an option."""
+    return part(name.lstrip("./"))
+
+
+def _end(name: str, longest: int) -> str:
+    """What of a name fits into so many bytes."""
+    while len(os.fsencode(name)) > longest:
+        name = name[1:].lstrip(".-")
+    return name
 
 
 def _shared(rows: Sequence[Sequence[str]]) -> int:

@@ -47,7 +47,7 @@ def names(paths: Sequence[str]) -> list[str]:
     """The file name of each image's picture: the image's name, its path where two names are equal, and a number where
     two paths give the same.
     """
-    return [f"{name}{ENDING}" for name in file_names(paths, [Path(path).stem for path in paths])]
+    return [f"{name}{ENDING}" for name in file_names(paths, [Path(path).stem for path in paths], ENDING)]
 
 
 def write(picture: Image.Image, path: Path) -> None:

@@ -35,13 +35,14 @@ REPORTED = (
     "train.eval_every", "train.eval_steps", "train.grad_checkpointing",
 )  # fmt: skip
 LAST_DIGITS = "the result may differ in its last digits"
+TWICE = "batch norms of timm's models record their statistics twice with it"
 OTHER_BEST = "the weights of other steps are evaluated, so that another checkpoint may be the best"
 EFFECTS = {  # where it is more than the last digits
     "hardware.amp": "from here on numbers are rounded differently, and the result differs",
     "hardware.sync_bn": "on several GPUs batch norms take statistics over other images, and the result differs",
     "train.eval_every": OTHER_BEST,
     "train.eval_steps": OTHER_BEST,
-    "train.grad_checkpointing": f"{LAST_DIGITS}; batch norms of timm's models record their statistics twice with it",
+    "train.grad_checkpointing": f"{LAST_DIGITS}; {TWICE}",
 }
 
 RENAMED = (("data", "real", "real_labels"),)  # (group, key, its present name), in runs that were started before

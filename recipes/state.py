@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from recipes import distributed, models, optim, sharding
 from recipes.checkpoint import SHARDED, Checkpoint
 from recipes.config import ConfigError
+from recipes.console import say
 from recipes.data import Source, check_position
 from recipes.freeze import freeze
 from recipes.hardware import Hardware
 from recipes.log import Meter
 from recipes.plan import Plan, stream_state
+from recipes.settings import TWICE
 from recipes.statistics import Statistics
 
 HALVINGS = 32  # of the loss scale in a row, from its initial value, 2**16: below that no gradient overflows float16
@@ -92,6 +94,8 @@ class State:
             hardware.shard(ema.module)
         optimizer = optim.create(cfg, model, None if learner is model else learner.beside)
         train_mode(learner, frozen)
+        if cfg.train.grad_checkpointing and models.records_twice(model):
+            say(f"train.grad_checkpointing=true: {TWICE}")
         return cls(
             cfg=cfg,
             plan=plan,

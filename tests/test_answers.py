@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,66 @@ def test_label_maps_have_the_values_of_masks(tmp_path, typed, stored):
             assert drawn.mode == "L"
             with Image.open(tmp_path / "masks" / "val" / f"{name}.png") as true:
                 assert np.array_equal(np.asarray(drawn), np.asarray(true))
+
+
+def names_of(data):
+    """Of the label maps of all images, in the order of the data set."""
+    answers = LabelMaps(None)
+    for _, targets in all_of(data.val, train=False):
+        answers.note([torch.zeros(3, *target["labels"].shape) for target in targets], targets)
+    return [name.removeprefix("-labels/") for name in answers.files(data, None)]
+
+
+def masked(root, names):
+    """Images in folders, with their masks; returns what is typed to evaluate them."""
+    for split in ("train", "val"):
+        for name in names:
+            picture(root / "images" / split / name, SIZE)
+            mask(root / "masks" / split / f"{os.path.splitext(name)[0]}.png", (0, 1), SIZE)
+    given = ["data=masks", f"data.root={root}", "data.num_classes=3", "data.short_side=null", "data.long_side=null"]
+    return [*given, "data.on_bad_image=replace"]
+
+
+def test_label_maps_are_named_after_images_below_their_folder(tmp_path):
+    """However long or written its path; a folder is named where images are called alike, else a suffix."""
+    root = tmp_path / ("d" * 120) / ("e" * 120)
+    given = masked(root, ["a.jpg", "b/a.jpg", "b/c/d.jpg", "e.jpg", "e.png"])
+    named = ["a.png", "b-a.png", "d.png", "e.jpg.png", "e.png.png"]
+    assert names_of(build("segment", *given)) == named
+    (root / "images" / "val" / "a.jpg").write_bytes(b"no image")  # without an answer, it keeps its name
+    assert names_of(build("segment", *given)) == named[1:]
+
+
+def test_label_maps_of_images_in_deep_folders(tmp_path):
+    """A path that is longer than a name can be, in letters of two bytes."""
+    deep = "/".join(["é" * 100] * 3)
+    named = names_of(build("segment", *masked(tmp_path, ["a.jpg", f"{deep}/a.jpg"])))
+    assert len({*named}) == 2 and "a.png" in named
+    assert max(len(os.fsencode(name)) for name in named) <= 255 and all(name.endswith("a.png") for name in named)
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        ([None], ["000000.png"]),
+        ([None, "x/000000.png", "w/q.png"], ["000000.png", "x-000000.png", "q.png"]),
+        (["x/y.png", "z/y.png", "w/q.png"], ["x-y.png", "z-y.png", "q.png"]),
+        (["../../../y.png", ".y.png", "a\0b.png", "/", ".../"], None),
+    ],
+)
+def test_label_maps_of_rows(tmp_path, paths, named):
+    """After the images' own files, or by number where a table names none; nowhere else than in their folder."""
+    rows = {"image": [], "annotation": []}
+    for key, mode in (("image", "RGB"), ("annotation", "L")):
+        buffer = io.BytesIO()
+        Image.new(mode, SIZE, 1).save(buffer, "PNG")
+        rows[key] = [{"bytes": buffer.getvalue(), "path": path} for path in paths]
+    features = datasets.Features({key: datasets.Image() for key in rows})
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}-0.parquet")
+    found = names_of(build("segment", "data=ade20k_hub", f"data.root={tmp_path}", "data.short_side=null"))
+    assert found == named if named else len({*found}) == len(paths)
+    assert not any({*"/\0"} & {*name} or name.startswith((".", "-")) for name in found)
 
 
 REPLACING = ["data.on_bad_image=replace", "data.short_side=null", "data.long_side=null"]

@@ -153,6 +153,27 @@ def test_all_that_a_command_moves_lies_together(tmp_path):
     assert (tmp_path / "earlier" / "3" / "eval.json").read_text() == '{"top1": 1.0}'
 
 
+def test_label_maps_without_a_new_answer_are_moved(tmp_path, capsys):
+    """Of images that were renamed, say; all of them stay where no label maps are written."""
+    record = {"name": "a", "weights": "a", "images": 2, "amp": None, "config": {}}
+    task = SimpleNamespace(picture=lambda *_: None, classes=lambda *_: [])
+
+    def write(*names):
+        answers = {f"-labels/{name}": name.encode() for name in names}
+        results = eval_results.Results(tmp_path)
+        eval_results.Measurement(record, [], task, None, None, answers).write(results, "eval")
+        return {path.name for path in (tmp_path / "eval-labels").iterdir()}
+
+    assert write("a.png", "b.png") == write() == {"a.png", "b.png"}
+    (tmp_path / "eval-labels" / "notes.txt").touch()
+    assert write("b.png", "c.png") == {"b.png", "c.png", "notes.txt"}
+    said = f"held maps of images without a new answer: a.png moved to {tmp_path / 'earlier' / '1'}"
+    assert f"{tmp_path / 'eval-labels'} {said}" in capsys.readouterr().out
+    assert (tmp_path / "earlier" / "1" / "eval-labels" / "a.png").read_bytes() == b"a.png"
+    write("b.png", "c.png")
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["1"]
+
+
 def test_numbers_that_json_has_not_are_null(tmp_path):
     """And do not make it another evaluation."""
     record = {

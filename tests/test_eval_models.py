@@ -340,6 +340,9 @@ def test_stems_of_results_differ(tmp_path, monkeypatch):
     name = whole.replace("/", "-")
     assert eval_models.stems([f"/{whole}", whole]) == [name, f"{name}-2"]
     assert eval_models.stems(["a", "hf-hub:timm/b", "eval"]) == ["a", "hf-hub-timm-b", "eval-2"]  # eval.json: the table
+    named = ["x-objects-2", "x", "eval-objects-2", "y-objects"]  # x-objects.json: what x finds
+    assert eval_models.stems(["x-objects", "x", "eval-objects", "y-objects"]) == named
+    assert max(map(len, eval_models.stems([f"{300 * 'x'}/a", f"{300 * 'y'}/a"]))) == 255 - len("-objects.json")
 
 
 def find(source, *overrides):

@@ -1,4 +1,4 @@
-"""Gradient checkpointing in a run, which learns the same; a model that has none is refused."""
+"""Gradient checkpointing in a run, which learns the same but for timm's norms; a model that has none is refused."""
 
 import pytest
 import timm
@@ -29,6 +29,22 @@ def test_a_run_learns_the_same(tmp_path, monkeypatch, task):
         assert bool(calls) == (again == "true")
     assert tensors[0].keys() == tensors[1].keys()
     assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["model=timm", "model.name=test_resnet"], True),
+        (["model=timm", "model.name=test_resnet", "task=segment"], True),
+        (["model=timm", "model.name=test_resnet", "train.eval_mode=true"], False),
+        (["model=timm", "model.name=test_convnext", "task=segment"], False),  # whose head alone has batch norms
+        (["model=stvit_b", *(f"+model.{key}={[*sides]}" for key, sides in SMALL["stvit_b"].items())], False),
+    ],
+)
+def test_a_run_says_that_statistics_differ(tmp_path, capsys, given, told):
+    train_here(tmp_path, *given, *STEPS, "train.grad_checkpointing=true", "name=run")
+    said = "train.grad_checkpointing=true: batch norms of timm's models record their statistics twice with it\n"
+    assert (said in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("name", ["dla34", "test_convnext"])

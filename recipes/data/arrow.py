@@ -75,7 +75,7 @@ class Arrow(Encoded):
 
         return pc.struct_field(self.table.data.column(self.image_key), "path").to_pylist()
 
-    def name_of(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         return self.paths[index] or ""
 
 

@@ -27,9 +27,13 @@ class Encoded(ABC):
     def where(self, index: int) -> str:
         """The name of the record in error messages."""
 
+    def path_of(self, index: int) -> str:
+        """The image's file, as it was published, or what `where` says; empty where a table names none."""
+        return self.where(index)
+
     def name_of(self, index: int) -> str:
-        """The name of the image's file, as it was published."""
-        return Path(self.where(index)).name
+        """The name of that file."""
+        return Path(self.path_of(index)).name
 
     @abstractmethod
     def stamp(self, index: int) -> str:
