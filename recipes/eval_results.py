@@ -101,7 +101,7 @@ class Measurement:
 class Results:
     """The folder that evaluations are written to; results of another evaluation in it are kept.
 
-    Their files are moved to earlier/<number>, one folder for everything that a command moves.
+    Those in the place of new ones are moved to earlier/<number>, one folder for everything that a command moves.
     """
 
     def __init__(self, folder: Path):
