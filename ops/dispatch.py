@@ -33,6 +33,8 @@ SHARED = {
     "ieee": ((32, 64), (64, 96), (128, 161)),
     "tf32": ((32, 64), (64, 112), (128, 224)),
 }
+# as compiled for gfx942, of which a program has 64 KiB as on all of AMD's GPUs
+SHARED_AMD = {"half": ((128, 64),), "ieee": ((64, 64), (128, 112)), "tf32": ((64, 64), (128, 112))}
 OLDEST = (8, 0)  # compute capability of the first GPUs for which Triton uses the units that multiply matrices
 # channels up to which kernels that multiply float32 in IEEE precision fit the registers: with 128, compiled for sm_90,
 # most spill 7 to 13 KB a thread
@@ -42,6 +44,11 @@ ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 # how errors about a second derivative end
 NO_SECOND = "has no second derivative: use impl='reference' for it, or ops.implementation('reference') around a model"
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # once, at import: a compiler cannot trace find_spec
+
+
+class SharedMemoryError(RuntimeError):
+    """A kernel was asked for, and its heads need more shared memory than this GPU allows a program."""
+
 
 # a plain list, not a context variable: torch.compile guards on it, and threads of one process share it; each setting is
 # a list of its own, so that its context can find it again by identity
@@ -111,7 +118,8 @@ def choose(
     channels  how many channels on the last axis its kernel supports; None: any number
     unfit     why its kernel does not support this call, if the op knows of a reason
 
-    Raises ValueError for an unknown name, and RuntimeError where the named implementation cannot run.
+    Raises ValueError for an unknown name, and RuntimeError where the named implementation cannot run: SharedMemoryError
+    where only the GPU's shared memory does not suffice.
     """
     name = _named(impl, op)
     if name == "auto":
@@ -119,7 +127,8 @@ def choose(
             return "reference"
         # interpreted kernels run on CPU tensors, but so slowly that they are only used when named
         given = "triton" in has and unfit is None and (x.is_cuda or is_recording())
-        if given and _why_no_kernel(x, channels) is None and _is_made_for(x, channels):
+        able = given and _why_no_kernel(x, channels) is None and _too_wide(x, channels) is None
+        if able and _is_made_for(x, channels):
             return "triton"
         return "torch" if "torch" in has else "reference"
     if name not in has:
@@ -132,9 +141,12 @@ def choose(
             f"{op} was asked for its 'triton' kernel, which does not run inside torch.func's transforms and "
             "torch.autograd.forward_ad's levels: use impl='auto' or 'reference'"
         )
-    reason = (unfit or _why_no_kernel(x, channels)) if name == "triton" else None
-    if reason is not None:
-        raise RuntimeError(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
+    if name == "triton":
+        reason, error = unfit or _why_no_kernel(x, channels), RuntimeError
+        if reason is None:
+            reason, error = _too_wide(x, channels), SharedMemoryError
+        if reason is not None:
+            raise error(f"{op} was asked for its 'triton' kernel but {reason}: use impl='auto' or 'torch'")
     return name
 
 
@@ -243,13 +255,20 @@ def _known(name: str, where: str) -> str:
 
 
 def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
-    """Why a Triton kernel cannot run on `x`; None where it can."""
+    """Why a Triton kernel cannot run on `x`, whatever its GPU; None where it can."""
     if not (x.is_cuda or x.is_meta or (x.is_cpu and interprets())):
         return f"the tensors are on {x.device.type!r}, not on a GPU that Triton supports"
     if x.dtype not in KERNEL_DTYPES:
         return f"the tensors are {x.dtype}, and kernels take float32, float16 and bfloat16"
     if channels is not None and x.shape[-1] > channels:
         return f"a head has {x.shape[-1]} channels, and this kernel takes up to {channels}"
+    if not HAS_TRITON:
+        return "the package triton is not installed"
+    return None
+
+
+def _too_wide(x: Tensor, channels: int | None) -> str | None:
+    """Why kernels for the heads of `x`, which they support, do not fit its GPU; None where they do."""
     if channels is not None and x.is_cuda and x.shape[-1] > NARROW:
         dtype = _multiplied(x)
         held, given = _held(x.shape[-1], dtype), _shared_memory(x.device.index)
@@ -258,8 +277,6 @@ def _why_no_kernel(x: Tensor, channels: int | None) -> str | None:
                 f"a head of {x.shape[-1]} channels in {dtype} needs {held} KiB of shared memory, and this GPU allows "
                 f"a program {given}"
             )
-    if not HAS_TRITON:
-        return "the package triton is not installed"
     return None
 
 
@@ -279,13 +296,14 @@ def _multiplied(x: Tensor) -> torch.dtype:
 def _held(channels: int, dtype: torch.dtype) -> int:
     """KiB of shared memory that a program uses at most, in kernels for heads of this many channels."""
     how = "half" if dtype.itemsize == 2 else precision().removesuffix("x3")
-    return min(kib for most, kib in SHARED[how] if channels <= most)
+    return min(kib for most, kib in (SHARED_AMD if torch.version.hip else SHARED)[how] if channels <= most)
 
 
 def _shared_memory(device: int) -> int:
     """KiB of shared memory that a GPU allows one program."""
-    # on AMD GPUs kernels use at most 64 KiB, which all of them have; without a driver tensors are fake and nothing runs
-    if torch.version.hip or not torch.cuda.is_available():
+    if torch.version.hip:
+        return 64
+    if not torch.cuda.is_available():  # tensors are fake, and nothing runs
         return max(kib for rows in SHARED.values() for _, kib in rows)
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin // 1024
 

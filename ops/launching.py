@@ -28,8 +28,8 @@ class Choices:
         Drops those that cannot work: more than two stages for heads of more than 32 channels D, and in half precision
         more than one for more than 64 in windows that end beyond the map, EDGE, whose keys may be given (both for lack
         of shared memory); fewer than four warps for tiles of more than 64 keys BLOCK_N, or for tiles BLOCK_M of a
-        region whose heads have more than 64 channels (registers); more than one stage for such tiles of more than 64
-        keys with more than 32 channels (both); and register limits with three matmuls in the place of one.
+        region whose heads have more than 64 channels (registers); more than one stage for tiles of more than 64 keys
+        with more than 64 channels, or 32 in a region (both); register limits with three matmuls in the place of one.
         """
         dtypes = [value.dtype if isinstance(value, Tensor) else value for value in values]
         found = self.half if torch.float16 in dtypes or torch.bfloat16 in dtypes else self.float32
@@ -41,7 +41,7 @@ class Choices:
         if channels > 2 * NARROW and constants.get("EDGE") and found is self.half:
             stages = 1
         regions, many = "BLOCK_M" in constants, constants.get("BLOCK_N", 0) > 64
-        if regions and many and channels > NARROW:
+        if many and channels > (NARROW if regions else 2 * NARROW):
             stages = 1
         warps = 4 if many or (regions and channels > 2 * NARROW) else 1
         return tuple(config for config in found if config.num_stages <= stages and config.num_warps >= warps)
@@ -95,7 +95,8 @@ def tuned(sizes: Sequence[str], choices: Choices) -> Callable[[Callable], Any]:
     """Decorator that makes a function a Triton kernel with a few configurations to choose from.
 
     The fastest configuration is measured once per set of constants and dtypes, independently of the map size, and kept
-    on disk. The first launch that fills the GPU measures it; until then the first configuration runs.
+    on disk. The first launch that fills the GPU and leaves memory for it measures it; until then the first
+    configuration runs.
     `sizes` names arguments that change with the map, and may name some that the kernel does not have. Binaries are not
     specialised to their values; otherwise a new map size might have to wait for a compiler. (Values in a tuple are
     specialised: tuples hold numbers that belong to the model, and strides of maps whose channels are a multiple of 16,
@@ -186,9 +187,12 @@ def configured(kernel: Any, programs: int, values: tuple, constants: dict[str, A
         if measurable and not torch.cuda.is_current_stream_capturing():
             with _tuning:
                 kernel.configs_timings = {}  # of an earlier key: of one known from another device, nothing is measured
-                kernel[(programs,)](*values, **constants)
-                kernel.chosen[key] = preferred(kernel, choices[0]).all_kwargs()
-            return
+                try:
+                    kernel[(programs,)](*values, **constants)
+                    kernel.chosen[key] = preferred(kernel, choices[0]).all_kwargs()
+                    return
+                except torch.OutOfMemoryError:  # measuring takes 256 MiB: a later launch may have them, this one runs
+                    kernel.nargs = None  # else the tuner would keep these tensors
         options = choices[min(place or 0, len(choices) - 1)].all_kwargs()
         if place is None and len(choices) == 1:  # a tuner with one configuration has no timings
             kernel.chosen[key] = options

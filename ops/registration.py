@@ -1,12 +1,15 @@
 """Kernels as torch operators: traced without running, differentiable, and computed by the reference on CPUs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _RecordFunctionFast
 from torch._ops import OpOverload
+from torch.autograd import profiler
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from .dispatch import NO_SECOND, refuse_batched, unseen
@@ -96,7 +99,8 @@ class Kernels:
 
     def run(self, *args: Any) -> Tensor | tuple[Tensor, ...]:
         """The kernel; its tensor alone if it returns one."""
-        output = self.forward_together(*args)
+        with shown(self.name):
+            output = self.forward_together(*args)
         return output[0] if self.results == 1 else output
 
     def forward_together(self, *args: Any) -> tuple[Tensor, ...]:
@@ -154,7 +158,8 @@ class Kernels:
         # a second derivative has to reach the operator, which raises the error
         if not torch.is_grad_enabled() and unseen((grad, *given)):
             inputs = (grad, *given, *ctx.others, *made)
-            found = self.as_given(ctx.needs_input_grad, *inputs) if self.as_given else self.backward(*inputs)
+            with shown(f"{self.name}_backward"):
+                found = self.as_given(ctx.needs_input_grad, *inputs) if self.as_given else self.backward(*inputs)
             return (*found, *nothing)
         if grad.device.type == "cpu" and not interpreted():
             # not through an operator: autograd is disabled inside one
@@ -180,6 +185,12 @@ def define(name: str, arguments: str, made: int, fake: Callable, on_gpu: Callabl
     library.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def shown(name: str) -> AbstractContextManager[Any]:
+    """Context that profiles show as the operator of this name, in calls that need none."""
+    # this records what an operator does; torch.profiler.record_function is an annotation, which has no time on a GPU
+    return _RecordFunctionFast(f"{NAMESPACE}::{name}") if profiler._is_profiler_enabled else nullcontext()
 
 
 def count_flops(op: OpOverload, specification: Callable[..., Tensor], times: int) -> None:

@@ -17,7 +17,7 @@ import triton
 
 import ops
 from ops.ahead import TARGETS, Absent, Cost, compile, configurations, distinct, name, specialised, table
-from ops.dispatch import SHARED
+from ops.dispatch import SHARED, SHARED_AMD
 from ops.precision import multiply_float32
 from ops.recording import recording
 from zoo import kernels
@@ -87,7 +87,7 @@ def test_all_kernels_of_all_models(model):
 
 def recorded(channels, dtype):
     """Attention in windows of one tile and in neighborhoods, both with a table and with keys outside or without, then
-    between channels and routed."""
+    between channels, routed, and received in windows of a whole tile."""
     q, bias, key = (
         torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
         for shape in ((1, 9, 9, 2, channels), (2, 13, 13), (2, channels))
@@ -98,6 +98,7 @@ def recorded(channels, dtype):
             ops.neighborhood_attention(few, few, few, bias, 7, outside=outside).sum().backward()
         ops.channel_attention(q, q, q).sum().backward()
         ops.routed_attention(q, q, q, 3, 2).sum().backward()
+        ops.significance(q.detach(), q.detach(), (8, 16))
     return written
 
 
@@ -130,6 +131,13 @@ def test_halves_take_the_shared_memory_that_dispatch_expects():
         launches = [launch for launch in recorded(channels, torch.bfloat16) if name(launch) in wanted]
         costs = [compile(launch, "sm_80") for launch in launches]
         assert max(cost.shared for cost in costs) <= held * 1024, table(costs)
+
+
+def test_wide_heads_take_the_shared_memory_of_amd_gpus_that_dispatch_expects():
+    most = "window_attention.forward_kernel"
+    for channels, held in SHARED_AMD["ieee"]:
+        cost = compile(next(one for one in recorded(channels, torch.float32) if name(one) == most), "gfx942")
+        assert cost.shared == held * 1024 and cost.fits == (held <= 64), table([cost])
 
 
 def test_only_what_spilled_is_explained():
@@ -311,6 +319,17 @@ def test_significance_in_large_windows_has_registers(window):
     costs = [compile(launch, "sm_90", config) for config in configurations(launch)]
     left = 56 if TorchVersion(triton.__version__) < "3.6" else 0
     assert len(costs) > 1 and all(cost.fits and cost.spilled <= left for cost in costs), table(costs)
+
+
+@pytest.mark.parametrize(("window", "channels"), [((8, 16), 96), ((11, 11), 128)])
+def test_significance_of_wide_heads_in_large_windows_fits_every_gpu(window, channels):
+    """With a second stage it took 65 KiB, and the GPUs of gfx942 have 64."""
+    q = torch.empty(1, 22, 32, 2, channels, device="meta", dtype=torch.bfloat16)
+    with recording() as written:
+        ops.significance(q, q, window, impl="triton")
+    costs = [compile(written[0], target, config) for target in TARGETS for config in configurations(written[0])]
+    assert all(cost.fits for cost in costs), table(costs)
+    assert max(cost.shared for cost in costs if cost.target == "sm_80") <= dict(SHARED["half"])[128] * 1024
 
 
 @pytest.mark.parametrize("channels", [64, 128])

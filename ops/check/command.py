@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from ..dispatch import SharedMemoryError
 from ..precision import HOW, multiply_float32
 from ..tool import ToolError, amount, overwrite, positive, tool
 from .bound import ErrorBound, broken
@@ -38,7 +39,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass
 class Finding:
-    """The outcome of one check of one op: whether it passed, and what it found, in words."""
+    """The outcome of one check of one op: whether it passed, and what it found, in words.
+
+    A kernel that refuses to run on a GPU with too little shared memory passes.
+    """
 
     check: str
     op: str
@@ -162,11 +166,14 @@ def share_cores(jobs: int) -> None:
     torch.set_num_threads(max(torch.get_num_threads() // jobs, 1))
 
 
-Answer = list[dict[str, float] | str] | None  # what `shares_of` returns
+Answer = list[dict[str, float] | str] | str | None  # what `shares_of` returns
 
 
 def shares_of(task: Task) -> Answer:
-    """For each configuration, the shares of the allowed error, or how the implementation failed; None: not run."""
+    """For each configuration, the shares of the allowed error, or how the implementation failed; None: not run.
+
+    Where the GPU has too little shared memory for a kernel, which then refuses to run: how it says so.
+    """
     from ..bench.measure import told
 
     if task.end is not None and time.time() > task.end:
@@ -182,6 +189,8 @@ def shares_of(task: Task) -> Answer:
             held = held or ErrorBound(BY_NAME[task.case], getattr(torch, task.dtype), task.device)
             with configured(task.impl, place):
                 found.append(held.shares(task.impl))
+        except SharedMemoryError as error:
+            return str(error)
         except Exception as error:  # a kernel may fail in any way, and the others are still checked
             found.append(told(error))
     return found
@@ -208,20 +217,23 @@ def verdicts(groups: dict[tuple[str, str], list[Task]], answers: Iterator[Answer
         yield verdict(check, op, run, len(some)) if run else None
 
 
-def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str]], asked: int) -> Finding:
+def verdict(check: str, op: str, answers: dict[Task, list[dict[str, float] | str] | str], asked: int) -> Finding:
     """The largest share of the allowed error over the cases of an op, or the cases that exceed it.
 
-    asked  the number of cases, of which some may not have been run
+    asked  the number of cases, of which some may not have been run, or been refused
     """
     worst, bad = 0.0, []
-    for task, answered in answers.items():
+    refused = [answered for answered in answers.values() if isinstance(answered, str)]
+    compared = {task: answered for task, answered in answers.items() if not isinstance(answered, str)}
+    for task, answered in compared.items():
         for place, found in zip(task.places, answered, strict=True):
             name = f"{task.case} in configuration {place + 1}" if place else task.case
             wrong = found if isinstance(found, str) else broken(found)
             bad += [f"{name}: {wrong}"] * bool(wrong)
             worst = max(worst, *([] if isinstance(found, str) else found.values()), 0.0)
-    cases = f"{asked}" if len(answers) == asked else f"{len(answers)} of {asked}"
-    return Finding(check, op, not bad, "; ".join(bad) or f"{cases} cases, at most {worst:.2f} of the allowed error")
+    cases = f"{asked}" if len(compared) == asked else f"{len(compared)} of {asked}"
+    told = "; ".join(bad) or f"{cases} cases, at most {worst:.2f} of the allowed error"
+    return Finding(check, op, not bad, "; refused: ".join([told, *dict.fromkeys(refused)]))
 
 
 def grouped(args: argparse.Namespace, impl: str) -> dict[str, list[Case]]:
@@ -263,5 +275,7 @@ def tried(check: Callable[..., str], op: str, *given: object) -> Finding:
         return Finding(check.__name__, op, False, LOST)
     try:
         return Finding(check.__name__, op, True, check(*given))
+    except SharedMemoryError as error:
+        return Finding(check.__name__, op, True, f"refused: {error}")
     except Exception as error:  # a check may fail in any way, and the others are still made
         return Finding(check.__name__, op, False, told(error))

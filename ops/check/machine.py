@@ -17,7 +17,7 @@ from ..bench.measure import held
 from .bound import share
 from .cases import Case, gradients
 
-MiB = 2**20
+MiB, GiB = 2**20, 2**30
 
 
 class Failed(Exception):
@@ -146,6 +146,8 @@ def far_apart(device: str) -> str:
     Results and gradients must equal those of the same tokens stored close together, bit by bit: kernels compute offsets
     differently there.
     """
+    if lacking(device, 9 * GiB):
+        return "not run: less free memory than 9 GiB, of which one such map takes 8"
     small, large = calls_of_small_maps(device), calls_of_large_windows(device)
     for calls, size, row in ((small, (4, 8), 2**30), (large, (9, 9), 2**28)):
         near = torch.randn(1, *size, 1, 16, device=device).half()
@@ -199,10 +201,15 @@ def spread_out(t: Tensor, strides: tuple[int, ...]) -> Tensor:
     return far.copy_(t)
 
 
+def lacking(device: str, needed: int) -> bool:
+    """Whether a GPU has fewer free bytes than these."""
+    return device == "cuda" and torch.cuda.mem_get_info()[0] < needed
+
+
 def large_map(device: str) -> str:
     """A map of more than 2**31 elements, in and out: its last windows must equal those of the same tokens alone."""
     side, heads, D = 8200, 1, 32
-    if torch.cuda.mem_get_info()[0] < 5 * side * side * heads * D * 2:
+    if lacking(device, 5 * side * side * heads * D * 2):
         return "not run: less free memory than five such maps"
     q = torch.randn(1, side, side, heads, D, device=device, dtype=torch.bfloat16)
     corner = q[:, -16:, -16:].contiguous()

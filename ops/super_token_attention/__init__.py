@@ -37,7 +37,8 @@ def super_tokens(
     cell            pixels of a super token, for both axes or (down, across)
     iterations      at least 1
     differentiable  False, as published: gradients treat affinity and denominator as constants, and reach x only through
-                    the pixels that the last step averages
+                    the pixels that the last step averages. With True they overflow in float16 where hardly any pixel
+                    is near to a token
     returns         tokens (B, ceil(H / cell[0]), ceil(W / cell[1]), C), and the last affinity (B, H, W, 9); entry
                     3 * (dy + 1) + (dx + 1) belongs to the cell dy below and dx right of the pixel's own
 

@@ -144,10 +144,13 @@ def collect_kernel(
 
 @tuned(SIZES, PLAIN)
 def spread_kernel(
-    Affinity, Tokens, Out, image_step, row_step, pixel_step, share_step, strides_t, C, H, W, h, w,
+    Affinity, Tokens, Scale, Out, image_step, row_step, pixel_step, share_step, strides_t, C, H, W, h, w,
     CH: tl.constexpr, CW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Out[i] = sum over the nine tokens of affinity[i, n] token[n]; Out (B, H, W, C) is contiguous."""
+    """Out[i] = sum over the nine tokens of affinity[i, n] token[n]; Out (B, H, W, C) is contiguous.
+
+    With Scale (B, h, w), affinities to a token are first multiplied by its scale.
+    """
     sizes, strides_a = (H, W, h, w), (image_step, row_step, pixel_step, share_step, strides_t[4])
     parts: tl.constexpr = (CH * CW + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(C, BLOCK_C)
@@ -158,7 +161,9 @@ def spread_kernel(
     row, column, known = around(cell, sizes)
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     tokens = load_rows(Tokens, strides_t, image, row, column, known, channel, C)
-    affinity = load_rows(Affinity, strides_a, image, y, x, inside, tl.arange(0, 16), 9).to(tokens.dtype)
-    out = tl.dot(affinity, tokens, input_precision=PRECISION)
+    affinity = load_rows(Affinity, strides_a, image, y, x, inside, tl.arange(0, 16), 9)
+    if Scale is not None:
+        affinity *= tl.load(Scale + image.to(tl.int64) * h * w + row * w + column, mask=known, other=0.0)[None, :]
+    out = tl.dot(affinity.to(tokens.dtype), tokens, input_precision=PRECISION)
     start, place = place_of(image, y, x, sizes, channel, C, strides_a)
     tl.store(Out + start + place, out.to(Out.dtype.element_ty), mask=inside[:, None] & (channel < C)[None, :])

@@ -29,8 +29,11 @@ def compare(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def average(pixels: Tensor, affinity: Tensor, total: Tensor) -> Tensor:
     """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
+    if affinity.dtype == torch.float16:  # a gradient divided by a small total may exceed its range: shares are up to 1
+        shares = (affinity * around(1 / (total + 1e-12)).transpose(3, 4)).to(affinity.dtype)
+        return collect(torch.einsum("byxpm, byxpc -> byxmc", shares, pixels))
     parts = collect(torch.einsum("byxpm, byxpc -> byxmc", affinity, pixels))
-    return (parts / (total + 1e-12)).to(parts.dtype)  # in float16, 1e-12 would be 0
+    return (parts / (total + 1e-12)).to(parts.dtype)
 
 
 def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:

@@ -36,9 +36,16 @@ def share(pixels: Tensor, tokens: Tensor) -> Tensor:
 
 def average(pixels: Tensor, affinity: Tensor, B: int, h: int, w: int) -> Tensor:
     """(B, h, w, C): the mean of the pixels around each token, weighted by their affinity to it."""
+    if pixels.dtype == torch.float16:  # a gradient divided by a small total may exceed its range: shares are up to 1
+        shares = (affinity * around(1 / totals(affinity, B, h, w))).to(pixels.dtype)
+        return collect(torch.bmm(shares, pixels).view(B, h, w, 9, pixels.shape[2]))
     parts = torch.bmm(affinity, pixels).view(B, h, w, 9, pixels.shape[2])
-    total = collect(affinity.sum(2, dtype=wide(affinity.dtype)).view(B, h, w, 9, 1))
-    return (collect(parts) / (total + 1e-12)).to(pixels.dtype)  # in float16, 1e-12 would be 0
+    return (collect(parts) / totals(affinity, B, h, w)).to(pixels.dtype)
+
+
+def totals(affinity: Tensor, B: int, h: int, w: int) -> Tensor:
+    """(B, h, w, 1): the sum of the affinities to each token, and 1e-12, which in float16 would be 0."""
+    return collect(affinity.sum(2, dtype=wide(affinity.dtype)).view(B, h, w, 9, 1)) + 1e-12
 
 
 def scatter(tokens: Tensor, affinity: Tensor, cell: tuple[int, int]) -> Tensor:

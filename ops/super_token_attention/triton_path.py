@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import under_autocast
+from ..dispatch import under_autocast, wide
 from ..launching import launch, power_of_two
 from ..precision import precision
 from ..registration import register
@@ -61,12 +61,12 @@ def collect(x: Tensor, affinity: Tensor, cell: list[int], averaged: bool) -> tup
     return out, total
 
 
-def spread(affinity: Tensor, tokens: Tensor, cell: list[int]) -> Tensor:
-    """(B, H, W, C): for each pixel, the weighted sum of the nine tokens around it."""
+def spread(affinity: Tensor, tokens: Tensor, cell: list[int], scale: Tensor | None = None) -> Tensor:
+    """(B, H, W, C): for each pixel, the sum of the nine tokens around it, weighted by affinity and scale (B, h, w)."""
     B, H, W, _ = affinity.shape
     h, w, C = tokens.shape[1:]
     out = tokens.new_empty((B, H, W, C))
-    given = (affinity, tokens, out, *affinity.stride(), strides(tokens, affinity, out)[0], C, H, W, h, w)
+    given = (affinity, tokens, scale, out, *affinity.stride(), strides(tokens, affinity, out)[0], C, H, W, h, w)
     tiles = dict(BLOCK_P=pixels(cell), BLOCK_C=CHANNELS, PRECISION=precision(tokens.dtype))
     programs = B * h * w * parts(cell) * -(-C // CHANNELS)
     launch(spread_kernel, programs, *given, CH=cell[0], CW=cell[1], **tiles)
@@ -113,17 +113,23 @@ def average_forward(x, affinity, cell, learned):
 
 
 def average_backward(grad, x, affinity, cell, learned, tokens, total):
-    exact = grad / (total + 1e-12)[..., None]
-    grad = exact.to(x.dtype)
+    divisor = total + 1e-12
+    exact = grad / divisor[..., None]
+    quotient = exact.to(x.dtype)
+    if x.dtype == torch.float16:  # a small divisor's quotient may exceed its range: shares are up to 1
+        change = spread(affinity, grad.contiguous(), cell, 1 / divisor)
+    else:
+        change = spread(affinity, quotient, cell)
     if not learned:
-        return spread(affinity, grad, cell), None
+        return change, None
     extra = -(exact * tokens).sum(-1)  # a larger share of one pixel makes the others count less
-    return spread(affinity, grad, cell), relate(x, grad, cell, 1.0, extra, softmax=False)
+    return change, relate(x, quotient, cell, 1.0, extra, softmax=False)
 
 
 def average_specification(x, affinity, cell, learned):
     shares = reference.cut(filled(affinity, cell, 1 / 9), cell)
-    return reference.average(reference.cut(x, cell), shares, reference.collect(shares.sum(3).unsqueeze(-1)))
+    total = reference.collect(shares.sum(3, dtype=wide(shares.dtype)).unsqueeze(-1))
+    return reference.average(reference.cut(x, cell), shares, total)
 
 
 def distribute_outputs(tokens: Tensor, affinity: Tensor, cell: list[int]) -> tuple[Tensor]:

@@ -58,3 +58,14 @@ def fused_keys(monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     return counts
+
+
+@pytest.fixture(params=[28.0, 30.0, 32.0])
+def far(request):
+    """A map whose middle cell has a mean that no pixel is near to: in float16 that token's affinities add up to 8e-6,
+    1e-6 and nothing."""
+    x, direction = torch.zeros(1, 8, 24, 16), torch.zeros(16)
+    direction[0] = request.param
+    x[:, :, :8] = x[:, :, 16:] = direction
+    x[:, ::2, 8:16], x[:, 1::2, 8:16] = 1.02 * direction, -0.88 * direction
+    return x.half()

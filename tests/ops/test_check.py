@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain, repeat
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ops
 from ops.check import command, machine, main
@@ -98,6 +100,32 @@ def test_each_configuration_is_held_to_the_law():
     )
 
 
+@pytest.mark.parametrize("case", ["window_attention-widest", "neighborhood_attention-widest"])
+def test_a_kernel_that_is_too_large_for_a_gpu_is_no_failure(case, monkeypatch):
+    """Which is not there: no tensor has data, and the call never gets as far as a kernel."""
+
+    class Bound:
+        def __init__(self, case, dtype, device):
+            self.case, self.dtype, self.device = case, dtype, device
+
+        def shares(self, impl):
+            given = self.case.make()
+            with FakeTensorMode():
+                fake = {name: torch.empty(t.shape, dtype=self.dtype, device=self.device) for name, t in given.items()}
+                self.case.call(impl=impl, **fake)
+
+    monkeypatch.setattr(command, "ErrorBound", Bound)
+    monkeypatch.setattr("ops.dispatch.HAS_TRITON", True)
+    monkeypatch.setattr("ops.dispatch._shared_memory", lambda device: 99)
+    task = command.Task(case, "triton", "float32", "cuda")
+    refused = command.shares_of(task)
+    assert "a head of 128 channels in torch.float32 needs 161 KiB of shared memory" in refused
+    finding = command.verdict("triton float32", "op", {task: refused, replace(task, case="b"): [{"q": 0.5}]}, 2)
+    assert finding.ok and finding.found == f"1 of 2 cases, at most 0.50 of the allowed error; refused: {refused}"
+    found = command.tried(lambda: Bound(BY_NAME[case], torch.float32, "cuda").shares("triton"), "op")
+    assert found.ok and found.found == f"refused: {refused}"
+
+
 def test_only_a_gpu_multiplies_in_tf32(capsys):
     with pytest.raises(SystemExit):
         main(["--device", "cpu", "--float32", "tf32x3"])
@@ -153,6 +181,13 @@ def test_without_a_gpu_nothing_more_is_run(monkeypatch):
     assert command.shares_of(command.Task("channel_attention-small", "torch", "float32", "cpu", (0, 1))) == [LOST, LOST]
     found = command.tried(machine.same_bits, "channel_attention", None)
     assert (found.check, found.ok, found.found) == ("same_bits", False, LOST)
+
+
+@pytest.mark.parametrize("check", [machine.far_apart, machine.large_map])
+def test_a_check_that_a_gpu_lacks_the_memory_for_is_not_run(check, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**33, 2**33))
+    found = command.tried(check, "several", "cuda")
+    assert found.ok and found.found.startswith("not run: less free memory than")
 
 
 def test_bits_are_compared_where_torch_must_be_deterministic_too(monkeypatch):

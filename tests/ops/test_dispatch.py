@@ -1,5 +1,6 @@
 """Which implementation runs, and what is said when one cannot."""
 
+from contextlib import nullcontext
 from threading import Event, Thread
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from torch.autograd import forward_ad
 import ops
 from ops import dispatch
 from ops.check.cases import packed, random
-from ops.dispatch import choose
+from ops.dispatch import SharedMemoryError, choose
 
 BOTH, ALL = ("torch", "reference"), ("triton", "torch", "reference")
 CPU = torch.zeros(1)
@@ -169,8 +170,18 @@ def test_a_gpu_with_little_shared_memory(monkeypatch, dtype, channels, given, ru
     assert choose("auto", x, op="op", has=ALL) == runs
     assert choose("auto", x, op="op", has=ALL, channels=None) == "triton"
     if runs == "torch":
-        with pytest.raises(RuntimeError, match=rf"a head of {channels} channels in {dtype} needs .* program {given}:"):
+        said = rf"a head of {channels} channels in {dtype} needs .* program {given}:"
+        with pytest.raises(SharedMemoryError, match=said):
             choose("triton", x, op="op", has=ALL)
+
+
+def test_wide_heads_in_float32_do_not_fit_amd_gpus(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for dtype, channels, runs in ((torch.float16, 128, True), (torch.float32, 64, True), (torch.float32, 65, False)):
+        x = SimpleNamespace(**vars(GPU) | {"dtype": dtype, "shape": (1, channels)})
+        with nullcontext() if runs else pytest.raises(SharedMemoryError, match=r"needs 112 KiB .* program 64:"):
+            assert choose("triton", x, op="op", has=ALL) == "triton"
 
 
 @pytest.mark.parametrize(("capability", "runs"), [((7, 5), "torch"), ((8, 0), "triton"), ((12, 0), "triton")])

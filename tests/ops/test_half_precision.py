@@ -23,6 +23,20 @@ def test_a_super_token_that_no_pixel_is_near_to_is_zero(impl, dtype):
     torch.testing.assert_close(tokens[:, :, ::2].double(), exact[:, :, ::2], rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_of_a_super_token_that_no_pixel_is_near_to(impl, far):
+    """A gradient divided by the sum of its affinities is beyond float16's range."""
+
+    def answers(x, impl):
+        tokens, affinity = ops.super_tokens(x.requires_grad_(), 8, impl=impl)
+        return affinity[..., 4], *torch.autograd.grad(tokens.sum(), x)
+
+    (affinity, found), (_, exact) = answers(far.clone(), impl), answers(far.double(), "reference")
+    if not affinity[:, 1::2, 8:16].any():  # in float16; then nothing reaches these pixels
+        exact[:, 1::2, 8:16] = 0
+    torch.testing.assert_close(found.double(), exact, rtol=4 * torch.finfo(torch.float16).eps, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_scale_of_zero_is_a_mean(dtype):
     """Without a mask, PyTorch leaves such logits unwritten: they hold what memory held."""

@@ -89,6 +89,15 @@ def merged_tokens(q):
     return ops.reallocate_tokens(x, None, [x[0, 0, :1, :3]], [x[0, 0, 0, :1]], [1], order, impl="triton")[0]
 
 
+def test_gradients_of_a_super_token_that_no_pixel_is_near_to(far):
+    """As in `torch`, which test_half_precision.py compares with the reference in float64."""
+    x, found = far.to(DEVICE).requires_grad_(), {}
+    for impl in ("triton", "torch"):
+        tokens, _ = ops.super_tokens(x, 8, impl=impl)
+        found[impl] = tokens, *torch.autograd.grad(tokens.sum(), x)
+    torch.testing.assert_close(found["triton"], found["torch"], rtol=2e-3, atol=1e-7)
+
+
 UNREAD = {
     "window_attention": lambda q: window_call(q, None),
     "channel_attention": lambda q: ops.channel_attention(q, q, q, impl="triton"),

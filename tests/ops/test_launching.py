@@ -16,6 +16,7 @@ from ops.dispatch import interprets
 from ops.launching import choice, configuration, launch, power_of_two
 from ops.precision import multiply_float32, precision
 from ops.routed_attention import kernels as routed
+from ops.token_reallocation import kernels as tokens
 from ops.window_attention.kernels import SIZES, forward_kernel
 
 
@@ -129,6 +130,12 @@ def test_regions_with_wide_heads_have_more_warps_and_fewer_stages(channels, keys
     assert min(config.num_warps for config in of) == 2
 
 
+@pytest.mark.parametrize(("channels", "keys", "stages"), [(32, 128, 3), (64, 128, 2), (65, 128, 1), (65, 64, 2)])
+def test_large_windows_of_wide_heads_have_one_stage(channels, keys, stages):
+    of = tokens.receive_window_kernel.choices.of([torch.bfloat16], {"D": channels, "BLOCK_N": keys})
+    assert max(config.num_stages for config in of) == stages
+
+
 def test_nothing_is_measured_by_a_launch_that_does_not_fill_the_gpu(kernel, monkeypatch):
     monkeypatch.setattr("ops.launching.multiprocessors", lambda device: 100)
     x = torch.zeros(2, dtype=torch.bfloat16)
@@ -152,6 +159,26 @@ def test_nothing_is_measured_while_a_graph_is_captured(kernel, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     launch(kernel, 3, x, D=32)
     assert len(kernel.launched) == 1
+
+
+def test_a_launch_that_leaves_no_memory_for_a_measurement_runs_the_first_configuration(kernel, monkeypatch):
+    """And a later one measures; where the launch itself finds no memory, its error is raised."""
+    x, tuner, itself = torch.zeros(2, dtype=torch.bfloat16), Kernel.launch, torch.OutOfMemoryError("of the launch")
+
+    def fail(self, grid, values, constants):
+        self.nargs = values  # which a tuner keeps until it has launched
+        raise torch.OutOfMemoryError("256 MiB") if self is kernel else itself
+
+    monkeypatch.setattr(Kernel, "launch", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="of the launch"):
+        launch(kernel, 3, x, D=32)
+    kernel.fn.launch = lambda *given: tuner(kernel.fn, *given)
+    launch(kernel, 3, x, D=32)
+    assert kernel.fn.launched[-1][2] == {"D": 32} | forward_kernel.choices.half[0].all_kwargs()
+    assert not kernel.chosen and kernel.nargs is None
+    monkeypatch.setattr(Kernel, "launch", tuner)
+    launch(kernel, 3, x, D=32)
+    assert len(kernel.launched) == len(kernel.chosen) == 1
 
 
 @pytest.mark.parametrize(("times", "warps"), [([1.04, 1.0, 1.0], 4), ([1.06, 1.0, 1.0], 2)])

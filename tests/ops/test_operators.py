@@ -16,6 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from ops import super_tokens
 from ops.check.cases import packed, random
 from ops.registration import NAMESPACE, together
 from ops.window_attention.triton_path import attend as window_attend
@@ -113,6 +114,13 @@ def test_flops(name):
     with FlopCounterMode(display=False) as backward:
         operator(f"{name.partition('-')[0]}_backward")(torch.empty_like(out[0]), *arguments, *out)
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
+
+
+def test_super_tokens_of_halves_are_averages_as_in_the_reference(far):
+    """Also of one that no pixel is near to: float16 has no divisor as small as 1e-12."""
+    tokens, affinity = super_tokens(far, 8, impl="reference")
+    found, _ = operator("super_token_average")(far, affinity, [8, 8], False)
+    assert torch.equal(found, tokens)
 
 
 class Attention(torch.nn.Module):
