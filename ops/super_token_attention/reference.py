@@ -67,4 +67,6 @@ def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """The inverse of `cut`, without cropping."""
-    return x.unflatten(3, [cell[0], cell[1]]).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    B, h, w, _, C = x.shape
+    x = x.unflatten(3, [cell[0], cell[1]]).transpose(2, 3)  # (B, h, cell, w, cell, C)
+    return x.reshape(B, h * cell[0], w * cell[1], C)
