@@ -87,6 +87,13 @@ class Checkpoint:
                 return bool(sharded_reader.names(self.path / SHARDED, part))
         return f"{part}.safetensors" in self.state["files"]
 
+    def is_here(self) -> bool:
+        """Whether this process finds it too, as the one that opened it did: machines may have folders of one name."""
+        try:
+            return _checksum(_read_state(self.path)) == _checksum(self.state)
+        except (OSError, CheckpointError):
+            return False
+
     @property
     def sharded(self) -> bool:
         """Whether the tensors are sharded, as written by several processes."""
@@ -141,6 +148,8 @@ def _write_whole(temporary: Path, parts: dict[str, Any]) -> None:
 
 
 def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
+    if (temporary / SHARDED).exists():
+        _check_shards(temporary / SHARDED)
     found = sorted(file for file in temporary.rglob("*") if file.is_file())
     whole = {**state, "files": {file.relative_to(temporary).as_posix(): _fingerprint(file) for file in found}}
     with open(temporary / "state.json", "w") as file:
@@ -154,6 +163,14 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
     os.rename(temporary, path)
     _sync(path.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise OSError unless the parts of all processes are there: one without this folder makes its own elsewhere."""
+    try:
+        sharded_reader.check(folder)
+    except sharded_reader.Refused as error:
+        raise OSError(f"{error}; do all machines still share the run's folder?") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -47,9 +47,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def answer_or_measure(cfg: DictConfig) -> None:
-    """Predict for images, or evaluate a run or weights, as configured. Raises RunError if the memory of a GPU is full.
+    """Predict for images, or evaluate a run or weights, as configured.
 
-    That ends the evaluation of several sets of weights too: other processes would wait for this one.
+    Raises RunError if the memory of a GPU is full or nothing can be compiled. That ends the evaluation of several sets
+    of weights too: other processes would wait for this one.
     """
     try:
         _answer_or_measure(cfg)
@@ -58,6 +59,10 @@ def answer_or_measure(cfg: DictConfig) -> None:
         raise RunError(
             f"out of memory in an evaluation: {first_line(error)}\ngive {fewer}, or hardware.amp=bfloat16"
         ) from error
+    except Exception as error:
+        if (why := hardware.why_not_compiled(error)) is None:
+            raise
+        raise RunError(why) from error
 
 
 def _answer_or_measure(cfg: DictConfig) -> None:

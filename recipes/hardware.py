@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
+import re
 import resource
 import sys
 import warnings
@@ -23,8 +25,10 @@ from recipes import config, distributed, sharding
 from recipes.config import ConfigError
 from recipes.console import say
 from zoo.allocator import keep_freed_memory
+from zoo.errors import first_line
 
 KEEP_STRIDES = "strict_output_strides"
+NO_C_COMPILER = "Failed to find C compiler"  # how Triton's error begins, which has no type of its own
 # newer versions of torch have another name for it
 KEEP_BUFFERS = next(
     name
@@ -154,6 +158,26 @@ def is_of_the_compiler(error: Exception) -> bool:
     return dynamo is not None and isinstance(error, dynamo.BackendCompilerFailed)
 
 
+def why_not_compiled(error: Exception) -> str | None:
+    """What keeps torch.compile from compiling on this machine, and what to do; None for any other error."""
+    if not is_of_the_compiler(error):
+        return None
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    cause = error.inner_exception
+    said = first_line(cause)
+    if isinstance(cause, CppCompileError):
+        found = re.search(r".*\b(?:error|failed):.*", cause.output)
+        said = found[0].strip() if found else said
+    elif not (isinstance(cause, InvalidCxxCompiler | OSError) or said.startswith(NO_C_COMPILER)):
+        return None
+    if isinstance(cause, OSError) or os.strerror(errno.ENOSPC) in said:
+        mend = "set TMPDIR and TORCHINDUCTOR_CACHE_DIR to folders with room"
+    else:
+        mend = "install a compiler that works here, such as g++"
+    return f"torch.compile could not compile: {said}\n{mend}, or give hardware.compile=false"
+
+
 def setup(cfg: DictConfig) -> Hardware:
     """Choose the device and set threads and determinism for this process.
 
@@ -208,16 +232,20 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"hardware.device={name} is not available here, only {there}: hardware=auto takes the best")
     if distributed.size() > 1:
         return _own_device(name)
-    return _gpu(name) if kind == "cuda" else torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"hardware.device={name} is no device: expected auto, cpu, cuda, cuda:0, mps") from error
+    return _gpu(device) if kind == "cuda" else device
 
 
-def _gpu(name: str) -> torch.device:
+def _gpu(device: torch.device) -> torch.device:
     """A GPU by its number, which torch.cuda.set_device needs; without a number, torch's current GPU."""
-    device, here = torch.device(name), torch.cuda.device_count()
+    here = torch.cuda.device_count()
     if device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     if device.index >= here:
-        raise ConfigError(f"hardware.device={name} is not available here, only {_range(here)}")
+        raise ConfigError(f"hardware.device={device} is not available here, only {_range(here)}")
     return device
 
 

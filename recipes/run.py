@@ -55,6 +55,7 @@ from zoo.errors import printable
 LOCK = ".lock"
 CARD = "README.md"
 WRITTEN_OVER = (data_record.FILE, SESSIONS, "metrics.jsonl", "curves.png", "validation.png")  # by a new run, and CARD
+SHARE = "the run must lie in a folder that all machines share, under the same path (out= of a new run)"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,43 @@ class Run:
     def micro_batches(self) -> int | None:
         """Micro-batches that the batch of a step was split into so far; None at step 0."""
         return self.resumed.state.get("parts") if self.resumed else None
+
+    def check_here(self, overrides: list[str]) -> None:
+        """Raise RunError where this process lacks the checkpoint to resume, or finds a run that the first one does not.
+
+        The first process chooses, and it may be on another machine after every start.
+        """
+        if distributed.rank() == 0:
+            return
+        if self.resumed and not self.resumed.is_here():
+            raise RunError(
+                f"{self.resumed.path.absolute()} is missing, or not the checkpoint that the first process sees: to "
+                f"resume, {SHARE}"
+            )
+        if not self.known and (there := _found_by_another(self, overrides)):
+            raise RunError(
+                f"{there.absolute()} holds a run, which the first process does not see: to resume it, {SHARE}; for a "
+                "new run, move that one away or pass another name="
+            )
+
+    def check_shared(self) -> None:
+        """Raise RunError, in all processes, unless each of them finds this start in the folder. All must call this."""
+        start = distributed.first(lambda: sessions(self.folder)[-1]["id"])
+        try:
+            distributed.everywhere(lambda: self._check_seen(start), (RunError,))
+        except RunError:
+            if distributed.rank() == 0:
+                self.withdraw()
+            raise
+
+    def _check_seen(self, start: str) -> None:
+        with _writing(self.folder):  # made, as a network file system may remember for a while that it was not there
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if start not in [line.get("id") for line in sessions(self.folder)]:
+            raise RunError(
+                f"{self.folder.absolute()} is not the folder that the first process sees: with hardware.parallel=fsdp, "
+                f"where all processes write checkpoints, {SHARE}; or set hardware.parallel=ddp"
+            )
 
     def check_data(self, data: Data) -> None:
         """Raise RunError if a resumed run was started on other data."""
@@ -317,6 +355,15 @@ def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
     last = {run: starts[-1] for run in runs if (starts := sessions(run)) and starts[-1]["overrides"] == overrides}
     found = [run for run in last if here & set(last[run].get("agents", ())) or (job and job == last[run].get("job"))]
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
+
+
+def _found_by_another(run: Run, overrides: list[str]) -> Path | None:
+    """What this machine has in place of a new run: one of its name, or else the one that would be resumed."""
+    if distributed.local_rank() > 0:  # one process looks, as there may be many runs
+        return None
+    if run.cfg.name is not None:
+        return run.folder if has_config(run.folder) else None
+    return _begun(run.cfg, overrides) or _find(run.cfg, overrides)
 
 
 def _is_same_kind(folder: Path, cfg: DictConfig) -> bool:

@@ -28,6 +28,8 @@ from torch import nn
 
 from ops.tool import ToolError, overwrite, replaced, tool
 from recipes import config, optim, plan
+from recipes.config import ConfigError
+from recipes.config.quoting import key_of
 from recipes.console import say
 from recipes.data.build import Data, preprocessing
 from recipes.freeze import freeze
@@ -212,11 +214,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _refuse_run(overrides: Sequence[str]) -> None:
+    if runs := [text for text in overrides if key_of(text) == "resume"]:
+        raise ConfigError(
+            f"{' '.join(runs)} would have no effect: for the schedule of a run, give config=<its folder>/config.yaml"
+        )
+
+
 @tool
 def main() -> None:
     """Print what the optimiser will do, and write it to the folder --out."""
     args = parse(sys.argv[1:])
     with config.reported("train"):
+        _refuse_run(args.overrides)
         given = any(text.startswith(("data=", "config=")) for text in args.overrides)
         cfg = config.compose([*([] if given else ["data=imagenet"]), *config.expanded(args.overrides)])
         report = describe(cfg, args.images)

@@ -219,6 +219,11 @@ def _remove_younger(entries: dict[str, Any], younger: tuple[str, ...], path: str
             entries.pop(name, None)
 
 
+def check(folder: Path) -> None:
+    """Raise Refused unless the folder holds all that its index promises."""
+    _read_index(folder)
+
+
 def names(folder: Path, part: str) -> dict[str, TensorStorageMetadata]:
     """Shape and dtype of every tensor in the state dict that was saved as `part`; empty if there is none.
 

@@ -21,6 +21,7 @@ from recipes.config import ConfigError, quote
 from recipes.log import Sink, Through, writing
 from recipes.provenance import first_session
 
+EVENTS = "events.out.tfevents."  # how the names of event files begin
 PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 
@@ -96,6 +97,14 @@ def _wandb_id(folder: Path) -> str:
     return re.sub(r"[/\\#?%:]", "-", "-".join([folder.name, *([own] if own else [])]))  # not allowed in an id
 
 
+def _stamp(folder: Path) -> float:
+    """The time that begins the name of an event file: TensorBoard reads them in the order of their names, so it must be
+    later than any that is there, whatever the clock says.
+    """
+    found = [re.match(r"\d+(\.\d+)?", path.name.removeprefix(EVENTS)) for path in folder.glob(f"{EVENTS}*")]
+    return max([time.time(), *(float(stamp[0]) + 1 for stamp in found if stamp)])
+
+
 class TensorBoard:
     """Event files in the run folder, one series for each key; what an earlier start wrote after `step` is hidden.
 
@@ -109,7 +118,7 @@ class TensorBoard:
         self.folder = folder
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+            name = f"{EVENTS}{_stamp(folder):.6f}.{socket.gethostname()}.{os.getpid()}"
             self.records = RecordWriter(Through(folder / name, "ab"))
         self._add(file_version="brain.Event:2")
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))

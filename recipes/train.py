@@ -57,6 +57,7 @@ def train(cfg: DictConfig) -> float | None:
     console.CONSOLE.optional = True
     distributed.join(cfg)
     run = distributed.first(lambda: open_run(cfg, config.overrides()))
+    distributed.everywhere(lambda: run.check_here(config.overrides()), (RunError,))
     cfg = run.cfg
     distributed.first(lambda: trackers.check(cfg))
     machine = hardware.setup(cfg)
@@ -80,6 +81,8 @@ def train(cfg: DictConfig) -> float | None:
                 there = shlex.quote(config.quote("model.checkpoint", str(run.folder)))
                 say(f"this run is finished, all {plans.steps} steps; another starts from its weights with {there}")
     distributed.first(lambda: run.begin(config.overrides(), data, task.taught()))
+    if machine.parallel == "fsdp":
+        run.check_shared()
     STARTUP.mark("model")
     show = {"start": now.step, "every": cfg.train.log_every, "memory": machine.memory}
     with Stop() as stop:
@@ -96,9 +99,12 @@ def train(cfg: DictConfig) -> float | None:
                 end_out_of_memory(run, now, task, stop, error)
             except Exception as error:
                 # alone: other processes may have compiled, and wait for this one
-                if not (stop.noted and distributed.size() == 1 and hardware.is_of_the_compiler(error)):
+                if stop.noted and distributed.size() == 1 and hardware.is_of_the_compiler(error):
+                    run.rescue(now, error, stop)
+                elif stop.noted or not (why := hardware.why_not_compiled(error)):
                     raise
-                run.rescue(now, error, stop)
+                else:
+                    end_uncompiled(run, now, stop, RunError(why), error)
         finished = now.step >= plans.steps and not now.due
         # a signal may come again, or only now, which must not change the status
         distributed.first(lambda: run.report(task, data, model, finished=finished))
@@ -132,6 +138,16 @@ def end_out_of_memory(run: Run, now: State, task: Task, stop: Stop, error: torch
         f"run with {amp}{again}{fewer}a smaller data.batch_size; what this one has saved stays in "
         f"{run.folder}/checkpoints"
     ) from error
+
+
+def end_uncompiled(run: Run, now: State, stop: Stop, said: RunError, error: Exception) -> NoReturn:
+    """Raise `said`, where this machine cannot compile: what has not trained begins again, a single process saves."""
+    if now.step == 0 and not run.known:
+        if distributed.rank() == 0:
+            run.withdraw()
+    elif distributed.size() == 1:  # else the others may wait for this one
+        run.rescue(now, said, stop)
+    raise said from error
 
 
 @dataclass(frozen=True)

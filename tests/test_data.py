@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 import recipes.data.__main__ as speed
-from children import FORKS
+from children import FORKS, PATIENCE, ROOT
 from recipes import plan, stop
 from recipes.config import compose
 from recipes.data import DataError, Mix, Source, batches, batches_per_epoch, bench, loader, worker_count
@@ -311,6 +314,38 @@ def test_a_worker_that_is_killed(digits):
     assert not source.idle
 
 
+FULL_SHM = """
+import sys
+from recipes.data import Source
+from source_cases import all_of, make
+
+if sys.argv[1] == "lists":  # as for images of different sizes
+    Source.collate = lambda self, samples: tuple(map(list, zip(*samples)))
+all_of(make().train, workers=2)
+"""
+
+
+@pytest.mark.parametrize("batch", ["stacked", "lists"])
+def test_no_room_to_hand_over_batches(batch):
+    """As in a container, where /dev/shm may be small."""
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    command, env = [*mount, sys.executable, "-c", FULL_SHM, batch], {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE)
+    # PyTorch 2.9 does not ask for room first, so that a worker dies of a bus error
+    said = "DataError: (the training set of digits: unable|a process reading the training set of digits died).*/dev/shm"
+    assert re.search(f"(?s){said}.* is full.* give the container a larger one", done.stderr)
+
+
+def test_a_bug_in_a_collation_keeps_its_traceback(digits, monkeypatch):
+    monkeypatch.setattr(Source, "collate", lambda self, samples: torch.zeros(2).view(3))
+    for workers in (0, 1):
+        source = Source(digits.val.records, digits.val.transform, name="the broken set", seed=0)
+        with pytest.raises(DataError, match=r"(?s)^the broken set: Traceback .*RuntimeError: shape '\[3\]' is invalid"):
+            all_of(source, train=False, workers=workers)
+
+
 def test_speed_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(speed, "SECONDS", 0.1)
     monkeypatch.setattr(speed, "TURNS", 1)
@@ -412,3 +447,24 @@ def test_a_worker_that_is_gone_is_told_alike(small, monkeypatch, error):
     monkeypatch.setattr("recipes.data.loader._started", lost)
     with pytest.raises(DataError, match=r"a process reading 300 digits died: gone\. Lower"):
         next(batches(small, batch_size=4, train=True, seed=0, epoch=0, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("worker (pid 7) is killed by signal: Bus error. It may be out of shared memory. ",
+         "a process reading 300 digits died: worker (pid 7) is killed by signal: Bus error. It may be out of shared "
+         "memory. Lower data.workers or free memory; if /dev/shm is full, give the container a larger one (docker run "
+         "--shm-size=8g), or set data.workers=0"),
+        ("Caught RuntimeError in pin memory thread for device 0.", "300 digits could not be read: Caught RuntimeError "
+         "in pin memory thread for device 0."),
+    ],
+)  # fmt: skip
+def test_what_the_loader_raises_is_told_apart(small, monkeypatch, error, said):
+    def lost(loader):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr("recipes.data.loader._started", lost)
+    with pytest.raises(DataError) as raised:
+        next(batches(small, batch_size=4, train=True, seed=0, epoch=0, workers=0))
+    assert str(raised.value) == said

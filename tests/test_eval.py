@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 import zoo
 from children import PLAIN, SMALL, evaluate_here, lines, note_overrides, succeed, train_here
@@ -72,6 +73,15 @@ def test_a_gpu_without_memory_left_is_explained(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Task, "predict", filling)
     with pytest.raises(RunError, match=r"^out of memory in an evaluation: CUDA out of memory\ngive a smaller data\."):
+        evaluate_here(f"run={run}", f"out={tmp_path}")
+
+
+def test_a_machine_that_cannot_compile_is_explained(run, monkeypatch, tmp_path):
+    def uncompiled(*_):
+        raise InductorError(InvalidCxxCompiler(), None)
+
+    monkeypatch.setattr(Task, "predict", uncompiled)
+    with pytest.raises(RunError, match=r"^torch\.compile could not compile: No working .*\ninstall a compiler"):
         evaluate_here(f"run={run}", f"out={tmp_path}")
 
 

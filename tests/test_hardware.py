@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from children import SMALL, lines, lost_after, note_overrides, poisoned, train_here
 from flags import flags_restored
@@ -47,6 +48,39 @@ def test_a_gpu_is_chosen_by_its_number(gpus, asked, number):
 def test_a_gpu_that_is_not_there(gpus):
     with pytest.raises(ConfigError, match=r"hardware\.device=cuda:2 is not available here, only cuda:0 to cuda:1"):
         hardware.setup(config.compose(["hardware.device=cuda:2"]))
+
+
+@pytest.mark.parametrize("asked", ["cpu:x", "cuda:x", "cuda:-1"])
+def test_what_is_no_device(gpus, asked):
+    with pytest.raises(ConfigError, match=f"^hardware.device={asked} is no device: expected auto, cpu, cuda, cuda:0,"):
+        hardware.setup(config.compose([f"hardware.device={asked}"]))
+
+
+OUTPUT = "a.cpp:1: warning: #warning\n a.cpp:3:10: fatal error: Python.h: No such file or directory\n"
+FULL = "error: when writing output: No space left on device"
+COMPILER, ROOM = "install a compiler that works here, such as g++,", "set TMPDIR and TORCHINDUCTOR_CACHE_DIR to folders"
+
+
+@pytest.mark.parametrize(
+    ("cause", "said", "mend"),
+    [
+        (InvalidCxxCompiler(), "No working C++ compiler found", COMPILER),
+        (RuntimeError("Failed to find C compiler. Please specify"), "Failed to find C compiler", COMPILER),
+        (CppCompileError(["g++"], OUTPUT), "a.cpp:3:10: fatal error: Python.h: No such file or directory", COMPILER),
+        (CppCompileError(["g++"], FULL), FULL, ROOM),
+        (CppCompileError(["g++"], ""), "C++ compile error", COMPILER),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device", ROOM),
+    ],
+)
+def test_why_a_machine_cannot_compile(cause, said, mend):
+    first, second = hardware.why_not_compiled(InductorError(cause, None)).splitlines()
+    assert first.startswith(f"torch.compile could not compile: {said}")
+    assert second.startswith(mend) and second.endswith("or give hardware.compile=false")
+    assert hardware.why_not_compiled(cause) is None
+
+
+def test_an_error_of_the_compiler_itself_is_not_the_machines():
+    assert hardware.why_not_compiled(InductorError(AssertionError("a fault"), None)) is None
 
 
 def test_repeatable_arithmetic_is_for_one_run(gpus):

@@ -211,6 +211,13 @@ def test_the_schedule_of_a_stored_configuration(tmp_path, monkeypatch, capsys):
     assert "digits" in capsys.readouterr().out
 
 
+def test_a_run_is_named_by_its_configuration(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["schedule", "model=nat_m", "resume=runs/x"])
+    with pytest.raises(SystemExit, match="2"):
+        schedule.main()
+    assert "resume=runs/x would have no effect: for the schedule of a run, give config" in capsys.readouterr().err
+
+
 def test_a_stored_configuration_in_a_fresh_process(tmp_path):
     """In which nothing has asked for the models yet."""
     OmegaConf.save(compose(["model=nat_m", "train.steps=10", "sched.warmup=0"]), tmp_path / "it.yaml")

@@ -95,6 +95,21 @@ def test_tensorboard_has_pictures(tmp_path):
         assert (shown.step, picture.size, picture.getpixel((0, 0))) == (7, (8, 6), (255, 0, 0))
 
 
+@pytest.mark.parametrize("behind", [7200, 0])
+def test_tensorboard_shows_the_later_start_whatever_the_clock(tmp_path, monkeypatch, behind):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    clock = time.time()
+    for start, (done, late) in enumerate([(0, 0), (3, behind), (5, 2 * behind)]):
+        monkeypatch.setattr(time, "time", lambda late=late: clock - late)
+        sink = TensorBoard(tmp_path / "tensorboard", done)
+        for step in range(done + 1, done + 6):
+            sink.write({"step": step, "loss": start})
+        sink.close()
+    (tmp_path / "tensorboard" / "events.out.tfevents.profile").touch()
+    read = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("training/loss")
+    assert [(event.step, event.value) for event in read] == list(enumerate([0, 0, 0, 1, 1, 2, 2, 2, 2, 2], start=1))
+
+
 def test_tensorboard_that_cannot_begin_says_how_to_go_on(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "run").mkdir()

@@ -1,6 +1,7 @@
 """What the loop says when something is wrong, and what is left then: losses, options, folders, logs, disks."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from torch._inductor.exc import InductorError
 
 import zoo
 from children import QUICK, lines, no_space, note_overrides, poisoned, train_here
-from recipes import checkpoint, config, console, data, log, models, stop, train
+from recipes import checkpoint, config, console, data, distributed, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, open_run
 from recipes.settings import RunError
@@ -338,6 +339,25 @@ def test_a_signal_that_ends_the_compiler_too_is_a_stop(tmp_path, monkeypatch, nu
     assert ended.value.code == stop.REQUEUE and saved.state["step"] == 4
     tensors = saved.tensors("model")
     assert before.keys() == tensors.keys() and all(before[name].equal(tensors[name]) for name in before)
+
+
+@pytest.mark.parametrize(("processes", "at", "saved"), [(1, 0, None), (2, 0, None), (1, 4, 4), (2, 4, 3)])
+def test_a_machine_that_cannot_compile(tmp_path, monkeypatch, processes, at, saved):
+    """Before the first step nothing is left of the run; later a single process saves."""
+    loss, run = classify.Task.loss, tmp_path / "run"
+
+    def compiled(self, *args, draw):
+        if draw < at:
+            return loss(self, *args, draw=draw)
+        monkeypatch.setattr(distributed, "size", lambda: processes)  # only for what is done about the error
+        raise InductorError(OSError(errno.ENOSPC, "No space left on device"), None)
+
+    monkeypatch.setattr(classify.Task, "loss", compiled)
+    with pytest.raises(RunError, match=r"could not compile: .*left on device\nset TMPDIR .*=false") as error:
+        train_here(tmp_path, *QUICK, "name=run")
+    newest, _ = checkpoint.Store(run / "checkpoints").newest()
+    assert (newest and newest.state["step"]) == saved and (run / "config.yaml").exists() == (saved is not None)
+    assert str(error.value).endswith(f"resume with: python train.py resume={run}") == (saved == 4)
 
 
 def test_a_full_disk_under_the_output_does_not_end_a_run(tmp_path, monkeypatch, capfd):

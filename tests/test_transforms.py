@@ -137,6 +137,8 @@ COLOURS = {
     "32-bit": (Image.fromarray(np.full((4, 4), 30000, np.int32)), (117, 117, 117)),
     "float": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), (127, 127, 127)),
     "float, up to 1": (Image.fromarray(np.eye(4, dtype=np.float32)), (255, 255, 255)),
+    "float, infinite": (Image.fromarray(np.full((4, 4), np.inf, np.float32)), (255, 255, 255)),
+    "float, with infinite ones": (Image.fromarray(np.float32([[np.inf, -np.inf], [np.nan, 0.5]])), (127, 127, 127)),
 }
 
 

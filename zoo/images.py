@@ -20,7 +20,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB from grey, palette, CMYK and wide images; transparent ones are composited on white.
 
     16-bit values are scaled (the high byte is kept), 32-bit greys by as many bytes as their largest value needs, floats
-    of at most 1 by 255.
+    of at most 1 by 255; what is infinite is white or black.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -36,8 +36,8 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     """Pillow clips wide greys to white at 255."""
     values = np.asarray(image)
     if image.mode == "F":
-        values = np.nan_to_num(values)
-        values = values * (255 if values.max(initial=0) <= 1 else 1)
+        largest = values.max(initial=0, where=np.isfinite(values))
+        values = np.nan_to_num(values, posinf=255, neginf=0) * (255 if largest <= 1 else 1)
     else:
         wide = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         largest = 0xFFFF if wide else int(values.max(initial=0))

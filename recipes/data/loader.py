@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from recipes.data.errors import DataError
 from recipes.data.seeding import Stream, preserved, seed_of
@@ -33,6 +33,8 @@ from zoo.allocator import give_freed_memory_back
 
 # those that stop a run, see `recipes.stop`
 HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+NO_SHM = "unable to allocate shared memory"  # how torch's error begins
+MORE_SHM = "give the container a larger one (docker run --shm-size=8g), or set data.workers=0"
 TINY = 5_000  # number of images below which worker processes are not worth their cost
 
 
@@ -170,11 +172,21 @@ def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator
         if isinstance(error, DataError):
             raise
         whole = False  # a worker that was killed takes the others with it
-        raise DataError(f"a process reading {source.name} died: {error}. Lower data.workers or free memory") from error
+        raise DataError(_lost(source.name, error)) from error
     finally:  # also if the caller breaks off
         if whole:
             source.idle[workers] = loader
         del loader  # a traceback that is kept with an error would keep the workers alive
+
+
+def _lost(name: str, error: Exception) -> str:
+    """What to say of an error of torch's loader: something was raised, or a process is gone."""
+    if str(error).startswith("Caught "):  # with its traceback
+        return f"{name} could not be read: {error}"
+    # how torch tells of a bus error, which is what a write to a full /dev/shm ends in
+    full = any(words in str(error) for words in ("shared memory", "exited unexpectedly"))
+    more = f"; if /dev/shm is full, {MORE_SHM}" if full else ""
+    return f"a process reading {name} died: {str(error).rstrip('. ')}. Lower data.workers or free memory{more}"
 
 
 def _started(loader: DataLoader) -> Iterator:
@@ -221,8 +233,12 @@ class _Failure:
     """
 
     def __init__(self, what: str, error: Exception):
-        known = isinstance(error, DataError)
-        self.message = f"{what}: {error if known else traceback.format_exc()}"
+        known, said = isinstance(error, DataError), str(error)
+        if said.startswith(NO_SHM):
+            said = f"{said}\n/dev/shm, through which workers hand over batches, is full: {MORE_SHM}"
+        elif not known:
+            said = traceback.format_exc()
+        self.message = f"{what}: {said}"
         self.kind = type(error) if known else DataError
 
 
@@ -256,9 +272,23 @@ def _collate(found: Any, *, source: Source) -> Any:
     if isinstance(found, _Failure):
         return found
     try:
-        return source.collate(found[0]), found[1]
-    except DataError as error:
+        batch = source.collate(found[0])
+        if get_worker_info() is not None:
+            _share(batch)
+        return batch, found[1]
+    except Exception as error:
         return _Failure(source.name, error)
+
+
+def _share(value: Any) -> None:
+    """Move tensors to shared memory. The thread that hands over a batch would do it too, but if that fails, the batch
+    is lost and its reader waits for ever.
+    """
+    if isinstance(value, Tensor):
+        value.share_memory_()
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _share(item)
 
 
 def _start_worker(_: int) -> None:
