@@ -405,9 +405,9 @@ def test_licence_of_a_converted_file(tmp_path):
 
 def test_commands_print_licences_plainly(tmp_path):
     """One line on standard error, without the line of code that it comes from."""
-    source, out = tmp_path / "gcvit_1k_xxtiny.pth.tar", tmp_path / "x.pt2"
+    source, out = tmp_path / "gcvit_1k_xxtiny.pth.tar", tmp_path / "x.safetensors"
     torch.save(timm.create_model("gcvit_xxt").state_dict(), source)
-    command = [sys.executable, "-m", "zoo.export", str(source), str(out), "--size", "32", "32"]
+    command = [sys.executable, "-m", "zoo.convert", str(source), str(out)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert said.splitlines()[0].startswith("gcvit_xxt.nvidia_in1k: the licence of these weights, ")
     assert "LicenceWarning" not in said

@@ -60,9 +60,10 @@ def collect(parts: Tensor) -> Tensor:
 
 def cut(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (B, h, w, pixels of a cell, C), padded with zeros to whole cells."""
-    h, w = -(-x.shape[1] // cell[0]), -(-x.shape[2] // cell[1])
-    x = filled(x, cell).unflatten(2, [w, cell[1]]).unflatten(1, [h, cell[0]])  # (B, h, cell, w, cell, C)
-    return x.transpose(2, 3).flatten(3, 4)
+    B, H, W, C = x.shape
+    h, w = -(-H // cell[0]), -(-W // cell[1])
+    x = filled(x, cell).view(B, h, cell[0], w, cell[1], C)
+    return x.transpose(2, 3).reshape(B, h, w, cell[0] * cell[1], C)
 
 
 def join(x: Tensor, cell: tuple[int, int]) -> Tensor:
