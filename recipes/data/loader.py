@@ -33,7 +33,7 @@ from zoo.allocator import give_freed_memory_back
 
 # those that stop a run, see `recipes.stop`
 HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
-NO_SHM = "unable to allocate shared memory"  # how torch's error begins
+NO_SHM = ("unable to allocate shared memory", "unable to write to file </torch_")  # how torch's errors begin
 MORE_SHM = "give the container a larger one (docker run --shm-size=8g), or set data.workers=0"
 TINY = 5_000  # number of images below which worker processes are not worth their cost
 
