@@ -109,8 +109,7 @@ class Run:
         try:
             distributed.everywhere(lambda: self._check_seen(start), (RunError,))
         except RunError:
-            if distributed.rank() == 0:
-                self.withdraw()
+            self.withdraw()
             raise
 
     def _check_seen(self, start: str) -> None:
@@ -152,9 +151,12 @@ class Run:
     def withdraw(self) -> None:
         """What turns out not to be trainable as configured need not be resumed, and may begin again under its name.
 
-        Not so where there are weights already: they could not be evaluated without their configuration.
+        Not so where there are weights already: they could not be evaluated without their configuration. Only the first
+        process does anything.
         """
-        if not self.known and not any(self.store.newest(kind)[0] for kind in ("step", "best")):
+        if distributed.rank() > 0 or self.known:
+            return
+        if not any(self.store.newest(kind)[0] for kind in ("step", "best")):
             for file in (self.folder / "config.yaml", self.metrics):
                 file.unlink(missing_ok=True)
 

@@ -90,8 +90,7 @@ def train(cfg: DictConfig) -> float | None:
             try:
                 Loop(run, machine, task, data, schedule, now, logs, stop).train()
             except (ConfigError, NoBatch):
-                if distributed.rank() == 0:
-                    run.withdraw()
+                run.withdraw()
                 raise
             except (DataError, NotFinite, LogError, RunError) as error:
                 run.rescue(now, error, stop)
@@ -129,8 +128,7 @@ def end_out_of_memory(run: Run, now: State, task: Task, stop: Stop, error: torch
         if distributed.size() == 1:  # else the others wait for this one
             run.rescue(now, said, stop)
         raise said from error
-    if distributed.rank() == 0:
-        run.withdraw()
+    run.withdraw()
     again = "" if run.cfg.train.grad_checkpointing else "train.grad_checkpointing=true or "
     fewer = f"train.micro_batch={now.plan.micro // 2} or " if now.plan.micro > 1 else ""
     raise RunError(
@@ -143,8 +141,7 @@ def end_out_of_memory(run: Run, now: State, task: Task, stop: Stop, error: torch
 def end_uncompiled(run: Run, now: State, stop: Stop, said: RunError, error: Exception) -> NoReturn:
     """Raise `said`, where this machine cannot compile: what has not trained begins again, a single process saves."""
     if now.step == 0 and not run.known:
-        if distributed.rank() == 0:
-            run.withdraw()
+        run.withdraw()
     elif distributed.size() == 1:  # else the others may wait for this one
         run.rescue(now, said, stop)
     raise said from error
