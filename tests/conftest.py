@@ -5,6 +5,7 @@ import os
 # two test processes on two cores, each with its own threads, would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import signal
 import tempfile
 import zlib
@@ -45,6 +46,12 @@ def keep(function, name):
 
 
 _builtins._register_builtin = keep
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests, half a million objects, live to the end: no collection need look at them again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture
