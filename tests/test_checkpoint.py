@@ -254,6 +254,22 @@ def test_a_compiled_model(tmp_path, source):
     assert same(model, source.state_dict())
 
 
+def test_a_model_whose_blocks_are_compiled(tmp_path, source):
+    """Its names go through `_orig_mod`: files of it fit other models, and files of others fit it."""
+    plain, compiled = tmp_path / "plain.pth", tmp_path / "compiled.pth"
+    torch.save(source.state_dict(), plain)
+    model, other = small(NAME), small(NAME)
+    for stage in model.stages:
+        stage.blocks[-1] = torch.compile(stage.blocks[-1])
+    wrapped = [stage.blocks[-1] for stage in model.stages]
+    load_checkpoint(model, plain)
+    assert [stage.blocks[-1] for stage in model.stages] == wrapped
+    torch.save({"model": model.state_dict()}, compiled)
+    assert any("._orig_mod." in name for name in model.state_dict())
+    load_checkpoint(other, compiled)
+    assert same(other, source.state_dict()) and zoo.identify(model.state_dict()) == zoo.identify(source.state_dict())
+
+
 def test_a_model_without_memory(tmp_path, source):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="the model is on the meta device, without memory for weights"):

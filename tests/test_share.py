@@ -29,6 +29,13 @@ def test_local_folder(name, tmp_path):
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3
 
 
+def test_compiled_blocks_are_shared_as_blocks(tmp_path):
+    model = trained(small("davit_t"))
+    model.stages[0].blocks[0] = torch.compile(model.stages[0].blocks[0], backend="eager")
+    again = timm.create_model(f"local-dir:{zoo.save_for_hf(model, tmp_path)}", pretrained=True)
+    assert same(model, again) and hasattr(model.stages[0].blocks[0], "_orig_mod")
+
+
 def test_other_sizes_and_channels(tmp_path):
     model = trained(small("maxvit_t", img_size=(96, 160), in_chans=1, drop_path_rate=0.3))
     folder = zoo.save_for_hf(model, tmp_path)

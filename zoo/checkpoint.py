@@ -1,7 +1,8 @@
 """Loading of weights: a file is read safely, its layout recognised, and its tensors put into a model, strictly."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,8 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a file into a model of the zoo, or its own state dict into any other model; strict about names and shapes.
 
-    model    may be compiled, or wrapped by DistributedDataParallel or the like, or by timm's features_only=True
+    model    may be compiled, as a whole or block by block, or wrapped by DistributedDataParallel or the like, or by
+             timm's features_only=True
     path     a file, or what `zoo.read` returned for one
     weights  "raw", "ema" (an average kept beside them), or "auto": those that the published results of this layout
              belong to, else the raw ones
@@ -55,15 +57,16 @@ def load_checkpoint(
         layouts = model.layouts() if isinstance(model, OverBackbone) else None
         layout, entry, state = select(checkpoint, type(model), weights, layouts)
         state = dict(state)  # a copy: it may be the given one
-        if isinstance(model, OverBackbone):
-            model.adopt(state)
-        channels = fit_channels(state, model, path)
-        report = fit(state, model, layout)
+        with uncompiled(model):
+            if isinstance(model, OverBackbone):
+                model.adopt(state)
+            channels = fit_channels(state, model, path)
+            report = fit(state, model, layout)
+            model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     except CheckpointError as error:
         if advice := _advice(checkpoint, model):
             raise CheckpointError(f"{error} {advice}") from error
         raise
-    model.load_state_dict(state, strict=False)  # all names and shapes have been compared
     report.channels, report.layout, report.entry = channels, layout, entry
     report.others = _others(layout, model)
     report.left_out = left_out | unused | report.left_out
@@ -202,6 +205,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, FeatureHookNet) and "body" in model:
         return unwrap_model(model["body"])
     return unwrap_model(model.model) if isinstance(model, FeatureGetterNet) else model
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within it, parts that torch.compile wrapped are what they were, so that their names are those of the others."""
+    inner = [
+        (parent, name, child, child._orig_mod)
+        for parent in list(model.modules())
+        for name, child in parent.named_children()
+        if "_orig_mod" in child._modules
+    ]
+    for parent, name, _, original in inner:
+        parent._modules[name] = original
+    try:
+        yield
+    finally:
+        for parent, name, child, _ in inner:
+            parent._modules[name] = child
 
 
 def _without_unused(checkpoint: Checkpoint, model: nn.Module) -> tuple[Checkpoint, dict[str, int]]:

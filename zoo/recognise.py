@@ -140,8 +140,12 @@ def identify(state: State) -> list[tuple[str, str]]:
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the prefixes that wrappers of models put before every name, however many."""
-    state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in COUNTERS}
+    """The state dict without the prefixes that wrappers of models put before every name, however many, and without
+    what torch.compile puts into the names of compiled parts.
+    """
+    state = {
+        key.replace("._orig_mod.", "."): value for key, value in state.items() if key.rpartition(".")[2] not in COUNTERS
+    }
     outer = (min(state), max(state)) if state else ("",)  # a prefix of both is one of all others
     length = 0
     while prefix := next((p for p in PREFIXES if all(key.startswith(p, length) for key in outer)), None):

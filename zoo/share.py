@@ -17,6 +17,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .backbone import Backbone
+from .checkpoint import uncompiled
 from .errors import CheckpointError, listed
 
 LABELS = ("label_names", "label_descriptions")
@@ -49,7 +50,7 @@ def save_for_hf(
     said = _card(model, f"local-dir:{folder}", description, licence)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+        with TemporaryDirectory(dir=folder, prefix=".writing-") as temporary, uncompiled(model):
             save_by_timm(model, temporary, safe_serialization=True, **_about(model, said["license"], kwargs))
             card = Path(temporary) / "README.md"
             card.write_text(generate_readme(said, folder.name), encoding="utf-8")
@@ -73,7 +74,8 @@ def push_to_hub(
     _check(model, kwargs.get("model_args"))
     said = _card(model, f"hf-hub:{repository}", description, licence)
     about = _about(model, said["license"], kwargs)
-    return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **about)
+    with uncompiled(model):
+        return push_to_hf_hub(model, repository, model_card=said, safe_serialization=True, **about)
 
 
 def _check(model: nn.Module, model_args: dict[str, Any] | None) -> None:
@@ -105,7 +107,8 @@ def licence_of(model: nn.Module) -> str | None:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of all tensors but the counters that frozen batch norms lack."""
-    return {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    with uncompiled(model):
+        return {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
 def _about(model: nn.Module, licence: str, kwargs: dict[str, Any]) -> dict[str, Any]:
