@@ -35,7 +35,7 @@ from recipes import distributed, json_file, sharded_reader
 from recipes.console import say
 from recipes.json_file import NUMBER
 from recipes.packing import pack, unpack
-from zoo.files import save_tensors
+from zoo.files import entries, is_absent, save_tensors, unreadable
 
 TEMPORARY = ".writing-"
 REPLACED = "-before"  # the end of the temporary name of one that is being replaced
@@ -52,6 +52,10 @@ OLDER = {  # what is checked without a checksum
 
 class CheckpointError(RuntimeError):
     """A run checkpoint could not be written or read; the message says which, why, and what remains."""
+
+
+class Unreadable(CheckpointError):
+    """Nothing tells whether there is a checkpoint, or whether it is whole: it cannot be looked at."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _abandon(temporary: Path) -> str:
 def read(path: Path) -> Checkpoint:
     """Open a checkpoint and check its state and every file against the checksums recorded when it was written.
 
-    Raises CheckpointError, which names the file and what is wrong with it.
+    Raises CheckpointError, which names the file and what is wrong with it: Unreadable unless it is missing or damaged.
     """
     try:
         state = _read_state(path)
@@ -213,7 +217,11 @@ def read(path: Path) -> Checkpoint:
             if found != expected:
                 raise CheckpointError(f"{path / name} is damaged: it has {found}, but {expected} was written")
     except OSError as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from error
+        if isinstance(error, IsADirectoryError) or is_absent(error):
+            raise CheckpointError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from error
+        raise Unreadable(
+            f"{unreadable(error.filename or path, error)}; make it readable, or move {path} away to do without it"
+        ) from error
     return Checkpoint(path, state)
 
 
@@ -250,12 +258,12 @@ class Store:
 
     def clean(self) -> None:
         """Remove what a killed run left half-written, after finishing the replacement of a checkpoint."""
-        for before in self.folder.glob(f"{TEMPORARY}*{REPLACED}"):
+        for before in self._unfinished(REPLACED):
             new = before.with_name(before.name.removesuffix(REPLACED))
             path = new.with_name(new.name.removeprefix(TEMPORARY))
             if not path.exists():
                 (new if new.exists() else before).rename(path)
-        for path in self.folder.glob(f"{TEMPORARY}*"):
+        for path in self._unfinished():
             shutil.rmtree(path)
 
     def save(self, step: int, parts: dict[str, Any], state: dict[str, Any], *, best: bool = False) -> Path:
@@ -289,19 +297,24 @@ class Store:
                 say(f"the old checkpoint {old} could not be removed: {error}; remove {left} by hand", "yellow")
 
     def newest(self, kind: str = "step") -> tuple[Checkpoint | None, list[str]]:
-        """The newest intact checkpoint of a kind, and for each newer, damaged one, what is wrong with it."""
+        """The newest intact checkpoint of a kind, and for each newer, damaged one, what is wrong with it.
+
+        Raises Unreadable at one that cannot be looked at, which may be whole, and for their folder.
+        """
         problems = []
         for path in self._paths(kind):
             try:
                 return read(path), problems
             except CheckpointError as error:
-                if not os.path.lexists(path):  # a run in progress has replaced it by a newer one
+                if path not in self._paths(kind):  # a run in progress has replaced it by a newer one
                     return self.newest(kind)
+                if isinstance(error, Unreadable):
+                    raise
                 problems.append(str(error))
         return None, problems
 
     def intact(self, kind: str = "step") -> Checkpoint | None:
-        """The newest intact checkpoint of a kind; reports damaged ones."""
+        """The newest intact checkpoint of a kind; reports damaged ones. Raises Unreadable as `newest` does."""
         found, problems = self.newest(kind)
         for problem in problems:
             say(f"damaged checkpoint skipped: {problem}", "yellow")
@@ -318,8 +331,18 @@ class Store:
     def _paths(self, kind: str) -> list[Path]:
         """The checkpoints of a kind, newest first, without folders of other names than `save` gives: copies."""
         own = re.compile(rf"{kind}-([0-9]{{8}}|[1-9][0-9]{{8,}})")
-        found = (path for path in self.folder.glob(f"{kind}-*") if own.fullmatch(path.name))
-        return sorted(found, key=_step, reverse=True)
+        return sorted((path for path in self._entries() if own.fullmatch(path.name)), key=_step, reverse=True)
+
+    def _unfinished(self, end: str = "") -> list[Path]:
+        """What has a temporary name, with this end."""
+        return [path for path in self._entries() if path.name.startswith(TEMPORARY) and path.name.endswith(end)]
+
+    def _entries(self) -> list[Path]:
+        """What lies in the folder; nothing before the first checkpoint. Raises Unreadable if it cannot be looked at."""
+        try:
+            return entries(self.folder)
+        except OSError as error:
+            raise Unreadable(unreadable(self.folder, error)) from error
 
 
 def _step(path: Path) -> int:

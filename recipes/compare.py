@@ -34,8 +34,8 @@ from recipes.eval_results import write_json
 from recipes.log import history, rankable
 from recipes.names import apart, part
 from recipes.plots import draw_together
-from recipes.provenance import SWEEP, sessions
-from recipes.settings import FREE, RunError, has_config, load_config, runs_in
+from recipes.provenance import SWEEP
+from recipes.settings import FREE, RunError, has_config, load_config, runs_in, starts
 from recipes.task import create as create_task
 
 LOWER = ("loss",)  # scores of which lower is better
@@ -386,12 +386,15 @@ def show_sweep(outs: list[Path]) -> None:
 
 
 def _of_this_sweep(folder: Path) -> bool:
-    return any(start.get("sweep") == os.environ[SWEEP] for start in sessions(folder))
+    return any(start.get("sweep") == os.environ[SWEEP] for start in starts(folder))
 
 
 def _runs(path: Path) -> list[Path]:
-    """A run folder, or all below a folder that is none."""
-    return [path] if has_config(path) else list(runs_in(path)) or [path]
+    """A run folder, or all below a folder that is none; itself where it cannot be looked at, as `read` says then."""
+    try:
+        return [path] if has_config(path) else list(runs_in(path)) or [path]
+    except RunError:
+        return [path]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

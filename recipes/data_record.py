@@ -22,6 +22,7 @@ from recipes.data.shards import Shards
 from recipes.json_file import NUMBER
 from recipes.settings import RunError, load_config
 from zoo.errors import listed
+from zoo.files import is_absent, unreadable
 
 FILE = "data.json"
 KEYS = ("num_classes", "class_names", "img_size", "left_out")
@@ -104,17 +105,22 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What a run recorded, see KINDS; nothing if there is no such file. Raises RunError if it is damaged."""
+    """What a run recorded, see KINDS; nothing if there is no such file.
+
+    Raises RunError if it is damaged, or cannot be read.
+    """
     path = run / FILE
     try:
         recorded = json_file.read(path, KINDS)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+    except (IsADirectoryError, ValueError) as error:
         raise RunError(
             f"{path} is not a run's record of its data: {error}; restore it from a copy, or remove it: without it the "
             "run can be resumed and evaluated, but nothing tells whether the data is still the same"
         ) from error
+    except OSError as error:
+        if is_absent(error):
+            return {}
+        raise RunError(unreadable(path, error)) from error
     return {**recorded, "class_names": list(map(str, recorded["class_names"]))}
 
 

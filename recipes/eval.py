@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m recipes.eval run=runs/<name>
 
 from __future__ import annotations
 
+import gc
 import time
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,7 @@ def of_weights(cfg: DictConfig, sources: list[str | None]) -> None:
             failed.append(str(source))
             say(str(error), "red")
         del one  # its data and metrics, before the next one has its own
+        gc.collect()  # OmegaConf's errors at keys that are absent are cycles, and hold the functions that asked
     if found and not alone:
         conclude(results, found)
     if failed:

@@ -25,7 +25,7 @@ from recipes.console import say
 from recipes.data.build import Preprocessing, preprocessing
 from recipes.names import apart, file_names
 from recipes.recognised import is_built_with, lacking, left_open
-from recipes.settings import has_config
+from recipes.settings import RunError, has_config
 from zoo import releases
 from zoo.beside import CONFIG, locate
 from zoo.checkpoint import only_part, part_of
@@ -115,7 +115,10 @@ def _name(path: str) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    if has_config(folder):
+    try:
+        if has_config(folder):
+            return [str(folder)]
+    except RunError:  # as its turn comes, `find` says why
         return [str(folder)]
     if _is_shared(folder):
         return [f"local-dir:{folder}"]
@@ -134,7 +137,8 @@ def _is_shared(folder: Path) -> bool:
 def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
     """The model that one of the `sources` names; `cfg` is not changed.
 
-    Raises ConfigError if the model cannot be recognised, CheckpointError for a file that cannot be read or fits none.
+    Raises ConfigError if the model cannot be recognised, CheckpointError for a file that cannot be read or fits none,
+    RunError for what cannot be looked at.
     """
     if source is not None and has_config(source):
         raise ConfigError(f"checkpoint={source} is a run folder: give run={source} instead")
@@ -142,7 +146,7 @@ def find(cfg: DictConfig, source: str | None) -> EvaluatedModel:
     cfg.data.img_size = cfg.data.img_size if cfg.img_size is None else cfg.img_size
     if cfg.model.name is None and source is not None and os.path.isfile(source):
         source = _described(source)
-    if source is not None and not os.path.isfile(source):  # Path's own fails where a name is too long for a file
+    if source is not None and not os.path.exists(source):  # Path's own fails where a name is too long for a file
         cfg.model.name, cfg.model.pretrained, source = _published(source), True, None
     cfg.model.checkpoint = source
     if source is None:

@@ -22,9 +22,11 @@ from rich.text import Text
 from recipes import distributed
 from recipes.clock import STARTUP
 from recipes.console import CONSOLE, say
+from recipes.errors import RunError
 from recipes.json_file import NUMBER, finite, fits
 from recipes.pictures import save_picture
 from recipes.plan import Plan
+from zoo.files import is_absent, unreadable
 
 LINES = (  # what a line of metrics.jsonl holds, and one of sessions.jsonl
     {"step": int, "skipped": (int, None), ...: (*NUMBER, None)},
@@ -275,9 +277,18 @@ def _number(value: float | None, form: str) -> str:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl or sessions.jsonl, except those that a kill, a power cut or an editor damaged."""
+    """The lines of a metrics.jsonl or sessions.jsonl, except those that a kill, a power cut or an editor damaged.
+
+    There are none without a file. Raises RunError for one that cannot be read.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        if is_absent(error):
+            return []
+        raise RunError(unreadable(path, error)) from error
     found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [line for line in found if fits(line, LINES)]

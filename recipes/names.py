@@ -12,6 +12,14 @@ from pathlib import Path
 LONGEST = 255  # bytes of a file's name
 
 
+def at_home(path: str) -> str:
+    """The path with a user's home folder in the place of `~`. Raises OSError if this user has none."""
+    found = os.path.expanduser(path)
+    if found == "~" or found.startswith(f"~{os.sep}"):
+        raise OSError("this user has no home folder that ~ could stand for: give the whole path, or set HOME")
+    return found
+
+
 def apart(paths: Sequence[str | Path], *, tail: bool = False) -> list[str]:
     """The paths without the leading folders that all of them share; different paths stay different.
 

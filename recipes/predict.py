@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +15,7 @@ from recipes.data.folder import SUFFIXES
 from recipes.names import file_names
 from recipes.pictures import save_picture
 from recipes.settings import RunError, writing
+from zoo.files import entries, is_file, unreadable
 
 ENDING = "-found.png"
 
@@ -22,12 +24,15 @@ def matching(pattern: str) -> list[str]:
     """The file of that name, whatever it is; or the images in a folder, or among the matches of a pattern with *.
 
     Images are recognised by their suffixes, or by that of the pattern; hidden files, and pictures of the predictions
-    for other matches, are left out. Raises RunError if there is none.
+    for other matches, are left out. Raises RunError if there is none, or the folder cannot be read.
     """
     folder = os.path.isdir(pattern)  # Path's own test fails where a name is too long for a file
     if os.path.exists(pattern) and not folder:
         return [pattern]
-    there = [str(path) for path in Path(pattern).iterdir()] if folder else glob.glob(pattern, recursive=True)
+    try:
+        there = [str(path) for path in entries(Path(pattern))] if folder else _matches(pattern)
+    except OSError as error:
+        raise RunError(f"predict={unreadable(pattern, error)}") from error
     suffixes = SUFFIXES if folder else {*SUFFIXES, Path(pattern).suffix.lower()} - {""}
     found = sorted(path for path in there if _is_image(Path(path), suffixes))
     if not found:
@@ -39,8 +44,19 @@ def matching(pattern: str) -> list[str]:
     return kept
 
 
+def _matches(pattern: str) -> list[str]:
+    """The matches of a pattern, or of a name. Raises OSError if their folder cannot be read, where `glob` has none."""
+    found, parts = glob.glob(pattern, recursive=True), Path(pattern).parts
+    plain = list(takewhile(lambda part: glob.escape(part) == part, parts))
+    if not found and len(plain) < len(parts):
+        entries(Path(*plain))
+    elif not found:
+        is_file(pattern)
+    return found
+
+
 def _is_image(path: Path, suffixes: Collection[str]) -> bool:
-    return path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and not os.path.isdir(path)
 
 
 def names(paths: Sequence[str]) -> list[str]:

@@ -97,11 +97,18 @@ def named(device: str) -> str:
 def _git(here: Path = Path(__file__).parent) -> dict[str, Any] | None:
     """Commit and changed files of the checkout that this code runs from; None without one."""
 
+    # this checkout's code is run already: git may trust it, whoever owns it, but no other one around an installation
+    git = ["git", "-c", f"safe.directory={here.resolve().parent}"]
+
     def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run([*git, *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         ask("ls-files", "--error-unmatch", "__init__.py")  # installed, it may lie in a repository of somebody else's
         return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain").splitlines()}
-    except (OSError, subprocess.CalledProcessError):
-        return None  # installed without git, or not from a checkout
+    except subprocess.CalledProcessError as error:
+        if "safe.directory" in error.stderr:  # in git's advice, whatever the language
+            say(f"the commit of this code is not recorded: git refuses to read it: {error.stderr.strip()}", "yellow")
+        return None  # not from a checkout
+    except OSError:
+        return None  # without git

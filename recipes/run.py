@@ -44,6 +44,7 @@ from recipes.settings import (
     load_config,
     resume_command,
     runs_in,
+    starts,
     writing,
 )
 from recipes.state import State
@@ -171,9 +172,16 @@ class Run:
             with saving():
                 self.store.save(now.step, now.state_dicts(optimizer=best is None), state, best=best is not None)
         except CheckpointError as error:
-            found, _ = distributed.first(self.store.newest)
-            left = f"the previous checkpoint, {found.path}, is intact" if found else "there is no earlier checkpoint"
+            left = distributed.first(self._left)
             raise CheckpointError(f"{error}\n{left}; once writing works again: {self.resume_command}") from error
+
+    def _left(self) -> str:
+        """What remains where a checkpoint could not be written."""
+        try:
+            found, _ = self.store.newest()
+        except CheckpointError as error:
+            return f"whether an earlier one is intact is not known: {error}"
+        return f"the previous checkpoint, {found.path}, is intact" if found else "there is no earlier checkpoint"
 
     def _check_lock(self) -> None:
         """Raise CheckpointError if the folder is not the one that was locked: another run may train there by now."""
@@ -234,7 +242,7 @@ class Run:
         return any(line["step"] == step and f"val_{score}" in line for line in history(self.metrics))
 
     def best(self, score: str) -> float | None:
-        """The score of the best checkpoint; reports damaged ones."""
+        """The score of the best checkpoint; reports damaged ones. Raises CheckpointError as `Store.newest` does."""
         found = self.store.intact("best")
         return found.state["metrics"][score] if found else None
 
@@ -291,7 +299,8 @@ class Run:
 def open_run(cfg: DictConfig, overrides: list[str]) -> Run:
     """A new run for the configuration, or the one that `resume` names; writes nothing for a new one.
 
-    Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration.
+    Raises RunError for a folder that is in use, already holds a run, holds none, or holds one of another configuration,
+    and this or CheckpointError for a run whose files cannot be read.
     """
     folder = _begun(cfg, overrides) or _find(cfg, overrides)
     if folder is None:
@@ -354,7 +363,7 @@ def _begun(cfg: DictConfig, overrides: list[str]) -> Path | None:
         return None
     out = Path(cfg.out)
     runs = [run for run in (runs_in(out) if cfg.name is None else [out / _name(cfg)]) if is_run(run)]
-    last = {run: starts[-1] for run in runs if (starts := sessions(run)) and starts[-1]["overrides"] == overrides}
+    last = {run: known[-1] for run in runs if (known := starts(run)) and known[-1]["overrides"] == overrides}
     found = [run for run in last if here & set(last[run].get("agents", ())) or (job and job == last[run].get("job"))]
     return max(found, key=lambda run: (run / SESSIONS).stat().st_mtime_ns, default=None)
 
@@ -418,7 +427,7 @@ def _refuse_used(folder: Path) -> None:
         )
         raise RunError(f"{folder} already holds a run: {advice}")
     # Path's own test fails where a name is too long for a file, which is reported where the folder is made
-    if os.path.exists(folder / "checkpoints"):
+    if os.path.lexists(folder / "checkpoints"):
         raise RunError(
             f"{folder} holds checkpoints but no config.yaml, without which they cannot be resumed: move or remove the "
             "folder, or pass another name="

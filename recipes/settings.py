@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,9 @@ from recipes.config.quoting import key_of, written
 from recipes.config.ranges import check_range
 from recipes.console import note, say
 from recipes.data.build import preprocessing
+from recipes.errors import RunError
 from recipes.provenance import SESSIONS, first_overrides, first_session, sessions
+from zoo.files import entries, is_absent, unreadable
 
 # what may change when a run is resumed: without any effect on its result, and with one that is reported
 FREE = (
@@ -50,10 +54,6 @@ RENAMED = (("data", "real", "real_labels"),)  # (group, key, its present name), 
 # what may be typed beside eval.py's run=: options of the command, and what is evaluated and how
 COMMAND = ("run", "predict", "save_predictions", "out", "img_size")
 MEASURED = ("data", "hardware", "task.inference", "task.stride", "task.scales", "task.flip")
-
-
-class RunError(RuntimeError):
-    """A run folder cannot be used as asked; the message says why and what to do."""
 
 
 @contextmanager
@@ -87,6 +87,8 @@ def _stored(folder: Path) -> DictConfig:
     try:
         cfg = OmegaConf.load(path)
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        if getattr(error, "errno", None) is not None:  # the system's; OmegaConf has one for a file with a number
+            raise RunError(unreadable(path, error)) from error
         raise _damaged(folder, str(error)) from error
     if not isinstance(cfg, DictConfig):
         raise _damaged(folder, "it is a list")
@@ -110,13 +112,23 @@ def _damaged(folder: Path, why: str) -> RunError:
 
 
 def has_config(folder: str | Path) -> bool:
-    """Whether a folder holds a run's configuration, which every run has from its start on."""
-    return os.path.isfile(os.path.join(folder, "config.yaml"))  # Path's own fails where a name is too long for a file
+    """Whether a folder holds a run's configuration, which every run has from its start on.
+
+    Raises RunError where that cannot be told, as of a folder that this user may not enter.
+    """
+    try:
+        return stat.S_ISREG(os.stat(os.path.join(folder, "config.yaml")).st_mode)
+    except ValueError:  # no path has such a name
+        return False
+    except OSError as error:
+        if is_absent(error) or error.errno == errno.ENAMETOOLONG:
+            return False
+        raise RunError(unreadable(folder, error)) from error
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started in this folder."""
-    return has_config(folder) and (folder / SESSIONS).is_file()
+    """Whether a run was started in this folder. Raises RunError as `has_config` does."""
+    return has_config(folder) and os.path.isfile(folder / SESSIONS)
 
 
 def runs_in(out: Path) -> Iterator[Path]:
@@ -125,17 +137,31 @@ def runs_in(out: Path) -> Iterator[Path]:
     A folder that cannot be read is left out, with a note: there may be others' below `out`, or lost+found.
     """
     try:
-        folders = sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else []
+        folders = sorted(path for path in entries(out) if path.is_dir())
     except OSError as error:
         note(f"{out} is left out: {error.strerror}")
         return
     for folder in folders:
-        if is_run(folder):
+        try:
+            begun = is_run(folder)
+        except RunError as error:
+            note(f"left out: {error}")
+            continue
+        if begun:
             yield folder
         elif not folder.is_symlink() and not folder.name.startswith("."):
             if has_config(folder) and (folder / "metrics.jsonl").is_file():
                 note(f"{folder} is left out: it has lost {SESSIONS}, with how it was started; restore it from a copy")
             yield from runs_in(folder)
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """As `sessions`, but a run among others whose starts cannot be read is left out, with a note: it has none."""
+    try:
+        return sessions(folder)
+    except RunError as error:
+        note(f"left out: {error}")
+        return []
 
 
 def resume_command(folder: Path) -> str:

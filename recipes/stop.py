@@ -86,13 +86,21 @@ class Stop:
 
     def __enter__(self) -> Stop:
         taken = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._note) for number in taken}
         self._read, self._written = os.pipe()
         os.set_blocking(self._written, False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            os.close(self._read)
+            os.close(self._written)
+            raise config.ConfigError(
+                f"{error}, which every run needs: raise the limit on processes (ulimit -u, or that of the container), "
+                "or end some of this user's"
+            ) from error
+        self._before = {number: signal.signal(number, self._note) for number in taken}
         # the interpreter writes the number of each signal there as it arrives, whatever the main thread waits for
         self._other = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

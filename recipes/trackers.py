@@ -65,7 +65,8 @@ class Wandb:
         self.errors = wandb.errors.Error
         try:
             self.run = wandb.init(**options)
-        except (wandb.errors.Error, ValueError) as error:  # no account, no network, an invalid WANDB_MODE
+        # no account, no network, an invalid WANDB_MODE, a user without a home folder, a disk that cannot be written
+        except (wandb.errors.Error, ValueError, RuntimeError, OSError) as error:
             resume, chosen = quote("resume", str(folder)), ",".join(_chosen(cfg))
             asked = shlex.join([resume, f"logger=[{chosen}]" if "," in chosen else f"logger={chosen}"])
             raise ConfigError(

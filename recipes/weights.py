@@ -21,16 +21,22 @@ from recipes.data.build import preprocessing
 from recipes.settings import RunError, has_config, load_config, resume_command
 from zoo import reader
 from zoo.blocks import image_sides, plain
+from zoo.files import unreadable, weights_in
 from zoo.formats import shared_out
-from zoo.inspect import files
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
-    """The best checkpoint of a run, or its newest if none has been evaluated. Raises RunError without any."""
+    """The best checkpoint of a run, or its newest if none has been evaluated.
+
+    Raises RunError without any, and for one that cannot be read.
+    """
     store = Store(folder / "checkpoints")
-    for kind in ("best", "step"):
-        if found := store.intact(kind):
-            return found
+    try:
+        for kind in ("best", "step"):
+            if found := store.intact(kind):
+                return found
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
     raise RunError(f"{folder} has no intact checkpoint yet; train it further with: {resume_command(folder)}")
 
 
@@ -66,7 +72,7 @@ def find_weights(folder: Path, weights: str = "auto") -> Kept:
         try:
             return distributed.everywhere(partial(_kept, found, weights), (RunError,))
         except RunError:
-            if distributed.first(found.path.exists):
+            if distributed.first(partial(os.path.lexists, found.path)):
                 raise
 
 
@@ -85,15 +91,25 @@ def _kept(found: Checkpoint, weights: str) -> Kept:
 def names_a_folder(given: str) -> bool:
     """Whether a folder is named, which must be a run folder.
 
-    Raises ConfigError for a folder that holds files of weights, and for a sharded checkpoint.
+    Raises ConfigError for a folder that holds files of weights, and for a sharded checkpoint; RunError for what cannot
+    be looked at.
     """
     folder = Path(given)
     if why := shared_out(folder):
         raise ConfigError(f"{folder} {why}. The run folder works as well")
+    if has_config(folder):
+        return True
     is_one = os.path.isdir(folder)  # Path's own test fails where a name is too long for a file
-    if is_one and not has_config(folder) and (found := files([folder])):
+    if is_one and (found := _weights_in(folder)):
         raise ConfigError(f"{folder} is not a run folder but holds weights: give one of its files, {found[0]}")
     return is_one
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    try:
+        return weights_in(folder)
+    except OSError as error:
+        raise RunError(unreadable(error.filename or folder, error)) from error
 
 
 def of_run(given: str, weights: str = "auto") -> reader.Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import math
@@ -148,6 +149,26 @@ def files_up_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def closed(path: Path, mode: int = 0) -> Iterator[None]:
+    """Within, a file or a folder has these permissions, and they bind root too, who does without two capabilities."""
+    before, libc = path.stat().st_mode, ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3, of this thread
+    path.chmod(mode)
+    if os.geteuid() == 0:
+        assert libc.capget(header, sets) == 0
+        effective = sets[0]
+        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0:
+            sets[0] = effective
+            assert libc.capset(header, sets) == 0
+        path.chmod(before)
 
 
 def rendered(table: Any) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import pwd
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from PIL import ExifTags, Image, ImageColor
 
 from children import FORKS, files_up_to
-from recipes.data import DataError
+from recipes.data import DataError, folder
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from recipes.data.images import orientation
+from shard_cases import tars
 from source_cases import all_of, make, photos, same
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -136,9 +138,19 @@ def test_a_full_disk_costs_time_alone(tmp_path, decoded, capfd):
     source = make("imagefolder", root=root, cache="disk").val
     with files_up_to(3 * 4320 + 2000):
         found = all_of(source, train=False)
-    assert same(plain, found) and "takes no more images: [Errno" in capfd.readouterr().err
+    assert same(plain, found) and "takes no more images: [Errno 27] File too large" in capfd.readouterr().err
     del decoded[:]
     assert same(plain, all_of(make("imagefolder", root=root, cache="disk").val, train=False)) and 5 <= len(decoded) <= 6
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o000, 0o666), (0o002, 0o664), (0o077, 0o600)])
+def test_others_may_share_the_disk(tmp_path, umask, mode):
+    root, before = str(photos(tmp_path / "photos")), os.umask(umask)
+    try:
+        make("imagefolder", root=root, cache="disk", cache_dir=str(tmp_path / "there"))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "there").iterdir()} == {mode}
 
 
 def test_damaged_pixels_are_decoded_anew(tmp_path, decoded):
@@ -239,6 +251,27 @@ def test_what_cannot_be_kept(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot use .*set another data.cache_dir="):
         make("imagefolder", root=str(photos(tmp_path / "photos")), cache="disk", cache_dir=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "webdataset"])
+def test_a_user_without_a_home_folder(tmp_path, monkeypatch, capsys, name):
+    """As in a container that is started with a number for a user: a folder called ~ would be made."""
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.setattr(folder, "RACY", -1_000_000_000)
+    monkeypatch.chdir(tmp_path)
+    root = str(photos(tmp_path / "photos") if name == "imagefolder" else tars(tmp_path / "photos", (3,)))
+    for _ in range(2):
+        assert make(name, root=root).val.records.labels.size in (9, 20)
+        said = capsys.readouterr().err
+        assert said.count("is not cached for the next run: this user has no home folder; set HOME, or XDG_CACHE_H") == 2
+    with pytest.raises(DataError, match=r"data\.cache=disk has no folder: .*; or set data\.cache_dir="):
+        make(name, root=root, cache="disk")
+    with pytest.raises(DataError, match=r"data\.cache_dir=~/c: this user has no home folder that ~ could stand for"):
+        make(name, root=root, cache="disk", cache_dir="~/c")
+    make(name, root=root, cache="disk", cache_dir="c")
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "photos"}
 
 
 def test_scaled_decoding_gives_way(tmp_path):

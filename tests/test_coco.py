@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 from pycocotools import mask as tools
 
-from children import lines, train_here
+from children import closed, lines, train_here
 from dense_cases import all_of, build, picture
 from recipes.data import BadImage, DataError
 from recipes.data.coco import outlined
@@ -36,6 +36,18 @@ def objects(tmp_path):
 
 def write(path, content):
     path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("mode", [0, 0o311])
+@pytest.mark.parametrize("place", [".", "val"])
+def test_folders_that_may_not_be_read(objects, place, mode):
+    if (place, mode) == (".", 0o311):  # nothing is looked for there but what is named
+        return
+    with closed(objects / place, mode), pytest.raises(DataError) as raised:
+        coco(objects)
+    said = str(raised.value)
+    assert said.startswith(f"cannot read data.root={objects}: [Errno 13] Permission denied: '{objects}")
+    assert said.endswith(": expected a folder that this user may read and enter, as well as those around it")
 
 
 def coco(folder, *more, **options):

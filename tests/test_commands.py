@@ -428,6 +428,8 @@ def test_what_is_exported(released, tmp_path, capsys):
     assert not (tmp_path / "out.onnx").exists()
     for wrong, said in (
         (["a", "b.pth"], "OUT is b.pth: its name must end in .onnx or .pt2"),
+        (["a", "b\udcff.onnx"], r"OUT is 'b\udcff.onnx': expected a path in UTF-8"),
+        (["a", "\udcff/b.pt2"], r"OUT is '\udcff/b.pt2': expected a path in UTF-8"),
         (["a", "b.pt2", "--model", "x"], "no model is called x: expected one of biformer_t, "),
         (["a", "b.pt2", "--size", "8", "8"], "--size [8, 8]: expected at least 32 pixels a side"),
     ):

@@ -278,7 +278,7 @@ def test_a_sweep_whose_picture_cannot_be_written(two_runs, monkeypatch, capsys):
     """As on a full disk, which is no error of the sweep, and hides none."""
     (start, *_) = (json.loads(line) for line in (two_runs / "one" / "sessions.jsonl").read_text().splitlines())
     monkeypatch.setenv(provenance.SWEEP, "x")
-    monkeypatch.setattr(compare, "sessions", lambda folder: [{**start, "sweep": "x"}])
+    monkeypatch.setattr(compare, "starts", lambda folder: [{**start, "sweep": "x"}])
     monkeypatch.setattr(compare, "draw_together", full_disk)
     compare.show_sweep([two_runs / "nothing", two_runs])
     said = capsys.readouterr()

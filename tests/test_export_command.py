@@ -9,6 +9,7 @@ from timm.models._input import get_model_input_config
 
 import zoo
 from builds import every_small, since_sizes, small, trained
+from children import closed
 from rankings import ranks
 from zoo import export
 from zoo.heads import detector, segmenter
@@ -114,6 +115,18 @@ def test_maps_are_compared():
     assert found.agreeing < 0.9 and found.relative > 0.1
     (found,) = export.compare(net, lambda x: [2 * net(x)], images)
     assert found.agreeing == 1 and found.relative == pytest.approx(1)
+
+
+def test_weights_that_may_not_be_read(shared, tmp_path, capsys):
+    folder, path = shared[1], tmp_path / "x.pth"
+    torch.save(shared[0].state_dict(), path)
+    for private, source, named in (
+        (tmp_path, path, path), (path, path, path), (tmp_path, folder, folder),
+        (folder, folder, folder / "config.yaml"), (folder / "config.json", folder, folder / "config.json"),
+    ):  # fmt: skip
+        with closed(private):
+            assert export.main([str(source), str(tmp_path / "x.onnx")]) == 2
+        assert f"{named} is not readable by this user (Permission denied)" in capsys.readouterr().err
 
 
 def test_export_keeps_what_is_there(shared, tmp_path, monkeypatch, capsys):

@@ -226,6 +226,26 @@ def test_the_commit_that_is_noted_is_of_this_code(tmp_path):
     assert provenance._git(installed)["changed"] == ["A  .venv/recipes/__init__.py"]
 
 
+@pytest.mark.parametrize("place", ["recipes", "lib/recipes"])
+def test_the_commit_of_a_checkout_of_somebody_else(tmp_path, monkeypatch, capsys, place):
+    """As in a container: git is asked to trust what this code runs from, but no other repository around it."""
+    for name, value in (("GLOBAL", os.devnull), ("NOSYSTEM", "1")):
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    code = tmp_path / place
+    code.mkdir(parents=True)
+    (code / "__init__.py").touch()
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    known = provenance._git(code)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found, said = provenance._git(code), " ".join(capsys.readouterr().out.split())
+    if place == "recipes":
+        assert found == known and known["changed"] == [] and not said
+    else:
+        assert found is None and known is not None
+        assert said.startswith("the commit of this code is not recorded: git refuses to read it: fatal: ")
+
+
 @pytest.mark.parametrize("used", [False, True])
 def test_memory_is_pinned_for_a_gpu_that_is_used(gpus, monkeypatch, used):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from children import train_here
+from children import closed, train_here
 from dense_cases import KINDS, all_of, build, mask, picture
 from recipes.config import compose
 from recipes.data import DataError, NoBatch, dense
@@ -54,6 +54,12 @@ def test_masks(folder):
     assert masks(folder).class_names == ["0", "1", "2"]
     data = masks(folder, "data.class_names=[0,2024,1.5]", "data.left_out=[2024]")
     assert (data.class_names, data.left_out) == (["0", "2024", "1.5"], (1,))
+
+
+@pytest.mark.parametrize("place", [".", "images", "masks", "masks/train"])
+def test_folders_that_may_not_be_entered(folder, place):
+    with closed(folder / place, 0o644), pytest.raises(DataError, match=r"cannot read data\.root=.*Permission denied"):
+        masks(folder)
 
 
 def test_links_to_folders_are_followed(folder):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from children import closed, files_up_to
 from recipes.data import DataError
 from shard_cases import number_of, picture
 from source_cases import make
@@ -41,6 +42,30 @@ def write(root, images, kind=None, labels=(0, 1, 2, 0, 1, 2), **options):
 
 def build(root, source="parquet"):
     return make("parquet_stream", root=str(root), source=source)
+
+
+def test_tables_that_cannot_be_kept(tmp_path, monkeypatch):
+    """The data are well: `datasets` cannot write what it makes of them."""
+    root, home = write(tmp_path / "data", cells(6))["root"], tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / ".cache" / "huggingface" / "datasets")
+    said = rf"^`datasets` cannot keep the tables .* of 'train' in {home}/.*: \[Errno \d+\] {{}}.* Set HF_HOME to a"
+    with closed(home, 0o555), pytest.raises(DataError, match=said.format("Permission denied")):
+        build(root, "arrow")
+    with files_up_to(100), pytest.raises(DataError, match=said.format("File too large")):
+        build(root, "arrow")
+    assert len(build(root, "arrow").val) == 6
+    with closed(tmp_path / "data" / "train-0.parquet"), pytest.raises(DataError, match=r"^cannot read the parquet"):
+        build(root, "arrow")
+
+
+def test_a_user_without_a_home_folder_makes_no_tables(tmp_path, monkeypatch):
+    root = write(tmp_path / "data", cells(6))["root"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "~/.cache/huggingface/datasets")
+    with pytest.raises(DataError, match=r"below the home folder, and this user has none: set HF_HOME to a folder"):
+        build(root, "arrow")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_rows_after_a_broken_page(tmp_path):

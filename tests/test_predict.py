@@ -2,6 +2,7 @@
 classifiers, which name what they see without their data.
 """
 
+import re
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 import zoo
-from children import evaluate_here
+from children import closed, evaluate_here
 from recipes import config, predict, predict_weights
 from recipes import eval as evaluation
 from recipes.config import ConfigError
@@ -52,6 +53,19 @@ def test_which_images_are_meant(folder):
     (folder / "empty").mkdir()
     with pytest.raises(RunError, match="matches no image file"):
         named("/empty")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.jpg", "/deep/**/*.png", "/a.jpg"])
+@pytest.mark.parametrize("mode", [0, 0o644], ids=oct)
+def test_folders_that_may_not_be_read(folder, pattern, mode):
+    """With 0o644 names may be listed, and what they are of not looked at."""
+    if (pattern, mode) == ("/*.jpg", 0o644):  # reading the image says it
+        with closed(folder, mode):
+            assert predict.matching(f"{folder}{pattern}") == [f"{folder}/a.jpg"]
+        return
+    said = rf"^predict={re.escape(f'{folder}{pattern}')} is not readable by this user \(Permission denied\)$"
+    with closed(folder, mode), pytest.raises(RunError, match=said):
+        predict.matching(f"{folder}{pattern}")
 
 
 def test_pictures_of_images_that_are_called_alike():

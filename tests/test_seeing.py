@@ -127,7 +127,7 @@ def test_a_tracker_that_cannot_be_leaves_no_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["UsageError", ValueError])
+@pytest.mark.parametrize("kind", ["UsageError", ValueError, RuntimeError, PermissionError])
 def test_wandb_that_refuses_says_how_to_go_on(tmp_path, monkeypatch, kind):
     wandb = pytest.importorskip("wandb")
     error = getattr(wandb.errors, kind) if isinstance(kind, str) else kind

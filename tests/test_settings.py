@@ -1,6 +1,7 @@
 """The configuration of a run met with what is typed to evaluate it, and run folders found again."""
 
 import json
+import pwd
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from recipes.checkpoint import Store
 from recipes.config import ConfigError
 from recipes.config.contents import flat
 from recipes.config.given import expanded, with_task_of_run
-from recipes.data.build import preprocessing
+from recipes.data.build import DataError, build, preprocessing
 from recipes.provenance import note_session, sessions
 from recipes.run import Run, open_run
 from recipes.settings import RunError, config_to_evaluate, config_to_resume, load_config, runs_in
@@ -209,6 +210,18 @@ def test_a_home_folder_is_found_in_quotes_too(tmp_path, monkeypatch):
     assert with_task_of_run(['run="~/run"'])[0] == "task=segment"
     assert "model.name=test_resnet" in " ".join(expanded(["config=~/run/config.yaml"]))
     assert config_to_evaluate(run, ['run="~/run"']).task.name == "segment"
+
+
+def test_a_user_without_a_home_folder(monkeypatch):
+    """As in a container that is started with a number for a user."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    said = "this user has no home folder that ~ could stand for: give the whole path, or set HOME"
+    for name, typed in (("train", 'out="~/runs"'), ("train", "data.root=~/photos"), ("eval", "checkpoint=['~/a']")):
+        with pytest.raises(ConfigError, match=rf"^{typed.split('=')[0]}=\S*: {said}$"):
+            config.compose([typed], name)
+    with pytest.raises(DataError, match=rf"^cannot read data\.root=~/photos: {said}$"):
+        build(config.compose(["data=imagefolder", 'data.root="~/photos"']))
 
 
 def test_a_key_that_was_typed_is_no_near_match():

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import zoo
+from children import closed
 from pages import ROOT
 from test_show import noise
 from zoo import export, show
@@ -63,6 +64,14 @@ def test_own_checkpoint(tmp_path, prefix):
 def test_command_says_what_is_wrong(settings, said, capsys):
     status, found = run(capsys, *settings)
     assert status == 2 and said in found.err and not found.out
+
+
+def test_images_that_may_not_be_read(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for path in (tmp_path, tmp_path / "x.png"):
+        with closed(path):
+            status, found = run(capsys, "model=nat_m", f"image={tmp_path / 'x.png'}")
+        assert status == 2 and f"{tmp_path / 'x.png'} " in found.err and "Permission denied" in found.err
 
 
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "nat_m.shilabs_in1k"])

@@ -185,6 +185,20 @@ def test_a_stop_leaves_signals_as_they_were():
     assert len(os.listdir("/proc/self/fd")) == files and signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_thread_that_cannot_be_started_is_told(monkeypatch):
+    """As where a limit on processes is reached; signals are as they were."""
+    before, files = [signal.getsignal(number) for number in SIGNALS], len(os.listdir("/proc/self/fd"))
+
+    def limited(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", limited)
+    with pytest.raises(config.ConfigError, match=r"can't start new thread, which every run needs: .*ulimit -u"):
+        Stop().__enter__()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
 def test_what_a_scheduler_sends_may_come_more_than_once():
     """Slurm's SIGTERM reaches torchrun, which hands it on, and the processes too."""
     assert on_ranks(1, signalled_twice, signal.SIGTERM) == [signal.SIGTERM]

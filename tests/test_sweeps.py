@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_a_user_without_a_name_may_sweep(monkeypatch):
     assert str(os.getuid()) in OmegaConf.create({"dir": "${scratch:}"}).dir
 
 
+def test_no_other_has_what_hydra_writes_in_a_sweep(monkeypatch, tmp_path):
+    """Under a name that can be foreseen another user could have made the folder, or a link."""
+    groups.register()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"multirun-{os.getuid()}").symlink_to("nowhere")
+    groups.clear_scratch()
+    cfg = OmegaConf.create({"dir": "${scratch:}", "again": "${scratch:}"})
+    assert cfg.dir == cfg.again and Path(cfg.dir).parent == tmp_path and Path(cfg.dir).stat().st_mode & 0o777 == 0o700
+    groups.clear_scratch()
+    groups.clear_scratch()
+    assert [path.name for path in tmp_path.iterdir()] == [f"multirun-{os.getuid()}"]
+
+
 def test_a_search_is_for_one_process(monkeypatch, capsys):
     monkeypatch.setattr(config, "is_search", lambda: True)
     config._refuse_shared_search()
@@ -157,6 +171,16 @@ def test_a_run_that_failed_keeps_no_memory(monkeypatch, capsys):
         held.append(found.value)
     assert len(held) == 2 and not any(model() for model in left)
     assert capsys.readouterr().err.count("it does not fit") == 2
+
+
+def test_a_run_that_is_done_keeps_no_memory(monkeypatch):
+    """Even where it is part of a cycle, as what asked a configuration for a key that is absent."""
+    monkeypatch.setattr(config, "_RUNS", {})
+    with config._noted("train", (RunError,)):
+        model = torch.nn.Linear(2, 2)
+        model.itself, left = [model], weakref.ref(model)
+        del model
+    assert left() is None
 
 
 def complete(line: str, script: str = "train.py", *flags: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from timm.models._hub import load_model_config_from_path
 
 from .blocks import image_sides
 from .errors import CheckpointError
-from .files import checkpoints_in
+from .files import checkpoints_in, unreadable
 from .recognise import BY_TIMM, architecture
 
 CONFIG, DATA, STATE = "config.yaml", "data.json", "state.json"  # of a run: recipes/run.py, recipes/checkpoint.py
@@ -42,7 +42,7 @@ def locate(path: Path) -> tuple[Path, Origin | None]:
 
     path  a file, or a folder: of a run, whose best checkpoint is taken, or its newest if none has been evaluated; of
           such a checkpoint; or one that `zoo.save_for_hf` wrote. Any other path is returned as it is
-    Raises CheckpointError for a run without a checkpoint, and if what lies beside the weights cannot be read.
+    Raises CheckpointError for a run without a checkpoint, and if these, or what lies beside weights, cannot be read.
     """
     if _is_run(path):
         path = _checkpoint(path)
@@ -72,7 +72,11 @@ def _is_run(folder: Path) -> bool:
 
 def _checkpoint(run: Path) -> Path:
     for kind in ("best", "step"):
-        if found := checkpoints_in(run, kind):
+        try:
+            found = checkpoints_in(run, kind)
+        except OSError as error:
+            raise CheckpointError(unreadable(run / "checkpoints", error)) from error
+        if found:
             return found[0]
     raise CheckpointError(f"{run} is a run without a checkpoint yet: expected one in {run / 'checkpoints'}")
 

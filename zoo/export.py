@@ -167,6 +167,10 @@ def parse_written(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
         parser.error(f"--size {args.size}: with --any-size, expected at least {LEAST_OF_ANY} pixels a side")
     if args.out.suffix not in SUFFIXES:
         parser.error(f"OUT is {args.out}: its name must end in {' or '.join(SUFFIXES)}")
+    try:
+        str(args.out).encode()
+    except UnicodeEncodeError:
+        parser.error(f"OUT is {str(args.out)!a}: expected a path in UTF-8, or what is written could not be read")
     if min(args.size or (LEAST,)) < LEAST:
         parser.error(f"--size {args.size}: expected at least {LEAST} pixels a side")
     if not args.tolerance >= 0:  # neither is nan

@@ -12,6 +12,7 @@ from .beside import CONFIG, locate
 from .checkpoint import load_checkpoint, only_part, part_of
 from .errors import CheckpointError
 from .fetch import fetching, releases_in
+from .files import is_file, is_folder, unreadable
 from .heads import segmenter
 from .heads.recognise import KINDS, DenseRecognition, recognise_dense, task_of_own
 from .reader import Checkpoint, read
@@ -27,11 +28,18 @@ def build(
     """The model that a file, a folder or a timm name stands for, in evaluation mode.
 
     features  stages whose maps it returns instead of logits; empty: those of all stages
-    Raises CheckpointError if a file is not recognised, and for a folder or a name that timm does not know.
+    Raises CheckpointError if a file is not recognised or cannot be read, and for a folder or a name that timm does not
+    know.
     """
-    path = Path(source)
+    try:
+        return _built(Path(source), source, model, weights, features)
+    except PermissionError as error:
+        raise CheckpointError(unreadable(error.filename or source, error)) from error
+
+
+def _built(path: Path, source: str, model: str | None, weights: str, features: Sequence[int] | None) -> nn.Module:
     create = timm.create_model if features is None else partial(_of_features, tuple(features))
-    if path.is_file():
+    if is_file(path):
         _, origin = locate(path)
         if origin is None:
             return _from_file(create, path, model, weights).eval()
@@ -39,12 +47,12 @@ def build(
             run = origin.source.parent
             raise CheckpointError(f"{path} is of a run: python -m recipes.export {run} OUT exports its model")
         path = path.parent
-    if path.is_dir():
-        if (path / "config.yaml").is_file():
+    if is_folder(path):
+        if is_file(path / "config.yaml"):
             raise CheckpointError(
                 f"{path} is the folder of a run: python -m recipes.export {path} OUT exports its model"
             )
-        if not (path / "config.json").is_file():
+        if not is_file(path / "config.json"):
             raise CheckpointError(f"{path} is a folder without config.json: expected one that zoo.save_for_hf wrote")
         _refuse(source, model, weights)
         return create(f"local-dir:{path}", pretrained=True).eval()

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import archive, described, pickled
 from .described import Other, Storage, TensorInfo
 from .errors import CheckpointError, listed
-from .files import weights_in
+from .files import unreadable, weights_in
 from .formats import shared_out, unfinished, what_else
 
 # where training programs put the weights, and their moving average
@@ -166,7 +166,7 @@ def describe(path: str | Path) -> Description:
     except CheckpointError as error:
         raise CheckpointError(f"{path} {str(error)[:LONGEST]}") from error
     except PermissionError as error:
-        raise CheckpointError(f"{path} is not readable by this user ({error.strerror})") from error
+        raise CheckpointError(unreadable(error.filename or path, error)) from error
     except Exception as error:
         # a broken file can fail anywhere in its reader, with any exception
         why = f"{type(error).__name__}: {error}"[:300]
@@ -191,10 +191,20 @@ def _check_file(path: Path) -> None:
     if why := shared_out(path):
         raise CheckpointError(why)
     if stat.S_ISDIR(kind):
-        inner = listed(str(file.relative_to(path)) for file in weights_in(path))
-        raise CheckpointError(f"is a folder; expected a weights file{f', one of {inner}' if inner else ''}")
+        raise CheckpointError(f"is a folder; expected a weights file{_inner(path)}")
     if not stat.S_ISREG(kind):
         raise CheckpointError("is a pipe or a device; expected a weights file: save it as a file first")
+
+
+def _inner(folder: Path) -> str:
+    """For messages: the weights in a folder. Raises PermissionError."""
+    try:
+        found = listed(str(file.relative_to(folder)) for file in weights_in(folder))
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"; {unreadable(error.filename or folder, error)}"
+    return f", one of {found}" if found else ""
 
 
 def _content(path: Path) -> tuple[str, Any, dict[str, Any]]:

@@ -7,6 +7,7 @@ def run(cfg): ...
 """
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from recipes.clock import STARTUP
 from recipes.config.checks import check, check_by_task, check_options, check_shadowed
 from recipes.config.errors import ConfigError
 from recipes.config.given import expanded, with_task_of_run
-from recipes.config.groups import register
+from recipes.config.groups import clear_scratch, register
 from recipes.config.help import text as help_text
 from recipes.config.messages import explain, of_launcher
 from recipes.config.quoting import key_of, quote, written
@@ -144,6 +145,7 @@ def main(name: str, errors: tuple[type[Exception], ...] = ()) -> Callable[[Job],
                 except KeyboardInterrupt:
                     sys.exit(128 + signal.SIGINT)
                 finally:
+                    clear_scratch()
                     for end in SWEEP_ENDS:
                         end()
 
@@ -196,6 +198,8 @@ def _noted(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
                 distributed.report(message, f"error in run {number} ({' '.join(overrides())})")
             _release(error)
         raise
+    finally:
+        gc.collect()  # OmegaConf's errors at keys that are absent are cycles, and hold the functions that asked
 
 
 def _release(error: BaseException) -> None:

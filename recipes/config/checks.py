@@ -1,6 +1,5 @@
 """What a configuration may hold: types and choices that Hydra does not check."""
 
-import os
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from recipes.config.errors import ConfigError, near
 from recipes.config.idle import check_read, needed
 from recipes.config.quoting import key_of, quote, readings, reads_as
 from recipes.config.ranges import check_range
+from recipes.names import at_home
 from recipes.shell import command
 
 INTERPOLATIONS = (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -162,10 +162,13 @@ def _resolve_home(cfg: DictConfig) -> None:
     """A shell leaves `~` in quotes, and after `key=`, as it is. The readers of data resolve theirs."""
     for key in PATHS:
         given = OmegaConf.select(cfg, key)
-        if isinstance(given, str):
-            OmegaConf.update(cfg, key, os.path.expanduser(given))
-        elif isinstance(given, ListConfig):
-            OmegaConf.update(cfg, key, [os.path.expanduser(one) if isinstance(one, str) else one for one in given])
+        try:
+            if isinstance(given, str):
+                OmegaConf.update(cfg, key, at_home(given))
+            elif isinstance(given, ListConfig):
+                OmegaConf.update(cfg, key, [at_home(one) if isinstance(one, str) else one for one in given])
+        except OSError as error:
+            raise ConfigError(f"{key}={given}: {error}") from error
 
 
 def _check_kept(name: str, overrides: Sequence[str]) -> None:

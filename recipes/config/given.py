@@ -50,7 +50,7 @@ def with_task_of_run(arguments: Sequence[str], name: str = "eval") -> list[str]:
     Otherwise Hydra would only know the keys of classification. The runs of a sweep, `run=a,b`, must share the task; of
     these, one that holds no run fails when it is its turn. Raises RunError if the only folder holds none.
     """
-    from recipes.settings import has_config, load_config
+    from recipes.settings import load_config
 
     key = "run" if name == "eval" else "resume"
     found = [readings(text) for text in arguments if text.startswith(f"{key}=")]
@@ -60,10 +60,20 @@ def with_task_of_run(arguments: Sequence[str], name: str = "eval") -> list[str]:
         raise ConfigError(checks.EMPTY.format(key))
     if not folders or any(key_of(text) == "task" for text in arguments):
         return list(arguments)
-    there = [Path(folder) for folder in folders if len(folders) == 1 or has_config(folder)]
+    there = [Path(folder) for folder in folders if len(folders) == 1 or _holds_run(folder)]
     tasks = {OmegaConf.select(load_config(folder), "task.name") for folder in there}
     chosen = [task for task in tasks if len(tasks) == 1 and task in contents.options("task")]
     return _placed([f"task={task}" for task in chosen], arguments)
+
+
+def _holds_run(folder: str) -> bool:
+    """Whether a folder holds a run that this user may look at."""
+    from recipes.settings import RunError, has_config
+
+    try:
+        return has_config(folder)
+    except RunError:
+        return False
 
 
 def _refuse_dashes(arguments: Sequence[str], name: str) -> None:

@@ -18,7 +18,7 @@ def register() -> None:
     fill_model_group(zoo.variants())
     _copied_no_more(ConfigStore.instance())
     OmegaConf.register_new_resolver("paper", papers.resolve, replace=True)
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("scratch", lambda: _scratch().name, replace=True)
 
 
 def _copied_no_more(store: ConfigStore) -> None:
@@ -29,6 +29,14 @@ def _copied_no_more(store: ConfigStore) -> None:
     store.__deepcopy__ = lambda memo: store
 
 
-def _scratch() -> str:
-    """Where Hydra may leave what it insists on writing in a sweep."""
-    return os.path.join(tempfile.gettempdir(), f"multirun-{os.getuid()}")  # in a container a user may have no name
+@cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    """Where Hydra may leave what it insists on writing in a sweep: a folder of this process alone."""
+    return tempfile.TemporaryDirectory(prefix=f"multirun-{os.getuid()}-")  # in a container a user may have no name
+
+
+def clear_scratch() -> None:
+    """Remove it if it was made."""
+    if _scratch.cache_info().currsize:
+        _scratch().cleanup()
+        _scratch.cache_clear()

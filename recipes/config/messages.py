@@ -1,6 +1,5 @@
 """Hydra's errors, reworded to say what to type."""
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from recipes import to_install
 from recipes.config import checks, contents
 from recipes.config.errors import near
 from recipes.config.quoting import key_of, quote, reads_as
+from recipes.names import at_home
 from recipes.shell import command
 from zoo.errors import first_line
 
@@ -96,8 +96,12 @@ def _unreadable(override: str, name: str) -> str:
         typed = quote(bare, value.removesuffix(key[: len(key) - len(bare)]))
         return f"Hydra received {override} with quotes around key and value: type {shlex.quote(typed)}, and no others"
     if equals and KEY.fullmatch(key):
+        try:
+            typed = shlex.quote(quote(key, at_home(value)))
+        except OSError as error:
+            return f"{override}: {error}"
         how = "With the whole path" if value.startswith("~") else "With quotes"
-        return f"Hydra cannot parse {override}. {how} it can: {shlex.quote(quote(key, os.path.expanduser(value)))}"
+        return f"Hydra cannot parse {override}. {how} it can: {typed}"
     models = contents.options("model")
     model = key if key in models else models[0]
     return f"{override} is not of the form key=value: type, for example, model={model} optim.lr=0.001"

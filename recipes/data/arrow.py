@@ -1,5 +1,6 @@
 """Data sets in Arrow or parquet: from the Hugging Face hub, or from local files with the same columns."""
 
+import errno
 import io
 import itertools
 import json
@@ -14,10 +15,11 @@ import numpy as np
 
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError
-from recipes.data.files import files_of, note_once, stamp
+from recipes.data.files import files_of, note_once, root_of, stamp
 from recipes.data.images import File
 from recipes.data.shards import counted
 from zoo.errors import first_line
+from zoo.files import is_file
 
 ROWS = 32  # of a parquet file, decoded at a time
 ENCODED = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view", "null")
@@ -179,6 +181,7 @@ def _from_hub(datasets, cfg, split: str):
             f"data={cfg.name} needs data.root=<folder with *.parquet files named after their splits, or one that "
             "`datasets` wrote with save_to_disk>, or data.hub=<name on the Hugging Face hub>"
         )
+    _check_cache(datasets)
     try:
         return datasets.load_dataset(cfg.hub, split=split)
     except ValueError as error:
@@ -201,6 +204,8 @@ def _local(datasets, cfg, split: str) -> tuple[Any, list[str]]:
 
     saved = _saved(cfg, split)
     chosen = [] if saved else _files(cfg, split)
+    if not saved:
+        _check_cache(datasets)
     try:  # a file without rows is an error of `datasets`
         if saved:
             filled = json.loads((saved / "state.json").read_text("utf-8"))["_data_files"]
@@ -211,6 +216,11 @@ def _local(datasets, cfg, split: str) -> tuple[Any, list[str]]:
     # Arrow and datasets raise their own types for a broken file
     except Exception as error:
         cause = error.__cause__ or error  # `datasets` says that an error occurred
+        if chosen and (unwritten := _of_cache(error, cache := Path(datasets.config.HF_DATASETS_CACHE))):
+            raise DataError(
+                f"`datasets` cannot keep the tables that it makes of the parquet files of {split!r} in {cache}: "
+                f"{unwritten}. Set HF_HOME to a folder that can be written and has room"
+            ) from error
         if isinstance(cause, (ArrowInvalid, OSError)) and getattr(cause, "errno", None) is None:  # not a full disk
             for path in chosen:
                 _check_readable(path)
@@ -219,6 +229,27 @@ def _local(datasets, cfg, split: str) -> tuple[Any, list[str]]:
     if table is None or len(table) == 0:
         raise DataError(f"{cfg.name}, split {split!r}, under {cfg.root} has no rows: expected at least one image")
     return table, chosen
+
+
+def _check_cache(datasets) -> None:
+    """Raise DataError if there is no folder for the tables that `datasets` makes: one called ~ would be made."""
+    if str(datasets.config.HF_DATASETS_CACHE).startswith("~"):
+        raise DataError(
+            "`datasets` keeps the tables that it makes of parquet files below the home folder, and this user has none: "
+            "set HF_HOME to a folder that can be written"
+        )
+
+
+def _of_cache(error: BaseException | None, cache: Path) -> OSError | None:
+    """The error of writing there that an error came of; None for one of reading the files of a data set."""
+    while error is not None:
+        if isinstance(error, OSError):
+            named = Path(error.filename if isinstance(error.filename, str) else "")
+            within = named.parts and (named.is_relative_to(cache) or cache.is_relative_to(named))
+            if within or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+                return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _check_readable(path: str) -> None:
@@ -237,14 +268,14 @@ def _files(cfg, split: str) -> list[str]:
     try:
         return files_of(cfg, split, ".parquet")
     except DataError:
-        base = Path(cfg.root).expanduser()
+        base = root_of(cfg)
         saved = sorted(file.parent.name for file in base.glob("*/state.json"))
         if saved:
             raise DataError(
                 f"data.root={cfg.root} has no split {split!r}, only {', '.join(saved)}: set data.train_split= and "
                 "data.val_split="
             ) from None
-        if (base / "state.json").is_file():
+        if is_file(base / "state.json"):
             raise DataError(
                 f"data.root={cfg.root} is a single data set: expected a folder for each split, {cfg.train_split} and "
                 f"{cfg.val_split}, as save_to_disk writes a DatasetDict; train_test_split of `datasets` makes one"
@@ -254,8 +285,8 @@ def _files(cfg, split: str) -> list[str]:
 
 def _saved(cfg, split: str) -> Path | None:
     """The folder that `datasets` wrote for a split with save_to_disk, if there is one under cfg.root."""
-    folder = Path(cfg.root).expanduser() / split
-    return folder if (folder / "state.json").is_file() else None
+    folder = root_of(cfg) / split
+    return folder if is_file(folder / "state.json") else None
 
 
 def _rows(datasets, table, cfg, split: str) -> Arrow:

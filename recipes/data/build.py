@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from recipes.data import (
 from recipes.data.cache import Cache, cache_path
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import note_once
+from recipes.data.files import looking, note_once, root_of
 from recipes.data.images import Decoding
 from recipes.data.source import Records, Source, check_labels
 from recipes.data.transforms import eval_transform, train_transform
@@ -212,7 +211,8 @@ def _records(data: DictConfig, size: Size, splits: Sequence[str]) -> tuple[list[
         "imagenet": imagenet,
     }
     if data.source in readers:
-        return readers[data.source].load(data, splits)
+        with looking(data):
+            return readers[data.source].load(data, splits)
     raise DataError(
         f"data.source={data.source} has no image labels: expected digits, {', '.join(readers)}; "
         "or set task=segment or task=detect"
@@ -227,6 +227,6 @@ def _cache_of(data: DictConfig, records: Any, split: str) -> Cache | None:
         raise DataError(
             f"data.cache={data.cache} is for decoded image files, and data={data.name} has none: leave it out"
         )
-    root = Path(data.root).expanduser().resolve() if data.root else data.hub
+    root = root_of(data).resolve() if data.root else data.hub
     path = cache_path(data.cache_dir, data.source, root, split, records.decoding) if data.cache == "disk" else None
     return Cache(len(records), int(data.cache_gb * 1e9), path)

@@ -23,8 +23,9 @@ from PIL import Image
 from recipes.console import note
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import sidecar
+from recipes.data.files import HOMELESS, digest, sidecar
 from recipes.data.images import orientation, tagged
+from recipes.names import at_home
 
 HEAD = struct.Struct("<8sQQ8x")  # magic with the version, rows, end of the stored pixels
 ROW = struct.Struct("<8sQIIII")  # stamp, position, width, height, checksum, EXIF orientation once it is filled
@@ -91,8 +92,13 @@ class Cache:
             return end
 
     def _write(self, data: bytes, position: int) -> None:
-        if os.pwrite(self.fd, data, position) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        """Write all of it, or raise OSError: of what a first write has no room for, the next one says why."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self.fd, rest, position)
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest, position = rest[written:], position + written
 
     def _stop(self, why: str) -> None:
         self.full = True
@@ -118,7 +124,7 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with ExitStack() as stack:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # the umask says with whom it is shared
                 stack.callback(os.close, fd)
                 if self._prepared(fd, path):
                     stack.pop_all()
@@ -167,6 +173,17 @@ def _locked(fd: int) -> Iterator[None]:
 
 
 def cache_path(folder: str | None, *identity: object) -> Path:
-    """The file on disk for the decoded images of what `identity` names: in `folder`, else in the user's cache."""
-    kept = sidecar("images", "\0".join(map(str, identity)), ".rgb")
-    return Path(folder).expanduser() / kept.name if folder else kept
+    """The file on disk for the decoded images of what `identity` names: in `folder`, else in the user's cache.
+
+    Raises DataError if that is below a home folder that this user does not have.
+    """
+    named = "\0".join(map(str, identity)), ".rgb"
+    if not folder:
+        kept = sidecar("images", *named)
+        if kept is None:
+            raise DataError(f"data.cache=disk has no folder: {HOMELESS}; or set data.cache_dir=")
+        return kept
+    try:
+        return Path(at_home(folder), digest(*named))
+    except OSError as error:
+        raise DataError(f"data.cache cannot use data.cache_dir={folder}: {error}") from error

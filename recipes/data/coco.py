@@ -20,6 +20,7 @@ from recipes.data.errors import BadImage, DataError
 from recipes.data.files import Packed, content_of
 from recipes.data.masks import places, safe
 from zoo.errors import listed
+from zoo.files import is_folder
 
 REACH = 10  # a corner may lie this many sides of an image outside it
 DIGITS = 7  # of five bits: the maximum of a run in pycocotools, which has 32 bits
@@ -199,13 +200,13 @@ def _check_files(folder: Path, files: list[str], named_by: str) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    return set(os.listdir(folder)) if is_folder(folder) else set()
 
 
 def _split(cfg, split: str) -> tuple[Path, list[dict[str, Any]], dict[int, str]]:
     """The folder of the images, the annotations of each, and the categories."""
     root, (file, images) = places(cfg, split, ("json", "images"))
-    if not (root / images).is_dir():
+    if not is_folder(root / images):
         raise DataError(f"{root} has no folder {images}: give data.root= or data.{split}_images=")
     content = _content(root / file)
     names = _categories(content, str(root / file))

@@ -18,6 +18,7 @@ from recipes.data import coco, masks, paired, scenes
 from recipes.data.build import Data, Preprocessing, preprocessing, source_options, splits_of
 from recipes.data.encoded import Encoded
 from recipes.data.errors import BadImage, DataError, Misread, NoBatch
+from recipes.data.files import looking
 from recipes.data.paired import IGNORE, mapped
 from recipes.data.seeding import Stream, reseed
 from recipes.data.source import Source
@@ -192,7 +193,8 @@ def build(cfg: DictConfig, kind: str, **options: Any) -> Data:
         )
     prep = preprocessing(cfg)
     splits = splits_of(cfg)
-    found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
+    with looking(cfg.data):
+        found, names = READERS[cfg.data.source].load(cfg.data, splits, prep.size, kind)
     if kind == "semantic" and len(names) > IGNORE:
         raise DataError(f"data={cfg.data.name} has {len(names)} classes: a mask can have at most {IGNORE}")
     options |= {"classes": len(names), "normalize": Normalize(prep.mean, prep.std)}

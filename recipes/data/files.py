@@ -5,7 +5,8 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import numpy as np
 from ops.tool import replaced
 from recipes.console import note
 from recipes.data.errors import DataError
+from recipes.names import at_home
 from zoo.errors import printable
+from zoo.files import is_folder
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # suffixes of compressed files
+HOMELESS = "this user has no home folder; set HOME, or XDG_CACHE_HOME to a folder for caches"
 
 
 class Packed:
@@ -31,6 +35,22 @@ class Packed:
         return self.text[self.ends[index] : self.ends[index + 1]]
 
 
+@contextmanager
+def looking(cfg) -> Iterator[None]:
+    """Raise DataError for what a reader cannot look at: others' folders, or those of a drive that went away."""
+    try:
+        yield
+    except OSError as error:
+        given = f"data.root={cfg.root}" if cfg.root else f"data={cfg.name}"
+        advice = ": expected a folder that this user may read and enter, as well as those around it"
+        raise DataError(f"cannot read {given}: {error}{advice * isinstance(error, PermissionError)}") from error
+
+
+def root_of(cfg) -> Path:
+    """The folder that data.root= names. Raises OSError if it begins with `~` and this user has no home folder."""
+    return Path(at_home(cfg.root))
+
+
 def files_of(cfg, split: str, suffix: str) -> list[str]:
     """The files of a split under cfg.root: named after it, or in a folder that is.
 
@@ -38,8 +58,8 @@ def files_of(cfg, split: str, suffix: str) -> list[str]:
     """
     if cfg.root is None:
         raise DataError(f"data={cfg.name} needs data.root=<folder with *{suffix} files named after their splits>")
-    base = Path(cfg.root).expanduser()
-    if not base.is_dir():
+    base = root_of(cfg)
+    if not is_folder(base):
         raise DataError(f"data.root={cfg.root} is not a folder: expected one with the {suffix} files of {cfg.name}")
     splits = {cfg.train_split, cfg.val_split, split}
     there = _there(cfg, base, split, suffix)
@@ -184,15 +204,25 @@ def same_content(one: str, other: str) -> bool:
     return one.split("\0")[:3] == other.split("\0")[:3]
 
 
-def sidecar(kind: str, identity: str, suffix: str) -> Path:
-    """The cache file for information about the data that `identity` names."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]
-    return Path(cache, "attention-backbones", kind, f"{name}{suffix}")
+def sidecar(kind: str, identity: str, suffix: str) -> Path | None:
+    """The cache file for information about the data that `identity` names; None for a user without a home folder."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(at_home("~"), ".cache")
+    except OSError:
+        return None
+    return Path(cache, "attention-backbones", kind, digest(identity, suffix))
 
 
-def replace_file(path: Path, content: bytes, what: str) -> None:
-    """Write a file atomically; a cache that cannot be written only costs the next run time."""
+def digest(identity: str, suffix: str) -> str:
+    """A file name for what `identity` names."""
+    return f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]}{suffix}"
+
+
+def replace_file(path: Path | None, content: bytes, what: str) -> None:
+    """Write a file of `sidecar` atomically; a cache that cannot be written only costs the next run time."""
+    if path is None:
+        note(f"{what} is not cached for the next run: {HOMELESS}")
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as temporary:

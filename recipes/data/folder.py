@@ -13,8 +13,9 @@ import numpy as np
 from recipes.console import note
 from recipes.data.encoded import Files
 from recipes.data.errors import DataError
-from recipes.data.files import Packed, files_below, note_once, replace_file, sidecar
+from recipes.data.files import Packed, files_below, note_once, replace_file, root_of, sidecar
 from zoo.errors import listed
+from zoo.files import is_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION = "validation"  # the default of data.val_split
@@ -60,8 +61,8 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Folder], list[str]]:
     """
     if cfg.root is None:
         raise DataError("data=imagefolder needs data.root=<folder with train/ and val/>")
-    base = Path(cfg.root).expanduser()
-    if not base.is_dir():
+    base = root_of(cfg)
+    if not is_folder(base):
         raise DataError(f"data.root={cfg.root} is not a folder: expected one with train/ and val/")
     folders = [_of_split(base, split, cfg[f"{split}_split"]) for split in splits]
     listings = [list_classes(folder) for folder in folders]
@@ -78,7 +79,7 @@ def _in_unicode(name: str) -> str:
 def _of_split(base: Path, split: str, name: str) -> Path:
     """The folder of a split; `validation`, the default for all sources, also means val/, but not if both exist."""
     places = ["val", name] if name == VALIDATION else [name]
-    found = [base / place for place in places if (base / place).is_dir()]
+    found = [base / place for place in places if is_folder(base / place)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -140,13 +141,15 @@ def _scan(folder: Path) -> Listing:
     return listing
 
 
-def _sidecar(folder: Path) -> Path:
+def _sidecar(folder: Path) -> Path | None:
     return sidecar("listings", str(folder.resolve()), ".json")
 
 
 def _cached(folder: Path) -> Listing | None:
     """The cached listing if no folder in it was changed since; None if there is none or it is out of date."""
     path = _sidecar(folder)
+    if path is None:
+        return None
     try:
         listing = Listing(**json.loads(path.read_text("utf-8")))
         fresh = all(os.stat(folder / name).st_ctime_ns == time for name, time in listing.folders.items())

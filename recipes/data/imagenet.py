@@ -21,9 +21,10 @@ from timm.data import ImageNetInfo
 from recipes.data import arrow
 from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
-from recipes.data.files import files_below, note_once
+from recipes.data.files import files_below, note_once, root_of
 from recipes.data.folder import VALIDATION, Folder, list_classes
 from zoo.errors import listed
+from zoo.files import is_folder
 
 PLACES = {"train": ("train",), "val": ("val", VALIDATION, "valid")}
 SYNSET, NUMBER = re.compile(r"n\d{8}"), re.compile(r"\d{1,4}")
@@ -85,13 +86,13 @@ def load(cfg, splits: Sequence[str]) -> tuple[list[Encoded], list[str]]:
     """
     if cfg.root is None and cfg.hub is None:
         raise DataError(f"data={cfg.name} needs data.root=<the folder with its images by class>")
-    if cfg.root is not None and not Path(cfg.root).expanduser().is_dir():
+    if cfg.root is not None and not is_folder(root_of(cfg)):
         raise DataError(f"data.root={cfg.root} is not a folder: expected one with images by class, or parquet files")
-    if cfg.root is None or _has_tables(Path(cfg.root).expanduser()):
+    if cfg.root is None or _has_tables(root_of(cfg)):
         found, names = arrow.load(cfg, splits)
         _check_order(names, cfg.name)
     else:
-        found = [_folder(Path(cfg.root).expanduser(), split, cfg[f"{split}_split"]) for split in splits]
+        found = [_folder(root_of(cfg), split, cfg[f"{split}_split"]) for split in splits]
         _note_unused(cfg)
     chosen = subset(cfg)
     if chosen is None:
@@ -135,7 +136,7 @@ def _place(root: Path, split: str, name: str) -> Path:
     `validation`, the default for all sources, must leave no choice. Any other name must be its folder.
     """
     places = PLACES[split] if name in PLACES[split] else (name,)
-    there = [place for place in places if (root / place).is_dir()]
+    there = [place for place in places if is_folder(root / place)]
     if name == VALIDATION and len(there) > 1:
         others = " or ".join(place for place in there if place != VALIDATION)
         raise DataError(f"{root} has {'/ and '.join(there)}/: give data.val_split={others}, or move all but one away")

@@ -7,6 +7,7 @@ batches. A source in shards is read sequentially, in the order that `recipes.dat
 from __future__ import annotations
 
 import copy
+import errno
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from recipes.console import note
 from recipes.data.errors import DataError
 from recipes.data.seeding import Stream, preserved, seed_of
 from recipes.data.shards import Shards
@@ -167,8 +169,8 @@ def _iterate(source: Source, planned: Sequence[Batch], workers: int) -> Iterator
             (images, labels), news = batch
             source.note(news)
             yield images if _on_gpu() else source.finish(images), labels
-    # torch's, or that of the connection over which a worker that is gone would hand over a batch
-    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+    # torch's, that of a process which cannot be started, or of the connection over which one hands over a batch
+    except (RuntimeError, EOFError, OSError) as error:
         if isinstance(error, DataError):
             raise
         whole = False  # a worker that was killed takes the others with it
@@ -183,6 +185,9 @@ def _lost(name: str, error: Exception) -> str:
     """What to say of an error of torch's loader: something was raised, or a process is gone."""
     if str(error).startswith("Caught "):  # with its traceback
         return f"{name} could not be read: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):  # of a fork
+        more = "or raise the limit on processes (ulimit -u, or that of the container)"
+        return f"a process to read {name} cannot be started: {error}. Lower data.workers or free memory, {more}"
     # how torch tells of a bus error, which is what a write to a full /dev/shm ends in
     full = any(words in str(error) for words in ("shared memory", "exited unexpectedly"))
     more = f"; if /dev/shm is full, {MORE_SHM}" if full else ""
@@ -292,8 +297,6 @@ def _share(value: Any) -> None:
 
 
 def _start_worker(_: int) -> None:
-    # torch's own watchdog looks up the parent when a worker starts: too late if it is dead by then
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     # the thread that hands over batches would print that nobody takes them any more
     sys.excepthook = _unless_left_alone
     # Ctrl-C and others reach every process of a terminal or a job: only the parent decides what to do
@@ -301,6 +304,12 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+    try:
+        # torch's own watchdog looks up the parent when a worker starts: too late if it is dead by then
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    except RuntimeError as error:  # a limit on processes: there would be none for the thread that hands over batches
+        note(f"a process that reads data ends: {error}; raise the limit on processes (ulimit -u)")
+        os._exit(1)
     torch.set_num_threads(1)
     give_freed_memory_back()
 

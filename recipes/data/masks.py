@@ -21,10 +21,11 @@ import numpy as np
 from recipes.data import arrow
 from recipes.data.encoded import Files
 from recipes.data.errors import DataError, Misread
-from recipes.data.files import Packed, content_of, files_below
+from recipes.data.files import Packed, content_of, files_below, root_of
 from recipes.data.folder import SUFFIXES
 from recipes.data.images import open_labels
 from recipes.data.paired import IGNORE
+from zoo.files import is_file, is_folder
 
 ADVICE = (
     "Set data.num_classes= or data.class_names= to the classes of the masks, or data.label_ids= to the values that "
@@ -155,7 +156,7 @@ def class_names(cfg) -> list[str]:
 
 def _given_names(cfg) -> list[str]:
     if isinstance(cfg.class_names, str) and cfg.root is not None:
-        return _names_of_file(Path(cfg.root).expanduser() / safe(cfg.class_names, "data.class_names"))
+        return _names_of_file(root_of(cfg) / safe(cfg.class_names, "data.class_names"))
     if cfg.class_names is not None and not isinstance(cfg.class_names, str):
         return _texts(cfg.class_names)
     if cfg.num_classes is None:
@@ -191,13 +192,13 @@ def _names_of_file(path: Path) -> list[str]:
 def _files(cfg, split: str, classes: Classes) -> MaskFiles:
     root, (images, masks) = places(cfg, split, ("images", "masks"))
     for folder in (images, masks):
-        if not (root / folder).is_dir():
+        if not is_folder(root / folder):
             raise DataError(f"{root} has no folder {folder}: expected {images} and {masks} for data={cfg.name}")
     found = _listed(cfg, root, images, split) if cfg[f"{split}_list"] else _walked(root / images, cfg.image_suffix)
     if not found:
         raise DataError(f"{root / images} has no image (*{cfg.image_suffix or ', *'.join(SUFFIXES)})")
     pairs = [(f"{images}/{name}", f"{masks}/{_stem(name, cfg.image_suffix)}{cfg.mask_suffix}") for name in found]
-    missing = [pair for pair in pairs if not (root / pair[1]).is_file()]
+    missing = [pair for pair in pairs if not is_file(root / pair[1])]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(pairs)} images in {root / images} have no mask: for {missing[0][0]} expected "
@@ -221,7 +222,7 @@ def _listed(cfg, root: Path, images: str, split: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list of the split {split!r}: {error}") from error
     found = [f"{safe(name, str(path))}{cfg.image_suffix or '.jpg'}" for name in names]
-    lost = [name for name in found if not (root / images / name).is_file()]
+    lost = [name for name in found if not is_file(root / images / name)]
     if lost:
         raise DataError(f"{path} names {lost[0].rpartition('.')[0]}, but {root / images / lost[0]} does not exist")
     return found
@@ -236,7 +237,7 @@ def places(cfg, split: str, kinds: Sequence[str]) -> tuple[Path, list[str]]:
     paths = [safe(cfg[key], f"data.{key}") for key in keys]
     if cfg.root is None:
         raise DataError(f"data={cfg.name} needs data.root=<folder with {' and '.join(paths)}>")
-    return Path(cfg.root).expanduser(), paths
+    return root_of(cfg), paths
 
 
 def safe(name: str, where: str) -> str:

@@ -22,6 +22,8 @@ from recipes.data.encoded import Encoded
 from recipes.data.errors import DataError
 from recipes.data.files import replace_file, same_content, sidecar, stamp
 from recipes.data.images import File
+from recipes.names import at_home
+from zoo.files import is_file
 
 MANY = 1000  # classes are counted up to this number, however few images there are
 
@@ -110,15 +112,8 @@ def kept_index(paths: list[str], what: str, make) -> Index:
     """`make()`, or its cached result for the same shards; `what` names everything else that it depends on."""
     stamps = "\0\0".join([what, *map(stamp, paths)])
     file = sidecar("shards", "\0".join([what, *paths]), ".npz")
-    try:
-        with np.load(file, allow_pickle=False) as found:
-            if str(found["stamps"]) == stamps:
-                rest = {key: found[key] for key in found.files if key not in ("stamps", "counts", "labels")}
-                return Index(found["counts"], found["labels"], rest)
-    except FileNotFoundError:
-        pass  # never indexed
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        note(f"the cached index {file} cannot be read ({error}): reading the shards again")
+    if found := _cached(file, stamps):
+        return found
     index = make()
     buffer = io.BytesIO()
     np.savez(buffer, stamps=np.array(stamps), counts=index.counts, labels=index.labels, **index.fields)
@@ -126,13 +121,31 @@ def kept_index(paths: list[str], what: str, make) -> Index:
     return index
 
 
+def _cached(file: Path | None, stamps: str) -> Index | None:
+    """The index in a file, if it is of shards with these stamps."""
+    if file is None:
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            if str(found["stamps"]) != stamps:
+                return None
+            rest = {key: found[key] for key in found.files if key not in ("stamps", "counts", "labels")}
+            return Index(found["counts"], found["labels"], rest)
+    except FileNotFoundError:
+        return None  # never indexed
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        note(f"the cached index {file} cannot be read ({error}): reading the shards again")
+        return None
+
+
 def class_names(root: str | None, count: int | None, labels: np.ndarray) -> list[str]:
     """The lines of classes.txt in the folder, with numbers for more classes up to `count`; without it, all numbers.
 
-    Raises DataError for a file that is not one name per line, and for what `counted` refuses.
+    Raises DataError for a file that is not one name per line, and for what `counted` refuses; OSError for a folder that
+    may not be entered.
     """
-    path = Path(root).expanduser() / "classes.txt" if root else None
-    if path is None or not path.is_file():
+    path = Path(at_home(root), "classes.txt") if root else None
+    if path is None or not is_file(path):
         return counted(count, labels)
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").rstrip().split("\n")]

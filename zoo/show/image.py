@@ -9,6 +9,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..blocks import image_sides
+from ..files import is_file, unreadable
 from ..images import formats, to_rgb
 from .picture import ShowError
 
@@ -44,7 +45,11 @@ def load(image: Given) -> Image.Image:
         )
     if str(image) in PHOTOGRAPHS:
         return photograph(str(image))
-    if not Path(image).is_file():
+    try:
+        there = is_file(image)
+    except OSError as error:
+        raise ShowError(unreadable(image, error)) from error
+    if not there:
         names = " or ".join(PHOTOGRAPHS)
         raise ShowError(f"there is no image {image}: give a file, or {names}, which come with scikit-learn")
     try:
