@@ -51,8 +51,12 @@ class Through(io.FileIO):
     """A file that writes at once and completely, or raises OSError."""
 
     def write(self, data: bytes) -> int:
-        if super().write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest = memoryview(data)
+        while rest:  # of what a first write has no room for, the next one says why
+            written = super().write(rest)
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = rest[written:]
         return len(data)
 
 

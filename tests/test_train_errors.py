@@ -15,7 +15,7 @@ from PIL import Image
 from torch._inductor.exc import InductorError
 
 import zoo
-from children import QUICK, lines, no_space, note_overrides, poisoned, train_here
+from children import QUICK, files_up_to, lines, no_space, note_overrides, poisoned, train_here
 from recipes import checkpoint, config, console, data, distributed, log, models, stop, train
 from recipes.data import DataError
 from recipes.run import Run, open_run
@@ -289,6 +289,9 @@ def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / ".validation-0.png").symlink_to("/dev/full")
     with pytest.raises(log.LogError, match=r"could not write .*validation.png: .*No space left on device"):
         sink.picture(2, Image.new("RGB", (8, 8)))
+    sink = log.Jsonl(tmp_path / "limited.jsonl")
+    with files_up_to(8), pytest.raises(log.LogError, match=r"could not write .*limited.jsonl: .*File too large$"):
+        sink.write({"step": 1})
 
 
 def test_a_log_that_fails_is_an_error_though_a_signal_came(tmp_path, monkeypatch, capsys):

@@ -123,6 +123,8 @@ def is_absent(error: OSError) -> bool:
     """
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         return False
+    if error.filename is None:  # a library's, which tells no more
+        return True
     path = Path(os.fsdecode(error.filename))
     last = _last(path)
     return last != path and os.path.exists(last)
