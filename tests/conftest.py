@@ -49,11 +49,8 @@ _builtins._register_builtin = keep
 
 
 def pytest_collection_finish() -> None:
-    """Modules and tests, half a million objects, live to the end: no collection need look at them again, and rarely at
-    graphs and expressions of compilers, which are as many.
-    """
+    """Modules and tests, half a million objects, live to the end: no collection need look at them again."""
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture
