@@ -1,4 +1,4 @@
-"""Triton's interpreter without work that has no effect: what is interpreted in tests takes a third of its time.
+"""Triton's interpreter without work that has no effect: what is interpreted in tests takes less than half its time.
 
 This changes private parts of the package. Where a release of it has none of them, tests only take longer.
 """
